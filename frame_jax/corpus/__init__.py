@@ -1,0 +1,1 @@
+"""Documents in, token parts out: sources, tokenizer, hash splits, tokenisation."""

@@ -1,0 +1,122 @@
+"""The corpus as `corpus.parts` equal shares of work, a sample of it, and a signature of it."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from frame_jax.config import CorpusConfig, RunConfig, SourceConfig
+from frame_jax.corpus.documents import Document, Record
+from frame_jax.corpus.sources import SOURCES
+from frame_jax.corpus.sources.inputs import Input, Stripe
+
+SAMPLE_INPUTS = 64  # read side by side
+SAMPLE_STRIDE = 16  # at most this many records are passed over for each one looked at
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One stripe of one input: what a part is made of."""
+
+    source: SourceConfig
+    item: Input
+    stripe: Stripe
+
+    def read(self) -> Iterator[Record]:
+        return SOURCES[self.source.kind].read(self.source, self.item, self.stripe)
+
+
+def plan(corpus: CorpusConfig) -> list[list[Chunk]]:
+    """The chunks of every part, in the order of the sources; parts may be empty.
+
+    Inputs larger than a part's fair share are cut into stripes, so that one big file is still
+    worked on in parallel; each reader then passes over the others' records without parsing them.
+    """
+    items = _inputs(corpus)
+    stripes = _stripes([item.size for _, item in items], corpus.parts)
+    chunks = [
+        (item.size / count, Chunk(source, item, Stripe(index, count)))
+        for (source, item), count in zip(items, stripes, strict=True)
+        for index in range(count)
+    ]
+    parts: list[list[int]] = [[] for _ in range(corpus.parts)]
+    loads = [(0.0, part) for part in range(corpus.parts)]
+    # The largest first, each to the part with the least to do.
+    for order in sorted(range(len(chunks)), key=lambda i: (-chunks[i][0], i)):
+        load, part = heapq.heappop(loads)
+        parts[part].append(order)
+        heapq.heappush(loads, (load + chunks[order][0], part))
+    return [[chunks[order][1] for order in sorted(part)] for part in parts]
+
+
+def sample(corpus: CorpusConfig, max_bytes: int) -> Iterator[Document]:
+    """Documents from all over the corpus, at most about `max_bytes` of UTF-8 text in all.
+
+    One document in turn from every input (from 64 evenly spaced ones where there are more); of a
+    corpus larger than `max_bytes` only every k-th record, k at most 16. The same whatever
+    `corpus.parts` is.
+    """
+    items = _inputs(corpus)
+    if len(items) > SAMPLE_INPUTS:
+        items = [items[i * len(items) // SAMPLE_INPUTS] for i in range(SAMPLE_INPUTS)]
+    stride = sum(item.size for _, item in items) // max_bytes
+    stripe = Stripe(0, min(max(stride, 1), SAMPLE_STRIDE))
+    readers = [Chunk(source, item, stripe).read() for source, item in items]
+    taken = 0
+    while readers:
+        still_open = []
+        for reader in readers:
+            document = next((r for r in reader if isinstance(r, Document)), None)
+            if document is not None:
+                still_open.append(reader)
+                yield document
+                taken += len(document.text.encode("utf-8"))
+                if taken >= max_bytes:
+                    return
+        readers = still_open
+
+
+def signature(config: RunConfig) -> str:
+    """A short hash of what the corpus holds, as far as names, sizes and versions tell.
+
+    Another one means that files came, went or changed size, that Python or a distribution changed
+    (`python_library`), or that a given tokenizer file changed.
+
+    Raises:
+        UserError: where a source has nothing to read.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for source, item in _inputs(config.corpus):
+        digest.update(f"{source.kind} {item.name} {item.version}\n".encode("utf-8", "replace"))
+    if config.tokenizer.path is not None:
+        path = Path(config.tokenizer.path).expanduser()
+        digest.update(path.read_bytes() if path.is_file() else b"absent")
+    return digest.hexdigest()
+
+
+def _inputs(corpus: CorpusConfig) -> list[tuple[SourceConfig, Input]]:
+    return [
+        (source, item) for source in corpus.sources for item in SOURCES[source.kind].inputs(source)
+    ]
+
+
+def _stripes(sizes: list[int], parts: int) -> list[int]:
+    """Into how many stripes to cut each input.
+
+    The input with the largest stripes gets one more, until no stripe exceeds a part's fair share:
+    as many stripes as parts where inputs are few, at most one more a part where they are many.
+    """
+    fair = sum(sizes) / parts
+    spare = parts if len(sizes) >= parts else parts - len(sizes)
+    counts = [1] * len(sizes)
+    heap = [(-float(size), i) for i, size in enumerate(sizes)]
+    heapq.heapify(heap)
+    while spare and -heap[0][0] > fair:
+        _, i = heapq.heappop(heap)
+        counts[i] += 1
+        heapq.heappush(heap, (-sizes[i] / counts[i], i))
+        spare -= 1
+    return counts

@@ -1,0 +1,160 @@
+"""Duplicate ids and unusable records of all parts: found, listed in one file, counted."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from frame_jax.config import CorpusConfig
+from frame_jax.corpus.documents import Rejection
+from frame_jax.errors import UserError
+from frame_jax.run_directory import RunDirectory, atomic_path, list_parts
+
+DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
+SHOWN = 3
+
+
+def rejection_line(rejection: Rejection) -> str:
+    """One line of rejected.jsonl."""
+    value = {"file": rejection.file, "line": rejection.line, "reason": rejection.reason}
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def part_rejections(tokens: Path) -> list[Path]:
+    """The files in which the parts list their unusable records."""
+    return list_parts(tokens, ".rejected.jsonl")
+
+
+def reject_duplicates(directory: RunDirectory) -> None:
+    """Keeps the first document of every id, by file and line, and lists what was rejected.
+
+    The others keep their record but get the split `rejected`; parts that have some are written
+    again. Then rejected.jsonl is written: the parts' unusable records, and the duplicates. Doing it
+    again changes nothing, so a killed run just does it again.
+    """
+    spill = directory.tokens / ".duckdb"
+    try:
+        with (
+            duckdb.connect(config={"memory_limit": DUCKDB_MEMORY}) as database,
+            atomic_path(directory.rejected) as path,
+            path.open("w", encoding="utf-8") as merged,
+        ):
+            database.execute(f"SET temp_directory = '{_quoted(spill)}'")
+            database.execute("SET preserve_insertion_order = false")
+            for source in part_rejections(directory.tokens):
+                with source.open(encoding="utf-8") as lines:
+                    shutil.copyfileobj(lines, merged)
+            for part, found in itertools.groupby(_duplicates(database, directory), itemgetter(0)):
+                rows = []
+                for _, row, doc_id, file, line, first_file, first_line in found:
+                    rows.append(row)
+                    reason = f"duplicate id {doc_id!r}, first in {first_file} line {first_line}"
+                    merged.write(rejection_line(Rejection(file, line, reason)))
+                _mark(list_parts(directory.tokens, ".parquet")[part], rows)
+    finally:
+        shutil.rmtree(spill, ignore_errors=True)
+
+
+def summarise(directory: RunDirectory) -> dict[str, Any]:
+    """Documents, tokens and UTF-8 bytes by split; rejected records; parts."""
+    with duckdb.connect() as database:
+        rows = database.execute(
+            f"SELECT split, count(*), sum(tokens)::BIGINT, sum(bytes)::BIGINT "
+            f"FROM {_table(directory)} WHERE split != 'rejected' GROUP BY split ORDER BY split"
+        ).fetchall()
+    with directory.rejected.open("rb") as file:
+        rejected = sum(1 for _ in file)
+    return {
+        "documents": {split: documents for split, documents, _, _ in rows},
+        "tokens": {split: tokens for split, _, tokens, _ in rows},
+        "bytes": {split: size for split, _, _, size in rows},
+        "rejected": rejected,
+        "parts": len(list_parts(directory.tokens, ".parquet")),
+    }
+
+
+def check_rejected(summary: dict[str, Any], corpus: CorpusConfig, directory: RunDirectory) -> None:
+    """Stops a run whose corpus is not what the user thinks it is.
+
+    Raises:
+        UserError: where too many records were rejected, or no document is left.
+    """
+    rejected, documents = summary["rejected"], sum(summary["documents"].values())
+    records = rejected + documents
+    if documents > 0 and rejected <= corpus.max_rejected_fraction * records:
+        return
+    if records == 0:
+        raise UserError("corpus.sources: the files hold no records at all: correct `path`")
+    with directory.rejected.open(encoding="utf-8") as file:
+        first = [json.loads(line) for line in itertools.islice(file, SHOWN)]
+    examples = "; ".join(f"{r['file']} line {r['line']}: {r['reason']}" for r in first)
+    raise UserError(
+        f"corpus: {rejected:,} of {records:,} records ({rejected / records:.2%}) cannot be used, "
+        f"more than corpus.max_rejected_fraction ({corpus.max_rejected_fraction:.2%}). The first: "
+        f"{examples}. All of them are listed in {directory.rejected}. Correct the files or the "
+        "field names in corpus.sources, or raise corpus.max_rejected_fraction"
+    )
+
+
+def _duplicates(
+    database: duckdb.DuckDBPyConnection, directory: RunDirectory
+) -> Iterator[tuple[int, int, str, str, int, str, int]]:
+    """(part, row, id, file, line, first file, first line) of all but an id's first, by part."""
+    database.execute(
+        f"""
+        CREATE TEMP TABLE duplicates AS
+        WITH documents AS (FROM {_table(directory)}),
+        repeated AS (SELECT doc_id FROM documents GROUP BY doc_id HAVING count(*) > 1)
+        SELECT part, row, doc_id, file, line,
+               first_value(file) OVER first_in_order AS first_file,
+               first_value(line) OVER first_in_order AS first_line
+        FROM documents SEMI JOIN repeated USING (doc_id)
+        WINDOW first_in_order AS (PARTITION BY doc_id ORDER BY file, line, part, row)
+        QUALIFY row_number() OVER first_in_order > 1
+        """
+    )
+    cursor = database.execute("FROM duplicates ORDER BY part, row")
+    while rows := cursor.fetchmany(1024):
+        yield from rows
+
+
+def _mark(path: Path, rows: list[int]) -> None:
+    """Sets the split of some rows of a part to `rejected`, row group by row group."""
+    with pq.ParquetFile(path) as part:
+        schema = part.schema_arrow
+        splits = np.concatenate(
+            [
+                np.asarray(part.read_row_group(g, ["split"])["split"])
+                for g in range(part.num_row_groups)
+            ]
+        )
+        if (splits[rows] == "rejected").all():
+            return
+        splits[rows] = "rejected"
+        column = schema.get_field_index("split")
+        done = 0
+        with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+            for group in range(part.num_row_groups):
+                table = part.read_row_group(group)
+                split = pa.array(splits[done : done + len(table)], pa.string())
+                writer.write_table(table.set_column(column, schema.field("split"), split))
+                done += len(table)
+
+
+def _table(directory: RunDirectory) -> str:
+    paths = ", ".join(f"'{_quoted(p)}'" for p in list_parts(directory.tokens, ".parquet"))
+    return f"read_parquet([{paths}])"
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace("'", "''")

@@ -1,0 +1,42 @@
+"""The kinds of source: one module each, with the two functions of `Source`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from frame_jax.config import SourceConfig
+from frame_jax.corpus.documents import Record
+from frame_jax.corpus.sources import jsonl, parquet, python_library, text, tfds
+from frame_jax.corpus.sources.inputs import Input, Stripe
+
+
+class Source(Protocol):
+    """What a module in this package offers."""
+
+    def inputs(self, config: SourceConfig) -> list[Input]:
+        """What can be read, always in the same order. Looks at names and sizes, not at contents.
+
+        Raises:
+            UserError: where there is nothing to read.
+        """
+        ...
+
+    def read(self, config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
+        """The records of one stripe of an input, in order.
+
+        The stripes of an input share out its records: each is in exactly one of them.
+
+        Raises:
+            UserError: where the input as a whole cannot be read.
+        """
+        ...
+
+
+SOURCES: dict[str, Source] = {
+    "jsonl": jsonl,
+    "parquet": parquet,
+    "python_library": python_library,
+    "text": text,
+    "tfds": tfds,
+}

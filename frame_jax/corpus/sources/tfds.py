@@ -1,0 +1,91 @@
+"""Kind `tfds`: a prepared TensorFlow Datasets split to documents, without TensorFlow.
+
+Only datasets prepared in a random-access format are read (`file_format="array_record"`), through
+`tfds.data_source`. Nothing is ever downloaded or prepared here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from frame_jax.config import SourceConfig
+from frame_jax.corpus.documents import Record, from_fields
+from frame_jax.corpus.sources.inputs import Input, Stripe
+from frame_jax.errors import UserError
+
+BATCH_RECORDS = 64
+
+
+def inputs(config: SourceConfig) -> list[Input]:
+    """One input: the split."""
+    data, info = _open(config)
+    size = info.splits[config.split].num_bytes
+    name = f"{info.full_name}/{config.split}"
+    return [Input(name, name, size, f"{name} {len(data)} {size}")]
+
+
+def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
+    """Documents and rejections of a stripe's examples.
+
+    Raises:
+        UserError: where the examples have no field for the text.
+    """
+    data, info = _open(config)
+    names = list(info.features)
+    if config.text_field not in names:
+        raise UserError(
+            f"{item.path}: no feature {config.text_field!r} (corpus.sources: text_field); its "
+            f"features are {', '.join(names)}: set text_field to one of them"
+        )
+    indices = range(stripe.index, len(data), stripe.count)
+    for start in range(0, len(indices), BATCH_RECORDS):
+        batch = indices[start : start + BATCH_RECORDS]
+        for index, fields in zip(batch, data.__getitems__(list(batch)), strict=True):
+            yield from_fields(
+                {name: _plain(value) for name, value in fields.items()},
+                config,
+                default_id=f"{item.name}:{index + 1}",
+                default_source=info.name,
+                file=item.path,
+                line=index + 1,
+            )
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars as Python's."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _open(config: SourceConfig) -> tuple[Any, Any]:
+    """The split's examples, by index, and the dataset's info."""
+    import tensorflow_datasets as tfds
+
+    where = f"in {config.path}" if config.path else "in the default data directory"
+    try:
+        builder = tfds.builder(config.name, data_dir=config.path)
+        if not builder.is_prepared():
+            raise UserError(
+                f"corpus.sources: the TFDS dataset {config.name!r} is not prepared {where}: "
+                'prepare it once with download_and_prepare(file_format="array_record")'
+            )
+        data = tfds.data_source(
+            config.name, split=config.split, data_dir=config.path, download=False
+        )
+    except (tfds.core.DatasetNotFoundError, AssertionError) as error:
+        raise UserError(
+            f"corpus.sources: no prepared TFDS dataset {config.name!r} {where}: correct `name` "
+            '(such as "my_dataset:1.0.0") and `path`, or prepare it with '
+            'download_and_prepare(file_format="array_record")'
+        ) from error
+    except NotImplementedError as error:
+        raise UserError(
+            f"corpus.sources: the TFDS dataset {config.name!r} {where} has no random access: "
+            'prepare it with download_and_prepare(file_format="array_record")'
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"corpus.sources: the TFDS dataset {config.name!r} {where} has no split "
+            f"{config.split!r}, only {', '.join(builder.info.splits)}: correct `split`"
+        ) from error
+    return data, builder.info

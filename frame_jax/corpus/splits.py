@@ -1,0 +1,30 @@
+"""Which split a document belongs to: a function of its id and the seed, and of nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def unit_hash(name: str, salt: str) -> float:
+    """A number in [0, 1) that is uniform over names; the same on every machine and Python."""
+    digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8, person=_key(salt)).digest()
+    # 53 bits are what a float64 in [0, 1) holds; more would round up to 1.
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def split_of(doc_id: str, seed: int, held_out_fraction: float, reference_fraction: float) -> str:
+    """`held_out`, `reference` or `train`.
+
+    The hash's line from 0 to 1 is cut at the two fractions, so a document keeps its split when
+    others come or go, whatever the order in which they are read.
+    """
+    place = unit_hash(doc_id, f"split {seed}")
+    if place < held_out_fraction:
+        return "held_out"
+    if place < held_out_fraction + reference_fraction:
+        return "reference"
+    return "train"
+
+
+def _key(salt: str) -> bytes:
+    return hashlib.blake2b(salt.encode("utf-8"), digest_size=16).digest()

@@ -1,0 +1,192 @@
+"""Phase `tokenize`: the corpus in, token parts with a table of their documents out."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from frame_jax import progress
+from frame_jax.config import RunConfig
+from frame_jax.corpus.documents import Document, Rejection
+from frame_jax.corpus.parts import Chunk, plan
+from frame_jax.corpus.rejected import (
+    check_rejected,
+    reject_duplicates,
+    rejection_line,
+    summarise,
+)
+from frame_jax.corpus.splits import split_of
+from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
+from frame_jax.corpus.vocabulary import prepare_tokenizer
+from frame_jax.parallel import processes
+from frame_jax.records import write_tokens
+from frame_jax.run_directory import RunDirectory, atomic_path, part_name
+
+# `file` and `line` say where the record was read: which of several with one id came first.
+COLUMNS = pa.schema(
+    [
+        ("doc_id", pa.string()),
+        ("part", pa.int32()),
+        ("row", pa.int64()),
+        ("split", pa.string()),
+        ("source", pa.string()),
+        ("domain", pa.string()),
+        ("language", pa.string()),
+        ("tokens", pa.int64()),
+        ("bytes", pa.int64()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+    ]
+)
+GROUP_ROWS = 1 << 16
+BATCH_BYTES = 2_000_000
+
+Row = dict[str, Any]
+
+
+def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    """Writes RUN/tokenizer and RUN/tokens; parts that are there are left alone.
+
+    Returns:
+        Documents, tokens and bytes by split, rejected records, parts; the same on every process.
+
+    Raises:
+        UserError: for a source or tokenizer that cannot be used, or too many unusable records.
+    """
+    if processes.is_first():
+        prepare_tokenizer(config, directory)
+    processes.barrier("tokenizer")
+    tokenizer = load_tokenizer(directory)
+    parts = plan(config.corpus)
+    waiting = [
+        part
+        for part in processes.mine(range(len(parts)))
+        if not _part_path(directory, part, config, ".parquet").exists()
+    ]
+    show = processes.is_first() and bool(waiting)
+    with progress.bar("tokenize", None, "documents", show=show) as update:
+        for position, part in enumerate(waiting, 1):
+            note = f"part {position} of {len(waiting)}"
+            advance = functools.partial(update, note=note)
+            write_part(parts[part], part, config, tokenizer, directory, advance)
+    processes.barrier("tokens")
+    if processes.is_first():
+        reject_duplicates(directory)
+    processes.barrier("rejected")
+    summary = summarise(directory)
+    check_rejected(summary, config.corpus, directory)
+    return summary
+
+
+def write_part(
+    chunks: Iterable[Chunk],
+    part: int,
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    directory: RunDirectory,
+    advance: Callable[[int], None],
+) -> None:
+    """Tokenises the documents of one part.
+
+    Its Parquet file appears last and says that the part is whole.
+
+    Args:
+        chunks: What the part is made of.
+        part: Its index.
+        config: Settings of the run.
+        tokenizer: The run's tokenizer.
+        directory: The run.
+        advance: Called with the number of documents done since the last call.
+    """
+    with (
+        _write_rows(_part_path(directory, part, config, ".parquet")) as add,
+        _write_lines(_part_path(directory, part, config, ".rejected.jsonl")) as reject,
+        write_tokens(_part_path(directory, part, config, ".arrayrecord")) as records,
+    ):
+        for batch in _batches(chunks, reject):
+            documents = [document for document, _ in batch]
+            encoded = tokenizer.encode_arrays([document.text for document in documents])
+            for (document, size), ids in zip(batch, encoded, strict=True):
+                if len(ids) == 0:
+                    reason = "the tokenizer makes no token of it"
+                    reject(rejection_line(Rejection(document.file, document.line, reason)))
+                    continue
+                add(_row(document, size, len(ids), part, records.records, config))
+                records.append(ids)
+            advance(len(documents))
+
+
+def _batches(
+    chunks: Iterable[Chunk], reject: Callable[[str], Any]
+) -> Iterator[list[tuple[Document, int]]]:
+    """Documents with their UTF-8 bytes, in lists of about BATCH_BYTES; the others are rejected."""
+    batch: list[tuple[Document, int]] = []
+    total = 0
+    for chunk in chunks:
+        for record in chunk.read():
+            if isinstance(record, Rejection):
+                reject(rejection_line(record))
+                continue
+            size = len(record.text.encode("utf-8"))
+            batch.append((record, size))
+            total += size
+            if total >= BATCH_BYTES:
+                yield batch
+                batch, total = [], 0
+    if batch:
+        yield batch
+
+
+def _row(document: Document, size: int, tokens: int, part: int, row: int, config: RunConfig) -> Row:
+    corpus = config.corpus
+    return {
+        "doc_id": document.id,
+        "part": part,
+        "row": row,
+        "split": split_of(
+            document.id, config.seed, corpus.held_out_fraction, corpus.reference_fraction
+        ),
+        "source": document.source,
+        "domain": document.domain,
+        "language": document.language,
+        "tokens": tokens,
+        "bytes": size,
+        "file": document.file,
+        "line": document.line,
+    }
+
+
+def _part_path(directory: RunDirectory, part: int, config: RunConfig, suffix: str) -> Path:
+    return directory.tokens / part_name(part, config.corpus.parts, suffix)
+
+
+@contextlib.contextmanager
+def _write_rows(path: Path) -> Iterator[Callable[[Row], None]]:
+    """Yields a function that adds one row to the Parquet file `path`."""
+    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, COLUMNS) as writer:
+        rows: list[Row] = []
+
+        def flush() -> None:
+            writer.write_table(pa.Table.from_pylist(rows, COLUMNS))
+            rows.clear()
+
+        def add(row: Row) -> None:
+            rows.append(row)
+            if len(rows) == GROUP_ROWS:
+                flush()
+
+        yield add
+        if rows:
+            flush()
+
+
+@contextlib.contextmanager
+def _write_lines(path: Path) -> Iterator[Callable[[str], Any]]:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        yield file.write

@@ -1,0 +1,178 @@
+"""Where the run's tokenizer comes from: trained on a sample of the corpus, or given as a file."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from frame_jax.config import RunConfig, TokenizerConfig
+from frame_jax.corpus.documents import Document
+from frame_jax.corpus.parts import sample
+from frame_jax.corpus.tokenizer import Tokenizer, make_tokenizer, special_tokens_path
+from frame_jax.errors import UserError
+from frame_jax.run_directory import RunDirectory, atomic_path, write_json
+
+BOS, EOS = "<|bos|>", "<|eos|>"
+
+# Merges never cross these borders. Alternatives, in order: a word with the character before it
+# (mostly a space); up to three digits; a run of symbols with the space before it; line ends with
+# the blanks before them; blanks up to the one that belongs to the next word; other blanks.
+WORDS = "|".join(
+    (
+        r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{M}\p{N}]+",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+MAX_TOKEN_CHARACTERS = 64  # longer ones are rules of dashes and lines of blanks
+
+# Usual names, the first that a given tokenizer has.
+# The last spelling has full-width bars and low blocks.
+BOS_NAMES = (
+    *(BOS, "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>"),
+    "<\uff5cbegin\u2581of\u2581sentence\uff5c>",
+)
+EOS_NAMES = (
+    *(EOS, "</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>"),
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
+
+CHECKED_BYTES = 4_000_000
+
+
+def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
+    """Writes tokenizer.json and special_tokens.json, unless they are there.
+
+    Raises:
+        UserError: for a given tokenizer that cannot be used, or a corpus without a document.
+    """
+    if special_tokens_path(directory).exists():
+        return
+    if config.tokenizer.path is None:
+        texts = (document.text for document in sample(config.corpus, config.tokenizer.sample_bytes))
+        backend = train(texts, config.tokenizer.vocab_size)
+        bos, eos = BOS, EOS
+    else:
+        backend, bos, eos = adopt(config.tokenizer)
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    bos_id, eos_id = vocabulary[bos], vocabulary[eos]
+    tokenizer = make_tokenizer(backend, bos_id, eos_id)
+    if config.tokenizer.path is not None:
+        limit = min(CHECKED_BYTES, config.tokenizer.sample_bytes)
+        check_lossless(tokenizer, sample(config.corpus, limit), config.tokenizer.path)
+    with atomic_path(directory.tokenizer) as path:
+        backend.save(str(path))
+    write_json(
+        special_tokens_path(directory),
+        {"bos_id": bos_id, "eos_id": eos_id, "vocab_size": tokenizer.vocab_size},
+    )
+
+
+def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """A byte-level BPE of at most `vocab_size` ids, two of them `<|bos|>` and `<|eos|>`.
+
+    Every text is encoded without loss: all 256 bytes are tokens, and nothing normalises. A small
+    sample gives fewer merges than asked for.
+    """
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        max_token_length=MAX_TOKEN_CHARACTERS,
+        show_progress=False,
+    )
+    tokenizer.encode_special_tokens = True
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def adopt(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, str, str]:
+    """The tokenizer in `config.path`, and its BOS and EOS tokens.
+
+    A tokenizer with only one of the two uses it for both.
+
+    Raises:
+        UserError: for a file that is no tokenizer, or one that has neither token.
+    """
+    assert config.path is not None
+    path = Path(config.path).expanduser()
+    if not path.is_file():
+        raise UserError(f"tokenizer.path: there is no file {config.path!r}: correct the path")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise UserError(
+            f"tokenizer.path: {config.path} is not a tokenizer.json of the `tokenizers` library "
+            f"({error})"
+        ) from error
+    bos = _find(backend, config.bos_token, BOS_NAMES, "tokenizer.bos_token", config.path)
+    eos = _find(backend, config.eos_token, EOS_NAMES, "tokenizer.eos_token", config.path)
+    bos, eos = bos or eos, eos or bos
+    if bos is None or eos is None:
+        raise UserError(
+            f"tokenizer.path: {config.path} has none of the usual tokens that start or end a text "
+            f"({', '.join(BOS_NAMES + EOS_NAMES)}): name one in tokenizer.bos_token or "
+            "tokenizer.eos_token"
+        )
+    # Special tokens are never found in text, whatever the file says of them.
+    backend.add_special_tokens([AddedToken(name, special=True) for name in sorted({bos, eos})])
+    return backend, bos, eos
+
+
+def check_lossless(tokenizer: Tokenizer, documents: Iterable[Document], name: str) -> None:
+    """Refuses a tokenizer that changes a text, or that finds special tokens in one.
+
+    Texts are compared up to Unicode's canonical equivalence, because some widely used tokenizers
+    compose characters (NFC), which by Unicode's definition leaves the text the same. A text that
+    passes here may have relatives later in the corpus that would not: this looks at a sample.
+
+    Raises:
+        UserError: naming the document and the first difference.
+    """
+    for document in documents:
+        ids = tokenizer.encode_arrays([document.text])[0]
+        if {tokenizer.bos_id, tokenizer.eos_id} & set(ids.tolist()):
+            raise UserError(
+                f"tokenizer.path: {name} encodes text as its BOS or EOS token (document "
+                f"{document.id!r}, {document.file} line {document.line}): choose another token in "
+                "tokenizer.bos_token and tokenizer.eos_token, or another tokenizer"
+            )
+        wanted = unicodedata.normalize("NFC", document.text)
+        given = unicodedata.normalize("NFC", tokenizer.decode(ids))
+        if wanted != given:
+            at = _first_difference(wanted, given)
+            raise UserError(
+                f"tokenizer.path: {name} is not lossless: of document {document.id!r} "
+                f"({document.file} line {document.line}) {wanted[at : at + 20]!r} comes back as "
+                f"{given[at : at + 20]!r} (character {at}): choose a byte-level tokenizer, or "
+                "leave tokenizer.path out to train one"
+            )
+
+
+def _find(
+    backend: tokenizers.Tokenizer, asked: str | None, names: tuple[str, ...], key: str, file: str
+) -> str | None:
+    if asked is not None and backend.token_to_id(asked) is None:
+        raise UserError(f"{key}: {file} has no token {asked!r}")
+    return asked or next((name for name in names if backend.token_to_id(name) is not None), None)
+
+
+def _first_difference(a: str, b: str) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))

@@ -1,0 +1,130 @@
+"""Stages and cells in, whole rows of each cell in each stage out, with exact sums both ways."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from frame_jax.errors import UserError
+
+SCALING_ROUNDS = 200
+
+
+def split(total: int, shares: np.ndarray) -> np.ndarray:
+    """`total` in whole parts proportional to `shares` (int64 [n]), by largest remainder.
+
+    No part exceeds its share as long as `total` does not exceed their sum.
+    """
+    # Python integers: the product of two large counts does not fit into 64 bits.
+    products = [total * int(share) for share in shares]
+    whole = np.array([p // int(shares.sum()) for p in products], np.int64)
+    remainders = np.array([p % int(shares.sum()) for p in products], np.float64)
+    largest = np.argsort(-remainders, kind="stable")[: total - int(whole.sum())]
+    whole[largest] += 1
+    return whole
+
+
+def allot(
+    weights: np.ndarray,
+    columns: np.ndarray,
+    lengths: np.ndarray | None,
+    stage_names: list[str],
+    cell_names: tuple[str, ...],
+) -> np.ndarray:
+    """Rows of each cell in each stage: int64 [stages, cells].
+
+    Without `lengths` a cell is shared among its stages in proportion to their weights. With them,
+    the matrix that is closest to the weights in relative entropy (iterative proportional fitting),
+    rounded; rows left over by rounding move along augmenting paths, which also decides exactly
+    whether the lengths can be had at all.
+
+    Args:
+        weights: Relative sampling rates, float64 [stages, cells].
+        columns: Rows of each cell, int64 [cells]; the sums of the result's columns.
+        lengths: Rows of each stage, int64 [stages], or None; the sums of its rows.
+        stage_names: For the error message.
+        cell_names: For the error message.
+
+    Raises:
+        UserError: when no matrix has these sums and no row where the weight is zero.
+    """
+    if lengths is None:
+        total = np.where(weights.sum(0) > 0, weights.sum(0), 1.0)
+        ends = np.rint(np.cumsum(weights / total, axis=0) * columns).astype(np.int64)
+        ends[-1] = columns
+        return np.diff(ends, axis=0, prepend=0)
+
+    fitted = weights / weights.sum(1, keepdims=True) * lengths[:, None]
+    for _ in range(SCALING_ROUNDS):
+        fitted = scale(fitted, columns, axis=0)
+        fitted = scale(fitted, lengths, axis=1)
+    surplus = np.maximum(fitted.sum(0) / np.maximum(columns, 1), 1.0)
+    rows = np.floor(fitted / surplus).astype(np.int64)
+
+    stuck = augment(rows, weights > 0, lengths, columns)
+    if stuck is not None:
+        stages, cells = stuck
+        names = ", ".join(stage_names[j] for j in stages)
+        who = f"stages {names} together ask" if len(stages) > 1 else f"stage {names} asks"
+        held = ", ".join(f"{cell_names[c]} {columns[c]:,}" for c in cells) or "none"
+        raise UserError(
+            f"{who} for {lengths[stages].sum():,} rows of quadrants that hold "
+            f"{columns[cells].sum():,} ({held}), and every row is used exactly once an epoch: "
+            "ask for less, add a quadrant, or leave out all lengths"
+        )
+    return rows
+
+
+def scale(matrix: np.ndarray, sums: np.ndarray, axis: int) -> np.ndarray:
+    """The matrix with its lines scaled so that `matrix.sum(axis)` is `sums`."""
+    present = matrix.sum(axis)
+    return matrix * np.expand_dims(sums / np.where(present > 0, present, 1.0), axis)
+
+
+def augment(
+    rows: np.ndarray, allowed: np.ndarray, lengths: np.ndarray, columns: np.ndarray
+) -> tuple[list[int], list[int]] | None:
+    """Fills `rows` in place up to both sums by shortest augmenting paths (maximum flow).
+
+    Returns:
+        None when the sums are met, otherwise stages that ask for more than their cells hold, and
+        those cells.
+    """
+    while True:
+        # Breadth first from stages with rows missing: to any cell they may use, and from a full
+        # cell to the stages that could give up some of its rows.
+        taker: dict[int, int] = {}
+        giver = {int(j): -1 for j in np.flatnonzero(rows.sum(1) < lengths)}
+        if not giver:
+            return None
+        free = columns - rows.sum(0)
+        end = -1
+        queue = list(giver)
+        for j in queue:
+            for c in (int(c) for c in np.flatnonzero(allowed[j]) if c not in taker):
+                taker[c] = j
+                if free[c] > 0:
+                    end = c
+                    break
+                reached = [int(k) for k in np.flatnonzero(rows[:, c]) if k not in giver]
+                giver |= dict.fromkeys(reached, c)
+                queue += reached
+            if end >= 0:
+                break
+        else:
+            return sorted(giver), sorted(taker)
+
+        # Back along the path: stage j takes `c`, and gives up as much of the cell before it.
+        path, c = [], end
+        while c >= 0:
+            j = taker[c]
+            path.append((j, c, giver[j]))
+            c = giver[j]
+        moved = min(
+            int(free[end]),
+            int(lengths[j] - rows[j].sum()),
+            *(int(rows[j, before]) for j, _, before in path if before >= 0),
+        )
+        for j, c, before in path:
+            rows[j, c] += moved
+            if before >= 0:
+                rows[j, before] -= moved

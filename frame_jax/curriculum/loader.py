@@ -1,0 +1,121 @@
+"""Row files and a selection map in, batches of token ids out, from any step on, on any process.
+
+Batch b is rows [b * batch_rows, (b + 1) * batch_rows) of the schedule. A process reads only its own
+rows of each batch; the state is the step alone, so a run may resume on another number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import grain
+import numpy as np
+
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.errors import UserError
+from frame_jax.records import TokenReader
+
+
+class Cell:
+    """The rows of one cell, numbered across its parts."""
+
+    def __init__(self, name: str, parts: Sequence[Path]):
+        self.name = name
+        self._readers = [TokenReader(path) for path in parts]
+        self._ends = np.cumsum([len(reader) for reader in self._readers])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read_into(self, out: np.ndarray, lines: np.ndarray, rows: np.ndarray) -> None:
+        """Puts row `rows[i]` of the cell into `out[lines[i]]`."""
+        parts = np.searchsorted(self._ends, rows, side="right")
+        for part in np.unique(parts):
+            chosen = np.flatnonzero(parts == part)
+            reader = self._readers[part]
+            records = reader.read(rows[chosen] - (self._ends[part] - len(reader)))
+            for line, record in zip(lines[chosen], records, strict=True):
+                out[line] = record
+
+
+class Batches:
+    """A random-access source whose element b is this process's rows of global batch b.
+
+    One element a batch, not one a row: rows of a part are then read in a single call, which is
+    several times faster than reading row by row and batching afterwards.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Sequence[Path]],
+        selection: SelectionMap,
+        batch_rows: int,
+        row_offsets: Sequence[int] | np.ndarray,
+        row_tokens: int,
+        padding_id: int,
+    ):
+        schedule = selection.schedule
+        self._cells = [Cell(name, parts.get(name, [])) for name in schedule.cells]
+        for cell, rows in zip(self._cells, schedule.available, strict=True):
+            if len(cell) != rows:
+                raise UserError(
+                    f"the schedule was made for {rows:,} rows of {cell.name}, but its files hold "
+                    f"{len(cell):,}: the rows have changed since; redo the partition phase"
+                )
+        self._selection = selection
+        self._batch_rows = batch_rows
+        self._offsets = np.asarray(row_offsets, np.int64)
+        self._row_tokens = row_tokens
+        self._padding_id = padding_id
+
+    def __len__(self) -> int:
+        return self._selection.schedule.steps(self._batch_rows)
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        """int32 [local rows, row_tokens]; past the last row of the schedule all padding."""
+        batch = np.full((len(self._offsets), self._row_tokens), self._padding_id, np.int32)
+        rows = step * self._batch_rows + self._offsets
+        lines = np.flatnonzero(rows < len(self._selection))
+        cells, indices = self._selection.select(rows[lines])
+        for number in np.unique(cells):
+            chosen = cells == number
+            self._cells[number].read_into(batch, lines[chosen], indices[chosen])
+        return batch
+
+
+def make_loader(
+    parts: Mapping[str, Sequence[Path]],
+    selection: SelectionMap,
+    *,
+    batch_rows: int,
+    row_offsets: Sequence[int] | np.ndarray,
+    row_tokens: int,
+    padding_id: int,
+    start_step: int = 0,
+    threads: int = 2,
+    buffered_batches: int = 8,
+) -> Iterator[np.ndarray]:
+    """Batches from `start_step` to the end of the schedule, read ahead by a few threads.
+
+    Args:
+        parts: Row files of every cell of the schedule, in order.
+        selection: The order of all rows.
+        batch_rows: Rows of a global batch.
+        row_offsets: The rows of each global batch that this process needs, in the order in which
+            it needs them, each in [0, batch_rows).
+        row_tokens: Ids a row stores: sequence_length + 1.
+        padding_id: Fills the rows that the last batch lacks (BOS: such targets have no loss).
+        start_step: The first batch.
+        threads: Threads that read.
+        buffered_batches: Batches kept ready.
+
+    Returns:
+        An iterator of int32 [len(row_offsets), row_tokens].
+
+    Raises:
+        UserError: when a cell's files do not hold the rows the schedule was made for.
+    """
+    source = Batches(parts, selection, batch_rows, row_offsets, row_tokens, padding_id)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered_batches)
+    return iter(grain.MapDataset.source(source)[start_step:].to_iter_dataset(options))

@@ -1,0 +1,106 @@
+"""A schedule in, a map from the global row index to (cell, row of that cell) out.
+
+The map is a pure function of the index: no state but the step, so any number of processes may read
+it from anywhere. Rows are drawn without replacement and with exact counts. An epoch is cut into
+blocks; a table holds how many rows of every cell come before each block, and order inside a block
+and inside a cell comes from keyed permutations that are computed, not stored.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from frame_jax.curriculum.permutation import keys, permute
+from frame_jax.curriculum.stages import Schedule
+
+MIN_BLOCK_ROWS = 64
+TABLE_ENTRIES = 1 << 19
+
+
+class SelectionMap:
+    """Global row index -> (cell, index among that cell's rows).
+
+    `len(map)` and `map[i]` are what `grain.MapDataset.select_from_datasets` asks for.
+
+    Attributes:
+        schedule: What the map realises.
+        edges: int64 [blocks + 1]: first row of each block of an epoch, and the end.
+        counts: int64 [blocks + 1, cells]: rows of each cell before each edge.
+    """
+
+    def __init__(self, schedule: Schedule, seed: int):
+        self.schedule = schedule
+        self.seed = seed
+        rows = schedule.epoch_rows
+        block_rows = max(MIN_BLOCK_ROWS, -(-rows * len(schedule.cells) // TABLE_ENTRIES))
+        # Stage ends are edges as well, so that a hard boundary falls between two rows.
+        stops = [stage.stop for stage in schedule.stages]
+        self.edges = np.unique(np.concatenate([np.arange(0, rows, block_rows), [0], stops]))
+        self.counts = whole_counts(schedule.cumulative(self.edges), self.edges)
+        self._available = np.array(schedule.available, np.int64)
+
+    def __len__(self) -> int:
+        return self.schedule.rows
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        cells, rows = self.select(np.array([index]))
+        return int(cells[0]), int(rows[0])
+
+    def select(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Cells and rows of an int64 array of global row indices, each int64 of the same shape.
+
+        Raises:
+            IndexError: for an index outside [0, len).
+        """
+        indices = np.asarray(indices, np.int64)
+        if indices.size and (indices.min() < 0 or indices.max() >= len(self)):
+            raise IndexError(f"row indices must lie in [0, {len(self)})")
+        epochs, rows = np.divmod(indices, self.schedule.epoch_rows)
+        blocks = np.searchsorted(self.edges, rows, side="right") - 1
+        first = self.edges[blocks]
+        slots = permute(
+            rows - first, self.edges[blocks + 1] - first, keys(self.seed, epochs, 0, blocks)
+        )
+        before = self.counts[blocks]  # [n, cells]
+        ends = np.cumsum(self.counts[blocks + 1] - before, axis=-1)
+        cells = (slots[..., None] >= ends).sum(-1)
+        line = np.arange(len(cells))
+        # The last slot of a cell is ends - 1, its rank the cell's count at the block's end - 1.
+        ranks = self.counts[blocks + 1, cells] - (ends[line, cells] - slots)
+        return cells, permute(ranks, self._available[cells], keys(self.seed, epochs, 1, cells))
+
+    def mixture(self, start: int, stop: int) -> np.ndarray:
+        """Realised share of each cell among rows [start, stop) of the run: float64 [cells]."""
+        cells, _ = self.select(np.arange(start, min(stop, len(self))))
+        return np.bincount(cells, minlength=len(self.schedule.cells)) / len(cells)
+
+
+def whole_counts(asked: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Rounds cumulative counts to whole rows without ever taking one back.
+
+    From edge to edge every cell gets the whole rows it is owed; those still missing from the block
+    go to the largest remainders, and a block that owes too much (a cell ran ahead by less than a
+    row) passes over the smallest. No cell is ever a whole row ahead of what is asked.
+
+    Args:
+        asked: float64 [edges, cells], rising, each line's sum its edge, the last line whole.
+        edges: int64 [edges].
+
+    Returns:
+        int64 [edges, cells] with the same line sums, the same last line, rising.
+    """
+    asked = np.minimum(asked, np.rint(asked[-1])).tolist()
+    asked[-1] = np.rint(asked[-1]).astype(int).tolist()
+    given = [0] * len(asked[0])
+    counts = [given]
+    for line, size in zip(asked[1:], np.diff(edges).tolist(), strict=True):
+        owed = [max(want - have, 0.0) for want, have in zip(line, given, strict=True)]
+        new = [int(o) for o in owed]
+        while missing := size - sum(new):
+            if missing > 0:
+                new[max(range(len(new)), key=lambda c: owed[c] - new[c])] += 1
+            else:
+                new[min((c for c, n in enumerate(new) if n), key=lambda c: owed[c] - new[c])] -= 1
+        given = [have + n for have, n in zip(given, new, strict=True)]
+        counts.append(given)
+    return np.array(counts, np.int64)

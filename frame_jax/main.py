@@ -1,0 +1,161 @@
+"""Text in, a report on curricula out: `python -m frame_jax.main --config CONFIG`.
+
+Runs seven phases (tokenize, reference, score, partition, pretrain, evaluate, report), skips those
+that are complete and resumes the one that was interrupted. On several hosts, run it on every host.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from frame_jax import phases
+from frame_jax.config import RunConfig, make_parser, parse
+from frame_jax.errors import UserError
+from frame_jax.run_directory import RunDirectory, atomic_path
+
+USAGE_ERROR = 2  # exit code of every UserError
+
+
+def parser() -> Any:
+    """Options of the command line: the run's settings, and what to do with them."""
+    options = make_parser(prog="python -m frame_jax.main", description=__doc__)
+    options.add_argument(
+        "--until", choices=phases.PHASES, default=None, help="Stop after this phase."
+    )
+    options.add_argument(
+        "--redo",
+        default=None,
+        help="Remove the outputs of this phase (or of one arm, such as pretrain-frame) and of all "
+        "that was made from them, then run.",
+    )
+    return options
+
+
+@contextmanager
+def exclusive(directory: RunDirectory) -> Iterator[None]:
+    """Holds the run directory against a second program.
+
+    Raises:
+        UserError: naming the program that has it.
+    """
+    directory.root.mkdir(parents=True, exist_ok=True)
+    path = directory.root / "lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise UserError(
+                f"{directory.root} is in use by {file.read().strip() or 'another program'}; wait "
+                "for it to end, or choose another --run_directory"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield
+
+
+def write_config(config: RunConfig, directory: RunDirectory) -> None:
+    """`RUN/config.yaml`: every setting of the run, defaults included."""
+    import dataclasses
+
+    import yaml
+
+    with atomic_path(directory.config) as temporary:
+        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+        temporary.write_text(text, "utf-8")
+
+
+def run(config: RunConfig, *, until: str | None = None, redo: str | None = None) -> int:
+    """Runs what is left of a run; returns the number of units that ran.
+
+    Raises:
+        UserError: for anything the user can mend.
+    """
+    from frame_jax.corpus.parts import signature
+
+    directory = RunDirectory(config.run_directory)
+    table = phases.units(config)
+    if redo is not None:
+        known = [*phases.PHASES, *(unit.name for unit in table)]
+        if redo not in known:
+            raise UserError(f"--redo {redo}: choose one of {', '.join(dict.fromkeys(known))}")
+    expected = phases.expectations(config, table, signature(config))
+    todo = phases.selected(table, until)
+    if redo is None:
+        for unit in todo:
+            phases.check_current(directory, unit, expected[unit.name])
+        if all(phases.is_complete(directory, unit, expected[unit.name]) for unit in todo):
+            return 0
+
+    from frame_jax.parallel import processes
+
+    processes.start(config.parallel)
+    if processes.is_first():
+        with exclusive(directory):
+            return _run_units(config, directory, table, todo, expected, redo)
+    return _run_units(config, directory, table, todo, expected, redo)
+
+
+def _run_units(
+    config: RunConfig,
+    directory: RunDirectory,
+    table: list[phases.Unit],
+    todo: list[phases.Unit],
+    expected: dict[str, phases.Expected],
+    redo: str | None,
+) -> int:
+    from frame_jax.parallel import processes
+
+    first = processes.is_first()
+    if first:
+        if redo is not None:
+            removed = phases.redo(directory, table, redo)
+            print(f"removed: {', '.join(removed)}", file=sys.stderr)
+        write_config(config, directory)
+    processes.barrier("the run directory is ready")
+    for unit in todo:
+        phases.check_current(directory, unit, expected[unit.name])
+    left = [u for u in todo if not phases.is_complete(directory, u, expected[u.name])]
+    processes.barrier("the work is known")
+    for unit in left:
+        if first:
+            print(f"{unit.name} begins", file=sys.stderr, flush=True)
+        phases.run_unit(config, directory, unit, expected[unit.name])
+    return len(left)
+
+
+def finish(config: RunConfig, ran: int, until: str | None) -> None:
+    """Prints what the run has come to: the table of held-out losses and where the report is."""
+    directory = RunDirectory(config.run_directory)
+    if ran == 0:
+        print(f"{directory.root}: nothing to do, every phase is complete", file=sys.stderr)
+    if until in (None, "report"):
+        from rich.console import Console
+
+        from frame_jax.report.terminal import terminal_table
+
+        Console().print(terminal_table(directory))
+        print(f"report: {directory.report / 'index.html'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for bad input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        config, options = parse(arguments, parser())
+        ran = run(config, until=options["until"], redo=options["redo"])
+        finish(config, ran, options["until"])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

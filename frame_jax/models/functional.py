@@ -1,0 +1,89 @@
+"""The decoder as a pure function over a nested dict of arrays: `Decoder.init`, `Decoder.apply`.
+
+Modules are written in NNX; training, scoring and checkpoints work on plain pytrees, which jit
+without NNX's per-call bookkeeping.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from frame_jax.config import ModelConfig, RopeScalingConfig
+from frame_jax.models.transformer import Params, Transformer
+from frame_jax.run_directory import read_json, write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A decoder's shape and the settings of its computation; holds no arrays.
+
+    Attributes:
+        config: Shape of the model.
+        vocab_size: Rows of the embedding.
+        compute_dtype: Type of matrix-product operands.
+        remat: What the backward pass recomputes.
+    """
+
+    config: ModelConfig
+    vocab_size: int
+    compute_dtype: str = "bfloat16"
+    remat: str = "none"
+
+    def _create(self, key: jax.Array) -> Transformer:
+        return Transformer(
+            self.config,
+            self.vocab_size,
+            rngs=nnx.Rngs(params=key),
+            compute_dtype=self.compute_dtype,
+            remat=self.remat,
+        )
+
+    @functools.cached_property
+    def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.split(nnx.eval_shape(lambda: self._create(jax.random.key(0))))
+
+    def init(self, key: jax.Array) -> Params:
+        """Initial parameters, float32. Wrap in `jax.jit` with output shardings for large models."""
+        return nnx.to_pure_dict(nnx.state(self._create(key)))
+
+    def shapes(self) -> Params:
+        """The parameters as `jax.ShapeDtypeStruct`s, without making them."""
+        return nnx.to_pure_dict(self._abstract[1])
+
+    def axes(self) -> Params:
+        """The logical axes of every parameter, e.g. `("layer", "embed", "mlp")`."""
+        named = jax.tree.map(
+            lambda variable: variable.get_metadata()["axes"],
+            self._abstract[1],
+            is_leaf=lambda node: isinstance(node, nnx.Variable),
+        )
+        return nnx.to_pure_dict(named)
+
+    def bind(self, params: Params) -> Transformer:
+        """The module over `params`; call it, or ask it for its `unembedding()`."""
+        return nnx.merge(self._abstract[0], nnx.State(params))
+
+    def parameter_count(self) -> int:
+        """Number of parameters, embeddings included."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.shapes()))
+
+
+def write_description(folder: Path, decoder: Decoder) -> None:
+    """Writes `model.json`: what is needed beside the weights to rebuild the model."""
+    value = {"vocab_size": decoder.vocab_size, "model": dataclasses.asdict(decoder.config)}
+    write_json(folder / "model.json", value)
+
+
+def read_description(folder: Path, **settings: Any) -> Decoder:
+    """The decoder described by `folder/model.json`, with e.g. `compute_dtype="float32"`."""
+    value = read_json(folder / "model.json")
+    shape = value["model"]
+    if shape.get("rope_scaling"):
+        shape["rope_scaling"] = RopeScalingConfig(**shape["rope_scaling"])
+    return Decoder(ModelConfig(**shape), value["vocab_size"], **settings)

@@ -1,0 +1,110 @@
+"""A Hugging Face config.json in, the shape of our decoder out, or the reason why there is none.
+
+A model that is nearly right gives fluent, wrong numbers, so every setting that changes what is
+computed is either understood or refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from frame_jax.config import ModelConfig, RopeScalingConfig
+from frame_jax.errors import UserError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def read_config(settings: dict[str, Any], path: Path, longest: int | None) -> ModelConfig:
+    """The shape that a config.json describes.
+
+    Raises:
+        UserError: naming the setting this project's decoder does not have.
+    """
+    needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
+    needed += ["num_attention_heads", "num_key_value_heads", "rms_norm_eps"]
+    family = settings.get("model_type")
+    if family == "llama":  # checkpoints older than grouped-query attention
+        settings.setdefault("num_key_value_heads", settings.get("num_attention_heads"))
+    if family == "qwen3":  # the only family whose heads are not hidden_size / num_heads by default
+        needed.append("head_dim")
+    for problem in unsupported(settings, longest):
+        raise UserError(f"{path}: {problem}")
+    absent = [key for key in needed if settings.get(key) is None]
+    if absent:
+        raise UserError(f"{path} does not say {', '.join(absent)}")
+    theta, scaling = read_rope(settings, path)
+    return ModelConfig(
+        hidden_size=settings["hidden_size"],
+        intermediate_size=settings["intermediate_size"],
+        num_layers=settings["num_hidden_layers"],
+        num_heads=settings["num_attention_heads"],
+        num_kv_heads=settings["num_key_value_heads"],
+        head_dim=settings.get("head_dim"),
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=settings["rms_norm_eps"],
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        tie_embeddings=settings.get("tie_word_embeddings", False),
+    )
+
+
+def unsupported(settings: dict[str, Any], longest: int | None) -> Iterator[str]:
+    """Each reason why the model cannot be computed here."""
+    family = settings.get("model_type")
+    if family not in FAMILIES:
+        yield (
+            f"model_type {family!r} is not supported; {', '.join(FAMILIES)} are (mixtures of "
+            "experts, multimodal models and other kinds of attention are not)"
+        )
+        return
+    if settings.get("quantization_config"):
+        yield "the weights are quantized; use the original checkpoint in float32 or bfloat16"
+    for key in ("attention_bias", "mlp_bias"):
+        if settings.get(key):
+            yield f"{key} is not supported (Qwen2's bias of queries, keys and values is)"
+    activation = settings.get("hidden_act", "silu")
+    if activation != "silu":
+        yield f"hidden_act {activation!r} is not supported, only 'silu'"
+    if settings.get("partial_rotary_factor", 1) != 1:
+        yield "partial_rotary_factor is not supported"
+    window = sliding_window(settings)
+    if window is not None and (longest is None or longest > window):
+        yield (
+            f"attention slides over {window} tokens, which is supported only for sequences of at "
+            f"most {window} tokens" + (f"; these have {longest}" if longest else "")
+        )
+    trained = settings.get("max_position_embeddings")
+    if longest and trained and longest > trained:
+        yield f"the model reads at most {trained} tokens (max_position_embeddings), not {longest}"
+
+
+def sliding_window(settings: dict[str, Any]) -> int | None:
+    """Tokens that attention looks back in at least one layer; None if it looks at all."""
+    if settings["model_type"] == "mistral":
+        return settings.get("sliding_window", 4096)
+    if "sliding_attention" in (settings.get("layer_types") or ()) or settings.get(
+        "use_sliding_window"
+    ):
+        return settings.get("sliding_window", 4096)
+    return None
+
+
+def read_rope(settings: dict[str, Any], path: Path) -> tuple[float, RopeScalingConfig | None]:
+    """Base of the rotary frequencies and their stretch, in either of the two spellings."""
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    theta = rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return float(theta), None
+    if kind == "llama3":
+        scaling = RopeScalingConfig(
+            factor=rope["factor"],
+            low_freq_factor=rope["low_freq_factor"],
+            high_freq_factor=rope["high_freq_factor"],
+            original_context=rope["original_max_position_embeddings"],
+        )
+        return float(theta), scaling
+    raise UserError(f"{path}: rope scaling {kind!r} is not supported; 'default' and 'llama3' are")

@@ -1,0 +1,116 @@
+"""The arithmetic of a decoder, arrays in and out: matrix product, RMSNorm, rotary positions.
+
+One rule for every backend: matrix-product operands in the compute dtype (bfloat16), sums in
+float32. TPU and GPU matrix units work that way, and so do the CPU's.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from frame_jax.config import RopeScalingConfig
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    """`x @ w` in the dtype of `x`, accumulated in float32.
+
+    Its derivative rounds the cotangent to the dtype of the operands first; autodiff would multiply
+    a float32 cotangent with a bfloat16 operand, which leaves the matrix units.
+
+    Args:
+        x: [..., K], compute dtype.
+        w: [K, N], any float dtype; rounded to the dtype of `x`.
+
+    Returns:
+        [..., N], dtype of `x`.
+    """
+    return _product(x, w.astype(x.dtype)).astype(x.dtype)
+
+
+def _product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """[..., K] @ [K, N] -> [..., N] in float32."""
+    contract = (((x.ndim - 1,), (0,)), ((), ()))
+    return jax.lax.dot_general(x, w, contract, preferred_element_type=jnp.float32)
+
+
+def _matmul_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul(x, w), (x, w)
+
+
+def _matmul_backward(
+    saved: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, w = saved
+    grad = grad.astype(x.dtype)
+    grad_x = _product(grad, w.astype(x.dtype).T).astype(x.dtype)
+    batch = tuple(range(x.ndim - 1))
+    contract = ((batch, batch), ((), ()))
+    grad_w = jax.lax.dot_general(x, grad, contract, preferred_element_type=jnp.float32)
+    return grad_x, grad_w.astype(w.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square normalisation over the last axis, computed in float32.
+
+    Args:
+        x: [..., D].
+        scale: [D], float32.
+        eps: Added to the mean square.
+    """
+    x32 = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (x32 * inverse * scale).astype(x.dtype)
+
+
+def rotary_frequencies(
+    head_dim: int, theta: float, scaling: RopeScalingConfig | None = None
+) -> np.ndarray:
+    """Radians a position for each rotary pair, fastest first.
+
+    Args:
+        head_dim: Width of a head, even.
+        theta: Base of the frequencies.
+        scaling: Stretch for a longer context, by the rule that came with Llama 3.1.
+
+    Returns:
+        [head_dim / 2] float32.
+    """
+    frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    if scaling is not None:
+        turns = scaling.original_context * frequencies / (2 * np.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
+        kept = np.clip((turns - low) / (high - low), 0, 1)
+        frequencies *= kept + (1 - kept) / scaling.factor
+    return frequencies.astype(np.float32)
+
+
+def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotary angles.
+
+    Args:
+        positions: [B, T] int32, position of each token inside its document.
+        frequencies: [head_dim / 2], as `rotary_frequencies` gives them.
+
+    Returns:
+        Two arrays [B, T, 1, head_dim / 2], float32.
+    """
+    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Applies rotary positions to [B, T, heads, head_dim].
+
+    Pairs are (i, i + head_dim / 2), the layout of Llama checkpoints on Hugging Face, so weights
+    move in and out without a permutation.
+    """
+    cos, sin = tables
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = (first * cos - second * sin, second * cos + first * sin)
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

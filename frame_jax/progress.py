@@ -1,0 +1,88 @@
+"""Progress on long work: one rich bar on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+Update = Callable[..., None]
+
+
+@contextlib.contextmanager
+def bar(
+    description: str, total: float | None, unit: str, *, done: float = 0, show: bool = True
+) -> Iterator[Update]:
+    """Yields `update(amount, note="")`, which advances by `amount` of `unit`.
+
+    Args:
+        description: What is being done.
+        total: Amount at the end; None when it is not known.
+        unit: What is counted, e.g. `tokens`.
+        done: Amount already there at the start (a resumed phase); not counted in the rate.
+        show: False on every process but the first.
+    """
+    if not show:
+        yield lambda amount, note="": None
+    elif sys.stderr.isatty():
+        with _rich_bar(description, total, unit, done) as update:
+            yield update
+    else:
+        with _plain_lines(description, total, unit, done) as update:
+            yield update
+
+
+@contextlib.contextmanager
+def _rich_bar(description: str, total: float | None, unit: str, done: float) -> Iterator[Update]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[rate]} {task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(description, total=total, completed=int(done), rate="", note="")
+        started, advanced = time.monotonic(), 0.0
+
+        def update(amount: float, note: str = "") -> None:
+            nonlocal advanced
+            advanced += amount
+            rate = f"{advanced / max(time.monotonic() - started, 1e-9):,.0f} {unit}/s"
+            progress.update(task, advance=amount, rate=rate, note=note)
+
+        yield update
+
+
+@contextlib.contextmanager
+def _plain_lines(
+    description: str, total: float | None, unit: str, done: float, every_seconds: float = 20.0
+) -> Iterator[Update]:
+    started, advanced, last, last_note = time.monotonic(), 0.0, time.monotonic(), ""
+
+    def line(now: float) -> None:
+        rate = advanced / max(now - started, 1e-9)
+        position = done + advanced
+        share = f" {100 * position / total:.0f}%" if total else ""
+        left = f", {(total - position) / rate:.0f} s left" if total and rate else ""
+        print(
+            f"{description}:{share} {position:,.0f} {unit}, {rate:,.0f} {unit}/s{left} {last_note}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def update(amount: float, note: str = "") -> None:
+        nonlocal advanced, last, last_note
+        advanced += amount
+        last_note = note
+        now = time.monotonic()
+        if now - last >= every_seconds:
+            last = now
+            line(now)
+
+    yield update
+    line(time.monotonic())

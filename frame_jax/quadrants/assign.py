@@ -1,0 +1,229 @@
+"""Token tables and scores in, a quadrant for every document and the thresholds behind it out.
+
+All of it is SQL in DuckDB over Parquet, out of core. An axis is cut by rank: the documents of a
+group, in order of (value, doc_id), are laid end to end by their tokens, the line is cut into equal
+lengths, and a document goes to the piece in which its middle lies. Only training documents shape
+the cuts; held-out ones are placed by them.
+
+Sorting everything would take most of the time. A cut lies in one narrow bucket of a histogram, so
+only the documents around that bucket are sorted, with the same result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import duckdb
+
+from frame_jax.config import PartitionConfig
+from frame_jax.errors import UserError
+
+BUCKETS_PER_NAT = 1024
+FATES = ("placed", "unscored", "no_tokens", "not_finite")
+
+
+@contextmanager
+def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty DuckDB database that spills to a temporary folder in `scratch`.
+
+    It takes half a gigabyte a thread, at least 2 GiB, however large the corpus.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    threads = os.cpu_count() or 1
+    with TemporaryDirectory(dir=scratch, prefix=".tmp-") as spill, duckdb.connect() as connection:
+        connection.execute(f"SET temp_directory = '{spill}'")
+        connection.execute(f"SET memory_limit = '{max(4, threads) * 512}MiB'")
+        connection.execute("SET preserve_insertion_order = false")
+        yield connection
+
+
+def load(
+    connection: duckdb.DuckDBPyConnection, ppl_model: str, tokens: list[Path], scores: list[Path]
+) -> None:
+    """Makes `documents` (numbers) and `labels` (each combination of strings once).
+
+    loss is the mean NLL of `ppl_model` and gap the mean loss of the weak minus that of the strong
+    model, in nats a token: PPL = exp(loss) and PD = 1 - exp(-gap), so both rank alike. fate is an
+    index into FATES; documents that are not placed have neither loss nor gap.
+    """
+    connection.execute(
+        "CREATE TABLE labels AS SELECT row_number() OVER ()::INTEGER AS label, * FROM (SELECT "
+        "DISTINCT split, source, domain, language FROM read_parquet($1) "
+        "WHERE split IN ('train', 'held_out'))",
+        [[str(path) for path in tokens]],
+    )
+    connection.execute(
+        "CREATE TABLE documents (doc_id VARCHAR, part INTEGER, row BIGINT, tokens BIGINT, "
+        "bytes BIGINT, label INTEGER, fate UTINYINT, loss DOUBLE, gap DOUBLE)"
+    )
+    # Part by part, because the join then fits into memory: both tables share their part numbers.
+    for token_part, score_part in zip(tokens, scores, strict=True):
+        connection.execute(
+            f"""
+            INSERT INTO documents
+            WITH scored AS NOT MATERIALIZED (
+                SELECT doc_id, predicted_tokens, nll_{ppl_model} / predicted_tokens AS loss,
+                    nll_weak / predicted_tokens - nll_strong / predicted_tokens AS gap
+                FROM read_parquet($2)),
+            judged AS NOT MATERIALIZED (
+                SELECT t.*, loss, gap, CASE
+                    WHEN predicted_tokens IS NULL THEN 1
+                    WHEN predicted_tokens = 0 OR tokens = 0 THEN 2
+                    WHEN NOT coalesce(isfinite(exp(loss) + exp(-gap) + loss + gap), false) THEN 3
+                    ELSE 0 END AS fate
+                FROM read_parquet($1) t LEFT JOIN scored USING (doc_id)
+                WHERE split IN ('train', 'held_out'))
+            SELECT doc_id, part, row, tokens, bytes, label, fate,
+                CASE WHEN fate = 0 THEN loss END, CASE WHEN fate = 0 THEN gap END
+            FROM judged d JOIN labels l ON d.split = l.split AND d.source IS NOT DISTINCT FROM
+                l.source AND d.domain IS NOT DISTINCT FROM l.domain AND d.language IS NOT DISTINCT
+                FROM l.language
+            """,
+            [str(token_part), str(score_part)],
+        )
+    (placed,) = connection.execute(
+        "SELECT count(*) FROM documents JOIN labels USING (label) "
+        "WHERE fate = 0 AND split = 'train'"
+    ).fetchall()[0]
+    if placed == 0:
+        raise UserError(
+            "no document of the train split has a finite score: the corpus is too small, or the "
+            "score phase went wrong"
+        )
+
+
+def group(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> None:
+    """Makes `sets` (label -> the set of documents whose thresholds it uses) and `training`.
+
+    A group with fewer than `min_group_tokens` training tokens, or none, uses the set of all
+    training documents of its language; where those have none either, `set` is null. A document of
+    a large group may belong to two sets: its group's, and its language's for the small groups.
+    """
+    columns = ", ".join(config.group_by) or "'all'"
+    connection.execute(
+        f"""
+        CREATE TABLE sets AS
+        WITH weighed AS (
+            SELECT labels.*, coalesce(sum(tokens) FILTER (split = 'train' AND fate = 0), 0) AS own
+            FROM labels LEFT JOIN documents USING (label) GROUP BY ALL),
+        ranked AS (
+            SELECT *, 2 * dense_rank() OVER (ORDER BY {columns}) AS group_set,
+                2 * dense_rank() OVER (ORDER BY language) + 1 AS language_set,
+                sum(own) OVER (PARTITION BY {columns}) >= {max(config.min_group_tokens, 1)} AS large,
+                sum(own) OVER (PARTITION BY language) > 0 AS spoken
+            FROM weighed)
+        SELECT *, (CASE WHEN large THEN group_set WHEN spoken THEN language_set END)::INTEGER AS set
+        FROM ranked
+        """
+    )
+    connection.execute(
+        """
+        CREATE VIEW training AS
+        WITH members AS MATERIALIZED (
+            SELECT label, set FROM sets WHERE split = 'train' AND large
+            UNION ALL
+            SELECT label, language_set::INTEGER FROM sets
+            WHERE split = 'train' AND language_set IN (SELECT set FROM sets))
+        SELECT set, loss, gap, tokens, doc_id FROM documents JOIN members USING (label)
+        WHERE fate = 0
+        """
+    )
+
+
+def cut(connection: duckdb.DuckDBPyConnection, name: str, ranked: str, bins: int) -> None:
+    """Makes table `name` (cell, value_1, doc_1, value_2, doc_2, ...): lower ends of bins 1, 2, ...
+
+    Args:
+        connection: The database.
+        name: The table to make.
+        ranked: A query for (cell, value, tokens, doc_id); every cell is cut by itself.
+        bins: Pieces of equal tokens; bin b begins with the first document, in order of
+            (value, doc_id), whose middle lies at or beyond b / bins of the cell's tokens. A bin
+            without documents begins at infinity.
+    """
+    bucket = f"floor(value * {BUCKETS_PER_NAT}) + 0.0"  # + 0.0 makes -0.0 and 0.0 one bucket
+    ends = "".join(
+        f", coalesce(max(value) FILTER (boundary = {b}), 'infinity') AS value_{b}"
+        f", coalesce(max(doc_id) FILTER (boundary = {b}), '') AS doc_{b}"
+        for b in range(1, bins)
+    )
+    connection.execute(
+        f"""
+        CREATE TABLE {name} AS
+        WITH ranked AS NOT MATERIALIZED ({ranked}),
+        histogram AS MATERIALIZED (
+            SELECT cell, {bucket} AS bucket, sum(tokens) AS tokens FROM ranked GROUP BY ALL),
+        running AS (
+            SELECT *, sum(tokens) OVER line - tokens AS before, lag(tokens, 1, 0) OVER line AS last,
+                sum(tokens) OVER (PARTITION BY cell) AS total
+            FROM histogram WINDOW line AS (PARTITION BY cell ORDER BY bucket)),
+        -- The first document beyond a cut is in the cut's bucket or opens the next one.
+        near AS (
+            SELECT cell, boundary, bucket, before, total FROM running JOIN
+                (SELECT unnest(range(1, {bins})) AS boundary)
+                ON {bins} * (before - last) <= boundary * total
+                AND {bins} * (before + tokens) >= boundary * total),
+        sorted AS (
+            SELECT ranked.cell, boundary, value, doc_id, tokens, total, before - tokens +
+                sum(tokens) OVER (PARTITION BY ranked.cell, boundary, near.bucket
+                    ORDER BY value, doc_id ROWS UNBOUNDED PRECEDING) AS before
+            FROM ranked JOIN near ON ranked.cell = near.cell AND {bucket} = near.bucket),
+        found AS (
+            SELECT cell, boundary, arg_min(value, before) AS value, arg_min(doc_id, before) AS doc_id
+            FROM sorted WHERE {bins} * (2 * before + tokens) >= 2 * boundary * total GROUP BY ALL)
+        SELECT cell {ends} FROM (SELECT DISTINCT cell FROM histogram) LEFT JOIN found USING (cell)
+        GROUP BY cell
+        """
+    )
+
+
+def bin_of(value: str, cuts: str, bins: int) -> str:
+    """SQL for the bin, from 0, of a document with `value` and `doc_id`, by a table that `cut` made.
+
+    Documents of a cell that has no cuts, because no training document came there, are in bin 0.
+    """
+    passed = (
+        f"({value} > {cuts}.value_{b} OR ({value} = {cuts}.value_{b} AND doc_id >= {cuts}.doc_{b}))"
+        f"::INTEGER"
+        for b in range(1, bins)
+    )
+    return f"coalesce({' + '.join(passed)}, 0)" if bins > 1 else "0"
+
+
+def place(connection: duckdb.DuckDBPyConnection, config: PartitionConfig, assignment: Path) -> None:
+    """Cuts both axes and writes one line for every document of the train and held-out splits."""
+    ppl, pd = config.axes.ppl, config.axes.pd
+    cut(
+        connection,
+        "ppl_cuts",
+        "SELECT set AS cell, loss AS value, tokens, doc_id FROM training",
+        ppl,
+    )
+    ppl_bin = bin_of("loss", "ppl_cuts", ppl)
+    cell = f"set * {ppl} + {ppl_bin}" if config.mode == "nested" else f"set * {ppl}"
+    cut(
+        connection,
+        "pd_cuts",
+        f"SELECT {cell} AS cell, gap AS value, tokens, doc_id "
+        "FROM training JOIN ppl_cuts ON ppl_cuts.cell = set",
+        pd,
+    )
+    connection.execute(
+        f"""
+        COPY (
+            WITH half AS NOT MATERIALIZED (
+                SELECT documents.*, sets.* EXCLUDE (label), {ppl_bin} AS ppl_bin, {cell} AS pd_cell
+                FROM documents JOIN sets USING (label) LEFT JOIN ppl_cuts ON ppl_cuts.cell = set)
+            SELECT doc_id, exp(loss) AS ppl, 1 - exp(-gap) AS pd,
+                CASE WHEN fate = 0 AND set IS NOT NULL THEN
+                    {list(config.axes.cells)}[1 + ppl_bin * {pd} + {bin_of("gap", "pd_cuts", pd)}]
+                    END AS quadrant,
+                split, source, domain, language, tokens, bytes, part, row
+            FROM half LEFT JOIN pd_cuts ON pd_cuts.cell = pd_cell
+        ) TO '{assignment}' (FORMAT parquet)
+        """
+    )

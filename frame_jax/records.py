@@ -1,0 +1,67 @@
+"""Token ids on disk: ArrayRecord files whose records are arrays of uint32, little-endian.
+
+Two kinds of file use it: `RUN/tokens/part-*.arrayrecord` (one record a document, text tokens
+only, no BOS or EOS) and `RUN/quadrants/Q*/part-*.arrayrecord` (one record a training row). Every
+record is its own compression group, because they are read in random order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from frame_jax.run_directory import atomic_path
+
+TOKEN_DTYPE = np.dtype("<u4")
+
+
+class TokenWriter:
+    """Appends arrays of token ids to one file; made by `write_tokens`."""
+
+    def __init__(self, path: Path):
+        self._writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
+        self.records = 0
+
+    def append(self, tokens: np.ndarray | Sequence[int]) -> None:
+        """Adds one record: a 1-D array of non-negative integers below 2**32."""
+        self._writer.write(np.asarray(tokens, TOKEN_DTYPE).tobytes())
+        self.records += 1
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@contextlib.contextmanager
+def write_tokens(path: Path) -> Iterator[TokenWriter]:
+    """A `TokenWriter` whose file appears under `path` when the block succeeds."""
+    with atomic_path(path) as temporary:
+        writer = TokenWriter(temporary)
+        try:
+            yield writer
+        finally:
+            writer.close()
+
+
+class TokenReader:
+    """Random access to one file of token arrays."""
+
+    def __init__(self, path: Path):
+        # One reader thread: callers read large batches, and many readers are open at one time.
+        self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+
+    def __len__(self) -> int:
+        return self._reader.num_records()
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
+        """The records at `indices`, in that order, each a 1-D uint32 array."""
+        if len(indices) == 0:
+            return []
+        records = self._reader.read([int(i) for i in indices])
+        return [np.frombuffer(record, TOKEN_DTYPE) for record in records]
+
+    def close(self) -> None:
+        self._reader.close()

@@ -1,0 +1,166 @@
+"""`assignment.parquet` and the token files in; density, token balance and example documents out.
+
+DuckDB does the counting, so memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from frame_jax.corpus.tokenizer import load_tokenizer
+from frame_jax.records import TokenReader
+from frame_jax.run_directory import RunDirectory, list_parts
+
+GROUPS = 12  # drawn in the density figure, the largest first
+BINS = 40  # on each axis of the density
+EXAMPLES = 4  # documents of each quadrant
+EXAMPLE_TOKENS = 220
+
+
+def query(sql: str, path: Path, *parameters: Any) -> list[dict[str, Any]]:
+    """Rows of a query over `documents`, the placed documents of an `assignment.parquet`."""
+    with duckdb.connect() as connection:
+        cursor = connection.execute(
+            "WITH documents AS (SELECT *, domain || ' / ' || language AS label FROM "
+            f"read_parquet(?) WHERE quadrant IS NOT NULL AND isfinite(ppl) AND isfinite(pd)) {sql}",
+            [str(path), *parameters],
+        )
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def density(assignment: Path, bins: int = BINS) -> list[dict[str, Any]]:
+    """Token counts of training documents on a grid of PPL (logarithmic) and PD, by group.
+
+    All groups share one grid, which spans all but the outermost thousandth on each side; what lies
+    outside is counted in the outermost cells.
+
+    Returns:
+        Rows of label, ppl, ppl_end, pd, pd_end and tokens, one for each cell that is not empty.
+    """
+    return query(
+        """
+        , train AS (SELECT label, log10(ppl) AS x, pd AS y, tokens FROM documents
+                    WHERE split = 'train'),
+        largest AS (SELECT label FROM train GROUP BY label ORDER BY sum(tokens) DESC, label
+                    LIMIT ?),
+        edges AS (SELECT approx_quantile(x, 0.001) AS x0, approx_quantile(x, 0.999) AS x1,
+                         approx_quantile(y, 0.001) AS y0, approx_quantile(y, 0.999) AS y1
+                  FROM train SEMI JOIN largest USING (label)),
+        grid AS (SELECT x0, greatest(x1 - x0, 1e-6) / $bins AS dx, y0,
+                        greatest(y1 - y0, 1e-6) / $bins AS dy FROM edges),
+        cells AS (SELECT label, x0, dx, y0, dy, tokens,
+                         least(greatest(floor((x - x0) / dx), 0), $bins - 1) AS i,
+                         least(greatest(floor((y - y0) / dy), 0), $bins - 1) AS j
+                  FROM train SEMI JOIN largest USING (label), grid)
+        SELECT label, round(pow(10, x0 + i * dx), 4) AS ppl,
+               round(pow(10, x0 + (i + 1) * dx), 4) AS ppl_end,
+               round(y0 + j * dy, 5) AS pd, round(y0 + (j + 1) * dy, 5) AS pd_end,
+               CAST(sum(tokens) AS BIGINT) AS tokens
+        FROM cells GROUP BY label, x0, dx, y0, dy, i, j ORDER BY label, i, j
+        """.replace("$bins", str(int(bins))),
+        assignment,
+        GROUPS,
+    )
+
+
+def balance(assignment: Path) -> list[dict[str, Any]]:
+    """Rows of label, quadrant, tokens and documents of the training split, largest groups first."""
+    return query(
+        """
+        , cells AS (SELECT label, quadrant, CAST(sum(tokens) AS BIGINT) AS tokens,
+                           count(*) AS documents
+                    FROM documents WHERE split = 'train' GROUP BY label, quadrant)
+        SELECT * FROM cells
+        ORDER BY sum(tokens) OVER (PARTITION BY label) DESC, label, quadrant
+        """,
+        assignment,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A training document as the report shows it.
+
+    Attributes:
+        quadrant: Its cell.
+        doc_id: Its id.
+        source: Where it comes from.
+        label: Domain and language.
+        ppl: Perplexity.
+        pd: Perplexity difference.
+        tokens: Length of the whole document.
+        text: Its beginning.
+        cut: Whether the text goes on.
+    """
+
+    quadrant: str
+    doc_id: str
+    source: str
+    label: str
+    ppl: float
+    pd: float
+    tokens: int
+    text: str
+    cut: bool
+
+
+def examples(directory: RunDirectory, count: int = EXAMPLES) -> list[Example]:
+    """`count` training documents of each quadrant, chosen by a hash of their ids.
+
+    The largest groups give one each before any gives a second, so that a quadrant shows what it
+    holds and the choice does not depend on the text.
+    """
+    chosen = query(
+        """
+        , best AS (SELECT quadrant, label, sum(tokens) AS size,
+                          arg_min({doc_id: doc_id, source: source, ppl: ppl, pd: pd,
+                                   tokens: tokens, part: part, "row": "row"}, md5(doc_id), ?) AS few
+                   FROM documents WHERE split = 'train' GROUP BY quadrant, label),
+        flat AS (SELECT quadrant, label, size, unnest(few) AS d,
+                        unnest(range(len(few))) AS turn FROM best)
+        SELECT quadrant, label, d.doc_id, d.source, d.ppl, d.pd, d.tokens, d.part, d.row
+        FROM flat QUALIFY row_number() OVER (
+            PARTITION BY quadrant ORDER BY turn, size DESC, label) <= ?
+        ORDER BY quadrant, turn, size DESC, label
+        """,
+        directory.assignment,
+        count,
+        count,
+    )
+    tokenizer = load_tokenizer(directory)
+    parts = list_parts(directory.tokens, ".arrayrecord")
+    found = []
+    for row in chosen:
+        reader = TokenReader(parts[row["part"]])
+        ids = reader.read([row["row"]])[0]
+        reader.close()
+        cut = len(ids) > EXAMPLE_TOKENS
+        text = tokenizer.decode(ids[:EXAMPLE_TOKENS].tolist())
+        found.append(
+            Example(
+                row["quadrant"],
+                row["doc_id"],
+                row["source"],
+                row["label"],
+                row["ppl"],
+                row["pd"],
+                row["tokens"],
+                text.rstrip("\ufffd") if cut else text,  # half a character at the cut
+                cut,
+            )
+        )
+    return found
+
+
+def thresholds(partition: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cuts in `partition.json` as lines of the density figure.
+
+    Returns:
+        Rows of label, x, x2 (PPL), y, y2 (PD): the ends of a line; None is the edge of the figure.
+    """
+    return []

@@ -1,0 +1,274 @@
+"""Plain rows in, one Altair chart a figure out: drawn in the page and rendered to PNG alike.
+
+Charts carry no colours of ink or paper; those come from `THEMES`, so that a page can follow the
+reader's light or dark mode. Charts of arms read a parameter `shown_arms`, which the page sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import numpy as np
+
+Rows = list[dict[str, Any]]
+Panel = alt.Chart | alt.LayerChart | alt.FacetChart
+
+PRINT_WIDTH = 860  # of a PNG, before scaling
+PRINT_COLUMNS = 3  # of a figure of several panels
+
+ARM_COLOURS = (
+    "#e4572e", "#7a8794", "#2e86de", "#2a9d6f", "#b45fd0", "#d19a00", "#00a5b5", "#c2185b",
+    "#6b8e23", "#8d6e63",
+)  # fmt: skip
+QUADRANT_COLOURS = ("#2e86de", "#00a5a0", "#e0a100", "#e4572e")
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+
+
+def theme(ink: str, faint: str, paper: str, ramp: Sequence[str]) -> dict[str, Any]:
+    """A Vega-Lite configuration."""
+    axis = {
+        "labelColor": ink,
+        "titleColor": ink,
+        "gridColor": faint,
+        "domainColor": faint,
+        "tickColor": faint,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+        "labelOverlap": True,
+    }
+    return {
+        "background": paper,
+        "font": FONT,
+        "view": {"stroke": None},
+        "axis": axis,
+        "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "symbolSize": 120},
+        "title": {"color": ink, "fontSize": 13, "anchor": "start", "fontWeight": "normal"},
+        "range": {"heatmap": list(ramp), "ramp": list(ramp)},
+        "rule": {"color": ink},
+        "text": {"color": ink, "fontSize": 12},
+    }
+
+
+THEMES = {
+    "light": theme("#3d4650", "#e3e7eb", "#ffffff", ["#eaf2fb", "#7fb2e5", "#2567ad", "#0b2545"]),
+    "dark": theme("#c3ccd6", "#2f3842", "#161b21", ["#1d2a3a", "#2b5f9c", "#63a8ee", "#e6f2ff"]),
+}
+
+
+def _data(rows: Rows) -> alt.InlineData:
+    return alt.InlineData(values=rows)
+
+
+def _arm_colour(arms: Sequence[str]) -> alt.Color:
+    colours = [ARM_COLOURS[i % len(ARM_COLOURS)] for i in range(len(arms))]
+    return alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms), range=colours))
+
+
+def _shown(arms: Sequence[str]) -> alt.Parameter:
+    return alt.param(name="shown_arms", value=list(arms))
+
+
+IS_SHOWN = "indexof(shown_arms, datum.arm) >= 0"
+TOKENS = alt.X(
+    "tokens:Q",
+    title="training tokens",
+    axis=alt.Axis(format="~s", grid=False),
+    scale=alt.Scale(nice=False, zero=True),
+)
+
+
+def _bands(stages: Rows) -> alt.LayerChart:
+    """The stages as shaded stretches with their names on top."""
+    base = alt.Chart(_data(stages))
+    shade = base.mark_rect(color="#8899aa").encode(
+        x="start:Q",
+        x2="end:Q",
+        opacity=alt.Opacity(
+            "shade:O", legend=None, scale=alt.Scale(domain=[0, 1], range=[0.16, 0.06])
+        ),
+    )
+    names = (
+        base.transform_calculate(middle="(datum.start + datum.end) / 2")
+        .mark_text(baseline="top", dy=4, fontWeight="bold", opacity=0.75, clip=True)
+        .encode(x="middle:Q", y=alt.value(0), text="name:N")
+    )
+    return shade + names
+
+
+def training_loss(series: Rows, stages: Rows, arms: Sequence[str]) -> Panel:
+    """Training loss of every arm against tokens seen.
+
+    The vertical axis leaves out the steep beginning: it is made for what comes after the first
+    twentieth of the run.
+    """
+    horizon = max(row["tokens"] for row in series)
+    settled = [row["loss"] for row in series if row["tokens"] >= horizon / 20]
+    low, high = np.quantile(settled, [0, 0.995])  # a spike may leave the frame
+    margin = 0.04 * (high - low) + 1e-3
+    zoom = alt.selection_interval(
+        bind="scales", name="zoom", zoom="wheel![event.shiftKey || event.ctrlKey]"
+    )
+    lines = (
+        alt.Chart(_data(series))
+        .transform_filter(IS_SHOWN)
+        .mark_line(strokeWidth=1.6, clip=True)
+        .encode(
+            x=TOKENS,
+            y=alt.Y(
+                "loss:Q",
+                title="training loss (nats / token)",
+                scale=alt.Scale(domain=[float(low - margin), float(high + margin)]),
+            ),
+            color=_arm_colour(arms),
+        )
+        .add_params(zoom)
+    )
+    return alt.layer(_bands(stages), lines).add_params(_shown(arms)).properties(height=340)
+
+
+def held_out_loss(curve: Rows, stages: Rows, arms: Sequence[str]) -> Panel:
+    """Held-out loss of every arm at its kept checkpoints, of one slice at a time."""
+    labels = list(dict.fromkeys(row["slice"] for row in curve))
+    chosen = alt.param(
+        name="slice", value="all", bind=alt.binding_select(options=labels, name="held-out part ")
+    )
+    lines = (
+        alt.Chart(_data(curve))
+        .transform_filter(f"datum.slice == slice && {IS_SHOWN}")
+        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45, filled=True))
+        .encode(
+            x=TOKENS,
+            y=alt.Y("nll:Q", title="held-out loss (nats / token)", scale=alt.Scale(zero=False)),
+            color=_arm_colour(arms),
+            tooltip=[
+                alt.Tooltip("arm:N"),
+                alt.Tooltip("slice:N", title="held-out part"),
+                alt.Tooltip("step:Q", format=","),
+                alt.Tooltip("tokens:Q", format=","),
+                alt.Tooltip("nll:Q", title="nats / token", format=".4f"),
+                alt.Tooltip("bits_per_byte:Q", title="bits / byte", format=".4f"),
+            ],
+        )
+    )
+    return alt.layer(_bands(stages), lines).add_params(_shown(arms), chosen).properties(height=320)
+
+
+def throughput(series: Rows, arms: Sequence[str]) -> Panel:
+    """Tokens a second of every arm."""
+    return (
+        alt.Chart(_data([row for row in series if row["tokens_per_second"] is not None]))
+        .transform_filter(IS_SHOWN)
+        .mark_line(strokeWidth=1.2)
+        .encode(
+            x=TOKENS,
+            y=alt.Y("tokens_per_second:Q", title="tokens / second", axis=alt.Axis(format="~s")),
+            color=_arm_colour(arms),
+        )
+        .add_params(_shown(arms))
+        .properties(height=220)
+    )
+
+
+def _quadrant_colour(quadrants: Sequence[str]) -> alt.Color:
+    scale = alt.Scale(domain=list(quadrants), scheme="tableau20")
+    if len(quadrants) <= len(QUADRANT_COLOURS):
+        scale = alt.Scale(domain=list(quadrants), range=list(QUADRANT_COLOURS[: len(quadrants)]))
+    legend = alt.Legend(orient="top")
+    return alt.Color("quadrant:N", title=None, scale=scale, legend=legend)
+
+
+def mixture(rows: Rows, quadrants: Sequence[str], arm: str) -> Panel:
+    """What the batches of one arm were made of."""
+    return (
+        alt.Chart(_data(rows), title=arm)
+        .mark_area()
+        .encode(
+            x=TOKENS,
+            y=alt.Y(
+                "share:Q",
+                title="share of rows",
+                stack="normalize",
+                axis=alt.Axis(format="%", tickCount=3),
+            ),
+            color=_quadrant_colour(quadrants),
+        )
+        .properties(height=120)
+    )
+
+
+def density(cells: Rows, thresholds: Rows, label: str) -> Panel:
+    """Tokens over PPL and PD of one group, with its thresholds.
+
+    Args:
+        cells: Rows as `documents.density` gives them, of all groups: they share both axes.
+        thresholds: Rows of label and x, x2, y, y2 (PPL and PD), the ends of a line.
+        label: The group to draw.
+    """
+    x_domain = [min(row["ppl"] for row in cells), max(row["ppl_end"] for row in cells)]
+    y_domain = [min(row["pd"] for row in cells), max(row["pd_end"] for row in cells)]
+    x_scale = alt.Scale(type="log", domain=x_domain, nice=False)
+    y_scale = alt.Scale(domain=y_domain, nice=False)
+    own = [{k: v for k, v in row.items() if k != "label"} for row in cells if row["label"] == label]
+    tiles = (
+        alt.Chart(_data(own))
+        .mark_rect()
+        .encode(
+            x=alt.X("ppl:Q", title="PPL", scale=x_scale, axis=alt.Axis(tickCount=4, format="~g")),
+            x2="ppl_end:Q",
+            y=alt.Y("pd:Q", title="PD", scale=y_scale, axis=alt.Axis(tickCount=4)),
+            y2="pd_end:Q",
+            color=alt.Color("tokens:Q", scale=alt.Scale(type="log"), legend=None),
+            tooltip=[
+                alt.Tooltip("ppl:Q", title="PPL from", format=".3~g"),
+                alt.Tooltip("pd:Q", title="PD from", format=".3f"),
+                alt.Tooltip("tokens:Q", format=","),
+            ],
+        )
+    )
+    clipped = [
+        {
+            "x": max(row["x"] if row["x"] is not None else x_domain[0], x_domain[0]),
+            "x2": min(row["x2"] if row["x2"] is not None else x_domain[1], x_domain[1]),
+            "y": row["y"] if row["y"] is not None else y_domain[0],
+            "y2": row["y2"] if row["y2"] is not None else y_domain[1],
+        }
+        for row in thresholds
+        if row["label"] == label
+    ]
+    lines = (
+        alt.Chart(_data(clipped))
+        .mark_rule(strokeWidth=1.5, color="#e4572e", clip=True)
+        .encode(x="x:Q", x2="x2:Q", y="y:Q", y2="y2:Q")
+    )
+    return alt.layer(tiles, lines).properties(height=230, title=label)
+
+
+def balance(rows: Rows, quadrants: Sequence[str]) -> Panel:
+    """Share of each group's tokens that each quadrant has."""
+    labels = list(dict.fromkeys(row["label"] for row in rows))
+    return (
+        alt.Chart(_data(rows))
+        .mark_bar()
+        .encode(
+            x=alt.X(
+                "tokens:Q", title="share of tokens", stack="normalize", axis=alt.Axis(format="%")
+            ),
+            y=alt.Y("label:N", title=None, sort=labels, axis=alt.Axis(labelLimit=150)),
+            color=_quadrant_colour(quadrants),
+            order=alt.Order("quadrant:O"),
+            tooltip=["label:N", "quadrant:N", alt.Tooltip("tokens:Q", format=","), "documents:Q"],
+        )
+        .properties(height=26 * len(labels))
+    )
+
+
+def print_sheet(panels: Sequence[Panel]) -> Panel | alt.ConcatChart:
+    """One chart of all panels, as wide as a PNG."""
+    if len(panels) == 1:
+        return panels[0].properties(width=PRINT_WIDTH)
+    columns = min(PRINT_COLUMNS, len(panels))
+    width = PRINT_WIDTH // columns - 60
+    return alt.concat(*(panel.properties(width=width) for panel in panels), columns=columns)

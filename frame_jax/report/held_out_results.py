@@ -1,0 +1,99 @@
+"""`RUN/evaluation/*.json` in; curves, tables and differences between arms out."""
+
+from __future__ import annotations
+
+import bisect
+from typing import Any
+
+import duckdb
+
+from frame_jax.run_directory import RunDirectory, read_json
+
+Result = dict[str, Any]  # what `frame_jax.evaluation.held_out` writes for one curriculum
+DIMENSIONS = ("domain", "language", "quadrant")
+BASELINE = "random"  # the arm that the others are compared with
+
+
+def read_results(directory: RunDirectory) -> dict[str, Result]:
+    """The results of every evaluated curriculum, by name."""
+    paths = sorted(directory.evaluation("any").parent.glob("*.json"))
+    return {path.stem: read_json(path) for path in paths}
+
+
+def slices(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """All measurements of a checkpoint by label: `all`, `domain: code`, `quadrant: Q1`, ..."""
+    found = {"all": checkpoint["overall"]}
+    for dimension in DIMENSIONS:
+        for value, measured in checkpoint[dimension].items():
+            found[f"{dimension}: {value}"] = measured
+    return found
+
+
+def curve_rows(results: dict[str, Result]) -> list[dict[str, Any]]:
+    """Rows of arm, step, tokens, slice, nll and bits_per_byte for every kept checkpoint."""
+    return [
+        {
+            "arm": arm,
+            "step": checkpoint["step"],
+            "tokens": checkpoint["tokens"],
+            "slice": label,
+            "nll": measured["nll_per_token"],
+            "bits_per_byte": measured["bits_per_byte"],
+        }
+        for arm, result in results.items()
+        for checkpoint in result["checkpoints"]
+        for label, measured in slices(checkpoint).items()
+    ]
+
+
+def around(result: Result, step: int) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """The last checkpoint at or before `step`, and the first one after it."""
+    checkpoints = result["checkpoints"]
+    place = bisect.bisect_right([checkpoint["step"] for checkpoint in checkpoints], step)
+    before = checkpoints[place - 1] if place else None
+    return before, checkpoints[place] if place < len(checkpoints) else None
+
+
+def final(result: Result) -> dict[str, Any]:
+    """The checkpoint of the last step."""
+    return result["checkpoints"][-1]
+
+
+def differences(
+    directory: RunDirectory, results: dict[str, Result], baseline: str = BASELINE
+) -> dict[str, tuple[float, float]]:
+    """Final held-out loss of every other arm minus the baseline's, and its standard error.
+
+    Both are in nats per token. Arms are compared document by document, so what makes a document
+    hard for every arm cancels: with d_i the difference of the sums over document i of n_i tokens
+    and D = sum(d) / sum(n), the error is sqrt(sum((d_i - D n_i)^2)) / sum(n), that of a ratio of
+    two means over documents. It says how far the sample of documents matters, not how far the
+    seed of the training run does. [ours]
+
+    Returns:
+        Nothing where the baseline has not been evaluated.
+    """
+    if baseline not in results:
+        return {}
+    found = {}
+    with duckdb.connect() as connection:
+        for arm in results:
+            if arm == baseline:
+                continue
+            found[arm] = connection.execute(
+                """
+                WITH paired AS (SELECT arm.nll - base.nll AS d, arm.predicted_tokens AS n
+                                FROM read_parquet(?) arm JOIN read_parquet(?) base USING (doc_id)),
+                total AS (SELECT sum(d) / sum(n) AS mean, sum(n) AS tokens FROM paired)
+                SELECT any_value(mean), sqrt(sum(power(d - mean * n, 2))) / any_value(tokens)
+                FROM paired, total
+                """,
+                [document_scores(directory, name, results[name]) for name in (arm, baseline)],
+            ).fetchall()[0]
+    return found
+
+
+def document_scores(directory: RunDirectory, arm: str, result: Result) -> str:
+    """Glob of the final checkpoint's losses by document."""
+    folder = directory.evaluation(arm).with_suffix("") / str(final(result)["step"])
+    return str(folder / "part-*.parquet")

@@ -1,0 +1,61 @@
+"""Elements of a page from text that may contain anything: whatever is not `Html` is escaped."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from typing import Any
+
+
+class Html(str):
+    """Markup that is already safe to put into a page."""
+
+    __slots__ = ()
+
+
+def tag(name: str, *children: str, **attributes: str | bool | None) -> Html:
+    """One element. Attribute names may end in `_` and use `_` for `-`; None and False leave it out.
+
+    >>> tag("p", "a < b", class_="note")
+    '<p class="note">a &lt; b</p>'
+    """
+    written = "".join(_attribute(key, value) for key, value in attributes.items())
+    return Html(f"<{name}{written}>{join(children)}</{name}>")
+
+
+def _attribute(key: str, value: str | bool | None) -> str:
+    if value is None or value is False:
+        return ""
+    name = key.rstrip("_").replace("_", "-")
+    return f" {name}" if value is True else f' {name}="{html.escape(value)}"'
+
+
+def join(children: Sequence[str]) -> Html:
+    """Children one after the other, escaped where they are not `Html`."""
+    return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
+    """A table that scrolls sideways on a narrow screen; the first cell of each row names it."""
+    head = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in header)))
+    body = tag(
+        "tbody",
+        *(
+            tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
+            for row in rows
+        ),
+    )
+    return tag("div", tag("table", head, body), class_="scroll", tabindex="0")
+
+
+def script_json(value: Any) -> Html:
+    """JSON that cannot leave a `<script>` element, whatever strings it holds.
+
+    Raises:
+        ValueError: for NaN and infinities, which JSON does not have.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Html(text)

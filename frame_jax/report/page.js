@@ -1,0 +1,57 @@
+// Draws every figure of the page, keeps them in the reader's light or dark mode, and lets the
+// buttons show and hide arms in all of them and zoom the loss.
+"use strict";
+(() => {
+  const read = (id) => JSON.parse(document.getElementById(id).textContent);
+  const figures = read("figures");
+  const themes = read("themes");
+  const dark = window.matchMedia("(prefers-color-scheme: dark)");
+  const arms = [...document.querySelectorAll("button[data-arm]")];
+  const views = new Map();
+
+  const shownArms = () =>
+    arms.filter((b) => b.getAttribute("aria-pressed") === "true").map((b) => b.dataset.arm);
+
+  const setSignal = (view, name, value) => {
+    if (name in view.getState().signals) view.signal(name, value).runAsync();
+  };
+
+  async function draw(element) {
+    const drawn = await vegaEmbed(element, figures[element.dataset.figure], {
+      config: dark.matches ? themes.dark : themes.light,
+      ast: true, // expressions are interpreted: the page's policy forbids eval
+      actions: { export: true, source: false, compiled: false, editor: false },
+      downloadFileName: element.dataset.figure,
+    });
+    views.get(element)?.finalize();
+    views.set(element, drawn);
+    setSignal(drawn.view, "shown_arms", shownArms());
+  }
+
+  async function drawAll() {
+    for (const element of document.querySelectorAll("[data-figure]")) await draw(element);
+    document.documentElement.dataset.drawn = dark.matches ? "dark" : "light";
+  }
+
+  for (const button of arms) {
+    button.addEventListener("click", () => {
+      button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
+      for (const { view } of views.values()) setSignal(view, "shown_arms", shownArms());
+    });
+  }
+
+  for (const button of document.querySelectorAll("button[data-zoom]")) {
+    button.addEventListener("click", () => {
+      const { view } = views.get(document.getElementById(button.dataset.target));
+      const factor = Number(button.dataset.zoom);
+      for (const [scale, signal] of [["x", "zoom_tokens"], ["y", "zoom_loss"]]) {
+        const [low, high] = view.scale(scale).domain();
+        const [middle, half] = [(low + high) / 2, ((high - low) / 2) * factor];
+        setSignal(view, signal, factor ? [middle - half, middle + half] : null);
+      }
+    });
+  }
+
+  dark.addEventListener("change", drawAll);
+  drawAll();
+})();

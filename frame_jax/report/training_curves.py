@@ -1,0 +1,205 @@
+"""`metrics.jsonl` and `curriculum.json` of every arm in, thinned series and numbers out.
+
+DuckDB streams the metrics, so a run of a million steps needs no more memory, and makes no larger a
+page, than a run of a thousand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from frame_jax.run_directory import RunDirectory, read_json
+
+POINTS = 500  # of a curve
+GAP, WINDOW = 0.04, 0.04  # share of the run beside a boundary that is left out, that is averaged
+COLUMNS = {
+    "step": "BIGINT",
+    "tokens": "BIGINT",
+    "loss": "DOUBLE",
+    "learning_rate": "DOUBLE",
+    "mixture": "MAP(VARCHAR, DOUBLE)",
+    "seconds": "DOUBLE",
+    "tokens_per_second": "DOUBLE",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Steps [start, stop) of a run; `start` is also the number of updates made before it."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One curriculum's training run.
+
+    Attributes:
+        name: The curriculum's name.
+        metrics: Its `metrics.jsonl`.
+        stages: In order.
+        steps: Optimizer steps.
+        tokens_per_step: Tokens of a global batch.
+    """
+
+    name: str
+    metrics: Path
+    stages: tuple[Stage, ...]
+    steps: int
+    tokens_per_step: int
+
+
+def read_arm(directory: RunDirectory, name: str) -> Arm | None:
+    """The arm `name`, or None where it has not been trained."""
+    folder = directory.pretrain(name)
+    if not (folder / "metrics.jsonl").exists() or not (folder / "curriculum.json").exists():
+        return None
+    plan = read_json(folder / "curriculum.json")
+    stops = [stage["last_step"] for stage in plan["stages"]]  # whole steps, rounded up
+    stages = tuple(
+        Stage(stage["name"], start, stop)
+        for stage, start, stop in zip(plan["stages"], [0, *stops], stops, strict=False)
+    )
+    tokens_per_step = plan["batch_rows"] * plan["sequence_length"]
+    return Arm(name, folder / "metrics.jsonl", stages, plan["steps"], tokens_per_step)
+
+
+def query(path: Path, sql: str, *parameters: Any) -> list[dict[str, Any]]:
+    """Rows of a query over `metrics`, the lines of a `metrics.jsonl`."""
+    columns = ", ".join(f"{name}: '{kind}'" for name, kind in COLUMNS.items())
+    with duckdb.connect() as connection:
+        cursor = connection.execute(
+            "WITH metrics AS (FROM read_json(?, format = 'newline_delimited', "
+            f"columns = {{{columns}}})) {sql}",
+            [str(path), *parameters],
+        )
+        names = [column[0] for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def series(arm: Arm, points: int = POINTS) -> list[dict[str, Any]]:
+    """At most `points` rows of arm, tokens, loss and tokens_per_second, averaged over equal spans.
+
+    A span's speed is the median of its steps; its loss is the mean of the finite ones.
+    """
+    return query(
+        arm.metrics,
+        """
+        SELECT ? AS arm, CAST(max(tokens) AS BIGINT) AS tokens,
+               avg(loss) FILTER (isfinite(loss)) AS loss,
+               median(tokens_per_second) FILTER (isfinite(tokens_per_second)) AS tokens_per_second
+        FROM metrics GROUP BY step * ? // ? HAVING loss IS NOT NULL ORDER BY tokens
+        """,
+        arm.name,
+        points,
+        arm.steps,
+    )
+
+
+def mixture_series(arm: Arm, points: int = 160) -> list[dict[str, Any]]:
+    """Rows of arm, tokens, quadrant and share: what the batches were made of."""
+    return query(
+        arm.metrics,
+        """
+        , spans AS (SELECT step * ? // ? AS span, max(tokens) AS tokens, count(*) AS steps
+                    FROM metrics GROUP BY span),
+        cells AS (SELECT step * ? // ? AS span, unnest(map_entries(mixture)) AS entry
+                  FROM metrics)
+        SELECT ? AS arm, CAST(any_value(tokens) AS BIGINT) AS tokens, entry.key AS quadrant,
+               sum(entry.value) / any_value(steps) AS share
+        FROM spans JOIN cells USING (span) GROUP BY span, quadrant ORDER BY span, quadrant
+        """,
+        points,
+        arm.steps,
+        points,
+        arm.steps,
+        arm.name,
+    )
+
+
+def stage_bands(arm: Arm) -> list[dict[str, Any]]:
+    """Rows of name, start and end (tokens seen) of every stage."""
+    return [
+        {
+            "name": stage.name,
+            "start": stage.start * arm.tokens_per_step,
+            "end": stage.stop * arm.tokens_per_step,
+            "shade": index % 2,
+        }
+        for index, stage in enumerate(arm.stages)
+    ]
+
+
+def mean_loss(arm: Arm, start: int, stop: int) -> float | None:
+    """Mean training loss over steps [start, stop), in nats per token."""
+    rows = query(
+        arm.metrics,
+        """
+        SELECT avg(loss) FILTER (isfinite(loss)) AS loss FROM metrics WHERE step >= ? AND step < ?
+        """,
+        start,
+        stop,
+    )
+    return rows[0]["loss"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingDrop:
+    """The training loss on the two sides of a stage's beginning, in nats per token.
+
+    Attributes:
+        stage: The stage that begins.
+        step: Updates made before it.
+        before: Mean over a window before; the very first step's loss for the first stage.
+        after: Mean over a window after.
+    """
+
+    stage: str
+    step: int
+    before: float | None
+    after: float | None
+
+
+def training_drops(arm: Arm) -> list[TrainingDrop]:
+    """One drop for each stage. [ours]
+
+    The two windows lie `GAP` of the run away from the boundary, because a smooth transition mixes
+    both stages beside it, and are `WINDOW` of the run long; neither is more than a quarter of its
+    stage.
+    """
+
+    def spans(stage: Stage) -> tuple[int, int]:
+        quarter = (stage.stop - stage.start) // 4
+        gap, window = math.ceil(GAP * arm.steps), math.ceil(WINDOW * arm.steps)
+        return min(gap, quarter), max(min(window, quarter), 1)
+
+    drops = []
+    for previous, stage in zip([None, *arm.stages], arm.stages, strict=False):
+        gap, window = spans(stage)
+        after = mean_loss(arm, stage.start + gap, stage.start + gap + window)
+        if previous is None:
+            before = mean_loss(arm, 0, 1)
+        else:
+            gap, window = spans(previous)
+            before = mean_loss(arm, stage.start - gap - window, stage.start - gap)
+        drops.append(TrainingDrop(stage.name, stage.start, before, after))
+    return drops
+
+
+def speed(arm: Arm) -> dict[str, float]:
+    """Steps, tokens, seconds spent in steps, tokens a second over all, and the median step's."""
+    return query(
+        arm.metrics,
+        """
+        SELECT CAST(count(*) AS BIGINT) AS steps, CAST(max(tokens) AS BIGINT) AS tokens,
+               sum(seconds) AS seconds, median(tokens_per_second) AS tokens_per_second
+        FROM metrics
+        """,
+    )[0]

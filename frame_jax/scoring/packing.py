@@ -1,0 +1,159 @@
+"""Windows in, rows of fixed length out: best-fit-decreasing over a bounded pool.
+
+A row holds several windows side by side; segment ids keep them apart in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from frame_jax.scoring.windows import Window
+
+FULL = 0.99  # rows less full than this wait for better company
+
+Row = list[Window]
+
+
+def pack(windows: Iterable[Window], length: int, pool_rows: int) -> Iterator[Row]:
+    """Groups windows into rows of at most `length` tokens.
+
+    The pool is filled with about `pool_rows` rows of windows, packed, and its full rows leave; the
+    others go back into the pool. What is left at the end leaves as it is.
+
+    Args:
+        windows: Windows of at most `length` tokens.
+        length: Tokens a row holds.
+        pool_rows: Bound of the pool, in rows.
+    """
+    pool: Row = []
+    tokens = 0
+    for window in windows:
+        pool.append(window)
+        tokens += window.length
+        if tokens >= pool_rows * length:
+            rows = best_fit_decreasing(pool, length)
+            # The fullest rows leave, at least half of them: every window is packed a bounded
+            # number of times.
+            rows.sort(key=row_tokens, reverse=True)
+            leaving = max(sum(row_tokens(row) >= FULL * length for row in rows), len(rows) // 2, 1)
+            yield from rows[:leaving]
+            pool = [window for row in rows[leaving:] for window in row]
+            tokens = row_tokens(pool)
+    yield from best_fit_decreasing(pool, length)
+
+
+def row_tokens(row: Row) -> int:
+    """Real tokens of a row."""
+    return sum(window.length for window in row)
+
+
+def best_fit_decreasing(windows: Iterable[Window], length: int) -> list[Row]:
+    """Packs windows, longest first, each into the fullest row that still holds it.
+
+    Rows are found by their remaining room: bit r of `rooms` says that a row with room for r tokens
+    exists, so the search is one shift, whatever the number of rows.
+    """
+    rows: list[Row] = []
+    by_room: list[list[Row]] = [[] for _ in range(length + 1)]
+    rooms = 0
+    for window in sorted(windows, key=lambda window: window.length, reverse=True):
+        fitting = rooms >> window.length
+        if fitting:
+            room = window.length + (fitting & -fitting).bit_length() - 1
+            row = by_room[room].pop()
+            if not by_room[room]:
+                rooms ^= 1 << room
+        else:
+            room, row = length, []
+            rows.append(row)
+        row.append(window)
+        room -= window.length
+        by_room[room].append(row)
+        rooms |= 1 << room
+    return rows
+
+
+class Batch(NamedTuple):
+    """Packed rows as a model reads them; arrays [rows, length] int32, unused places 0.
+
+    Attributes:
+        inputs: Tokens.
+        targets: The token after each.
+        segment_ids: 1 for a row's first window, 2 for its second, ...; 0 for padding.
+        positions: Place of each token in its window.
+        windows: The windows, in the order of their places.
+        starts: [windows] int64, the flat index of each window's first token.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
+    windows: list[Window]
+    starts: np.ndarray
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens, those read twice because of the overlap included."""
+        return row_tokens(self.windows)
+
+
+def make_batch(rows: list[Row], row_count: int, length: int) -> Batch:
+    """Lays out at most `row_count` rows; rows that are missing stay empty."""
+    inputs, targets, segment_ids, positions = np.zeros((4, row_count * length), np.int32)
+    windows: list[Window] = []
+    starts: list[int] = []
+    count_up = np.arange(length, dtype=np.int32)
+    for index, row in enumerate(rows):
+        place = index * length
+        for segment, window in enumerate(row, 1):
+            stop = place + window.length
+            inputs[place:stop] = window.ids[:-1]
+            targets[place:stop] = window.ids[1:]
+            segment_ids[place:stop] = segment
+            positions[place:stop] = count_up[: window.length]
+            windows.append(window)
+            starts.append(place)
+            place = stop
+    shape = (row_count, length)
+    return Batch(
+        inputs.reshape(shape),
+        targets.reshape(shape),
+        segment_ids.reshape(shape),
+        positions.reshape(shape),
+        windows,
+        np.array(starts, np.int64),
+    )
+
+
+def batches(rows: Iterable[Row], row_count: int, length: int) -> Iterator[Batch]:
+    """Batches of `row_count` rows; the last is filled up with empty rows."""
+    pending: list[Row] = []
+    for row in rows:
+        pending.append(row)
+        if len(pending) == row_count:
+            yield make_batch(pending, row_count, length)
+            pending = []
+    if pending:
+        yield make_batch(pending, row_count, length)
+
+
+def window_sums(nll: np.ndarray, batch: Batch) -> np.ndarray:
+    """Sum of the counted NLL of every window, in float64.
+
+    Args:
+        nll: [models, rows, length] float32, one value a token.
+        batch: The batch they belong to.
+
+    Returns:
+        [models, windows] float64.
+    """
+    flat = nll.reshape(len(nll), -1).astype(np.float64)
+    flat = np.append(flat, np.zeros((len(nll), 1)), axis=1)  # an end may lie behind the last token
+    first = batch.starts + [window.uncounted for window in batch.windows]
+    last = batch.starts + [window.length for window in batch.windows]
+    edges = np.stack([first, last], axis=1).reshape(-1)
+    return np.add.reduceat(flat, edges, axis=1)[:, ::2]

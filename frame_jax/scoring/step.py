@@ -1,0 +1,161 @@
+"""Packed rows in, the NLL of every token under every model out, in one jitted, device-mapped call.
+
+Rows are split over the devices of this process; processes never wait for each other here. The
+parameters are replicated, or, for models larger than a device, sharded over `fsdp` devices and
+gathered layer by layer while the call runs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from frame_jax.config import ParallelConfig
+from frame_jax.errors import UserError
+from frame_jax.models.cross_entropy import chunk_count, token_nll
+from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Params
+from frame_jax.parallel import sharding
+from frame_jax.scoring.packing import Batch
+
+
+class Scorer:
+    """Models on the devices of this process, ready to score batches of one shape.
+
+    Attributes:
+        rows: Rows in a batch.
+        context: Tokens in a row.
+        models: The decoders, in the order of the results.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[tuple[Decoder, Params]],
+        context: int,
+        *,
+        rows_per_device: int,
+        loss_chunk: int,
+        fsdp: int = 1,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """Places the parameters; compiles at the first call.
+
+        Args:
+            models: Decoders with their parameters, which must share a vocabulary.
+            context: Tokens in a row.
+            rows_per_device: Rows that one device scores in a call.
+            loss_chunk: Tokens whose logits exist at one time, per device.
+            fsdp: Devices that share one copy of the parameters; divides the number of devices.
+            devices: Defaults to all devices of this process.
+
+        Raises:
+            UserError: if `fsdp` does not divide the number of devices.
+        """
+        devices = jax.local_devices() if devices is None else devices
+        if len(devices) % fsdp:
+            raise UserError(
+                f"scoring.fsdp is {fsdp}, but a process has {len(devices)} devices: "
+                "choose a divisor of that"
+            )
+        self.models = tuple(decoder for decoder, _ in models)
+        self.context, self.rows = context, rows_per_device * len(devices)
+        mesh = sharding.make_mesh(ParallelConfig(data=-1, fsdp=fsdp, tensor=1), devices)
+        placed = [place(decoder, params, mesh) for decoder, params in models]
+        self._params = tuple(params for params, _ in placed)
+        specs = tuple(specs for _, specs in placed)
+        self._batch_sharding = sharding.batch_sharding(mesh)
+        rows_spec = self._batch_sharding.spec
+        score = functools.partial(
+            score_rows,
+            self.models,
+            specs,
+            chunks=chunk_count(rows_per_device, context, loss_chunk),
+        )
+        self._score = jax.jit(
+            jax.shard_map(
+                score,
+                mesh=mesh,
+                in_specs=(specs, rows_spec, rows_spec, rows_spec, rows_spec),
+                out_specs=PartitionSpec(None, *rows_spec),
+                check_vma=False,  # the mesh's third axis, `tensor`, has one device here
+            )
+        )
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        """Starts scoring a batch: [models, rows, context] float32 NLL in nats, ready later."""
+        arrays = (batch.inputs, batch.targets, batch.segment_ids, batch.positions)
+        return self._score(self._params, *jax.device_put(arrays, self._batch_sharding))
+
+
+def place(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
+    """Parameters on the devices of `mesh`, matrices in the compute dtype; their partition specs.
+
+    Rounding the matrices once gives what rounding them at every use gives, in half the memory.
+    """
+    axes, shapes = decoder.axes(), decoder.shapes()
+    shardings = sharding.param_shardings(axes, shapes, mesh)
+
+    def put(leaf: Any, names: tuple[str, ...], target: NamedSharding) -> jax.Array:
+        is_matrix = len(names) - ("layer" in names) == 2
+        dtype = jnp.dtype(decoder.compute_dtype) if is_matrix else jnp.float32
+        return jax.device_put(np.asarray(leaf).astype(dtype), target)
+
+    placed = jax.tree.map(put, params, axes, shardings)
+    return placed, jax.tree.map(lambda target: target.spec, shardings)
+
+
+def gather(params: Params, specs: Any) -> Params:
+    """Whole parameters from the shards that the devices of the `fsdp` axis hold."""
+
+    def whole(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if "fsdp" not in spec:
+            return leaf
+        return jax.lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)
+
+    return jax.tree.map(whole, params, specs)
+
+
+def score_rows(
+    models: tuple[Decoder, ...],
+    specs: tuple[Any, ...],
+    params: tuple[Params, ...],
+    inputs: jax.Array,
+    targets: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    chunks: int,
+) -> jax.Array:
+    """What one device does with its rows.
+
+    Args:
+        models: The decoders.
+        specs: Partition specs of the parameters of each.
+        params: This device's shards of the parameters of each.
+        inputs: [rows, context] int32.
+        targets: [rows, context] int32.
+        segment_ids: [rows, context] int32.
+        positions: [rows, context] int32.
+        chunks: Pieces the sequence is cut into for the logits.
+
+    Returns:
+        [models, rows, context] float32.
+    """
+    losses = []
+    for decoder, shards, spec in zip(models, params, specs, strict=True):
+        # A layer's specs, without the leading axis over which the layers are scanned.
+        layer_specs = jax.tree.map(lambda s: PartitionSpec(*s[1:]), spec["layers"])
+        outer = {name: spec[name] for name in spec if name != "layers"}
+        whole = gather({name: shards[name] for name in outer}, outer)
+        module = decoder.bind({**whole, "layers": shards["layers"]})
+        hidden = module(
+            inputs, segment_ids, positions, gather=functools.partial(gather, specs=layer_specs)
+        )
+        losses.append(token_nll(hidden, module.unembedding(), targets, chunks))
+    return jnp.stack(losses)

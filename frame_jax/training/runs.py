@@ -1,0 +1,101 @@
+"""The two phases that train: reference models on the reference split, arms on the quadrants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from frame_jax.config import PretrainConfig, ReferenceModelConfig, RunConfig
+from frame_jax.curriculum.presets import expand
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.stages import Schedule, resolve, shuffled
+from frame_jax.models.functional import Decoder
+from frame_jax.phases import fingerprint_of
+from frame_jax.records import TokenReader
+from frame_jax.run_directory import RunDirectory, list_parts, read_json
+from frame_jax.training.step import Specials
+from frame_jax.training.trainer import Job, train
+
+VOCAB_MULTIPLE = 128  # the embedding is padded to this, so that it splits over devices
+
+
+def train_reference(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]:
+    """Trains the reference model `name` (weak or strong) on the reference split, shuffled."""
+    reference, rows = getattr(config.reference, name), config.reference.rows
+    parts = {"reference": list_parts(directory.reference("rows") / "reference", ".arrayrecord")}
+    training = reference.training
+    schedule = shuffled(count_rows(parts), training.batch_rows, training.steps)
+    job = make_job(
+        config,
+        directory,
+        unit=f"reference-{name}",
+        folder=directory.reference(name),
+        settings=reference,
+        schedule=schedule,
+        parts=parts,
+        sequence_length=rows.sequence_length,
+    )
+    return train(job)
+
+
+def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]:
+    """Trains the target model in the order of the curriculum `name`.
+
+    Arms differ in the order of the rows alone: initial weights and the rows are the same.
+    """
+    training, axes = config.pretrain.training, config.partition.axes
+    sequence_length = config.partition.rows.sequence_length
+    parts = {cell: list_parts(directory.quadrants / cell, ".arrayrecord") for cell in axes.cells}
+    schedule = resolve(
+        expand(config.curricula[name], axes),
+        count_rows(parts),
+        batch_rows=training.batch_rows,
+        sequence_length=sequence_length,
+        steps=training.steps,
+    )
+    job = make_job(
+        config,
+        directory,
+        unit=f"pretrain-{name}",
+        folder=directory.pretrain(name),
+        settings=config.pretrain,
+        schedule=schedule,
+        parts=parts,
+        sequence_length=sequence_length,
+    )
+    return train(job)
+
+
+def make_job(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    unit: str,
+    folder: Path,
+    settings: ReferenceModelConfig | PretrainConfig,
+    schedule: Schedule,
+    parts: dict[str, list[Path]],
+    sequence_length: int,
+) -> Job:
+    """What all training runs of a run directory have in common, filled in."""
+    training = settings.training
+    special = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    vocab_size = -(-special["vocab_size"] // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    return Job(
+        name=unit.replace("-", " "),
+        folder=folder,
+        decoder=Decoder(settings.model, vocab_size, training.compute_dtype, training.remat),
+        training=training,
+        parallel=config.parallel,
+        specials=Specials(special["bos_id"], special["eos_id"]),
+        selection=SelectionMap(schedule, config.seed),
+        parts=parts,
+        sequence_length=sequence_length,
+        seed=config.seed,
+        fingerprint=f"{fingerprint_of(directory, unit)}-{schedule.fingerprint}",
+    )
+
+
+def count_rows(parts: dict[str, list[Path]]) -> dict[str, int]:
+    """Rows in the files of each quadrant."""
+    return {cell: sum(len(TokenReader(path)) for path in paths) for cell, paths in parts.items()}

@@ -1,0 +1,117 @@
+"""Splits by hash, the plan of parts, the sample and the signature."""
+
+import dataclasses
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frame_jax.config import SourceConfig, TokenizerConfig
+from frame_jax.corpus.parts import _stripes, plan, sample, signature
+from frame_jax.corpus.splits import split_of, unit_hash
+
+
+def test_splits_have_the_asked_fractions_and_never_change():
+    ids = [f"doc-{i}" for i in range(20_000)]
+    counts = Counter(split_of(i, 0, 0.05, 0.2) for i in ids)
+    # Five standard deviations of a binomial.
+    assert abs(counts["held_out"] - 1000) < 155
+    assert abs(counts["reference"] - 4000) < 285
+    # Literal values: another platform, Python or release must agree, or runs cannot be resumed.
+    assert [split_of(f"doc-{i}", 0, 0.05, 0.2) for i in (0, 1, 2, 5, 8, 25)] == GOLDEN
+    assert split_of("中文", 0, 0, 0) == "train"
+    # Growing one fraction moves documents only into it.
+    before = [split_of(i, 0, 0.05, 0.2) for i in ids]
+    after = [split_of(i, 0, 0.05, 0.3) for i in ids]
+    assert all(
+        a == b or (a, b) == ("train", "reference") for a, b in zip(before, after, strict=True)
+    )
+
+
+GOLDEN = ["train", "train", "train", "train", "train", "train"]
+
+
+def test_seeds_split_independently():
+    ids = [f"doc-{i}" for i in range(20_000)]
+    both = sum(split_of(i, 0, 0.2, 0) == split_of(i, 1, 0.2, 0) == "held_out" for i in ids)
+    assert abs(both - 800) < 140
+
+
+@given(st.text(), st.text())
+def test_hashes_lie_in_the_unit_interval(name, salt):
+    name, salt = (x.encode("utf-8", "replace").decode() for x in (name, salt))
+    assert 0 <= unit_hash(name, salt) < 1
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=40), st.integers(1, 64))
+def test_large_inputs_are_cut_so_that_parts_can_be_even(sizes, parts):
+    counts = _stripes(sizes, parts)
+    assert all(count >= 1 for count in counts)
+    assert sum(counts) <= max(parts, len(sizes) + parts)
+    if len(sizes) >= parts:
+        assert max(s / c for s, c in zip(sizes, counts, strict=True)) <= sum(sizes) / parts * 1.001
+    elif sum(sizes):
+        assert sum(counts) == parts or max(
+            s / c for s, c in zip(sizes, counts, strict=True)
+        ) <= sum(sizes) / parts * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("parts", [1, 3, 8, 50])
+def test_parts_hold_every_record_once_and_similar_amounts(write_jsonl, records, make_config, parts):
+    for name, share in (("a", records[:90]), ("b", records[90:110]), ("c", records[110:])):
+        write_jsonl(f"{name}.jsonl", share)
+    folder = write_jsonl("a.jsonl", records[:90]).parent
+    config = make_config(SourceConfig(kind="jsonl", path=str(folder)), parts=parts)
+    found = [[r.id for chunk in chunks for r in chunk.read()] for chunks in plan(config.corpus)]
+    assert len(found) == parts
+    assert Counter(i for ids in found for i in ids) == Counter(r["id"] for r in records)
+    if parts == 3:
+        assert max(map(len, found)) <= 60
+
+
+def test_sample_is_bounded_reaches_every_file_and_ignores_parts(write_jsonl, records, make_config):
+    folder = write_jsonl("a.jsonl", records[:60]).parent
+    write_jsonl("b.jsonl", [b"broken", *records[60:]])
+    source = SourceConfig(kind="jsonl", path=str(folder))
+    corpus = make_config(source, parts=3).corpus
+    everything = list(sample(corpus, 10**9))
+    assert len(everything) == 120
+    few = list(sample(corpus, 1500))
+    sizes = [len(d.text.encode()) for d in few]
+    assert sum(sizes[:-1]) < 1500 and 400 < sum(sizes)
+    lines = {
+        name: [d.line for d in few if d.file.endswith(name)] for name in ("a.jsonl", "b.jsonl")
+    }
+    # Not only the beginning of a file.
+    assert max(lines["a.jsonl"]) > 40 and max(lines["b.jsonl"]) > 40
+    assert list(sample(dataclasses.replace(corpus, parts=7), 1500)) == few
+
+
+def test_signature_changes_with_the_files_and_only_then(
+    write_jsonl, records, make_config, tmp_path
+):
+    path = write_jsonl("a.jsonl", records)
+    source = SourceConfig(kind="jsonl", path=str(path.parent))
+    config = make_config(source)
+    first = signature(config)
+    assert signature(config) == first == signature(make_config(source, parts=3, run="other"))
+    write_jsonl("b.jsonl", records[:1])
+    added = signature(config)
+    write_jsonl("b.jsonl", records[:2])
+    grown = signature(config)
+    path.with_name("b.jsonl").unlink()
+    assert len({first, added, grown}) == 3 and signature(config) == first
+    text = make_config(SourceConfig(kind="text", path=str(path.parent)))
+    before = signature(text)
+    path.rename(path.with_name("renamed.jsonl"))
+    assert signature(text) != before
+    given_file = tmp_path / "tokenizer.json"
+    given_file.write_text("1")
+    with_tokenizer = make_config(
+        SourceConfig(kind="text", path=str(path.parent)),
+        tokenizer=TokenizerConfig(path=str(given_file)),
+    )
+    before = signature(with_tokenizer)
+    given_file.write_text("2")
+    assert signature(with_tokenizer) != before

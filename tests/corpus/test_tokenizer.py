@@ -1,0 +1,190 @@
+"""The tokenizer: exact round trips, special tokens, and given files."""
+
+import json
+import unicodedata
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from frame_jax.config import SourceConfig, TokenizerConfig
+from frame_jax.corpus.tokenizer import cut, load_tokenizer, make_tokenizer
+from frame_jax.corpus.vocabulary import BOS, EOS, prepare_tokenizer, train
+from frame_jax.errors import UserError
+from frame_jax.run_directory import RunDirectory, read_json
+
+TEXTS = [
+    "The quick brown fox — it's 12345 years old, isn't it?\r\n\r\n  Yes.\t\n",
+    "数据的顺序会影响模型的损失。然后,我们训练四个阶段!",
+    "def f(x):\n    if x:\n\treturn {'a': [1, 2]}  # comment\n\n\n",
+    "emoji 👩‍👩‍👧 नमस्ते ｆｕｌｌ e\u0301 \u00e9 \u200b\ufeff\x00\x1c\x85\u2028 end",
+    f"literally {BOS} and {EOS}{EOS}",
+]
+any_text = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    backend = train(TEXTS * 3, 400)
+    return make_tokenizer(backend, backend.token_to_id(BOS), backend.token_to_id(EOS))
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_english_chinese_and_code_come_back_exactly(trained, text):
+    [ids] = trained.encode_batch([text])
+    assert trained.decode(ids) == text
+    assert not {trained.bos_id, trained.eos_id} & set(ids)
+    assert max(ids) < trained.vocab_size <= 400
+
+
+@settings(max_examples=300)
+@given(st.lists(any_text, max_size=4))
+def test_any_unicode_text_comes_back_exactly(trained, texts):
+    assert [trained.decode(ids) for ids in trained.encode_batch(texts)] == texts
+
+
+@given(any_text, any_text)
+def test_spelled_out_special_tokens_are_ordinary_text(trained, before, after):
+    text = before + BOS + EOS + after
+    [ids] = trained.encode_batch([text])
+    assert not {trained.bos_id, trained.eos_id} & set(ids) and trained.decode(ids) == text
+
+
+def test_training_is_deterministic_and_keeps_the_special_tokens_apart():
+    texts = [text + str(i) for i in range(50) for text in TEXTS]
+    one, two = train(texts, 350), train(iter(texts), 350)
+    assert one.to_str() == two.to_str()
+    assert one.get_vocab_size() == 350
+    assert (one.token_to_id(BOS), one.token_to_id(EOS)) == (0, 1)
+    # All bytes are there, so nothing is ever unknown.
+    assert train(["a"], 4096).get_vocab_size() == 258
+
+
+@settings(max_examples=200)
+@given(st.text("ab \n\t中\u2028"), st.integers(1, 5))
+def test_pieces_of_a_text_join_and_start_lines(text, characters):
+    pieces = list(cut(text, characters))
+    assert "".join(pieces) == text
+    assert all(characters <= len(piece) <= 2 * characters for piece in pieces[:-1])
+    assert len(pieces[-1]) <= 2 * characters
+
+
+def test_long_texts_have_the_ids_of_the_whole(trained):
+    text = "".join(TEXTS) * 3000 + "x" * 300_000
+    assert len(list(cut(text, 1 << 16))) > 3
+    [ids] = trained.encode_arrays([text])
+    assert ids.dtype == np.uint32 and trained.decode(ids) == text
+    lines = text[: text.rindex("\n") + 1]
+    whole = trained._backend.encode(lines, add_special_tokens=False).ids
+    assert trained.encode_batch([lines]) == [whole]
+
+
+def save(tmp_path, backend):
+    path = tmp_path / "given.json"
+    backend.save(str(path))
+    return str(path)
+
+
+def byte_level(special=(), normalizer=None):
+    backend = train(TEXTS, 300)
+    data = json.loads(backend.to_str())
+    renamed = dict(zip((BOS, EOS), special, strict=False))
+    tokens = [t for t in data["added_tokens"] if t["content"] in renamed]
+    data["added_tokens"] = [t | {"content": renamed[t["content"]]} for t in tokens]
+    vocabulary = data["model"]["vocab"]
+    for name in (BOS, EOS):
+        vocabulary[renamed.get(name, f"unused{name}")] = vocabulary.pop(name)
+    backend = tokenizers.Tokenizer.from_str(json.dumps(data))
+    if normalizer:
+        backend.normalizer = normalizer
+    return backend
+
+
+def prepare(tmp_path, make_config, write_jsonl, backend, text=TEXTS[0], **names):
+    path = write_jsonl("a.jsonl", [{"id": "first", "text": text}])
+    config = make_config(
+        SourceConfig(kind="jsonl", path=str(path)),
+        tokenizer=TokenizerConfig(path=save(tmp_path, backend), **names),
+    )
+    directory = RunDirectory(config.run_directory)
+    prepare_tokenizer(config, directory)
+    special = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    tokenizer = load_tokenizer(directory)
+    assert special == {
+        "bos_id": tokenizer.bos_id,
+        "eos_id": tokenizer.eos_id,
+        "vocab_size": tokenizer.vocab_size,
+    }
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("special", "names", "wanted"),
+    [
+        (("<s>", "</s>"), {}, ("<s>", "</s>")),
+        (("<|endoftext|>",), {}, ("<|endoftext|>", "<|endoftext|>")),
+        (("<one>", "<two>"), {"bos_token": "<one>", "eos_token": "<two>"}, ("<one>", "<two>")),
+        (("<one>", "<two>"), {"eos_token": "<two>"}, ("<two>", "<two>")),
+    ],
+)
+def test_a_given_tokenizer_keeps_its_ids_and_finds_its_special_tokens(
+    tmp_path, make_config, write_jsonl, special, names, wanted
+):
+    backend = byte_level(special)
+    backend.enable_truncation(4)
+    backend.enable_padding(length=64)
+    ids = tuple(backend.token_to_id(name) for name in wanted)
+    text = f"a long text with {special[0]} spelled out " * 5
+    tokenizer = prepare(tmp_path, make_config, write_jsonl, backend, text, **names)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == ids
+    [encoded] = tokenizer.encode_batch([text])
+    assert tokenizer.decode(encoded) == text and not set(ids) & set(encoded)
+
+
+def test_given_tokenizers_that_cannot_be_used_are_refused(tmp_path, make_config, write_jsonl):
+    def refused(backend, message, text=TEXTS[0], **names):
+        with pytest.raises(UserError, match=message):
+            prepare(tmp_path, make_config, write_jsonl, backend, text, **names)
+
+    refused(byte_level(("<one>",)), r"none of the usual tokens.*tokenizer\.bos_token")
+    refused(byte_level(("<s>",)), r"has no token '<no>'", bos_token="<no>")
+    lossy = byte_level(("<s>",), normalizers.Lowercase())
+    refused(lossy, r"not lossless: of document 'first'.*'The quick.*'the quick")
+    words = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "<s>": 1, "The": 2}, "[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    refused(words, "not lossless")
+    for content, message in (("{}", "not a tokenizer.json"), (None, "there is no file")):
+        path = tmp_path / "broken.json"
+        path.unlink(missing_ok=True)
+        if content:
+            path.write_text(content)
+        config = make_config(
+            SourceConfig(kind="jsonl", path=str(tmp_path / "data" / "a.jsonl")),
+            tokenizer=TokenizerConfig(path=str(path)),
+        )
+        with pytest.raises(UserError, match=message):
+            prepare_tokenizer(config, RunDirectory(tmp_path / "broken"))
+
+
+def test_composing_characters_is_no_loss(tmp_path, make_config, write_jsonl):
+    backend = byte_level(("<s>", "</s>"), normalizers.NFC())
+    tokenizer = prepare(tmp_path, make_config, write_jsonl, backend, "e\u0301t\u00e9")
+    decoded = tokenizer.decode(tokenizer.encode_batch(["e\u0301t\u00e9"])[0])
+    assert decoded == unicodedata.normalize("NFC", decoded) == "\u00e9t\u00e9"
+
+
+def test_tokenizers_that_prepend_a_space_encode_texts_whole(tmp_path, make_config, write_jsonl):
+    backend = byte_level(("<s>", "</s>"))
+    backend.normalizer = normalizers.Prepend(" ")
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    text = "many lines\n" * 20_000
+    tokenizer = prepare(tmp_path, make_config, write_jsonl, backend, text)
+    assert tokenizer.decode(tokenizer.encode_batch([text])[0]) == text
+
+
+def test_a_run_without_a_tokenizer_says_so(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer yet"):
+        load_tokenizer(RunDirectory(tmp_path))

@@ -1,0 +1,234 @@
+"""Held-out evaluation of real checkpoints against sums over documents scored one by one."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from frame_jax import checkpoints
+from frame_jax.config import (
+    CorpusConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RunConfig,
+    ScoringConfig,
+    SourceConfig,
+)
+from frame_jax.errors import UserError
+from frame_jax.evaluation import held_out
+from frame_jax.models.functional import Decoder, write_description
+from frame_jax.parallel import processes
+from frame_jax.records import write_tokens
+from frame_jax.run_directory import RunDirectory, part_name, read_json, write_json
+
+DECODER = Decoder(
+    ModelConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1),
+    vocab_size=50,
+    compute_dtype="float32",
+)
+BOS, PARTS, STEPS = 48, 3, (2, 4)
+CONTEXT = 16
+Documents = dict[str, dict[str, Any]]
+
+
+def make_config(root: Path, **evaluation: Any) -> RunConfig:
+    return RunConfig(
+        run_directory=str(root),
+        corpus=CorpusConfig(sources=[SourceConfig(kind="python_library")]),
+        scoring=ScoringConfig(context=CONTEXT, rows_per_device=2, compute_dtype="float32"),
+        evaluation=EvaluationConfig(**evaluation),
+    )
+
+
+def write_documents(directory: RunDirectory) -> Documents:
+    generator = np.random.default_rng(0)
+    documents: Documents = {}
+    placed = []
+    for part in range(PARTS):
+        path = directory.tokens / part_name(part, PARTS, ".arrayrecord")
+        mine = []
+        with write_tokens(path) as writer:
+            for row in range(12):
+                length = int(generator.integers(0, CONTEXT)) if row % 4 else 0
+                tokens = generator.integers(0, BOS, length)
+                writer.append(tokens)
+                document = {
+                    "doc_id": f"document {part}/{row}",
+                    "part": part,
+                    "row": row,
+                    "split": ("held_out", "train", "held_out")[row % 3],
+                    "source": "s",
+                    "domain": ("code", "prose")[row % 2],
+                    "language": ("en", "zh")[part % 2],
+                    "tokens": length,
+                    "bytes": 3 * length,
+                }
+                mine.append(document)
+                quadrant = f"Q{1 + row % 4}" if row > 2 and length else None
+                placed.append({**document, "quadrant": quadrant})
+                documents[document["doc_id"]] = {**placed[-1], "ids": tokens}
+        pq.write_table(pa.Table.from_pylist(mine), path.with_suffix(".parquet"))
+    directory.quadrants.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(placed), directory.assignment)
+    write_json(
+        directory.tokenizer.with_name("special_tokens.json"),
+        {"bos_id": BOS, "eos_id": 49, "vocab_size": 50},
+    )
+    return documents
+
+
+def write_arm(directory: RunDirectory, arm: str) -> dict[int, Any]:
+    """Checkpoints of random parameters, which are returned by step."""
+    folder = directory.pretrain(arm)
+    write_description(folder, DECODER)
+    write_json(
+        folder / "curriculum.json",
+        {"batch_rows": 4, "sequence_length": 8, "kept_steps": list(STEPS), "steps": STEPS[-1]},
+    )
+    saver = checkpoints.Checkpointer(folder / "checkpoints", STEPS, "fingerprint")
+    params = {}
+    for step in STEPS:
+        params[step] = jax.tree.map(lambda leaf: 3 * leaf, DECODER.init(jax.random.key(step)))
+        saver.save(step, params[step], {"count": jnp.zeros(())})
+    saver.close()
+    return params
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Documents, Any]:
+    directory = RunDirectory(tmp_path_factory.mktemp("run"))
+    documents = write_documents(directory)
+    params = write_arm(directory, "frame")
+    held_out.run(make_config(directory.root), directory, "frame")
+    return directory, documents, params
+
+
+@jax.jit
+def log_probabilities(params: Any, tokens: jax.Array) -> jax.Array:
+    """[T] -> [T, V]: one document, no packing, no windows."""
+    length = tokens.shape[0]
+    module = DECODER.bind(params)
+    hidden = module(tokens[None], jnp.ones((1, length), int), jnp.arange(length)[None])
+    return jax.nn.log_softmax(hidden[0] @ module.unembedding().T)
+
+
+def document_nll(params: Any, ids: np.ndarray) -> float:
+    """NLL of one document on its own, in nats."""
+    tokens = np.zeros(CONTEXT, np.int32)  # what comes after the document cannot matter
+    tokens[: len(ids)] = [BOS, *ids[:-1]]
+    return -float(np.asarray(log_probabilities(params, tokens))[range(len(ids)), ids].sum())
+
+
+def test_losses_are_those_of_each_document_alone(finished: Any) -> None:
+    directory, documents, params = finished
+    result = read_json(directory.evaluation("frame"))
+    assert [c["step"] for c in result["checkpoints"]] == list(STEPS)
+    assert [c["tokens"] for c in result["checkpoints"]] == [step * 4 * 8 for step in STEPS]
+    for checkpoint in result["checkpoints"]:
+        scored = {
+            doc_id: document_nll(params[checkpoint["step"]], document["ids"])
+            for doc_id, document in documents.items()
+            if document["split"] == "held_out" and document["tokens"]
+        }
+        checks = [("overall", None, checkpoint["overall"])]
+        checks += [
+            (dimension, value, measured)
+            for dimension in held_out.DIMENSIONS
+            for value, measured in checkpoint[dimension].items()
+        ]
+        assert len(checks) == 1 + 2 + 2 + 3  # empty documents leave Q1 without any
+        for dimension, value, measured in checks:
+            chosen = [d for d in scored if value is None or documents[d][dimension] == value]
+            nll = sum(scored[d] for d in chosen)
+            tokens = sum(documents[d]["tokens"] for d in chosen)
+            assert measured["documents"] == len(chosen)
+            assert measured["predicted_tokens"] == tokens
+            assert measured["bytes"] == 3 * tokens
+            np.testing.assert_allclose(measured["nll"], nll, rtol=1e-5)
+            np.testing.assert_allclose(measured["nll_per_token"], nll / tokens, rtol=1e-5)
+            bits = nll / math.log(2) / (3 * tokens)
+            np.testing.assert_allclose(measured["bits_per_byte"], bits, rtol=1e-5)
+
+
+def copy_inputs(directory: RunDirectory, root: Path) -> RunDirectory:
+    shutil.copytree(
+        directory.root, root, ignore=shutil.ignore_patterns("evaluation"), dirs_exist_ok=True
+    )
+    return RunDirectory(root)
+
+
+def test_an_interrupted_evaluation_scores_only_what_is_missing(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _, _ = finished
+    directory = RunDirectory(tmp_path / "run")
+    shutil.copytree(whole.root, directory.root)
+    directory.evaluation("frame").unlink()
+    lost = held_out.scores_path(directory, "frame", STEPS[1], part_name(1, PARTS, ""))
+    lost.unlink()
+    written = []
+    write = held_out.write_part
+    monkeypatch.setattr(
+        held_out, "write_part", lambda path, *a: written.append(path) or write(path, *a)
+    )
+    held_out.run(make_config(directory.root), directory, "frame")
+    assert written == [lost]
+    assert read_json(directory.evaluation("frame")) == read_json(whole.evaluation("frame"))
+
+
+def test_processes_share_the_work_and_agree_with_one(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, _, _ = finished
+    directory = copy_inputs(whole, tmp_path / "run")
+    config = make_config(directory.root)
+    documents = held_out.held_out_documents(directory, None)
+    missing = {step: list(documents) for step in STEPS}
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    written: list[Path] = []
+    write = held_out.write_part
+    monkeypatch.setattr(
+        held_out, "write_part", lambda path, *a: written.append(path) or write(path, *a)
+    )
+    for index in range(2):
+        monkeypatch.setattr(processes, "index", lambda index=index: index)
+        held_out.score_missing(config, directory, "frame", documents, missing)
+        assert written
+    assert len(written) == len(set(written)) == PARTS * len(STEPS)
+    plan = read_json(directory.pretrain("frame") / "curriculum.json")
+    merged = held_out.result(directory, "frame", plan, list(STEPS))
+    assert merged == read_json(whole.evaluation("frame"))
+
+
+def test_a_limit_takes_the_same_documents_whatever_the_parts(finished: Any) -> None:
+    directory, _, _ = finished
+    few, more = (
+        {
+            d
+            for t in held_out.held_out_documents(directory, n).values()
+            for d in t["doc_id"].to_pylist()
+        }
+        for n in (4, 9)
+    )
+    assert len(few) == 4 and len(more) == 9 and few < more
+
+
+def test_a_lost_checkpoint_and_an_empty_split_are_named(finished: Any, tmp_path: Path) -> None:
+    directory = copy_inputs(finished[0], tmp_path / "run")
+    shutil.rmtree(directory.pretrain("frame") / "checkpoints" / str(STEPS[0]))
+    with pytest.raises(UserError, match="checkpoint of step 2 is missing"):
+        held_out.run(make_config(directory.root), directory, "frame")
+    for path in directory.tokens.glob("*.parquet"):
+        table = pq.read_table(path).to_pylist()
+        pq.write_table(pa.Table.from_pylist([{**row, "split": "train"} for row in table]), path)
+    with pytest.raises(UserError, match="no held-out document"):
+        held_out.run(make_config(directory.root), directory, "frame")

@@ -1,0 +1,203 @@
+"""One small run from text to report, and what must hold of everything it wrote."""
+
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+
+from frame_jax.config import load
+from frame_jax.corpus.tokenizer import load_tokenizer
+from frame_jax.curriculum.loader import make_loader
+from frame_jax.curriculum.presets import expand
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.stages import resolve
+from frame_jax.main import main
+from frame_jax.records import TokenReader
+from frame_jax.run_directory import RunDirectory, list_parts, read_json
+from frame_jax.training.runs import count_rows
+from tests.integration.small_run import write_config, write_corpus
+
+QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunDirectory]:
+    root = tmp_path_factory.mktemp("pipeline")
+    write_corpus(root / "corpus.jsonl")
+    config = write_config(root)
+    assert main(["--config", str(config)]) == 0
+    return config, RunDirectory(root / "run")
+
+
+def table(pattern: Path, columns: str = "*") -> list[tuple]:
+    return duckdb.sql(f"select {columns} from read_parquet('{pattern}')").fetchall()
+
+
+def test_every_file_of_the_contract_is_there(run) -> None:
+    root = run[1].root
+    for pattern in (
+        "config.yaml",
+        "tokenizer/tokenizer.json",
+        "tokens/part-00000-of-00003.arrayrecord",
+        "tokens/part-00002-of-00003.parquet",
+        "tokens/rejected.jsonl",
+        "reference/weak/model.json",
+        "reference/weak/metrics.jsonl",
+        "reference/strong/checkpoints/60",
+        "scores/part-00001-of-00003.parquet",
+        "quadrants/partition.json",
+        "quadrants/assignment.parquet",
+        *(f"quadrants/{quadrant}/part-00001-of-00002.arrayrecord" for quadrant in QUADRANTS),
+        *(f"pretrain/{arm}/checkpoints" for arm in ("frame", "random")),
+        *(f"pretrain/{arm}/metrics.jsonl" for arm in ("frame", "random")),
+        *(f"pretrain/{arm}/tensorboard/events*" for arm in ("frame", "random")),
+        *(f"evaluation/{arm}.json" for arm in ("frame", "random")),
+        "report/index.html",
+        "report/*.png",
+        *(f"{unit}.json" for unit in ("tokenize", "score", "partition", "pretrain-frame")),
+    ):
+        assert list(root.glob(pattern)), pattern
+    assert not list(root.rglob(".tmp-*"))
+
+
+def test_every_document_is_tokenized_losslessly_and_scored_once(run) -> None:
+    config, directory = run
+    texts = {}
+    for line in (config.parent / "corpus.jsonl").read_text("utf-8").splitlines():
+        record = json.loads(line)
+        texts[record["id"]] = record["text"]
+    tokenizer = load_tokenizer(directory)
+    split_of = {}
+    for part in list_parts(directory.tokens, ".parquet"):
+        reader = TokenReader(part.with_suffix(".arrayrecord"))
+        for doc_id, row, split, tokens in table(part, "doc_id, row, split, tokens"):
+            ids = reader.read([row])[0]
+            assert len(ids) == tokens
+            assert tokenizer.decode(ids.tolist()) == texts[doc_id]
+            split_of[doc_id] = split
+    assert split_of.keys() == texts.keys()
+
+    scored = [row[0] for row in table(directory.scores / "*.parquet", "doc_id")]
+    assert sorted(scored) == sorted(d for d, split in split_of.items() if split != "reference")
+    counts = Counter(split_of.values())
+    assert counts["held_out"] > 30 and counts["reference"] > 120
+
+
+def test_ppl_and_pd_follow_from_the_stored_sums(run) -> None:
+    scores = {row[0]: row[1:] for row in table(run[1].scores / "*.parquet")}
+    assigned = table(run[1].assignment, "doc_id, ppl, pd")
+    assert len(assigned) == len(scores)
+    for doc_id, ppl, pd in assigned:
+        predicted, weak, strong = scores[doc_id]
+        weak_ppl, strong_ppl = np.exp(weak / predicted), np.exp(strong / predicted)
+        assert ppl == pytest.approx(strong_ppl, rel=1e-9)
+        assert pd == pytest.approx((weak_ppl - strong_ppl) / weak_ppl, rel=1e-9, abs=1e-12)
+
+
+def test_quadrants_hold_the_same_tokens_in_every_group(run) -> None:
+    rows = duckdb.sql(
+        "select domain, quadrant, sum(tokens), max(tokens) "
+        f"from read_parquet('{run[1].assignment}') "
+        "where split = 'train' group by all"
+    ).fetchall()
+    for domain in ("prose", "code"):
+        tokens = {q: t for d, q, t, _ in rows if d == domain}
+        largest = max(biggest for d, _, _, biggest in rows if d == domain)
+        assert tokens.keys() == set(QUADRANTS)
+        # Whole documents are dealt, so a cell may be off by about one.
+        assert max(tokens.values()) - min(tokens.values()) <= 2 * largest
+
+
+def served_rows(config_path: Path, directory: RunDirectory, arm: str) -> list[bytes]:
+    """Every row that the arm's loader serves, in order, without the padding."""
+    config = load(config_path)
+    parts = {q: list_parts(directory.quadrants / q, ".arrayrecord") for q in QUADRANTS}
+    schedule = resolve(
+        expand(config.curricula[arm], config.partition.axes),
+        count_rows(parts),
+        batch_rows=16,
+        sequence_length=64,
+    )
+    loader = make_loader(
+        parts,
+        SelectionMap(schedule, config.seed),
+        batch_rows=16,
+        row_offsets=range(16),
+        row_tokens=65,
+        padding_id=load_tokenizer(directory).bos_id,
+    )
+    rows = [row.astype("<u4").tobytes() for batch in loader for row in batch]
+    return rows[: schedule.rows]
+
+
+def test_both_arms_train_on_every_row_exactly_once(run) -> None:
+    stored = Counter(
+        row.tobytes()
+        for quadrant in QUADRANTS
+        for part in list_parts(run[1].quadrants / quadrant, ".arrayrecord")
+        for row in TokenReader(part).read(range(len(TokenReader(part))))
+    )
+    frame, random = (served_rows(*run, arm) for arm in ("frame", "random"))
+    assert Counter(frame) == stored and Counter(random) == stored
+    assert frame != random
+    for arm in ("frame", "random"):
+        folder = run[1].pretrain(arm)
+        records = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+        steps = read_json(folder / "curriculum.json")["steps"]
+        assert steps == -(-stored.total() // 16)
+        assert [record["step"] for record in records] == list(range(steps))
+
+
+def test_frame_goes_from_q3_over_q4_and_q1_to_q2(run) -> None:
+    description = read_json(run[1].pretrain("frame") / "curriculum.json")
+    assert [stage["name"] for stage in description["stages"]] == ["Q3", "Q4", "Q1", "Q2"]
+    records = [json.loads(line) for line in (run[1].pretrain("frame") / "metrics.jsonl").open()]
+    for index, quadrant in enumerate(("Q3", "Q4", "Q1", "Q2")):
+        middle = records[round(len(records) * (index + 0.5) / 4)]
+        assert middle["mixture"][quadrant] > 0.8
+
+
+def test_held_out_losses_of_both_arms_are_reported(run) -> None:
+    for arm in ("frame", "random"):
+        evaluation = json.dumps(read_json(run[1].evaluation(arm)))
+        for name in ("prose", "code", *QUADRANTS):
+            assert f'"{name}"' in evaluation
+    page = (run[1].report / "index.html").read_text("utf-8")
+    assert "frame" in page and "random" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").split("<script")[0]
+
+
+def test_a_finished_run_does_nothing_quickly(run, capsys) -> None:
+    files = {p: p.stat().st_mtime_ns for p in run[1].root.rglob("*") if p.is_file()}
+    started = time.monotonic()
+    assert main(["--config", str(run[0])]) == 0
+    assert time.monotonic() - started < 15
+    assert "nothing to do" in capsys.readouterr().err
+    assert files == {p: p.stat().st_mtime_ns for p in run[1].root.rglob("*") if p.is_file()}
+
+
+def test_changed_settings_are_refused_with_exit_code_2(run, capsys) -> None:
+    assert main(["--config", str(run[0]), "--scoring.context=32"]) == 2
+    assert "scoring.context: 64 then, 32 now" in capsys.readouterr().err
+
+
+def test_an_arm_can_be_added_later(run, tmp_path: Path) -> None:
+    root = tmp_path / "copy"
+    shutil.copytree(run[0].parent, root)
+    config = write_config(
+        root, curricula={name: {"preset": name} for name in ("frame", "random", "reverse")}
+    )
+    # The corpus has moved with the copy; everything else is as it was.
+    text = config.read_text("utf-8").replace(
+        str(root / "corpus.jsonl"), str(run[0].parent / "corpus.jsonl")
+    )
+    config.write_text(text, "utf-8")
+    frame = (root / "run/pretrain/frame/metrics.jsonl").stat().st_mtime_ns
+    assert main(["--config", str(config)]) == 0
+    assert (root / "run/pretrain/frame/metrics.jsonl").stat().st_mtime_ns == frame
+    assert "reverse" in (root / "run/report/index.html").read_text("utf-8")

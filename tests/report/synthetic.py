@@ -1,0 +1,217 @@
+"""A run directory that follows the contract between phases, made up in a second."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from frame_jax.config import CorpusConfig, CurriculumConfig, RunConfig, SourceConfig
+from frame_jax.records import write_tokens
+from frame_jax.run_directory import RunDirectory, part_name, write_json
+
+QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
+DOMAINS = (("code", "python"), ("prose", "en"), ("prose", "zh"))
+PARTS = 2
+SEQUENCE_LENGTH, BATCH_ROWS = 64, 8
+HOSTILE_TEXT = (
+    "</script><script>window.stolen = 1</script>\n<img src=x onerror='window.stolen = 1'>\n"
+    "<!-- </pre></details></body> & &amp; \u2028 ]]> 混沌初開"
+)
+STAGES = {
+    "random": ["Q1+Q2+Q3+Q4"],
+    "frame": ["Q3", "Q4", "Q1", "Q2"],
+    "pd_ascending": ["Q1+Q3", "Q2+Q4"],
+}
+
+
+def make_config(root: Path, arms: list[str]) -> RunConfig:
+    return RunConfig(
+        run_directory=str(root),
+        corpus=CorpusConfig(sources=[SourceConfig(kind="python_library", domain="<b>code</b>")]),
+        curricula={arm: CurriculumConfig(preset="random") for arm in arms},
+    )
+
+
+def write_tokenizer(directory: RunDirectory) -> tokenizers.Tokenizer:
+    """One token a byte, then BOS and EOS."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: index for index, letter in enumerate(alphabet)}
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<bos>", "<eos>"])
+    directory.tokenizer.parent.mkdir(parents=True, exist_ok=True)
+    backend.save(str(directory.tokenizer))
+    write_json(
+        directory.tokenizer.with_name("special_tokens.json"),
+        {"bos_id": 256, "eos_id": 257, "vocab_size": 258},
+    )
+    return backend
+
+
+def write_documents(directory: RunDirectory, documents: int, text: str) -> list[dict[str, Any]]:
+    """Token shards and the assignment; returns its rows."""
+    backend = write_tokenizer(directory)
+    generator = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for part in range(PARTS):
+        path = directory.tokens / part_name(part, PARTS, ".arrayrecord")
+        mine: list[dict[str, Any]] = []
+        with write_tokens(path) as writer:
+            for row in range(documents // PARTS):
+                index = part * documents + row
+                domain, language = DOMAINS[index % len(DOMAINS)]
+                content = f"document {index}: {text}\n" * int(generator.integers(1, 12))
+                ids = backend.encode(content, add_special_tokens=False).ids
+                writer.append(ids)
+                mine.append(
+                    {
+                        "doc_id": f"<i>{domain}/{index}</i>",
+                        "part": part,
+                        "row": row,
+                        "split": "held_out" if index % 5 == 0 else "train",
+                        "source": "made & up",
+                        "domain": domain,
+                        "language": language,
+                        "tokens": len(ids),
+                        "bytes": len(content.encode()),
+                    }
+                )
+        pq.write_table(pa.Table.from_pylist(mine), path.with_suffix(".parquet"))
+        rows += mine
+    for row in rows:
+        row["ppl"] = float(np.exp(generator.normal(3.0 + 0.3 * len(row["language"]), 0.6)))
+        row["pd"] = float(generator.normal(0.2, 0.1))
+        row["quadrant"] = QUADRANTS[2 * (row["ppl"] > 30) + (row["pd"] > 0.2)]
+    rows[0] |= {"ppl": None, "pd": None, "quadrant": None}
+    directory.quadrants.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), directory.assignment)
+    return rows
+
+
+def write_partition(directory: RunDirectory) -> None:
+    write_json(directory.partition, {})
+
+
+def write_arm(directory: RunDirectory, arm: str, steps: int) -> None:
+    """`metrics.jsonl` and `curriculum.json`: a loss that falls with the step and by the stage."""
+    folder = directory.pretrain(arm)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = STAGES[arm]
+    edges = [round(steps * i / len(names)) for i in range(len(names) + 1)]
+    kept = sorted({*edges[1:], *(round(steps * i / 8) for i in range(1, 9))})
+    plan = {
+        "steps": steps,
+        "batch_rows": BATCH_ROWS,
+        "sequence_length": SEQUENCE_LENGTH,
+        "rows": {quadrant: steps * BATCH_ROWS // 4 for quadrant in QUADRANTS},
+        "kept_steps": kept,
+        "stages": [
+            {
+                "name": name,
+                "first_row": edges[i] * BATCH_ROWS,
+                "last_row": edges[i + 1] * BATCH_ROWS,
+                "first_step": edges[i],
+                "last_step": edges[i + 1],
+            }
+            for i, name in enumerate(names)
+        ],
+    }
+    write_json(folder / "curriculum.json", plan)
+    tokens = BATCH_ROWS * SEQUENCE_LENGTH
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(steps):
+            stage = min(step * len(names) // steps, len(names) - 1)
+            present = names[stage].split("+")
+            seconds = None if step == 0 else 0.5 + 0.1 * math.sin(step)
+            record = {
+                "step": step,
+                "tokens": (step + 1) * tokens,
+                "loss": 3 + 4 * math.exp(-8 * step / steps) - 0.3 * stage + 0.05 * math.sin(step),
+                "grad_norm": 1.0,
+                "learning_rate": 1e-3,
+                "stage": stage,
+                "mixture": {q: (q in present) / len(present) for q in QUADRANTS},
+                "seconds": seconds,
+                "tokens_per_second": None if seconds is None else tokens / seconds,
+            }
+            file.write(json.dumps(record) + "\n")
+
+
+def write_evaluation(directory: RunDirectory, arm: str, rows: list[dict[str, Any]]) -> None:
+    """Held-out losses that fall with the step; every arm has its own."""
+    plan = json.loads((directory.pretrain(arm) / "curriculum.json").read_text())
+    held_out = [row for row in rows if row["split"] == "held_out"]
+    offset = 0.05 * sorted(STAGES).index(arm)
+    generator = np.random.default_rng(1)
+    noise = generator.normal(0, 0.02, len(held_out))
+    checkpoints = []
+    for step in plan["kept_steps"]:
+        level = 3 + offset + math.exp(-4 * step / plan["steps"])
+        scored = [
+            {
+                "doc_id": row["doc_id"],
+                "predicted_tokens": row["tokens"],
+                "nll": row["tokens"] * (level + extra),
+            }
+            for row, extra in zip(held_out, noise * (1 + offset), strict=True)
+        ]
+        folder = directory.evaluation(arm).with_suffix("") / str(step)
+        folder.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(scored), folder / part_name(0, 1, ".parquet"))
+
+        def measured(
+            dimension: str | None = None,
+            value: str | None = None,
+            scored: list[dict[str, Any]] = scored,
+        ) -> dict[str, Any]:
+            chosen = [
+                (row, score)
+                for row, score in zip(held_out, scored, strict=True)
+                if dimension is None or row[dimension] == value
+            ]
+            nll = sum(score["nll"] for _, score in chosen)
+            tokens = sum(row["tokens"] for row, _ in chosen)
+            size = sum(row["bytes"] for row, _ in chosen)
+            return {
+                "documents": len(chosen),
+                "predicted_tokens": tokens,
+                "bytes": size,
+                "nll": nll,
+                "nll_per_token": nll / tokens,
+                "bits_per_byte": nll / size / math.log(2),
+            }
+
+        checkpoint: dict[str, Any] = {"step": step, "tokens": step * BATCH_ROWS * SEQUENCE_LENGTH}
+        checkpoint["overall"] = measured()
+        for dimension in ("domain", "language", "quadrant"):
+            values = sorted({row[dimension] for row in held_out if row[dimension] is not None})
+            checkpoint[dimension] = {value: measured(dimension, value) for value in values}
+        checkpoints.append(checkpoint)
+    write_json(directory.evaluation(arm), {"curriculum": arm, "checkpoints": checkpoints})
+
+
+def make_run(
+    root: Path,
+    *,
+    arms: tuple[str, ...] = ("frame", "random", "pd_ascending"),
+    steps: int = 400,
+    documents: int = 120,
+    text: str = HOSTILE_TEXT,
+) -> tuple[RunConfig, RunDirectory]:
+    """A finished run, but for its report."""
+    directory = RunDirectory(root)
+    rows = write_documents(directory, documents, text)
+    write_partition(directory)
+    for arm in arms:
+        write_arm(directory, arm, steps)
+        write_evaluation(directory, arm, rows)
+    return make_config(root, list(arms)), directory

@@ -1,0 +1,82 @@
+"""The scoring phase: exact, resumable, refusing what cannot be scored."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from numpy_decoder import document_nll
+from scoring_helpers import BOS, LENGTHS, VOCAB, make_documents, make_model
+
+from frame_jax.errors import UserError
+from frame_jax.run_directory import list_parts
+from frame_jax.scoring import score
+
+
+def test_scores_are_those_of_a_float64_decoder(make_run, models):
+    config, directory = make_run()
+    result = score.run(config, directory)
+    parts = list_parts(directory.scores, ".parquet")
+    assert [part.name for part in parts] == [
+        p.name for p in list_parts(directory.tokens, ".parquet")
+    ]
+    scored = [row for row in range(len(LENGTHS)) if row % 4 != 3]
+    assert result["documents"] == 3 * len(scored)
+    table = pq.read_table(parts[1]).to_pydict()
+    assert table["doc_id"] == [f"1/{row}" for row in scored]
+    documents = make_documents(seed=1)
+    assert table["predicted_tokens"] == [len(documents[row]) for row in scored]
+    for name, (decoder, params) in zip(("weak", "strong"), models, strict=True):
+        expected = [
+            document_nll(decoder.config, params, documents[row], BOS, 32, 8) for row in scored
+        ]
+        np.testing.assert_allclose(table[f"nll_{name}"], expected, rtol=1e-5)
+
+
+def test_a_lost_part_is_made_again_byte_for_byte_and_the_others_are_left(make_run):
+    config, directory = make_run()
+    score.run(config, directory)
+    parts = list_parts(directory.scores, ".parquet")
+    before = [(part.read_bytes(), part.stat().st_mtime_ns) for part in parts]
+    parts[1].unlink()
+    score.run(config, directory)
+    after = [(part.read_bytes(), part.stat().st_mtime_ns) for part in parts]
+    assert after[0] == before[0] and after[2] == before[2]
+    assert after[1][0] == before[1][0] and after[1][1] != before[1][1]
+
+
+def test_models_are_not_loaded_when_every_part_is_there(make_run, monkeypatch):
+    config, directory = make_run(parts=1)
+    first = score.run(config, directory)
+    monkeypatch.setattr(score, "load_references", None)
+    assert score.run(config, directory) == first
+
+
+def test_a_model_worse_than_chance_is_refused_and_nothing_is_written(make_run):
+    decoder, params = make_model(1)
+    params["output"] = -params["output"]
+    config, directory = make_run(models=[make_model(2), (decoder, params)])
+    with pytest.raises(UserError, match="strong reference model predicts worse than chance"):
+        score.run(config, directory)
+    assert not list_parts(directory.scores, ".parquet")
+
+
+def test_weights_that_are_not_numbers_are_refused(make_run):
+    decoder, params = make_model(1)
+    params["final_norm"][0] = np.nan
+    config, directory = make_run(models=[(decoder, params), make_model(2)])
+    with pytest.raises(UserError, match="weak reference model"):
+        score.run(config, directory)
+
+
+def test_a_model_with_too_small_a_vocabulary_is_refused(make_run):
+    config, directory = make_run()
+    specials = directory.tokenizer.with_name("special_tokens.json")
+    specials.write_text(specials.read_text().replace(str(VOCAB), str(VOCAB + 1)))
+    with pytest.raises(UserError, match=f"knows {VOCAB} tokens.* has {VOCAB + 1}"):
+        score.run(config, directory)
+
+
+def test_a_missing_reference_model_is_named(make_run):
+    config, directory = make_run(parts=1)
+    (directory.reference("weak") / "model.json").unlink()
+    with pytest.raises(UserError, match=r"no weak reference model.*reference phase"):
+        score.run(config, directory)

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+
+from frame_jax import phases
+from frame_jax.config import RunConfig, parse
+from frame_jax.errors import UserError
+from frame_jax.run_directory import RunDirectory, write_json
+
+
+def config(*overrides: str) -> RunConfig:
+    sources = '--corpus.sources=[{"kind": "python_library"}]'
+    return parse(["--run_directory=r", sources, *overrides])[0]
+
+
+def complete(directory: RunDirectory, run: RunConfig) -> None:
+    table = phases.units(run)
+    for name, expected in phases.expectations(run, table, "files").items():
+        write_json(
+            directory.marker(name),
+            {
+                "complete": True,
+                "fingerprint": expected.fingerprint,
+                "settings": expected.settings,
+                "inputs": expected.inputs,
+            },
+        )
+
+
+def stale(directory: RunDirectory, run: RunConfig, files: str = "files") -> dict[str, str]:
+    """Units that are refused under `run`, with the messages."""
+    table = phases.units(run)
+    refused = {}
+    for unit in table:
+        try:
+            phases.check_current(directory, unit, phases.expectations(run, table, files)[unit.name])
+        except UserError as error:
+            refused[unit.name] = str(error)
+    return refused
+
+
+def test_every_unit_reads_only_from_earlier_units() -> None:
+    seen: set[str] = set()
+    for unit in phases.units(config()):
+        assert set(unit.needs) <= seen
+        seen.add(unit.name)
+        assert callable(phases.load_function(unit))
+    assert [*dict.fromkeys(unit.phase for unit in phases.units(config()))] == [*phases.PHASES]
+
+
+def test_an_unchanged_run_is_current(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    complete(directory, config())
+    assert stale(directory, config()) == {}
+    # Where and how fast it runs is free to change.
+    assert stale(directory, config("--parallel.data=2", "--scoring.rows_per_device=3")) == {}
+
+
+def test_a_changed_setting_makes_its_unit_and_all_later_ones_stale(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    complete(directory, config())
+    refused = stale(directory, config("--pretrain.training.batch_rows=48"))
+    assert set(refused) == {
+        *("pretrain-frame", "pretrain-random", "evaluate-frame", "evaluate-random")
+    }
+    message = refused["pretrain-frame"]
+    assert "pretrain.training.batch_rows: 32 then, 48 now" in message
+    assert "--redo pretrain" in message and "--run_directory" in message
+    assert "input `pretrain-frame` has changed" in refused["evaluate-frame"]
+    everything = {unit.name for unit in phases.units(config())} - {"report"}
+    assert set(stale(directory, config("--seed=1"))) == everything
+
+
+def test_changed_corpus_files_are_noticed(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    complete(directory, config())
+    assert "`corpus files` has changed" in stale(directory, config(), "others")["tokenize"]
+
+
+def test_another_arm_leaves_the_finished_arms_alone(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    complete(directory, config())
+    more = config(
+        '--curricula={"frame": {"preset": "frame"}, "random": {"preset": "random"}, '
+        '"reverse": {"preset": "reverse"}}'
+    )
+    assert stale(directory, more) == {}
+    expected = phases.expectations(more, phases.units(more), "files")
+    left = [u for u in phases.units(more) if not phases.is_complete(directory, u, expected[u.name])]
+    assert [u.name for u in left] == ["pretrain-reverse", "evaluate-reverse", "report"]
+
+
+def test_redo_removes_a_phase_and_what_was_made_from_it(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    complete(directory, config())
+    for folder in ("scores", "quadrants", "pretrain/frame"):
+        (tmp_path / folder).mkdir(parents=True)
+    removed = phases.redo(directory, phases.units(config()), "partition")
+    assert "score" not in removed and "report" in removed and "pretrain-random" in removed
+    assert (tmp_path / "scores").exists() and directory.marker("score").exists()
+    assert not (tmp_path / "quadrants").exists() and not (tmp_path / "pretrain/frame").exists()
+    assert not directory.marker("evaluate-frame").exists()
+
+
+def test_redo_of_one_arm_keeps_the_other(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    complete(directory, config())
+    removed = phases.redo(directory, phases.units(config()), "pretrain-frame")
+    assert set(removed) == {"pretrain-frame", "evaluate-frame", "report"}

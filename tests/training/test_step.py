@@ -1,0 +1,101 @@
+"""The loss and its view of a row, against plain NumPy in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frame_jax.config import ModelConfig
+from frame_jax.models.cross_entropy import chunk_count, cross_entropy, token_nll
+from frame_jax.models.functional import Decoder
+from frame_jax.training.step import Specials, batch_loss, view
+
+BOS, EOS = 1, 2
+SPECIALS = Specials(BOS, EOS)
+
+
+def test_view_derives_documents_and_weights_from_tokens() -> None:
+    row = np.array([[7, 8, EOS, BOS, 5, 6, EOS, BOS, BOS, BOS]])
+    seen = view(jnp.asarray(row), SPECIALS, document_attention=True)
+    assert seen.segment_ids.tolist() == [[0, 0, 0, 1, 1, 1, 1, 2, 3]]
+    assert seen.positions.tolist() == [[0, 1, 2, 0, 1, 2, 3, 0, 0]]
+    # Not predicted: BOS after EOS, and the padding.
+    assert seen.weights.tolist() == [[1, 1, 0, 1, 1, 1, 0, 0, 0]]
+    whole = view(jnp.asarray(row), SPECIALS, document_attention=False)
+    assert whole.positions.tolist() == [list(range(9))] and not whole.segment_ids.any()
+
+
+def test_the_end_is_predicted_where_one_token_serves_as_bos_and_eos() -> None:
+    row = jnp.array([[BOS, 7, 8, BOS, 9, BOS, BOS]])
+    seen = view(row, Specials(BOS, BOS), document_attention=True)
+    assert seen.weights.tolist() == [[1, 1, 1, 1, 1, 0]]
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 8])
+def test_cross_entropy_and_its_derivatives(chunks: int) -> None:
+    random = np.random.default_rng(0)
+    hidden, table = random.normal(size=(2, 8, 16)), random.normal(size=(50, 16))
+    targets, weights = random.integers(0, 50, (2, 8)), random.integers(0, 2, (2, 8)).astype(float)
+
+    logits = hidden @ table.T
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    nll = -np.log(np.take_along_axis(probabilities, targets[..., None], -1)[..., 0])
+    by_logit = (probabilities - np.eye(50)[targets]) * weights[..., None]
+
+    arrays = [jnp.asarray(x, jnp.float32) for x in (hidden, table)]
+    ids, w = jnp.asarray(targets, jnp.int32), jnp.asarray(weights, jnp.float32)
+    np.testing.assert_allclose(token_nll(*arrays, ids, chunks), nll, rtol=1e-5, atol=1e-5)
+    total, grads = jax.value_and_grad(
+        lambda h, t: 3 * cross_entropy(h, t, ids, w, chunks), argnums=(0, 1)
+    )(*arrays)
+    np.testing.assert_allclose(total, 3 * (nll * weights).sum(), rtol=1e-5)
+    np.testing.assert_allclose(grads[0], 3 * by_logit @ table, rtol=1e-4, atol=1e-4)
+    by_table = np.einsum("btv,btd->vd", by_logit, hidden)
+    np.testing.assert_allclose(grads[1], 3 * by_table, rtol=1e-4, atol=1e-4)
+
+
+def test_chunks_divide_the_sequence_and_respect_the_bound() -> None:
+    for rows, length, bound in [(8, 512, 1024), (3, 100, 7), (1, 7, 3), (16, 256, 10**9)]:
+        chunks = chunk_count(rows, length, bound)
+        assert length % chunks == 0
+        assert rows * length / chunks <= bound or chunks == length
+
+
+def test_a_document_does_not_see_its_neighbours() -> None:
+    model = ModelConfig(
+        hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, num_kv_heads=1
+    )
+    decoder = Decoder(model, 64, "float32")
+    params = decoder.init(jax.random.key(0))
+    random = np.random.default_rng(0)
+    first, second = random.integers(3, 64, 9), random.integers(3, 64, 12)
+
+    def loss(*documents: np.ndarray) -> float:
+        row = np.concatenate([[BOS, *document, EOS] for document in documents])[None]
+        value, counted = batch_loss(
+            decoder, params, view(jnp.asarray(row, jnp.int32), SPECIALS, True), 1
+        )
+        return float(value * counted)
+
+    assert loss(first, second) == pytest.approx(loss(first) + loss(second), rel=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["minimal", "full"])
+def test_remat_changes_nothing(remat: str) -> None:
+    model = ModelConfig(
+        hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, num_kv_heads=1
+    )
+    rows = jnp.asarray(np.random.default_rng(0).integers(3, 64, (2, 17)), jnp.int32)
+    batch = view(rows, SPECIALS, True)
+    params = Decoder(model, 64, "float32").init(jax.random.key(0))
+
+    def gradient(remat: str) -> dict:
+        decoder = Decoder(model, 64, "float32", remat)
+        return jax.grad(lambda p: batch_loss(decoder, p, batch, 2)[0])(params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        gradient("none"),
+        gradient(remat),
+    )

@@ -1,0 +1,128 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jax import tree
+
+from frame_jax import checkpoints
+from frame_jax.config import ParallelConfig, TrainingConfig
+from frame_jax.errors import UserError
+from frame_jax.training.trainer import Job, kept_steps, train
+from tests.training.rows import LENGTH, make_job, write_rows
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_rows(tmp_path)
+    return tmp_path
+
+
+def metrics(job: Job) -> list[dict]:
+    return [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def final_params(job: Job) -> dict:
+    return checkpoints.load_params(job.folder / "checkpoints", job.decoder)
+
+
+def assert_same(left: dict, right: dict) -> None:
+    tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_every_row_is_trained_on_and_padding_has_no_loss(root: Path) -> None:
+    job = make_job(root)
+    summary = train(job)
+    records = metrics(job)
+    assert summary["rows"] == 88 and summary["steps"] == 6
+    assert [record["step"] for record in records] == list(range(6))
+    # A row holds two documents: one target of LENGTH is the BOS after EOS, which is not predicted.
+    assert sum(record["predicted_tokens"] for record in records) == 88 * (LENGTH - 1)
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_a_run_resumed_from_any_checkpoint_ends_bit_identical(root: Path) -> None:
+    whole = make_job(root, folder="whole")
+    train(whole)
+    assert checkpoints.saved_steps(whole.folder / "checkpoints")[0] == 2
+    for first in checkpoints.saved_steps(whole.folder / "checkpoints")[:-1]:
+        resumed = make_job(root, folder=f"resumed{first}")
+        shutil.copytree(whole.folder, resumed.folder)
+        for step in checkpoints.saved_steps(resumed.folder / "checkpoints"):
+            if step > first:
+                shutil.rmtree(resumed.folder / "checkpoints" / str(step))
+        train(resumed)
+        assert_same(final_params(whole), final_params(resumed))
+        for before, after in zip(metrics(whole), metrics(resumed), strict=True):
+            for key in ("step", "loss", "grad_norm", "learning_rate", "stage", "mixture"):
+                assert before[key] == after[key]
+
+
+def test_a_finished_run_trains_no_further(root: Path) -> None:
+    job = make_job(root)
+    train(job)
+    before = final_params(job)
+    train(job)
+    assert_same(before, final_params(job))
+    assert len(metrics(job)) == 6
+
+
+def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
+    job = make_job(root, training=TrainingConfig(batch_rows=8, milestones=2))
+    assert kept_steps(job) == [3, 6, 9, 11]  # 88 rows of 8: stages end at rows 22, 44, 66, 88
+    train(job)
+    assert set(checkpoints.saved_steps(job.folder / "checkpoints")) >= {3, 6, 9, 11}
+    assert json.loads((job.folder / "curriculum.json").read_text())["kept_steps"] == [3, 6, 9, 11]
+
+
+def test_another_runs_checkpoint_is_refused(root: Path) -> None:
+    train(make_job(root))
+    with pytest.raises(UserError, match="other settings"):
+        train(make_job(root, fingerprint="another"))
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        ParallelConfig(fsdp=8),
+        ParallelConfig(fsdp=4, tensor=2),
+        ParallelConfig(data=2, fsdp=2, tensor=2),
+    ],
+    ids=["fsdp8", "fsdp4-tensor2", "data2-fsdp2-tensor2"],
+)
+def test_eight_devices_train_like_one(root: Path, use_devices, parallel: ParallelConfig) -> None:
+    one = make_job(root, folder="one")
+    train(one)
+    use_devices(8)
+    eight = make_job(root, folder="eight", parallel=parallel)
+    train(eight)
+    for left, right in zip(metrics(one), metrics(eight), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=2e-5)
+        assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
+        assert left["mixture"] == right["mixture"]
+
+
+def test_a_run_goes_on_under_another_mesh(root: Path, use_devices) -> None:
+    whole = make_job(root, folder="whole")
+    train(whole)
+    resumed = make_job(root, folder="resumed", parallel=ParallelConfig(fsdp=2, tensor=2))
+    shutil.copytree(whole.folder, resumed.folder)
+    for step in checkpoints.saved_steps(resumed.folder / "checkpoints"):
+        if step > 3:
+            shutil.rmtree(resumed.folder / "checkpoints" / str(step))
+    use_devices(4)
+    train(resumed)
+    for left, right in zip(metrics(whole), metrics(resumed), strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=2e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused(root: Path, use_devices) -> None:
+    use_devices(8)
+    with pytest.raises(UserError, match="multiple of data x fsdp"):
+        train(make_job(root, training=TrainingConfig(batch_rows=12)))
+
+
+def test_impossible_mesh_is_refused(root: Path) -> None:
+    with pytest.raises(UserError, match="does not make the 1 devices"):
+        train(make_job(root, parallel=ParallelConfig(data=3)))
