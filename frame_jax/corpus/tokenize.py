@@ -60,6 +60,7 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         UserError: for a source or tokenizer that cannot be used, or too many unusable records.
     """
     if processes.is_first():
+        _remove_leftovers(directory)
         prepare_tokenizer(config, directory)
     processes.barrier("tokenizer")
     tokenizer = load_tokenizer(directory)
@@ -160,6 +161,16 @@ def _row(document: Document, size: int, tokens: int, part: int, row: int, config
         "file": document.file,
         "line": document.line,
     }
+
+
+def _remove_leftovers(directory: RunDirectory) -> None:
+    """Deletes the temporary files (see `atomic_path`) of a run that was killed.
+
+    Called before the first barrier, when no process of this run has begun to write parts.
+    """
+    for folder in (directory.tokens, directory.tokenizer.parent):
+        for path in folder.glob(".tmp-*"):
+            path.unlink(missing_ok=True)
 
 
 def _part_path(directory: RunDirectory, part: int, config: RunConfig, suffix: str) -> Path:

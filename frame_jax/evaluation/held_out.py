@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from jax.sharding import Mesh
 
 from frame_jax import checkpoints, progress
 from frame_jax.config import RunConfig
@@ -132,7 +133,9 @@ class CheckpointScorer(Scorer):
     def load(self, params: Any) -> None:
         """Puts other parameters of the same model in place of the present ones."""
         self._params = ()  # frees them before others come
-        self._params = (place(self.models[0], params, self._batch_sharding.mesh)[0],)
+        mesh = self._batch_sharding.mesh
+        assert isinstance(mesh, Mesh)  # of devices, not of an abstract topology
+        self._params = (place(self.models[0], params, mesh)[0],)
 
 
 def score_missing(

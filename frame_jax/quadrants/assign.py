@@ -104,6 +104,7 @@ def group(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> Non
     a large group may belong to two sets: its group's, and its language's for the small groups.
     """
     columns = ", ".join(config.group_by) or "'all'"
+    smallest = max(config.min_group_tokens, 1)
     connection.execute(
         f"""
         CREATE TABLE sets AS
@@ -113,7 +114,7 @@ def group(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> Non
         ranked AS (
             SELECT *, 2 * dense_rank() OVER (ORDER BY {columns}) AS group_set,
                 2 * dense_rank() OVER (ORDER BY language) + 1 AS language_set,
-                sum(own) OVER (PARTITION BY {columns}) >= {max(config.min_group_tokens, 1)} AS large,
+                sum(own) OVER (PARTITION BY {columns}) >= {smallest} AS large,
                 sum(own) OVER (PARTITION BY language) > 0 AS spoken
             FROM weighed)
         SELECT *, (CASE WHEN large THEN group_set WHEN spoken THEN language_set END)::INTEGER AS set
@@ -173,7 +174,8 @@ def cut(connection: duckdb.DuckDBPyConnection, name: str, ranked: str, bins: int
                     ORDER BY value, doc_id ROWS UNBOUNDED PRECEDING) AS before
             FROM ranked JOIN near ON ranked.cell = near.cell AND {bucket} = near.bucket),
         found AS (
-            SELECT cell, boundary, arg_min(value, before) AS value, arg_min(doc_id, before) AS doc_id
+            SELECT cell, boundary, arg_min(value, before) AS value,
+                arg_min(doc_id, before) AS doc_id
             FROM sorted WHERE {bins} * (2 * before + tokens) >= 2 * boundary * total GROUP BY ALL)
         SELECT cell {ends} FROM (SELECT DISTINCT cell FROM histogram) LEFT JOIN found USING (cell)
         GROUP BY cell

@@ -12,20 +12,24 @@
   const shownArms = () =>
     arms.filter((b) => b.getAttribute("aria-pressed") === "true").map((b) => b.dataset.arm);
 
-  const setSignal = (view, name, value) => {
-    if (name in view.getState().signals) view.signal(name, value).runAsync();
+  // Figures that have no such signal are left as they are.
+  const setSignals = (view, values) => {
+    const known = view.getState().signals;
+    for (const [name, value] of Object.entries(values)) if (name in known) view.signal(name, value);
+    return view.runAsync();
   };
 
   async function draw(element) {
     const drawn = await vegaEmbed(element, figures[element.dataset.figure], {
       config: dark.matches ? themes.dark : themes.light,
+      renderer: element.dataset.renderer,
       ast: true, // expressions are interpreted: the page's policy forbids eval
       actions: { export: true, source: false, compiled: false, editor: false },
       downloadFileName: element.dataset.figure,
     });
     views.get(element)?.finalize();
     views.set(element, drawn);
-    setSignal(drawn.view, "shown_arms", shownArms());
+    await setSignals(drawn.view, { shown_arms: shownArms() });
   }
 
   async function drawAll() {
@@ -36,7 +40,7 @@
   for (const button of arms) {
     button.addEventListener("click", () => {
       button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
-      for (const { view } of views.values()) setSignal(view, "shown_arms", shownArms());
+      for (const { view } of views.values()) setSignals(view, { shown_arms: shownArms() });
     });
   }
 
@@ -44,11 +48,12 @@
     button.addEventListener("click", () => {
       const { view } = views.get(document.getElementById(button.dataset.target));
       const factor = Number(button.dataset.zoom);
-      for (const [scale, signal] of [["x", "zoom_tokens"], ["y", "zoom_loss"]]) {
+      const scaled = (scale) => {
         const [low, high] = view.scale(scale).domain();
         const [middle, half] = [(low + high) / 2, ((high - low) / 2) * factor];
-        setSignal(view, signal, factor ? [middle - half, middle + half] : null);
-      }
+        return factor ? [middle - half, middle + half] : null;
+      };
+      setSignals(view, { zoom_tokens: scaled("x"), zoom_loss: scaled("y") });
     });
   }
 

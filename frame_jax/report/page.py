@@ -16,10 +16,23 @@ from frame_jax.report.html import Html, join, script_json, tag
 HERE = Path(__file__).parent
 
 
-def figure(name: str, panels: int, caption: str = "") -> Html:
-    """The place where `page.js` draws the panels of the figure `name`."""
+def figure(name: str, panels: int, caption: str = "", renderer: str = "svg") -> Html:
+    """The place where `page.js` draws the panels of the figure `name`.
+
+    Args:
+        name: The figure.
+        panels: Charts that it is made of.
+        caption: Text below it.
+        renderer: `svg`, or `canvas` for panels of thousands of marks.
+    """
     places = [
-        tag("div", class_="chart", id=f"{name}-{index}", data_figure=f"{name}-{index}")
+        tag(
+            "div",
+            class_="chart",
+            id=f"{name}-{index}",
+            data_figure=f"{name}-{index}",
+            data_renderer=renderer,
+        )
         for index in range(panels)
     ]
     drawn = tag("div", *places, class_="grid") if panels > 1 else join(places)
@@ -69,7 +82,8 @@ def render(title: str, body: Sequence[Html], figures: Mapping[str, dict[str, Any
         figures: Vega-Lite specifications by the name that `figure` was given.
     """
     # Vega, Vega-Lite and Vega-Embed come with vl-convert: nothing is fetched, here or there.
-    scripts = [vl_convert.javascript_bundle(None), (HERE / "page.js").read_text("utf-8")]
+    libraries = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    scripts = [libraries, (HERE / "page.js").read_text("utf-8")]
     policy = (
         f"default-src 'none'; script-src {' '.join(map(script_hash, scripts))}; "
         "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"

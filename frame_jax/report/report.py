@@ -130,8 +130,8 @@ def contents(config: RunConfig, directory: RunDirectory, arms: list[Arm]) -> Con
     if results:
         panels["held-out-loss"] = [figures.held_out_loss(curve_rows(results), bands, names)]
 
-    def place(name: str, caption: str) -> Html:
-        return page.figure(name, len(panels[name]), caption)
+    def place(name: str, caption: str, renderer: str = "svg") -> Html:
+        return page.figure(name, len(panels[name]), caption, renderer)
 
     title = f"FRAME report: {directory.root.name}"
     body = [
@@ -157,7 +157,7 @@ def contents(config: RunConfig, directory: RunDirectory, arms: list[Arm]) -> Con
         tag("h2", "What the batches were made of"),
         place("mixture", sections.MIXTURE_NOTE),
         tag("h2", "Perplexity and perplexity difference of the documents"),
-        place("density", sections.DENSITY_NOTE),
+        place("density", sections.DENSITY_NOTE, "canvas"),
         tag("h2", "Balance of the quadrants"),
         place("balance", ""),
         sections.balance_table(balance, quadrants),

@@ -19,7 +19,8 @@ def test_splits_have_the_asked_fractions_and_never_change():
     assert abs(counts["held_out"] - 1000) < 155
     assert abs(counts["reference"] - 4000) < 285
     # Literal values: another platform, Python or release must agree, or runs cannot be resumed.
-    assert [split_of(f"doc-{i}", 0, 0.05, 0.2) for i in (0, 1, 2, 5, 8, 25)] == GOLDEN
+    known = {2: "train", 20: "reference", 21: "held_out", 24: "reference", 26: "held_out"}
+    assert {i: split_of(f"doc-{i}", 0, 0.05, 0.2) for i in known} == known
     assert split_of("中文", 0, 0, 0) == "train"
     # Growing one fraction moves documents only into it.
     before = [split_of(i, 0, 0.05, 0.2) for i in ids]
@@ -27,9 +28,6 @@ def test_splits_have_the_asked_fractions_and_never_change():
     assert all(
         a == b or (a, b) == ("train", "reference") for a, b in zip(before, after, strict=True)
     )
-
-
-GOLDEN = ["train", "train", "train", "train", "train", "train"]
 
 
 def test_seeds_split_independently():
@@ -79,7 +77,7 @@ def test_sample_is_bounded_reaches_every_file_and_ignores_parts(write_jsonl, rec
     assert len(everything) == 120
     few = list(sample(corpus, 1500))
     sizes = [len(d.text.encode()) for d in few]
-    assert sum(sizes[:-1]) < 1500 and 400 < sum(sizes)
+    assert sum(sizes[:-1]) < 1500 and sum(sizes) > 400
     lines = {
         name: [d.line for d in few if d.file.endswith(name)] for name in ("a.jsonl", "b.jsonl")
     }

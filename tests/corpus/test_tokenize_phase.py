@@ -151,6 +151,9 @@ def test_a_run_killed_anywhere_ends_up_the_same(
             except KeyboardInterrupt:
                 break
     assert calls >= 1
+    leftover = RunDirectory(again.run_directory).tokens / ".tmp-1-part-00000-of-00003.parquet"
+    leftover.parent.mkdir(parents=True, exist_ok=True)
+    leftover.write_bytes(b"of a process that had no time to clean up")
     result, directory = run(again)
     assert result == summary and contents(directory) == contents(whole)
 

@@ -1,0 +1,39 @@
+"""How much arithmetic a model is: a shape in, floating-point operations out.
+
+Convention: a multiply and an add are two operations; only matrix products count; attention is
+causal, so a query meets half of the keys; the backward pass is twice the forward pass; recomputation
+(remat) does not count. Model FLOPs utilisation (MFU) divides by these.
+"""
+
+from __future__ import annotations
+
+from frame_jax.config import ModelConfig
+
+
+def matrix_parameters(config: ModelConfig, vocab_size: int) -> int:
+    """Parameters that take part in a matrix product for every token.
+
+    The embedding lookup is none; the output projection is one, tied or not.
+    """
+    heads, kv_heads = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+    attention = config.hidden_size * (2 * heads + 2 * kv_heads)
+    feed_forward = 3 * config.hidden_size * config.intermediate_size
+    return config.num_layers * (attention + feed_forward) + vocab_size * config.hidden_size
+
+
+def forward_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -> float:
+    """Mean forward FLOPs of a token in a row of `length` tokens.
+
+    >>> tiny = ModelConfig(hidden_size=2, intermediate_size=3, num_layers=1, num_heads=1,
+    ...                    num_kv_heads=1)
+    >>> forward_flops_per_token(tiny, vocab_size=5, length=8)  # 2 * (16 + 18 + 10) + 4 * 4 * 2
+    120.0
+    """
+    heads = config.num_heads * config.head_width
+    scores_and_mix = 2 * 2 * (length / 2) * heads * config.num_layers
+    return 2 * matrix_parameters(config, vocab_size) + scores_and_mix
+
+
+def training_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -> float:
+    """Mean FLOPs of a token in a training step: forward and backward."""
+    return 3 * forward_flops_per_token(config, vocab_size, length)

@@ -1,0 +1,101 @@
+"""Lengths of framed documents in, which piece of which document goes into which row out.
+
+A framed document is [bos] + tokens + [eos]; see `rows.py`. Only lengths matter here, so a million
+documents are planned without reading one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Pieces in the order of their rows, and within a row in order of place; each int64 [pieces].
+
+    Attributes:
+        row: The row that holds the piece.
+        document: The framed document it is cut from.
+        start: First id of the framed document.
+        stop: One past the last.
+        lead: BOS ids to put before every piece.
+    """
+
+    row: np.ndarray
+    document: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    lead: int
+
+    @property
+    def rows(self) -> int:
+        return int(self.row[-1]) + 1 if len(self.row) else 0
+
+    def of_rows(self, first: int, stop: int) -> Pieces:
+        """The pieces of rows [first, stop), with rows counted from `first`."""
+        lo, hi = np.searchsorted(self.row, [first, stop])
+        return Pieces(
+            self.row[lo:hi] - first,
+            self.document[lo:hi],
+            self.start[lo:hi],
+            self.stop[lo:hi],
+            self.lead,
+        )
+
+    @property
+    def ids(self) -> int:
+        """Ids that are not padding."""
+        return int((self.stop - self.start).sum()) + self.lead * len(self.row)
+
+
+def concat(lengths: np.ndarray, row_ids: int) -> Pieces:
+    """Joins the documents and cuts the stream every `row_ids` ids; only the last row has room."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    starts = np.union1d(ends - lengths, np.arange(0, total, row_ids))
+    stops = np.append(starts[1:], [total] if total else [])
+    document = np.searchsorted(ends, starts, side="right")
+    origin = (ends - lengths)[document]
+    return Pieces(starts // row_ids, document, starts - origin, stops - origin, lead=0)
+
+
+def best_fit(lengths: np.ndarray, row_ids: int) -> Pieces:
+    """Cuts only documents longer than a row, and puts each piece where the least room is left.
+
+    Every piece begins with BOS, its own or one more, so that attention and loss treat the rest of
+    a cut document as a document. Longest pieces first (best-fit decreasing).
+    """
+    body = lengths - 1  # without its own BOS
+    per_document = -(-body // (row_ids - 1))
+    document = np.repeat(np.arange(len(lengths)), per_document)
+    number = np.arange(len(document)) - np.repeat(
+        np.cumsum(per_document) - per_document, per_document
+    )
+    start = 1 + number * (row_ids - 1)
+    stop = np.minimum(start + row_ids - 1, lengths[document])
+    size = stop - start + 1
+
+    order = np.argsort(-size, kind="stable")
+    row = np.empty(len(order), np.int64)
+    open_rows: list[list[int]] = [[] for _ in range(row_ids)]  # by the room that is left
+    rooms = 0  # bit r is set where some row has room r
+    rows = 0
+    for piece, needed in zip(order.tolist(), size[order].tolist(), strict=True):
+        fitting = rooms >> needed
+        if fitting:
+            room = needed + (fitting & -fitting).bit_length() - 1
+            chosen = open_rows[room].pop()
+            if not open_rows[room]:
+                rooms ^= 1 << room
+        else:
+            room, chosen = row_ids, rows
+            rows += 1
+        row[piece] = chosen
+        left = room - needed
+        if left > 0:
+            open_rows[left].append(chosen)
+            rooms |= 1 << left
+    by_row = np.argsort(row, kind="stable")
+    return Pieces(row[by_row], document[by_row], start[by_row], stop[by_row], lead=1)

@@ -1,0 +1,57 @@
+"""The partition phase: scores in; thresholds, the quadrant of every document and rows out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from frame_jax.config import PartitionConfig, RunConfig
+from frame_jax.errors import UserError
+from frame_jax.parallel import processes
+from frame_jax.quadrants import assign
+from frame_jax.quadrants.rows import write_cells
+from frame_jax.quadrants.summary import summarise
+from frame_jax.run_directory import RunDirectory, atomic_path, list_parts, read_json, write_json
+
+
+def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    """Writes RUN/quadrants/: assignment.parquet, partition.json, rows.json and Q*/part-*.
+
+    Process 0 places the documents, then all processes make rows. Whatever is already there is
+    kept.
+
+    Returns:
+        Rows, documents, text tokens and padding of each quadrant, and documents without a place.
+
+    Raises:
+        UserError: when scores are missing, do not match the tokens or place no document.
+    """
+    if processes.is_first() and not directory.partition.exists():
+        place_documents(config.partition, config.scoring.ppl_model, directory)
+    processes.barrier("documents placed")
+    rows = write_cells(
+        config.partition.rows,
+        directory,
+        directory.quadrants,
+        [directory.assignment],
+        {cell: f"split = 'train' AND quadrant = '{cell}'" for cell in config.partition.axes.cells},
+        config.seed,
+    )
+    return {**rows, "without_place": read_json(directory.partition)["without_place"]}
+
+
+def place_documents(config: PartitionConfig, ppl_model: str, directory: RunDirectory) -> None:
+    """Writes assignment.parquet and then partition.json."""
+    tokens = list_parts(directory.tokens, ".parquet")
+    scores = list_parts(directory.scores, ".parquet")
+    if not tokens or [path.name for path in tokens] != [path.name for path in scores]:
+        raise UserError(
+            f"{directory.tokens} has {len(tokens)} parts and {directory.scores} has {len(scores)}, "
+            "which should have the same names: redo the score phase"
+        )
+    with assign.database(directory.quadrants) as connection:
+        assign.load(connection, ppl_model, tokens, scores)
+        assign.group(connection, config)
+        with atomic_path(directory.assignment) as path:
+            assign.place(connection, config, path)
+        summary = summarise(connection, config, directory.assignment)
+    write_json(directory.partition, {"ppl_model": ppl_model, **summary})

@@ -1,0 +1,191 @@
+"""Documents of a cell in, training rows of sequence_length + 1 token ids out.
+
+Documents are shuffled by a hash of their id and the run's seed. The range of the hash is cut into
+parts, so any process can make a part without looking at the others. A document enters framed as
+[bos] + tokens + [eos], or [bos] + tokens where the two are one. Every token of every document is in
+exactly one row; where rows are not full they end in padding, which is bos repeated, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frame_jax import progress
+from frame_jax.config import RowsConfig, RunConfig
+from frame_jax.parallel import processes
+from frame_jax.quadrants.assign import database
+from frame_jax.quadrants.packing import best_fit, concat
+from frame_jax.records import TokenReader, write_tokens
+from frame_jax.run_directory import RunDirectory, list_parts, part_name, read_json, write_json
+
+ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Documents in the order in which they enter rows; each field int64 [documents].
+
+    Attributes:
+        part: Index of the token file that holds the document.
+        row: Record in that file.
+        tokens: Text tokens.
+    """
+
+    part: np.ndarray
+    row: np.ndarray
+    tokens: np.ndarray
+
+
+def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    """Makes the rows that train the reference models: RUN/reference/rows/reference/part-*.
+
+    Returns:
+        The content of RUN/reference/rows/rows.json, see `write_cells`.
+    """
+    tables = list_parts(directory.tokens, ".parquet")
+    conditions = {"reference": "split = 'reference'"}
+    folder = directory.reference("rows")
+    return write_cells(config.reference.rows, directory, folder, tables, conditions, config.seed)
+
+
+def write_cells(
+    config: RowsConfig,
+    directory: RunDirectory,
+    folder: Path,
+    tables: Sequence[Path],
+    conditions: Mapping[str, str],
+    seed: int,
+) -> dict[str, Any]:
+    """Writes FOLDER/CELL/part-*.arrayrecord, a record a row, and FOLDER/rows.json.
+
+    Called on every process, each of which makes its share of the parts. A part whose counts are
+    there is complete and kept.
+
+    Args:
+        config: Length, packing, parts.
+        directory: Where the tokens and the special tokens are.
+        folder: Where the cells go.
+        tables: Parquet files with doc_id, part, row, tokens and what the conditions name.
+        conditions: Cell -> SQL condition that its documents meet.
+        seed: Shuffles the documents.
+
+    Returns:
+        The content of rows.json: {cell: {rows, documents, tokens, padding}}, in text tokens and
+        padding ids.
+    """
+    special = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    files = list_parts(directory.tokens, ".arrayrecord")
+    names = [part_name(index, config.parts, "") for index in range(config.parts)]
+    units = processes.mine([(cell, index) for cell in conditions for index in range(config.parts)])
+    with progress.bar("rows", len(units), "parts", show=processes.is_first()) as update:
+        for cell, index in units:
+            path = folder / cell / names[index]
+            if not path.with_suffix(".json").exists():
+                documents = select(tables, conditions[cell], index, config.parts, seed, folder)
+                counts = write_part(
+                    documents,
+                    files,
+                    config,
+                    special["bos_id"],
+                    special["eos_id"],
+                    path.with_suffix(".arrayrecord"),
+                )
+                write_json(path.with_suffix(".json"), counts)
+            update(1, f"{cell} {names[index]}")
+    processes.barrier(f"rows in {folder.name}")
+    if processes.is_first():
+        counts = {}
+        for cell in conditions:
+            parts = [read_json(folder / cell / f"{name}.json") for name in names]
+            counts[cell] = {key: sum(part[key] for part in parts) for key in parts[0]}
+        write_json(folder / "rows.json", counts)
+    processes.barrier(f"counts in {folder.name}")
+    return read_json(folder / "rows.json")
+
+
+def select(
+    tables: Sequence[Path], condition: str, index: int, parts: int, seed: int, scratch: Path
+) -> Documents:
+    """The documents of part `index`, shuffled.
+
+    Reading part after part gives one order of all documents that does not depend on `parts`.
+    """
+    first, end = (-(-(i << 64) // parts) for i in (index, index + 1))
+    with database(scratch) as connection:
+        columns = connection.execute(
+            f"""
+            SELECT part::BIGINT AS part, row, tokens FROM (
+                SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS place
+                FROM read_parquet($tables) WHERE {condition} AND tokens > 0)
+            WHERE place BETWEEN {first}::UBIGINT AND {end - 1}::UBIGINT
+            ORDER BY place, doc_id
+            """,
+            {"seed": seed, "tables": [str(path) for path in tables]},
+        ).fetchnumpy()
+    return Documents(columns["part"], columns["row"], columns["tokens"])
+
+
+def write_part(
+    documents: Documents,
+    files: Sequence[Path],
+    config: RowsConfig,
+    bos: int,
+    eos: int,
+    path: Path,
+) -> dict[str, int]:
+    """Writes the rows of `documents` to one file.
+
+    Args:
+        documents: What goes in, in order.
+        files: The token files, by part.
+        config: Length and packing.
+        bos: Id before every document, and padding.
+        eos: Id after every document, unless it is `bos`.
+        path: Output, one record a row: sequence_length + 1 ids.
+
+    Returns:
+        Counts of rows, documents, text tokens and padding ids.
+    """
+    row_ids = config.sequence_length + 1
+    pack = concat if config.packing == "concat" else best_fit
+    end = [] if bos == eos else [eos]
+    pieces = pack(documents.tokens + 1 + len(end), row_ids)
+    readers = [TokenReader(file) for file in files]
+    with write_tokens(path) as writer:
+        for first in range(0, pieces.rows, ROWS_AT_ONCE):
+            batch = pieces.of_rows(first, min(first + ROWS_AT_ONCE, pieces.rows))
+            texts = read(documents, np.unique(batch.document), readers)
+            rows = np.full((batch.rows, row_ids), bos, np.uint32)
+            filled = [0] * batch.rows
+            columns = (batch.row, batch.document, batch.start, batch.stop)
+            for row, document, start, stop in zip(*(c.tolist() for c in columns), strict=True):
+                ids = np.concatenate([[bos], texts[document], end])[start:stop]
+                place = filled[row] + pieces.lead
+                filled[row] = place + len(ids)
+                rows[row, place : filled[row]] = ids
+            for ids in rows:
+                writer.append(ids)
+    return {
+        "rows": pieces.rows,
+        "documents": len(documents.tokens),
+        "tokens": int(documents.tokens.sum()),
+        "padding": pieces.rows * row_ids - pieces.ids,
+    }
+
+
+def read(
+    documents: Documents, chosen: np.ndarray, readers: Sequence[TokenReader]
+) -> dict[int, np.ndarray]:
+    """Text tokens of the documents with the indices `chosen`, by index."""
+    texts: dict[int, np.ndarray] = {}
+    parts = documents.part[chosen]
+    for part in np.unique(parts):
+        wanted = chosen[parts == part]
+        tokens = readers[part].read(documents.row[wanted])
+        texts.update(zip(wanted.tolist(), tokens, strict=True))
+    return texts
