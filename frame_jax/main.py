@@ -33,6 +33,15 @@ def parser() -> Any:
         help="Remove the outputs of this phase (or of one arm, such as pretrain-frame) and of all "
         "that was made from them, then run.",
     )
+    options.add_argument(
+        "--plan", action="store_true", help="Print what the run will do and cost; start nothing."
+    )
+    options.add_argument(
+        "--tokens_per_second",
+        type=float,
+        default=None,
+        help="Training speed of the target model, for the times that --plan prints.",
+    )
     return options
 
 
@@ -149,6 +158,12 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         config, options = parse(arguments, parser())
+        if options["plan"]:
+            os.environ["JAX_PLATFORMS"] = "cpu"  # a plan must not take an accelerator
+            from frame_jax.plan import print_plan
+
+            print_plan(config, options["tokens_per_second"])
+            return 0
         ran = run(config, until=options["until"], redo=options["redo"])
         finish(config, ran, options["until"])
     except UserError as error:
@@ -157,5 +172,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def prefer_huge_pages() -> None:
+    """Restarts this program, once, with glibc asking for huge pages.
+
+    XLA on the CPU maps its working memory afresh at every step, and touching it a small page at a
+    time was a third of a training step. glibc reads the setting only when a program starts.
+    """
+    name, value = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+    if sys.platform == "linux" and name not in os.environ:
+        os.environ[name] = value
+        os.execv(sys.executable, sys.orig_argv)
+
+
 if __name__ == "__main__":
+    prefer_huge_pages()
     sys.exit(main())

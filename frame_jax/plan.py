@@ -15,10 +15,14 @@ from rich.text import Text
 
 from frame_jax import phases
 from frame_jax.config import ModelConfig, RunConfig, TrainingConfig
-from frame_jax.corpus.parts import input_bytes, signature
+from frame_jax.corpus.parts import plan, signature
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.stages import Schedule, resolve
-from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
+from frame_jax.models.flops import (
+    forward_flops_per_token,
+    parameter_count,
+    training_flops_per_token,
+)
 from frame_jax.run_directory import RunDirectory, read_json
 from frame_jax.training.schedules import learning_rate
 
@@ -68,7 +72,8 @@ def read_corpus(config: RunConfig) -> Corpus:
         tokens = read_json(marker)["summary"]["tokens"]
         counts = [tokens.get(split, 0) for split in ("reference", "train", "held_out")]
         return Corpus(*counts, source="counted by the tokenize phase")
-    total = input_bytes(config.corpus) / BYTES_PER_TOKEN
+    chunks = [chunk for part in plan(config.corpus) for chunk in part]
+    total = sum(chunk.item.size / chunk.stripe.count for chunk in chunks) / BYTES_PER_TOKEN
     reference, held_out = config.corpus.reference_fraction, config.corpus.held_out_fraction
     return Corpus(
         int(total * reference),
@@ -186,27 +191,20 @@ def cost_table(config: RunConfig, corpus: Corpus, tokens_per_second: float | Non
         lines.append((f"pretrain {name}", config.pretrain.model, tokens, tokens * flops))
 
     table = Table(title="cost", title_justify="left")
-    for column in ("work", "parameters", "weights + AdamW", "tokens", "FLOPs", "share", "time"):
+    for column in ("work", "parameters", "memory", "tokens", "FLOPs", "share", "time"):
         table.add_column(column, justify="left" if column == "work" else "right")
     total = sum(flops for *_, flops in lines)
     for name, model, tokens, flops in lines:
         parameters = parameter_count(model, vocab)
-        trains = not name.startswith("scoring")
+        bytes_each = 4 * 3 if "scoring" not in name else 2  # float32 and two moments, or bfloat16
         seconds = tokens / tokens_per_second if tokens_per_second and "pretrain" in name else None
         table.add_row(
             name,
             f"{parameters:,}",
-            f"{parameters * 12 / 2**30:,.2f} GiB" if trains else f"{parameters * 2 / 2**30:,.2f} GiB",
+            f"{parameters * bytes_each / 2**30:,.2f} GiB",
             f"{tokens:,}",
             f"{flops:.2e}",
             f"{100 * flops / max(total, 1):.1f}%",
             "" if seconds is None else f"{seconds / 3600:,.1f} h",
         )
     return table
-
-
-def parameter_count(model: ModelConfig, vocab_size: int) -> int:
-    """Parameters of a model, embeddings and norms included."""
-    from frame_jax.models.functional import Decoder
-
-    return Decoder(model, vocab_size).parameter_count()

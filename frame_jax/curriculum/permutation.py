@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-ROUNDS = 6
+ROUNDS = 10
 _STRIDE = np.uint64(0x9E3779B97F4A7C15)
 
 

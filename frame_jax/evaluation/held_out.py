@@ -61,7 +61,8 @@ def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str
     }
     # Every process sees the same missing parts, because none writes before all have looked.
     processes.barrier(f"evaluate {curriculum}: parts listed")
-    score_missing(config, directory, curriculum, documents, missing)
+    if any(missing.values()):
+        score_missing(config, directory, curriculum, documents, missing)
     processes.barrier(f"evaluate {curriculum}: parts written")
     if processes.is_first():
         write_json(directory.evaluation(curriculum), result(directory, curriculum, plan, steps))
@@ -149,10 +150,8 @@ def score_missing(
     folder = directory.pretrain(curriculum)
     bos_id = read_json(directory.tokenizer.with_name("special_tokens.json"))["bos_id"]
     decoder = read_description(folder, compute_dtype=config.scoring.compute_dtype)
-    shares = {step: processes.mine(parts) for step, parts in missing.items()}
-    total = sum(
-        pc.sum(documents[part]["tokens"]).as_py() for parts in shares.values() for part in parts
-    )
+    share = processes.mine([(step, part) for step, parts in missing.items() for part in parts])
+    total = sum(pc.sum(documents[part]["tokens"]).as_py() for _, part in share)
     title = f"evaluate {curriculum}"
     with progress.bar(title, total, "tokens", show=processes.is_first()) as update:
         scorer: CheckpointScorer | None = None
@@ -175,7 +174,7 @@ def score_missing(
             def report(batch: BatchScores, step: int = step) -> None:
                 update(batch.tokens, f"step {step:,}")
 
-            for part in shares[step]:
+            for part in (part for at, part in share if at == step):
                 write_part(
                     scores_path(directory, curriculum, step, part),
                     documents[part]["doc_id"],
@@ -240,7 +239,7 @@ def measure(directory: RunDirectory, curriculum: str, step: int) -> dict[str, An
         quadrant count everywhere but there.
     """
     scores = directory.evaluation(curriculum).with_suffix("") / str(step) / "part-*.parquet"
-    found: dict[str, Any] = {dimension: {} for dimension in DIMENSIONS}
+    found: dict[str, Any] = {"overall": {}, **{dimension: {} for dimension in DIMENSIONS}}
     with duckdb.connect() as connection:
         rows = connection.execute(
             """

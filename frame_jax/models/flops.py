@@ -21,6 +21,20 @@ def matrix_parameters(config: ModelConfig, vocab_size: int) -> int:
     return config.num_layers * (attention + feed_forward) + vocab_size * config.hidden_size
 
 
+def parameter_count(config: ModelConfig, vocab_size: int) -> int:
+    """All parameters: matrices, embeddings, norms and biases."""
+    heads, kv_heads = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+    layer = 2 * config.hidden_size
+    layer += (heads + 2 * kv_heads) * config.qkv_bias + 2 * config.head_width * config.qk_norm
+    tables = 1 if config.tie_embeddings else 2
+    return (
+        matrix_parameters(config, 0)
+        + tables * vocab_size * config.hidden_size
+        + config.num_layers * layer
+        + config.hidden_size
+    )
+
+
 def forward_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -> float:
     """Mean forward FLOPs of a token in a row of `length` tokens.
 

@@ -38,6 +38,7 @@ def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         connection.execute(f"SET temp_directory = '{spill}'")
         connection.execute(f"SET memory_limit = '{max(4, threads) * 512}MiB'")
         connection.execute("SET preserve_insertion_order = false")
+        connection.execute("SET enable_progress_bar = false")
         yield connection
 
 
@@ -75,8 +76,7 @@ def load(
                     WHEN predicted_tokens = 0 OR tokens = 0 THEN 2
                     WHEN NOT coalesce(isfinite(exp(loss) + exp(-gap) + loss + gap), false) THEN 3
                     ELSE 0 END AS fate
-                FROM read_parquet($1) t LEFT JOIN scored USING (doc_id)
-                WHERE split IN ('train', 'held_out'))
+                FROM read_parquet($1) t LEFT JOIN scored USING (doc_id))
             SELECT doc_id, part, row, tokens, bytes, label, fate,
                 CASE WHEN fate = 0 THEN loss END, CASE WHEN fate = 0 THEN gap END
             FROM judged d JOIN labels l ON d.split = l.split AND d.source IS NOT DISTINCT FROM

@@ -6,6 +6,8 @@ DuckDB does the counting, so memory does not grow with the corpus.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +21,32 @@ GROUPS = 12  # drawn in the density figure, the largest first
 BINS = 40  # on each axis of the density
 EXAMPLES = 4  # documents of each quadrant
 EXAMPLE_TOKENS = 220
+SEPARATOR, NO_NAME = " / ", "none"  # in labels
 
 
-def query(sql: str, path: Path, *parameters: Any) -> list[dict[str, Any]]:
-    """Rows of a query over `documents`, the placed documents of an `assignment.parquet`."""
+def query(
+    sql: str, assignment: Path, columns: Sequence[str], *parameters: Any
+) -> list[dict[str, Any]]:
+    """Rows of a query over `documents`: the placed training documents and the label of each.
+
+    Args:
+        sql: What comes after the table `documents` in a WITH clause.
+        assignment: `assignment.parquet`.
+        columns: What labels are made of, of domain, language and source.
+        parameters: Values for the question marks in `sql`.
+    """
+    names = [f"coalesce({column}, '{NO_NAME}')" for column in columns]
     with duckdb.connect() as connection:
         cursor = connection.execute(
-            "WITH documents AS (SELECT *, domain || ' / ' || language AS label FROM "
-            f"read_parquet(?) WHERE quadrant IS NOT NULL AND isfinite(ppl) AND isfinite(pd)) {sql}",
-            [str(path), *parameters],
+            f"WITH documents AS (SELECT *, concat_ws('{SEPARATOR}', {', '.join(names)}) AS label "
+            f"FROM read_parquet(?) WHERE split = 'train' AND quadrant IS NOT NULL) {sql}",
+            [str(assignment), *parameters],
         )
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        keys = [column[0] for column in cursor.description]
+        return [dict(zip(keys, row, strict=True)) for row in cursor.fetchall()]
 
 
-def density(assignment: Path, bins: int = BINS) -> list[dict[str, Any]]:
+def density(assignment: Path, columns: Sequence[str], bins: int = BINS) -> list[dict[str, Any]]:
     """Token counts of training documents on a grid of PPL (logarithmic) and PD, by group.
 
     All groups share one grid, which spans all but the outermost thousandth on each side; what lies
@@ -44,8 +57,7 @@ def density(assignment: Path, bins: int = BINS) -> list[dict[str, Any]]:
     """
     return query(
         """
-        , train AS (SELECT label, log10(ppl) AS x, pd AS y, tokens FROM documents
-                    WHERE split = 'train'),
+        , train AS (SELECT label, log10(ppl) AS x, pd AS y, tokens FROM documents),
         largest AS (SELECT label FROM train GROUP BY label ORDER BY sum(tokens) DESC, label
                     LIMIT ?),
         edges AS (SELECT approx_quantile(x, 0.001) AS x0, approx_quantile(x, 0.999) AS x1,
@@ -64,21 +76,23 @@ def density(assignment: Path, bins: int = BINS) -> list[dict[str, Any]]:
         FROM cells GROUP BY label, x0, dx, y0, dy, i, j ORDER BY label, i, j
         """.replace("$bins", str(int(bins))),
         assignment,
+        columns,
         GROUPS,
     )
 
 
-def balance(assignment: Path) -> list[dict[str, Any]]:
+def balance(assignment: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of label, quadrant, tokens and documents of the training split, largest groups first."""
     return query(
         """
         , cells AS (SELECT label, quadrant, CAST(sum(tokens) AS BIGINT) AS tokens,
                            count(*) AS documents
-                    FROM documents WHERE split = 'train' GROUP BY label, quadrant)
+                    FROM documents GROUP BY label, quadrant)
         SELECT * FROM cells
         ORDER BY sum(tokens) OVER (PARTITION BY label) DESC, label, quadrant
         """,
         assignment,
+        columns,
     )
 
 
@@ -109,7 +123,9 @@ class Example:
     cut: bool
 
 
-def examples(directory: RunDirectory, count: int = EXAMPLES) -> list[Example]:
+def examples(
+    directory: RunDirectory, columns: Sequence[str], count: int = EXAMPLES
+) -> list[Example]:
     """`count` training documents of each quadrant, chosen by a hash of their ids.
 
     The largest groups give one each before any gives a second, so that a quadrant shows what it
@@ -120,7 +136,7 @@ def examples(directory: RunDirectory, count: int = EXAMPLES) -> list[Example]:
         , best AS (SELECT quadrant, label, sum(tokens) AS size,
                           arg_min({doc_id: doc_id, source: source, ppl: ppl, pd: pd,
                                    tokens: tokens, part: part, "row": "row"}, md5(doc_id), ?) AS few
-                   FROM documents WHERE split = 'train' GROUP BY quadrant, label),
+                   FROM documents GROUP BY quadrant, label),
         flat AS (SELECT quadrant, label, size, unnest(few) AS d,
                         unnest(range(len(few))) AS turn FROM best)
         SELECT quadrant, label, d.doc_id, d.source, d.ppl, d.pd, d.tokens, d.part, d.row
@@ -129,6 +145,7 @@ def examples(directory: RunDirectory, count: int = EXAMPLES) -> list[Example]:
         ORDER BY quadrant, turn, size DESC, label
         """,
         directory.assignment,
+        columns,
         count,
         count,
     )
@@ -157,10 +174,43 @@ def examples(directory: RunDirectory, count: int = EXAMPLES) -> list[Example]:
     return found
 
 
-def thresholds(partition: dict[str, Any]) -> list[dict[str, Any]]:
+def label_columns(partition: dict[str, Any]) -> list[str]:
+    """What the report groups documents by: as the thresholds do, or by domain if there is one set.
+
+    Args:
+        partition: The contents of `partition.json`.
+    """
+    return partition["group_by"] or ["domain"]
+
+
+def thresholds(partition: dict[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
     """The cuts in `partition.json` as lines of the density figure.
+
+    Args:
+        partition: The contents of `partition.json`.
+        labels: All labels; they share the thresholds of a global partition.
 
     Returns:
         Rows of label, x, x2 (PPL), y, y2 (PD): the ends of a line; None is the edge of the figure.
     """
-    return []
+    lines = []
+    for group in partition["groups"]:
+        names = [group[column] for column in partition["group_by"]]
+        own = [SEPARATOR.join(NO_NAME if name is None else name for name in names)]
+        ppl, pd = group["thresholds"]["ppl"], group["thresholds"]["pd"]
+        edges = [None, *(cut["value"] for cut in ppl if cut), None]
+        if partition["mode"] != "nested":
+            edges = [None, None]  # PD is cut once, across all bins of PPL
+        for label in own if names else labels:
+            lines += [
+                {"label": label, "x": cut["value"], "x2": cut["value"], "y": None, "y2": None}
+                for cut in ppl
+                if cut
+            ]
+            lines += [
+                {"label": label, "x": left, "x2": right, "y": cut["value"], "y2": cut["value"]}
+                for (left, right), cuts in zip(itertools.pairwise(edges), pd, strict=False)
+                for cut in cuts
+                if cut
+            ]
+    return lines

@@ -1,7 +1,8 @@
 """Plain rows in, one Altair chart a figure out: drawn in the page and rendered to PNG alike.
 
 Charts carry no colours of ink or paper; those come from `THEMES`, so that a page can follow the
-reader's light or dark mode. Charts of arms read a parameter `shown_arms`, which the page sets.
+reader's light or dark mode. Charts of arms read the parameters `shown_arms` and
+`held_out_part`, which the page sets.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 Rows = list[dict[str, Any]]
 Panel = alt.Chart | alt.LayerChart | alt.FacetChart
 
+SMOOTH = 5  # points on each side that the bold line of the training loss averages
+BALANCE_GROUPS = 24  # drawn; the table has them all
 PRINT_WIDTH = 860  # of a PNG, before scaling
 PRINT_COLUMNS = 3  # of a figure of several panels
 
@@ -38,6 +41,7 @@ def theme(ink: str, faint: str, paper: str, ramp: Sequence[str]) -> dict[str, An
         "titleFontSize": 12,
         "titleFontWeight": "normal",
         "labelOverlap": True,
+        "labelSeparation": 8,
     }
     return {
         "background": paper,
@@ -58,8 +62,9 @@ THEMES = {
 }
 
 
-def _data(rows: Rows) -> alt.InlineData:
-    return alt.InlineData(values=rows)
+def _data(rows: Rows) -> Any:
+    # Not alt.InlineData, which checks every value against a schema: seconds for a density.
+    return {"values": rows}
 
 
 def _arm_colour(arms: Sequence[str]) -> alt.Color:
@@ -111,49 +116,62 @@ def training_loss(series: Rows, stages: Rows, arms: Sequence[str]) -> Panel:
     zoom = alt.selection_interval(
         bind="scales", name="zoom", zoom="wheel![event.shiftKey || event.ctrlKey]"
     )
-    lines = (
-        alt.Chart(_data(series))
-        .transform_filter(IS_SHOWN)
-        .mark_line(strokeWidth=1.6, clip=True)
-        .encode(
-            x=TOKENS,
-            y=alt.Y(
-                "loss:Q",
-                title="training loss (nats / token)",
-                scale=alt.Scale(domain=[float(low - margin), float(high + margin)]),
-            ),
-            color=_arm_colour(arms),
-        )
+    scale = alt.Scale(domain=[float(low - margin), float(high + margin)])
+    title = "training loss (nats / token)"
+    base = alt.Chart(_data(series)).transform_filter(IS_SHOWN)
+    steps = (
+        base.mark_line(strokeWidth=1, opacity=0.3, clip=True)
+        .encode(x=TOKENS, y=alt.Y("loss:Q", title=title, scale=scale), color=_arm_colour(arms))
         .add_params(zoom)
     )
-    return alt.layer(_bands(stages), lines).add_params(_shown(arms)).properties(height=340)
-
-
-def held_out_loss(curve: Rows, stages: Rows, arms: Sequence[str]) -> Panel:
-    """Held-out loss of every arm at its kept checkpoints, of one slice at a time."""
-    labels = list(dict.fromkeys(row["slice"] for row in curve))
-    chosen = alt.param(
-        name="slice", value="all", bind=alt.binding_select(options=labels, name="held-out part ")
+    means = (
+        base.transform_window(smooth="mean(loss)", frame=[-SMOOTH, SMOOTH], groupby=["arm"])
+        .mark_line(strokeWidth=2, clip=True)
+        .encode(x=TOKENS, y=alt.Y("smooth:Q", title=title, scale=scale), color=_arm_colour(arms))
     )
-    lines = (
-        alt.Chart(_data(curve))
-        .transform_filter(f"datum.slice == slice && {IS_SHOWN}")
+    chart = alt.layer(_bands(stages), steps, means).add_params(_shown(arms))
+    return chart.properties(height=340)
+
+
+def _checkpoints(rows: Rows, arms: Sequence[str], value: str, title: str) -> alt.Chart:
+    """A point for each kept checkpoint of each arm, of the part of the held-out split chosen."""
+    return (
+        alt.Chart(_data(rows))
+        .transform_filter(f"datum.slice == held_out_part && {IS_SHOWN}")
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45, filled=True))
         .encode(
             x=TOKENS,
-            y=alt.Y("nll:Q", title="held-out loss (nats / token)", scale=alt.Scale(zero=False)),
+            y=alt.Y(f"{value}:Q", title=title, scale=alt.Scale(zero=False)),
             color=_arm_colour(arms),
             tooltip=[
-                alt.Tooltip("arm:N"),
+                alt.Tooltip("arm:N", title="order"),
                 alt.Tooltip("slice:N", title="held-out part"),
                 alt.Tooltip("step:Q", format=","),
                 alt.Tooltip("tokens:Q", format=","),
-                alt.Tooltip("nll:Q", title="nats / token", format=".4f"),
+                alt.Tooltip(f"{value}:Q", title=title, format=".4f"),
                 alt.Tooltip("bits_per_byte:Q", title="bits / byte", format=".4f"),
             ],
         )
     )
-    return alt.layer(_bands(stages), lines).add_params(_shown(arms), chosen).properties(height=320)
+
+
+def held_out_loss(curve: Rows, stages: Rows, arms: Sequence[str]) -> Panel:
+    """Held-out loss of every arm at its kept checkpoints."""
+    lines = _checkpoints(curve, arms, "nll", "held-out loss (nats / token)")
+    choice = alt.param(name="held_out_part", value="all")
+    chart = alt.layer(_bands(stages), lines).add_params(_shown(arms), choice)
+    return chart.properties(height=320)
+
+
+def held_out_difference(
+    differences: Rows, stages: Rows, arms: Sequence[str], baseline: str
+) -> Panel:
+    """The same loss minus the baseline's at the same checkpoint."""
+    lines = _checkpoints(differences, arms, "difference", f"minus {baseline} (nats / token)")
+    zero = alt.Chart(_data([{"y": 0}])).mark_rule(strokeDash=[4, 4]).encode(y="y:Q")
+    choice = alt.param(name="held_out_part", value="all")
+    chart = alt.layer(_bands(stages), zero, lines).add_params(_shown(arms), choice)
+    return chart.properties(height=200)
 
 
 def throughput(series: Rows, arms: Sequence[str]) -> Panel:
@@ -247,10 +265,10 @@ def density(cells: Rows, thresholds: Rows, label: str) -> Panel:
 
 
 def balance(rows: Rows, quadrants: Sequence[str]) -> Panel:
-    """Share of each group's tokens that each quadrant has."""
-    labels = list(dict.fromkeys(row["label"] for row in rows))
+    """Share of each group's tokens that each quadrant has; the first `BALANCE_GROUPS` groups."""
+    labels = list(dict.fromkeys(row["label"] for row in rows))[:BALANCE_GROUPS]
     return (
-        alt.Chart(_data(rows))
+        alt.Chart(_data([row for row in rows if row["label"] in labels]))
         .mark_bar()
         .encode(
             x=alt.X(

@@ -46,6 +46,24 @@ def curve_rows(results: dict[str, Result]) -> list[dict[str, Any]]:
     ]
 
 
+def slice_labels(results: dict[str, Result]) -> list[str]:
+    """The labels of all slices, `all` first."""
+    return list(dict.fromkeys(label for r in results.values() for label in slices(final(r))))
+
+
+def difference_rows(curve: list[dict[str, Any]], baseline: str = BASELINE) -> list[dict[str, Any]]:
+    """`curve_rows` of the other arms, with `difference`: their NLL per token minus the baseline's.
+
+    Checkpoints that the baseline has not at the same number of tokens are left out.
+    """
+    base = {(r["tokens"], r["slice"]): r["nll"] for r in curve if r["arm"] == baseline}
+    return [
+        {**row, "difference": row["nll"] - base[row["tokens"], row["slice"]]}
+        for row in curve
+        if row["arm"] != baseline and (row["tokens"], row["slice"]) in base
+    ]
+
+
 def around(result: Result, step: int) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The last checkpoint at or before `step`, and the first one after it."""
     checkpoints = result["checkpoints"]

@@ -9,8 +9,15 @@
   const arms = [...document.querySelectorAll("button[data-arm]")];
   const views = new Map();
 
-  const shownArms = () =>
-    arms.filter((b) => b.getAttribute("aria-pressed") === "true").map((b) => b.dataset.arm);
+  const choices = [...document.querySelectorAll("select[data-signal]")];
+
+  // What the reader has chosen, as values of the figures' signals.
+  const chosen = () => ({
+    shown_arms: arms
+      .filter((button) => button.getAttribute("aria-pressed") === "true")
+      .map((button) => button.dataset.arm),
+    ...Object.fromEntries(choices.map((select) => [select.dataset.signal, select.value])),
+  });
 
   // Figures that have no such signal are left as they are.
   const setSignals = (view, values) => {
@@ -18,6 +25,10 @@
     for (const [name, value] of Object.entries(values)) if (name in known) view.signal(name, value);
     return view.runAsync();
   };
+
+  function showChosen() {
+    for (const { view } of views.values()) setSignals(view, chosen());
+  }
 
   async function draw(element) {
     const drawn = await vegaEmbed(element, figures[element.dataset.figure], {
@@ -29,7 +40,7 @@
     });
     views.get(element)?.finalize();
     views.set(element, drawn);
-    await setSignals(drawn.view, { shown_arms: shownArms() });
+    await setSignals(drawn.view, chosen());
   }
 
   async function drawAll() {
@@ -40,9 +51,11 @@
   for (const button of arms) {
     button.addEventListener("click", () => {
       button.setAttribute("aria-pressed", String(button.getAttribute("aria-pressed") !== "true"));
-      for (const { view } of views.values()) setSignals(view, { shown_arms: shownArms() });
+      showChosen();
     });
   }
+
+  for (const select of choices) select.addEventListener("change", showChosen);
 
   for (const button of document.querySelectorAll("button[data-zoom]")) {
     button.addEventListener("click", () => {

@@ -5,28 +5,21 @@ Everything is read from files, so the report of a run copied from elsewhere is m
 
 from __future__ import annotations
 
-import dataclasses
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import vl_convert
-import yaml
 
 from frame_jax.config import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-from frame_jax.report import documents, figures, page, sections, training_curves
-from frame_jax.report.held_out_results import curve_rows, differences, read_results
-from frame_jax.report.html import Html, table, tag
-from frame_jax.report.training_curves import Arm
+from frame_jax.report import chapters, figures, page, training_curves
+from frame_jax.report.chapters import Figure, Piece, Trained
+from frame_jax.report.held_out_results import differences, read_results
+from frame_jax.report.html import Html, tag
+from frame_jax.report.training_curves import read_arm
 from frame_jax.run_directory import RunDirectory, atomic_path, read_json
 
-LIBRARIES = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "tokenizers"),
-    *("numpy", "duckdb", "pyarrow", "altair", "vl-convert-python"),
-)
 PNG_SCALE = 2
 
 
@@ -41,53 +34,83 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """
     if not processes.is_first():
         return {}
-    arms = [training_curves.read_arm(directory, name) for name in config.curricula]
-    trained = [arm for arm in arms if arm is not None]
-    if not trained:
-        raise UserError(f"{directory.root / 'pretrain'}: nothing has been trained to report on")
-    return write(config, directory, trained)
+    return write(f"FRAME report: {directory.root.name}", contents(config, directory), directory)
 
 
-@dataclasses.dataclass(frozen=True)
-class Contents:
-    """What a report shows.
+def read(config: RunConfig, directory: RunDirectory) -> Trained:
+    """The arms of a run and their results.
 
-    Attributes:
-        title: Of the page.
-        body: Its pieces, in order.
-        panels: Charts by figure; a figure of several panels is a grid on the page.
+    Raises:
+        UserError: if there is none.
     """
+    found = [read_arm(directory.pretrain(name), name) for name in config.curricula]
+    arms = [arm for arm in found if arm is not None]
+    if not arms:
+        raise UserError(f"{directory.root / 'pretrain'}: nothing has been trained to report on")
+    every = read_results(directory)
+    results = {arm.name: every[arm.name] for arm in arms if arm.name in every}
+    shaded = max(arms, key=lambda arm: (len(arm.stages) > 1, arm.name == "frame"))
+    series = [row for arm in arms for row in training_curves.series(arm)]
+    return Trained(arms, series, results, differences(directory, results), shaded)
 
-    title: str
-    body: list[Html]
-    panels: dict[str, list[figures.Panel]]
+
+def contents(config: RunConfig, directory: RunDirectory) -> list[Piece]:
+    """The whole report, in order."""
+    trained = read(config, directory)
+    cells = list(read_json(directory.partition)["cells"])
+    return [
+        *chapters.overview(trained),
+        *chapters.training_loss(trained),
+        *chapters.held_out_loss(trained),
+        *chapters.mixtures(trained, cells),
+        *chapters.quadrants(directory),
+        *chapters.speed(trained, directory),
+        *chapters.settings(config),
+    ]
 
 
-def write(config: RunConfig, directory: RunDirectory, arms: list[Arm]) -> dict[str, Any]:
+def write(title: str, pieces: list[Piece], directory: RunDirectory) -> dict[str, Any]:
     """Writes the page and one PNG a figure."""
-    found = contents(config, directory, arms)
-    specs = {}
-    for name, panels in found.panels.items():
-        for index, panel in enumerate(panels):
-            specs[f"{name}-{index}"] = for_page(panel.to_dict())
-        write_png(directory.report / f"{name}.png", figures.print_sheet(panels).to_dict())
-    index_path = directory.report / "index.html"
-    with atomic_path(index_path) as temporary:
-        temporary.write_text(page.render(found.title, found.body, specs), "utf-8")
+    body, specs, names = [tag("h1", title)], {}, []
+    for piece in pieces:
+        if isinstance(piece, Html):
+            body.append(piece)
+            continue
+        names.append(piece.name)
+        body.append(place(piece))
+        for index, panel in enumerate(piece.panels):
+            specs[f"{piece.name}-{index}"] = for_page(panel.to_dict())
+        sheet = figures.print_sheet(piece.panels)
+        write_png(directory.report / f"{piece.name}.png", sheet.to_dict())
+    path = directory.report / "index.html"
+    with atomic_path(path) as temporary:
+        temporary.write_text(page.render(title, body, specs), "utf-8")
     return {
-        "page": str(index_path.relative_to(directory.root)),
-        "bytes": index_path.stat().st_size,
-        "figures": sorted(found.panels),
+        "page": str(path.relative_to(directory.root)),
+        "bytes": path.stat().st_size,
+        "figures": names,
     }
+
+
+def place(figure: Figure) -> Html:
+    """Where `page.js` draws the panels of a figure."""
+    panels = [
+        tag(
+            "div",
+            class_="chart",
+            id=f"{figure.name}-{index}",
+            data_figure=f"{figure.name}-{index}",
+            data_renderer=figure.renderer,
+        )
+        for index in range(len(figure.panels))
+    ]
+    drawn = tag("div", *panels, class_="grid" if len(panels) > 1 else None)
+    return tag("figure", drawn, *([tag("figcaption", figure.caption)] if figure.caption else []))
 
 
 def for_page(spec: dict[str, Any]) -> dict[str, Any]:
     """The figure as wide as its place, without the legend of arms: the page's buttons are it."""
-    return {
-        **spec,
-        "width": "container",
-        "config": {"legend": {"disable": True}},
-    }
+    return {**spec, "width": "container", "config": {"legend": {"disable": True}}}
 
 
 def write_png(path: Path, spec: dict[str, Any]) -> None:
@@ -97,95 +120,3 @@ def write_png(path: Path, spec: dict[str, Any]) -> None:
     )
     with atomic_path(path) as temporary:
         temporary.write_bytes(image)
-
-
-def contents(config: RunConfig, directory: RunDirectory, arms: list[Arm]) -> Contents:
-    """Reads the run directory and lays out the page."""
-    names = [arm.name for arm in arms]
-    results = {arm: r for arm, r in read_results(directory).items() if arm in names}
-    results = {name: results[name] for name in names if name in results}
-    against = differences(directory, results)
-    speeds = {arm.name: training_curves.speed(arm) for arm in arms}
-    series = [row for arm in arms for row in training_curves.series(arm)]
-    staged = max(arms, key=lambda arm: (len(arm.stages) > 1, arm.name == "frame"))
-    bands = training_curves.stage_bands(staged)
-    cells = documents.density(directory.assignment)
-    thresholds = documents.thresholds(read_json(directory.partition))
-    balance = documents.balance(directory.assignment)
-    quadrants = sorted({row["quadrant"] for row in balance})
-
-    panels: dict[str, list[figures.Panel]] = {
-        "training-loss": [figures.training_loss(series, bands, names)],
-        "throughput": [figures.throughput(series, names)],
-        "mixture": [
-            figures.mixture(training_curves.mixture_series(arm), quadrants, arm.name)
-            for arm in arms
-        ],
-        "balance": [figures.balance(balance, quadrants)],
-        "density": [
-            figures.density(cells, thresholds, label)
-            for label in dict.fromkeys(row["label"] for row in cells)
-        ],
-    }
-    if results:
-        panels["held-out-loss"] = [figures.held_out_loss(curve_rows(results), bands, names)]
-
-    def place(name: str, caption: str, renderer: str = "svg") -> Html:
-        return page.figure(name, len(panels[name]), caption, renderer)
-
-    title = f"FRAME report: {directory.root.name}"
-    body = [
-        tag("h1", title),
-        sections.headline(results, against),
-        sections.summary_table(results, against, speeds),
-        *([tag("p", sections.ERROR_NOTE, class_="note")] if against else []),
-        page.arm_buttons(names),
-        tag("h2", "Training loss"),
-        place("training-loss", sections.LOSS_NOTE.format(arm=staged.name)),
-        page.zoom_buttons("training-loss"),
-        tag("h2", "What happens when a stage begins"),
-        *_drops(arms, results),
-        tag("p", sections.DROPS_NOTE),
-    ]
-    if results:
-        body += [
-            tag("h2", "Held-out loss"),
-            place("held-out-loss", sections.HELD_OUT_NOTE),
-            sections.held_out_table(results),
-        ]
-    body += [
-        tag("h2", "What the batches were made of"),
-        place("mixture", sections.MIXTURE_NOTE),
-        tag("h2", "Perplexity and perplexity difference of the documents"),
-        place("density", sections.DENSITY_NOTE, "canvas"),
-        tag("h2", "Balance of the quadrants"),
-        place("balance", ""),
-        sections.balance_table(balance, quadrants),
-        tag("h2", "Example documents"),
-        *sections.example_documents(documents.examples(directory), sections.meanings(quadrants)),
-        tag("h2", "Speed"),
-        place("throughput", ""),
-        sections.speed_table(arms, speeds),
-        tag("h2", "Settings and versions"),
-        *_settings(config),
-    ]
-    return Contents(title, body, panels)
-
-
-def _drops(arms: list[Arm], results: dict[str, Any]) -> list[Html]:
-    found = []
-    for arm in arms:
-        if len(arm.stages) > 1:
-            drops = sections.drops_table(training_curves.training_drops(arm), results.get(arm.name))
-            found.append(drops if arm.name == "frame" else sections.folded(arm.name, drops))
-    return found or [tag("p", "No order of this run has more than one stage.")]
-
-
-def _settings(config: RunConfig) -> list[Html]:
-    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
-    versions = [["python", platform.python_version()], ["platform", platform.platform()]]
-    versions += [[name, metadata.version(name)] for name in LIBRARIES]
-    return [
-        sections.folded("Every setting of the run", tag("pre", text)),
-        sections.folded("Versions", table(["library", "version"], versions)),
-    ]

@@ -5,37 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from frame_jax.models.flops import training_flops_per_token
+from frame_jax.models.functional import Decoder
 from frame_jax.report.documents import Example
+from frame_jax.report.figures import ARM_COLOURS
 from frame_jax.report.held_out_results import (
     BASELINE,
     Result,
     around,
     final,
+    slice_labels,
     slices,
 )
 from frame_jax.report.html import Html, join, table, tag
 from frame_jax.report.training_curves import Arm, TrainingDrop
 
 NONE = "–"
-
-ERROR_NOTE = (
-    "± is one standard error over the held-out documents, the two arms compared document by "
-    "document. It does not cover the seed of the training runs."
-)
-LOSS_NOTE = (
-    "Shaded: the stages of {arm}. Drag to move; zoom with the buttons, or with shift and the "
-    "wheel; double-click to reset. The steep beginning lies above the upper edge."
-)
-HELD_OUT_NOTE = (
-    "Every order is measured on the same held-out documents, none of which was trained on. They "
-    "belong to quadrants by the same thresholds as the training documents."
-)
-MIXTURE_NOTE = "Share of each quadrant in the rows of every batch."
-DENSITY_NOTE = (
-    "Training tokens of each group; darker (in dark mode, brighter) cells hold more, on a "
-    "logarithmic scale. Lines: the thresholds between quadrants. Documents beyond the axes are "
-    "counted in the outermost cells."
-)
 
 
 def number(value: float | None, form: str = ".4f") -> str:
@@ -44,33 +29,29 @@ def number(value: float | None, form: str = ".4f") -> str:
 
 
 def headline(results: dict[str, Result], against: dict[str, tuple[float, float]]) -> Html:
-    """The outcome in a sentence."""
+    """The outcome in two sentences."""
     if not results:
         return tag("p", "No curriculum has been evaluated yet.", class_="lead")
     losses = {arm: final(r)["overall"]["nll_per_token"] for arm, r in results.items()}
     best = min(losses, key=lambda arm: losses[arm])
     text = [
         tag("strong", best),
-        f" ends with the lowest held-out loss, {losses[best]:.4f} nats per token",
+        f" ends with the lowest held-out loss, {losses[best]:.4f} nats per token.",
     ]
-    shown = best if best in against else next(iter(against), None)
-    if shown is not None:
-        mean, error = against[shown]
-        who = "" if shown == best else f"; {shown} is"
+    if against:
+        arm = best if best in against else min(against, key=lambda name: against[name][0])
+        mean, error = against[arm]
         side = "below" if mean < 0 else "above"
-        text.append(f"{who}, {abs(mean):.4f} ± {error:.4f} {side} {BASELINE}")
-    return tag("p", *text, ".", class_="lead")
+        doubt = ", less than two standard errors" if abs(mean) < 2 * error else ""
+        text.append(f" {arm} is {abs(mean):.4f} ± {error:.4f} {side} {BASELINE}{doubt}.")
+    return tag("p", *text, class_="lead")
 
 
-def summary_table(
-    results: dict[str, Result],
-    against: dict[str, tuple[float, float]],
-    speeds: dict[str, dict[str, float]],
-) -> Html:
+def summary_table(results: dict[str, Result], against: dict[str, tuple[float, float]]) -> Html:
     """One line an arm, best first."""
     rows = []
     for arm in sorted(results, key=lambda arm: final(results[arm])["overall"]["nll_per_token"]):
-        last, speed = final(results[arm]), speeds.get(arm, {})
+        last = final(results[arm])
         difference = against.get(arm)
         rows.append(
             [
@@ -79,7 +60,6 @@ def summary_table(
                 number(last["overall"]["bits_per_byte"]),
                 NONE if difference is None else f"{difference[0]:+.4f} ± {difference[1]:.4f}",
                 f"{last['tokens']:,}",
-                number(speed.get("tokens_per_second"), ",.0f"),
             ]
         )
     header = [
@@ -88,9 +68,49 @@ def summary_table(
         "bits / byte",
         f"minus {BASELINE}",
         "training tokens",
-        "tokens / s (median step)",
     ]
     return table(header, rows)
+
+
+def zoom_buttons(name: str) -> Html:
+    """Buttons that zoom the only panel of the figure `name`, for screens without a mouse."""
+    buttons = (("Zoom in", "0.6"), ("Zoom out", "1.6667"), ("Reset", "0"))
+    return tag(
+        "p",
+        *(
+            tag("button", label, type="button", data_zoom=factor, data_target=f"{name}-0")
+            for label, factor in buttons
+        ),
+        class_="controls",
+    )
+
+
+def arm_buttons(arms: Sequence[str]) -> Html:
+    """The legend of all figures of arms; pressing a name shows or hides the arm everywhere."""
+    return tag(
+        "div",
+        *(
+            tag(
+                "button",
+                arm,
+                type="button",
+                data_arm=arm,
+                aria_pressed="true",
+                style=f"--arm: {ARM_COLOURS[index % len(ARM_COLOURS)]}",
+            )
+            for index, arm in enumerate(arms)
+        ),
+        class_="arms",
+        role="group",
+        aria_label="Show or hide orders in the figures",
+    )
+
+
+def slice_choice(labels: Sequence[str]) -> Html:
+    """The choice of what the held-out figures show."""
+    options = (tag("option", label) for label in labels)
+    choice = tag("select", *options, data_signal="held_out_part", autocomplete="off")
+    return tag("p", tag("label", "Part of the held-out split ", choice))
 
 
 def drops_table(drops: Sequence[TrainingDrop], result: Result | None) -> Html:
@@ -135,34 +155,23 @@ def _at_step(checkpoint: dict[str, Any] | None) -> str:
     return f"{_loss(checkpoint):.4f} ({checkpoint['step']:,})" if checkpoint else NONE
 
 
-DROPS_NOTE = (
-    "The two drops differ because they measure different texts. The training loss is that of "
-    "whatever the stage feeds the model, so it falls when an easier stage begins and rises when a "
-    "harder one does, whether or not the model has become better. The held-out documents are the "
-    "same mixture for every order and at every step: only their loss can compare orders."
-)
-
-
 def held_out_table(results: dict[str, Result]) -> Html:
     """Final losses of every arm on every slice of the held-out split; the best in bold."""
     finals = {arm: slices(final(result)) for arm, result in results.items()}
-    labels = list(dict.fromkeys(label for found in finals.values() for label in found))
-    rows: list[list[str]] = []
-    for label in labels:
+    rows = []
+    for label in slice_labels(results):
         measured = {arm: found[label] for arm, found in finals.items() if label in found}
         best = min(measured, key=lambda arm: measured[arm]["nll_per_token"])
-        any_arm = measured[best]
-        cells: list[str] = [label, f"{any_arm['documents']:,}", f"{any_arm['predicted_tokens']:,}"]
-        for arm in finals:
-            cells.append(_measured(measured.get(arm), arm == best))
-        rows.append(cells)
-    return table(["held-out part", "documents", "tokens", *finals], rows)
+        cells = [_measured(measured.get(arm), bold=arm == best) for arm in finals]
+        size = measured[best]  # the same for every arm
+        rows.append([label, *cells, f"{size['documents']:,}", f"{size['predicted_tokens']:,}"])
+    return table(["held-out part", *finals, "documents", "tokens"], rows)
 
 
-def _measured(measured: dict[str, Any] | None, best: bool) -> str:
+def _measured(measured: dict[str, Any] | None, *, bold: bool) -> str:
     if measured is None:
         return NONE
-    loss = tag("span", f"{measured['nll_per_token']:.4f}", class_="best" if best else None)
+    loss = tag("span", f"{measured['nll_per_token']:.4f}", class_="best" if bold else None)
     return join([loss, f" ({measured['bits_per_byte']:.3f})"])
 
 
@@ -190,27 +199,60 @@ def example_documents(examples: Sequence[Example], meanings: dict[str, str]) -> 
 
 
 def _example(example: Example) -> Html:
-    title = (
-        f"{example.doc_id} · {example.label} · {example.source} · PPL {example.ppl:.1f} · "
-        f"PD {example.pd:+.3f} · {example.tokens:,} tokens"
+    about = (
+        f" {example.label} · {example.source} · PPL {example.ppl:.1f} · PD {example.pd:+.3f} · "
+        f"{example.tokens:,} tokens"
     )
+    title = join([example.doc_id, tag("span", about, class_="note")])
     text = example.text + (" […]" if example.cut else "")
     return folded(title, tag("pre", text, dir="auto"))
 
 
-def speed_table(arms: Sequence[Arm], speeds: dict[str, dict[str, float]]) -> Html:
-    """Steps, tokens and time of every arm."""
+def quadrant_table(cells: dict[str, dict[str, Any]], meanings: dict[str, str]) -> Html:
+    """What `partition.json` says about each quadrant."""
     rows = [
         [
-            arm.name,
-            f"{speeds[arm.name]['steps']:,}",
-            f"{speeds[arm.name]['tokens']:,}",
-            number(speeds[arm.name]["seconds"], ",.0f"),
-            number(speeds[arm.name]["tokens_per_second"], ",.0f"),
+            f"{name}{meanings.get(name, '')}",
+            f"{cell['documents']:,}",
+            f"{cell['tokens']:,}",
+            number(cell["ppl"], ".2f"),
+            number(cell["pd"], "+.4f"),
+            f"{cell['held_out_documents']:,}",
         ]
-        for arm in arms
+        for name, cell in cells.items()
     ]
-    return table(["order", "steps", "tokens", "seconds in steps", "tokens / s (median)"], rows)
+    header = ["quadrant", "documents", "tokens", "PPL", "mean PD", "held-out documents"]
+    return table(header, rows)
+
+
+def models_table(models: Sequence[tuple[Arm, Decoder, dict[str, float]]]) -> Html:
+    """What was trained and how fast: parameters, tokens, final loss, speed."""
+    rows = []
+    for arm, decoder, speed in models:
+        flops = training_flops_per_token(decoder.config, decoder.vocab_size, arm.sequence_length)
+        rows.append(
+            [
+                arm.name,
+                f"{decoder.parameter_count():,}",
+                f"{speed['steps']:,}",
+                f"{speed['tokens']:,}",
+                number(speed["final_loss"]),
+                number(speed["seconds"], ",.0f"),
+                number(speed["tokens_per_second"], ",.0f"),
+                number(speed["tokens_per_second"] and speed["tokens_per_second"] * flops, ".3e"),
+            ]
+        )
+    header = [
+        "model",
+        "parameters",
+        "steps",
+        "tokens",
+        "training loss at the end",
+        "seconds in steps",
+        "tokens / s",
+        "model FLOP / s",
+    ]
+    return table(header, rows)
 
 
 def meanings(quadrants: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import duckdb
 
-from frame_jax.run_directory import RunDirectory, read_json
+from frame_jax.run_directory import read_json
 
 POINTS = 500  # of a curve
 GAP, WINDOW = 0.04, 0.04  # share of the run beside a boundary that is left out, that is averaged
@@ -39,26 +39,31 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One curriculum's training run.
+    """One model's training run.
 
     Attributes:
-        name: The curriculum's name.
+        name: Of the curriculum, or of the reference model.
         metrics: Its `metrics.jsonl`.
         stages: In order.
         steps: Optimizer steps.
-        tokens_per_step: Tokens of a global batch.
+        batch_rows: Rows of a global batch.
+        sequence_length: Tokens a row predicts.
     """
 
     name: str
     metrics: Path
     stages: tuple[Stage, ...]
     steps: int
-    tokens_per_step: int
+    batch_rows: int
+    sequence_length: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_rows * self.sequence_length
 
 
-def read_arm(directory: RunDirectory, name: str) -> Arm | None:
-    """The arm `name`, or None where it has not been trained."""
-    folder = directory.pretrain(name)
+def read_arm(folder: Path, name: str) -> Arm | None:
+    """The training run in `folder`, or None where there is none."""
     if not (folder / "metrics.jsonl").exists() or not (folder / "curriculum.json").exists():
         return None
     plan = read_json(folder / "curriculum.json")
@@ -67,8 +72,14 @@ def read_arm(directory: RunDirectory, name: str) -> Arm | None:
         Stage(stage["name"], start, stop)
         for stage, start, stop in zip(plan["stages"], [0, *stops], stops, strict=False)
     )
-    tokens_per_step = plan["batch_rows"] * plan["sequence_length"]
-    return Arm(name, folder / "metrics.jsonl", stages, plan["steps"], tokens_per_step)
+    return Arm(
+        name,
+        folder / "metrics.jsonl",
+        stages,
+        plan["steps"],
+        plan["batch_rows"],
+        plan["sequence_length"],
+    )
 
 
 def query(path: Path, sql: str, *parameters: Any) -> list[dict[str, Any]]:
@@ -194,12 +205,17 @@ def training_drops(arm: Arm) -> list[TrainingDrop]:
 
 
 def speed(arm: Arm) -> dict[str, float]:
-    """Steps, tokens, seconds spent in steps, tokens a second over all, and the median step's."""
+    """steps, tokens, seconds spent in steps, tokens_per_second of the median step, final_loss.
+
+    The final loss is the mean over the last twentieth of the steps.
+    """
     return query(
         arm.metrics,
         """
         SELECT CAST(count(*) AS BIGINT) AS steps, CAST(max(tokens) AS BIGINT) AS tokens,
-               sum(seconds) AS seconds, median(tokens_per_second) AS tokens_per_second
+               sum(seconds) AS seconds, median(tokens_per_second) AS tokens_per_second,
+               avg(loss) FILTER (isfinite(loss) AND step >= 0.95 * ?) AS final_loss
         FROM metrics
         """,
+        arm.steps,
     )[0]

@@ -93,7 +93,10 @@ def byte_level(special=(), normalizer=None):
     data = json.loads(backend.to_str())
     renamed = dict(zip((BOS, EOS), special, strict=False))
     tokens = [t for t in data["added_tokens"] if t["content"] in renamed]
-    data["added_tokens"] = [t | {"content": renamed[t["content"]]} for t in tokens]
+    # As files in the wild have it: not all of them call their special tokens special.
+    data["added_tokens"] = [
+        t | {"content": renamed[t["content"]], "special": False} for t in tokens
+    ]
     vocabulary = data["model"]["vocab"]
     for name in (BOS, EOS):
         vocabulary[renamed.get(name, f"unused{name}")] = vocabulary.pop(name)

@@ -88,12 +88,15 @@ def colours(session: Any, panel: str) -> dict[str, int]:
     return session.execute_script(COLOURS, panel)
 
 
-def picture(session: Any, panel: str) -> str:
-    """What an SVG panel shows."""
+PICTURE = """
+const marks = document.querySelectorAll(`#${arguments[0]} svg.marks :not(:has(*))`);
+return [...marks].map((mark) => mark.outerHTML).sort();
+"""
+
+
+def picture(session: Any, panel: str) -> list[str]:
+    """What an SVG panel shows, whatever the order in which it was drawn."""
     return session.execute_script(PICTURE, panel)
-
-
-PICTURE = "return document.querySelector(`#${arguments[0]} svg.marks`).outerHTML"
 
 
 def until(condition: Callable[[], bool], seconds: float = 15) -> None:

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from frame_jax.config import CorpusConfig, CurriculumConfig, RunConfig, SourceConfig
+from frame_jax.config import CorpusConfig, CurriculumConfig, ModelConfig, RunConfig, SourceConfig
+from frame_jax.models.functional import Decoder, write_description
 from frame_jax.records import write_tokens
 from frame_jax.run_directory import RunDirectory, part_name, write_json
 
@@ -74,7 +75,7 @@ def write_documents(directory: RunDirectory, documents: int, text: str) -> list[
                 writer.append(ids)
                 mine.append(
                     {
-                        "doc_id": f"<i>{domain}/{index}</i>",
+                        "doc_id": f"<i>{domain}/{index}/{'a_very_long_name' * 8}</i>",
                         "part": part,
                         "row": row,
                         "split": "held_out" if index % 5 == 0 else "train",
@@ -98,7 +99,28 @@ def write_documents(directory: RunDirectory, documents: int, text: str) -> list[
 
 
 def write_partition(directory: RunDirectory) -> None:
-    write_json(directory.partition, {})
+    cuts = {"ppl": [{"value": 30.0, "doc_id": ""}], "pd": [[{"value": 0.2, "doc_id": ""}]] * 2}
+    groups = [{"domain": d, "language": v, "thresholds": cuts, "cells": {}} for d, v in DOMAINS]
+    write_json(
+        directory.partition,
+        {
+            "ppl_model": "strong",
+            "mode": "nested",
+            "axes": {"ppl": 2, "pd": 2},
+            "group_by": ["domain", "language"],
+            "cells": {
+                quadrant: {
+                    "documents": 10,
+                    "tokens": 1000,
+                    "held_out_documents": 2,
+                    "ppl": 20.0,
+                    "pd": None,
+                }
+                for quadrant in QUADRANTS
+            },
+            "groups": groups,
+        },
+    )
 
 
 def write_arm(directory: RunDirectory, arm: str, steps: int) -> None:
@@ -126,6 +148,7 @@ def write_arm(directory: RunDirectory, arm: str, steps: int) -> None:
         ],
     }
     write_json(folder / "curriculum.json", plan)
+    write_description(folder, Decoder(ModelConfig(), vocab_size=258))
     tokens = BATCH_ROWS * SEQUENCE_LENGTH
     with (folder / "metrics.jsonl").open("w") as file:
         for step in range(steps):

@@ -1,0 +1,145 @@
+"""Real documents of a quadrant with their scores: `python -m frame_jax.inspect RUN --quadrant Q2`.
+
+Reads `quadrants/assignment.parquet` and the token files of a run directory; writes to the terminal.
+This is how one comes to trust or to doubt a partition.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from frame_jax.corpus.tokenizer import load_tokenizer
+from frame_jax.errors import UserError
+from frame_jax.records import TokenReader
+from frame_jax.run_directory import RunDirectory, list_parts
+
+ORDERS = {
+    "random": "md5(doc_id || $seed)",
+    "highest-ppl": "ppl DESC, doc_id",
+    "lowest-ppl": "ppl, doc_id",
+    "highest-pd": "pd DESC, doc_id",
+    "lowest-pd": "pd, doc_id",
+}
+COLUMNS = ("doc_id", "quadrant", "ppl", "pd", "split", "source", "domain", "language", "tokens")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(
+        prog="python -m frame_jax.inspect", description="Show documents of a quadrant."
+    )
+    options.add_argument("run", type=Path, help="run directory, partitioned")
+    options.add_argument("--quadrant", help="cell, such as Q2; all cells by default")
+    options.add_argument("--domain", help="only documents of this domain")
+    options.add_argument("--language", help="only documents of this language")
+    options.add_argument("--source", help="only documents of this source")
+    options.add_argument("--split", default="train", choices=("train", "held_out"))
+    options.add_argument("-n", type=int, default=5, help="documents shown (default: 5)")
+    options.add_argument(
+        "--by",
+        choices=ORDERS,
+        default="random",
+        help="which documents: a random choice, or one end of an axis",
+    )
+    options.add_argument("--seed", default="0", help="another seed, another random choice")
+    options.add_argument("--characters", type=int, default=600, help="of each text (default: 600)")
+    return options
+
+
+def choose(directory: RunDirectory, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The documents to show: rows of the assignment.
+
+    Raises:
+        UserError: if the run is not partitioned or nothing matches.
+    """
+    if not directory.assignment.exists():
+        raise UserError(
+            f"{directory.assignment} is missing: run the phases up to partition first "
+            "(python -m frame_jax.main --config CONFIG --until partition)"
+        )
+    wanted = {
+        name: getattr(options, name)
+        for name in ("quadrant", "domain", "language", "source", "split")
+        if getattr(options, name) is not None
+    }
+    conditions = " AND ".join(f"{name} = ${name}" for name in wanted)
+    seed = {"seed": options.seed} if "$seed" in ORDERS[options.by] else {}
+    with duckdb.connect() as connection:
+        rows = connection.execute(
+            f"SELECT {', '.join(COLUMNS)}, part, row FROM read_parquet($path) "
+            f"WHERE quadrant IS NOT NULL AND {conditions} "
+            f"ORDER BY {ORDERS[options.by]} LIMIT $n",
+            {"path": str(directory.assignment), "n": options.n, **wanted, **seed},
+        ).fetchall()
+        if not rows:
+            known = connection.execute(
+                "SELECT DISTINCT quadrant, domain, language FROM read_parquet($path) "
+                "WHERE quadrant IS NOT NULL ORDER BY ALL LIMIT 40",
+                {"path": str(directory.assignment)},
+            ).fetchall()
+            there = "; ".join(" ".join(str(value) for value in row) for row in known)
+            asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
+            raise UserError(f"no document has {asked}; there are: {there}")
+    return [dict(zip((*COLUMNS, "part", "row"), row, strict=True)) for row in rows]
+
+
+def printable(text: str) -> str:
+    """`text` without anything a terminal would obey: control and format characters are spelled out.
+
+    >>> printable("a\\x1b[2Jb\\tc")
+    'a\\\\x1b[2Jb\\tc'
+    """
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co")
+        else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def show(directory: RunDirectory, rows: list[dict[str, Any]], characters: int) -> None:
+    """Prints each document with its scores above the beginning of its text."""
+    console = Console(highlight=False)
+    tokenizer = load_tokenizer(directory)
+    parts = list_parts(directory.tokens, ".arrayrecord")
+    for row in rows:
+        reader = TokenReader(parts[row["part"]])
+        ids = reader.read([row["row"]])[0][:characters]  # a token is at least one byte
+        reader.close()
+        text = tokenizer.decode(ids.tolist())[:characters]
+        title = f"{row['quadrant']}  PPL {row['ppl']:,.2f}  PD {row['pd']:+.4f}"
+        place = f"{row['source']} / {row['domain']} / {row['language']}, {row['tokens']:,} tokens"
+        console.print(
+            Panel(
+                Text(printable(text)),
+                title=title,
+                subtitle=Text(printable(f"{row['doc_id']}  {place}")),
+                title_align="left",
+                subtitle_align="left",
+            )
+        )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for bad input."""
+    options = parser().parse_args(arguments)
+    directory = RunDirectory(options.run)
+    try:
+        show(directory, choose(directory, options), options.characters)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""What has been read of a run in, its report out, chapter by chapter: figures, tables, notes."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from importlib import metadata
+from typing import Any
+
+import yaml
+
+from frame_jax.config import RunConfig
+from frame_jax.models.functional import read_description
+from frame_jax.report import documents, figures, notes, sections, training_curves
+from frame_jax.report.held_out_results import (
+    BASELINE,
+    Result,
+    curve_rows,
+    difference_rows,
+    slice_labels,
+)
+from frame_jax.report.html import Html, table, tag
+from frame_jax.report.training_curves import Arm
+from frame_jax.run_directory import RunDirectory, read_json
+
+LIBRARIES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "tokenizers"),
+    *("numpy", "duckdb", "pyarrow", "altair", "vl-convert-python"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A figure of the report.
+
+    Attributes:
+        name: Of its PNG, and of its place on the page.
+        panels: Its charts; several are a grid.
+        caption: Text below it.
+        renderer: `svg`, or `canvas` for panels of thousands of marks.
+    """
+
+    name: str
+    panels: list[figures.Panel]
+    caption: str = ""
+    renderer: str = "svg"
+
+
+Piece = Html | Figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What the chapters share.
+
+    Attributes:
+        arms: The trained arms, in the order of the config.
+        series: Their thinned metrics, see `training_curves.series`.
+        results: Held-out results of those that have been evaluated, in the same order.
+        against: Final held-out loss minus the baseline's and its standard error, by arm.
+        shaded: The arm whose stages are shaded in the figures.
+    """
+
+    arms: list[Arm]
+    series: list[dict[str, Any]]
+    results: dict[str, Result]
+    against: dict[str, tuple[float, float]]
+    shaded: Arm
+
+    @property
+    def names(self) -> list[str]:
+        return [arm.name for arm in self.arms]
+
+
+def overview(run: Trained) -> list[Piece]:
+    """The outcome, and the buttons that are the legend of all that follows."""
+    found: list[Piece] = [sections.headline(run.results, run.against)]
+    if run.results:
+        found.append(sections.summary_table(run.results, run.against))
+    if run.against:
+        found.append(tag("p", notes.ERRORS, class_="note"))
+    return [*found, sections.arm_buttons(run.names)]
+
+
+def training_loss(run: Trained) -> list[Piece]:
+    """The loss of all arms, and what happens to it where a stage begins."""
+    bands = training_curves.stage_bands(run.shaded)
+    note = notes.LOSS.format(
+        arm=run.shaded.name, smooth=(2 * figures.SMOOTH + 1) / training_curves.POINTS
+    )
+    loss = Figure("training-loss", [figures.training_loss(run.series, bands, run.names)], note)
+    drops: list[Piece] = []
+    for arm in run.arms:
+        if len(arm.stages) > 1:
+            lines = training_curves.training_drops(arm)
+            shown = sections.drops_table(lines, run.results.get(arm.name))
+            drops.append(shown if arm is run.shaded else sections.folded(arm.name, shown))
+    if drops:
+        windows = notes.DROPS_WINDOWS.format(window=training_curves.WINDOW, gap=training_curves.GAP)
+        drops = [
+            tag("h2", "Where a stage begins"),
+            *drops,
+            tag("p", windows, class_="note"),
+            tag("p", notes.DROPS),
+        ]
+    return [tag("h2", "Training loss"), loss, sections.zoom_buttons("training-loss"), *drops]
+
+
+def held_out_loss(run: Trained) -> list[Piece]:
+    """Curves and final losses on the held-out split; nothing where no arm was evaluated."""
+    if not run.results:
+        return []
+    bands = training_curves.stage_bands(run.shaded)
+    curve = curve_rows(run.results)
+    found: list[Piece] = [
+        tag("h2", "Held-out loss"),
+        sections.slice_choice(slice_labels(run.results)),
+        Figure(
+            "held-out-loss",
+            [figures.held_out_loss(curve, bands, run.names)],
+            notes.HELD_OUT,
+        ),
+    ]
+    differences = difference_rows(curve)
+    if differences:
+        panel = figures.held_out_difference(differences, bands, run.names, BASELINE)
+        found.append(
+            Figure("held-out-difference", [panel], notes.DIFFERENCE.format(baseline=BASELINE))
+        )
+    table_note = tag("p", notes.HELD_OUT_TABLE, class_="note")
+    return [*found, sections.held_out_table(run.results), table_note]
+
+
+def mixtures(run: Trained, quadrants: list[str]) -> list[Piece]:
+    """What each arm was fed."""
+    panels = [
+        figures.mixture(training_curves.mixture_series(arm), quadrants, arm.name)
+        for arm in run.arms
+    ]
+    return [tag("h2", "What the batches were made of"), Figure("mixture", panels, notes.MIXTURE)]
+
+
+def quadrants(directory: RunDirectory) -> list[Piece]:
+    """Where the documents lie, how many tokens each quadrant has, and what is in them."""
+    partition = read_json(directory.partition)
+    columns, cells = documents.label_columns(partition), list(partition["cells"])
+    tiles = documents.density(directory.assignment, columns)
+    labels = list(dict.fromkeys(row["label"] for row in tiles))
+    lines = documents.thresholds(partition, labels)
+    balance = documents.balance(directory.assignment, columns)
+    meanings = sections.meanings(cells)
+    return [
+        tag("h2", "Perplexity and perplexity difference"),
+        Figure(
+            "density",
+            [figures.density(tiles, lines, label) for label in labels],
+            notes.DENSITY.format(model=partition["ppl_model"]),
+            renderer="canvas",
+        ),
+        tag("h2", "The quadrants"),
+        sections.quadrant_table(partition["cells"], meanings),
+        Figure("balance", [figures.balance(balance, cells)], notes.BALANCE),
+        sections.folded("Tokens by group", sections.balance_table(balance, cells)),
+        tag("h2", "Example documents"),
+        tag("p", notes.EXAMPLES, class_="note"),
+        *sections.example_documents(documents.examples(directory, columns), meanings),
+    ]
+
+
+def speed(run: Trained, directory: RunDirectory) -> list[Piece]:
+    """Tokens a second of the arms, and what the reference models were."""
+    references = [
+        arm
+        for name in ("weak", "strong")
+        if (arm := training_curves.read_arm(directory.reference(name), name)) is not None
+    ]
+    folders = [
+        *(directory.reference(arm.name) for arm in references),
+        *(directory.pretrain(arm.name) for arm in run.arms),
+    ]
+    models = [
+        (arm, read_description(folder), training_curves.speed(arm))
+        for arm, folder in zip([*references, *run.arms], folders, strict=True)
+    ]
+    return [
+        tag("h2", "Models and speed"),
+        Figure("throughput", [figures.throughput(run.series, run.names)]),
+        sections.models_table(models),
+        tag("p", notes.SPEED, class_="note"),
+    ]
+
+
+def settings(config: RunConfig) -> list[Piece]:
+    """Everything that is needed to make the run again."""
+    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    versions = [["python", platform.python_version()], ["platform", platform.platform()]]
+    versions += [[name, metadata.version(name)] for name in LIBRARIES]
+    return [
+        tag("h2", "Settings and versions"),
+        sections.folded("Every setting of the run", tag("pre", text)),
+        sections.folded("Versions", table(["library", "version"], versions)),
+    ]

@@ -1,0 +1,45 @@
+"""The sentences of the report that do not depend on a run."""
+
+ERRORS = (
+    "± is one standard error over the held-out documents, the two arms compared document by "
+    "document. It does not cover the seed of the training runs."
+)
+LOSS = (
+    "Bold: the mean over {smooth:.0%} of the run. Shaded: the stages of {arm}. Drag to move; zoom "
+    "with the buttons, or with shift and the wheel; double-click to reset. The steep beginning is "
+    "above the upper edge."
+)
+DROPS = (
+    "The two drops differ because they measure different texts. The training loss is that of "
+    "whatever the stage feeds the model, so it falls when an easier stage begins and rises when a "
+    "harder one does, whether or not the model has become better. The held-out documents are the "
+    "same mixture for every order and at every step: only their loss can compare orders."
+)
+DROPS_WINDOWS = (
+    "Training losses are means over {window:.0%} of the run, {gap:.0%} of it off the boundary, "
+    "where stages mix; before the first stage stands the loss of the very first step. Held-out "
+    "losses are those of the nearest kept checkpoints. A positive drop is a fall."
+)
+HELD_OUT = (
+    "Every order is measured on the same held-out documents, none of which was trained on. They "
+    "belong to quadrants by the same thresholds as the training documents."
+)
+HELD_OUT_TABLE = "Nats per token at the end of training, bits per byte in brackets; lowest in bold."
+DIFFERENCE = "Below zero is better than the {baseline} order at the same number of tokens."
+MIXTURE = "Share of each quadrant in the rows of the batches."
+DENSITY = (
+    "Training tokens by the perplexity (PPL) of the {model} reference model and the relative "
+    "perplexity difference (PD) of the two; darker cells (in dark mode brighter ones) hold more, "
+    "on a logarithmic scale. Lines: thresholds between quadrants. Documents beyond the axes are "
+    "counted in the outermost cells."
+)
+BALANCE = "Training tokens of each group."
+EXAMPLES = (
+    "The beginnings of training documents, chosen by a hash of their ids, one from each group "
+    "before a second from any."
+)
+SPEED = (
+    "Speed is that of the median step; model FLOP / s follow from it: matrix products of a forward "
+    "and a backward pass, attention counted for its causal half, recomputation not counted. The "
+    "loss is the mean over the last 5% of the steps."
+)

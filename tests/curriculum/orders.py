@@ -1,0 +1,78 @@
+"""Random curricula for the property tests."""
+
+from hypothesis import strategies as st
+
+from frame_jax.config import AxesConfig, CurriculumConfig, StageConfig
+from frame_jax.curriculum.presets import expand
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.stages import Schedule, resolve
+
+PRESETS = (
+    "frame",
+    "random",
+    "ppl_descending",
+    "ppl_ascending",
+    "pd_ascending",
+    "pd_descending",
+    "q3_q1_q4_q2",
+    "reverse",
+    "pdpc",
+    "folded",
+)
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> Schedule:
+    """Any stages, lengths that can be filled, transitions, folds, epochs and run lengths."""
+    cells = [f"Q{c + 1}" for c in range(draw(st.integers(1, 5)))]
+    stage_count = draw(st.integers(1, 5))
+    uses = draw(
+        st.lists(
+            st.sets(st.sampled_from(cells), min_size=1),
+            min_size=stage_count,
+            max_size=stage_count,
+        )
+    )
+    uses[0] |= set(cells) - set().union(*uses)
+    # Drawing how many rows of each cell each stage has makes lengths that can be filled.
+    rows = [{cell: draw(st.integers(0, 150)) for cell in sorted(use)} for use in uses]
+    cell_rows = {cell: sum(r.get(cell, 0) for r in rows) for cell in cells}
+    if sum(cell_rows.values()) < 30:
+        rows[0][min(uses[0])] += 30
+        cell_rows[min(uses[0])] += 30
+    total = sum(cell_rows.values())
+    with_lengths = draw(st.booleans()) and all(sum(r.values()) > 0 for r in rows)
+    stages = [
+        StageConfig(
+            {cell: draw(st.floats(0.01, 10)) for cell in sorted(use)},
+            fraction=sum(r.values()) / total if with_lengths else None,
+        )
+        for use, r in zip(uses, rows, strict=True)
+    ]
+    transition = draw(st.sampled_from(["hard", "sigmoid"]))
+    curriculum = CurriculumConfig(
+        stages=stages,
+        transition=transition,
+        width=draw(st.floats(1e-4, 1)) if transition == "sigmoid" else None,
+        folds=draw(st.integers(1, 3)),
+        epochs=draw(st.integers(1, 3)),
+    )
+    batch_rows = draw(st.integers(1, 16))
+    steps = None
+    if not with_lengths and draw(st.booleans()):
+        longest = total * curriculum.epochs // batch_rows
+        steps = draw(st.integers(-(-curriculum.epochs // batch_rows), max(1, longest)))
+    return resolve(
+        expand(curriculum, AxesConfig()),
+        cell_rows,
+        batch_rows=batch_rows,
+        sequence_length=8,
+        steps=steps,
+    )
+
+
+def preset_map(name: str, cell_rows: dict[str, int], steps: int | None = None) -> SelectionMap:
+    curriculum = expand(CurriculumConfig(preset=name), AxesConfig())
+    return SelectionMap(
+        resolve(curriculum, cell_rows, batch_rows=8, sequence_length=8, steps=steps), seed=5
+    )

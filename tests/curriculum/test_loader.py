@@ -1,0 +1,102 @@
+"""The loader: files to batches, the same rows for any number of processes and from any step."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import grain
+import numpy as np
+import pytest
+
+from frame_jax.curriculum.loader import make_loader
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.errors import UserError
+from frame_jax.records import TokenReader, write_tokens
+from tests.curriculum.orders import preset_map
+
+CELL_ROWS = {"Q1": 37, "Q2": 41, "Q3": 29, "Q4": 40}
+BATCH, LENGTH, BOS = 12, 5, 1
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Rows that say where they are from: [cell, row, ...], in parts of 0 to 20 rows."""
+    root = tmp_path_factory.mktemp("rows")
+    paths: dict[str, list[Path]] = {}
+    for number, (cell, rows) in enumerate(CELL_ROWS.items()):
+        cuts = [0, 9, 9, 20, rows]
+        for part, (first, stop) in enumerate(pairwise(cuts)):
+            path = root / f"{cell}-{part}.arrayrecord"
+            with write_tokens(path) as writer:
+                for row in range(first, stop):
+                    writer.append([100 + number, row, 7, 7, 7])
+            paths.setdefault(cell, []).append(path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def selection() -> SelectionMap:
+    return preset_map("frame", CELL_ROWS)
+
+
+def load(parts, selection, offsets=range(BATCH), start_step=0) -> np.ndarray:
+    """int32 [steps, rows, LENGTH]."""
+    loader = make_loader(
+        parts,
+        selection,
+        batch_rows=BATCH,
+        row_offsets=offsets,
+        row_tokens=LENGTH,
+        padding_id=BOS,
+        start_step=start_step,
+    )
+    return np.stack(list(loader))
+
+
+def test_batches_follow_the_selection_and_end_in_padding(parts, selection) -> None:
+    batches = load(parts, selection)
+    rows = batches.reshape(-1, LENGTH)
+    total = sum(CELL_ROWS.values())
+    assert batches.dtype == np.int32 and len(batches) == -(-total // BATCH)
+    cells, indices = selection.select(np.arange(total))
+    np.testing.assert_array_equal(rows[:total, :2], np.stack([cells + 100, indices], axis=1))
+    assert (rows[total:] == BOS).all() and len(rows) > total
+    assert len(np.unique(rows[:total], axis=0)) == total
+
+
+def test_the_same_as_grain_selecting_from_datasets(parts, selection) -> None:
+    """The map is a grain selection map; the loader only reads it faster."""
+
+    def rows_of(paths: list[Path]) -> grain.MapDataset:
+        readers = [TokenReader(path) for path in paths]
+        rows = [row for reader in readers for row in reader.read(range(len(reader)))]
+        return grain.MapDataset.source(rows)
+
+    datasets = [rows_of(paths) for paths in parts.values()]
+    expected = list(grain.MapDataset.select_from_datasets(datasets, selection))
+    rows = load(parts, selection).reshape(-1, LENGTH)
+    np.testing.assert_array_equal(rows[: len(expected)], np.stack(expected))
+
+
+@pytest.mark.parametrize("hosts", [2, 3, 4])
+def test_any_number_of_processes_reads_the_same_batches(parts, selection, hosts: int) -> None:
+    whole = load(parts, selection)
+    contiguous = np.split(np.arange(BATCH), hosts)
+    strided = [np.arange(host, BATCH, hosts) for host in range(hosts)]
+    for layout in (contiguous, strided):
+        joined = np.empty_like(whole)
+        for offsets in layout:
+            joined[:, offsets] = load(parts, selection, offsets)
+        np.testing.assert_array_equal(joined, whole)
+
+
+@pytest.mark.parametrize("step", [1, 7, 12])
+def test_resuming_continues_on_another_number_of_processes(parts, selection, step: int) -> None:
+    whole = load(parts, selection)
+    for offsets in ([0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]):
+        resumed = load(parts, selection, offsets, start_step=step)
+        np.testing.assert_array_equal(resumed, whole[step:, offsets])
+
+
+def test_rows_that_changed_since_the_schedule_are_refused(parts, selection) -> None:
+    with pytest.raises(UserError, match="29 rows of Q3, but its files hold 20"):
+        load({**parts, "Q3": parts["Q3"][:-1]}, selection)

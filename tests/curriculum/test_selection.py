@@ -1,0 +1,132 @@
+"""The selection map: exact, without replacement, stateless, the same rows for every order."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frame_jax.config import AxesConfig, CurriculumConfig
+from frame_jax.curriculum.permutation import keys, permute
+from frame_jax.curriculum.presets import expand
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.stages import Schedule, resolve
+from tests.curriculum.orders import PRESETS, preset_map, schedules
+
+CELL_ROWS = {"Q1": 1003, "Q2": 990, "Q3": 1100, "Q4": 800}
+
+
+def selected(selection: SelectionMap) -> np.ndarray:
+    """int64 [epochs, epoch rows, 2]: cell and row of everything in order."""
+    pairs = np.stack(selection.select(np.arange(len(selection))), axis=1)
+    return pairs.reshape(selection.schedule.epochs, selection.schedule.epoch_rows, 2)
+
+
+@settings(max_examples=150, deadline=None)
+@given(schedules(), st.integers(0, 3))
+def test_every_row_comes_exactly_once_an_epoch(schedule: Schedule, seed: int) -> None:
+    available = np.array(schedule.available)
+    used = np.sum([stage.cell_rows for stage in schedule.stages], axis=0)
+    if schedule.epoch_rows == available.sum():
+        assert (used == available).all()
+    for epoch in selected(SelectionMap(schedule, seed)):
+        assert len(np.unique(epoch, axis=0)) == schedule.epoch_rows
+        assert (np.bincount(epoch[:, 0], minlength=len(available)) == used).all()
+        assert (epoch[:, 1] < available[epoch[:, 0]]).all() and (epoch >= 0).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(schedules())
+def test_realised_mixture_follows_the_asked_one(schedule: Schedule) -> None:
+    selection = SelectionMap(schedule, seed=1)
+    cells = selected(selection)[0, :, 0]
+    realised = np.cumsum(cells[:, None] == np.arange(len(schedule.cells)), axis=0)
+    asked = schedule.cumulative(np.arange(1, schedule.epoch_rows + 1))
+    np.testing.assert_allclose(asked.sum(1), np.arange(1, schedule.epoch_rows + 1), rtol=1e-9)
+    at_edges = np.abs(realised - asked)[selection.edges[1:] - 1]
+    assert at_edges.max() < len(schedule.cells)
+    assert np.abs(realised - asked).max() < np.diff(selection.edges).max() + len(schedule.cells)
+
+
+@settings(max_examples=100, deadline=None)
+@given(schedules())
+def test_hard_stages_hold_their_own_rows_to_the_row(schedule: Schedule) -> None:
+    if np.isfinite(schedule.steepness):
+        return
+    for epoch in selected(SelectionMap(schedule, seed=1)):
+        for stage in schedule.stages:
+            cells = epoch[stage.start : stage.stop, 0]
+            assert tuple(np.bincount(cells, minlength=len(schedule.cells))) == stage.cell_rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(schedules(), st.randoms(use_true_random=False))
+def test_any_piece_in_any_order_is_the_same(schedule: Schedule, random) -> None:
+    """What makes the number of processes and the step of a restart irrelevant."""
+    whole = np.stack(SelectionMap(schedule, 3).select(np.arange(schedule.rows)), axis=1)
+    again = SelectionMap(schedule, 3)
+    indices = np.array([random.randrange(schedule.rows) for _ in range(20)])
+    assert (np.stack(again.select(indices), axis=1) == whole[indices]).all()
+    assert again[int(indices[0])] == tuple(whole[indices[0]])
+    with pytest.raises(IndexError):
+        again.select(np.array([schedule.rows]))
+
+
+@pytest.mark.parametrize("steps", [None, 200])
+def test_every_curriculum_uses_the_same_rows(steps: int | None) -> None:
+    sets = {name: selected(preset_map(name, CELL_ROWS, steps))[0] for name in PRESETS}
+    reference = np.unique(sets["random"], axis=0)
+    assert len(reference) == (sum(CELL_ROWS.values()) if steps is None else 200 * 8)
+    for name, pairs in sets.items():
+        assert (np.unique(pairs, axis=0) == reference).all(), name
+    orders = {pairs.tobytes() for pairs in sets.values()}
+    assert len(orders) == len(PRESETS)
+
+
+def test_epochs_and_seeds_shuffle_differently() -> None:
+    curriculum = expand(CurriculumConfig(preset="frame", epochs=2), AxesConfig())
+    schedule = resolve(curriculum, CELL_ROWS, batch_rows=8, sequence_length=8)
+    first, second = selected(SelectionMap(schedule, 0))
+    other, _ = selected(SelectionMap(schedule, 1))
+    assert (first[:, 1] != second[:, 1]).mean() > 0.95
+    assert (first[:, 1] != other[:, 1]).mean() > 0.95
+
+
+def test_a_billion_rows_take_few_bytes_and_stay_exact() -> None:
+    rows = {cell: 250_000_000 + 17 * c for c, cell in enumerate(("Q1", "Q2", "Q3", "Q4"))}
+    selection = preset_map("frame", rows)
+    assert selection.edges.nbytes + selection.counts.nbytes < 100e6
+    assert (selection.counts[-1] == list(rows.values())).all()
+    assert (np.diff(selection.counts, axis=0) >= 0).all()
+    assert (selection.counts.sum(1) == selection.edges).all()
+    asked = selection.schedule.cumulative(selection.edges)
+    assert np.abs(asked - selection.counts).max() < 2
+    cells, _ = selection.select(np.arange(500_000_000, 500_100_000))  # Q4 -> Q1
+    assert set(np.unique(cells)) == {0, 3}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 3000), st.integers(0, 2**63 - 1))
+def test_permute_is_a_bijection(size: int, name: int) -> None:
+    indices = np.arange(size)
+    key = keys(name, np.zeros(size, np.int64))
+    assert (np.sort(permute(indices, np.full(size, size), key)) == indices).all()
+
+
+@pytest.mark.parametrize(("size", "followed"), [(4, (0, 1, 2)), (16, (0, 1)), (64, (3, 11))])
+def test_permute_shows_no_preference(size: int, followed: tuple[int, ...]) -> None:
+    """Where a few indices go together, over many keys, against the uniform distribution."""
+    draws, sizes = 200_000, np.full(200_000, size)
+    key = keys(0, np.arange(draws))
+    places = [permute(np.full(draws, index), sizes, key) for index in followed]
+    counts = np.bincount(
+        np.ravel_multi_index(places, (size,) * len(followed)), minlength=size ** len(followed)
+    )
+    possible = math.perm(size, len(followed))
+    assert (counts > 0).sum() <= possible
+    expected = draws / possible
+    missed = size ** len(followed) - possible  # two indices in one place: never
+    chi_squared = ((counts - expected) ** 2 / expected).sum() - missed * expected
+    freedom = possible - 1
+    assert abs(chi_squared - freedom) < 4 * math.sqrt(2 * freedom)

@@ -1,0 +1,231 @@
+"""Stages: lengths in any unit, the method's transition weights, and asks that cannot be met."""
+
+import math
+from itertools import chain, combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frame_jax import config
+from frame_jax.config import AxesConfig, CurriculumConfig, StageConfig
+from frame_jax.curriculum.allotment import allot, split
+from frame_jax.curriculum.presets import as_yaml, expand
+from frame_jax.curriculum.stages import Schedule, resolve, shuffled
+from frame_jax.errors import UserError
+from tests.curriculum.orders import PRESETS
+
+CELL_ROWS = {"Q1": 1000, "Q2": 1000, "Q3": 1000, "Q4": 1000}
+
+
+def schedule_of(*stages: StageConfig, **settings) -> Schedule:
+    curriculum = expand(CurriculumConfig(stages=list(stages), **settings), AxesConfig())
+    return resolve(curriculum, CELL_ROWS, batch_rows=10, sequence_length=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("frame", ["Q3", "Q4", "Q1", "Q2"]),
+        ("random", ["Q1+Q2+Q3+Q4"]),
+        ("ppl_descending", ["Q3+Q4", "Q1+Q2"]),
+        ("ppl_ascending", ["Q1+Q2", "Q3+Q4"]),
+        ("pd_ascending", ["Q1+Q3", "Q2+Q4"]),
+        ("pd_descending", ["Q2+Q4", "Q1+Q3"]),
+        ("q3_q1_q4_q2", ["Q3", "Q1", "Q4", "Q2"]),
+        ("reverse", ["Q2", "Q1", "Q4", "Q3"]),
+        ("pdpc", ["Q1+Q3", "Q2+Q4"]),
+    ],
+)
+def test_presets_on_four_quadrants(name: str, order: list[str]) -> None:
+    stages = expand(CurriculumConfig(preset=name), AxesConfig()).stages
+    assert ["+".join(stage.weights) for stage in stages] == order
+
+
+def test_frame_on_a_grid_goes_down_in_ppl_and_up_in_pd() -> None:
+    stages = expand(CurriculumConfig(preset="frame"), AxesConfig(ppl=3, pd=2)).stages
+    names = ["+".join(stage.weights) for stage in stages]
+    assert names == ["P3D1", "P3D2", "P2D1", "P2D2", "P1D1", "P1D2"]
+
+
+def test_folded_passes_through_the_order_with_equal_shares() -> None:
+    schedule = resolve(
+        expand(CurriculumConfig(preset="folded", folds=3), AxesConfig()),
+        CELL_ROWS,
+        batch_rows=10,
+        sequence_length=64,
+    )
+    assert [stage.name[:2] for stage in schedule.stages] == ["Q3", "Q4", "Q1", "Q2"] * 3
+    assert {stage.stop - stage.start for stage in schedule.stages} == {333, 334}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("changes", [{}, {"transition": "hard"}, {"width": 0.2, "epochs": 2}])
+def test_a_printed_preset_is_a_config(name: str, changes: dict, tmp_path: Path) -> None:
+    curriculum = expand(CurriculumConfig(preset=name, **changes), AxesConfig())
+    settings = {
+        "run_directory": "runs/x",
+        "corpus": {"sources": [{"kind": "python_library"}]},
+        "curricula": {"printed": yaml.safe_load(as_yaml(curriculum))},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(settings), "utf-8")
+    assert config.load(path).curricula["printed"] == curriculum
+    assert len(as_yaml(curriculum).splitlines()) < 12
+
+
+def test_lengths_in_any_unit_and_one_stage_takes_the_rest() -> None:
+    q3, q4 = {"Q3": 1.0, "Q1": 1.0}, {"Q4": 1.0, "Q2": 1.0}
+    by_rest = schedule_of(StageConfig(q3), StageConfig(q4, steps=200))
+    for given_length in ({"fraction": 0.5}, {"tokens": 2000 * 64}, {"steps": 200}):
+        schedule = schedule_of(StageConfig(q3, **given_length), StageConfig(q4, fraction=0.5))
+        assert [stage.stop for stage in schedule.stages] == [2000, 4000]
+        assert schedule == by_rest
+
+
+def test_weights_shape_stages_that_share_quadrants() -> None:
+    """Rates 3:1 and 1:3 over the same two quadrants come out as asked when the rows allow it."""
+    schedule = schedule_of(
+        StageConfig({"Q1": 3, "Q2": 1}, fraction=0.25),
+        StageConfig({"Q1": 1, "Q2": 3}, fraction=0.25),
+        StageConfig({"Q3": 1, "Q4": 1}, fraction=0.5),
+        transition="hard",
+    )
+    assert [stage.cell_rows for stage in schedule.stages] == [
+        (750, 250, 0, 0),
+        (250, 750, 0, 0),
+        (0, 0, 1000, 1000),
+    ]
+
+
+def test_transition_is_the_logistic_of_the_method() -> None:
+    """w_j(p) = s(k(p - b_{j-1})) - s(k(p - b_j)), 12% and 88% at the ends of the width."""
+    width, rows = 0.04, 4_000_000
+    frame = expand(CurriculumConfig(preset="frame", width=width), AxesConfig())
+    schedule = resolve(
+        frame, {cell: rows // 4 for cell in CELL_ROWS}, batch_rows=10, sequence_length=64
+    )
+    progress = np.linspace(0, 1, 2001)
+    k = 2 * math.log(0.88 / 0.12) / width
+    logistic = 1 / (1 + np.exp(-k * (progress[:, None] - np.array([0.25, 0.5, 0.75]))))
+    ones, zeros = np.ones((len(progress), 1)), np.zeros((len(progress), 1))
+    expected = -np.diff(np.concatenate([ones, logistic, zeros], axis=1), axis=1)
+    edges = np.stack([progress * rows - 2, progress * rows + 2], axis=1)
+    asked = np.diff(schedule.cumulative(edges.ravel())[:, [2, 3, 0, 1]], axis=0)[::2] / 4
+    np.testing.assert_allclose(asked, expected, atol=1e-4)
+    before, after = (schedule.mixture(at - 10, at + 10) for at in (920_000, 1_080_000))
+    np.testing.assert_allclose([before[2], before[3]], [0.88, 0.12], atol=1e-4)
+    np.testing.assert_allclose([after[2], after[3]], [0.12, 0.88], atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [1e-6, 0.01, 0.3, 1.0])
+def test_stages_keep_their_rows_under_any_width(width: float) -> None:
+    curriculum = expand(CurriculumConfig(preset="frame", width=width), AxesConfig())
+    cell_rows = {"Q1": 10, "Q2": 30_000, "Q3": 2_000, "Q4": 500}
+    schedule = resolve(curriculum, cell_rows, batch_rows=8, sequence_length=8)
+    asked = schedule.cumulative(np.arange(schedule.epoch_rows + 1))
+    np.testing.assert_allclose(asked[-1], list(cell_rows.values()), rtol=1e-9)
+    assert (np.diff(asked, axis=0) > -1e-9).all()
+
+
+def test_stage_at_and_boundaries_follow_the_run() -> None:
+    curriculum = expand(CurriculumConfig(preset="frame", epochs=2), AxesConfig())
+    schedule = resolve(curriculum, CELL_ROWS, batch_rows=10, sequence_length=64)
+    assert schedule.boundaries.tolist() == [1000 * i for i in range(1, 9)]
+    rows = (0, 999, 1000, 3999, 4000, 7999)
+    assert [schedule.stage_at(row) for row in rows] == [0, 0, 1, 3, 0, 3]
+    assert (schedule.rows, schedule.steps(10), schedule.steps(33)) == (8000, 800, 243)
+
+
+def test_reference_order_takes_as_many_epochs_as_its_steps_need() -> None:
+    schedule = shuffled({"reference": 100}, batch_rows=16, steps=20)
+    assert (schedule.epochs, schedule.rows) == (4, 320)
+    assert shuffled({"reference": 100}, batch_rows=16).steps(16) == 7
+
+
+def subsets(count: int) -> list[tuple[int, ...]]:
+    return list(chain.from_iterable(combinations(range(count), n) for n in range(1, count + 1)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_lengths_are_met_exactly_whenever_they_can_be(data: st.DataObject) -> None:
+    """Against Hall's condition: no set of stages asks for more than its quadrants hold."""
+    stages, cells = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    numbers = st.lists(st.sampled_from([0.0, 0.0, 0.2, 1.0, 5.0]), min_size=cells, max_size=cells)
+    weights = np.array([data.draw(numbers) for _ in range(stages)])
+    weights[weights.sum(1) == 0, 0] = 1.0
+    columns = np.array(data.draw(st.lists(st.integers(1, 40), min_size=cells, max_size=cells)))
+    shares = np.array(data.draw(st.lists(st.integers(1, 9), min_size=stages, max_size=stages)))
+    lengths = split(int(columns.sum()), shares)
+    possible = all(
+        lengths[list(chosen)].sum() <= columns[(weights[list(chosen)] > 0).any(0)].sum()
+        for chosen in subsets(stages)
+    )
+    names = [f"stage {j}" for j in range(stages)]
+    cell_names = tuple(f"Q{c}" for c in range(cells))
+    try:
+        rows = allot(weights, columns, lengths, names, cell_names)
+    except UserError as error:
+        assert not possible and "hold" in str(error)
+        return
+    assert possible
+    assert (rows >= 0).all() and (rows[weights == 0] == 0).all()
+    assert (rows.sum(0) == columns).all() and (rows.sum(1) == lengths).all()
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (
+            [StageConfig({"Q3": 1}, fraction=0.5), StageConfig({"Q1": 1, "Q2": 1, "Q4": 1})],
+            "stage Q3 asks for 2,000 rows of quadrants that hold 1,000 (Q3 1,000)",
+        ),
+        ([StageConfig({"Q1": 1, "Q2": 1, "Q3": 1})], "no stage uses Q4"),
+        ([StageConfig({"Q5": 1})], "no quadrant 'Q5'; there are Q1, Q2, Q3, Q4"),
+        (
+            [StageConfig({"Q1": 1, "Q2": 1}, steps=200), StageConfig({"Q3": 1, "Q4": 1}, steps=9)],
+            "ask for 2,090 rows",
+        ),
+        (
+            [StageConfig({"Q1": 1, "Q2": 1}, steps=400), StageConfig({"Q3": 1, "Q4": 1})],
+            "takes the rest",
+        ),
+    ],
+)
+def test_impossible_stages_are_named(stages: list[StageConfig], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        schedule_of(*stages)
+    assert message in str(error.value)
+
+
+def test_a_run_longer_than_its_rows_is_refused_with_the_epochs_it_needs() -> None:
+    curriculum = expand(CurriculumConfig(preset="frame"), AxesConfig())
+    with pytest.raises(UserError, match="epochs to 3"):
+        resolve(curriculum, CELL_ROWS, batch_rows=10, sequence_length=64, steps=1000)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CurriculumConfig(),
+        lambda: CurriculumConfig(preset="frame", stages=[StageConfig({"Q1": 1})]),
+        lambda: CurriculumConfig(preset="frame", transition="hard", width=0.1),
+        lambda: CurriculumConfig(preset="frame", width=0.0),
+        lambda: CurriculumConfig(preset="frame", epochs=0),
+        lambda: CurriculumConfig(
+            stages=[StageConfig({"Q1": 1}), StageConfig({"Q2": 1})] * 2
+            + [StageConfig({"Q3": 1}, steps=3)]
+        ),
+        lambda: StageConfig({"Q1": -1.0}),
+        lambda: StageConfig({"Q1": 0.0}),
+        lambda: StageConfig({"Q1": 1.0}, fraction=0.5, steps=3),
+        lambda: StageConfig({"Q1": 1.0}, fraction=1.5),
+    ],
+)
+def test_contradictory_curricula_are_refused(make) -> None:
+    with pytest.raises(UserError):
+        make()

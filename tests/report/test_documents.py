@@ -1,0 +1,114 @@
+"""What DuckDB counts in `assignment.parquet` against NumPy, and the choice of example documents."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from frame_jax.report import documents
+from frame_jax.run_directory import RunDirectory
+from tests.report.synthetic import QUADRANTS, write_documents
+
+COLUMNS = ["domain", "language"]
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Rows]:
+    directory = RunDirectory(tmp_path_factory.mktemp("run"))
+    write_documents(directory, 200, "text <b> 漢字")
+    rows = pq.read_table(directory.assignment).to_pylist()
+    return directory, [row for row in rows if row["split"] == "train" and row["quadrant"]]
+
+
+def test_the_density_loses_no_token_and_puts_each_in_its_cell(corpus: Any) -> None:
+    directory, rows = corpus
+    cells = documents.density(directory.assignment, COLUMNS, bins=6)
+    assert sum(cell["tokens"] for cell in cells) == sum(row["tokens"] for row in rows)
+    edges = {key: [cell[key] for cell in cells] for key in ("ppl", "ppl_end", "pd", "pd_end")}
+    for cell in cells:
+        # Documents beyond the grid are counted in its outermost cells.
+        left = -np.inf if cell["ppl"] == min(edges["ppl"]) else cell["ppl"]
+        right = np.inf if cell["ppl_end"] == max(edges["ppl_end"]) else cell["ppl_end"]
+        low = -np.inf if cell["pd"] == min(edges["pd"]) else cell["pd"]
+        high = np.inf if cell["pd_end"] == max(edges["pd_end"]) else cell["pd_end"]
+        inside = [
+            row["tokens"]
+            for row in rows
+            if f"{row['domain']} / {row['language']}" == cell["label"]
+            and left <= row["ppl"] < right
+            and low <= row["pd"] < high
+        ]
+        assert sum(inside) == cell["tokens"]
+
+
+def test_balance_counts_training_tokens_of_each_label(corpus: Any) -> None:
+    directory, rows = corpus
+    for columns in (COLUMNS, ["domain"]):
+        expected: Counter[tuple[str, str]] = Counter()
+        for row in rows:
+            expected[" / ".join(row[c] for c in columns), row["quadrant"]] += row["tokens"]
+        found = documents.balance(directory.assignment, columns)
+        assert {(row["label"], row["quadrant"]): row["tokens"] for row in found} == expected
+
+
+def test_examples_are_training_documents_spread_over_groups(corpus: Any) -> None:
+    directory, rows = corpus
+    by_id = {row["doc_id"]: row for row in rows}
+    found = documents.examples(directory, COLUMNS, count=3)
+    assert found == documents.examples(directory, COLUMNS, count=3)
+    for quadrant in QUADRANTS:
+        mine = [example for example in found if example.quadrant == quadrant]
+        present = {row["language"] for row in rows if row["quadrant"] == quadrant}
+        assert len(mine) == 3 and len({e.label for e in mine}) == min(3, len(present))
+        for example in mine:
+            row = by_id[example.doc_id]
+            index = row["part"] * 200 + row["row"]
+            line = f"document {index}: text <b> 漢字\n"
+            assert line.startswith(example.text) or example.text.startswith(line)
+            assert "\ufffd" not in example.text
+            assert example.cut == (row["tokens"] > documents.EXAMPLE_TOKENS)
+            assert (example.ppl, example.pd, example.quadrant) == (
+                row["ppl"], row["pd"], row["quadrant"],
+            )  # fmt: skip
+
+
+def cut(value: float) -> dict[str, Any]:
+    return {"value": value, "doc_id": "d"}
+
+
+def test_thresholds_of_pd_end_where_those_of_ppl_stand() -> None:
+    partition = {
+        "mode": "nested",
+        "group_by": ["domain"],
+        "groups": [
+            {
+                "domain": None,
+                "thresholds": {"ppl": [cut(10), cut(20)], "pd": [[cut(0.1)], [None], [cut(0.3)]]},
+            }
+        ],
+    }
+    lines = documents.thresholds(partition, ["none"])
+    assert [(line["x"], line["x2"], line["y"], line["y2"]) for line in lines] == [
+        (10, 10, None, None),
+        (20, 20, None, None),
+        (None, 10, 0.1, 0.1),
+        (20, None, 0.3, 0.3),
+    ]
+    assert {line["label"] for line in lines} == {"none"}
+
+
+def test_global_and_independent_thresholds_cross_every_group() -> None:
+    partition = {
+        "mode": "independent",
+        "group_by": [],
+        "groups": [{"thresholds": {"ppl": [cut(10)], "pd": [[cut(0.1)]]}}],
+    }
+    lines = documents.thresholds(partition, ["code", "prose"])
+    assert Counter(line["label"] for line in lines) == {"code": 2, "prose": 2}
+    assert lines[1] == {"label": "code", "x": None, "x2": None, "y": 0.1, "y2": 0.1}
+    assert documents.label_columns(partition) == ["domain"]

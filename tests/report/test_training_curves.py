@@ -1,0 +1,92 @@
+"""Numbers taken from `metrics.jsonl` against NumPy over all of its lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from frame_jax.report import training_curves
+from frame_jax.report.training_curves import Arm, read_arm
+from frame_jax.run_directory import RunDirectory
+from tests.report.synthetic import BATCH_ROWS, SEQUENCE_LENGTH, write_arm
+
+STEPS = 1203  # no multiple of anything
+
+
+@pytest.fixture(scope="module")
+def arm(tmp_path_factory: pytest.TempPathFactory) -> Arm:
+    directory = RunDirectory(tmp_path_factory.mktemp("run"))
+    write_arm(directory, "frame", STEPS)
+    found = read_arm(directory.pretrain("frame"), "frame")
+    assert found is not None
+    return found
+
+
+def records(arm: Arm) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in arm.metrics.read_text().splitlines()]
+
+
+def test_a_thinned_curve_is_bounded_and_keeps_the_mean(arm: Arm) -> None:
+    losses = np.array([record["loss"] for record in records(arm)])
+    for points in (7, 100, 5000):
+        rows = training_curves.series(arm, points)
+        assert len(rows) == min(points, STEPS)
+        ends = [row["tokens"] // (BATCH_ROWS * SEQUENCE_LENGTH) for row in rows]
+        assert ends == sorted(ends) and ends[-1] == STEPS
+        means = [part.mean() for part in np.split(losses, ends[:-1])]
+        np.testing.assert_allclose([row["loss"] for row in rows], means, rtol=1e-12)
+
+
+def test_shares_of_a_batch_sum_to_one(arm: Arm) -> None:
+    totals: dict[int, float] = {}
+    for row in training_curves.mixture_series(arm, points=10):
+        totals[row["tokens"]] = totals.get(row["tokens"], 0) + row["share"]
+    assert len(totals) == 10
+    np.testing.assert_allclose(list(totals.values()), 1)
+
+
+def test_drops_are_means_beside_each_boundary(arm: Arm) -> None:
+    losses = np.array([record["loss"] for record in records(arm)])
+    drops = training_curves.training_drops(arm)
+    assert [(drop.stage, drop.step) for drop in drops] == [
+        ("Q3", 0), ("Q4", 301), ("Q1", 602), ("Q2", 902),
+    ]  # fmt: skip
+    span = int(np.ceil(0.04 * STEPS))
+    assert drops[0].before == losses[0]
+    for drop in drops[1:]:
+        before = losses[drop.step - 2 * span : drop.step - span].mean()
+        after = losses[drop.step + span : drop.step + 2 * span].mean()
+        np.testing.assert_allclose([drop.before, drop.after], [before, after], rtol=1e-12)
+        assert drop.before - drop.after > 0.2  # the curve was made to fall by 0.3 there
+
+
+def test_windows_stay_inside_short_stages(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    write_arm(directory, "frame", 4)  # one step a stage
+    short = read_arm(directory.pretrain("frame"), "frame")
+    assert short is not None
+    losses = [record["loss"] for record in records(short)]
+    drops = training_curves.training_drops(short)
+    np.testing.assert_allclose([drop.after for drop in drops], losses)
+    np.testing.assert_allclose([drop.before for drop in drops[1:]], losses[:-1])
+
+
+def test_a_diverged_step_leaves_a_curve(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    write_arm(directory, "random", 50)
+    path = directory.pretrain("random") / "metrics.jsonl"
+    lines = path.read_text().splitlines()
+    broken = {**json.loads(lines[20]), "loss": float("nan"), "tokens_per_second": None}
+    path.write_text("\n".join([*lines[:20], json.dumps(broken), *lines[21:]]) + "\n")
+    found = read_arm(directory.pretrain("random"), "random")
+    assert found is not None
+    rows = training_curves.series(found, 10)
+    assert len(rows) == 10 and all(np.isfinite(row["loss"]) for row in rows)
+
+
+def test_what_has_not_been_trained_is_no_arm(tmp_path: Path) -> None:
+    assert read_arm(tmp_path / "pretrain" / "frame", "frame") is None

@@ -1,0 +1,96 @@
+"""Both models must read the same tokens: differences that change ids are found and named."""
+
+import copy
+import json
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+
+from frame_jax.errors import UserError
+from frame_jax.scoring.tokenizers import differences, require_same_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<bos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the quick brown fox jumps over the lazy dog"] * 5, trainer)
+    return json.loads(tokenizer.to_str())
+
+
+def test_a_tokenizer_is_itself_however_it_is_written(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other["model"]["merges"] = [
+        pair if isinstance(pair, str) else " ".join(pair) for pair in other["model"]["merges"]
+    ]
+    other["model"]["vocab"] = dict(reversed(other["model"]["vocab"].items()))
+    other["model"].pop("ignore_merges", None)  # absent from older files, false by default
+    other["truncation"] = {"max_length": 512}
+    other["post_processor"] = json.loads(
+        processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 0)]).__getstate__()
+    )
+    assert list(differences(other, tokenizer)) == []
+
+
+def swap_two_ids(other):
+    vocab = other["model"]["vocab"]
+    a, b = list(vocab)[50:52]
+    vocab[a], vocab[b] = vocab[b], vocab[a]
+
+
+def add_a_token(other):
+    other["added_tokens"].append({"id": 300, "content": "<new>", "special": True})
+
+
+def lose_a_merge(other):
+    other["model"]["merges"].pop()
+
+
+def other_spaces(other):
+    other["pre_tokenizer"]["add_prefix_space"] = True
+
+
+def other_normalizer(other):
+    other["normalizer"] = {"type": "NFKC"}
+
+
+def other_model(other):
+    other["model"] = {"type": "WordLevel", "vocab": other["model"]["vocab"]}
+
+
+def byte_fallback(other):
+    other["model"]["byte_fallback"] = True
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (swap_two_ids, r"2 tokens have other ids \('.+' is \d+, not \d+"),
+        (add_a_token, r"it has 290 tokens, the run's 289; only it has 1 tokens \('<new>'\)"),
+        (lose_a_merge, r"merges, the run's \d+, and only the first \d+ agree"),
+        (other_spaces, "its pre_tokenizer is not the same"),
+        (other_normalizer, "its normalizer is not the same"),
+        (other_model, "it is WordLevel, the run's is BPE"),
+        (byte_fallback, "its model differs in byte_fallback"),
+    ],
+)
+def test_what_changes_ids_is_refused_in_words(tokenizer, tmp_path, change, words):
+    other = copy.deepcopy(tokenizer)
+    change(other)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(other))
+    run = tmp_path / "run.json"
+    run.write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=words) as error:
+        require_same_tokenizer(tmp_path, run, "reference.weak.checkpoint")
+    assert "reference.weak.checkpoint" in str(error.value)
+
+
+def test_a_checkpoint_without_tokenizer_json_is_refused(tokenizer, tmp_path):
+    with pytest.raises(UserError, match=r"has no tokenizer.json"):
+        require_same_tokenizer(tmp_path, tmp_path / "run.json", "reference.strong.checkpoint")

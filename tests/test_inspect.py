@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from frame_jax import inspect
+from frame_jax.main import main
+from frame_jax.run_directory import RunDirectory, list_parts
+from tests.integration.small_run import write_config, write_corpus
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A tokenized run, with an assignment made by hand: document i has PPL i and PD -i."""
+    root = tmp_path_factory.mktemp("inspect")
+    write_corpus(root / "corpus.jsonl")
+    assert main(["--config", str(write_config(root)), "--until", "tokenize"]) == 0
+    directory = RunDirectory(root / "run")
+    table = pa.concat_tables(pq.read_table(p) for p in list_parts(directory.tokens, ".parquet"))
+    number = [float(doc_id.split("-")[1]) for doc_id in table["doc_id"].to_pylist()]
+    columns = {
+        "ppl": number,
+        "pd": [-n for n in number],
+        "quadrant": ["Q1" if n < 100 else "Q2" for n in number],
+    }
+    for name, values in columns.items():
+        table = table.append_column(name, pa.array(values))
+    directory.quadrants.mkdir()
+    pq.write_table(table, directory.assignment)
+    return directory
+
+
+def test_documents_come_in_the_order_asked_for_with_their_text(directory, capsys) -> None:
+    arguments = [str(directory.root), "--domain", "code", "-n", "3", "--characters", "40"]
+    rows = inspect.choose(
+        directory, inspect.parser().parse_args([*arguments, "--by", "lowest-ppl", "--quadrant", "Q2"])
+    )
+    assert [row["ppl"] for row in rows] == sorted(row["ppl"] for row in rows)
+    assert all(row["quadrant"] == "Q2" and row["ppl"] >= 100 for row in rows)
+    assert inspect.main([*arguments, "--by", "highest-ppl"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("PPL") == 3 and "code-source / code / code" in shown
+
+
+def test_a_seed_gives_the_same_choice_and_another_seed_another(directory) -> None:
+    def chosen(seed: str) -> list[str]:
+        options = inspect.parser().parse_args([str(directory.root), "-n", "8", "--seed", seed])
+        return [row["doc_id"] for row in inspect.choose(directory, options)]
+
+    assert chosen("1") == chosen("1") != chosen("2")
+
+
+def test_what_is_not_there_is_said(directory, tmp_path: Path, capsys) -> None:
+    assert inspect.main([str(directory.root), "--quadrant", "Q9"]) == 2
+    assert "no document has quadrant Q9" in capsys.readouterr().err
+    assert inspect.main([str(tmp_path)]) == 2
+    assert "--until partition" in capsys.readouterr().err
+
+
+def test_a_terminal_obeys_nothing_in_a_document() -> None:
+    hostile = "\x1b[2J\x1b]0;title\x07\x9b31m\u202eevil\u2066\r\x00 plain\n\ttext 中文"
+    shown = inspect.printable(hostile)
+    assert not any(ord(c) < 32 and c not in "\n\t" for c in shown)
+    assert not set("\x7f\x9b\u202e\u2066") & set(shown)
+    assert shown.endswith(" plain\n\ttext 中文") and "\\x1b" in shown

@@ -1,0 +1,117 @@
+"""Documents a second, and peak memory, of placing scored documents in quadrants; prints JSON.
+
+    python tools/benchmark_partition.py --documents 20000000
+
+Makes token tables and scores of synthetic documents in 40 groups (20 domains, 2 languages), and
+places a tenth, a quarter and all of them: from the Parquet files of the tokenize and score phases
+to `assignment.parquet` and `partition.json`. Training rows are not made. Each size runs in a
+process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+
+import duckdb
+
+from frame_jax.config import PartitionConfig
+from frame_jax.quadrants.partition import place_documents
+from frame_jax.run_directory import RunDirectory, part_name
+
+DOCUMENTS_A_PART = 500_000
+
+
+def generate(directory: RunDirectory, documents: int) -> None:
+    """Writes RUN/tokens and RUN/scores: log-normal lengths and gaps, normal losses."""
+    directory.tokens.mkdir(parents=True)
+    directory.scores.mkdir()
+    parts = math.ceil(documents / DOCUMENTS_A_PART)
+    with duckdb.connect() as connection:
+        connection.execute(
+            """
+            SET enable_progress_bar = false;
+            CREATE MACRO uniform(i, stream) AS (hash(i, stream) % 1000003 + 0.5) / 1000003;
+            CREATE MACRO normal(i, stream) AS
+                sqrt(-2 * ln(uniform(i, stream))) * cos(6.283185307179586 * uniform(i, stream + 1))
+            """
+        )
+        for part in range(parts):
+            first, stop = (documents * p // parts for p in (part, part + 1))
+            connection.execute(
+                f"""
+                CREATE OR REPLACE TABLE made AS SELECT
+                    md5(i::VARCHAR) AS doc_id, {part}::INTEGER AS part, i - {first} AS row,
+                    CASE WHEN uniform(i, 1) < 0.05 THEN 'held_out' ELSE 'train' END AS split,
+                    'source-' || hash(i, 2) % 100 AS source,
+                    'domain-' || hash(i, 3) % 20 AS domain,
+                    CASE WHEN uniform(i, 4) < 0.5 THEN 'en' ELSE 'zh' END AS language,
+                    1 + exp(6 + 1.1 * normal(i, 5))::BIGINT AS tokens, 4 * tokens AS bytes,
+                    3.5 + 0.7 * normal(i, 7) AS loss, 0.3 * exp(normal(i, 9)) + 0.05 * loss AS gap
+                FROM range({first}, {stop}) AS numbers(i)
+                """
+            )
+            name = part_name(part, parts, ".parquet")
+            connection.execute(
+                f"COPY (SELECT * EXCLUDE (loss, gap) FROM made) TO '{directory.tokens / name}'"
+            )
+            connection.execute(
+                "COPY (SELECT doc_id, tokens AS predicted_tokens, (loss + gap) * tokens AS "
+                f"nll_weak, loss * tokens AS nll_strong FROM made) TO '{directory.scores / name}'"
+            )
+
+
+def measure(documents: int, folder: str, results: multiprocessing.Queue) -> None:
+    """Places the documents in `folder` and puts the time and memory it took into `results`."""
+    directory = RunDirectory(folder)
+    started = time.perf_counter()
+    place_documents(PartitionConfig(), "strong", directory)
+    seconds = time.perf_counter() - started
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    results.put(
+        {
+            "documents": documents,
+            "seconds": round(seconds, 2),
+            "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+            "documents_per_second": round(documents / seconds),
+            "peak_rss_gb": round(usage.ru_maxrss * 1024 / 1e9, 2),  # Linux gives kilobytes
+        }
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--documents", type=int, default=20_000_000)
+    parser.add_argument("--folder", help="where to put about 200 bytes a document for a while")
+    arguments = parser.parse_args()
+    processes = multiprocessing.get_context("spawn")
+    sizes = [arguments.documents // 10, arguments.documents // 4, arguments.documents]
+    lines = []
+    for documents in sizes:
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            generate(RunDirectory(folder), documents)
+            results = processes.Queue()
+            process = processes.Process(target=measure, args=(documents, folder, results))
+            process.start()
+            lines.append(results.get())
+            process.join()
+    growth = lines[-1]["seconds"] / lines[0]["seconds"]
+    n_log_n = sizes[-1] * math.log(sizes[-1]) / (sizes[0] * math.log(sizes[0]))
+    report = {
+        "cores": len(os.sched_getaffinity(0)),
+        "groups": 40,
+        "sizes": lines,
+        "growth": round(growth, 2),
+        "growth_of_n_log_n": round(n_log_n, 2),
+    }
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
