@@ -616,6 +616,7 @@ class ParallelConfig:
     """The device mesh and the processes. -1 takes the devices that are left.
 
     Attributes:
+        slice: Pod slices, joined by the slower network; a replica of the model on each.
         data: Replicas of the model; the batch is split over them.
         fsdp: Shards of every parameter; the batch is split over them too.
         tensor: Shards of heads and feed-forward columns.
@@ -626,6 +627,7 @@ class ParallelConfig:
         process: Index of this process, likewise.
     """
 
+    slice: int = 1
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
@@ -635,10 +637,11 @@ class ParallelConfig:
     process: int | None = None
 
     def __post_init__(self) -> None:
-        sizes = (self.data, self.fsdp, self.tensor)
+        sizes = (self.slice, self.data, self.fsdp, self.tensor)
         require(
             all(size == -1 or size >= 1 for size in sizes) and sizes.count(-1) <= 1,
-            f"parallel: data, fsdp, tensor must be positive, at most one of them -1, not {sizes}",
+            "parallel: slice, data, fsdp, tensor must be positive, at most one of them -1, "
+            f"not {sizes}",
         )
 
 

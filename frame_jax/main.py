@@ -16,7 +16,7 @@ from typing import Any
 from frame_jax import phases
 from frame_jax.config import RunConfig, make_parser, parse
 from frame_jax.errors import UserError
-from frame_jax.run_directory import RunDirectory, atomic_path
+from frame_jax.run_directory import RunDirectory, atomic_path, remove_temporaries
 
 USAGE_ERROR = 2  # exit code of every UserError
 
@@ -126,6 +126,7 @@ def _run_units(
         if redo is not None:
             removed = phases.redo(directory, table, redo)
             print(f"removed: {', '.join(removed)}", file=sys.stderr)
+        remove_temporaries(directory.root)
         write_config(config, directory)
     processes.barrier("the run directory is ready")
     for unit in todo:

@@ -22,7 +22,7 @@ from frame_jax.run_directory import RunDirectory, read_json, remove, write_json
 
 PHASES = ("tokenize", "reference", "score", "partition", "pretrain", "evaluate", "report")
 
-Run = Callable[[RunConfig, RunDirectory], dict[str, Any]]
+REFERENCES = ("weak", "strong")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +60,21 @@ def units(config: RunConfig) -> list[Unit]:
             "corpus.tokenize:run",
             outputs=("tokens", "tokenizer"),
         ),
-        Unit(
-            "reference-rows",
-            "reference",
-            ("reference.rows", "seed"),
-            ("tokenize",),
-            "quadrants.rows:write_reference_rows",
-            outputs=("reference/rows",),
-        ),
     ]
-    for name in ("weak", "strong"):
+    imported = [name for name in REFERENCES if getattr(config.reference, name).checkpoint]
+    trained = [name for name in REFERENCES if name not in imported]
+    if trained:
+        table.append(
+            Unit(
+                "reference-rows",
+                "reference",
+                ("reference.rows", "seed"),
+                ("tokenize",),
+                "quadrants.rows:write_reference_rows",
+                outputs=("reference/rows",),
+            )
+        )
+    for name in trained:
         table.append(
             Unit(
                 f"reference-{name}",
@@ -85,8 +90,8 @@ def units(config: RunConfig) -> list[Unit]:
         Unit(
             "score",
             "score",
-            ("scoring",),
-            ("reference-weak", "reference-strong"),
+            ("scoring", *(f"reference.{name}.checkpoint" for name in imported)),
+            ("tokenize", *(f"reference-{name}" for name in trained)),
             "scoring.score:run",
             outputs=("scores",),
         )

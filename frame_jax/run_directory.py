@@ -98,6 +98,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(root: Path) -> None:
+    """Removes what killed programs left under temporary names; no other may be at work in `root`."""
+    for path in list(root.rglob(".tmp-*")):
+        remove(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically."""
     with atomic_path(path) as temporary:

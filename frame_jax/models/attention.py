@@ -1,13 +1,23 @@
-"""Causal grouped-query attention inside segments: queries, keys, values in, mixed values out."""
+"""Causal grouped-query attention inside segments: queries, keys, values in, mixed values out.
+
+One interface, the library kernel of each backend behind it: Pallas splash attention on TPU, cuDNN
+on GPU; elsewhere, and for shapes a kernel does not take, plain XLA that never holds all scores.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from frame_jax.models.layers import SAVED, saved
+from frame_jax.parallel.sharding import context_mesh, spec
 
 QUERY_BLOCK = 256  # queries whose scores exist at one time; keys after a block are never touched
+SPLASH_BLOCKS = (1024, 512, 256, 128)  # queries and keys of one tile, the largest that divides T
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -22,6 +32,63 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
     Returns:
         [B, T, H, head_dim] in the dtype of `q`.
     """
+    mesh = context_mesh()
+    kernel = _kernel_for(mesh.abstract_device.platform if mesh else jax.default_backend(), q)
+    if mesh is None or mesh.are_all_axes_manual:
+        return kernel(q, k, v, segment_ids)
+    # The partitioner cannot cut a kernel; each device calls it on its own rows and heads.
+    rows, heads = spec(("batch", "heads"), (q.shape[0], k.shape[2]), mesh)
+    split = PartitionSpec(rows, None, heads)
+    return jax.shard_map(
+        kernel,
+        in_specs=(split, split, split, PartitionSpec(rows)),
+        out_specs=split,
+        check_vma=False,
+    )(q, k, v, segment_ids)
+
+
+def _kernel_for(platform: str, q: jax.Array) -> Callable[..., jax.Array]:
+    if platform == "tpu" and q.shape[1] % SPLASH_BLOCKS[-1] == 0:
+        return splash_attention
+    if platform == "gpu" and q.dtype == jnp.bfloat16:
+        return functools.partial(library_attention, implementation="cudnn")
+    return lean_attention
+
+
+def splash_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, interpret: bool = False
+) -> jax.Array:
+    """`attention` in the Pallas kernel for TPU; T is a multiple of 128."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    T, H, head_dim = q.shape[1:]
+    block = next(size for size in SPLASH_BLOCKS if T % size == 0)
+    tiles = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv")
+    tiles += ("block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([splash.CausalMask((T, T))] * H),
+        block_sizes=splash.BlockSizes(**dict.fromkeys(tiles, block)),
+        residual_checkpoint_name=SAVED,
+        interpret=interpret,
+    )
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * q.dtype.type(head_dim**-0.5), k, v))
+    mixed = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment_ids, segment_ids))
+    return mixed.transpose(0, 2, 1, 3)
+
+
+def library_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, implementation: str = "xla"
+) -> jax.Array:
+    """`attention` in `jax.nn.dot_product_attention`, which calls cuDNN on a GPU."""
+    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
+    mixed = jax.nn.dot_product_attention(
+        q, k, v, mask=same, is_causal=True, implementation=implementation
+    )
+    return saved(mixed)
+
+
+def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """`attention` in plain XLA, a block of queries at a time."""
     B, T, H, head_dim = q.shape
     groups = H // k.shape[2]
     # Heads in front, and the queries of one key head side by side: plain batched matrix products.
@@ -62,14 +129,15 @@ def _attend_forward(
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     mixed = (_dot("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v) / total).astype(q.dtype)
-    return mixed, (q, k, v, mask, mixed, top + jnp.log(total))
+    mixed, log_total = saved(mixed), saved(top + jnp.log(total))
+    return mixed, (q, k, v, mask, mixed, log_total)
 
 
 def _attend_backward(
-    saved: tuple[jax.Array, ...], grad: jax.Array
+    residuals: tuple[jax.Array, ...], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     """Recomputes the probabilities instead of saving them: memory linear in the keys."""
-    q, k, v, mask, mixed, log_total = saved
+    q, k, v, mask, mixed, log_total = residuals
     grad = grad.astype(q.dtype)
     weights = jnp.exp(_scores(q, k, mask) - log_total)  # [B, K, G, Q, S]
     inner = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)

@@ -28,12 +28,14 @@ class Decoder:
         vocab_size: Rows of the embedding.
         compute_dtype: Type of matrix-product operands.
         remat: What the backward pass recomputes.
+        unroll: Layers in one turn of the loop over layers.
     """
 
     config: ModelConfig
     vocab_size: int
     compute_dtype: str = "bfloat16"
     remat: str = "none"
+    unroll: int = 1
 
     def _create(self, key: jax.Array) -> Transformer:
         return Transformer(
@@ -42,6 +44,7 @@ class Decoder:
             rngs=nnx.Rngs(params=key),
             compute_dtype=self.compute_dtype,
             remat=self.remat,
+            unroll=self.unroll,
         )
 
     @functools.cached_property

@@ -6,11 +6,20 @@ float32. TPU and GPU matrix units work that way, and so do the CPU's.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from frame_jax.config import RopeScalingConfig
+
+SAVED = "saved"
+saved = functools.partial(checkpoint_name, name=SAVED)  # what remat `minimal` keeps of a layer
+# Elementwise work costs less to repeat in the backward pass than its float32 intermediates cost to
+# keep. Forward and backward pass are two loops over layers: there is nothing to merge by mistake.
+recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 @jax.custom_vjp
@@ -41,9 +50,9 @@ def _matmul_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Ar
 
 
 def _matmul_backward(
-    saved: tuple[jax.Array, jax.Array], grad: jax.Array
+    residuals: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    x, w = saved
+    x, w = residuals
     grad = grad.astype(x.dtype)
     grad_x = _product(grad, w.astype(x.dtype).T).astype(x.dtype)
     batch = tuple(range(x.ndim - 1))
@@ -55,6 +64,7 @@ def _matmul_backward(
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+@functools.partial(recomputed, static_argnums=2)
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square normalisation over the last axis, computed in float32.
 
@@ -66,6 +76,12 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return (x32 * inverse * scale).astype(x.dtype)
+
+
+@recomputed
+def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+    """SiLU of `gate`, times `up`; same shape and dtype."""
+    return jax.nn.silu(gate) * up
 
 
 def rotary_frequencies(

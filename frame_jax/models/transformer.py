@@ -17,12 +17,22 @@ from flax import nnx
 
 from frame_jax.config import ModelConfig
 from frame_jax.models.attention import attention
-from frame_jax.models.layers import matmul, rms_norm, rotary_frequencies, rotary_tables, rotate
+from frame_jax.models.layers import (
+    SAVED,
+    matmul,
+    rms_norm,
+    rotary_frequencies,
+    rotary_tables,
+    rotate,
+    saved,
+    swiglu,
+)
+from frame_jax.parallel.sharding import constrain
 
 Params = dict[str, Any]  # nested dict of float32 arrays, one subtree a submodule
 
 REMAT_POLICIES = {
-    "minimal": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "minimal": jax.checkpoint_policies.save_only_these_names(SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -80,7 +90,9 @@ class Layers(nnx.Module):
 
     def __call__(self, x: jax.Array, context: Context) -> jax.Array:
         """One layer: [B, T, D] -> [B, T, D]."""
+        x = constrain(x, "batch", None, None)
         x = x + self.attend(rms_norm(x, self.attention_norm[...], self.config.norm_eps), context)
+        x = saved(constrain(x, "batch", None, None))
         return x + self.feed_forward(rms_norm(x, self.mlp_norm[...], self.config.norm_eps))
 
     def attend(self, x: jax.Array, context: Context) -> jax.Array:
@@ -95,12 +107,13 @@ class Layers(nnx.Module):
             q = rms_norm(q, self.query_norm[...], c.norm_eps)
             k = rms_norm(k, self.key_norm[...], c.norm_eps)
         q, k = rotate(q, context.rotary), rotate(k, context.rotary)
+        q, k, v = saved(q), saved(k), saved(v)
         mixed = attention(q, k, v, context.segment_ids)
         return matmul(mixed.reshape(B, T, -1), self.attention_out[...])
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
-        gated = jax.nn.silu(matmul(x, self.gate[...])) * matmul(x, self.up[...])
-        return matmul(gated, self.down[...])
+        gate, up = saved(matmul(x, self.gate[...])), saved(matmul(x, self.up[...]))
+        return matmul(swiglu(gate, up), self.down[...])
 
 
 class Transformer(nnx.Module):
@@ -111,6 +124,7 @@ class Transformer(nnx.Module):
         vocab_size: Rows of the embedding.
         compute_dtype: Type of activations and of matrix-product operands.
         remat: `none`, `minimal` or `full`, as in `TrainingConfig.remat`.
+        unroll: Layers in one turn of the loop over layers.
     """
 
     def __init__(
@@ -121,9 +135,10 @@ class Transformer(nnx.Module):
         rngs: nnx.Rngs,
         compute_dtype: str = "bfloat16",
         remat: str = "none",
+        unroll: int = 1,
     ):
         self.config, self.vocab_size = config, vocab_size
-        self.compute_dtype, self.remat = compute_dtype, remat
+        self.compute_dtype, self.remat, self.unroll = compute_dtype, remat, unroll
         hidden = config.hidden_size
         table = jax.random.normal(rngs.params(), (vocab_size, hidden), jnp.float32)
         self.embedding = nnx.Param(table * 0.02, axes=("vocab", "embed"))
@@ -152,7 +167,7 @@ class Transformer(nnx.Module):
             [B, T, D] in the compute dtype; logits are `hidden @ unembedding().T`.
         """
         c = self.config
-        x = self.embedding[...][tokens].astype(self.compute_dtype)
+        x = constrain(self.embedding[...][tokens].astype(self.compute_dtype), "batch", None, None)
         frequencies = rotary_frequencies(c.head_width, c.rope_theta, c.rope_scaling)
         context = Context(segment_ids, rotary_tables(positions, frequencies))
         layers, stacked = nnx.split(self.layers)
@@ -163,8 +178,9 @@ class Transformer(nnx.Module):
             return nnx.merge(layers, params)(x, context), None
 
         if self.remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat])
-        x, _ = jax.lax.scan(layer, x, stacked)
+            policy = REMAT_POLICIES[self.remat]
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        x, _ = jax.lax.scan(layer, x, stacked, unroll=self.unroll)
         return rms_norm(x, self.final_norm[...], c.norm_eps)
 
     def unembedding(self) -> jax.Array:

@@ -1,7 +1,8 @@
 """The device mesh and the one table that maps logical axes to its axes.
 
-Mesh axes: `data` (replicas), `fsdp` (shards of every parameter), `tensor` (shards of heads and
-feed-forward columns). The batch is split over `data` and `fsdp`.
+Mesh axes, from the slowest network to the fastest: `slice` (pod slices, each with a whole model),
+`data` (replicas), `fsdp` (shards of every parameter), `tensor` (shards of heads and feed-forward
+columns). The batch is split over the first three.
 """
 
 from __future__ import annotations
@@ -12,51 +13,76 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.config import ParallelConfig
 from frame_jax.errors import UserError
 
-RULES: dict[str, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
+AXES = ("slice", "data", "fsdp", "tensor")
+RULES: dict[str | None, str | tuple[str, ...] | None] = {
+    "batch": ("slice", "data", "fsdp"),
     "embed": "fsdp",
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
     "layer": None,
     "norm": None,
+    None: None,
 }
 
 
-def mesh_shape(config: ParallelConfig, devices: int) -> tuple[int, int, int]:
-    """Sizes of `data`, `fsdp` and `tensor`, with -1 replaced by the devices that are left.
+def mesh_shape(config: ParallelConfig, devices: int) -> tuple[int, ...]:
+    """Sizes of `slice`, `data`, `fsdp` and `tensor`, with -1 replaced by the devices left.
 
     Raises:
         UserError: if the sizes do not multiply to the number of devices.
     """
-    sizes = [config.data, config.fsdp, config.tensor]
+    sizes = [getattr(config, axis) for axis in AXES]
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and devices % known == 0:
         sizes[sizes.index(-1)] = devices // known
     if math.prod(sizes) != devices:
+        asked = " x ".join(f"{axis}={getattr(config, axis)}" for axis in AXES)
         raise UserError(
-            f"parallel: data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not "
-            f"make the {devices} devices there are; change one, or set one of them to -1"
+            f"parallel: {asked} does not make the {devices} devices there are; change one, or set "
+            "one of them to -1"
         )
-    data, fsdp, tensor = sizes
-    return data, fsdp, tensor
+    return tuple(sizes)
 
 
 def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (default: all devices of all processes)."""
     devices = jax.devices() if devices is None else devices
-    shape = mesh_shape(config, len(devices))
-    return jax.make_mesh(
-        shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
+    shape, auto = mesh_shape(config, len(devices)), (AxisType.Auto,) * len(AXES)
+    if len({getattr(device, "slice_index", 0) for device in devices}) == 1:
+        return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+    grid = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), (shape[0], 1, 1, 1), devices)
+    return Mesh(grid, AXES, axis_types=auto)
 
 
-def spec(axes: Sequence[str], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def context_mesh() -> AbstractMesh | None:
+    """The mesh that the function being traced runs on (`jax.sharding.use_abstract_mesh`)."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else mesh
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins how `x`, with these logical axes, is split; nothing without a mesh, or inside
+    `shard_map`.
+
+    Left alone, the partitioner may spread activations like the parameters they meet, and gather
+    the batch on every device.
+    """
+    mesh = context_mesh()
+    if mesh is None or mesh.are_all_axes_manual:
+        return x
+    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+
+
+def spec(
+    axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
     """Mesh axes for an array's logical axes; an axis that does not divide evenly is not split."""
     names = []
     for axis, size in zip(axes, shape, strict=True):
@@ -85,9 +111,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def batch_ways(mesh: Mesh) -> int:
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """Number of pieces the rows of a global batch are split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return math.prod(mesh.shape[axis] for axis in AXES if axis != "tensor")
 
 
 def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,6 +8,7 @@ exactly one row; where rows are not full they end in padding, which is bos repea
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +100,11 @@ def write_cells(
             update(1, f"{cell} {names[index]}")
     processes.barrier(f"rows in {folder.name}")
     if processes.is_first():
-        counts = {}
+        totals = {}
         for cell in conditions:
             parts = [read_json(folder / cell / f"{name}.json") for name in names]
-            counts[cell] = {key: sum(part[key] for part in parts) for key in parts[0]}
-        write_json(folder / "rows.json", counts)
+            totals[cell] = {key: sum(part[key] for part in parts) for key in parts[0]}
+        write_json(folder / "rows.json", totals)
     processes.barrier(f"counts in {folder.name}")
     return read_json(folder / "rows.json")
 
@@ -155,19 +156,19 @@ def write_part(
     pack = concat if config.packing == "concat" else best_fit
     end = [] if bos == eos else [eos]
     pieces = pack(documents.tokens + 1 + len(end), row_ids)
-    readers = [TokenReader(file) for file in files]
-    with write_tokens(path) as writer:
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(contextlib.closing(TokenReader(file))) for file in files]
+        writer = stack.enter_context(write_tokens(path))
         for first in range(0, pieces.rows, ROWS_AT_ONCE):
             batch = pieces.of_rows(first, min(first + ROWS_AT_ONCE, pieces.rows))
-            texts = read(documents, np.unique(batch.document), readers)
+            framed = read(documents, np.unique(batch.document), readers, bos, end)
             rows = np.full((batch.rows, row_ids), bos, np.uint32)
             filled = [0] * batch.rows
             columns = (batch.row, batch.document, batch.start, batch.stop)
             for row, document, start, stop in zip(*(c.tolist() for c in columns), strict=True):
-                ids = np.concatenate([[bos], texts[document], end])[start:stop]
                 place = filled[row] + pieces.lead
-                filled[row] = place + len(ids)
-                rows[row, place : filled[row]] = ids
+                filled[row] = place + stop - start
+                rows[row, place : filled[row]] = framed[document][start:stop]
             for ids in rows:
                 writer.append(ids)
     return {
@@ -179,13 +180,18 @@ def write_part(
 
 
 def read(
-    documents: Documents, chosen: np.ndarray, readers: Sequence[TokenReader]
+    documents: Documents,
+    chosen: np.ndarray,
+    readers: Sequence[TokenReader],
+    bos: int,
+    end: list[int],
 ) -> dict[int, np.ndarray]:
-    """Text tokens of the documents with the indices `chosen`, by index."""
-    texts: dict[int, np.ndarray] = {}
+    """The documents with the indices `chosen`, framed: {index: uint32 [ids]}."""
+    framed: dict[int, np.ndarray] = {}
     parts = documents.part[chosen]
     for part in np.unique(parts):
         wanted = chosen[parts == part]
         tokens = readers[part].read(documents.row[wanted])
-        texts.update(zip(wanted.tolist(), tokens, strict=True))
-    return texts
+        for index, ids in zip(wanted.tolist(), tokens, strict=True):
+            framed[index] = np.concatenate([[bos], ids, end], dtype=np.uint32, casting="unsafe")
+    return framed

@@ -114,7 +114,7 @@ def gather(params: Params, specs: Any) -> Params:
     """Whole parameters from the shards that the devices of the `fsdp` axis hold."""
 
     def whole(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
-        if "fsdp" not in spec:
+        if "fsdp" not in spec or jax.lax.axis_size("fsdp") == 1:
             return leaf
         return jax.lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class MetricsLog:
         self._every = every
         path = folder / "metrics.jsonl"
         keep_steps_before(path, first_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # whole lines, at once
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -39,8 +40,9 @@ class MetricsLog:
                 self._board.add_scalar(f"mixture/{cell}", share, step)
 
     def flush(self) -> None:
-        """Puts all records where a killed program cannot lose them."""
+        """Puts all records where a machine that dies cannot lose them."""
         self._file.flush()
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

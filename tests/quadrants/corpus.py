@@ -104,10 +104,11 @@ def write(
     return directory
 
 
-def run_config(directory: RunDirectory, **partition) -> RunConfig:
+def run_config(directory: RunDirectory, seed: int = 0, **partition) -> RunConfig:
     return RunConfig(
         run_directory=str(directory.root),
         corpus=CorpusConfig([SourceConfig("python_library")]),
+        seed=seed,
         partition=PartitionConfig(**partition),
     )
 

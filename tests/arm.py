@@ -1,0 +1,84 @@
+"""A trained-looking arm in milliseconds: tokenizer, random model, checkpoints, curriculum."""
+
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import jax
+import numpy as np
+
+from frame_jax.checkpoints import Checkpointer
+from frame_jax.config import CorpusConfig, ModelConfig, RunConfig, ScoringConfig, SourceConfig
+from frame_jax.corpus.vocabulary import BOS, EOS, train
+from frame_jax.models.functional import Decoder, write_description
+from frame_jax.run_directory import RunDirectory, write_json
+
+CONTEXT, VOCAB_SIZE, PADDED = 64, 380, 384
+STEPS = (3, 6)  # the ends of stages Q3 and Q1
+TEXT = "\n".join(topics[name] for name in sorted(topics)[:20])
+
+
+def write_tokenizer(directory: RunDirectory) -> None:
+    """A byte-level tokenizer of fewer tokens than the model has rows."""
+    directory.tokenizer.parent.mkdir(parents=True)
+    backend = train([TEXT], VOCAB_SIZE)
+    backend.save(str(directory.tokenizer))
+    special = {"bos_id": backend.token_to_id(BOS), "eos_id": backend.token_to_id(EOS)}
+    write_json(
+        directory.tokenizer.with_name("special_tokens.json"),
+        {**special, "vocab_size": backend.get_vocab_size()},
+    )
+
+
+def random_params(decoder: Decoder, seed: int) -> Any:
+    """Weights under which predictions differ clearly from token to token; no trivial norm."""
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(np.array, decoder.init(jax.random.key(seed)))
+    params["embedding"] *= 20
+    if "output" in params:
+        params["output"] *= 20
+    for tree in (params, params["layers"]):
+        for name in tree:
+            if name.endswith(("norm", "bias")):
+                tree[name] = tree[name] + 0.3 * rng.standard_normal(tree[name].shape, np.float32)
+    return params
+
+
+def make_arm(root: Path, name: str = "frame", **shape: Any) -> tuple[RunDirectory, Decoder, Any]:
+    """A run directory with one arm, its decoder, and {step: parameters}."""
+    directory = RunDirectory(root)
+    if not directory.tokenizer.exists():
+        write_tokenizer(directory)
+    shape = {"hidden_size": 48, "intermediate_size": 80, "num_layers": 3, "num_heads": 6} | shape
+    decoder = Decoder(ModelConfig(**{"num_kv_heads": 2, "head_dim": 8} | shape), PADDED, "float32")
+    folder = directory.pretrain(name)
+    write_description(folder, decoder)
+    params = {step: random_params(decoder, step) for step in STEPS}
+    checkpointer = Checkpointer(folder / "checkpoints", STEPS, "fingerprint")
+    for step, value in params.items():
+        checkpointer.save(step, value, {"unused": np.zeros(1)})
+    checkpointer.close()
+    stages = [("Q3", 0, 12, 0, 3), ("Q1", 12, 24, 3, 6)]
+    keys = ("name", "first_row", "last_row", "first_step", "last_step")
+    write_json(
+        folder / "curriculum.json",
+        {
+            "steps": STEPS[-1],
+            "batch_rows": 4,
+            "sequence_length": CONTEXT,
+            "rows": {"Q1": 12, "Q3": 12},
+            "kept_steps": list(STEPS),
+            "stages": [dict(zip(keys, stage, strict=True)) for stage in stages],
+        },
+    )
+    return directory, decoder, params
+
+
+def make_config(directory: RunDirectory, **settings: Any) -> RunConfig:
+    """A config that fits the arm."""
+    return RunConfig(
+        run_directory=str(directory.root),
+        corpus=CorpusConfig(sources=[SourceConfig(kind="python_library")]),
+        scoring=ScoringConfig(context=CONTEXT, rows_per_device=2, compute_dtype="float32"),
+        **settings,
+    )

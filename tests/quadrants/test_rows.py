@@ -1,0 +1,223 @@
+"""Training rows: every token once, whatever the packing, the parts, the processes or a restart."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frame_jax.config import RowsConfig
+from frame_jax.parallel import processes
+from frame_jax.quadrants import partition
+from frame_jax.quadrants.packing import Pieces, best_fit, concat
+from frame_jax.quadrants.rows import write_reference_rows
+from frame_jax.records import TokenReader
+from frame_jax.run_directory import RunDirectory, list_parts, read_json
+from tests.quadrants.corpus import (
+    BOS,
+    EOS,
+    Corpus,
+    expected_cells,
+    make_corpus,
+    run_config,
+    texts,
+    write,
+)
+
+LENGTH = 63
+ROW = LENGTH + 1
+
+
+def make(
+    root: Path, corpus: Corpus, *, packing: str = "concat", parts: int = 3, eos: int = EOS
+) -> RunDirectory:
+    directory = write(corpus, root, with_texts=True, eos=eos)
+    rows = RowsConfig(sequence_length=LENGTH, packing=packing, parts=parts)
+    partition.run(run_config(directory, rows=rows), directory)
+    return directory
+
+
+def rows_of(folder: Path) -> list[np.ndarray]:
+    """The rows of each part: uint32 [rows, ROW]."""
+    parts = []
+    for path in list_parts(folder, ".arrayrecord"):
+        reader = TokenReader(path)
+        parts.append(np.array(reader.read(range(len(reader))), np.uint32).reshape(-1, ROW))
+    return parts
+
+
+def pieces_of(ids: np.ndarray) -> list[tuple[int, ...]]:
+    """What lies between BOS, without what is before the first and without padding."""
+    starts = np.flatnonzero(ids == BOS)
+    pieces = [tuple(piece[1:].tolist()) for piece in np.split(ids, starts)[1:]]
+    return [piece for piece in pieces if piece]
+
+
+def documents_in(corpus: Corpus, cell: str, eos: int = EOS) -> list[tuple[int, ...]]:
+    """Training documents of a cell as they should enter rows, without BOS."""
+    config = run_config(RunDirectory("unused")).partition
+    chosen = (expected_cells(corpus, config) == cell) & (corpus.split == "train")
+    end = () if eos == BOS else (eos,)
+    contents = texts(corpus)
+    return [(*contents[i].tolist(), *end) for i in np.flatnonzero(chosen)]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    corpus = make_corpus(900)
+    corpus.tokens[:3] = 700, 62, 63  # over many rows; fills a row framed, and one more
+    return corpus
+
+
+@pytest.mark.parametrize("eos", [EOS, BOS], ids=["eos", "bos is eos"])
+def test_concat_holds_every_document_whole_and_in_one_piece(
+    eos: int, corpus: Corpus, tmp_path: Path
+) -> None:
+    directory = make(tmp_path, corpus, eos=eos)
+    counts = read_json(directory.quadrants / "rows.json")
+    for cell in ("Q1", "Q2", "Q3", "Q4"):
+        parts = rows_of(directory.quadrants / cell)
+        found = [piece for rows in parts for piece in pieces_of(rows.ravel())]
+        expected = documents_in(corpus, cell, eos)
+        assert sorted(found) == sorted(expected) and found != expected
+        ids = sum(len(document) + 1 for document in expected)
+        assert counts[cell] == {
+            "rows": sum(len(rows) for rows in parts),
+            "documents": len(expected),
+            "tokens": ids - len(expected) * (1 if eos == BOS else 2),
+            "padding": sum(rows.size for rows in parts) - ids,
+        }
+        assert counts[cell]["padding"] < len(parts) * ROW
+
+
+def test_best_fit_cuts_only_long_documents(corpus: Corpus, tmp_path: Path) -> None:
+    directory = make(tmp_path, corpus, packing="best_fit")
+    counts = read_json(directory.quadrants / "rows.json")
+    for cell in ("Q1", "Q2", "Q3", "Q4"):
+        parts = rows_of(directory.quadrants / cell)
+        found = [piece for rows in parts for row in rows for piece in pieces_of(row)]
+        assert all(row[0] == BOS for rows in parts for row in rows)
+        expected = [
+            document[start : start + LENGTH]
+            for document in documents_in(corpus, cell)
+            for start in range(0, len(document), LENGTH)
+        ]
+        assert sorted(found) == sorted(expected)
+        ids = sum(len(piece) + 1 for piece in expected)
+        assert counts[cell]["padding"] == sum(rows.size for rows in parts) - ids
+        assert counts[cell]["padding"] < 0.1 * ids
+
+
+def test_order_of_documents_depends_on_the_seed_and_not_on_the_parts(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    def order(name: str, parts: int, seed: int = 0) -> list[tuple[int, ...]]:
+        directory = write(corpus, tmp_path / name, with_texts=True)
+        rows = RowsConfig(sequence_length=LENGTH, parts=parts)
+        config = run_config(directory, seed=seed, rows=rows)
+        partition.run(config, directory)
+        return [p for rows in rows_of(directory.quadrants / "Q2") for p in pieces_of(rows.ravel())]
+
+    one = order("one", 1)
+    assert order("five", 5) == one
+    other = order("other", 1, seed=1)
+    assert sorted(other) == sorted(one) and other != one
+
+
+def test_reference_rows_hold_the_reference_split(corpus: Corpus, tmp_path: Path) -> None:
+    directory = write(corpus, tmp_path, with_texts=True)
+    config = run_config(directory)
+    counts = write_reference_rows(config, directory)
+    reader = TokenReader(list_parts(directory.reference("rows") / "reference", ".arrayrecord")[0])
+    chosen = corpus.split == "reference"
+    assert counts["reference"]["documents"] == chosen.sum()
+    assert counts["reference"]["tokens"] == corpus.tokens[chosen].sum()
+    contents = {(*text.tolist(), EOS) for text, c in zip(texts(corpus), chosen, strict=True) if c}
+    first = pieces_of(np.concatenate(reader.read(range(len(reader)))))
+    assert set(first) < contents and first
+
+
+def test_a_lost_part_is_made_again_and_the_others_are_kept(corpus: Corpus, tmp_path: Path) -> None:
+    directory = make(tmp_path, corpus)
+    files = sorted(directory.quadrants.rglob("*.*"))
+    before = {path: path.read_bytes() for path in files}
+    lost = list_parts(directory.quadrants / "Q3", ".arrayrecord")[1]
+    lost.unlink()
+    lost.with_suffix(".json").unlink()
+    times = {path: path.stat().st_mtime_ns for path in files if path.exists()}
+    rows = RowsConfig(sequence_length=LENGTH, parts=3)
+    partition.run(run_config(directory, rows=rows), directory)
+    assert {path: path.read_bytes() for path in files} == before
+    del times[directory.quadrants / "rows.json"]
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_two_processes_make_what_one_makes(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = make(tmp_path / "alone", corpus)
+    together = write(corpus, tmp_path / "together", with_texts=True)
+    here, meet, failures = threading.local(), threading.Barrier(2, timeout=60), []
+    monkeypatch.setattr(processes, "index", lambda: here.index)
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "barrier", lambda name: meet.wait())
+
+    def work(index: int) -> None:
+        here.index = index
+        rows = RowsConfig(sequence_length=LENGTH, parts=3)
+        try:
+            partition.run(run_config(together, rows=rows), together)
+        except BaseException as error:
+            failures.append(error)
+            meet.abort()
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    for cell in ("Q1", "Q2", "Q3", "Q4"):
+        ours, theirs = (rows_of(directory.quadrants / cell) for directory in (together, alone))
+        assert len(ours) == 3
+        assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+
+
+lengths = st.lists(st.integers(2, 200), max_size=60).map(lambda values: np.array(values, np.int64))
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths, st.integers(3, 70))
+def test_concat_places_every_id_once_and_leaves_room_only_at_the_end(
+    lengths: np.ndarray, row_ids: int
+) -> None:
+    pieces = concat(lengths, row_ids)
+    assert covered(pieces, lengths) == [list(range(n)) for n in lengths]
+    filled = np.bincount(pieces.row, pieces.stop - pieces.start, minlength=pieces.rows)
+    assert (filled[:-1] == row_ids).all() and (filled[-1:] <= row_ids).all()
+    assert (np.diff(pieces.document) >= 0).all() and (np.diff(pieces.row) >= 0).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(lengths, st.integers(3, 70))
+def test_best_fit_places_every_id_once_in_well_filled_rows(
+    lengths: np.ndarray, row_ids: int
+) -> None:
+    pieces = best_fit(lengths, row_ids)
+    assert covered(pieces, lengths) == [list(range(1, n)) for n in lengths]
+    sizes = pieces.stop - pieces.start + 1
+    filled = np.bincount(pieces.row, sizes, minlength=pieces.rows)
+    assert (filled <= row_ids).all()
+    assert (filled * 2 <= row_ids).sum() <= 1  # two half-empty rows would have been one
+    whole = lengths <= row_ids
+    assert (np.bincount(pieces.document, minlength=len(lengths))[whole] == 1).all()
+
+
+def covered(pieces: Pieces, lengths: np.ndarray) -> list[list[int]]:
+    """The places of each framed document that pieces cover, sorted."""
+    places: list[list[int]] = [[] for _ in lengths]
+    for document, start, stop in zip(pieces.document, pieces.start, pieces.stop, strict=True):
+        places[document] += range(start, stop)
+    return [sorted(p) for p in places]

@@ -1,0 +1,331 @@
+"""Kills a small run over and over; one JSON line out: kills, phases hit, restarts, mismatches.
+
+    python tools/crash_test.py --kills 40 --seed 0
+
+A small pipeline (all phases, two arms) runs once undisturbed. Then it runs again in a fresh
+directory while SIGKILL reaches it at chosen moments: at a random time of every phase, while a part
+has its temporary name, while a checkpoint is being written, and one step before, at and after the
+end of a stage. After every kill the same command starts again. What each killed run ends with is
+compared with the undisturbed one: checkpoints bit by bit, metrics step by step without timings,
+tokens, scores, partition and training rows byte by byte. Exit code 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+from sysconfig import get_path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCUMENTS, CHARACTERS = 150, 700  # of each domain
+TIMINGS = ("seconds", "tokens_per_second", "mfu")
+SAME_BYTES = (
+    "tokenizer/*.json",
+    "tokens/part-*",
+    "tokens/rejected.jsonl",
+    "scores/*.parquet",
+    "reference/rows/**/part-*",
+    "quadrants/*.json",
+    "quadrants/assignment.parquet",
+    "quadrants/**/part-*",
+    "pretrain/*/curriculum.json",
+    "evaluation/*.json",
+)
+TRAINED = ("reference/weak", "reference/strong", "pretrain/frame", "pretrain/random")
+ATTEMPT_SECONDS = 900  # an attempt that takes longer is hanging
+POLL_SECONDS = 0.001
+
+
+def write_corpus(path: Path) -> None:
+    """Pieces of the interpreter's own manual (prose) and of its standard library (code)."""
+    prose = "\n".join(topics[name] for name in sorted(topics))
+    modules = ("argparse", "ast", "inspect", "tarfile", "typing")
+    code = "\n".join(Path(get_path("stdlib"), f"{m}.py").read_text("utf-8") for m in modules)
+    with path.open("w", encoding="utf-8") as file:
+        for domain, text in (("prose", prose), ("code", code)):
+            for index in range(DOCUMENTS):
+                piece = text[index * CHARACTERS : (index + 1) * CHARACTERS]
+                file.write(json.dumps({"id": f"{domain}-{index}", "text": piece, "domain": domain}))
+                file.write("\n")
+
+
+def write_config(path: Path, run: Path, corpus: Path) -> Path:
+    """A run of seconds; rolling checkpoints come several times a second."""
+    model = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "num_kv_heads": 1}
+    rows = {"sequence_length": 64, "parts": 2}
+    training = {"batch_rows": 8, "milestones": 3, "checkpoint_seconds": 0.3}
+    trained = {"model": {**model, "num_layers": 1}, "training": training}
+    settings = {
+        "run_directory": str(run),
+        "corpus": {
+            "sources": [{"kind": "jsonl", "path": str(corpus)}],
+            "parts": 3,
+            "held_out_fraction": 0.1,
+            "reference_fraction": 0.3,
+        },
+        "tokenizer": {"vocab_size": 384},
+        "reference": {
+            "rows": rows,
+            "weak": trained,
+            "strong": {**trained, "model": {**model, "num_layers": 2}},
+        },
+        "scoring": {"context": 64, "rows_per_device": 8},
+        "partition": {"rows": rows},
+        "pretrain": trained,
+    }
+    path.write_text(json.dumps(settings), "utf-8")  # JSON is YAML
+    return path
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill.
+
+    Attributes:
+        unit: The piece of work during which it happens, e.g. `pretrain-frame`.
+        kind: `time`, `part`, `checkpoint` or `step`.
+        value: Seconds after the unit has begun, or the number of the step.
+    """
+
+    unit: str
+    kind: str
+    value: float = 0.0
+
+
+def moments(run: Path, rng: random.Random) -> list[Moment]:
+    """The kills of one round, in the order in which a run comes to them."""
+    found = []
+    for unit, seconds in unit_seconds(run).items():
+        found.append(Moment(unit, "time", rng.uniform(0, seconds)))
+        if unit.startswith(("tokenize", "reference-rows", "score", "partition", "evaluate")):
+            found.append(Moment(unit, "part"))
+        if unit in ("reference-weak", "reference-strong", "pretrain-frame", "pretrain-random"):
+            found.append(Moment(unit, "checkpoint"))
+        if unit == "pretrain-frame":
+            stages = json.loads((run / "pretrain/frame/curriculum.json").read_text())["stages"]
+            ends = [stage["last_step"] for stage in stages[:-1]]
+            # A step's record is written while the next one runs.
+            found += [Moment(unit, "step", end + i - 2) for i, end in enumerate(ends)]
+    return found
+
+
+def unit_seconds(run: Path) -> dict[str, float]:
+    """Units of a finished run in order, with the seconds that each took."""
+    order = ("tokenize", "reference", "score", "partition", "pretrain", "evaluate", "report")
+    markers = {path.stem: json.loads(path.read_text()) for path in run.glob("*.json")}
+    names = sorted(markers, key=lambda n: (order.index(n.split("-")[0]), "strong" in n, n))
+    return {name: markers[name]["seconds"] for name in names}
+
+
+class Attempt:
+    """One start of the pipeline, in its own process."""
+
+    def __init__(self, config: Path, log: Path, cache: Path):
+        self._log = log
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        }
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "frame_jax.main", "--config", str(config)],
+                cwd=REPOSITORY,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._ends = time.monotonic() + ATTEMPT_SECONDS
+
+    def unit(self) -> str:
+        """The unit at work, from the program's own words; empty before the first."""
+        words = [w for w in self._log.read_text("utf-8", "replace").split("\n") if " begins" in w]
+        return words[-1].split(" begins")[0].strip() if words else ""
+
+    def running(self) -> Iterator[None]:
+        """Yields every millisecond until the program ends."""
+        while self._process.poll() is None:
+            if time.monotonic() > self._ends:
+                self.kill()
+                raise SystemExit(f"hangs in {self.unit() or 'its start'}: {self._log.read_text()}")
+            yield
+            time.sleep(POLL_SECONDS)
+
+    def kill(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def finish(self) -> None:
+        """Waits for the program to end well."""
+        for _ in self.running():
+            pass
+        self.check()
+
+    def check(self) -> None:
+        if self._process.returncode != 0:
+            raise SystemExit(
+                f"exit code {self._process.returncode} after a kill:\n{self._log.read_text()}"
+            )
+
+
+def kill_at(attempt: Attempt, moment: Moment, run: Path, order: list[str]) -> str | None:
+    """Kills at `moment`, or when the next unit begins if it does not come.
+
+    Returns:
+        The unit that was killed, with how; None if the program ended before.
+    """
+    begun = None
+    for _ in attempt.running():
+        unit = attempt.unit()
+        if unit != moment.unit:
+            if unit and order.index(unit) > order.index(moment.unit):
+                attempt.kill()
+                return f"{unit} begin"
+            continue
+        begun = begun or time.monotonic()
+        if has_come(moment, run, time.monotonic() - begun):
+            attempt.kill()
+            return f"{unit} {moment.kind}"
+    attempt.check()
+    return None
+
+
+def has_come(moment: Moment, run: Path, seconds: float) -> bool:
+    if moment.kind == "time":
+        return seconds >= moment.value
+    if moment.kind == "part":
+        folder = {"reference-rows": "reference/rows", "partition": "quadrants"}
+        place = run / folder.get(moment.unit, moment.unit.split("-")[0])
+        place = run / {"tokenize": "tokens", "score": "scores"}.get(moment.unit, place)
+        return any(place.rglob(".tmp-*.parquet")) or any(place.rglob(".tmp-*.arrayrecord"))
+    folder = run / moment.unit.replace("-", "/", 1)
+    if moment.kind == "checkpoint":
+        return any(folder.glob("checkpoints/*orbax-checkpoint-tmp*"))
+    return last_step(folder / "metrics.jsonl") >= moment.value
+
+
+def last_step(metrics: Path) -> int:
+    """The newest step in a metrics file; -1 if there is none."""
+    lines = metrics.read_text("utf-8").split("\n")[:-1] if metrics.exists() else []
+    return json.loads(lines[-1])["step"] if lines else -1
+
+
+def mismatches(expected: Path, found: Path) -> list[str]:
+    """What differs between a finished run and the undisturbed one."""
+    different = [str(path.relative_to(found)) for path in found.rglob(".tmp-*")]
+    for pattern in SAME_BYTES:
+        for root, other in ((expected, found), (found, expected)):
+            for path in filter(Path.is_file, root.glob(pattern)):
+                name = path.relative_to(root)
+                twin = other / name
+                if not twin.is_file() or path.read_bytes() != twin.read_bytes():
+                    different.append(str(name))
+    for name in TRAINED:
+        if records(expected / name) != records(found / name):
+            different.append(f"{name}/metrics.jsonl")
+        different += [
+            f"{name} step {step}" for step in weights_differ(expected / name, found / name)
+        ]
+    if not (found / "report/index.html").is_file():
+        different.append("report/index.html")
+    return sorted(set(different))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    return [{k: v for k, v in json.loads(x).items() if k not in TIMINGS} for x in lines]
+
+
+def weights_differ(expected: Path, found: Path) -> list[int]:
+    """Kept steps whose weights are not bit-identical."""
+    import numpy as np
+    from jax import tree
+
+    from frame_jax.checkpoints import load_params
+    from frame_jax.models.functional import read_description
+
+    decoder = read_description(expected)
+    different = []
+    for step in json.loads((expected / "curriculum.json").read_text())["kept_steps"]:
+        left, right = (load_params(f / "checkpoints", decoder, step) for f in (expected, found))
+        if not all(tree.leaves(tree.map(np.array_equal, left, right))):
+            different.append(step)
+    return different
+
+
+def run_rounds(kills: int, rng: random.Random, root: Path) -> dict[str, Any]:
+    """Undisturbed, then killed as often as asked for, in as many runs as that takes."""
+    write_corpus(root / "corpus.jsonl")
+    expected, cache, log = root / "undisturbed", root / "compiled", root / "log.txt"
+
+    def start(run: Path) -> Attempt:
+        return Attempt(write_config(root / "run.yaml", run, root / "corpus.jsonl"), log, cache)
+
+    start(expected).finish()
+    order = list(unit_seconds(expected))
+    hits: list[str] = []
+    different: list[str] = []
+    restarts = rounds = 0
+    while len(hits) < kills:
+        run, rounds = root / f"killed-{rounds}", rounds + 1
+        plan = moments(expected, rng)
+        left = kills - len(hits)
+        if left < len(plan):
+            plan = [plan[i] for i in sorted(rng.sample(range(len(plan)), left))]
+        for moment in plan:
+            restarts += 1
+            hit = kill_at(start(run), moment, run, order)
+            if hit is None:
+                break
+            hits.append(hit)
+            print(f"{len(hits)} of {kills}: killed in {hit}", file=sys.stderr, flush=True)
+        restarts += 1
+        start(run).finish()
+        different += [f"round {rounds}: {name}" for name in mismatches(expected, run)]
+        shutil.rmtree(run) if not different else None
+    return {
+        "kills": len(hits),
+        "phases_hit": sorted({hit.split()[0] for hit in hits}),
+        "moments": {
+            kind: sum(h.endswith(kind) for h in hits)
+            for kind in sorted({h.split()[1] for h in hits})
+        },
+        "runs": rounds,
+        "restarts": restarts - rounds,
+        "mismatches": len(different),
+        "different": different,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=None, help="Folder to work in and to keep.")
+    options = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    with tempfile.TemporaryDirectory() as scratch:
+        root = options.keep or Path(scratch)
+        root.mkdir(parents=True, exist_ok=True)
+        result = run_rounds(options.kills, random.Random(options.seed), root)
+    print(json.dumps(result))
+    return int(result["mismatches"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
