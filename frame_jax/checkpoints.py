@@ -1,27 +1,39 @@
 """Training state to disk and back. The only module that calls Orbax.
 
 A checkpoint of step s holds the state before step s runs: s updates have been applied. It carries
-the fingerprint of the run that wrote it and is not continued under another.
+the fingerprint of the run that wrote it and is not continued under another, and digests of its
+arrays, because the file format notices a file that is cut short but not a bit that has changed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
+from frame_jax.parallel import processes
+from frame_jax.run_directory import is_full, no_room
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
 
 ROLLING = 2  # newest checkpoints that are kept beside the asked-for ones
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be read, or does not hold what was saved."""
 
 
 class Checkpointer:
@@ -35,6 +47,7 @@ class Checkpointer:
 
     def __init__(self, folder: Path, kept_steps: Sequence[int], fingerprint: str):
         self.folder, self.fingerprint = folder, fingerprint
+        self._saving = 0, 0  # step and bytes of the save under way
         policies = ocp.training.preservation_policies
         self._orbax = ocp.training.Checkpointer(
             folder.resolve(),
@@ -51,12 +64,21 @@ class Checkpointer:
         return None if latest is None else latest.step
 
     def save(self, step: int, params: Params, optimizer_state: Any) -> None:
-        """Starts saving in the background; waits only for a save still under way."""
-        self._orbax.save_checkpointables_async(
-            step,
-            {"params": params, "optimizer": optimizer_state},
-            custom_metadata={"fingerprint": self.fingerprint},
-        )
+        """Starts saving in the background; waits only for a save still under way.
+
+        Raises:
+            UserError: if the disk is full.
+        """
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves([params, optimizer_state]))
+        if shutil.disk_usage(self.folder.parent).free < size:
+            raise no_room(self.folder / str(step), size)
+        state = {"params": params, "optimizer": optimizer_state}
+        digests = {name: int(_digest_on_devices(tree)) for name, tree in state.items()}
+        with self._watched(step, size):
+            self._orbax.save_checkpointables_async(
+                step, state, custom_metadata={"fingerprint": self.fingerprint, "digests": digests}
+            )
+        self._saving = step, size
 
     def restore(self, step: int, params: Params, optimizer_state: Any) -> tuple[Params, Any]:
         """The state at `step`.
@@ -68,21 +90,111 @@ class Checkpointer:
 
         Raises:
             UserError: if the checkpoint belongs to a run with other settings.
+            DamagedError: if it cannot be read.
         """
-        metadata = self._orbax.checkpointables_metadata(step).custom_metadata or {}
-        if metadata.get("fingerprint") != self.fingerprint:
+        metadata = read_metadata(self._orbax, step)
+        if metadata["fingerprint"] != self.fingerprint:
             raise UserError(
                 f"{self.folder / str(step)} was written under other settings or rows; continue in "
                 "a new run directory, or remove it with --redo of its phase"
             )
-        restored = self._orbax.load_checkpointables(
-            step, {"params": params, "optimizer": optimizer_state}
-        )
+        restored = load(self._orbax, step, {"params": params, "optimizer": optimizer_state})
+        for name, tree in restored.items():
+            if int(_digest_on_devices(tree)) != metadata["digests"][name]:
+                raise DamagedError(f"its {name} are not what was saved")
         return restored["params"], restored["optimizer"]
+
+    def restore_newest(
+        self, params: Params, optimizer_state: Any
+    ) -> tuple[int, Params, Any] | None:
+        """The newest checkpoint that all processes can read: its step and state; None without one.
+
+        Damaged ones are moved aside, with a warning. Arguments as for `restore`.
+        """
+        while (step := self.latest()) is not None:
+            state, problem = None, ""
+            try:
+                state = self.restore(step, params, optimizer_state)
+            except DamagedError as error:
+                problem = str(error)
+            if processes.all_agree(state is not None) and state is not None:
+                return step, *state
+            aside = self.folder.with_name("damaged") / str(step)
+            print(
+                f"warning: {self.folder / str(step)} is damaged ({problem or 'elsewhere'}); it "
+                f"goes to {aside}, and training continues from the checkpoint before it",
+                file=sys.stderr,
+            )
+            if processes.is_first():
+                aside.parent.mkdir(exist_ok=True)
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.folder / str(step)).rename(aside)
+            processes.barrier(f"damaged checkpoint {step} moved")
+            self._orbax.reload()
+        return None
+
+    @contextlib.contextmanager
+    def _watched(self, step: int, size: int) -> Iterator[None]:
+        """Says which checkpoint did not fit when the disk is full."""
+        try:
+            yield
+        except Exception as error:
+            if is_full(error):
+                raise no_room(self.folder / str(step), size) from error
+            raise
 
     def close(self) -> None:
         """Waits for the save under way."""
-        self._orbax.close()
+        with self._watched(*self._saving):
+            self._orbax.close()
+
+
+def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[str, Any]:
+    """What `save` noted beside the arrays: `fingerprint` and `digests`."""
+    try:
+        metadata = orbax.checkpointables_metadata(step).custom_metadata
+    except Exception as error:  # Orbax has no common class for what it cannot read
+        raise DamagedError(first_line(error)) from error
+    if not isinstance(metadata, dict) or not {"fingerprint", "digests"} <= metadata.keys():
+        raise DamagedError("its metadata cannot be read")
+    return metadata
+
+
+def load(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any]) -> Any:
+    """The arrays of a checkpoint in the shapes of `like`."""
+    try:
+        return orbax.load_checkpointables(step, like)
+    except Exception as error:  # Orbax has no common class for what it cannot read
+        raise DamagedError(first_line(error)) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip('"').splitlines() or [type(error).__name__])[0][:300]
+
+
+def digest(tree: Any, xp: ModuleType) -> Any:
+    """A number that changes with any bit of any array, the same however arrays are split.
+
+    Args:
+        tree: Arrays of `xp`, of numbers of 16 or 32 bits.
+        xp: `numpy` or `jax.numpy`.
+
+    Returns:
+        uint32 scalar: the sum of all elements' bits, each times an odd number of its own.
+    """
+    total = xp.zeros((), xp.uint32)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(xp.uint32)
+        factor = xp.full((1,) * leaf.ndim, 2 * number + 1, xp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            shape = [size if i == axis else 1 for i in range(leaf.ndim)]
+            places = xp.arange(size, dtype=xp.uint32).reshape(shape)
+            factor = factor * xp.uint32(0x9E3779B1) + 2 * places
+        total = total + xp.sum(bits * factor, dtype=xp.uint32)
+    return total
+
+
+_digest_on_devices = jax.jit(lambda tree: digest(tree, jnp))
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -103,7 +215,20 @@ def load_params(folder: Path, decoder: Decoder, step: int | None = None) -> Para
 
     Returns:
         Nested dict of float32 NumPy arrays.
+
+    Raises:
+        UserError: if the checkpoint cannot be read or is not this model's.
     """
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), decoder.shapes())
-    with ocp.training.Checkpointer(folder.resolve()) as orbax:
-        return orbax.load_checkpointables(step, {"params": like})["params"]
+    try:
+        with ocp.training.Checkpointer(folder.resolve()) as orbax:
+            metadata = read_metadata(orbax, step)
+            params = load(orbax, step, {"params": like})["params"]
+        if int(digest(params, np)) != metadata["digests"]["params"]:
+            raise DamagedError("its params are not what was saved")
+    except DamagedError as error:
+        raise UserError(
+            f"{folder / ('' if step is None else str(step))} cannot be read ({error}); train the "
+            f"model again with --redo {'-'.join(folder.parts[-3:-1])}"
+        ) from error
+    return params

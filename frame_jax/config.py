@@ -300,8 +300,14 @@ class TrainingConfig:
         remat: What the backward pass recomputes: `none`, `minimal` (all but matrix products) or
             `full`.
         loss_chunk: Tokens whose logits exist at one time, per device.
+        accumulate: Pieces of the batch whose gradients are made one after the other, to fit in
+            memory; the sum is that of the whole batch.
+        z_loss: Weight of the squared log of the softmax denominator in the objective; the reported
+            loss leaves it out. 1e-4 is usual where training is unstable.
         milestones: Checkpoints kept for evaluation, evenly spaced, beside one a stage end.
         checkpoint_seconds: Seconds between rolling checkpoints.
+        max_bad_steps: Training stops after this many steps in a row whose loss or gradient is not a
+            number; no such step is applied.
         log_every: Steps between lines on the screen and TensorBoard points; `metrics.jsonl` has
             every step.
     """
@@ -314,12 +320,15 @@ class TrainingConfig:
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     remat: Literal["none", "minimal", "full"] = runtime("none")
     loss_chunk: int = runtime(2048)
+    accumulate: int = runtime(1)
+    z_loss: float = 0.0
     milestones: int = 8
     checkpoint_seconds: float = runtime(600.0)
+    max_bad_steps: int = runtime(10)
     log_every: int = runtime(10)
 
     def __post_init__(self) -> None:
-        for key in ("batch_rows", "loss_chunk", "milestones", "log_every"):
+        for key in ("batch_rows", "loss_chunk", "accumulate", "milestones", "log_every"):
             value = getattr(self, key)
             require(value >= 1, f"training.{key} must be at least 1, not {value}")
         require(
@@ -601,14 +610,69 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """Multiple-choice questions in a file of JSON lines: question, choices, answer, subject.
+
+    A choice is rated by its log-likelihood after the prompt. Where the prompt lists the choices
+    (`{choices}`), they stand there under letters, and the letters are rated instead of the choices.
+
+    Attributes:
+        name: Name of the task in results.
+        path: The items (plain, .gz or .zst): `question`, `choices` (a list), `answer` (its index)
+            and, optionally, `subject`.
+        examples: A file of the same kind that shots are taken from.
+        shots: Solved examples before each item: the first of its subject, or, where the file has
+            none of it, spread evenly over the file.
+        introduction: Text before everything; `{subject}` is replaced.
+        prompt: Text of an item up to the answer; `{question}`, `{choices}`, `{subject}` are
+            replaced.
+        separator: Text between the prompt and an answer.
+        max_items: Items used, spread evenly over the file; null uses all.
+    """
+
+    name: str
+    path: str
+    examples: str | None = None
+    shots: int = 0
+    introduction: str = ""
+    prompt: str = "Question: {question}\nAnswer:"
+    separator: str = " "
+    max_items: int | None = None
+
+    def __post_init__(self) -> None:
+        where = f"evaluation.tasks: {self.name}"
+        require(
+            re.fullmatch(r"[A-Za-z0-9_-]+", self.name) is not None,
+            f"{where}: a name is letters, digits, dashes and underscores",
+        )
+        require(self.shots >= 0, f"{where}: shots must not be negative")
+        require(
+            self.shots == 0 or self.examples is not None,
+            f"{where}: shots need `examples`, a file to take them from",
+        )
+        require("{question}" in self.prompt, f"{where}: the prompt lacks {{question}}")
+        require(
+            self.max_items is None or self.max_items >= 1, f"{where}: max_items must be at least 1"
+        )
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured on the held-out split.
+    """What is measured on the held-out split, and multiple-choice tasks.
 
     Attributes:
         max_documents: Held-out documents used, chosen by hash; null uses all.
+        tasks: Multiple-choice tasks.
+        tasks_at: Checkpoints that do the tasks: the `last`, or all `stage_ends`.
     """
 
     max_documents: int | None = None
+    tasks: list[TaskConfig] = field(default_factory=list)
+    tasks_at: Literal["last", "stage_ends"] = "last"
+
+    def __post_init__(self) -> None:
+        names = [task.name for task in self.tasks]
+        require(len(set(names)) == len(names), f"evaluation.tasks: a name occurs twice in {names}")
 
 
 @dataclass(frozen=True)

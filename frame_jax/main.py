@@ -11,12 +11,20 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from frame_jax import phases
 from frame_jax.config import RunConfig, make_parser, parse
 from frame_jax.errors import UserError
-from frame_jax.run_directory import RunDirectory, atomic_path, remove_temporaries
+from frame_jax.preemption import STOPPED, Preempted
+from frame_jax.run_directory import (
+    RunDirectory,
+    atomic_path,
+    is_full,
+    no_room,
+    remove_temporaries,
+)
 
 USAGE_ERROR = 2  # exit code of every UserError
 
@@ -52,8 +60,15 @@ def exclusive(directory: RunDirectory) -> Iterator[None]:
     Raises:
         UserError: naming the program that has it.
     """
-    directory.root.mkdir(parents=True, exist_ok=True)
     path = directory.root / "lock"
+    try:
+        directory.root.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise UserError(
+            f"run_directory: nothing can be written to {directory.root} ({error.strerror}); choose "
+            "another --run_directory"
+        ) from error
     with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -102,9 +117,11 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
         if all(phases.is_complete(directory, unit, expected[unit.name]) for unit in todo):
             return 0
 
+    from frame_jax import preemption
     from frame_jax.parallel import processes
 
     processes.start(config.parallel)
+    preemption.install()
     if processes.is_first():
         with exclusive(directory):
             return _run_units(config, directory, table, todo, expected, redo)
@@ -119,6 +136,7 @@ def _run_units(
     expected: dict[str, phases.Expected],
     redo: str | None,
 ) -> int:
+    from frame_jax import integrity
     from frame_jax.parallel import processes
 
     first = processes.is_first()
@@ -132,6 +150,7 @@ def _run_units(
     for unit in todo:
         phases.check_current(directory, unit, expected[unit.name])
     left = [u for u in todo if not phases.is_complete(directory, u, expected[u.name])]
+    integrity.verify(directory, phases.sources(table, left))
     processes.barrier("the work is known")
     for unit in left:
         if first:
@@ -155,7 +174,7 @@ def finish(config: RunConfig, ran: int, until: str | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for bad input."""
+    """Returns the exit code: 0, 2 for bad input, 75 when SIGTERM stopped it (start it again)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         config, options = parse(arguments, parser())
@@ -167,10 +186,25 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         ran = run(config, until=options["until"], redo=options["redo"])
         finish(config, ran, options["until"])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Preempted as stop:
+        print(f"stopped by SIGTERM: {stop}; run the same command to go on", file=sys.stderr)
+        return STOPPED
+    except Exception as error:
+        known = user_error(error)
+        if known is None:
+            raise
+        print(f"error: {known}", file=sys.stderr)
         return USAGE_ERROR
     return 0
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The `UserError` that `error` is or came from: libraries wrap what is raised inside them."""
+    if is_full(error):
+        return no_room(Path(getattr(error, "filename", None) or "the run directory"), 0)
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def prefer_huge_pages() -> None:

@@ -127,7 +127,7 @@ def units(config: RunConfig) -> list[Unit]:
                 (f"pretrain-{name}",),
                 "evaluation.held_out:run",
                 (name,),
-                (f"evaluation/{name}.json",),
+                (f"evaluation/{name}.json", f"evaluation/{name}"),
             )
         )
     evaluations = tuple(f"evaluate-{name}" for name in arms)
@@ -172,6 +172,19 @@ def expectations(
             inputs["corpus files"] = corpus_signature
         found[unit.name] = Expected(settings, inputs)
     return found
+
+
+def sources(table: Sequence[Unit], left: Sequence[Unit]) -> list[str]:
+    """Names of the finished units from which, in one step or more, the units `left` are made."""
+    by_name = {unit.name: unit for unit in table}
+    found: set[str] = set()
+    pending = [name for unit in left for name in unit.needs]
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            pending.extend(by_name[name].needs)
+    return sorted(found - {unit.name for unit in left})
 
 
 def read_marker(directory: RunDirectory, unit: Unit) -> dict[str, Any] | None:
@@ -244,6 +257,7 @@ def load_function(unit: Unit) -> Callable[..., dict[str, Any]]:
 
 def run_unit(config: RunConfig, directory: RunDirectory, unit: Unit, expected: Expected) -> None:
     """Runs one unit on this process, together with the others, and marks it complete."""
+    from frame_jax import integrity
     from frame_jax.parallel import processes
 
     marker: dict[str, Any] = {
@@ -259,6 +273,7 @@ def run_unit(config: RunConfig, directory: RunDirectory, unit: Unit, expected: E
     summary = load_function(unit)(config, directory, *unit.arguments)
     processes.barrier(f"{unit.name} is done")
     if processes.is_first():
+        integrity.record(directory, unit.name, unit.outputs)
         marker |= {"complete": True, "seconds": round(time.time() - started, 1), "summary": summary}
         write_json(directory.marker(unit.name), marker)
     processes.barrier(f"{unit.name} is marked")

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from frame_jax.run_directory import atomic_path
+from frame_jax.errors import UserError
+from frame_jax.run_directory import atomic_path, how_to_remake
 
 TOKEN_DTYPE = np.dtype("<u4")
 
@@ -47,9 +48,13 @@ def write_tokens(path: Path) -> Iterator[TokenWriter]:
 
 
 class TokenReader:
-    """Random access to one file of token arrays."""
+    """Random access to one file of token arrays.
+
+    Every record carries a hash, which is checked when it is read.
+    """
 
     def __init__(self, path: Path):
+        self._path = path
         # One reader thread: callers read large batches, and many readers are open at one time.
         self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
 
@@ -57,11 +62,30 @@ class TokenReader:
         return self._reader.num_records()
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """The records at `indices`, in that order, each a 1-D uint32 array."""
+        """The records at `indices`, in that order, each a 1-D uint32 array.
+
+        Raises:
+            UserError: if the file is damaged, with how to make it again.
+        """
         if len(indices) == 0:
             return []
-        records = self._reader.read([int(i) for i in indices])
+        try:
+            records = self._reader.read([int(i) for i in indices])
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise damaged(self._path, error) from error
         return [np.frombuffer(record, TOKEN_DTYPE) for record in records]
 
     def close(self) -> None:
         self._reader.close()
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    """What to tell the user about a file of tokens or rows that cannot be read."""
+    folders = [parent.name for parent in path.parents]
+    if folders[0] == "tokens":
+        root, unit = path.parents[1], "tokenize"
+    elif "rows" in folders[:2]:
+        root, unit = path.parents[3], "reference-rows"
+    else:
+        root, unit = path.parents[2], "partition"
+    return UserError(f"{path} is damaged ({error}). {how_to_remake(root, path, unit)}")

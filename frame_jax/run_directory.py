@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from frame_jax.errors import UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_WORDS = tuple(os.strerror(number) for number in FULL)  # as C++ libraries report them
 
 
 class RunDirectory:
@@ -86,6 +92,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     The content reaches the disk before the rename, so that a name that exists is a whole file. The
     temporary name keeps the suffix, because some writers choose a format by it.
+
+    Raises:
+        UserError: if the disk is full, with what is known of the bytes needed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
@@ -94,8 +103,47 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except Exception as error:
+        if not is_full(error):
+            raise
+        written = temporary.stat().st_size if temporary.exists() else 0
+        raise no_room(path, written) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error came from a full disk, a quota or a limit on the size of files."""
+    while error is not None and not isinstance(error, UserError):
+        if isinstance(error, OSError) and error.errno in FULL:
+            return True
+        if any(words in str(error) for words in FULL_WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def no_room(path: Path, needed: int) -> UserError:
+    """What to tell the user when `path`, of at least `needed` bytes, could not be written."""
+    free = shutil.disk_usage(path.parent).free
+    return UserError(
+        f"no room to write {path}: it needs more than {needed:,} bytes, and {free:,} are free (a "
+        "quota or a limit on file sizes may be lower). Make room and run the same command again; "
+        "every finished part is kept"
+    )
+
+
+def how_to_remake(root: Path, path: Path, unit: str) -> str:
+    """What to type to have a damaged file of a unit made again.
+
+    A part is made again by itself; the result is the same, so what was made from it stays.
+    """
+    if path.name.startswith("part-"):
+        stem = path.name.split(".")[0]
+        remedy = f"remove it (rm {path.with_name(stem)}.* {root / unit}.json)"
+    else:
+        remedy = f"say so (--redo {unit})"
+    return f"To have it made again, {remedy} and run the same command"
 
 
 def remove_temporaries(root: Path) -> None:
@@ -113,7 +161,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8"))
+    """The value in a JSON file.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); have it made again with --redo of its phase"
+        ) from error
 
 
 def remove(path: Path) -> None:

@@ -47,7 +47,7 @@ class SelectionMap:
         return int(cells[0]), int(rows[0])
 
     def select(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cells and rows of an int64 array of global row indices, each int64 of the same shape.
+        """Cells and rows of global row indices: int64 [n] to int64 [n] and int64 [n].
 
         Raises:
             IndexError: for an index outside [0, len).
@@ -62,11 +62,10 @@ class SelectionMap:
             rows - first, self.edges[blocks + 1] - first, keys(self.seed, epochs, 0, blocks)
         )
         before = self.counts[blocks]  # [n, cells]
-        ends = np.cumsum(self.counts[blocks + 1] - before, axis=-1)
-        cells = (slots[..., None] >= ends).sum(-1)
-        line = np.arange(len(cells))
-        # The last slot of a cell is ends - 1, its rank the cell's count at the block's end - 1.
-        ranks = self.counts[blocks + 1, cells] - (ends[line, cells] - slots)
+        ends = np.cumsum(self.counts[blocks + 1] - before, axis=1)
+        cells = (slots[:, None] >= ends).sum(1)
+        # Slots of a cell end at `ends`, ranks at the cell's count at the end of the block.
+        ranks = self.counts[blocks + 1, cells] - (ends[np.arange(len(cells)), cells] - slots)
         return cells, permute(ranks, self._available[cells], keys(self.seed, epochs, 1, cells))
 
     def mixture(self, start: int, stop: int) -> np.ndarray:

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jax.sharding import Mesh
 
 from frame_jax import checkpoints, progress
 from frame_jax.config import RunConfig
 from frame_jax.errors import UserError
-from frame_jax.models.functional import read_description
+from frame_jax.evaluation import tasks
+from frame_jax.evaluation.checkpoint_scorer import checkpoint_scorers
 from frame_jax.parallel import processes
 from frame_jax.run_directory import (
     RunDirectory,
@@ -33,7 +33,6 @@ from frame_jax.run_directory import (
 )
 from frame_jax.scoring.documents import BatchScores, Scores, score_documents
 from frame_jax.scoring.score import read_documents
-from frame_jax.scoring.step import Scorer, place
 
 DIMENSIONS = ("domain", "language", "quadrant")
 
@@ -64,8 +63,12 @@ def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str
     if any(missing.values()):
         score_missing(config, directory, curriculum, documents, missing)
     processes.barrier(f"evaluate {curriculum}: parts written")
+    scores = tasks.run(config, directory, curriculum, plan)
     if processes.is_first():
-        write_json(directory.evaluation(curriculum), result(directory, curriculum, plan, steps))
+        measured = result(directory, curriculum, plan, steps)
+        if scores:  # see tasks.run for what they hold
+            measured["tasks"] = scores
+        write_json(directory.evaluation(curriculum), measured)
     processes.barrier(f"evaluate {curriculum}: result written")
     last = read_json(directory.evaluation(curriculum))["checkpoints"][-1]
     overall = last["overall"]
@@ -128,17 +131,6 @@ def require_kept(directory: RunDirectory, curriculum: str, kept_steps: list[int]
     return sorted(kept_steps)
 
 
-class CheckpointScorer(Scorer):
-    """A scorer of one model whose parameters can be exchanged without compiling again."""
-
-    def load(self, params: Any) -> None:
-        """Puts other parameters of the same model in place of the present ones."""
-        self._params = ()  # frees them before others come
-        mesh = self._batch_sharding.mesh
-        assert isinstance(mesh, Mesh)  # of devices, not of an abstract topology
-        self._params = (place(self.models[0], params, mesh)[0],)
-
-
 def score_missing(
     config: RunConfig,
     directory: RunDirectory,
@@ -149,27 +141,13 @@ def score_missing(
     """Writes the scores of this process's share of the missing parts of every checkpoint."""
     folder = directory.pretrain(curriculum)
     bos_id = read_json(directory.tokenizer.with_name("special_tokens.json"))["bos_id"]
-    decoder = read_description(folder, compute_dtype=config.scoring.compute_dtype)
     share = processes.mine([(step, part) for step, parts in missing.items() for part in parts])
     total = sum(pc.sum(documents[part]["tokens"]).as_py() for _, part in share)
     title = f"evaluate {curriculum}"
     with progress.bar(title, total, "tokens", show=processes.is_first()) as update:
-        scorer: CheckpointScorer | None = None
-        for step, parts in missing.items():
-            if not parts:
-                continue
-            # All processes load together, those without a share of this step too.
-            params = checkpoints.load_params(folder / "checkpoints", decoder, step)
-            if scorer is None:
-                scorer = CheckpointScorer(
-                    [(decoder, params)],
-                    config.scoring.context,
-                    rows_per_device=config.scoring.rows_per_device,
-                    loss_chunk=config.scoring.loss_chunk,
-                    fsdp=config.scoring.fsdp,
-                )
-            else:
-                scorer.load(params)
+        # All processes load a checkpoint together, those without a share of it too.
+        steps = [step for step, parts in missing.items() if parts]
+        for step, scorer in checkpoint_scorers(config.scoring, folder, steps):
 
             def report(batch: BatchScores, step: int = step) -> None:
                 update(batch.tokens, f"step {step:,}")

@@ -12,6 +12,10 @@ import math
 import jax
 import jax.numpy as jnp
 
+from frame_jax.parallel.sharding import batch_ways, constrain, context_mesh
+
+_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
 
 def _pieces(x: jax.Array, chunks: int) -> jax.Array:
     """[B, T, ...] -> [chunks, B, T / chunks, ...]: along the sequence, so that a batch axis split
@@ -36,11 +40,6 @@ def chunk_count(rows: int, length: int, chunk_tokens: int) -> int:
     return next(n for n in range(wanted, length + 1) if length % n == 0)
 
 
-def _logits(hidden: jax.Array, unembedding: jax.Array) -> jax.Array:
-    """[B, t, D] x [V, D] -> [B, t, V], float32."""
-    return jnp.einsum("btd,vd->btv", hidden, unembedding, preferred_element_type=jnp.float32)
-
-
 def token_nll(
     hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, chunks: int
 ) -> jax.Array:
@@ -59,7 +58,7 @@ def token_nll(
 
     def piece(carry: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         hidden, targets = inputs
-        logits = _logits(hidden, w)
+        logits = _dot("btd,vd->btv", hidden, w)
         log_total = jax.nn.logsumexp(logits, axis=-1)
         return carry, log_total - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
 
@@ -67,11 +66,20 @@ def token_nll(
     return _whole(nll)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(
-    hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, weights: jax.Array, chunks: int
-) -> jax.Array:
-    """Sum of `weights * NLL` over all tokens, in nats.
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    chunks: int,
+    z_loss: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Sums over all tokens of the objective and of the NLL, in nats.
+
+    The objective is `weights * (NLL + z_loss * log(Z)**2)` with Z the sum of the exponentiated
+    logits, whose drift the second term holds back (PaLM, section 5). Derivatives are the
+    objective's; the NLL has none.
 
     Args:
         hidden: [B, T, D], compute dtype.
@@ -79,46 +87,77 @@ def cross_entropy(
         targets: [B, T] int32.
         weights: [B, T] float32; no derivative with respect to them is made.
         chunks: Pieces the sequence is cut into; divides T.
+        z_loss: Weight of the squared logarithm.
 
     Returns:
-        A float32 scalar.
+        Two float32 scalars.
     """
-    nll = token_nll(hidden, unembedding, targets, chunks)
-    return jnp.sum(nll * weights)
+    return _cross_entropy_forward(hidden, unembedding, targets, weights, chunks, z_loss)[0]
 
 
 def _cross_entropy_forward(
-    hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, weights: jax.Array, chunks: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The sum, and its derivatives while the logits of a piece are at hand."""
-    w = unembedding.astype(hidden.dtype)
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    chunks: int,
+    z_loss: float,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """The sums, and the derivatives while the logits of a piece are at hand.
+
+    Rows are grouped by the devices that hold them, and each group adds up its own derivative of
+    the unembedding: summed over devices once at the end, instead of after every piece.
+    """
+    mesh = context_mesh()
+    groups = batch_ways(mesh) if mesh is not None and hidden.shape[0] % batch_ways(mesh) == 0 else 1
+    w = constrain(unembedding.astype(hidden.dtype), "vocab", None)
+
+    def grouped(x: jax.Array) -> jax.Array:
+        """[B, T, ...] -> [chunks, groups, B / groups, T / chunks, ...]."""
+        pieces = _pieces(x, chunks)
+        pieces = pieces.reshape(chunks, groups, -1, *pieces.shape[2:])
+        return constrain(pieces, None, "batch", *[None] * (pieces.ndim - 2))
 
     def piece(
-        carry: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        total, grad_w = carry
-        hidden, targets, weights = inputs
-        logits = _logits(hidden, w)
-        log_total = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        nll = log_total[..., 0] - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        carry: tuple[jax.Array, jax.Array, jax.Array],
+        inputs: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
+        objective, nll_sum, grad_w = carry
+        hidden, targets, weights = inputs  # [groups, b, t, D], [groups, b, t] twice
+        logits = _dot("gbtd,vd->gbtv", hidden, w)
         is_target = targets[..., None] == jnp.arange(w.shape[0])
-        grad = (jnp.exp(logits - log_total) - is_target) * weights[..., None]
+        log_total = jax.nn.logsumexp(logits, axis=-1)
+        nll = log_total - jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
+        probabilities = jnp.exp(logits - log_total[..., None])
+        steepness = weights * (1 + 2 * z_loss * log_total)
+        grad = probabilities * steepness[..., None] - is_target * weights[..., None]
         grad = grad.astype(hidden.dtype)
-        grad_hidden = jnp.einsum("btv,vd->btd", grad, w, preferred_element_type=jnp.float32)
-        grad_w += jnp.einsum("btv,btd->vd", grad, hidden, preferred_element_type=jnp.float32)
-        return (total + jnp.sum(nll * weights), grad_w), grad_hidden.astype(hidden.dtype)
+        grad_hidden = _dot("gbtv,vd->gbtd", grad, w).astype(hidden.dtype)
+        grad_w = constrain(
+            grad_w + _dot("gbtv,gbtd->gvd", grad, hidden), "batch", "vocab", None
+        )
+        nll_sum += jnp.sum(nll * weights)
+        objective += jnp.sum((nll + z_loss * jnp.square(log_total)) * weights)
+        return (objective, nll_sum, grad_w), grad_hidden
 
-    start = (jnp.zeros((), jnp.float32), jnp.zeros(unembedding.shape, jnp.float32))
-    inputs = (_pieces(hidden, chunks), _pieces(targets, chunks), _pieces(weights, chunks))
-    (total, grad_w), grad_hidden = jax.lax.scan(piece, start, inputs)
-    return total, (_whole(grad_hidden), grad_w.astype(unembedding.dtype))
+    zero = jnp.zeros((), jnp.float32)
+    grad_w = jnp.zeros((groups, *unembedding.shape), jnp.float32)
+    (objective, nll_sum, grad_w), grad_hidden = jax.lax.scan(
+        piece, (zero, zero, grad_w), (grouped(hidden), grouped(targets), grouped(weights))
+    )
+    grad_hidden = _whole(grad_hidden.reshape(chunks, hidden.shape[0], -1, hidden.shape[2]))
+    grad_w = constrain(jnp.sum(grad_w, axis=0), "vocab", "embed")
+    return (objective, nll_sum), (grad_hidden, grad_w.astype(unembedding.dtype))
 
 
 def _cross_entropy_backward(
-    chunks: int, saved: tuple[jax.Array, jax.Array], grad: jax.Array
+    chunks: int,
+    z_loss: float,
+    residuals: tuple[jax.Array, jax.Array],
+    grads: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, None, None]:
-    grad_hidden, grad_w = saved
-    return (grad_hidden * grad).astype(grad_hidden.dtype), grad_w * grad, None, None
+    grad_hidden, grad_w = residuals
+    return (grad_hidden * grads[0]).astype(grad_hidden.dtype), grad_w * grads[0], None, None
 
 
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)

@@ -2,12 +2,26 @@
 
 Convention: a multiply and an add are two operations; only matrix products count; attention is
 causal, so a query meets half of the keys; the backward pass is twice the forward pass; recomputation
-(remat) does not count. Model FLOPs utilisation (MFU) divides by these.
+(remat) does not count. Model FLOPs utilisation (MFU) is these over what the chips could do.
 """
 
 from __future__ import annotations
 
 from frame_jax.config import ModelConfig
+
+# Dense bfloat16 FLOPs a second of one device, from the makers' data sheets, by JAX `device_kind`.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 2307e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+# Memory of one device that a program may use, as the TPU compiler reports it.
+HBM_GIB = {"TPU v4": 31.75, "TPU v5 lite": 15.75, "TPU v5": 95.74, "TPU v6 lite": 31.25}
 
 
 def matrix_parameters(config: ModelConfig, vocab_size: int) -> int:
@@ -51,3 +65,11 @@ def forward_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -
 def training_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -> float:
     """Mean FLOPs of a token in a training step: forward and backward."""
     return 3 * forward_flops_per_token(config, vocab_size, length)
+
+
+def model_flops_utilisation(
+    flops_per_token: float, tokens_per_second: float, device_kind: str, devices: int
+) -> float | None:
+    """MFU between 0 and 1; None for a device whose peak is not in `PEAK_FLOPS`."""
+    peak = PEAK_FLOPS.get(device_kind)
+    return None if peak is None else flops_per_token * tokens_per_second / (peak * devices)

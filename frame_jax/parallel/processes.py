@@ -2,18 +2,30 @@
 
 Every phase runs on every process of a pod. Work that comes in parts is claimed by process index
 (`mine`), work that must happen once is done by process 0, and `barrier` separates the two.
+
+No process waits for ever. One that dies is missed after HEARTBEAT_SECONDS: the coordination
+service then ends the others with a message that names it. One that lives but does not come is
+given up on at a barrier after BARRIER_SECONDS.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
 from frame_jax.config import ParallelConfig
 
 T = TypeVar("T")
+
+HEARTBEAT_SECONDS = 60
+SHUTDOWN_SECONDS = 60
+BARRIER_SECONDS = 12 * 3600  # longer than the longest time that one process may be behind another
+
+_calls = itertools.count()  # the same on every process, because all make the same calls
 
 
 def start(config: ParallelConfig) -> None:
@@ -25,6 +37,8 @@ def start(config: ParallelConfig) -> None:
         coordinator_address=config.coordinator,
         num_processes=config.processes,
         process_id=config.process,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
 
 
@@ -48,18 +62,50 @@ def mine(items: Sequence[T]) -> list[T]:
     return list(items[index() :: count()])
 
 
+def _client() -> Any:
+    # JAX offers barriers with a time limit, and keys and values, only on its own client.
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
 def agree(value: int) -> int:
     """Process 0's `value`, on every process."""
     if count() == 1:
         return value
-    from jax.experimental import multihost_utils
+    key = f"frame_jax/{next(_calls)}"
+    if is_first():
+        _client().key_value_set(key, str(value))
+    return int(_client().blocking_key_value_get(key, BARRIER_SECONDS * 1000))
 
-    return int(multihost_utils.broadcast_one_to_all(value))
+
+def all_agree(condition: bool) -> bool:
+    """Whether `condition` holds on every process; the same answer on all."""
+    if count() == 1:
+        return condition
+    key = f"frame_jax/{next(_calls)}"
+    if not condition:
+        _client().key_value_set(f"{key}/{index()}", "no")
+    barrier(key)
+    return not _client().key_value_dir_get(f"{key}/")
 
 
 def barrier(name: str) -> None:
-    """Returns when every process has come here."""
-    if count() > 1:
-        from jax.experimental import multihost_utils
+    """Returns when every process has come here.
 
-        multihost_utils.sync_global_devices(name)
+    Raises:
+        RuntimeError: naming the processes that did not come in time.
+    """
+    if count() == 1:
+        return
+    try:
+        _client().wait_at_barrier(f"{next(_calls)} {name}", BARRIER_SECONDS * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        raise RuntimeError(f"process {index()} gave up at {name!r}: {missing(error)}") from error
+
+
+def missing(error: Exception) -> str:
+    """The processes that the coordination service names in `error`, and what it says."""
+    others = sorted({int(task) for task in re.findall(r"task:(\d+)", str(error))} - {index()})
+    named = f"process {', '.join(map(str, others))} did not come. " if others else ""
+    return f"{named}{str(error).splitlines()[0]}"

@@ -11,7 +11,6 @@ only the documents around that bucket are sorted, with the same result.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,9 +32,9 @@ def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     It takes half a gigabyte a thread, at least 2 GiB, however large the corpus.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    threads = os.cpu_count() or 1
     with TemporaryDirectory(dir=scratch, prefix=".tmp-") as spill, duckdb.connect() as connection:
         connection.execute(f"SET temp_directory = '{spill}'")
+        threads = connection.execute("SELECT current_setting('threads')").fetchall()[0][0]
         connection.execute(f"SET memory_limit = '{max(4, threads) * 512}MiB'")
         connection.execute("SET preserve_insertion_order = false")
         connection.execute("SET enable_progress_bar = false")

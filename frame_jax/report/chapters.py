@@ -85,9 +85,8 @@ def overview(run: Trained) -> list[Piece]:
 def training_loss(run: Trained) -> list[Piece]:
     """The loss of all arms, and what happens to it where a stage begins."""
     bands = training_curves.stage_bands(run.shaded)
-    note = notes.LOSS.format(
-        arm=run.shaded.name, smooth=(2 * figures.SMOOTH + 1) / training_curves.POINTS
-    )
+    points = min(training_curves.POINTS, run.shaded.steps)
+    note = notes.LOSS.format(arm=run.shaded.name, smooth=(2 * figures.SMOOTH + 1) / points)
     loss = Figure("training-loss", [figures.training_loss(run.series, bands, run.names)], note)
     drops: list[Piece] = []
     for arm in run.arms:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from frame_jax.errors import UserError
 from frame_jax.run_directory import atomic_path
 
 
@@ -60,5 +61,13 @@ def keep_steps_before(path: Path, step: int) -> None:
         path.open(encoding="utf-8") as lines,
     ):
         for line in lines:
-            if line.endswith("\n") and json.loads(line)["step"] < step:
+            if line.endswith("\n") and step_of(line, path) < step:
                 kept.write(line)
+
+
+def step_of(line: str, path: Path) -> int:
+    """The step that a line of `path` is about."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: correct or remove this line: {line[:80]!r}") from error

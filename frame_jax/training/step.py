@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from frame_jax.config import TrainingConfig
 from frame_jax.models.cross_entropy import chunk_count, cross_entropy
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
+from frame_jax.parallel.sharding import batch_ways, constrain
 
 
 class TrainState(NamedTuple):
@@ -77,25 +80,50 @@ def view(rows: jax.Array, specials: Specials, document_attention: bool) -> RowVi
 
 
 def batch_loss(
-    decoder: Decoder, params: Params, batch: RowView, chunks: int
+    decoder: Decoder, params: Params, batch: RowView, chunks: int, z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean NLL over the counted targets, in nats, and the number of them."""
+    """Sums over the counted targets of the objective and of the NLL, in nats."""
     module = decoder.bind(params)
     hidden = module(batch.inputs, batch.segment_ids, batch.positions)
-    total = cross_entropy(hidden, module.unembedding(), batch.targets, batch.weights, chunks)
-    counted = jnp.sum(batch.weights)
-    return total / jnp.maximum(counted, 1), counted
+    return cross_entropy(hidden, module.unembedding(), batch.targets, batch.weights, chunks, z_loss)
+
+
+def gradients(
+    loss: Callable[[Params, RowView], tuple[jax.Array, jax.Array]],
+    params: Params,
+    batch: RowView,
+    pieces: int,
+) -> tuple[jax.Array, Params]:
+    """The sum of NLL over a batch and the derivatives of its objective, a piece at a time.
+
+    Sums, not means, are added, so pieces with different numbers of counted targets make exactly the
+    derivative of the whole batch. Piece i is rows i, i + pieces, ...: every device has an equal
+    part of each.
+    """
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if pieces == 1:
+        (_, nll_sum), grads = gradient(params, batch)
+        return nll_sum, grads
+
+    def add(carry: tuple[jax.Array, Params], piece: RowView) -> tuple[Any, None]:
+        (_, nll_sum), grads = gradient(params, piece)
+        return jax.tree.map(jnp.add, carry, (nll_sum, grads)), None
+
+    cut = jax.tree.map(
+        lambda x: constrain(x.reshape(-1, pieces, x.shape[1]).swapaxes(0, 1), None, "batch", None),
+        batch,
+    )
+    zero = jax.tree.map(jnp.zeros_like, params)
+    return jax.lax.scan(add, (jnp.zeros((), jnp.float32), zero), cut)[0]
 
 
 def make_train_step(
     decoder: Decoder,
     optimizer: optax.GradientTransformation,
     specials: Specials,
-    *,
+    training: TrainingConfig,
+    mesh: Mesh,
     learning_rate: Callable[[jax.Array], jax.Array],
-    document_attention: bool,
-    loss_chunk: int,
-    batch_ways: int,
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The update, to be jitted by the caller with shardings and a donated state.
 
@@ -103,25 +131,29 @@ def make_train_step(
         decoder: The model.
         optimizer: The update rule.
         specials: BOS and EOS.
+        training: Document attention, z-loss, and how the batch is cut to fit in memory.
+        mesh: The devices it will run on.
         learning_rate: The optimizer's schedule, for the metrics.
-        document_attention: Keep attention inside documents.
-        loss_chunk: Tokens whose logits exist at one time on one device.
-        batch_ways: Pieces the batch is split into over devices.
     """
 
     def train_step(state: TrainState, rows: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        batch = view(rows, specials, document_attention)
+        batch = view(rows, specials, training.document_attention)
         B, T = batch.inputs.shape
-        chunks = chunk_count(max(1, B // batch_ways), T, loss_chunk)
+        device_rows = B // (batch_ways(mesh) * training.accumulate)
+        chunks = chunk_count(max(1, device_rows), T, training.loss_chunk)
+        counted = jnp.sum(batch.weights)
+        scale = 1 / jnp.maximum(counted, 1)
 
-        def loss(params: Params) -> tuple[jax.Array, jax.Array]:
-            return batch_loss(decoder, params, batch, chunks)
+        def loss(params: Params, piece: RowView) -> tuple[jax.Array, jax.Array]:
+            objective, nll_sum = batch_loss(decoder, params, piece, chunks, training.z_loss)
+            return objective * scale, nll_sum
 
-        (value, counted), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            nll_sum, grads = gradients(loss, state.params, batch, training.accumulate)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
-            "loss": value,
+            "loss": nll_sum * scale,
             "grad_norm": optax.global_norm(grads),
             "learning_rate": learning_rate(state.step),
             "predicted_tokens": counted,

@@ -7,6 +7,7 @@ curriculum, whatever the number of processes, so any checkpoint continues exactl
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from frame_jax import progress
+from frame_jax import preemption, progress
 from frame_jax.checkpoints import Checkpointer
 from frame_jax.config import ParallelConfig, TrainingConfig
 from frame_jax.curriculum.loader import make_loader
@@ -32,7 +33,9 @@ from frame_jax.parallel.sharding import (
     make_mesh,
     param_shardings,
 )
+from frame_jax.preemption import Preempted
 from frame_jax.run_directory import write_json
+from frame_jax.training.bad_steps import BadSteps, skip_bad
 from frame_jax.training.metrics import MetricsLog
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
 from frame_jax.training.schedules import learning_rate
@@ -109,15 +112,19 @@ class StateFactory:
         """The state before the first step; each device makes only its own shards."""
         return jax.jit(self._make, out_shardings=self.shardings)()
 
-    def restored(self, checkpointer: Checkpointer, step: int) -> TrainState:
-        """The state saved before `step` ran."""
+    def newest(self, checkpointer: Checkpointer) -> tuple[int, TrainState]:
+        """The newest state that can be read, and its step; a fresh one where there is none."""
         like = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             jax.eval_shape(self._make),
             self.shardings,
         )
-        params, optimizer = checkpointer.restore(step, like.params, like.optimizer)
-        return TrainState(jax.device_put(np.int32(step), self.shardings.step), params, optimizer)
+        found = checkpointer.restore_newest(like.params, like.optimizer)
+        if found is None:
+            return 0, self.fresh()
+        step, params, optimizer = found
+        on_devices = jax.device_put(np.int32(step), self.shardings.step)
+        return step, TrainState(on_devices, params, optimizer)
 
 
 def batches(job: Job, mesh: Mesh, start_step: int) -> Iterator[jax.Array]:
@@ -144,8 +151,8 @@ class StepReader:
     bounds the number of steps in flight to two.
     """
 
-    def __init__(self, job: Job):
-        self._job = job
+    def __init__(self, job: Job, bad: BadSteps):
+        self._job, self._bad = job, bad
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._last_read: float | None = None
 
@@ -162,6 +169,7 @@ class StepReader:
         step, metrics = self._pending
         self._pending = None
         values = {name: float(value) for name, value in metrics.items()}
+        self._bad.see(step, values)
         now = time.perf_counter()
         # The first step of an attempt includes compilation and is not timed.
         seconds = None if self._last_read is None else now - self._last_read
@@ -176,7 +184,8 @@ class StepReader:
         return {
             "step": step,
             "tokens": (step + 1) * tokens,
-            **values,
+            # JSON has no word for what is not a number.
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
             "stage": schedule.stages[schedule.stage_at(first_row)].name,
             "mixture": dict(zip(schedule.cells, mixture.tolist(), strict=True)),
             "seconds": seconds,
@@ -208,17 +217,17 @@ def train(job: Job) -> dict[str, Any]:
 
 def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) -> dict[str, Any]:
     factory = StateFactory(job, mesh)
-    start = checkpointer.latest() or 0
-    state = factory.restored(checkpointer, start) if start else factory.fresh()
+    start, state = factory.newest(checkpointer)
     train_step = jax.jit(
-        make_train_step(
-            job.decoder,
-            factory.optimizer,
-            job.specials,
-            learning_rate=lambda step: learning_rate(job.training.schedule, step, job.steps),
-            document_attention=job.training.document_attention,
-            loss_chunk=job.training.loss_chunk,
-            batch_ways=batch_ways(mesh),
+        skip_bad(
+            make_train_step(
+                job.decoder,
+                factory.optimizer,
+                job.specials,
+                job.training,
+                mesh,
+                lambda step: learning_rate(job.training.schedule, step, job.steps),
+            )
         ),
         in_shardings=(factory.shardings, batch_sharding(mesh)),
         out_shardings=(factory.shardings, factory.shardings.step),
@@ -226,19 +235,31 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
     )
     first = processes.is_first()
     log = MetricsLog(job.folder, start, job.training.log_every) if first else None
-    reader = StepReader(job)
+    bad = BadSteps(
+        job.folder,
+        job.selection,
+        batch_rows=job.training.batch_rows,
+        most=job.training.max_bad_steps,
+        first_step=start,
+        write=first,
+    )
+    reader = StepReader(job, bad)
     tokens = job.training.batch_rows * job.sequence_length
     interval = job.steps  # until the steps have been timed
     timer = time.perf_counter()
 
-    with progress.bar(
-        job.name, job.steps * tokens, "tokens", done=start * tokens, show=first
-    ) as advance:
+    with (
+        preemption.deferred(),
+        progress.bar(
+            job.name, job.steps * tokens, "tokens", done=start * tokens, show=first
+        ) as advance,
+    ):
 
         def publish(record: dict[str, Any] | None) -> None:
             if record is not None and log is not None:
                 log.write(record)
-                advance(tokens, f"{record['stage']} loss {record['loss']:.3f}")
+                loss = "not a number" if record["loss"] is None else f"{record['loss']:.3f}"
+                advance(tokens, f"{record['stage']} loss {loss}")
 
         for step, rows in zip(range(start, job.steps), batches(job, mesh, start), strict=True):
             state, metrics = train_step(state, rows)
@@ -251,11 +272,16 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
                 interval = processes.agree(
                     max(1, round(job.training.checkpoint_seconds / max(seconds, 1e-9)))
                 )
-            if done in kept or (done - start) % interval == 0:
+            stop = preemption.requested(done)
+            if stop or bad.too_many() or done in kept or (done - start) % interval == 0:
                 publish(reader.flush())
                 if log is not None:
                     log.flush()
                 checkpointer.save(done, state.params, state.optimizer)
+            if bad.too_many():
+                raise bad.error()
+            if stop:
+                raise Preempted(f"{job.name} is saved at step {done}")
     if log is not None:
         log.close()
     return {
@@ -268,11 +294,11 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
 
 def check_batch(job: Job, mesh: Mesh) -> None:
     """Refuses a batch that does not divide over the mesh."""
-    ways = batch_ways(mesh)
+    ways = batch_ways(mesh) * job.training.accumulate
     if job.training.batch_rows % ways:
         raise UserError(
-            f"training.batch_rows ({job.training.batch_rows}) must be a multiple of data x fsdp "
-            f"({ways}); change it, or the mesh under `parallel`"
+            f"training.batch_rows ({job.training.batch_rows}) must be a multiple of slice x data x "
+            f"fsdp x accumulate ({ways}); change it, or the mesh under `parallel`"
         )
 
 

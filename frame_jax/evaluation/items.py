@@ -1,0 +1,130 @@
+"""Files of multiple-choice questions in, prompts and the answers to rate after them out."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from frame_jax.config import TaskConfig
+from frame_jax.errors import UserError
+
+
+class Item(NamedTuple):
+    """A question.
+
+    Attributes:
+        question: Its text.
+        choices: Texts of the possible answers, at least two.
+        answer: Index of the right one.
+        subject: What it belongs to, empty where the file does not say.
+    """
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    subject: str
+
+
+def read_items(path: Path) -> list[Item]:
+    """The items of a file of JSON lines (plain, .gz or .zst), in order.
+
+    Raises:
+        UserError: for a file that cannot be read or has no items, and for a line that is none.
+    """
+    if not path.is_file():
+        raise UserError(f"evaluation.tasks: there is no file {path}")
+    try:
+        with pa.input_stream(str(path), compression="detect") as stream:
+            lines = stream.read().decode("utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    items = [parse(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    if not items:
+        raise UserError(f"{path}: has no items")
+    return items
+
+
+def parse(line: str, where: str) -> Item:
+    """The item of a line.
+
+    Raises:
+        UserError: saying what is wrong with it.
+    """
+    try:
+        value: Any = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error})") from error
+    if not isinstance(value, dict) or not {"question", "choices", "answer"} <= value.keys():
+        raise UserError(f"{where}: an item has the keys question, choices and answer")
+    choices, answer = value["choices"], value["answer"]
+    if not isinstance(choices, list) or not 2 <= len(choices) <= len(string.ascii_uppercase):
+        raise UserError(f"{where}: choices must be a list of 2 to 26 texts")
+    if not all(isinstance(text, str) and text for text in (value["question"], *choices)):
+        raise UserError(f"{where}: question and choices must be texts that are not empty")
+    if type(answer) is not int or not 0 <= answer < len(choices):
+        raise UserError(f"{where}: answer must be an index from 0 to {len(choices) - 1}")
+    return Item(value["question"], tuple(choices), answer, str(value.get("subject") or ""))
+
+
+def spread(items: list[Item], count: int | None) -> list[Item]:
+    """At most `count` items, evenly spread; None takes all."""
+    if count is None or count >= len(items):
+        return items
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def prompts(task: TaskConfig, items: list[Item]) -> Iterator[str]:
+    """Everything that stands before the answer of each item: introduction, shots, prompt.
+
+    Raises:
+        UserError: if there are fewer examples than shots.
+    """
+    examples = read_items(Path(task.examples)) if task.examples and task.shots else []
+    by_subject: dict[str, list[Item]] = {}
+    for example in examples:
+        by_subject.setdefault(example.subject, []).append(example)
+    for item in items:
+        shown = [fill(task.introduction, item)] if task.introduction else []
+        for example in shots(task, by_subject.get(item.subject), examples, item):
+            shown.append(
+                f"{fill(task.prompt, example)}{task.separator}"
+                f"{answers(task, example)[example.answer]}\n\n"
+            )
+        yield "".join(shown) + fill(task.prompt, item)
+
+
+def shots(
+    task: TaskConfig, of_subject: list[Item] | None, examples: list[Item], item: Item
+) -> list[Item]:
+    """The solved examples before an item, never the item itself."""
+    pool = [e for e in of_subject or examples if e.question != item.question]
+    if len(pool) < task.shots:
+        raise UserError(
+            f"evaluation.tasks: {task.name}: {task.examples} has {len(pool)} examples"
+            f"{f' of subject {item.subject}' if of_subject else ''}, but shots is {task.shots}"
+        )
+    return pool[: task.shots] if of_subject else spread(pool, task.shots)
+
+
+def answers(task: TaskConfig, item: Item) -> tuple[str, ...]:
+    """What is rated: the choices, or their letters where the prompt lists the choices."""
+    if "{choices}" in task.prompt:
+        return tuple(string.ascii_uppercase[: len(item.choices)])
+    return item.choices
+
+
+def fill(template: str, item: Item) -> str:
+    """The template with the item's texts; their own braces stay as they are."""
+    listed = zip(string.ascii_uppercase, item.choices, strict=False)
+    texts = {
+        "question": item.question,
+        "choices": "\n".join(f"{letter}. {choice}" for letter, choice in listed),
+        "subject": item.subject.replace("_", " "),
+    }
+    return re.sub(r"\{(question|choices|subject)\}", lambda found: texts[found[1]], template)

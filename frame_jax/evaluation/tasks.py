@@ -1,0 +1,236 @@
+"""Multiple-choice tasks in, an arm's accuracies at its kept checkpoints out.
+
+Items are scored in parts that processes share: RUN/evaluation/<curriculum>/<step>/tasks/
+<task>-<fingerprint>/part-*.parquet, one row an item, with the columns item (its place in the task),
+subject, answer (index), nll (list, nats, a sum for each choice), bytes (list, UTF-8 of each choice)
+and truncated (whether the prompt lost its beginning). The fingerprint is of the task's settings and
+files, so parts of another definition are never taken for this one's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from frame_jax import progress
+from frame_jax.config import RunConfig, TaskConfig
+from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
+from frame_jax.errors import UserError
+from frame_jax.evaluation.checkpoint_scorer import checkpoint_scorers
+from frame_jax.evaluation.items import Item, answers, prompts, read_items, spread
+from frame_jax.evaluation.likelihood import continuation_sums, encode
+from frame_jax.parallel import processes
+from frame_jax.run_directory import RunDirectory, atomic_path, part_name
+from frame_jax.scoring.step import Scorer
+
+ITEMS_PER_PART = 512
+
+
+def run(
+    config: RunConfig, directory: RunDirectory, curriculum: str, plan: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Scores the tasks of a config; called on every process.
+
+    Args:
+        config: The run.
+        directory: The run.
+        curriculum: The arm.
+        plan: Its curriculum.json.
+
+    Returns:
+        What RUN/evaluation/<curriculum>.json holds under `tasks`: for each checkpoint and task
+        {step, tokens (trained on), stages (names of those that end there), task, shots, items,
+        chance, accuracy, accuracy_stderr, accuracy_norm, accuracy_norm_stderr, truncated (items
+        whose prompt did not fit), subjects}. `accuracy` takes the choice with the largest
+        log-likelihood, `accuracy_norm` that with the largest log-likelihood a UTF-8 byte. A
+        standard error is that of a mean over independent items (null for a single item).
+        `subjects` is {subject: {items, accuracy, accuracy_norm}}, empty where there is only one.
+
+    Raises:
+        UserError: for files that are missing or hold something else than items.
+    """
+    tasks = config.evaluation.tasks
+    if not tasks:
+        return []
+    items = {task.name: spread(read_items(Path(task.path)), task.max_items) for task in tasks}
+    steps = steps_of(plan, config.evaluation.tasks_at)
+    root = directory.evaluation(curriculum).with_suffix("")
+    parts = [
+        part
+        for step in steps
+        for task in tasks
+        for part in parts_of(root / str(step), step, task, len(items[task.name]))
+    ]
+    missing = [part for part in parts if not part.path.exists()]
+    # Every process sees the same missing parts, because none writes before all have looked.
+    processes.barrier(f"tasks {curriculum}: parts listed")
+    if missing:
+        score_missing(config, directory, curriculum, missing, items)
+    processes.barrier(f"tasks {curriculum}: parts written")
+    return [
+        {
+            **place(plan, step),
+            **result(task, [p.path for p in parts if (p.step, p.task) == (step, task)]),
+        }
+        for step in steps
+        for task in tasks
+    ]
+
+
+class Part(NamedTuple):
+    """Items of a task that are scored in one go at one checkpoint.
+
+    Attributes:
+        step: The checkpoint.
+        task: The task.
+        first: Index of the first item.
+        stop: One past the last.
+        path: Where the results go.
+    """
+
+    step: int
+    task: TaskConfig
+    first: int
+    stop: int
+    path: Path
+
+
+def parts_of(folder: Path, step: int, task: TaskConfig, items: int) -> list[Part]:
+    """The parts of a task at one checkpoint, under `folder`."""
+    folder = folder / "tasks" / f"{task.name}-{fingerprint(task)}"
+    count = -(-items // ITEMS_PER_PART)
+    starts = range(0, items, ITEMS_PER_PART)
+    return [
+        Part(
+            step,
+            task,
+            first,
+            min(first + ITEMS_PER_PART, items),
+            folder / part_name(index, count, ".parquet"),
+        )
+        for index, first in enumerate(starts)
+    ]
+
+
+def fingerprint(task: TaskConfig) -> str:
+    """Changes with the settings of a task and with the content of its files."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(task), sort_keys=True).encode())
+    for path in (task.path, task.examples):
+        if path is not None and Path(path).is_file():
+            digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+    return digest.hexdigest()[:8]
+
+
+def steps_of(plan: dict[str, Any], tasks_at: str) -> list[int]:
+    """The checkpoints that do the tasks, ascending."""
+    ends = {stage["last_step"] for stage in plan["stages"]} if tasks_at == "stage_ends" else set()
+    return sorted(ends | {plan["steps"]})
+
+
+def place(plan: dict[str, Any], step: int) -> dict[str, Any]:
+    """Where a checkpoint lies in its run."""
+    return {
+        "step": step,
+        "tokens": step * plan["batch_rows"] * plan["sequence_length"],
+        "stages": [stage["name"] for stage in plan["stages"] if stage["last_step"] == step],
+    }
+
+
+def score_missing(
+    config: RunConfig,
+    directory: RunDirectory,
+    curriculum: str,
+    missing: list[Part],
+    items: dict[str, list[Item]],
+) -> None:
+    """Writes this process's share of the missing parts."""
+    share = processes.mine(missing)
+    tokenizer = load_tokenizer(directory)
+    total = sum(part.stop - part.first for part in share)
+    title = f"tasks {curriculum}"
+    with progress.bar(title, total, "items", show=processes.is_first()) as update:
+        steps = sorted({part.step for part in missing})
+        folder = directory.pretrain(curriculum)
+        for step, scorer in checkpoint_scorers(config.scoring, folder, steps):
+            for part in (part for part in share if part.step == step):
+                chosen = items[part.task.name][part.first : part.stop]
+                columns = score_items(scorer, tokenizer, part.task, chosen)
+                columns["item"] = np.arange(part.first, part.stop)
+                with atomic_path(part.path) as temporary:
+                    pq.write_table(pa.table(columns), temporary, compression="zstd")
+                update(len(chosen), f"step {step:,} {part.task.name}")
+
+
+def score_items(
+    scorer: Scorer, tokenizer: Tokenizer, task: TaskConfig, items: list[Item]
+) -> dict[str, Any]:
+    """The columns of a part, but for `item`.
+
+    Raises:
+        UserError: if a log-likelihood is not finite.
+    """
+    rated = [answers(task, item) for item in items]
+    pairs = [
+        (prompt, task.separator + answer)
+        for prompt, choices in zip(prompts(task, items), rated, strict=True)
+        for answer in choices
+    ]
+    requests = encode(tokenizer, pairs)
+    nll = continuation_sums(scorer, requests, len(requests))[0]
+    if not np.isfinite(nll).all():
+        raise UserError(
+            f"evaluation.tasks: {task.name}: a log-likelihood is not a number; the checkpoint has "
+            "diverged: lower pretrain.training.schedule.peak and train again"
+        )
+    ends = np.cumsum([len(choices) for choices in rated])
+    cut = [len(r.prompt) + len(r.continuation) > scorer.context + 1 for r in requests]
+    return {
+        "subject": [item.subject for item in items],
+        "answer": [item.answer for item in items],
+        "nll": [part.tolist() for part in np.split(nll, ends[:-1])],
+        "bytes": [[len(answer.encode()) for answer in choices] for choices in rated],
+        "truncated": [bool(part.any()) for part in np.split(np.array(cut), ends[:-1])],
+    }
+
+
+def result(task: TaskConfig, paths: list[Path]) -> dict[str, Any]:
+    """Accuracies of a task at one checkpoint, from its parts; see `run` for the keys."""
+    rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
+    right = np.array([int(np.argmin(row["nll"])) == row["answer"] for row in rows])
+    norm = np.array(
+        [int(np.argmin(np.divide(row["nll"], row["bytes"]))) == row["answer"] for row in rows]
+    )
+    subjects = np.array([row["subject"] for row in rows])
+    names = sorted(set(subjects.tolist()))
+    return {
+        "task": task.name,
+        "shots": task.shots,
+        "items": len(rows),
+        "chance": float(np.mean([1 / len(row["nll"]) for row in rows])),
+        "accuracy": float(right.mean()),
+        "accuracy_stderr": standard_error(right),
+        "accuracy_norm": float(norm.mean()),
+        "accuracy_norm_stderr": standard_error(norm),
+        "truncated": sum(row["truncated"] for row in rows),
+        "subjects": {
+            name: {
+                "items": int((subjects == name).sum()),
+                "accuracy": float(right[subjects == name].mean()),
+                "accuracy_norm": float(norm[subjects == name].mean()),
+            }
+            for name in (names if len(names) > 1 else [])
+        },
+    }
+
+
+def standard_error(right: np.ndarray) -> float | None:
+    """Standard error of the mean of [n] booleans; None for one."""
+    return float(right.std(ddof=1) / math.sqrt(len(right))) if len(right) > 1 else None

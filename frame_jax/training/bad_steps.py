@@ -1,0 +1,115 @@
+"""Steps whose loss or gradient is not a number: not applied, their rows noted, bounded in a row."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.errors import UserError
+from frame_jax.training.metrics import keep_steps_before
+from frame_jax.training.step import TrainState
+
+TrainStep = Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def skip_bad(train_step: TrainStep) -> TrainStep:
+    """`train_step`, except that parameters and moments stay when loss or gradient is not finite.
+
+    Counters go on, the optimizer's too: the learning rate is a function of the step.
+    """
+
+    def guarded(state: TrainState, rows: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        new, metrics = train_step(state, rows)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+
+        def choose(after: jax.Array, before: jax.Array) -> jax.Array:
+            return jnp.where(finite, after, before) if is_float(after) else after
+
+        return jax.tree.map(choose, new, state), metrics
+
+    return guarded
+
+
+def is_float(array: jax.Array) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jnp.floating))
+
+
+class BadSteps:
+    """Notes bad steps in `bad_steps.jsonl`, counts them, and says when to stop.
+
+    Args:
+        folder: Where the file goes.
+        selection: Says which rows a step trained on.
+        batch_rows: Rows of a global batch.
+        most: Bad steps in a row after which training stops.
+        first_step: Steps from here on run again: their lines are dropped.
+        write: Whether this process writes the file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        selection: SelectionMap,
+        *,
+        batch_rows: int,
+        most: int,
+        first_step: int,
+        write: bool,
+    ):
+        self._path, self._selection, self._rows = folder / "bad_steps.jsonl", selection, batch_rows
+        self._most, self._write, self._in_a_row = most, write, 0
+        if write:
+            keep_steps_before(self._path, first_step)
+
+    def see(self, step: int, values: dict[str, Any]) -> None:
+        """Takes the metrics of the next step."""
+        if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        if self._write:
+            line = {
+                "step": step,
+                "loss": str(values["loss"]),
+                "grad_norm": str(values["grad_norm"]),
+                "rows": self._rows_of(step),
+            }
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            print(
+                f"warning: step {step} is not applied (loss {line['loss']}, gradient norm "
+                f"{line['grad_norm']}); its rows are in {self._path}",
+                file=sys.stderr,
+            )
+
+    def _rows_of(self, step: int) -> dict[str, list[int]]:
+        """The rows of a step by quadrant, numbered across the quadrant's parts."""
+        first = step * self._rows
+        cells, rows = self._selection.select(
+            np.arange(first, min(first + self._rows, len(self._selection)))
+        )
+        names = self._selection.schedule.cells
+        return {
+            names[number]: sorted(rows[cells == number].tolist()) for number in np.unique(cells)
+        }
+
+    def too_many(self) -> bool:
+        return self._in_a_row >= self._most
+
+    def error(self) -> UserError:
+        """What to tell the user after too many."""
+        return UserError(
+            f"{self._in_a_row} steps in a row had a loss or gradient that is not a number; "
+            f"none of them was applied, and the state is saved. {self._path} lists their rows. If "
+            "training has diverged, lower training.schedule.peak and start the model again "
+            "(--redo); to try the rows that follow, run the same command"
+        )

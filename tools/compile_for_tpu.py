@@ -1,0 +1,196 @@
+"""A config and a TPU topology in, one JSON object out: does the step fit, and how fast might it be?
+
+The real TPU compiler runs on any machine (`pip install libtpu`), no TPU needed:
+
+    python tools/compile_for_tpu.py --config configs/frame_3b.yaml --topology v5p:4x4x4
+
+Memory is the compiler's for the whole step. Time is the compiler's own estimate, which counts a
+loop's body once, so it is taken with 2 and 4 unrolled layers and the line is extended to the depth
+of the model. It is for comparing programs; how long chips wait for each other is not in it.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
+
+import dataclasses
+import functools
+import json
+import re
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh, PartitionSpec
+
+from frame_jax.config import ParallelConfig, RunConfig, make_parser, parse
+from frame_jax.errors import UserError
+from frame_jax.models.cross_entropy import chunk_count
+from frame_jax.models.flops import HBM_GIB, PEAK_FLOPS, forward_flops_per_token
+from frame_jax.models.functional import Decoder
+from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
+from frame_jax.scoring.step import score_rows
+from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
+from frame_jax.training.runs import VOCAB_MULTIPLE
+from frame_jax.training.step import Specials, TrainState, make_train_step
+
+STEPS = 1000  # length of the schedule; the program's cost does not depend on it
+GIB = 2**30
+Compiled = Any
+
+
+def arrays(shapes: Any, shardings: Any) -> Any:
+    """Descriptions of arrays that live on devices which are not there."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+
+
+def compile_train(config: RunConfig, mesh: Mesh, decoder: Decoder) -> Compiled:
+    """The train step of the target model."""
+    training = config.pretrain.training
+    optimizer = make_optimizer(training, decoder, STEPS)
+    params = param_shardings(decoder.axes(), decoder.shapes(), mesh)
+    replicated = jax.sharding.NamedSharding(mesh, PartitionSpec())
+    moments = optimizer_shardings(optimizer, decoder.shapes(), params, mesh)
+    shardings = TrainState(replicated, params, moments)
+    shapes = TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32),
+        decoder.shapes(),
+        jax.eval_shape(optimizer.init, decoder.shapes()),
+    )
+    rows = jax.ShapeDtypeStruct(
+        (training.batch_rows, config.partition.rows.sequence_length + 1), jnp.int32
+    )
+    step = make_train_step(
+        decoder, optimizer, Specials(1, 2), training, mesh, lambda step: jnp.float32(0)
+    )
+    return (
+        jax.jit(step, out_shardings=(shardings, replicated), donate_argnums=0)
+        .lower(arrays(shapes, shardings), arrays(rows, batch_sharding(mesh)))
+        .compile()
+    )
+
+
+def compile_score(config: RunConfig, mesh: Mesh, *decoders: Decoder) -> Compiled:
+    """The scoring step of both reference models, parameters in bfloat16."""
+    scoring, context = config.scoring, config.scoring.context
+    shapes = tuple(decoder.shapes() for decoder in decoders)
+    shardings = tuple(param_shardings(d.axes(), d.shapes(), mesh) for d in decoders)
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
+    params = jax.tree.map(lambda x: x.update(dtype=jnp.bfloat16), shapes)
+    batch = batch_sharding(mesh)
+    tokens = jax.ShapeDtypeStruct((scoring.rows_per_device * mesh.size, context), jnp.int32)
+    chunks = chunk_count(scoring.rows_per_device, context, scoring.loss_chunk)
+    score = jax.shard_map(
+        functools.partial(score_rows, decoders, specs, chunks=chunks),
+        mesh=mesh,
+        in_specs=(specs, *(batch.spec,) * 4),
+        out_specs=PartitionSpec(None, *batch.spec),
+        check_vma=False,
+    )
+    return jax.jit(score).lower(arrays(params, shardings), *[arrays(tokens, batch)] * 4).compile()
+
+
+def hbm_gib(compiled: Compiled) -> float:
+    """What the program needs of one device's memory."""
+    memory = compiled.memory_analysis()
+    used = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return (used + memory.generated_code_size_in_bytes - memory.alias_size_in_bytes) / GIB
+
+
+def plan(config: RunConfig, step: str, mesh: Mesh) -> tuple[list[Decoder], Any, int, float]:
+    """The models of a step, how to compile it, its tokens, and FLOPs for one of them."""
+    vocab_size = -(-config.tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if step == "train":
+        training, length = config.pretrain.training, config.partition.rows.sequence_length
+        decoder = Decoder(config.pretrain.model, vocab_size, remat=training.remat)
+        flops = 3 * forward_flops_per_token(config.pretrain.model, vocab_size, length)
+        return [decoder], compile_train, training.batch_rows * length, flops
+    context = config.scoring.context
+    models = [config.reference.weak.model, config.reference.strong.model]
+    flops = sum(forward_flops_per_token(model, vocab_size, context) for model in models)
+    tokens = config.scoring.rows_per_device * mesh.size * context
+    return [Decoder(model, vocab_size) for model in models], compile_score, tokens, flops
+
+
+def shallow(decoder: Decoder, layers: int) -> Decoder:
+    """The same model with so many layers, unrolled."""
+    config = dataclasses.replace(decoder.config, num_layers=layers)
+    return dataclasses.replace(decoder, config=config, unroll=layers)
+
+
+def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str, Any]:
+    """Compiles and describes; out of memory is an answer."""
+    options = {"num_slices": slices} if slices > 1 else {}
+    devices = topologies.get_topology_desc(topology, "tpu", **options).devices
+    parallel = config.parallel
+    if step == "score":
+        parallel = ParallelConfig(data=-1, fsdp=config.scoring.fsdp)
+    mesh = make_mesh(parallel, devices)
+    decoders, compile_step, tokens, flops_per_token = plan(config, step, mesh)
+    kind = devices[0].device_kind
+    flops = flops_per_token * tokens / mesh.size
+    answer: dict[str, Any] = {
+        "step": step,
+        "topology": topology,
+        "device_kind": kind,
+        "devices": mesh.size,
+        "mesh": dict(mesh.shape),
+        "parameters": [decoder.parameter_count() for decoder in decoders],
+        "tokens_per_step": tokens,
+        "model_flops_per_step_per_device": flops,
+        "hbm_gib_available": HBM_GIB[kind],
+    }
+    try:
+        compiled = compile_step(config, mesh, *decoders)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        used = re.search(r"Used ([\d.]+)G of", str(error))
+        change = "scoring.rows_per_device, scoring.loss_chunk, or raise scoring.fsdp"
+        if step == "train":
+            change = "training.batch_rows or loss_chunk, or raise training.accumulate, or set "
+            change += "training.remat to minimal or full"
+        return answer | {
+            "fits": False,
+            "hbm_gib_per_device": float(used[1]) if used else None,
+            "change": f"out of device memory: lower {change}, or use more chips",
+        }
+    answer |= {"fits": True, "hbm_gib_per_device": round(hbm_gib(compiled), 2)}
+    short, long = (
+        compile_step(config, mesh, *(shallow(decoder, layers) for decoder in decoders))
+        .cost_analysis()["optimal_seconds"]
+        for layers in (2, 4)
+    )
+    # With two models of different depth the slope belongs to both: each brings its own layers.
+    depth = sum(decoder.config.num_layers for decoder in decoders) / len(decoders)
+    layer = (long - short) / 2
+    seconds = short + (depth - 2) * layer
+    return answer | {
+        "estimated_seconds_per_layer": layer,
+        "estimated_step_seconds": seconds,
+        "estimated_mfu": flops / seconds / PEAK_FLOPS[kind],
+    }
+
+
+def main() -> None:
+    parser = make_parser(description=__doc__)
+    parser.add_argument("--topology", default="v5p:4x4x4", help="type:AxB[xC], e.g. v6e:16x16")
+    parser.add_argument("--slices", type=int, default=1, help="pod slices of that topology")
+    parser.add_argument("--step", choices=("train", "score"), default="train")
+    try:
+        config, options = parse(sys.argv[1:], parser)
+        print(json.dumps(check(config, options["topology"], options["step"], options["slices"])))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
