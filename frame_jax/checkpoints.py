@@ -73,7 +73,7 @@ class Checkpointer:
         if shutil.disk_usage(self.folder.parent).free < size:
             raise no_room(self.folder / str(step), size)
         state = {"params": params, "optimizer": optimizer_state}
-        digests = {name: int(_digest_on_devices(tree)) for name, tree in state.items()}
+        digests = jax.tree.map(int, _digests(state))
         with self._watched(step, size):
             self._orbax.save_checkpointables_async(
                 step, state, custom_metadata={"fingerprint": self.fingerprint, "digests": digests}
@@ -99,9 +99,8 @@ class Checkpointer:
                 "a new run directory, or remove it with --redo of its phase"
             )
         restored = load(self._orbax, step, {"params": params, "optimizer": optimizer_state})
-        for name, tree in restored.items():
-            if int(_digest_on_devices(tree)) != metadata["digests"][name]:
-                raise DamagedError(f"its {name} are not what was saved")
+        if jax.tree.map(int, _digests(restored)) != metadata["digests"]:
+            raise DamagedError("its arrays are not what was saved")
         return restored["params"], restored["optimizer"]
 
     def restore_newest(
@@ -163,9 +162,14 @@ def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[st
 def load(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any]) -> Any:
     """The arrays of a checkpoint in the shapes of `like`."""
     try:
-        return orbax.load_checkpointables(step, like)
+        found = orbax.load_checkpointables(step, like)
     except Exception as error:  # Orbax has no common class for what it cannot read
         raise DamagedError(first_line(error)) from error
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (like, found)]
+    for expected, shape in zip(*shapes, strict=True):
+        if expected != shape:
+            raise DamagedError(f"an array has shape {shape}, where the model has {expected}")
+    return found
 
 
 def first_line(error: Exception) -> str:
@@ -180,9 +184,10 @@ def digest(tree: Any, xp: ModuleType) -> Any:
         xp: `numpy` or `jax.numpy`.
 
     Returns:
-        uint32 scalar: the sum of all elements' bits, each times an odd number of its own.
+        uint32 scalar: the sum of all elements' bits, each times an odd number of its own, and of
+        the arrays' sizes.
     """
-    total = xp.zeros((), xp.uint32)
+    total = xp.zeros(1, xp.uint32)  # an array, because NumPy warns when a scalar wraps
     for number, leaf in enumerate(jax.tree.leaves(tree)):
         bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(xp.uint32)
         factor = xp.full((1,) * leaf.ndim, 2 * number + 1, xp.uint32)
@@ -190,11 +195,14 @@ def digest(tree: Any, xp: ModuleType) -> Any:
             shape = [size if i == axis else 1 for i in range(leaf.ndim)]
             places = xp.arange(size, dtype=xp.uint32).reshape(shape)
             factor = factor * xp.uint32(0x9E3779B1) + 2 * places
-        total = total + xp.sum(bits * factor, dtype=xp.uint32)
-    return total
+        size = xp.uint32(leaf.size * (2 * number + 1) % 2**32)  # tells zeros from nothing
+        total = total + xp.sum(bits * factor, dtype=xp.uint32) + size
+    return total[0]
 
 
-_digest_on_devices = jax.jit(lambda tree: digest(tree, jnp))
+@jax.jit
+def _digests(trees: dict[str, Any]) -> dict[str, jax.Array]:
+    return {name: digest(tree, jnp) for name, tree in trees.items()}
 
 
 def saved_steps(folder: Path) -> list[int]:

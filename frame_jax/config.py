@@ -239,44 +239,60 @@ class ScheduleConfig:
         kind: `constant`, `cosine` or `wsd` (warmup, stable, decay). All begin with a linear warmup.
         peak: The highest learning rate.
         warmup_fraction: Share of the steps spent warming up.
-        decay_fraction: Share of the steps, at the end, over which `wsd` decays.
-        final_fraction: Learning rate at the last step as a share of the peak (`cosine`, `wsd`).
+        decay_fraction: Share of the steps over which `wsd` decays.
+        decay_end: Where that decay ends, as a share of the steps.
+        final_fraction: Learning rate after the decay as a share of the peak (`cosine`, `wsd`).
+        restart_at_stages: Go through the schedule in every stage instead of once, shares being
+            shares of the stage; with `constant`, a new warm-up at each stage start.
     """
 
     kind: Literal["constant", "cosine", "wsd"] = "wsd"
     peak: float = 1e-3
     warmup_fraction: float = 0.02
     decay_fraction: float = 0.1
+    decay_end: float = 1.0
     final_fraction: float = 0.1
+    restart_at_stages: bool = False
 
     def __post_init__(self) -> None:
-        require(self.peak > 0, f"schedule.peak must be positive, not {self.peak}")
-        for key in ("warmup_fraction", "decay_fraction", "final_fraction"):
+        require(
+            0 < self.peak < float("inf"),
+            f"schedule.peak must be positive and finite, not {self.peak}",
+        )
+        for key in ("warmup_fraction", "decay_fraction", "decay_end", "final_fraction"):
             value = getattr(self, key)
             require(0 <= value <= 1, f"schedule.{key} must lie between 0 and 1, not {value}")
         require(
-            self.kind != "wsd" or self.warmup_fraction + self.decay_fraction <= 1,
-            "schedule: warmup_fraction + decay_fraction must not exceed 1",
+            self.kind != "wsd" or self.warmup_fraction + self.decay_fraction <= self.decay_end,
+            "schedule: warmup_fraction + decay_fraction must not exceed decay_end",
         )
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with decoupled weight decay and clipping by the global norm.
+    """AdamW or Muon, decoupled weight decay, clipping by the global norm.
 
     Attributes:
+        kind: `adamw`, or `muon` for the matrices of the layers and AdamW for all else.
         b1: Decay of the first moment.
-        b2: Decay of the second moment.
+        b2: Decay of the second moment; for Muon's matrices, of the momentum.
         eps: Added to the root of the second moment.
         weight_decay: Decoupled decay; norms and embeddings are spared.
         clip_norm: Gradients with a larger global norm are scaled down to it.
+        first_moment_dtype: Type in which the first moment is kept; `bfloat16` saves two bytes a
+            parameter. The second moment stays float32: its small steps would be rounded away.
+        average_decay: Keep an exponential moving average of the weights with this decay in the
+            optimizer's state; null keeps none.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    average_decay: float | None = None
 
     def __post_init__(self) -> None:
         for key in ("b1", "b2"):
@@ -284,6 +300,10 @@ class OptimizerConfig:
             require(0 <= value < 1, f"optimizer.{key} must lie in [0, 1), not {value}")
         require(self.clip_norm > 0, f"optimizer.clip_norm must be positive, not {self.clip_norm}")
         require(self.weight_decay >= 0, "optimizer.weight_decay must not be negative")
+        require(
+            self.average_decay is None or 0 <= self.average_decay < 1,
+            f"optimizer.average_decay must lie in [0, 1), not {self.average_decay}",
+        )
 
 
 @dataclass(frozen=True)
@@ -328,7 +348,14 @@ class TrainingConfig:
     log_every: int = runtime(10)
 
     def __post_init__(self) -> None:
-        for key in ("batch_rows", "loss_chunk", "accumulate", "milestones", "log_every"):
+        for key in (
+            "batch_rows",
+            "loss_chunk",
+            "accumulate",
+            "milestones",
+            "max_bad_steps",
+            "log_every",
+        ):
             value = getattr(self, key)
             require(value >= 1, f"training.{key} must be at least 1, not {value}")
         require(
@@ -750,6 +777,15 @@ class RunConfig:
                 re.fullmatch(r"[a-z0-9_]+", name) is not None,
                 f"curricula: the name {name!r} must be lower-case letters, digits and underscores",
             )
+        cells = self.partition.axes.cells
+        for name, curriculum in self.curricula.items():
+            for stage in curriculum.stages:
+                unknown = sorted(stage.weights.keys() - set(cells))
+                require(
+                    not unknown,
+                    f"curricula.{name}: there is no quadrant {', '.join(unknown)}; the quadrants "
+                    f"are {', '.join(cells)}",
+                )
 
 
 # ------------------------------------------------------------------------------ YAML and the tree
@@ -781,11 +817,35 @@ def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
         namespace = parser.parse_args(arguments)
         values = parser.instantiate(namespace)
         settings = RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
+        refuse_null(settings)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise UserError(explain(str(error), arguments)) from error
     except UserError as error:  # a dataclass refused its values
         raise UserError(f"{where(arguments)}: {error}") from error
     return settings, values
+
+
+def refuse_null(settings: Any, key: str = "") -> None:
+    """Refuses null where a setting has no meaning for it; the parser lets null stand for any type.
+
+    Raises:
+        UserError: naming the key.
+    """
+    import typing
+
+    hints = typing.get_type_hints(type(settings))
+    for f in dataclasses.fields(settings):
+        name, value = f"{key}{f.name}", getattr(settings, f.name)
+        optional = type(None) in typing.get_args(hints[f.name])
+        require(value is not None or optional, f"{name} needs a value; null is not one")
+        children = {f"{name}.": value}
+        if isinstance(value, list):
+            children = {f"{name}[{index}].": item for index, item in enumerate(value)}
+        elif isinstance(value, dict):
+            children = {f"{name}.{item}.": child for item, child in value.items()}
+        for prefix, child in children.items():
+            if dataclasses.is_dataclass(child):
+                refuse_null(child, prefix)
 
 
 def load(path: str | Path, *overrides: str) -> RunConfig:
@@ -799,8 +859,9 @@ def explain(message: str, arguments: list[str]) -> str:
     message = " ".join(message.replace("Parser key", "key").split())
     found = re.search(r"option '([^']+)'|unrecognized arguments: --(\S+)", message, re.IGNORECASE)
     if found:
-        wrong = (found.group(1) or found.group(2)).split("=")[0].split(".")[-1]
         names = {f.name for cls in dataclass_types(RunConfig) for f in dataclasses.fields(cls)}
+        keys = (found.group(1) or found.group(2)).split("=")[0].split(".")
+        wrong = next((key for key in keys if key not in names), keys[-1])
         near = difflib.get_close_matches(wrong, sorted(names), n=1, cutoff=0.5)
         message += f" (did you mean `{near[0]}`?)" if near else ""
     return f"{where(arguments)}: {message}"

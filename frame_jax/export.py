@@ -59,14 +59,9 @@ def export(
     Raises:
         UserError: if there is no such arm, checkpoint or stage, or `out` is taken.
     """
-    folder = directory.pretrain(curriculum)
-    if not (folder / "curriculum.json").exists():
-        arms = sorted(path.parent.name for path in folder.parent.glob("*/curriculum.json"))
-        there = f"there are: {', '.join(arms)}" if arms else "run the pretrain phase first"
-        raise UserError(f"{directory.root} has no trained curriculum {curriculum!r}; {there}")
+    folder, plan = read_plan(directory, curriculum)
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    plan = read_json(folder / "curriculum.json")
     step = choose_step(plan, checkpoints.saved_steps(folder / "checkpoints"), step, stage)
     decoder = read_description(folder)
     special = read_json(directory.tokenizer.with_name("special_tokens.json"))
@@ -90,6 +85,20 @@ def export(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return step
+
+
+def read_plan(directory: RunDirectory, curriculum: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a trained arm, and its curriculum.json.
+
+    Raises:
+        UserError: if there is no such arm.
+    """
+    folder = directory.pretrain(curriculum)
+    if not (folder / "curriculum.json").exists():
+        arms = sorted(path.parent.name for path in folder.parent.glob("*/curriculum.json"))
+        there = f"there are: {', '.join(arms)}" if arms else "run the pretrain phase first"
+        raise UserError(f"{directory.root} has no trained curriculum {curriculum!r}; {there}")
+    return folder, read_json(folder / "curriculum.json")
 
 
 def choose_step(plan: dict[str, Any], saved: list[int], step: int | None, stage: str | None) -> int:
@@ -142,7 +151,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
-ids = tokenizer("Once upon a time", return_tensors="pt").input_ids  # begins with BOS, as in training
+ids = tokenizer("Once upon a time", return_tensors="pt").input_ids  # begins with BOS
 print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))
 ```
 

@@ -118,10 +118,16 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
             return 0
 
     from frame_jax import preemption
+    from frame_jax.curriculum.presets import expand
     from frame_jax.parallel import processes
+    from frame_jax.parallel.sharding import mesh_shape
 
     processes.start(config.parallel)
     preemption.install()
+    # What cannot work is refused before anything is written.
+    mesh_shape(config.parallel, processes.devices())
+    for curriculum in config.curricula.values():
+        expand(curriculum, config.partition.axes)
     if processes.is_first():
         with exclusive(directory):
             return _run_units(config, directory, table, todo, expected, redo)
@@ -221,4 +227,7 @@ def prefer_huge_pages() -> None:
 
 if __name__ == "__main__":
     prefer_huge_pages()
-    sys.exit(main())
+    code = main()
+    if code == USAGE_ERROR and "frame_jax.parallel.processes" in sys.modules:
+        sys.modules["frame_jax.parallel.processes"].leave(code)
+    sys.exit(code)

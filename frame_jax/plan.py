@@ -135,10 +135,13 @@ def arm(config: RunConfig, corpus: Corpus, name: str) -> RenderableType:
         table.add_column(column, justify="left" if column == "stage" else "right")
     start = 0
     names = [stage.name for stage in schedule.stages] * schedule.epochs
-    for stage, stop in zip(names, schedule.boundaries.tolist(), strict=True):
+    stops = schedule.boundaries.tolist()
+    first_steps = [row // training.batch_rows for row in (0, *stops[:-1])]
+    for stage, stop in zip(names, stops, strict=True):
         first = start // training.batch_rows
         last = min(steps, -(-stop // training.batch_rows)) - 1
-        rates = np.asarray(learning_rate(training.schedule, np.array([first, last]), steps))
+        ends = np.array([first, last])
+        rates = np.asarray(learning_rate(training.schedule, ends, steps, first_steps))
         table.add_row(
             stage,
             f"{stop - start:,}",

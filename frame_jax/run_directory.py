@@ -147,7 +147,7 @@ def how_to_remake(root: Path, path: Path, unit: str) -> str:
 
 
 def remove_temporaries(root: Path) -> None:
-    """Removes what killed programs left under temporary names; no other may be at work in `root`."""
+    """Removes what killed programs left under temporary names; none may be at work in `root`."""
     for path in list(root.rglob(".tmp-*")):
         remove(path)
 

@@ -6,7 +6,8 @@ import yaml
 from frame_jax.config import RunConfig, load, lookup, parse, settings_of
 from frame_jax.errors import UserError
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parent.parent / "configs"
+CONFIGS = sorted(set(FOLDER.glob("*.yaml")) - set(FOLDER.glob("tasks_*.yaml")))  # not of a run
 MINIMAL = {"run_directory": "r", "corpus": {"sources": [{"kind": "python_library"}]}}
 
 

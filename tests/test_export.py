@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from frame_jax.config import RopeScalingConfig
 from frame_jax.errors import UserError
 from frame_jax.export import export, main
 from frame_jax.models.functional import Decoder
@@ -14,31 +15,20 @@ from frame_jax.models.hugging_face_export import export_checkpoint
 from frame_jax.scoring.tokenizers import require_same_tokenizer
 from tests.arm import CONTEXT, PADDED, STEPS, make_arm
 
-LLAMA3 = {
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_context": 32,
-}
+LONG_ROPE = RopeScalingConfig(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=32
+)
 SHAPES = {
     "llama": {"tie_embeddings": False},
-    "llama_tied_long_rope": {"rope_theta": 500.0, "rope_scaling": LLAMA3},
+    "llama_tied_long_rope": {"rope_theta": 500.0, "rope_scaling": LONG_ROPE},
     "qwen2": {"qkv_bias": True},
     "qwen3": {"qk_norm": True, "head_dim": 16, "tie_embeddings": False},
 }
 
 
-def arm(root, **shape):
-    from frame_jax.config import RopeScalingConfig
-
-    if "rope_scaling" in shape:
-        shape = {**shape, "rope_scaling": RopeScalingConfig(**shape["rope_scaling"])}
-    return make_arm(root, **shape)
-
-
 @pytest.mark.parametrize("name", SHAPES)
 def test_importing_an_export_gives_the_same_bits(name, tmp_path) -> None:
-    directory, decoder, params = arm(tmp_path / "run", **SHAPES[name])
+    directory, decoder, params = make_arm(tmp_path / "run", **SHAPES[name])
     assert export(directory, "frame", tmp_path / "out") == STEPS[-1]
     again, imported = import_checkpoint(tmp_path / "out", longest=CONTEXT)
     assert (again.config, again.vocab_size) == (decoder.config, PADDED)
@@ -98,7 +88,7 @@ def test_a_model_without_a_counterpart_is_refused(tmp_path) -> None:
 def test_transformers_computes_the_same_logits_and_generates(name, tmp_path) -> None:
     torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    directory, decoder, params = arm(tmp_path / "run", **SHAPES[name])
+    directory, decoder, params = make_arm(tmp_path / "run", **SHAPES[name])
     export(directory, "frame", tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.float32

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1")
+os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
 import dataclasses
 import functools
@@ -165,8 +165,9 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
         }
     answer |= {"fits": True, "hbm_gib_per_device": round(hbm_gib(compiled), 2)}
     short, long = (
-        compile_step(config, mesh, *(shallow(decoder, layers) for decoder in decoders))
-        .cost_analysis()["optimal_seconds"]
+        compile_step(
+            config, mesh, *(shallow(decoder, layers) for decoder in decoders)
+        ).cost_analysis()["optimal_seconds"]
         for layers in (2, 4)
     )
     # With two models of different depth the slope belongs to both: each brings its own layers.

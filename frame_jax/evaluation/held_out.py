@@ -3,7 +3,8 @@
 Reads RUN/pretrain/<curriculum>/, RUN/tokens and RUN/quadrants/assignment.parquet. Writes
 RUN/evaluation/<curriculum>/<step>/part-*.parquet (one row a held-out document: doc_id,
 predicted_tokens, nll, a sum in nats) and from them RUN/evaluation/<curriculum>.json. Every arm is
-scored on the same documents, from their own starts, as in `frame_jax.scoring`.
+scored on the same documents, from their own starts, as in `frame_jax.scoring`. Where the config has
+multiple-choice tasks, `frame_jax.evaluation.tasks` runs them, and says what the file has of them.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str
     scores = tasks.run(config, directory, curriculum, plan)
     if processes.is_first():
         measured = result(directory, curriculum, plan, steps)
-        if scores:  # see tasks.run for what they hold
+        if scores:
             measured["tasks"] = scores
         write_json(directory.evaluation(curriculum), measured)
     processes.barrier(f"evaluate {curriculum}: result written")

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from frame_jax.models.layers import SAVED, saved
+from frame_jax.models.segment_attention import segment_attention
 from frame_jax.parallel.sharding import context_mesh, spec
 
 QUERY_BLOCK = 256  # queries whose scores exist at one time; keys after a block are never touched
@@ -50,6 +51,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
 def _kernel_for(platform: str, q: jax.Array) -> Callable[..., jax.Array]:
     if platform == "tpu" and q.shape[1] % SPLASH_BLOCKS[-1] == 0:
         return splash_attention
+    if platform == "cpu" and q.shape[1] % QUERY_BLOCK == 0:
+        return cpu_attention
     if platform == "gpu" and q.dtype == jnp.bfloat16:
         return functools.partial(library_attention, implementation="cudnn")
     return lean_attention
@@ -105,6 +108,27 @@ def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Ar
     mixed = jnp.concatenate(blocks, axis=3)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, head_dim)
 
+
+@jax.custom_vjp
+def cpu_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """`attention` for T a multiple of 256: `lean_attention` where a derivative is taken of it,
+    `segment_attention`, three times as fast on packed rows, where none is."""
+    return segment_attention(q, k, v, segment_ids)
+
+
+def _cpu_attention_forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
+) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, ...]]]:
+    return jax.vjp(functools.partial(lean_attention, segment_ids=segment_ids), q, k, v)
+
+
+def _cpu_attention_backward(
+    pull_back: Callable[[jax.Array], tuple[jax.Array, ...]], grad: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    return (*pull_back(grad), None)
+
+
+cpu_attention.defvjp(_cpu_attention_forward, _cpu_attention_backward)
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 

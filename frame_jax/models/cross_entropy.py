@@ -133,9 +133,7 @@ def _cross_entropy_forward(
         grad = probabilities * steepness[..., None] - is_target * weights[..., None]
         grad = grad.astype(hidden.dtype)
         grad_hidden = _dot("gbtv,vd->gbtd", grad, w).astype(hidden.dtype)
-        grad_w = constrain(
-            grad_w + _dot("gbtv,gbtd->gvd", grad, hidden), "batch", "vocab", None
-        )
+        grad_w = constrain(grad_w + _dot("gbtv,gbtd->gvd", grad, hidden), "batch", "vocab", None)
         nll_sum += jnp.sum(nll * weights)
         objective += jnp.sum((nll + z_loss * jnp.square(log_total)) * weights)
         return (objective, nll_sum, grad_w), grad_hidden

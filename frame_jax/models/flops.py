@@ -1,8 +1,8 @@
 """How much arithmetic a model is: a shape in, floating-point operations out.
 
 Convention: a multiply and an add are two operations; only matrix products count; attention is
-causal, so a query meets half of the keys; the backward pass is twice the forward pass; recomputation
-(remat) does not count. Model FLOPs utilisation (MFU) is these over what the chips could do.
+causal, so a query meets half of the keys; the backward pass is twice the forward pass; what remat
+computes again does not count. Model FLOPs utilisation (MFU) is these over what the chips could do.
 """
 
 from __future__ import annotations

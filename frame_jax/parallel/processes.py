@@ -11,7 +11,9 @@ given up on at a barrier after BARRIER_SECONDS.
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -23,6 +25,7 @@ T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 60
 SHUTDOWN_SECONDS = 60
+LEAVE_SECONDS = 10
 BARRIER_SECONDS = 12 * 3600  # longer than the longest time that one process may be behind another
 
 _calls = itertools.count()  # the same on every process, because all make the same calls
@@ -50,6 +53,11 @@ def index() -> int:
 def count() -> int:
     """All processes of the run."""
     return jax.process_count()
+
+
+def devices() -> int:
+    """All devices of all processes."""
+    return jax.device_count()
 
 
 def is_first() -> bool:
@@ -106,6 +114,27 @@ def barrier(name: str) -> None:
 
 def missing(error: Exception) -> str:
     """The processes that the coordination service names in `error`, and what it says."""
-    others = sorted({int(task) for task in re.findall(r"task:(\d+)", str(error))} - {index()})
-    named = f"process {', '.join(map(str, others))} did not come. " if others else ""
-    return f"{named}{str(error).splitlines()[0]}"
+    text = str(error)
+    named = re.findall(r"\btask[ :](\d+)|^(\d+)$", text, re.IGNORECASE | re.MULTILINE)
+    others = sorted({int(a or b) for a, b in named} - {index()})
+    if not others and "leader task" in text:
+        others = [0]
+    first_line = text.splitlines()[0]
+    if not others:
+        return first_line
+    return f"process {', '.join(map(str, others))} has died or did not come ({first_line})"
+
+
+def leave(code: int) -> None:
+    """Before this process ends with an error: ends it without the others if they do not follow.
+
+    JAX would otherwise wait for them, and then end this process with another exit code.
+    """
+    if not jax.distributed.is_initialized() or count() == 1:
+        return
+    try:
+        _client().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
+    except jax.errors.JaxRuntimeError:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

@@ -123,10 +123,15 @@ def contents(lines: list[dict[str, Any]], cells: tuple[str, ...]) -> dict[str, d
             "documents": total(cell, "documents"),
             "tokens": tokens,
             "held_out_documents": total(cell, "held_out_documents"),
-            "ppl": math.exp(total(cell, "loss") / tokens) if tokens else None,
-            "pd": total(cell, "pd") / tokens if tokens else None,
+            "ppl": rounded(math.exp(total(cell, "loss") / tokens)) if tokens else None,
+            "pd": rounded(total(cell, "pd") / tokens) if tokens else None,
         }
     return summary
+
+
+def rounded(value: float) -> float:
+    """Nine digits: those after depend on the order in which threads add."""
+    return float(f"{value:.9g}")
 
 
 def without_place(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, dict[str, int]]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.config import TrainingConfig
@@ -27,20 +30,63 @@ def decay_mask(axes: Any) -> Any:
 
 
 def make_optimizer(
-    config: TrainingConfig, decoder: Decoder, steps: int
+    config: TrainingConfig, decoder: Decoder, steps: int, stage_starts: Sequence[int] = (0,)
 ) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW with decoupled decay."""
+    """Clipping by the global norm, then the update rule, then the average of the weights."""
     o = config.optimizer
-    return optax.chain(
-        optax.clip_by_global_norm(o.clip_norm),
-        optax.adamw(
-            lambda step: learning_rate(config.schedule, step, steps),
-            b1=o.b1,
-            b2=o.b2,
-            eps=o.eps,
-            weight_decay=o.weight_decay,
-            mask=decay_mask(decoder.axes()),
-        ),
+    settings: dict[str, Any] = {
+        "learning_rate": lambda step: learning_rate(config.schedule, step, steps, stage_starts),
+        "eps": o.eps,
+        "weight_decay": o.weight_decay,
+        "mu_dtype": o.first_moment_dtype,
+    }
+    if o.kind == "adamw":
+        settings |= {"b1": o.b1, "b2": o.b2, "mask": decay_mask(decoder.axes())}
+        rule = optax.adamw(**settings)
+    else:
+        # The root mean square of an update is made that of AdamW's, so its learning rates carry
+        # over (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
+        settings |= {"beta": o.b2, "adam_b1": o.b1, "adam_b2": o.b2, "consistent_rms": 0.2}
+        settings["muon_weight_dimension_numbers"] = muon_axes(decoder.axes())
+        rule = optax.contrib.muon(**settings)
+    average = () if o.average_decay is None else (weight_average(o.average_decay),)
+    return optax.chain(optax.clip_by_global_norm(o.clip_norm), rule, *average)
+
+
+def muon_axes(axes: Any) -> Any:
+    """Rows and columns of each layer's matrices; None, hence AdamW without decay, for the rest.
+
+    Args:
+        axes: Tree of tuples of logical axis names, as `Decoder.axes()` gives it.
+    """
+    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+    return jax.tree.map(lambda decays: matrix if decays else None, decay_mask(axes))
+
+
+class WeightAverage(NamedTuple):
+    """State of `weight_average`.
+
+    Attributes:
+        average: The averaged parameters, float32.
+    """
+
+    average: Any
+
+
+def weight_average(decay: float) -> optax.GradientTransformation:
+    """Changes no update; keeps an exponential moving average of the weights, from the initial ones.
+
+    Must be the last of a chain: it averages the weights as they are after the update.
+    """
+
+    def update(updates: Any, state: WeightAverage, params: Any) -> tuple[Any, WeightAverage]:
+        new = optax.apply_updates(params, updates)
+        return updates, WeightAverage(
+            jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * p, state.average, new)
+        )
+
+    return optax.GradientTransformation(
+        lambda params: WeightAverage(jax.tree.map(jnp.copy, params)), update
     )
 
 

@@ -1,41 +1,55 @@
-"""The learning rate: a pure function of the global step and the number of steps."""
+"""The learning rate: a pure function of the global step, the number of steps and the stages."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from frame_jax.config import ScheduleConfig
 
 
-def learning_rate(config: ScheduleConfig, step: ArrayLike, steps: int) -> jax.Array:
+def learning_rate(
+    config: ScheduleConfig, step: ArrayLike, steps: int, stage_starts: Sequence[int] = (0,)
+) -> jax.Array:
     """The learning rate of an update.
 
-    A linear warm-up reaches the peak at its last step; `wsd` then stays at the peak and falls
-    linearly over the last steps; `cosine` falls from the end of the warm-up. Both are at
-    `final_fraction` of the peak at the last step.
+    A linear warm-up reaches the peak at its last step; `wsd` then stays at the peak, falls linearly
+    over the steps before `decay_end`, and stays low; `cosine` falls from the end of the warm-up.
+    Both end at `final_fraction` of the peak. With `restart_at_stages` all this happens in every
+    stage, shares being shares of the stage: `constant` then warms up again at each stage start.
 
     Args:
         config: Which schedule.
         step: Index of the update, from 0 to steps - 1; any shape.
         steps: Updates of the whole run.
+        stage_starts: The first step of each stage, rising from 0.
 
     Returns:
         float32, the shape of `step`.
     """
-    step = jnp.asarray(step, jnp.float32)
-    warmup = max(1, round(config.warmup_fraction * steps))
+    starts = np.array(stage_starts if config.restart_at_stages else (0,))
+    lengths = np.diff(np.append(starts, steps))
+    stage = jnp.searchsorted(starts, jnp.asarray(step), side="right") - 1
+    step = (jnp.asarray(step) - jnp.asarray(starts)[stage]).astype(jnp.float32)
+
+    def share(fraction: float) -> jax.Array:
+        """That share of the stage in steps, at least 1; the shape of `step`."""
+        return jnp.asarray(np.maximum(1, np.round(fraction * lengths)), jnp.float32)[stage]
+
+    warmup = share(config.warmup_fraction)
     rising = jnp.minimum(1.0, (step + 1) / warmup)
     if config.kind == "constant":
         return config.peak * rising
-    last = steps - 1
     if config.kind == "cosine":
-        progress = jnp.clip((step - (warmup - 1)) / max(1, last - (warmup - 1)), 0, 1)
-        falling = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        progress = (step - (warmup - 1)) / jnp.maximum(1, share(1) - warmup)
+        falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+    elif config.decay_fraction == 0:
+        falling = jnp.ones_like(step)
     else:
-        decay = max(1, round(config.decay_fraction * steps))
-        falling = 1 - jnp.clip((step - (last - decay)) / decay, 0, 1)
-        if config.decay_fraction == 0:
-            falling = jnp.ones_like(step)
+        decay, end = share(config.decay_fraction), share(config.decay_end)
+        falling = 1 - jnp.clip((step - (end - 1 - decay)) / decay, 0, 1)
     return config.peak * rising * (config.final_fraction + (1 - config.final_fraction) * falling)

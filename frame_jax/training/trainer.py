@@ -79,6 +79,12 @@ class Job:
         """Optimizer steps of the whole run; the last batch may be completed by padding."""
         return self.selection.schedule.steps(self.training.batch_rows)
 
+    @property
+    def stage_starts(self) -> list[int]:
+        """The first step of each stage, rising; a stage inside a step begins with it."""
+        starts = self.selection.schedule.boundaries[:-1] // self.training.batch_rows
+        return sorted({0, *starts.tolist()})
+
 
 def kept_steps(job: Job) -> list[int]:
     """Steps whose checkpoints stay: every stage end, the milestones, and the last."""
@@ -95,7 +101,7 @@ class StateFactory:
 
     def __init__(self, job: Job, mesh: Mesh):
         decoder = job.decoder
-        self.optimizer = make_optimizer(job.training, decoder, job.steps)
+        self.optimizer = make_optimizer(job.training, decoder, job.steps, job.stage_starts)
         shapes = decoder.shapes()
         params = param_shardings(decoder.axes(), shapes, mesh)
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -226,7 +232,9 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
                 job.specials,
                 job.training,
                 mesh,
-                lambda step: learning_rate(job.training.schedule, step, job.steps),
+                lambda step: learning_rate(
+                    job.training.schedule, step, job.steps, job.stage_starts
+                ),
             )
         ),
         in_shardings=(factory.shardings, batch_sharding(mesh)),

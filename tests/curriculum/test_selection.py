@@ -24,7 +24,7 @@ def selected(selection: SelectionMap) -> np.ndarray:
     return pairs.reshape(selection.schedule.epochs, selection.schedule.epoch_rows, 2)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(schedules(), st.integers(0, 3))
 def test_every_row_comes_exactly_once_an_epoch(schedule: Schedule, seed: int) -> None:
     available = np.array(schedule.available)
@@ -37,7 +37,7 @@ def test_every_row_comes_exactly_once_an_epoch(schedule: Schedule, seed: int) ->
         assert (epoch[:, 1] < available[epoch[:, 0]]).all() and (epoch >= 0).all()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(schedules())
 def test_realised_mixture_follows_the_asked_one(schedule: Schedule) -> None:
     selection = SelectionMap(schedule, seed=1)
@@ -50,7 +50,7 @@ def test_realised_mixture_follows_the_asked_one(schedule: Schedule) -> None:
     assert np.abs(realised - asked).max() < np.diff(selection.edges).max() + len(schedule.cells)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(schedules())
 def test_hard_stages_hold_their_own_rows_to_the_row(schedule: Schedule) -> None:
     if np.isfinite(schedule.steepness):

@@ -150,7 +150,7 @@ def subsets(count: int) -> list[tuple[int, ...]]:
     return list(chain.from_iterable(combinations(range(count), n) for n in range(1, count + 1)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_lengths_are_met_exactly_whenever_they_can_be(data: st.DataObject) -> None:
     """Against Hall's condition: no set of stages asks for more than its quadrants hold."""

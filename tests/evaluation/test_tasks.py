@@ -3,7 +3,6 @@
 import gzip
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,7 @@ from frame_jax.evaluation.likelihood import encode
 from frame_jax.parallel import processes
 from frame_jax.run_directory import read_json
 from tests.arm import CONTEXT, STEPS, make_arm, make_config
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "scoring"))
-from numpy_decoder import log_probabilities
+from tests.scoring.numpy_decoder import log_probabilities
 
 QUESTIONS = (
     ("What does {question} mean?", ["a { brace", "nothing", "a set", "x"], "python"),

@@ -176,12 +176,14 @@ def test_tiny_groups_are_placed(documents: int, tmp_path: Path) -> None:
 def test_order_and_number_of_parts_do_not_matter(tmp_path: Path) -> None:
     corpus = make_corpus(1500, levels=8)
     shuffled = only(corpus, np.random.default_rng(1).permutation(1500))
-    results = [
-        placed(write(corpus, tmp_path / "a", parts=1)),
-        placed(write(shuffled, tmp_path / "b", parts=7)),
+    one = write(corpus, tmp_path / "one", parts=1)
+    seven = write(shuffled, tmp_path / "seven", parts=7)
+    cells = [
+        {doc_id: line["quadrant"] for doc_id, line in placed(directory).items()}
+        for directory in (one, seven)
     ]
-    cells = [{i: line["quadrant"] for i, line in lines.items()} for lines in results]
     assert cells[0] == cells[1]
+    assert read_json(one.partition) == read_json(seven.partition)
 
 
 def test_scores_of_other_parts_are_refused(tmp_path: Path) -> None:
@@ -189,11 +191,15 @@ def test_scores_of_other_parts_are_refused(tmp_path: Path) -> None:
     list_parts(directory.scores, ".parquet")[0].unlink()
     with pytest.raises(UserError, match="redo the score phase"):
         placed(directory)
-    corpus = make_corpus(100)
-    nothing = write(replace(corpus, loss=np.full(100, np.nan)), tmp_path / "nan")
+
+
+@pytest.mark.parametrize("change", [{"loss": np.nan}, {"split": "reference"}])
+def test_a_corpus_without_any_place_is_refused(change: dict, tmp_path: Path) -> None:
+    changes = {name: np.full(100, value) for name, value in change.items()}
+    directory = write(replace(make_corpus(100), **changes), tmp_path / "it's")
     with pytest.raises(UserError, match="no document of the train split"):
-        placed(nothing)
-    assert not nothing.partition.exists() and not nothing.assignment.exists()
+        placed(directory)
+    assert not directory.partition.exists() and not directory.assignment.exists()
 
 
 def test_scratch_space_is_given_back(tmp_path: Path) -> None:

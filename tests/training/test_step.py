@@ -1,14 +1,18 @@
 """The loss and its view of a row, against plain NumPy in float64."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from frame_jax.config import ModelConfig
+from frame_jax.config import ModelConfig, ParallelConfig, TrainingConfig
 from frame_jax.models.cross_entropy import chunk_count, cross_entropy, token_nll
 from frame_jax.models.functional import Decoder
-from frame_jax.training.step import Specials, batch_loss, view
+from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
+from frame_jax.training.step import Specials, TrainState, batch_loss, make_train_step, view
 
 BOS, EOS = 1, 2
 SPECIALS = Specials(BOS, EOS)
@@ -77,6 +81,87 @@ def test_a_document_does_not_see_its_neighbours() -> None:
         return float(batch_loss(decoder, params, rows, 1)[1])
 
     assert loss(first, second) == pytest.approx(loss(first) + loss(second), rel=1e-5)
+
+
+def test_z_loss_adds_the_squared_log_of_the_denominator() -> None:
+    random = np.random.default_rng(0)
+    hidden, table = (jnp.asarray(random.normal(size=s), jnp.float32) for s in ((2, 8, 4), (50, 4)))
+    targets, weights = jnp.asarray(random.integers(0, 50, (2, 8))), jnp.ones((2, 8))
+
+    def plain(hidden: jax.Array, table: jax.Array) -> jax.Array:
+        logits = jnp.einsum("btd,vd->btv", hidden, table)
+        log_total = jax.nn.logsumexp(logits, axis=-1)
+        nll = log_total - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        return jnp.sum(nll + 0.01 * log_total**2)
+
+    def ours(hidden: jax.Array, table: jax.Array) -> jax.Array:
+        return cross_entropy(hidden, table, targets, weights, 2, 0.01)[0]
+
+    expected = jax.value_and_grad(plain, (0, 1))(hidden, table)
+    actual = jax.value_and_grad(ours, (0, 1))(hidden, table)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), actual, expected
+    )
+
+
+SMALL = ModelConfig(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2)
+
+
+def stepped(rows: np.ndarray, parallel: ParallelConfig | None = None, **settings: int) -> tuple:
+    """The loss and the parameters after one plain gradient step, which carries the gradient."""
+    mesh = make_mesh(parallel or ParallelConfig(fsdp=1), jax.devices()[: 8 if parallel else 1])
+    decoder, optimizer = Decoder(SMALL, 64, "float32"), optax.sgd(1.0)
+    training = TrainingConfig(batch_rows=16, compute_dtype="float32", loss_chunk=8, **settings)
+    step = make_train_step(
+        decoder, optimizer, SPECIALS, training, mesh, lambda step: jnp.float32(1)
+    )
+    params = decoder.init(jax.random.key(0))
+    placed = jax.device_put(params, param_shardings(decoder.axes(), decoder.shapes(), mesh))
+    state = TrainState(jnp.int32(0), placed, optimizer.init(placed))
+    state, metrics = jax.jit(step)(state, jax.device_put(rows, batch_sharding(mesh)))
+    return float(metrics["loss"]), jax.tree.map(np.asarray, state.params)
+
+
+def ragged_rows() -> np.ndarray:
+    """16 rows whose numbers of counted targets differ: the later ones are mostly padding."""
+    rows = np.random.default_rng(0).integers(3, 64, (16, 17)).astype(np.int32)
+    for index, row in enumerate(rows):
+        row[17 - index :] = BOS
+    return rows
+
+
+def assert_same(ours: tuple, theirs: tuple) -> None:
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), ours[1], theirs[1]
+    )
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch() -> None:
+    assert_same(stepped(ragged_rows(), accumulate=4), stepped(ragged_rows()))
+
+
+def test_eight_devices_over_slices_make_the_gradients_of_one(
+    use_devices: Callable[[int], None],
+) -> None:
+    use_devices(8)
+    parallel = ParallelConfig(slice=2, fsdp=2, tensor=2)
+    assert_same(stepped(ragged_rows(), parallel, accumulate=2), stepped(ragged_rows()))
+
+
+def test_the_logits_of_a_batch_never_exist() -> None:
+    B, T, D, V = 4, 512, 8, 4096
+
+    def temporary_bytes(chunks: int) -> int:
+        shapes = ((B, T, D), jnp.bfloat16), ((V, D), jnp.float32), ((B, T), jnp.int32)
+        arguments = [jax.ShapeDtypeStruct(*shape) for shape in (*shapes, ((B, T), jnp.float32))]
+        gradient = jax.grad(lambda *a: cross_entropy(*a, chunks)[0], argnums=(0, 1))
+        memory = jax.jit(gradient).lower(*arguments).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    logits = B * T * V * 4
+    assert temporary_bytes(1) > logits  # the measure sees them
+    assert temporary_bytes(16) < logits / 4
 
 
 @pytest.mark.parametrize("remat", ["minimal", "full"])

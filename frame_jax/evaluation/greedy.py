@@ -1,0 +1,183 @@
+"""Token ids in; NLL, whether each token is the likeliest one, and likeliest next tokens out.
+
+What a benchmark asks of a model beyond the NLL that `scoring.step` gives. Works on the devices of
+this process, as scoring does.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from frame_jax.models.cross_entropy import chunk_count, token_nll
+from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Params, Transformer
+from frame_jax.scoring.step import Scorer, gather
+
+
+class GreedyScorer(Scorer):
+    """A scorer of one model whose values are [2, rows, context]: NLL in nats, and misses.
+
+    A miss is 1 where another token is likelier than the target, otherwise 0.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        params: Params,
+        context: int,
+        *,
+        rows_per_device: int,
+        loss_chunk: int = 2048,
+        fsdp: int = 1,
+    ):
+        """Places the parameters; see `Scorer` for the arguments."""
+        super().__init__(
+            [(decoder, params)],
+            context,
+            rows_per_device=rows_per_device,
+            loss_chunk=loss_chunk,
+            fsdp=fsdp,
+        )
+        specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self._params)
+        mesh, rows = self._batch_sharding.mesh, self._batch_sharding.spec
+        assert isinstance(mesh, Mesh)  # of devices, not of an abstract topology
+        chunks = chunk_count(rows_per_device, context, loss_chunk)
+        mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+        self._score = jax.jit(
+            mapped(
+                functools.partial(rate_rows, decoder, specs[0], chunks=chunks),
+                in_specs=(specs, rows, rows, rows, rows),
+                out_specs=PartitionSpec(None, *rows),
+            )
+        )
+        self._next = jax.jit(
+            mapped(
+                functools.partial(next_tokens, decoder, specs[0]),
+                in_specs=(specs, rows, rows),
+                out_specs=rows,
+            )
+        )
+
+    def next(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """The likeliest token after each row.
+
+        Args:
+            ids: [rows, context] int32, the rows' tokens from the left.
+            lengths: [rows] int32, how many there are, at least 1.
+
+        Returns:
+            [rows] int32.
+        """
+        arrays = jax.device_put((ids, lengths), self._batch_sharding)
+        return np.asarray(self._next(self._params, *arrays))
+
+
+def states(
+    decoder: Decoder,
+    specs: Any,
+    params: tuple[Params],
+    inputs: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+) -> tuple[Transformer, jax.Array]:
+    """The model made whole from this device's shards, and its hidden states [rows, context, D]."""
+    (shards,) = params
+    layer_specs = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs["layers"])
+    outer = {name: spec for name, spec in specs.items() if name != "layers"}
+    whole = gather({name: shards[name] for name in outer}, outer)
+    module = decoder.bind({**whole, "layers": shards["layers"]})
+    layers = functools.partial(gather, specs=layer_specs)
+    return module, module(inputs, segment_ids, positions, gather=layers)
+
+
+def rate_rows(
+    decoder: Decoder,
+    specs: Any,
+    params: tuple[Params],
+    inputs: jax.Array,
+    targets: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    chunks: int,
+) -> jax.Array:
+    """What one device does with its rows: [2, rows, context] float32, NLL and misses."""
+    module, hidden = states(decoder, specs, params, inputs, segment_ids, positions)
+    nll = token_nll(hidden, module.unembedding(), targets, chunks)
+    best = likeliest(hidden, module.unembedding(), chunks)
+    return jnp.stack([nll, (best != targets).astype(jnp.float32)])
+
+
+def next_tokens(
+    decoder: Decoder, specs: Any, params: tuple[Params], ids: jax.Array, lengths: jax.Array
+) -> jax.Array:
+    """What one device does to continue its rows: [rows] int32."""
+    rows, context = ids.shape
+    positions = jnp.broadcast_to(jnp.arange(context), (rows, context))
+    # Attention is causal: what lies behind a row's end cannot matter.
+    module, hidden = states(decoder, specs, params, ids, jnp.zeros_like(ids), positions)
+    last = hidden[jnp.arange(rows), lengths - 1][:, None]
+    return likeliest(last, module.unembedding(), 1)[:, 0]
+
+
+def likeliest(hidden: jax.Array, unembedding: jax.Array, chunks: int) -> jax.Array:
+    """[B, T, D] x [V, D] -> [B, T] int32: the token with the largest logit, piece by piece."""
+    B, T, D = hidden.shape
+    w = unembedding.astype(hidden.dtype)
+
+    def piece(states: jax.Array) -> jax.Array:
+        logits = jnp.einsum("btd,vd->btv", states, w, preferred_element_type=jnp.float32)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    pieces = hidden.reshape(B, chunks, T // chunks, D).swapaxes(0, 1)
+    return jax.lax.map(piece, pieces).swapaxes(0, 1).reshape(B, T)
+
+
+def generate(
+    scorer: GreedyScorer,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    is_finished: Callable[[int, list[int]], bool],
+) -> list[list[int]]:
+    """Continues prompts with the likeliest token, again and again.
+
+    Every token costs a pass over the whole context, because nothing is kept from one to the next.
+
+    Args:
+        scorer: The model.
+        prompts: Ids, at least one each; prompt and limit together fit into the context.
+        limits: Tokens to write at most, at least one each.
+        is_finished: Asked after each token, with the prompt's number and the tokens written.
+
+    Returns:
+        The tokens written for each prompt.
+    """
+    written: list[list[int]] = [[] for _ in prompts]
+    waiting = iter(range(len(prompts)))
+    ids = np.zeros((scorer.rows, scorer.context), np.int32)
+    lengths = np.ones(scorer.rows, np.int32)
+    owners: list[int | None] = [None] * scorer.rows
+    while True:
+        for row, owner in enumerate(owners):
+            if owner is None and (owner := next(waiting, None)) is not None:
+                owners[row], lengths[row] = owner, len(prompts[owner])
+                ids[row, : lengths[row]] = prompts[owner]
+        if not any(owner is not None for owner in owners):
+            return written
+        tokens = scorer.next(ids, lengths)
+        for row, owner in enumerate(owners):
+            if owner is None:
+                continue
+            written[owner].append(int(tokens[row]))
+            if len(written[owner]) == limits[owner] or is_finished(owner, written[owner]):
+                owners[row], lengths[row] = None, 1
+            else:
+                ids[row, lengths[row]] = tokens[row]
+                lengths[row] += 1

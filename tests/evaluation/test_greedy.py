@@ -1,0 +1,68 @@
+"""NLL, misses and greedy text against a float64 decoder that keeps nothing and packs nothing."""
+
+import numpy as np
+import pytest
+
+from frame_jax.config import ModelConfig
+from frame_jax.evaluation.greedy import GreedyScorer, generate
+from frame_jax.evaluation.likelihood import Request, continuation_sums
+from frame_jax.models.functional import Decoder
+from tests.arm import random_params
+from tests.scoring.numpy_decoder import log_probabilities
+
+CONTEXT, VOCAB = 32, 64
+
+
+@pytest.fixture(params=[(1, 1), (4, 2)], ids=["1 device", "4 devices"])
+def model(request, use_devices):
+    devices, fsdp = request.param
+    use_devices(devices)
+    shape = ModelConfig(
+        hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
+    )
+    decoder = Decoder(shape, VOCAB, "float32")
+    params = random_params(decoder, 0)
+    scorer = GreedyScorer(decoder, params, CONTEXT, rows_per_device=1, loss_chunk=8, fsdp=fsdp)
+    return scorer, lambda ids: log_probabilities(shape, params, ids)
+
+
+def test_sums_and_misses_of_packed_requests(model) -> None:
+    scorer, log_p = model
+    rng = np.random.default_rng(0)
+    requests = []
+    for _ in range(20):
+        prompt = rng.integers(0, VOCAB, rng.integers(1, 20)).tolist()
+        ids = list(prompt)
+        for _ in range(int(rng.integers(1, 6))):  # half of the continuations are greedy
+            likeliest = int(log_p(ids)[-1].argmax())
+            ids.append(likeliest if len(requests) % 2 else int(rng.integers(0, VOCAB)))
+        requests.append(Request(prompt, ids[len(prompt) :]))
+    nll, misses = continuation_sums(scorer, requests, len(requests))
+    for request, loss, missed in zip(requests, nll, misses, strict=True):
+        rows = log_p([*request.prompt, *request.continuation][:-1])[len(request.prompt) - 1 :]
+        places = range(len(request.continuation))
+        expected = -rows[places, list(request.continuation)].sum()
+        assert loss == pytest.approx(expected, rel=1e-5)
+        assert missed == sum(rows.argmax(-1) != list(request.continuation))
+    assert 0 in misses and misses.max() > 0
+
+
+def test_generation_is_greedy_whatever_shares_the_batch(model) -> None:
+    scorer, log_p = model
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, VOCAB, n).tolist() for n in (1, 9, 3, 20, 5, 2)]
+    limits = [6, 1, 5, 12, 4, 8]
+    stop = 7
+
+    def is_finished(number: int, written: list[int]) -> bool:
+        assert len(written) <= limits[number]
+        return written[-1] % 10 == stop
+
+    written = generate(scorer, prompts, limits, is_finished)
+    for prompt, limit, tokens in zip(prompts, limits, written, strict=True):
+        ids = list(prompt)
+        while len(ids) - len(prompt) < limit:
+            ids.append(int(log_p(ids)[-1].argmax()))
+            if ids[-1] % 10 == stop:
+                break
+        assert tokens == ids[len(prompt) :]

@@ -1,0 +1,93 @@
+"""Every mistake in a config ends in one message, exit code 2 and no run directory."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from frame_jax.main import main
+from tests.integration.small_run import settings, write_corpus
+
+MISTAKES: dict[str, tuple[str, Any, str]] = {
+    "typo": ("pretrain.training.batch_row", 8, "did you mean `batch_rows`"),
+    "typo at the top": ("curriculums", {"a": 1}, "did you mean `curricula`"),
+    "word for a number": ("pretrain.training.batch_rows", "many", "batch_rows"),
+    "number for a list": ("corpus.sources", 3, "sources"),
+    "fraction for a count": ("corpus.parts", 2.5, "parts"),
+    "null for a number": ("seed", None, "seed"),
+    "mesh": ("parallel", {"data": 3}, "does not make the 1 devices"),
+    "mesh of nothing": ("parallel", {"fsdp": 0}, "must be positive"),
+    "negative duration": ("pretrain.training.checkpoint_seconds", -1, "checkpoint_seconds"),
+    "negative steps": ("pretrain.training.steps", -3, "training.steps"),
+    "no patience": ("pretrain.training.max_bad_steps", 0, "max_bad_steps"),
+    "infinite rate": ("pretrain.training.schedule.peak", float("inf"), "peak"),
+    "rate not a number": ("pretrain.training.schedule.peak", float("nan"), "peak"),
+    "empty stage": ("curricula", {"a": {"stages": [{"weights": {}}]}}, "positive weight"),
+    "stage of zeros": ("curricula", {"a": {"stages": [{"weights": {"Q1": 0}}]}}, "positive weight"),
+    "unknown quadrant": ("curricula", {"a": {"stages": [{"weights": {"Q7": 1}}]}}, "Q7"),
+    "unknown preset": ("curricula", {"a": {"preset": "best"}}, "preset"),
+    "no order": ("curricula", {"a": {}}, "preset"),
+    "path as a name": ("curricula", {"../a": {"preset": "frame"}}, "lower-case"),
+    "two lengths": (
+        "curricula",
+        {"a": {"stages": [{"weights": {"Q1": 1}, "steps": 3, "fraction": 0.5}]}},
+        "one of fraction, tokens, steps",
+    ),
+    "no source": ("corpus.sources", [], "at least one source"),
+    "unknown kind": ("corpus.sources", [{"kind": "csv", "path": "x"}], "kind"),
+    "missing files": ("corpus.sources", [{"kind": "jsonl", "path": "/nowhere/*.jsonl"}], "nowhere"),
+    "nothing to train on": ("corpus.held_out_fraction", 0.9, "leave nothing to train on"),
+    "heads": ("pretrain.model.num_kv_heads", 3, "num_kv_heads"),
+    "odd head": ("pretrain.model.head_dim", 7, "even"),
+    "tiny vocabulary": ("tokenizer.vocab_size", 10, "260"),
+    "overlap beyond context": ("scoring.overlap", 64, "overlap"),
+    "run directory in a file": ("run_directory", __file__ + "/run", "run_directory"),
+}
+
+FILES = {
+    "not YAML": b"a: [1\n",
+    "binary": b"\x00\xff\xfe",
+    "not UTF-8": "run_directory: caf\xe9\n".encode("latin-1"),
+    "a list": b"- 1\n- 2\n",
+    "empty": b"",
+    "pickle": b"\x80\x04\x95\x10",
+}
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one message with which `main` refuses `arguments`."""
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("error: ") == 1
+    assert "Traceback" not in shown
+    print(shown)
+    return shown
+
+
+def changed(tree: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """`tree` with the value at a dotted key replaced."""
+    first, _, rest = key.partition(".")
+    return tree | {first: changed(tree.get(first, {}), rest, value) if rest else value}
+
+
+@pytest.mark.parametrize(("key", "value", "part"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_in_a_setting(key: str, value: Any, part: str, tmp_path: Path, capsys) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(changed(settings(tmp_path), key, value)))
+    assert part in refused(["--config", str(path)], capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", FILES.values(), ids=FILES)
+def test_a_file_that_is_no_config(content: bytes, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    refused(["--config", str(path)], capsys)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_config_that_is_not_there(tmp_path: Path, capsys) -> None:
+    assert "missing.yaml" in refused(["--config", str(tmp_path / "missing.yaml")], capsys)
+    refused(["--config", str(tmp_path)], capsys)

@@ -1,0 +1,99 @@
+"""Several processes on loopback: the same curve, a run that changes size, a process that dies."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from frame_jax import checkpoints
+from frame_jax.config import ParallelConfig
+from frame_jax.parallel import processes
+from frame_jax.training.trainer import train
+from tests.training.rows import make_job, write_rows
+from tests.training.test_trainer import metrics
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def start(root: Path, cache: Path, count: int, devices: int = 1, dies: int | None = None) -> list:
+    """Starts `count` workers that train in `root`, each with `devices` devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    worker = [sys.executable, "-m", "tests.robustness.worker", str(root), str(port), str(count)]
+    return [
+        subprocess.Popen(
+            [*worker, str(i), str(devices), *(["dies"] if i == dies else [])],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def forget_after(folder: Path, step: int) -> None:
+    for saved in checkpoints.saved_steps(folder):
+        if saved > step:
+            shutil.rmtree(folder / str(saved))
+
+
+def test_a_run_of_two_processes_goes_on_with_four_and_with_one(
+    tmp_path: Path, compiled: Path, use_devices
+) -> None:
+    write_rows(tmp_path)
+    one, two = make_job(tmp_path, folder="one"), make_job(tmp_path)
+    train(one)
+    for worker in start(tmp_path, compiled, count=2):
+        output = worker.communicate(timeout=120)[0]
+        assert worker.returncode == 0, output
+    forget_after(two.folder / "checkpoints", 3)
+    for worker in start(tmp_path, compiled, count=4):
+        output = worker.communicate(timeout=120)[0]
+        assert worker.returncode == 0, output
+    forget_after(two.folder / "checkpoints", 5)
+    use_devices(4)
+    train(make_job(tmp_path, parallel=ParallelConfig(fsdp=2, tensor=2)))
+    found = metrics(two)
+    assert [record["step"] for record in found] == list(range(6))
+    for left, right in zip(metrics(one), found, strict=True):
+        assert left["loss"] == pytest.approx(right["loss"], rel=2e-5)
+
+
+def test_when_a_process_dies_the_others_end_and_name_it(tmp_path: Path, compiled: Path) -> None:
+    write_rows(tmp_path)
+    workers = start(tmp_path, compiled, count=2, dies=1)
+    workers[1].wait(timeout=120)
+    began = time.monotonic()
+    output = workers[0].communicate(timeout=60)[0]
+    assert time.monotonic() - began < 45
+    assert workers[0].returncode != 0
+    assert "process 1 has died or did not come" in output
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Barrier failed: Task 3 heartbeat timeout.", "process 3 has died or did not come"),
+        ("Barrier timed out.\nSome timed out task names:\n1\n2\n", "process 1, 2 has died"),
+        ("UNAVAILABLE: Either the leader task was preempted", "process 0 has died"),
+        ("something else", "something else"),
+    ],
+)
+def test_the_coordination_services_words_name_the_process(
+    message: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processes, "index", lambda: 9)
+    assert processes.missing(RuntimeError(message)).startswith(expected)

@@ -1,0 +1,39 @@
+"""One of several processes that train the tests' small model: `worker.py FOLDER PORT N I DEVICES`.
+
+With a sixth argument this process kills itself when training is done, before the others' barrier.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+
+from frame_jax.config import ParallelConfig
+from frame_jax.parallel import processes
+from frame_jax.training.trainer import train
+from tests.training.rows import make_job
+
+
+def main(folder: str, port: str, count: str, index: str, devices: str, *dies: str) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    processes.HEARTBEAT_SECONDS = 10
+    parallel = ParallelConfig(
+        distributed=int(count) > 1,
+        coordinator=f"localhost:{port}",
+        processes=int(count),
+        process=int(index),
+    )
+    processes.start(parallel)
+    train(make_job(Path(folder), parallel=parallel))
+    assert processes.agree(int(index)) == 0
+    assert not processes.all_agree(int(index) == 0) and processes.all_agree(True)
+    if dies:
+        os.kill(os.getpid(), signal.SIGKILL)
+    processes.barrier("the end")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,187 @@
+"""Our train step against Hugging Face Llama on PyTorch, on this machine; one JSON line a shape.
+
+    python tools/benchmark_train.py          # needs torch and transformers
+
+Both train the same model in bfloat16 (float32 weights, AdamW, clipping) from the same weights on
+the same batches: first 20 steps whose losses are compared, then alternately, in turns of a few
+steps. `ratio` is the median over the turns of our tokens a second over theirs. The peer is the
+better of eager and `torch.compile`. Both run under the same allocator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from frame_jax.config import ModelConfig, ParallelConfig, ScheduleConfig, TrainingConfig
+from frame_jax.main import prefer_huge_pages
+from frame_jax.models.functional import Decoder
+from frame_jax.models.hugging_face_export import model_config, write_weights
+from frame_jax.parallel.sharding import batch_sharding, make_mesh
+from frame_jax.run_directory import write_json
+from frame_jax.training.optimizer import make_optimizer
+from frame_jax.training.schedules import learning_rate
+from frame_jax.training.step import Specials, TrainState, make_train_step
+
+TRAINING = TrainingConfig(schedule=ScheduleConfig(kind="constant", warmup_fraction=0))
+COMPARED_STEPS = 20
+Step = Callable[[np.ndarray], float]  # rows [B, T + 1] to the loss before the update
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What is trained.
+
+    Attributes:
+        hidden_size: Width.
+        num_layers: Depth.
+        vocab_size: Rows of the embedding.
+        rows: Rows in a batch.
+        length: Tokens in a row.
+    """
+
+    hidden_size: int
+    num_layers: int
+    vocab_size: int
+    rows: int
+    length: int
+
+    @property
+    def decoder(self) -> Decoder:
+        heads = self.hidden_size // 64
+        inner = -(-8 * self.hidden_size // 3 // 64) * 64
+        config = ModelConfig(self.hidden_size, inner, self.num_layers, heads, heads)
+        return Decoder(config, self.vocab_size, remat=TRAINING.remat)
+
+    def batch(self, index: int) -> np.ndarray:
+        """Tokens with the frequencies of a language and no order, int32."""
+        random = np.random.default_rng(index)
+        shape = (self.rows, self.length + 1)
+        return np.minimum(random.zipf(1.2, shape) + 2, self.vocab_size - 1).astype(np.int32)
+
+
+SHAPES = [
+    Shape(256, 6, 8192, 16, 512),
+    Shape(512, 8, 16384, 8, 512),
+    Shape(768, 12, 32768, 4, 1024),
+]
+
+
+def our_step(decoder: Decoder, params: dict) -> Step:
+    """The step of `frame_jax.training`, as the trainer compiles it."""
+    mesh = make_mesh(ParallelConfig())
+    optimizer = make_optimizer(TRAINING, decoder, 1000)
+    rate = lambda step: learning_rate(TRAINING.schedule, step, 1000)  # noqa: E731
+    specials = Specials(0, 1)
+    step = jax.jit(
+        make_train_step(decoder, optimizer, specials, TRAINING, mesh, rate), donate_argnums=0
+    )
+    state = TrainState(np.int32(0), params, optimizer.init(params))
+
+    def run(rows: np.ndarray) -> float:
+        nonlocal state
+        state, metrics = step(state, jax.device_put(rows, batch_sharding(mesh)))
+        return float(metrics["loss"])
+
+    return run
+
+
+def peer_step(folder: Path, compiled: bool) -> Step:
+    """A plain, well-set PyTorch loop over the checkpoint in `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    o, peak = TRAINING.optimizer, TRAINING.schedule.peak
+    named = list(model.named_parameters())
+    spared = [p for name, p in named if "norm" in name or "embed" in name]
+    decayed = [p for name, p in named if "norm" not in name and "embed" not in name]
+    groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(
+        groups, peak, (o.b1, o.b2), o.eps, weight_decay=o.weight_decay, fused=True
+    )
+
+    def loss_of(rows: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=rows[:, :-1], use_cache=False).logits
+        return torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), rows[:, 1:].flatten()
+        )
+
+    forward = torch.compile(loss_of) if compiled else loss_of
+
+    def run(rows: np.ndarray) -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = forward(torch.from_numpy(rows).long())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return run
+
+
+def seconds(step: Step, shape: Shape, steps: int) -> float:
+    start = time.perf_counter()
+    for index in range(steps):
+        step(shape.batch(index))
+    return time.perf_counter() - start
+
+
+def better(peers: dict[str, Step], shape: Shape, steps: int) -> str:
+    """The name of the faster peer, after a step each that is not timed."""
+    for step in peers.values():
+        seconds(step, shape, 1)
+    return min(peers, key=lambda name: seconds(peers[name], shape, steps))
+
+
+def compare(shape: Shape, turns: int, steps: int, modes: list[str]) -> dict:
+    """All of one shape."""
+    decoder = shape.decoder
+    params = jax.jit(decoder.init)(jax.random.key(0))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_json(folder / "config.json", model_config(decoder, 0, 1, shape.length))
+        write_weights(folder, decoder, jax.tree.map(np.asarray, params), 2**62)
+        chosen = better({m: peer_step(folder, m == "compile") for m in modes}, shape, steps)
+        peer = peer_step(folder, chosen == "compile")
+    ours = our_step(decoder, params)
+    losses = [(ours(shape.batch(i)), peer(shape.batch(i))) for i in range(COMPARED_STEPS)]
+    times = [(seconds(ours, shape, steps), seconds(peer, shape, steps)) for _ in range(turns)]
+    tokens = steps * shape.rows * shape.length
+    return {
+        "shape": dataclasses.asdict(shape),
+        "ours_tokens_per_second": round(tokens / statistics.median(a for a, _ in times)),
+        "peer_tokens_per_second": round(tokens / statistics.median(b for _, b in times)),
+        "peer": f"Hugging Face Llama, PyTorch, {chosen}",
+        "ratio": round(statistics.median(b / a for a, b in times), 3),
+        "ratios": [round(b / a, 3) for a, b in times],
+        "largest_loss_difference": round(max(abs(a - b) for a, b in losses), 4),
+        "last_losses": [round(x, 4) for x in losses[-1]],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="steps of each in a turn")
+    parser.add_argument("--peers", nargs="+", default=["eager", "compile"])
+    options = parser.parse_args()
+    for index in options.shapes:
+        result = compare(SHAPES[index], options.turns, options.steps, options.peers)
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    prefer_huge_pages()
+    main()
