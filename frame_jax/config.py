@@ -217,15 +217,15 @@ class ModelConfig:
                 f"model.hidden_size ({self.hidden_size}) must be a multiple of model.num_heads "
                 f"({self.num_heads}) unless model.head_dim is given",
             )
-            object.__setattr__(self, "head_dim", self.hidden_size // self.num_heads)
         require(
-            self.head_width % 2 == 0, f"model.head_dim must be even, not {self.head_dim} (rotary)"
+            self.head_width % 2 == 0,
+            f"model.head_dim must be even, not {self.head_width} (rotary positions)",
         )
 
     @property
     def head_width(self) -> int:
-        assert self.head_dim is not None  # set by __post_init__
-        return self.head_dim
+        """Width of a head."""
+        return self.head_dim or self.hidden_size // self.num_heads
 
 
 # ------------------------------------------------------------------------------------- training
@@ -752,6 +752,7 @@ class RunConfig:
         curricula: Orders to compare, by name.
         evaluation: Held-out measurements.
         parallel: Devices and processes.
+        profile: Steps `START:STOP` of every training run to trace into its `profile` folder.
     """
 
     run_directory: str
@@ -770,8 +771,13 @@ class RunConfig:
     )
     evaluation: EvaluationConfig = EvaluationConfig()
     parallel: ParallelConfig = runtime(ParallelConfig())
+    profile: str | None = runtime(None)
 
     def __post_init__(self) -> None:
+        require(
+            self.profile is None or re.fullmatch(r"\d+:\d+", self.profile) is not None,
+            f"profile must be two steps such as 20:23, not {self.profile!r}",
+        )
         for name in self.curricula:
             require(
                 re.fullmatch(r"[a-z0-9_]+", name) is not None,

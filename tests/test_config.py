@@ -67,6 +67,18 @@ def test_a_file_that_is_no_yaml_or_not_there(tmp_path: Path) -> None:
         parse([])
 
 
+def test_a_models_head_width_follows_from_its_own_settings(tmp_path: Path) -> None:
+    model = {"hidden_size": 96, "num_heads": 2, "num_kv_heads": 1}
+    config = load(write(tmp_path, {"pretrain": {"model": model}}))
+    assert config.pretrain.model.head_width == 48
+    assert (
+        load(
+            write(tmp_path, {"pretrain": {"model": {**model, "head_dim": 8}}})
+        ).pretrain.model.head_width
+        == 8
+    )
+
+
 def test_runtime_settings_are_outside_the_fingerprint(tmp_path: Path) -> None:
     file = write(tmp_path, {})
     one = settings_of(load(file).pretrain, "pretrain")

@@ -116,7 +116,7 @@ def first_rows(directory: RunDirectory, cell: str) -> dict[int, list[np.ndarray]
 
 def export(directory: RunDirectory, out: Path, *options: str) -> None:
     assert main([str(directory.root), "--out", str(out), *options]) == 0
-    assert (out / "NOTES.md").exists()
+    assert (out / "NOTES.md").exists() and (out / "tokenizer" / "tokenizer.json").exists()
     assert not list(out.parent.glob(".tmp-*"))
 
 

@@ -18,6 +18,7 @@ import os
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 import duckdb
 
@@ -67,22 +68,20 @@ def generate(directory: RunDirectory, documents: int) -> None:
             )
 
 
-def measure(documents: int, folder: str, results: multiprocessing.Queue) -> None:
-    """Places the documents in `folder` and puts the time and memory it took into `results`."""
+def measure(documents: int, folder: str) -> dict[str, float]:
+    """The time and memory that placing the documents in `folder` takes."""
     directory = RunDirectory(folder)
     started, cpu_started = time.perf_counter(), time.process_time()
     place_documents(PartitionConfig(), "strong", directory)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux
-    results.put(
-        {
-            "documents": documents,
-            "seconds": round(seconds, 2),
-            "cpu_seconds": round(cpu_seconds, 2),
-            "documents_per_second": round(documents / seconds),
-            "peak_rss_gb": round(kilobytes * 1024 / 1e9, 2),
-        }
-    )
+    return {
+        "documents": documents,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu_seconds, 2),
+        "documents_per_second": round(documents / seconds),
+        "peak_rss_gb": round(kilobytes * 1024 / 1e9, 2),
+    }
 
 
 def main() -> None:
@@ -90,17 +89,13 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=20_000_000)
     parser.add_argument("--folder", help="where to put about 200 bytes a document for a while")
     arguments = parser.parse_args()
-    processes = multiprocessing.get_context("spawn")
     sizes = [arguments.documents // 10, arguments.documents // 4, arguments.documents]
     lines = []
     for documents in sizes:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             generate(RunDirectory(folder), documents)
-            results = processes.Queue()
-            process = processes.Process(target=measure, args=(documents, folder, results))
-            process.start()
-            lines.append(results.get())
-            process.join()
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+                lines.append(pool.submit(measure, documents, folder).result())
     growth = lines[-1]["seconds"] / lines[0]["seconds"]
     n_log_n = sizes[-1] * math.log(sizes[-1]) / (sizes[0] * math.log(sizes[0]))
     report = {

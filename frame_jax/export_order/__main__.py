@@ -1,7 +1,8 @@
 """A partitioned run in, its curriculum for another trainer out: `python -m frame_jax.export_order`.
 
-Needs the phases up to partition; nothing has to be trained here. Writes one format's files and
-NOTES.md into a new folder and, with --shards, the documents of every quadrant as text.
+Needs the phases up to partition; nothing has to be trained here. Writes one format's files,
+NOTES.md and the tokenizer into a new folder and, with --shards, the documents of every quadrant as
+text.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from frame_jax.export_order.documents import write_documents
 from frame_jax.export_order.formats import FORMATS, READS
 from frame_jax.export_order.plan import Trainer, make_plan
 from frame_jax.export_order.shards import KINDS, write_shards
-from frame_jax.run_directory import RunDirectory
+from frame_jax.models.hugging_face_export import write_tokenizer
+from frame_jax.run_directory import RunDirectory, read_json
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,6 +84,15 @@ def export(options: argparse.Namespace) -> None:
         else:
             for name, text in FORMATS[options.to](plan, trainer).items():
                 (temporary / name).write_text(text, "utf-8")
+        special = read_json(directory.tokenizer.with_name("special_tokens.json"))
+        (temporary / "tokenizer").mkdir()
+        write_tokenizer(
+            temporary / "tokenizer",
+            directory.tokenizer,
+            special["bos_id"],
+            special["eos_id"],
+            trainer.sequence_length,
+        )
         if options.shards:
             write_shards(config, directory, plan, options.shards, temporary / "data")
         temporary.rename(options.out)

@@ -43,10 +43,11 @@ def notes(plan: Plan, trainer: Trainer, text: str, spans: list[Span]) -> str:
     """NOTES.md: what the files are and how they are used."""
     return (
         f"# Curriculum {plan.curriculum}\n\n{text.strip()}\n\n{table(spans)}\n\n"
-        f"Steps are of {trainer.batch_rows:,} sequences of {trainer.sequence_length:,} tokens. "
-        f"The documents of each quadrant belong in `{trainer.data}/<quadrant>/` "
-        "(`--shards` writes them). Train on them with a constant or a warmup-stable-decay learning "
-        "rate over the whole run, not with a schedule of its own for each stage.\n"
+        f"Steps are of {trainer.batch_rows:,} sequences of {trainer.sequence_length:,} tokens, "
+        "counted with the run's tokenizer, which is in `tokenizer/`.\n"
+        f"The documents of each quadrant belong in `{trainer.data}/<quadrant>/`; `--shards` writes "
+        "them.\nUse one learning-rate schedule over the whole run, constant or "
+        "warmup-stable-decay, not one for each stage.\n"
     )
 
 
@@ -84,9 +85,8 @@ def levanter(plan: Plan, trainer: Trainer) -> Files:
 `levanter.yaml` holds the `data` section and the two trainer settings that belong to it; merge it
 into your config and start `levanter.main.train_lm --config_path levanter.yaml`. `train_weights` is
 a list of (first step, weights). Smooth transitions are cut into pieces of constant weights. Every
-first step times the batch is a multiple of `mixture_block_size`, which Levanter requires: keep both
-when you change the batch, or export again with --batch_rows. `tokenizer` is a folder with the run's
-tokenizer (`python -m frame_jax.export` writes one)."""
+first step times the batch is a multiple of `mixture_block_size`, which Levanter requires: to change
+the batch, export again with --batch_rows."""
     return {
         "levanter.yaml": as_yaml(config),
         "NOTES.md": notes(plan, trainer, text, stages(plan, trainer, smooth=True)),
@@ -154,7 +154,7 @@ One blend a stage, for `--data-args-path`; `train.sh` starts Megatron-LM once a 
 `--phase-transition-iterations` it saves and stops at each boundary and begins the next blend at its
 start. Tokenize first, a prefix a quadrant: `cat {trainer.data}/Q3/*.jsonl > Q3.jsonl`, then
 `tools/preprocess_data.py --input Q3.jsonl --output-prefix {trainer.data}/Q3 --append-eod
---tokenizer-type HuggingFaceTokenizer --tokenizer-model FOLDER`. Because a stage begins its data
+--tokenizer-type HuggingFaceTokenizer --tokenizer-model tokenizer`. Because a stage begins its data
 anew, transitions are hard here (a smooth one would repeat what it read ahead), and a quadrant that
 occurs in several stages is read from its start in each. Set TORCHRUN_ARGS, MODEL_ARGS and
 CHECKPOINTS."""

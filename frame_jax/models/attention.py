@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -66,11 +67,16 @@ def splash_attention(
 
     T, H, head_dim = q.shape[1:]
     block = next(size for size in SPLASH_BLOCKS if T % size == 0)
-    tiles = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv")
-    tiles += ("block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
     kernel = splash.make_splash_mha_single_device(
         splash.MultiHeadMask([splash.CausalMask((T, T))] * H),
-        block_sizes=splash.BlockSizes(**dict.fromkeys(tiles, block)),
+        block_sizes=splash.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
         residual_checkpoint_name=SAVED,
         interpret=interpret,
     )
@@ -80,7 +86,11 @@ def splash_attention(
 
 
 def library_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, implementation: str = "xla"
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    implementation: Literal["xla", "cudnn"] = "xla",
 ) -> jax.Array:
     """`attention` in `jax.nn.dot_product_attention`, which calls cuDNN on a GPU."""
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]

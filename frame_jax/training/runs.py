@@ -93,6 +93,7 @@ def make_job(
         sequence_length=sequence_length,
         seed=config.seed,
         fingerprint=f"{fingerprint_of(directory, unit)}-{schedule.fingerprint}",
+        profile=config.profile,
     )
 
 

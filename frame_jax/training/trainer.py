@@ -24,6 +24,7 @@ from frame_jax.config import ParallelConfig, TrainingConfig
 from frame_jax.curriculum.loader import make_loader
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
+from frame_jax.models.flops import model_flops_utilisation, training_flops_per_token
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.parallel import processes
 from frame_jax.parallel.sharding import (
@@ -38,6 +39,7 @@ from frame_jax.run_directory import write_json
 from frame_jax.training.bad_steps import BadSteps, skip_bad
 from frame_jax.training.metrics import MetricsLog
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
+from frame_jax.training.profiling import Trace
 from frame_jax.training.schedules import learning_rate
 from frame_jax.training.step import Specials, TrainState, make_train_step
 
@@ -60,6 +62,7 @@ class Job:
         sequence_length: Tokens a row predicts.
         seed: Seed of the initial weights.
         fingerprint: Identifies everything the result depends on.
+        profile: Steps to trace, `START:STOP`.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Job:
     sequence_length: int
     seed: int
     fingerprint: str
+    profile: str | None = None
 
     @property
     def steps(self) -> int:
@@ -157,8 +161,10 @@ class StepReader:
     bounds the number of steps in flight to two.
     """
 
-    def __init__(self, job: Job, bad: BadSteps):
+    def __init__(self, job: Job, bad: BadSteps, mesh: Mesh):
         self._job, self._bad = job, bad
+        self._device_kind, self._devices = mesh.devices.flat[0].device_kind, mesh.size
+        self._began, self._in_steps = time.perf_counter(), 0.0
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._last_read: float | None = None
 
@@ -180,13 +186,23 @@ class StepReader:
         # The first step of an attempt includes compilation and is not timed.
         seconds = None if self._last_read is None else now - self._last_read
         self._last_read = now
+        self._in_steps += seconds or 0.0
         return self._record(step, values, seconds)
+
+    def restart_clock(self) -> None:
+        """Keeps what was done since the last step ended out of the next step's time."""
+        if self._last_read is not None:
+            self._last_read = time.perf_counter()
 
     def _record(self, step: int, values: dict[str, float], seconds: float | None) -> dict[str, Any]:
         job, batch = self._job, self._job.training.batch_rows
         tokens = batch * job.sequence_length
         schedule, first_row = job.selection.schedule, step * batch
         mixture = job.selection.mixture(first_row, first_row + batch)
+        rate = None if seconds is None else tokens / seconds
+        flops = training_flops_per_token(
+            job.decoder.config, job.decoder.vocab_size, job.sequence_length
+        )
         return {
             "step": step,
             "tokens": (step + 1) * tokens,
@@ -195,7 +211,10 @@ class StepReader:
             "stage": schedule.stages[schedule.stage_at(first_row)].name,
             "mixture": dict(zip(schedule.cells, mixture.tolist(), strict=True)),
             "seconds": seconds,
-            "tokens_per_second": None if seconds is None else tokens / seconds,
+            "tokens_per_second": rate,
+            "mfu": rate and model_flops_utilisation(flops, rate, self._device_kind, self._devices),
+            # Share of the time since the start, compilation and restoring included, in steps.
+            "goodput": self._in_steps / (time.perf_counter() - self._began),
         }
 
 
@@ -251,7 +270,8 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
         first_step=start,
         write=first,
     )
-    reader = StepReader(job, bad)
+    reader = StepReader(job, bad, mesh)
+    trace = Trace(job.folder / "profile", job.profile)
     tokens = job.training.batch_rows * job.sequence_length
     interval = job.steps  # until the steps have been timed
     timer = time.perf_counter()
@@ -270,6 +290,7 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
                 advance(tokens, f"{record['stage']} loss {loss}")
 
         for step, rows in zip(range(start, job.steps), batches(job, mesh, start), strict=True):
+            trace.before(step, state)
             state, metrics = train_step(state, rows)
             publish(reader.push(step, metrics))
             done = step + 1
@@ -286,10 +307,12 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
                 if log is not None:
                     log.flush()
                 checkpointer.save(done, state.params, state.optimizer)
+                reader.restart_clock()
             if bad.too_many():
                 raise bad.error()
             if stop:
                 raise Preempted(f"{job.name} is saved at step {done}")
+        trace.close(state)
     if log is not None:
         log.close()
     return {

@@ -1,0 +1,24 @@
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from frame_jax.models.flops import PEAK_FLOPS, model_flops_utilisation
+from frame_jax.training.profiling import Trace
+
+
+def test_a_trace_is_written_for_the_steps_asked(tmp_path: Path) -> None:
+    trace, state = Trace(tmp_path, "1:3"), jnp.ones(4)
+    written = []
+    for step in range(5):
+        trace.before(step, state)
+        state = state * 2
+        written.append(bool(list(tmp_path.rglob("*.xplane.pb"))))
+    trace.close(state)
+    assert written == [False, False, False, True, True]
+
+
+def test_utilisation_is_of_all_devices_and_unknown_for_unknown_ones() -> None:
+    peak = PEAK_FLOPS["TPU v5"]
+    assert model_flops_utilisation(1e9, peak / 1e9, "TPU v5", 2) == pytest.approx(0.5)
+    assert model_flops_utilisation(1e9, 1.0, "cpu", 1) is None
