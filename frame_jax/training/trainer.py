@@ -109,9 +109,8 @@ class StateFactory:
         shapes = decoder.shapes()
         params = param_shardings(decoder.axes(), shapes, mesh)
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-        self.shardings = TrainState(
-            replicated, params, optimizer_shardings(self.optimizer, shapes, params, mesh)
-        )
+        moments = optimizer_shardings(self.optimizer, shapes, params, mesh)
+        self.shardings = TrainState(replicated, params, moments)  # type: ignore[arg-type]
         self._decoder, self._seed = decoder, job.seed
 
     def _make(self) -> TrainState:

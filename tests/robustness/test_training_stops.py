@@ -4,7 +4,7 @@ import json
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -139,15 +139,17 @@ def test_a_good_step_is_left_as_it_is() -> None:
 
 
 @pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file may exceed 100,000 bytes: to a program, the same as a full disk."""
+def limit_files() -> Iterator[Callable[[int], None]]:
+    """`limit_files(n)`: no file may exceed n bytes; to a program, the same as a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    yield
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_is_named_and_finished_parts_stay(tmp_path: Path, small_files: None) -> None:
+def test_a_full_disk_is_named_and_finished_parts_stay(
+    tmp_path: Path, limit_files: Callable[[int], None]
+) -> None:
+    limit_files(200_000)
     whole, random = tmp_path / "part-00000-of-00002.arrayrecord", np.random.default_rng(0)
     write_json(tmp_path / "kept.json", 1)
     with write_tokens(whole) as writer:
@@ -172,8 +174,11 @@ def test_a_full_disk_is_named_and_finished_parts_stay(tmp_path: Path, small_file
     assert len(TokenReader(whole)) == 1
 
 
-def test_a_checkpoint_that_does_not_fit_is_named(root: Path, small_files: None) -> None:
+def test_a_checkpoint_that_does_not_fit_is_named(
+    root: Path, limit_files: Callable[[int], None]
+) -> None:
     job = make_job(root)
+    limit_files(100_000)
     with pytest.raises(UserError, match=r"no room to write .*checkpoints/\d+: .* [\d,]+ bytes"):
         train(job)
 
