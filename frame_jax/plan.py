@@ -1,7 +1,7 @@
-"""What a run will do and cost, from its config and whatever phases have finished; starts nothing.
+"""What a run will do and cost, from its config and the phases that have finished; starts nothing.
 
-Printed by `python -m frame_jax.main --config CONFIG --plan`: phases, tokens of every stage, learning
-rate at the boundaries, the mixture over the run, parameters, memory and FLOPs.
+Printed by `python -m frame_jax.main --config CONFIG --plan`: phases, tokens of every stage,
+learning rate at the boundaries, the mixture over the run, parameters, memory and FLOPs.
 """
 
 from __future__ import annotations
@@ -70,8 +70,12 @@ def read_corpus(config: RunConfig) -> Corpus:
     marker = directory.marker("tokenize")
     if marker.exists() and read_json(marker)["complete"]:
         tokens = read_json(marker)["summary"]["tokens"]
-        counts = [tokens.get(split, 0) for split in ("reference", "train", "held_out")]
-        return Corpus(*counts, source="counted by the tokenize phase")
+        return Corpus(
+            tokens.get("reference", 0),
+            tokens.get("train", 0),
+            tokens.get("held_out", 0),
+            "counted by the tokenize phase",
+        )
     chunks = [chunk for part in plan(config.corpus) for chunk in part]
     total = sum(chunk.item.size / chunk.stripe.count for chunk in chunks) / BYTES_PER_TOKEN
     reference, held_out = config.corpus.reference_fraction, config.corpus.held_out_fraction

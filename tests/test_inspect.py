@@ -34,7 +34,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 def test_documents_come_in_the_order_asked_for_with_their_text(directory, capsys) -> None:
     arguments = [str(directory.root), "--domain", "code", "-n", "3", "--characters", "40"]
     rows = inspect.choose(
-        directory, inspect.parser().parse_args([*arguments, "--by", "lowest-ppl", "--quadrant", "Q2"])
+        directory,
+        inspect.parser().parse_args([*arguments, "--by", "lowest-ppl", "--quadrant", "Q2"]),
     )
     assert [row["ppl"] for row in rows] == sorted(row["ppl"] for row in rows)
     assert all(row["quadrant"] == "Q2" and row["ppl"] >= 100 for row in rows)

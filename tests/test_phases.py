@@ -1,7 +1,5 @@
 from pathlib import Path
 
-import pytest
-
 from frame_jax import phases
 from frame_jax.config import RunConfig, parse
 from frame_jax.errors import UserError

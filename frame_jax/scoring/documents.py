@@ -84,9 +84,10 @@ def score_documents(
             ended = sum(window.last for window in batch.windows)
             report(BatchScores(ended, counted, batch_sums.sum(axis=1)))
 
-    rows = pack(all_windows(), scorer.context, POOL_ROWS)
+    length = scorer.row_length
+    rows = pack(all_windows(), length, POOL_ROWS)
     under_way: tuple[Batch, jax.Array] | None = None
-    for batch in batches(rows, scorer.rows, scorer.context):
+    for batch in batches(rows, scorer.rows * scorer.context // length, length):
         started = (batch, scorer(batch))
         if under_way is not None:
             read(*under_way)

@@ -24,13 +24,17 @@ from frame_jax.models.transformer import Params
 from frame_jax.parallel import sharding
 from frame_jax.scoring.packing import Batch
 
+ROW_TOKENS = 2048
+
 
 class Scorer:
     """Models on the devices of this process, ready to score batches of one shape.
 
     Attributes:
-        rows: Rows in a batch.
-        context: Tokens in a row.
+        context: Tokens that a window holds at most.
+        rows: A batch holds so many contexts of tokens.
+        row_length: Tokens in a packed row: as many contexts as ROW_TOKENS and `rows` allow, because
+            longer rows are filled better.
         models: The decoders, in the order of the results.
     """
 
@@ -48,8 +52,8 @@ class Scorer:
 
         Args:
             models: Decoders with their parameters, which must share a vocabulary.
-            context: Tokens in a row.
-            rows_per_device: Rows that one device scores in a call.
+            context: Tokens that a window holds at most.
+            rows_per_device: Contexts of tokens that one device scores in a call.
             loss_chunk: Tokens whose logits exist at one time, per device.
             fsdp: Devices that share one copy of the parameters; divides the number of devices.
             devices: Defaults to all devices of this process.
@@ -65,18 +69,19 @@ class Scorer:
             )
         self.models = tuple(decoder for decoder, _ in models)
         self.context, self.rows = context, rows_per_device * len(devices)
+        contexts = range(1, rows_per_device + 1)
+        self.row_length = context * max(
+            n
+            for n in contexts
+            if rows_per_device % n == 0 and (n == 1 or n * context <= ROW_TOKENS)
+        )
         mesh = sharding.make_mesh(ParallelConfig(data=-1, fsdp=fsdp, tensor=1), devices)
         placed = [place(decoder, params, mesh) for decoder, params in models]
         self._params = tuple(params for params, _ in placed)
         specs = tuple(specs for _, specs in placed)
         self._batch_sharding = sharding.batch_sharding(mesh)
         rows_spec = self._batch_sharding.spec
-        score = functools.partial(
-            score_rows,
-            self.models,
-            specs,
-            chunks=chunk_count(rows_per_device, context, loss_chunk),
-        )
+        score = functools.partial(score_rows, self.models, specs, loss_chunk=loss_chunk)
         self._score = jax.jit(
             jax.shard_map(
                 score,
@@ -88,7 +93,10 @@ class Scorer:
         )
 
     def __call__(self, batch: Batch) -> jax.Array:
-        """Starts scoring a batch: [models, rows, context] float32 NLL in nats, ready later."""
+        """Starts scoring a batch: [models, *shape of its arrays] float32 NLL in nats, ready later.
+
+        Compiles for each shape.
+        """
         arrays = (batch.inputs, batch.targets, batch.segment_ids, batch.positions)
         return self._score(self._params, *jax.device_put(arrays, self._batch_sharding))
 
@@ -130,7 +138,7 @@ def score_rows(
     segment_ids: jax.Array,
     positions: jax.Array,
     *,
-    chunks: int,
+    loss_chunk: int,
 ) -> jax.Array:
     """What one device does with its rows.
 
@@ -138,15 +146,16 @@ def score_rows(
         models: The decoders.
         specs: Partition specs of the parameters of each.
         params: This device's shards of the parameters of each.
-        inputs: [rows, context] int32.
-        targets: [rows, context] int32.
-        segment_ids: [rows, context] int32.
-        positions: [rows, context] int32.
-        chunks: Pieces the sequence is cut into for the logits.
+        inputs: [rows, length] int32.
+        targets: [rows, length] int32.
+        segment_ids: [rows, length] int32.
+        positions: [rows, length] int32.
+        loss_chunk: Tokens whose logits exist at one time.
 
     Returns:
-        [models, rows, context] float32.
+        [models, rows, length] float32.
     """
+    chunks = chunk_count(*inputs.shape, loss_chunk)
     losses = []
     for decoder, shards, spec in zip(models, params, specs, strict=True):
         # A layer's specs, without the leading axis over which the layers are scanned.

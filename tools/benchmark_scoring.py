@@ -1,0 +1,219 @@
+"""Scores the same documents with the same two models here and in transformers on PyTorch.
+
+Three ways, run in turns and compared run by run:
+  ours      packed rows, both models in one call;
+  sorted    transformers, padded batches of windows sorted by length;
+  unsorted  transformers, padded batches of windows in the order of the corpus.
+All compute in bfloat16 with float32 losses, in this process, hence with the same allocator. The peer
+gets the batch size that is fastest for it. Prints one JSON line for each pair of models.
+
+    python tools/benchmark_scoring.py --corpus FOLDER_OF_JSONL_ZST
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import numpy as np
+import torch
+import transformers
+import zstandard
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from frame_jax.models.hugging_face import import_checkpoint
+from frame_jax.scoring.documents import score_documents
+from frame_jax.scoring.packing import batches, pack
+from frame_jax.scoring.step import Scorer
+from frame_jax.scoring.windows import Window, windows
+
+BOS = 0
+SHAPES = {  # width x layers: feed-forward width, heads, key heads
+    "256x6": (704, 4, 2),
+    "512x8": (1408, 8, 4),
+}
+PEER_BATCHES = (8, 16, 32)  # windows; the fastest is used
+
+Scored = tuple[np.ndarray, float]  # [models, documents] NLL sums, seconds
+
+
+def read_texts(folder: Path, every: int, offset: int = 0) -> Iterator[str]:
+    """The text of each `every`-th document of each file."""
+    for path in sorted(folder.glob("*.jsonl.zst")):
+        with path.open("rb") as file:
+            stream = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), "utf-8")
+            for line in itertools.islice(stream, offset, None, every):
+                yield json.loads(line)["text"]
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|bos|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def make_peer(shape: str, vocab_size: int, context: int, seed: int) -> Any:
+    """A transformers Llama with random weights, bfloat16."""
+    width, layers = map(int, shape.split("x"))
+    feed_forward, heads, key_heads = SHAPES[shape]
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=feed_forward,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        initializer_range=width**-0.5,
+    )
+    return transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+
+
+def score_peer(peers: list[Any], ordered: list[Window], rows: int, documents: int) -> Scored:
+    """Scores windows in the order given, `rows` a batch, padded to the longest of the batch."""
+    started = time.perf_counter()
+    sums = np.zeros((len(peers), documents))
+    with torch.inference_mode():
+        for start in range(0, len(ordered), rows):
+            group = ordered[start : start + rows]
+            longest = max(window.length for window in group)
+            ids = torch.zeros(len(group), longest, dtype=torch.long)
+            targets = torch.full((len(group), longest), -100)
+            mask = torch.zeros(len(group), longest, dtype=torch.long)
+            for row, window in enumerate(group):
+                ids[row, : window.length] = torch.from_numpy(window.ids[:-1])
+                targets[row, : window.length] = torch.from_numpy(window.ids[1:])
+                mask[row, : window.length] = 1
+            for model, peer in enumerate(peers):
+                logits = peer(input_ids=ids, attention_mask=mask, use_cache=False).logits
+                nll = torch.nn.functional.cross_entropy(
+                    logits.float().flatten(0, 1), targets.flatten(), reduction="none"
+                )
+                window_nll = nll.view_as(targets).double().sum(dim=1).numpy()
+                np.add.at(sums[model], [window.document for window in group], window_nll)
+    return sums, time.perf_counter() - started
+
+
+def fastest_batch(peers: list[Any], ordered: list[Window], documents: int) -> int:
+    """The batch size at which the peer scores a share of the windows fastest."""
+    share = ordered[:: max(1, len(ordered) // 64)]
+    score_peer(peers, share[:8], 8, documents)
+    seconds = {rows: score_peer(peers, share, rows, documents)[1] for rows in PEER_BATCHES}
+    return min(seconds, key=seconds.__getitem__)
+
+
+def compare(
+    shapes: list[str], documents: list[np.ndarray], vocab_size: int, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Alternating runs of the three ways for one pair of models."""
+    peers = [make_peer(shape, vocab_size, options.context, i) for i, shape in enumerate(shapes)]
+    ours = []
+    for peer in peers:
+        with tempfile.TemporaryDirectory() as folder:
+            peer.save_pretrained(folder)
+            ours.append(import_checkpoint(Path(folder), longest=options.context))
+    scorer = Scorer(
+        ours, options.context, rows_per_device=options.rows, loss_chunk=options.loss_chunk
+    )
+
+    def score_ours() -> Scored:
+        started = time.perf_counter()
+        scores = score_documents(scorer, documents, bos_id=BOS)
+        return scores.nll, time.perf_counter() - started
+
+    in_order = [
+        window
+        for index, tokens in enumerate(documents)
+        for window in windows(index, tokens, BOS, options.context, 0)
+    ]
+    by_length = sorted(in_order, key=lambda window: window.length)
+    sizes = {
+        name: fastest_batch(peers, ordered, len(documents))
+        for name, ordered in (("sorted", by_length), ("unsorted", in_order))
+    }
+    ways: dict[str, Callable[[], Scored]] = {
+        "ours": score_ours,
+        "sorted": lambda: score_peer(peers, by_length, sizes["sorted"], len(documents)),
+        "unsorted": lambda: score_peer(peers, in_order, sizes["unsorted"], len(documents)),
+    }
+    score_ours()  # compiles
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    nll: dict[str, np.ndarray] = {}
+    for repetition in range(options.repetitions):
+        for name, way in ways.items():
+            nll[name], elapsed = way()
+            seconds[name].append(elapsed)
+            print(f"  run {repetition + 1} {name}: {elapsed:.1f} s", file=sys.stderr, flush=True)
+    tokens = sum(map(len, documents))
+    rows = list(batches(pack(in_order, scorer.row_length, 256), scorer.rows, scorer.row_length))
+    result: dict[str, Any] = {"models": shapes, "documents": len(documents), "tokens": tokens}
+    for name, times in seconds.items():
+        middle = statistics.median(times)
+        result[f"{name}_documents_per_second"] = round(len(documents) / middle, 2)
+        result[f"{name}_tokens_per_second"] = round(tokens / middle)
+    for name in ("sorted", "unsorted"):
+        pairs = zip(seconds[name], seconds["ours"], strict=True)
+        result[f"ratio_{name}"] = round(statistics.median(a / b for a, b in pairs), 3)
+    difference = np.abs(nll["ours"] / nll["sorted"] - 1).max()
+    return result | {
+        "packing": round(sum(b.tokens for b in rows) / (len(rows) * rows[0].inputs.size), 4),
+        "largest_nll_difference_bfloat16": float(f"{difference:.2e}"),
+        "peer_batches": sizes,
+        "seconds": {name: [round(t, 2) for t in times] for name, times in seconds.items()},
+        "context": options.context,
+        "vocabulary": vocab_size,
+        "threads": torch.get_num_threads(),
+        "preload": os.environ.get("LD_PRELOAD", ""),
+        "load": round(os.getloadavg()[0], 1),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of *.jsonl.zst")
+    parser.add_argument("--pairs", nargs="+", default=["256x6,512x8"], help="weak,strong shapes")
+    parser.add_argument("--every", type=int, default=400, help="take each n-th document of a file")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--vocabulary", type=int, default=16384)
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json; default trains one")
+    parser.add_argument("--rows", type=int, default=2, help="rows per device")
+    parser.add_argument("--loss-chunk", type=int, default=256)
+    options = parser.parse_args()
+    if options.tokenizer:
+        tokenizer = Tokenizer.from_file(str(options.tokenizer))
+    else:
+        tokenizer = train_tokenizer(read_texts(options.corpus, 20, 5), options.vocabulary)
+    texts = list(read_texts(options.corpus, options.every))
+    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+    documents = [np.array(encoding.ids, np.uint32) for encoding in encodings]
+    for pair in options.pairs:
+        result = compare(pair.split(","), documents, tokenizer.get_vocab_size(), options)
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
