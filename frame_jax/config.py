@@ -426,7 +426,7 @@ class ScoringConfig:
     Attributes:
         context: Tokens a scoring window predicts at most; also the length of a packed row.
         overlap: Tokens of the window before that a later window conditions on without counting.
-        rows_per_device: Packed rows each device scores in one call.
+        rows_per_device: Contexts of packed tokens each device scores in one call.
         fsdp: Devices of a process that share one copy of the models' parameters; 1 keeps a copy on
             each, which is faster where both models fit.
         ppl_model: The reference model whose perplexity is the PPL axis.
@@ -440,7 +440,7 @@ class ScoringConfig:
     fsdp: int = runtime(1)
     ppl_model: Literal["strong", "weak"] = "strong"
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    loss_chunk: int = runtime(2048)
+    loss_chunk: int = runtime(512)
 
     def __post_init__(self) -> None:
         require(self.context >= 2, f"scoring.context must be at least 2, not {self.context}")

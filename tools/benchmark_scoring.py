@@ -4,8 +4,8 @@ Three ways, run in turns and compared run by run:
   ours      packed rows, both models in one call;
   sorted    transformers, padded batches of windows sorted by length;
   unsorted  transformers, padded batches of windows in the order of the corpus.
-All compute in bfloat16 with float32 losses, in this process, hence with the same allocator. The peer
-gets the batch size that is fastest for it. Prints one JSON line for each pair of models.
+All compute in bfloat16 with float32 losses, in this process, hence with the same allocator. The
+peer gets the batch size that is fastest for it. Prints one JSON line for each pair of models.
 
     python tools/benchmark_scoring.py --corpus FOLDER_OF_JSONL_ZST
 """
@@ -166,7 +166,10 @@ def compare(
             seconds[name].append(elapsed)
             print(f"  run {repetition + 1} {name}: {elapsed:.1f} s", file=sys.stderr, flush=True)
     tokens = sum(map(len, documents))
-    rows = list(batches(pack(in_order, scorer.row_length, 256), scorer.rows, scorer.row_length))
+    length = scorer.row_length
+    rows = list(
+        batches(pack(in_order, length, 256), scorer.rows * scorer.context // length, length)
+    )
     result: dict[str, Any] = {"models": shapes, "documents": len(documents), "tokens": tokens}
     for name, times in seconds.items():
         middle = statistics.median(times)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 QUERY_BLOCK = 128
 KEY_BLOCK = 128  # the smallest granularity of skipping
-BRANCHES = 8  # longer rows skip in coarser steps, so that compile time stays the same
+BRANCHES = 16  # longer rows skip in coarser steps, so that compile time stays the same
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 

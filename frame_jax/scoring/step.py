@@ -155,7 +155,7 @@ def score_rows(
     Returns:
         [models, rows, length] float32.
     """
-    chunks = chunk_count(*inputs.shape, loss_chunk)
+    chunks = chunk_count(inputs.shape[0], inputs.shape[1], loss_chunk)
     losses = []
     for decoder, shards, spec in zip(models, params, specs, strict=True):
         # A layer's specs, without the leading axis over which the layers are scanned.
