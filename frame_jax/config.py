@@ -411,7 +411,11 @@ class ReferenceConfig:
         rows: Training rows of the reference split.
     """
 
-    weak: ReferenceModelConfig = ReferenceModelConfig()
+    weak: ReferenceModelConfig = ReferenceModelConfig(
+        model=ModelConfig(
+            hidden_size=128, intermediate_size=352, num_layers=2, num_heads=2, num_kv_heads=1
+        )
+    )
     strong: ReferenceModelConfig = ReferenceModelConfig()
     rows: RowsConfig = RowsConfig()
 
