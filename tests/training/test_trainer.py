@@ -119,7 +119,7 @@ def test_a_run_goes_on_under_another_mesh(root: Path, use_devices) -> None:
 
 def test_a_batch_that_does_not_divide_is_refused(root: Path, use_devices) -> None:
     use_devices(8)
-    with pytest.raises(UserError, match="multiple of data x fsdp"):
+    with pytest.raises(UserError, match="multiple of slice x data x fsdp"):
         train(make_job(root, training=TrainingConfig(batch_rows=12)))
 
 
