@@ -3,16 +3,12 @@
 import numpy as np
 import pytest
 from numpy_decoder import document_nll
-from scoring_helpers import BOS, LENGTHS, make_documents, make_model
+from scoring_helpers import BFLOAT16_TOLERANCE, BOS, LENGTHS, make_documents, make_model
 
 from frame_jax.errors import UserError
 from frame_jax.scoring import documents as documents_module
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.step import Scorer
-
-# Between two packings in bfloat16 a token's NLL moves by rounding of attention sums; relative to a
-# document's NLL sum.
-BFLOAT16_TOLERANCE = 5e-3
 
 
 def make_scorer(models, *, context=32, rows=4, loss_chunk=64):
