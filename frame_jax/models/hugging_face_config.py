@@ -14,8 +14,14 @@ from frame_jax.config import ModelConfig, RopeScalingConfig
 from frame_jax.errors import UserError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
-SIZES += ("num_attention_heads", "num_key_value_heads")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 
 
 def read_config(settings: dict[str, Any], path: Path, longest: int | None) -> ModelConfig:

@@ -11,9 +11,9 @@ from frame_jax.records import write_tokens
 from frame_jax.run_directory import part_name
 
 VOCAB, BOS, FREQUENT = 96, 1, 12
-# Between two packings in bfloat16 a token's NLL moves by rounding of attention sums; relative to a
-# document's NLL sum.
-BFLOAT16_TOLERANCE = 5e-3
+# In bfloat16 a sum that rounds the other way in another arrangement moves a document's NLL sum by
+# at most this share; 1.5e-4 was the largest seen, with 6 layers of width 256.
+BFLOAT16_TOLERANCE = 1e-3
 LENGTHS = (1, 0, 2, 31, 32, 33, 64, 5, 150, 97, 7, 40, 3, 1, 88, 61)
 
 

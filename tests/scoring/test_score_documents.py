@@ -11,7 +11,7 @@ from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.step import Scorer
 
 
-def make_scorer(models, *, context=32, rows=4, loss_chunk=64):
+def make_scorer(models, *, context=32, rows=8, loss_chunk=64):
     return Scorer(models, context, rows_per_device=rows, loss_chunk=loss_chunk)
 
 
@@ -53,8 +53,12 @@ def test_no_documents_give_no_scores(scorer):
 
 
 def arrangements(scorer, models, documents, monkeypatch):
-    """Scores of the documents under other batches, chunks, orders, company and pools."""
+    """Scores of the documents under other batches, chunks, orders, company and pools.
+
+    Rows of 7 windows take another path through attention than those of 8.
+    """
     yield score(make_scorer(models, rows=7, loss_chunk=1), documents).nll
+    yield score(make_scorer(models, rows=1), documents).nll
     yield score(scorer, documents[::-1]).nll[:, ::-1]
     yield score(scorer, [*make_documents(seed=9), *documents]).nll[:, len(documents) :]
     yield np.concatenate([score(scorer, [tokens]).nll for tokens in documents], axis=1)
@@ -73,9 +77,8 @@ def test_scores_hardly_depend_on_the_arrangement_in_bfloat16(scorer, documents, 
     models = [make_model(1, "bfloat16"), make_model(2, "bfloat16", hidden_size=48)]
     scorer = make_scorer(models)
     base = score(scorer, documents).nll
-    np.testing.assert_allclose(base, exact, rtol=5 * BFLOAT16_TOLERANCE)
+    np.testing.assert_allclose(base, exact, rtol=1e-2)
     for other in arrangements(scorer, models, documents, monkeypatch):
-        print(np.nanmax(abs(other / base - 1)), np.nanmax(abs(exact / base - 1)))
         np.testing.assert_allclose(other, base, rtol=BFLOAT16_TOLERANCE)
 
 
