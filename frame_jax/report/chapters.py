@@ -31,18 +31,8 @@ from frame_jax.report.training_curves import Arm
 from frame_jax.run_directory import RunDirectory, read_json
 
 LIBRARIES = (
-    *(
-        "frame-jax",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "grain",
-        "array_record",
-        "tokenizers",
-    ),
-    *("numpy", "duckdb", "pyarrow", "altair", "vl-convert-python"),
+    *("frame-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record"),
+    *("tokenizers", "numpy", "duckdb", "pyarrow", "altair", "vl-convert-python"),
 )
 
 

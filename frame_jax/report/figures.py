@@ -1,7 +1,7 @@
 """Plain rows in, one Altair chart a figure out: drawn in the page and rendered to PNG alike.
 
-Charts carry no colours of ink or paper; those come from `theme.THEMES`, so that a page can follow the
-reader's light or dark mode. Charts of arms read the parameters `shown_arms` and
+Charts carry no colours of ink or paper; those come from `theme.THEMES`, so that a page can follow
+the reader's light or dark mode. Charts of arms read the parameters `shown_arms` and
 `held_out_part`, which the page sets.
 """
 

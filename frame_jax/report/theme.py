@@ -1,4 +1,4 @@
-"""The colours and type of all figures, for light and for dark paper, as Vega-Lite configurations."""
+"""Colours and type of all figures, on light and on dark paper, as Vega-Lite configurations."""
 
 from __future__ import annotations
 
