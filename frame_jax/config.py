@@ -328,8 +328,8 @@ class TrainingConfig:
         checkpoint_seconds: Seconds between rolling checkpoints.
         max_bad_steps: Training stops after this many steps in a row whose loss or gradient is not a
             number; no such step is applied.
-        log_every: Steps between lines on the screen and TensorBoard points; `metrics.jsonl` has
-            every step.
+        log_every: Steps between points on TensorBoard and the tracker; `metrics.jsonl` has every
+            step.
     """
 
     batch_rows: int = 32
@@ -757,6 +757,8 @@ class RunConfig:
         evaluation: Held-out measurements.
         parallel: Devices and processes.
         profile: Steps `START:STOP` of every training run to trace into its `profile` folder.
+        tracker: `module:function` that opens a tracker of training runs beside TensorBoard, see
+            docs/metrics.md.
     """
 
     run_directory: str
@@ -776,11 +778,16 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     parallel: ParallelConfig = runtime(ParallelConfig())
     profile: str | None = runtime(None)
+    tracker: str | None = runtime(None)
 
     def __post_init__(self) -> None:
         require(
             self.profile is None or re.fullmatch(r"\d+:\d+", self.profile) is not None,
             f"profile must be two steps such as 20:23, not {self.profile!r}",
+        )
+        require(
+            self.tracker is None or re.fullmatch(r"[\w.]+:\w+", self.tracker) is not None,
+            f"tracker must be module:function, not {self.tracker!r}",
         )
         for name in self.curricula:
             require(

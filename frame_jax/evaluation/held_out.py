@@ -2,9 +2,10 @@
 
 Reads RUN/pretrain/<curriculum>/, RUN/tokens and RUN/quadrants/assignment.parquet. Writes
 RUN/evaluation/<curriculum>/<step>/part-*.parquet (one row a held-out document: doc_id,
-predicted_tokens, nll, a sum in nats) and from them RUN/evaluation/<curriculum>.json. Every arm is
-scored on the same documents, from their own starts, as in `frame_jax.scoring`. Where the config has
-multiple-choice tasks, `frame_jax.evaluation.tasks` runs them, and says what the file has of them.
+predicted_tokens, nll, a sum in nats) and from them RUN/evaluation/<curriculum>.json and
+RUN/evaluation/<curriculum>/tensorboard. Every arm is scored on the same documents, from their own
+starts, as in `frame_jax.scoring`. Where the config has multiple-choice tasks,
+`frame_jax.evaluation.tasks` runs them, and says what the file has of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from frame_jax import checkpoints, progress
 from frame_jax.config import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.evaluation import tasks
+from frame_jax.evaluation.board import write_board
 from frame_jax.evaluation.checkpoint_scorer import checkpoint_scorers
 from frame_jax.parallel import processes
 from frame_jax.run_directory import (
@@ -69,6 +71,7 @@ def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str
         measured = result(directory, curriculum, plan, steps)
         if scores:
             measured["tasks"] = scores
+        write_board(directory.evaluation(curriculum).with_suffix(""), measured)
         write_json(directory.evaluation(curriculum), measured)
     processes.barrier(f"evaluate {curriculum}: result written")
     last = read_json(directory.evaluation(curriculum))["checkpoints"][-1]

@@ -15,6 +15,7 @@ from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import batch_ways
 from frame_jax.training.step import Specials
+from frame_jax.training.trackers import MakeTracker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Job:
         seed: Seed of the initial weights.
         fingerprint: Identifies everything the result depends on.
         profile: Steps to trace, `START:STOP`.
+        make_tracker: Opens the tracker that follows the run, on process 0; None for none.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Job:
     seed: int
     fingerprint: str
     profile: str | None = None
+    make_tracker: MakeTracker | None = None
 
     @property
     def steps(self) -> int:

@@ -6,6 +6,7 @@ curriculum, whatever the number of processes, so any checkpoint continues exactl
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -93,7 +94,15 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
         donate_argnums=0,
     )
     first = processes.is_first()
-    log = MetricsLog(job.folder, start, job.training.log_every) if first else None
+    log = None
+    if first:
+        log = MetricsLog(
+            job.folder,
+            start,
+            every=job.training.log_every,
+            phase=job.name.split()[0],
+            make_tracker=job.make_tracker,
+        )
     bad = BadSteps(
         job.folder,
         job.selection,
@@ -110,6 +119,7 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
 
     with (
         preemption.deferred(),
+        log or contextlib.nullcontext(),
         progress.bar(
             job.name, job.steps * tokens, "tokens", done=start * tokens, show=first
         ) as advance,
@@ -145,8 +155,6 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
             if stop:
                 raise Preempted(f"{job.name} is saved at step {done}")
         trace.close(state)
-    if log is not None:
-        log.close()
     return {
         "steps": job.steps,
         "rows": job.selection.schedule.rows,
