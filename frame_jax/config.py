@@ -693,11 +693,14 @@ class EvaluationConfig:
 
     Attributes:
         max_documents: Held-out documents used, chosen by hash; null uses all.
+        average: Measure the moving average of the weights instead of the weights; needs
+            pretrain.training.optimizer.average_decay.
         tasks: Multiple-choice tasks.
         tasks_at: Checkpoints that do the tasks: the `last`, or all `stage_ends`.
     """
 
     max_documents: int | None = None
+    average: bool = False
     tasks: list[TaskConfig] = field(default_factory=list)
     tasks_at: Literal["last", "stage_ends"] = "last"
 
@@ -784,6 +787,11 @@ class RunConfig:
         require(
             self.profile is None or re.fullmatch(r"\d+:\d+", self.profile) is not None,
             f"profile must be two steps such as 20:23, not {self.profile!r}",
+        )
+        require(
+            not self.evaluation.average
+            or self.pretrain.training.optimizer.average_decay is not None,
+            "evaluation.average needs pretrain.training.optimizer.average_decay, such as 0.999",
         )
         require(
             self.tracker is None or re.fullmatch(r"[\w.]+:\w+", self.tracker) is not None,

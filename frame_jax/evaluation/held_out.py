@@ -69,6 +69,7 @@ def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str
     scores = tasks.run(config, directory, curriculum, plan)
     if processes.is_first():
         measured = result(directory, curriculum, plan, steps)
+        measured["average"] = config.evaluation.average
         if scores:
             measured["tasks"] = scores
         write_board(directory.evaluation(curriculum).with_suffix(""), measured)
@@ -151,7 +152,8 @@ def score_missing(
     with progress.bar(title, total, "tokens", show=processes.is_first()) as update:
         # All processes load a checkpoint together, those without a share of it too.
         steps = [step for step, parts in missing.items() if parts]
-        for step, scorer in checkpoint_scorers(config.scoring, folder, steps):
+        average = config.evaluation.average
+        for step, scorer in checkpoint_scorers(config.scoring, folder, steps, average=average):
 
             def report(batch: BatchScores, step: int = step) -> None:
                 update(batch.tokens, f"step {step:,}")
@@ -196,7 +198,7 @@ def write_part(path: Path, doc_id: pa.ChunkedArray, scores: Scores) -> None:
 def result(
     directory: RunDirectory, curriculum: str, plan: dict[str, Any], steps: list[int]
 ) -> dict[str, Any]:
-    """What RUN/evaluation/<curriculum>.json holds.
+    """What RUN/evaluation/<curriculum>.json holds, but for `average` and `tasks`.
 
     Returns:
         curriculum, and for each checkpoint its step, the training tokens it has seen, and

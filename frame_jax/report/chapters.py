@@ -120,13 +120,14 @@ def held_out_loss(run: Trained) -> list[Piece]:
         return []
     bands = training_curves.stage_bands(run.shaded)
     curve = curve_rows(run.results)
+    averaged = any(result["average"] for result in run.results.values())
     found: list[Piece] = [
         tag("h2", "Held-out loss"),
         sections.slice_choice(slice_labels(run.results)),
         Figure(
             "held-out-loss",
             [figures.held_out_loss(curve, bands, run.names)],
-            notes.HELD_OUT,
+            notes.HELD_OUT + (notes.AVERAGE if averaged else ""),
         ),
     ]
     differences = difference_rows(curve)

@@ -24,6 +24,7 @@ HELD_OUT = (
     "Every order is measured on the same held-out documents, none of which was trained on. They "
     "belong to quadrants by the same thresholds as the training documents."
 )
+AVERAGE = " Measured are the moving averages of the weights, not the weights."
 HELD_OUT_TABLE = "Nats per token at the end of training, bits per byte in brackets; lowest in bold."
 DIFFERENCE = "Below zero is better than the {baseline} order at the same number of tokens."
 TASKS = (

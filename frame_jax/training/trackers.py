@@ -116,7 +116,12 @@ class TensorBoard:
         from tensorboardX import SummaryWriter
 
         self._phase = phase
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        # Files are named by the second; the suffix keeps a quick restart off its own past.
+        self._writer = SummaryWriter(
+            str(folder / "tensorboard"),
+            purge_step=first_step,
+            filename_suffix=f".{first_step:012d}",
+        )
 
     def write(self, record: Record) -> None:
         step, stage = record["step"], re.sub(r"[^\w.-]", "_", record["stage"])

@@ -223,7 +223,12 @@ def write_evaluation(directory: RunDirectory, arm: str, rows: list[dict[str, Any
         checkpoints.append(checkpoint)
     write_json(
         directory.evaluation(arm),
-        {"curriculum": arm, "checkpoints": checkpoints, "tasks": task_scores(plan, offset)},
+        {
+            "curriculum": arm,
+            "average": False,
+            "checkpoints": checkpoints,
+            "tasks": task_scores(plan, offset),
+        },
     )
 
 

@@ -50,7 +50,7 @@ def points(folder: Path) -> dict[str, dict[int, float]]:
     from tensorboardX.proto.event_pb2 import Event
 
     found: dict[str, dict[int, float]] = {}
-    for path in sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(folder.glob("events*")):
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
