@@ -25,20 +25,23 @@ class StepReader:
         self._job, self._bad = job, bad
         self._device_kind, self._devices = mesh.devices.flat[0].device_kind, mesh.size
         self._began, self._in_steps = time.perf_counter(), 0.0
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._pending: tuple[int, dict[str, jax.Array], float] | None = None
         self._last_read: float | None = None
 
-    def push(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, Any] | None:
-        """Keeps the metrics of `step`; returns the record of the step before, if any."""
+    def push(
+        self, step: int, metrics: dict[str, jax.Array], waited: float
+    ) -> dict[str, Any] | None:
+        """Keeps the metrics of `step` and the seconds it waited for its rows; returns the record
+        of the step before, if any."""
         record = self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, waited)
         return record
 
     def flush(self) -> dict[str, Any] | None:
         """The record of the step whose metrics were kept, waiting for it to end."""
         if self._pending is None:
             return None
-        step, metrics = self._pending
+        step, metrics, waited = self._pending
         self._pending = None
         values = {name: float(value) for name, value in metrics.items()}
         self._bad.see(step, values)
@@ -47,7 +50,7 @@ class StepReader:
         seconds = None if self._last_read is None else now - self._last_read
         self._last_read = now
         self._in_steps += seconds or 0.0
-        return self._record(step, values, seconds)
+        return self._record(step, values, seconds) | {"data_seconds": waited}
 
     def restart_clock(self) -> None:
         """Keeps what was done since the last step ended out of the next step's time."""

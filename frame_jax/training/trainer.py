@@ -131,10 +131,14 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
                 loss = "not a number" if record["loss"] is None else f"{record['loss']:.3f}"
                 advance(tokens, f"{record['stage']} loss {loss}")
 
-        for step, rows in zip(range(start, job.steps), batches(job, mesh, start), strict=True):
+        loader = batches(job, mesh, start)
+        for step in range(start, job.steps):
+            asked = time.perf_counter()
+            rows = next(loader)
+            waited = time.perf_counter() - asked
             trace.before(step, state)
             state, metrics = train_step(state, rows)
-            publish(reader.push(step, metrics))
+            publish(reader.push(step, metrics, waited))
             done = step + 1
             if done == start + 1:
                 timer = time.perf_counter()
