@@ -26,6 +26,7 @@ from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
 from frame_jax.run_directory import is_full, no_room
+from frame_jax.training.optimizer import WeightAverage
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
 
@@ -73,7 +74,7 @@ class Checkpointer:
         if shutil.disk_usage(self.folder.parent).free < size:
             raise no_room(self.folder / str(step), size)
         state = {"params": params, "optimizer": optimizer_state}
-        digests = jax.tree.map(int, _digests(state))
+        digests = digests_of(params, optimizer_state)
         with self._watched(step, size):
             self._orbax.save_checkpointables_async(
                 step, state, custom_metadata={"fingerprint": self.fingerprint, "digests": digests}
@@ -99,9 +100,10 @@ class Checkpointer:
                 "a new run directory, or remove it with --redo of its phase"
             )
         restored = load(self._orbax, step, {"params": params, "optimizer": optimizer_state})
-        if jax.tree.map(int, _digests(restored)) != metadata["digests"]:
+        state = restored["params"], restored["optimizer"]
+        if digests_of(*state) != metadata["digests"]:
             raise DamagedError("its arrays are not what was saved")
-        return restored["params"], restored["optimizer"]
+        return state
 
     def restore_newest(
         self, params: Params, optimizer_state: Any
@@ -149,7 +151,7 @@ class Checkpointer:
 
 
 def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[str, Any]:
-    """What `save` noted beside the arrays: `fingerprint` and `digests`."""
+    """What `save` noted beside the arrays: `fingerprint`, and `digests` as `digests_of` gives."""
     try:
         metadata = orbax.checkpointables_metadata(step).custom_metadata
     except Exception as error:  # Orbax has no common class for what it cannot read
@@ -165,7 +167,9 @@ def load(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any
         found = orbax.load_checkpointables(step, like)
     except Exception as error:  # Orbax has no common class for what it cannot read
         raise DamagedError(first_line(error)) from error
-    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (like, found)]
+    shapes = [
+        [leaf.shape for leaf in jax.tree.leaves(tree) if leaf is not ...] for tree in (like, found)
+    ]
     for expected, shape in zip(*shapes, strict=True):
         if expected != shape:
             raise DamagedError(f"an array has shape {shape}, where the model has {expected}")
@@ -200,6 +204,18 @@ def digest(tree: Any, xp: ModuleType) -> Any:
     return total[0]
 
 
+def digests_of(params: Params, optimizer_state: Any) -> dict[str, int]:
+    """Digests of `params`, `optimizer` and, where the optimizer keeps one, the weights' `average`.
+
+    The average is part of the optimizer's state, and has its own because it is read alone.
+    """
+    trees = {"params": params, "optimizer": optimizer_state}
+    last = optimizer_state[-1] if isinstance(optimizer_state, tuple) else None
+    if isinstance(last, WeightAverage):
+        trees["average"] = last.average
+    return jax.tree.map(int, _digests(trees))
+
+
 @jax.jit
 def _digests(trees: dict[str, Any]) -> dict[str, jax.Array]:
     return {name: digest(tree, jnp) for name, tree in trees.items()}
@@ -211,7 +227,9 @@ def saved_steps(folder: Path) -> list[int]:
         return sorted(checkpoint.step for checkpoint in orbax.checkpoints)
 
 
-def load_params(folder: Path, decoder: Decoder, step: int | None = None) -> Params:
+def load_params(
+    folder: Path, decoder: Decoder, step: int | None = None, *, average: bool = False
+) -> Params:
     """Parameters of a checkpoint as NumPy arrays, on every process that calls this.
 
     All processes must call it together.
@@ -220,19 +238,23 @@ def load_params(folder: Path, decoder: Decoder, step: int | None = None) -> Para
         folder: The `checkpoints` folder of a training run.
         decoder: The model, which says what must be there.
         step: Which checkpoint; None takes the newest.
+        average: Load the moving average of the parameters that the optimizer keeps instead.
 
     Returns:
         Nested dict of float32 NumPy arrays.
 
     Raises:
-        UserError: if the checkpoint cannot be read or is not this model's.
+        UserError: if the checkpoint cannot be read or is not this model's, or has no average.
     """
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), decoder.shapes())
     try:
         with ocp.training.Checkpointer(folder.resolve()) as orbax:
             metadata = read_metadata(orbax, step)
-            params = load(orbax, step, {"params": like})["params"]
-        if int(digest(params, np)) != metadata["digests"]["params"]:
+            if average:
+                params = _load_average(orbax, step, like)
+            else:
+                params = load(orbax, step, {"params": like})["params"]
+        if int(digest(params, np)) != metadata["digests"]["average" if average else "params"]:
             raise DamagedError("its params are not what was saved")
     except DamagedError as error:
         raise UserError(
@@ -240,3 +262,21 @@ def load_params(folder: Path, decoder: Decoder, step: int | None = None) -> Para
             f"model again with --redo {'-'.join(folder.parts[-3:-1])}"
         ) from error
     return params
+
+
+def _load_average(orbax: ocp.training.Checkpointer, step: int | None, like: Params) -> Params:
+    """The average alone, out of an optimizer's state whose other arrays are not read.
+
+    Raises:
+        UserError: if the optimizer kept none.
+    """
+    saved = orbax.checkpointables_metadata(step).metadata["optimizer"]
+    last = saved[-1] if isinstance(saved, list) else None
+    if not (isinstance(last, dict) and "average" in last):
+        raise UserError(
+            "this model was trained without a moving average of its weights; it needs "
+            "training.optimizer.average_decay, such as 0.999, from its first step on"
+        )
+    others = jax.tree.map(lambda _: ..., saved)  # what Orbax leaves out
+    wanted = [*others[:-1], {"average": like}]
+    return load(orbax, step, {"optimizer": wanted})["optimizer"][-1]["average"]

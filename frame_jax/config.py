@@ -328,8 +328,8 @@ class TrainingConfig:
         checkpoint_seconds: Seconds between rolling checkpoints.
         max_bad_steps: Training stops after this many steps in a row whose loss or gradient is not a
             number; no such step is applied.
-        log_every: Steps between lines on the screen and TensorBoard points; `metrics.jsonl` has
-            every step.
+        log_every: Steps between points on TensorBoard and the tracker; `metrics.jsonl` has every
+            step.
     """
 
     batch_rows: int = 32
@@ -693,11 +693,14 @@ class EvaluationConfig:
 
     Attributes:
         max_documents: Held-out documents used, chosen by hash; null uses all.
+        average: Measure the moving average of the weights instead of the weights; needs
+            pretrain.training.optimizer.average_decay.
         tasks: Multiple-choice tasks.
         tasks_at: Checkpoints that do the tasks: the `last`, or all `stage_ends`.
     """
 
     max_documents: int | None = None
+    average: bool = False
     tasks: list[TaskConfig] = field(default_factory=list)
     tasks_at: Literal["last", "stage_ends"] = "last"
 
@@ -757,6 +760,8 @@ class RunConfig:
         evaluation: Held-out measurements.
         parallel: Devices and processes.
         profile: Steps `START:STOP` of every training run to trace into its `profile` folder.
+        tracker: `module:function` that opens a tracker of training runs beside TensorBoard, see
+            docs/metrics.md.
     """
 
     run_directory: str
@@ -776,11 +781,21 @@ class RunConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     parallel: ParallelConfig = runtime(ParallelConfig())
     profile: str | None = runtime(None)
+    tracker: str | None = runtime(None)
 
     def __post_init__(self) -> None:
         require(
             self.profile is None or re.fullmatch(r"\d+:\d+", self.profile) is not None,
             f"profile must be two steps such as 20:23, not {self.profile!r}",
+        )
+        require(
+            not self.evaluation.average
+            or self.pretrain.training.optimizer.average_decay is not None,
+            "evaluation.average needs pretrain.training.optimizer.average_decay, such as 0.999",
+        )
+        require(
+            self.tracker is None or re.fullmatch(r"[\w.]+:\w+", self.tracker) is not None,
+            f"tracker must be module:function, not {self.tracker!r}",
         )
         for name in self.curricula:
             require(

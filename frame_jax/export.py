@@ -33,6 +33,9 @@ def parser() -> argparse.ArgumentParser:
     which = options.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="a kept checkpoint; the last by default")
     which.add_argument("--stage", help="the checkpoint at the end of this stage, such as Q4")
+    options.add_argument(
+        "--ema", action="store_true", help="the moving average of the weights, where one was kept"
+    )
     return options
 
 
@@ -43,6 +46,7 @@ def export(
     *,
     step: int | None = None,
     stage: str | None = None,
+    average: bool = False,
 ) -> int:
     """Writes the checkpoint and its model card to `out`, which appears whole or not at all.
 
@@ -52,12 +56,13 @@ def export(
         out: A folder that does not exist yet.
         step: Which checkpoint; None takes that of `stage`, or the last.
         stage: A stage by name; where several epochs repeat the name, the last of them.
+        average: Write the moving average of the weights instead of the weights.
 
     Returns:
         The step exported.
 
     Raises:
-        UserError: if there is no such arm, checkpoint or stage, or `out` is taken.
+        UserError: if there is no such arm, checkpoint or stage, no average, or `out` is taken.
     """
     folder, plan = read_plan(directory, curriculum)
     if out.exists():
@@ -73,13 +78,13 @@ def export(
         export_checkpoint(
             temporary,
             decoder,
-            checkpoints.load_params(folder / "checkpoints", decoder, step),
+            checkpoints.load_params(folder / "checkpoints", decoder, step, average=average),
             tokenizer=directory.tokenizer,
             bos_id=special["bos_id"],
             eos_id=special["eos_id"],
             context=plan["sequence_length"],
         )
-        card = model_card(directory, curriculum, plan, step, decoder)
+        card = model_card(directory, curriculum, plan, step, decoder, average)
         (temporary / "README.md").write_text(card, "utf-8")
         temporary.rename(out)
     finally:
@@ -123,7 +128,12 @@ def choose_step(plan: dict[str, Any], saved: list[int], step: int | None, stage:
 
 
 def model_card(
-    directory: RunDirectory, curriculum: str, plan: dict[str, Any], step: int, decoder: Decoder
+    directory: RunDirectory,
+    curriculum: str,
+    plan: dict[str, Any],
+    step: int,
+    decoder: Decoder,
+    average: bool,
 ) -> str:
     """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
     vocab_size = read_json(directory.tokenizer.with_name("special_tokens.json"))["vocab_size"]
@@ -133,6 +143,7 @@ def model_card(
         f"{(item['last_row'] - item['first_row']) * plan['sequence_length']:,} |"
         for item in plan["stages"]
     )
+    weights = " The weights are an exponential moving average over training." if average else ""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -144,7 +155,7 @@ tags: [frame, curriculum, pretraining]
 A base language model of {decoder.parameter_count():,} parameters, trained from scratch on about
 {tokens:,} tokens with frame_jax {version("frame-jax")}, curriculum `{curriculum}`, in sequences of
 {plan["sequence_length"]:,} tokens. It is not tuned to follow instructions, and nothing was done to
-make its output safe.
+make its output safe.{weights}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -165,7 +176,7 @@ padding, which the model has learned never to predict.
 {stages}
 
 Stages with a smooth transition overlap: around a boundary both neighbours are mixed.
-{data_counts(directory)}{held_out(directory, curriculum, step)}"""
+{data_counts(directory)}{held_out(directory, curriculum, step, average)}"""
 
 
 def data_counts(directory: RunDirectory) -> str:
@@ -184,11 +195,13 @@ def data_counts(directory: RunDirectory) -> str:
     return "\n".join(lines) + "\n"
 
 
-def held_out(directory: RunDirectory, curriculum: str, step: int) -> str:
-    """The section on the held-out loss of this checkpoint; empty where it was not measured."""
+def held_out(directory: RunDirectory, curriculum: str, step: int, average: bool) -> str:
+    """The section on the held-out loss of these weights; empty where it was not measured."""
     path = directory.evaluation(curriculum)
-    measured = read_json(path)["checkpoints"] if path.exists() else []
-    for overall in (item["overall"] for item in measured if item["step"] == step):
+    measured = read_json(path) if path.exists() else {"average": average, "checkpoints": []}
+    if measured["average"] != average:
+        return ""
+    for overall in (c["overall"] for c in measured["checkpoints"] if c["step"] == step):
         return (
             f"\n## Held-out loss\n\n{overall['nll_per_token']:.4f} nats a token, "
             f"{overall['bits_per_byte']:.4f} bits a byte, over {overall['documents']:,} documents "
@@ -204,7 +217,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         directory = RunDirectory(options.run)
         step = export(
-            directory, options.curriculum, options.out, step=options.step, stage=options.stage
+            directory,
+            options.curriculum,
+            options.out,
+            step=options.step,
+            stage=options.stage,
+            average=options.ema,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -121,6 +121,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     from frame_jax.curriculum.presets import expand
     from frame_jax.parallel import processes
     from frame_jax.parallel.sharding import mesh_shape
+    from frame_jax.training import trackers
 
     processes.start(config.parallel)
     preemption.install()
@@ -128,6 +129,8 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     mesh_shape(config.parallel, processes.devices())
     for curriculum in config.curricula.values():
         expand(curriculum, config.partition.axes)
+    if config.tracker is not None:
+        trackers.find(config.tracker)
     if processes.is_first():
         with exclusive(directory):
             return _run_units(config, directory, table, todo, expected, redo)

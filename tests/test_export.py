@@ -6,14 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from frame_jax.config import RopeScalingConfig
+from frame_jax import checkpoints
+from frame_jax.config import OptimizerConfig, RopeScalingConfig, TrainingConfig
 from frame_jax.errors import UserError
 from frame_jax.export import export, main
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face import import_checkpoint
 from frame_jax.models.hugging_face_export import export_checkpoint
+from frame_jax.run_directory import RunDirectory
 from frame_jax.scoring.tokenizers import require_same_tokenizer
-from tests.arm import CONTEXT, PADDED, STEPS, make_arm
+from frame_jax.training.trainer import train
+from tests.arm import CONTEXT, PADDED, STEPS, make_arm, write_tokenizer
+from tests.training.rows import make_job, write_rows
 
 LONG_ROPE = RopeScalingConfig(
     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=32
@@ -55,6 +59,42 @@ def test_any_kept_checkpoint_by_step_or_stage(tmp_path, capsys) -> None:
         assert not (out / "no").exists()
     assert main([run, "--out", str(out / "step")]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_the_average_is_that_of_the_weights_after_every_step(tmp_path, capsys) -> None:
+    decay, steps = 0.8, 6
+    write_rows(tmp_path)
+    training = TrainingConfig(
+        batch_rows=16,
+        milestones=steps,  # every step is kept
+        compute_dtype="float32",
+        optimizer=OptimizerConfig(average_decay=decay),
+    )
+    job = make_job(tmp_path, folder="pretrain/frame", training=training)
+    train(job)
+    directory = RunDirectory(tmp_path)
+    write_tokenizer(directory)
+    run, folder = str(tmp_path), job.folder / "checkpoints"
+    expected = jax.tree.map(np.float64, job.decoder.init(jax.random.key(job.seed)))
+    for step in range(1, steps + 1):
+        params = checkpoints.load_params(folder, job.decoder, step)
+        expected = jax.tree.map(lambda m, p: decay * m + (1 - decay) * p, expected, params)
+        average = checkpoints.load_params(folder, job.decoder, step, average=True)
+        jax.tree.map(
+            lambda a, m: np.testing.assert_allclose(a, m, rtol=1e-5, atol=1e-7), average, expected
+        )
+    apart = np.abs(average["embedding"] - params["embedding"]).max()
+    assert apart > 1e-3  # the weights are not their average
+    assert main([run, "--ema", "--out", str(tmp_path / "out")]) == 0
+    jax.tree.map(np.testing.assert_array_equal, import_checkpoint(tmp_path / "out")[1], average)
+    assert "moving average" in (tmp_path / "out" / "README.md").read_text("utf-8")
+
+
+def test_a_model_without_an_average_is_named(tmp_path, capsys) -> None:
+    directory, _, _ = make_arm(tmp_path / "run")
+    assert main([str(directory.root), "--ema", "--out", str(tmp_path / "out")]) == 2
+    assert "training.optimizer.average_decay" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_large_weights_are_cut_into_files(tmp_path) -> None:

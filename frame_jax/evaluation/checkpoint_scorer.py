@@ -26,7 +26,7 @@ class CheckpointScorer(Scorer):
 
 
 def checkpoint_scorers(
-    scoring: ScoringConfig, folder: Path, steps: Sequence[int]
+    scoring: ScoringConfig, folder: Path, steps: Sequence[int], *, average: bool
 ) -> Iterator[tuple[int, CheckpointScorer]]:
     """Each of `steps` with a scorer of that checkpoint, valid until the next is asked for.
 
@@ -36,11 +36,12 @@ def checkpoint_scorers(
         scoring: Rows, context and dtype.
         folder: A training run.
         steps: Checkpoints that are there.
+        average: Take the moving average of the weights.
     """
     decoder = read_description(folder, compute_dtype=scoring.compute_dtype)
     scorer: CheckpointScorer | None = None
     for step in steps:
-        params = checkpoints.load_params(folder / "checkpoints", decoder, step)
+        params = checkpoints.load_params(folder / "checkpoints", decoder, step, average=average)
         if scorer is None:
             scorer = CheckpointScorer(
                 [(decoder, params)],

@@ -2,9 +2,10 @@
 
 Reads RUN/pretrain/<curriculum>/, RUN/tokens and RUN/quadrants/assignment.parquet. Writes
 RUN/evaluation/<curriculum>/<step>/part-*.parquet (one row a held-out document: doc_id,
-predicted_tokens, nll, a sum in nats) and from them RUN/evaluation/<curriculum>.json. Every arm is
-scored on the same documents, from their own starts, as in `frame_jax.scoring`. Where the config has
-multiple-choice tasks, `frame_jax.evaluation.tasks` runs them, and says what the file has of them.
+predicted_tokens, nll, a sum in nats) and from them RUN/evaluation/<curriculum>.json and
+RUN/evaluation/<curriculum>/tensorboard. Every arm is scored on the same documents, from their own
+starts, as in `frame_jax.scoring`. Where the config has multiple-choice tasks,
+`frame_jax.evaluation.tasks` runs them, and says what the file has of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from frame_jax import checkpoints, progress
 from frame_jax.config import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.evaluation import tasks
+from frame_jax.evaluation.board import write_board
 from frame_jax.evaluation.checkpoint_scorer import checkpoint_scorers
 from frame_jax.parallel import processes
 from frame_jax.run_directory import (
@@ -68,8 +70,10 @@ def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str
     scores = tasks.run(config, directory, curriculum, plan)
     if processes.is_first():
         measured = result(directory, curriculum, plan, steps)
+        measured["average"] = config.evaluation.average
         if scores:
             measured["tasks"] = scores
+        write_board(directory.evaluation(curriculum).with_suffix(""), measured)
         write_json(directory.evaluation(curriculum), measured)
     processes.barrier(f"evaluate {curriculum}: result written")
     last = read_json(directory.evaluation(curriculum))["checkpoints"][-1]
@@ -150,7 +154,8 @@ def score_missing(
     with progress.bar(title, total, "tokens", show=processes.is_first()) as update:
         # All processes load a checkpoint together, those without a share of it too.
         steps = [step for step, parts in missing.items() if parts]
-        for step, scorer in checkpoint_scorers(config.scoring, folder, steps):
+        average = config.evaluation.average
+        for step, scorer in checkpoint_scorers(config.scoring, folder, steps, average=average):
 
             def report(batch: BatchScores, step: int = step) -> None:
                 update(batch.tokens, f"step {step:,}")
@@ -195,7 +200,7 @@ def write_part(path: Path, doc_id: pa.ChunkedArray, scores: Scores) -> None:
 def result(
     directory: RunDirectory, curriculum: str, plan: dict[str, Any], steps: list[int]
 ) -> dict[str, Any]:
-    """What RUN/evaluation/<curriculum>.json holds.
+    """What RUN/evaluation/<curriculum>.json holds, but for `average` and `tasks`.
 
     Returns:
         curriculum, and for each checkpoint its step, the training tokens it has seen, and

@@ -8,7 +8,7 @@ stands before every prompt, as before every training document.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -62,7 +62,6 @@ def continuation_sums(
     scorer: Scorer,
     requests: Iterable[Request],
     count: int,
-    report: Callable[[int], None] | None = None,
 ) -> np.ndarray:
     """Sums over each request's continuation of what the scorer says of every token.
 
@@ -70,7 +69,6 @@ def continuation_sums(
         scorer: One value or more a token; a `Scorer` gives the NLL in nats under each model.
         requests: Read as needed.
         count: How many there are.
-        report: Called with the number of requests finished.
 
     Returns:
         [values, count] float64, in the order of the requests.
@@ -84,8 +82,6 @@ def continuation_sums(
 
     def read(batch: Batch, values: jax.Array) -> None:
         sums.append(([w.document for w in batch.windows], window_sums(np.asarray(values), batch)))
-        if report is not None:
-            report(len(batch.windows))
 
     rows = pack(windows(), scorer.context, POOL_ROWS)
     under_way: tuple[Batch, jax.Array] | None = None

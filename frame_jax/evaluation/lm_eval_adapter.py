@@ -44,6 +44,7 @@ class FrameJaxModel(LM):
         curriculum: The arm.
         step: A kept checkpoint; the last by default.
         stage: The checkpoint at the end of this stage instead.
+        ema: The moving average of the weights, where one was kept.
         max_length: Tokens the model reads; by default the length of its training rows.
         rows_per_device: Rows that each device computes at one time.
         compute_dtype: Type of matrix-product operands, `bfloat16` or `float32`.
@@ -53,7 +54,7 @@ class FrameJaxModel(LM):
         device: Ignored.
 
     Raises:
-        UserError: if there is no such arm or checkpoint.
+        UserError: if there is no such arm or checkpoint, or no average.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class FrameJaxModel(LM):
         curriculum: str = "frame",
         step: int | None = None,
         stage: str | None = None,
+        ema: bool = False,
         max_length: int | None = None,
         rows_per_device: int = 8,
         compute_dtype: str = "bfloat16",
@@ -76,7 +78,7 @@ class FrameJaxModel(LM):
         saved = checkpoints.saved_steps(folder / "checkpoints")
         self.step = choose_step(plan, saved, step, stage)
         decoder = read_description(folder, compute_dtype=compute_dtype)
-        params = checkpoints.load_params(folder / "checkpoints", decoder, self.step)
+        params = checkpoints.load_params(folder / "checkpoints", decoder, self.step, average=ema)
         self.max_length = max_length or plan["sequence_length"]
         self._scorer = GreedyScorer(
             decoder, params, self.max_length, rows_per_device=rows_per_device, fsdp=fsdp

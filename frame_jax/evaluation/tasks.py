@@ -159,7 +159,8 @@ def score_missing(
     with progress.bar(title, total, "items", show=processes.is_first()) as update:
         steps = sorted({part.step for part in missing})
         folder = directory.pretrain(curriculum)
-        for step, scorer in checkpoint_scorers(config.scoring, folder, steps):
+        average = config.evaluation.average
+        for step, scorer in checkpoint_scorers(config.scoring, folder, steps, average=average):
             for part in (part for part in share if part.step == step):
                 chosen = items[part.task.name][part.first : part.stop]
                 columns = score_items(scorer, tokenizer, part.task, chosen)

@@ -11,7 +11,14 @@ import yaml
 
 from frame_jax.config import RunConfig
 from frame_jax.models.functional import read_description
-from frame_jax.report import documents, figures, notes, sections, training_curves
+from frame_jax.report import (
+    documents,
+    figures,
+    notes,
+    sections,
+    task_results,
+    training_curves,
+)
 from frame_jax.report.held_out_results import (
     BASELINE,
     Result,
@@ -24,8 +31,8 @@ from frame_jax.report.training_curves import Arm
 from frame_jax.run_directory import RunDirectory, read_json
 
 LIBRARIES = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record", "tokenizers"),
-    *("numpy", "duckdb", "pyarrow", "altair", "vl-convert-python"),
+    *("frame-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record"),
+    *("tokenizers", "numpy", "duckdb", "pyarrow", "altair", "vl-convert-python"),
 )
 
 
@@ -47,6 +54,8 @@ class Figure:
 
 
 Piece = Html | Figure
+
+TASK_PANELS = 12  # drawn; the table has them all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +120,14 @@ def held_out_loss(run: Trained) -> list[Piece]:
         return []
     bands = training_curves.stage_bands(run.shaded)
     curve = curve_rows(run.results)
+    averaged = any(result["average"] for result in run.results.values())
     found: list[Piece] = [
         tag("h2", "Held-out loss"),
         sections.slice_choice(slice_labels(run.results)),
         Figure(
             "held-out-loss",
             [figures.held_out_loss(curve, bands, run.names)],
-            notes.HELD_OUT,
+            notes.HELD_OUT + (notes.AVERAGE if averaged else ""),
         ),
     ]
     differences = difference_rows(curve)
@@ -128,6 +138,25 @@ def held_out_loss(run: Trained) -> list[Piece]:
         )
     table_note = tag("p", notes.HELD_OUT_TABLE, class_="note")
     return [*found, sections.held_out_table(run.results), table_note]
+
+
+def tasks(run: Trained) -> list[Piece]:
+    """Accuracies in multiple-choice tasks; nothing where no arm did one."""
+    finals = task_results.final_scores(run.results)
+    if not finals:
+        return []
+    note = " ".join([notes.TASKS, task_results.cut_prompts(finals)])
+    found: list[Piece] = [
+        tag("h2", "Tasks"),
+        task_results.task_table(finals, list(run.results)),
+        tag("p", note, class_="note"),
+    ]
+    rows = task_results.curve_rows(run.results)
+    drawn = list(dict.fromkeys(row["task"] for row in rows))[:TASK_PANELS]
+    if drawn:
+        panels = [figures.accuracy(rows, run.names, task) for task in drawn]
+        found.append(Figure("tasks", panels, notes.TASK_CURVES))
+    return found
 
 
 def mixtures(run: Trained, quadrants: list[str]) -> list[Piece]:
@@ -167,7 +196,7 @@ def quadrants(directory: RunDirectory) -> list[Piece]:
 
 
 def speed(run: Trained, directory: RunDirectory) -> list[Piece]:
-    """Tokens a second of the arms, and what the reference models were."""
+    """Tokens a second, MFU and goodput of the arms, and what the reference models were."""
     references = [
         arm
         for name in ("weak", "strong")

@@ -1,7 +1,7 @@
 """Plain rows in, one Altair chart a figure out: drawn in the page and rendered to PNG alike.
 
-Charts carry no colours of ink or paper; those come from `THEMES`, so that a page can follow the
-reader's light or dark mode. Charts of arms read the parameters `shown_arms` and
+Charts carry no colours of ink or paper; those come from `theme.THEMES`, so that a page can follow
+the reader's light or dark mode. Charts of arms read the parameters `shown_arms` and
 `held_out_part`, which the page sets.
 """
 
@@ -26,40 +26,6 @@ ARM_COLOURS = (
     "#6b8e23", "#8d6e63",
 )  # fmt: skip
 QUADRANT_COLOURS = ("#2e86de", "#00a5a0", "#e0a100", "#e4572e")
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-
-
-def theme(ink: str, faint: str, paper: str, ramp: Sequence[str]) -> dict[str, Any]:
-    """A Vega-Lite configuration."""
-    axis = {
-        "labelColor": ink,
-        "titleColor": ink,
-        "gridColor": faint,
-        "domainColor": faint,
-        "tickColor": faint,
-        "labelFontSize": 12,
-        "titleFontSize": 12,
-        "titleFontWeight": "normal",
-        "labelOverlap": True,
-        "labelSeparation": 8,
-    }
-    return {
-        "background": paper,
-        "font": FONT,
-        "view": {"stroke": None},
-        "axis": axis,
-        "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "symbolSize": 120},
-        "title": {"color": ink, "fontSize": 13, "anchor": "start", "fontWeight": "normal"},
-        "range": {"heatmap": list(ramp), "ramp": list(ramp)},
-        "rule": {"color": ink},
-        "text": {"color": ink, "fontSize": 12},
-    }
-
-
-THEMES = {
-    "light": theme("#3d4650", "#e3e7eb", "#ffffff", ["#eaf2fb", "#7fb2e5", "#2567ad", "#0b2545"]),
-    "dark": theme("#c3ccd6", "#2f3842", "#161b21", ["#1d2a3a", "#2b5f9c", "#63a8ee", "#e6f2ff"]),
-}
 
 
 def _data(rows: Rows) -> Any:
@@ -188,6 +154,37 @@ def throughput(series: Rows, arms: Sequence[str]) -> Panel:
         .add_params(_shown(arms))
         .properties(height=220)
     )
+
+
+def accuracy(scores: Rows, arms: Sequence[str], task: str) -> Panel:
+    """Accuracy in one task at the checkpoints that did it, over the accuracy of a guess.
+
+    Args:
+        scores: Rows as `task_results.curve_rows` gives them, of all tasks.
+        arms: Their colours follow from their order.
+        task: The task to draw.
+    """
+    own = [row for row in scores if row["task"] == task]
+    base = alt.Chart(_data(own)).transform_filter(IS_SHOWN)
+    axis = alt.Axis(format="%", tickCount=4)
+    lines = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45, filled=True)).encode(
+        x=TOKENS,
+        y=alt.Y("accuracy:Q", title="accuracy", axis=axis, scale=alt.Scale(zero=False)),
+        color=_arm_colour(arms),
+        tooltip=[
+            alt.Tooltip("arm:N", title="order"),
+            alt.Tooltip("stages:N", title="end of stage"),
+            alt.Tooltip("step:Q", format=","),
+            *(alt.Tooltip(f"{key}:Q", format=".2%") for key in ("accuracy", "accuracy_norm")),
+            alt.Tooltip("stderr:Q", title="standard error", format=".2%"),
+        ],
+    )
+    errors = base.mark_rule(strokeWidth=1, opacity=0.6).encode(
+        x=TOKENS, y="low:Q", y2="high:Q", color=_arm_colour(arms)
+    )
+    guess = alt.Chart(_data([{"chance": own[0]["chance"]}])).mark_rule(strokeDash=[4, 4])
+    chart = alt.layer(guess.encode(y="chance:Q"), errors, lines).add_params(_shown(arms))
+    return chart.properties(height=160, title=task)
 
 
 def _quadrant_colour(quadrants: Sequence[str]) -> alt.Color:

@@ -24,8 +24,16 @@ HELD_OUT = (
     "Every order is measured on the same held-out documents, none of which was trained on. They "
     "belong to quadrants by the same thresholds as the training documents."
 )
+AVERAGE = " Measured are the moving averages of the weights, not the weights."
 HELD_OUT_TABLE = "Nats per token at the end of training, bits per byte in brackets; lowest in bold."
 DIFFERENCE = "Below zero is better than the {baseline} order at the same number of tokens."
+TASKS = (
+    "Percent of the questions answered right, ± one standard error over the questions: the answer "
+    "given is the choice with the largest log-likelihood or, in brackets, with the largest "
+    "log-likelihood a byte. Bold is more than two standard errors above a guess. Orders share the "
+    "questions, so their errors are not independent; and none covers the seed of a training run."
+)
+TASK_CURVES = "Accuracy at the ends of stages, ± one standard error. Dashed: a guess."
 MIXTURE = "Share of each quadrant in the rows of the batches."
 DENSITY = (
     "Training tokens by the perplexity (PPL) of the {model} reference model and the relative "
@@ -40,6 +48,9 @@ EXAMPLES = (
 )
 SPEED = (
     "Speed is that of the median step; model FLOP / s follow from it: matrix products of a forward "
-    "and a backward pass, attention counted for its causal half, recomputation not counted. The "
-    "loss is the mean over the last 5% of the steps."
+    "and a backward pass, attention counted for its causal half, recomputation not counted. MFU is "
+    "their share of the data sheet's bfloat16 peak, and a dash where the device's peak is not "
+    "known to this program. Goodput is the share of training time spent in steps, the rest "
+    "being compilation and checkpoints; steps that an interruption undid are not in it. The loss "
+    "is the mean over the last 5% of the steps."
 )

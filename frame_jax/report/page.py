@@ -11,8 +11,8 @@ from typing import Any
 
 import vl_convert
 
-from frame_jax.report.figures import THEMES
 from frame_jax.report.html import Html, join, script_json, tag
+from frame_jax.report.theme import THEMES
 
 HERE = Path(__file__).parent
 

@@ -17,6 +17,7 @@ from frame_jax.report import chapters, figures, page, training_curves
 from frame_jax.report.chapters import Figure, Piece, Trained
 from frame_jax.report.held_out_results import differences, read_results
 from frame_jax.report.html import Html, tag
+from frame_jax.report.theme import THEMES
 from frame_jax.report.training_curves import read_arm
 from frame_jax.run_directory import RunDirectory, atomic_path, read_json
 
@@ -62,6 +63,7 @@ def contents(config: RunConfig, directory: RunDirectory) -> list[Piece]:
         *chapters.overview(trained),
         *chapters.training_loss(trained),
         *chapters.held_out_loss(trained),
+        *chapters.tasks(trained),
         *chapters.mixtures(trained, cells),
         *chapters.quadrants(directory),
         *chapters.speed(trained, directory),
@@ -116,7 +118,7 @@ def for_page(spec: dict[str, Any]) -> dict[str, Any]:
 def write_png(path: Path, spec: dict[str, Any]) -> None:
     """Renders a figure without a browser or a network."""
     image = vl_convert.vegalite_to_png(
-        spec, scale=PNG_SCALE, config=figures.THEMES["light"], allowed_base_urls=[]
+        spec, scale=PNG_SCALE, config=THEMES["light"], allowed_base_urls=[]
     )
     with atomic_path(path) as temporary:
         temporary.write_bytes(image)

@@ -225,8 +225,8 @@ def quadrant_table(cells: dict[str, dict[str, Any]], meanings: dict[str, str]) -
     return table(header, rows)
 
 
-def models_table(models: Sequence[tuple[Arm, Decoder, dict[str, float]]]) -> Html:
-    """What was trained and how fast: parameters, tokens, final loss, speed."""
+def models_table(models: Sequence[tuple[Arm, Decoder, dict[str, float | None]]]) -> Html:
+    """What was trained and how fast: parameters, tokens, final loss, speed, MFU, goodput."""
     rows = []
     for arm, decoder, speed in models:
         flops = training_flops_per_token(decoder.config, decoder.vocab_size, arm.sequence_length)
@@ -240,6 +240,8 @@ def models_table(models: Sequence[tuple[Arm, Decoder, dict[str, float]]]) -> Htm
                 number(speed["seconds"], ",.0f"),
                 number(speed["tokens_per_second"], ",.0f"),
                 number(speed["tokens_per_second"] and speed["tokens_per_second"] * flops, ".3e"),
+                number(speed["mfu"], ".1%"),
+                number(speed["goodput"], ".1%"),
             ]
         )
     header = [
@@ -251,6 +253,8 @@ def models_table(models: Sequence[tuple[Arm, Decoder, dict[str, float]]]) -> Htm
         "seconds in steps",
         "tokens / s",
         "model FLOP / s",
+        "MFU",
+        "goodput",
     ]
     return table(header, rows)
 

@@ -25,6 +25,8 @@ COLUMNS = {
     "mixture": "MAP(VARCHAR, DOUBLE)",
     "seconds": "DOUBLE",
     "tokens_per_second": "DOUBLE",
+    "mfu": "DOUBLE",
+    "goodput": "DOUBLE",
 }
 
 
@@ -204,16 +206,27 @@ def training_drops(arm: Arm) -> list[TrainingDrop]:
     return drops
 
 
-def speed(arm: Arm) -> dict[str, float]:
-    """steps, tokens, seconds spent in steps, tokens_per_second of the median step, final_loss.
+def speed(arm: Arm) -> dict[str, float | None]:
+    """How much was trained how fast: one number for each key.
 
-    The final loss is the mean over the last twentieth of the steps.
+    Returns:
+        steps, tokens, seconds (spent in steps), tokens_per_second and mfu (of the median step; mfu
+        is None where the device's peak is unknown), goodput (share of the time of all attempts
+        that was spent in steps; an attempt begins with a step that is not timed), and final_loss,
+        the mean over the last twentieth of the steps.
     """
     return query(
         arm.metrics,
         """
+        , numbered AS (SELECT *, count(*) FILTER (seconds IS NULL) OVER (ORDER BY step) AS attempt
+                       FROM metrics),
+        attempts AS (SELECT sum(seconds) AS in_steps, arg_max(goodput, step) AS goodput
+                     FROM numbered GROUP BY attempt)
         SELECT CAST(count(*) AS BIGINT) AS steps, CAST(max(tokens) AS BIGINT) AS tokens,
                sum(seconds) AS seconds, median(tokens_per_second) AS tokens_per_second,
+               median(mfu) AS mfu,
+               (SELECT sum(in_steps) / sum(in_steps / goodput) FROM attempts WHERE goodput > 0)
+               AS goodput,
                avg(loss) FILTER (isfinite(loss) AND step >= 0.95 * ?) AS final_loss
         FROM metrics
         """,

@@ -1,4 +1,7 @@
-"""One line a step into `metrics.jsonl`, a point now and then into TensorBoard. Process 0 only."""
+"""One line a step into `metrics.jsonl` (docs/metrics.md), and now and then one to the trackers.
+
+Process 0 only.
+"""
 
 from __future__ import annotations
 
@@ -9,60 +12,85 @@ from typing import Any
 
 from frame_jax.errors import UserError
 from frame_jax.run_directory import atomic_path
+from frame_jax.training.trackers import Follower, MakeTracker, TensorBoard
 
 
 class MetricsLog:
     """Appends records of steps; on resuming, forgets steps that will run again.
 
+    Use it as a context manager, so that trackers learn of the end.
+
     Args:
         folder: `metrics.jsonl` and `tensorboard/` go here.
         first_step: Records of this step and later ones are dropped.
-        every: Steps between TensorBoard points.
+        every: Steps between records that go to TensorBoard and the tracker.
+        phase: The group of its scalars on TensorBoard.
+        make_tracker: Opens the user's tracker; None for none.
     """
 
-    def __init__(self, folder: Path, first_step: int, every: int):
-        from tensorboardX import SummaryWriter
-
+    def __init__(
+        self,
+        folder: Path,
+        first_step: int,
+        *,
+        every: int,
+        phase: str,
+        make_tracker: MakeTracker | None = None,
+    ):
         self._every = every
         path = folder / "metrics.jsonl"
-        keep_steps_before(path, first_step)
+        last = keep_steps_before(path, first_step)
         self._file = path.open("a", encoding="utf-8", buffering=1)  # whole lines, at once
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._board = TensorBoard(folder, phase, first_step)
+        self._trackers: list[TensorBoard | Follower] = [self._board]
+        if make_tracker is not None:
+            self._trackers.append(Follower(make_tracker, folder, last, first_step))
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds one step's record; `step`, `stage` and `mixture` are not scalars of the board."""
+        """Adds one step's record."""
         self._file.write(json.dumps(record) + "\n")
-        step = record["step"]
-        if step % self._every == 0:
-            for name, value in record.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(f"train/{name}", value, step)
-            for cell, share in record["mixture"].items():
-                self._board.add_scalar(f"mixture/{cell}", share, step)
+        if record["step"] % self._every == 0:
+            for tracker in self._trackers:
+                tracker.write(record)
 
     def flush(self) -> None:
         """Puts all records where a machine that dies cannot lose them."""
         self._file.flush()
         os.fsync(self._file.fileno())
+        self._board.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
-        self._board.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
-def keep_steps_before(path: Path, step: int) -> None:
-    """Drops the records of `step` and later ones, and a last line that was cut short."""
+def keep_steps_before(path: Path, step: int) -> int:
+    """Drops the records of `step` and later ones, and a last line that was cut short.
+
+    Returns:
+        The largest step that the file had; -1 for none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    last = -1
     if not path.exists():
-        return
+        return last
     with (
         atomic_path(path) as temporary,
         temporary.open("w", encoding="utf-8") as kept,
         path.open(encoding="utf-8") as lines,
     ):
         for line in lines:
-            if line.endswith("\n") and step_of(line, path) < step:
+            if not line.endswith("\n"):
+                continue
+            found = step_of(line, path)
+            last = max(last, found)
+            if found < step:
                 kept.write(line)
+    return last
 
 
 def step_of(line: str, path: Path) -> int:

@@ -13,8 +13,10 @@ from frame_jax.models.functional import Decoder
 from frame_jax.phases import fingerprint_of
 from frame_jax.records import TokenReader
 from frame_jax.run_directory import RunDirectory, list_parts, read_json
+from frame_jax.training import trackers
+from frame_jax.training.job import Job
 from frame_jax.training.step import Specials
-from frame_jax.training.trainer import Job, train
+from frame_jax.training.trainer import train
 
 VOCAB_MULTIPLE = 128  # the embedding is padded to this, so that it splits over devices
 
@@ -94,6 +96,7 @@ def make_job(
         seed=config.seed,
         fingerprint=f"{fingerprint_of(directory, unit)}-{schedule.fingerprint}",
         profile=config.profile,
+        make_tracker=trackers.maker(config, unit, folder),
     )
 
 

@@ -19,9 +19,12 @@ from frame_jax.config import (
     CorpusConfig,
     EvaluationConfig,
     ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
     RunConfig,
     ScoringConfig,
     SourceConfig,
+    TrainingConfig,
 )
 from frame_jax.errors import UserError
 from frame_jax.evaluation import held_out
@@ -29,6 +32,7 @@ from frame_jax.models.functional import Decoder, write_description
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run_directory import RunDirectory, part_name, read_json, write_json
+from frame_jax.training.optimizer import WeightAverage
 
 DECODER = Decoder(
     ModelConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1),
@@ -41,8 +45,10 @@ Documents = dict[str, dict[str, Any]]
 
 
 def make_config(root: Path, **evaluation: Any) -> RunConfig:
+    optimizer = OptimizerConfig(average_decay=0.9 if evaluation.get("average") else None)
     return RunConfig(
         run_directory=str(root),
+        pretrain=PretrainConfig(training=TrainingConfig(optimizer=optimizer)),
         corpus=CorpusConfig(sources=[SourceConfig(kind="python_library")]),
         scoring=ScoringConfig(context=CONTEXT, rows_per_device=2, compute_dtype="float32"),
         evaluation=EvaluationConfig(**evaluation),
@@ -206,7 +212,23 @@ def test_processes_share_the_work_and_agree_with_one(
     assert len(written) == len(set(written)) == PARTS * len(STEPS)
     plan = read_json(directory.pretrain("frame") / "curriculum.json")
     merged = held_out.result(directory, "frame", plan, list(STEPS))
-    assert merged == read_json(whole.evaluation("frame"))
+    assert merged | {"average": False} == read_json(whole.evaluation("frame"))
+
+
+def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Path) -> None:
+    whole, _, params = finished
+    directory = copy_inputs(whole, tmp_path / "run")
+    folder = directory.pretrain("frame") / "checkpoints"
+    shutil.rmtree(folder)
+    saver = checkpoints.Checkpointer(folder, STEPS, "fingerprint")
+    for step in STEPS:
+        other = jax.tree.map(jnp.zeros_like, params[step])
+        saver.save(step, other, ({"count": jnp.zeros(())}, WeightAverage(params[step])))
+    saver.close()
+    config = make_config(directory.root, average=True)
+    held_out.run(config, directory, "frame")
+    measured = read_json(directory.evaluation("frame"))
+    assert measured == read_json(whole.evaluation("frame")) | {"average": True}
 
 
 def test_a_limit_takes_the_same_documents_whatever_the_parts(finished: Any) -> None:

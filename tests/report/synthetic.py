@@ -165,6 +165,8 @@ def write_arm(directory: RunDirectory, arm: str, steps: int) -> None:
                 "mixture": {q: (q in present) / len(present) for q in QUADRANTS},
                 "seconds": seconds,
                 "tokens_per_second": None if seconds is None else tokens / seconds,
+                "mfu": None if arm == "random" or seconds is None else 0.2 / seconds,
+                "goodput": 0.5 * step / steps,
             }
             file.write(json.dumps(record) + "\n")
 
@@ -219,7 +221,44 @@ def write_evaluation(directory: RunDirectory, arm: str, rows: list[dict[str, Any
             values = sorted({row[dimension] for row in held_out if row[dimension] is not None})
             checkpoint[dimension] = {value: measured(dimension, value) for value in values}
         checkpoints.append(checkpoint)
-    write_json(directory.evaluation(arm), {"curriculum": arm, "checkpoints": checkpoints})
+    write_json(
+        directory.evaluation(arm),
+        {
+            "curriculum": arm,
+            "average": False,
+            "checkpoints": checkpoints,
+            "tasks": task_scores(plan, offset),
+        },
+    )
+
+
+def task_scores(plan: dict[str, Any], offset: float) -> list[dict[str, Any]]:
+    """`letters` at every stage end, learned by the end of the run; `cloze` at the last, a guess."""
+    ends: dict[int, list[str]] = {}
+    for stage in plan["stages"]:
+        ends.setdefault(stage["last_step"], []).append(stage["name"])
+
+    def score(task: str, step: int, items: int, accuracy: float) -> dict[str, Any]:
+        return {
+            "step": step,
+            "tokens": step * BATCH_ROWS * SEQUENCE_LENGTH,
+            "stages": ends[step],
+            "task": task,
+            "shots": 5 if task == "letters" else 0,
+            "items": items,
+            "chance": 0.25,
+            "accuracy": accuracy,
+            "accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / (items - 1)),
+            "accuracy_norm": accuracy + 0.01,
+            "accuracy_norm_stderr": math.sqrt(accuracy * (1 - accuracy) / (items - 1)),
+            "truncated": 7 if task == "cloze" else 0,
+            "subjects": {},
+        }
+
+    learned = [
+        score("letters", step, 1000, 0.25 + (0.2 - offset) * step / plan["steps"]) for step in ends
+    ]
+    return [*learned, score("cloze", plan["steps"], 101, 0.26)]
 
 
 def make_run(

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from frame_jax.report import report
-from frame_jax.report.figures import ARM_COLOURS, THEMES
+from frame_jax.report.figures import ARM_COLOURS
+from frame_jax.report.theme import THEMES
 from tests.report.browser import chromium, colours, drawn, open_page, picture, prefer, until
 from tests.report.synthetic import HOSTILE_TEXT, make_run
 
@@ -42,7 +43,7 @@ def test_every_figure_is_drawn_without_a_message_or_a_request(page: Page) -> Non
             panels = page.session.execute_script(
                 "return [...document.querySelectorAll('[data-figure]')].map((e) => e.id)"
             )
-            assert len(panels) == 11
+            assert len(panels) == 12
             for panel in panels:
                 found = colours(page.session, panel)
                 assert THEMES["dark" if dark else "light"]["axis"]["labelColor"] in found
@@ -82,7 +83,7 @@ def test_the_policy_forbids_foreign_scripts_and_eval(page: Page) -> None:
 def test_pressing_an_arm_hides_it_in_every_figure_of_arms_and_again_shows_it(page: Page) -> None:
     session = page.session
     frame, other = ARM_COLOURS[:2]
-    panels = ("training-loss-0", "held-out-loss-0", "throughput-0")
+    panels = ("training-loss-0", "held-out-loss-0", "tasks-0", "throughput-0")
 
     def shows(colour: str) -> list[bool]:
         return [colour in colours(session, panel) for panel in panels]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from frame_jax.errors import UserError
-from frame_jax.report import report, sections
+from frame_jax.report import report, sections, task_results
 from frame_jax.report.held_out_results import (
     around,
     curve_rows,
@@ -24,7 +25,7 @@ from frame_jax.report.held_out_results import (
     read_results,
 )
 from frame_jax.report.terminal import terminal_table
-from frame_jax.run_directory import RunDirectory
+from frame_jax.run_directory import RunDirectory, write_json
 from tests.report.synthetic import make_run
 
 
@@ -83,7 +84,9 @@ def test_the_page_stays_small_and_every_figure_is_a_png(tmp_path: Path) -> None:
     config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=20_000)
     summary = report.run(config, directory)
     assert summary["bytes"] == (directory.report / "index.html").stat().st_size < 2_000_000
-    assert {"training-loss", "held-out-loss", "density", "balance"} <= set(summary["figures"])
+    assert {"training-loss", "held-out-loss", "tasks", "density", "balance"} <= set(
+        summary["figures"]
+    )
     pictures = {path.stem: path.read_bytes() for path in directory.report.glob("*.png")}
     assert set(pictures) == set(summary["figures"])
     for name, data in pictures.items():
@@ -95,6 +98,59 @@ def test_a_run_that_is_not_evaluated_has_a_report(tmp_path: Path) -> None:
     shutil.rmtree(directory.root / "evaluation")
     assert "held-out-loss" not in report.run(config, directory)["figures"]
     assert "No curriculum has been evaluated" in (directory.report / "index.html").read_text()
+
+
+def cells(html: str, row: str) -> list[str]:
+    """Texts of the cells of the table row that begins with `row`."""
+    (line,) = re.findall(rf'<tr><th scope="row">{row}.*?</tr>', html)
+    return [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", line)]
+
+
+def test_tasks_stand_beside_a_guess_with_their_errors(finished: Any, tmp_path: Path) -> None:
+    config, directory = finished
+    report.run(config, directory)
+    page = (directory.report / "index.html").read_text("utf-8")
+    # By hand: sqrt(0.45 * 0.55 / 999) = 1.57%, sqrt(0.26 * 0.74 / 100) = 4.39%.
+    assert cells(page, "letters")[:2] == ["25.0", "45.0 ± 1.6 (46.0 ± 1.6)"]
+    assert cells(page, "cloze")[1] == "26.0 ± 4.4 (27.0 ± 4.4)"
+    # The mean of both, its error half of the root of the sum of squares.
+    assert cells(page, "mean of the tasks")[1] == "35.5 ± 2.3 (36.5 ± 2.3)"
+    assert '<span class="best">45.0 ± 1.6</span>' in page
+    assert '<span class="best">26.0' not in page
+    assert "lost their beginning to fit: cloze 7 of 101." in page
+    for arm in read_results(directory):
+        path = tmp_path / directory.evaluation(arm).relative_to(directory.root)
+        write_json(path, {k: v for k, v in read_results(directory)[arm].items() if k != "tasks"})
+    assert task_results.final_scores(read_results(RunDirectory(tmp_path))) == {}
+
+
+def test_an_arm_without_a_task_has_a_dash() -> None:
+    def score(task: str, step: int, accuracy: float, error: float | None = 0.01) -> dict[str, Any]:
+        scores = {"accuracy": accuracy, "accuracy_norm": accuracy, "chance": 0.5, "truncated": 0}
+        errors = {"accuracy_stderr": error, "accuracy_norm_stderr": error}
+        place = {"step": step, "tokens": 64 * step, "stages": ["Q3"], "task": task}
+        return {**place, **scores, **errors, "items": 1, "shots": 0}
+
+    results = {
+        "frame": {"tasks": [score("a", 9, 0.9), score("a", 3, 0.1), score("b", 9, 0.5, None)]},
+        "random": {"tasks": [score("a", 9, 0.6)]},
+        "late": {},
+    }
+    finals = task_results.final_scores(results)
+    assert {task: list(scores) for task, scores in finals.items()} == {
+        "a": ["frame", "random"],
+        "b": ["frame"],
+    }
+    html = task_results.task_table(finals, list(results))
+    assert cells(html, "a")[1:] == ["90.0 ± 1.0 (90.0 ± 1.0)", "60.0 ± 1.0 (60.0 ± 1.0)", "–"]
+    assert cells(html, "b")[1:] == ["50.0 (50.0)", "–", "–"]
+    assert cells(html, "mean")[1:] == ["70.0 (70.0)", "–", "–"]
+    curve = task_results.curve_rows(results)
+    assert [(row["arm"], row["task"], row["step"]) for row in curve] == [
+        ("frame", "a", 9),
+        ("frame", "a", 3),
+        ("random", "a", 9),
+    ]
 
 
 def test_a_difference_within_its_error_is_called_one() -> None:

@@ -88,5 +88,29 @@ def test_a_diverged_step_leaves_a_curve(tmp_path: Path) -> None:
     assert len(rows) == 10 and all(np.isfinite(row["loss"]) for row in rows)
 
 
+def test_goodput_is_over_all_attempts_and_unknown_mfu_is_none(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    write_arm(directory, "frame", 6)
+    # Two attempts: 20 s of steps in 40 s, then 30 s in 50 s; each begins with an untimed step.
+    seconds, goodput = [None, 8.0, 12.0, None, 10.0, 20.0], [0.0, 0.2, 0.5, 0.0, 0.4, 0.6]
+    path = directory.pretrain("frame") / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line, time, share in zip(lines, seconds, goodput, strict=True):
+        line |= {"seconds": time, "goodput": share, "mfu": None}
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arm = read_arm(directory.pretrain("frame"), "frame")
+    assert arm is not None
+    found = training_curves.speed(arm)
+    assert found["goodput"] == pytest.approx(50 / 90) and found["seconds"] == 50
+    assert found["mfu"] is None
+
+
+def test_speed_is_that_of_the_median_step(arm: Arm) -> None:
+    timed = [record for record in records(arm) if record["seconds"] is not None]
+    found = training_curves.speed(arm)
+    for key in ("tokens_per_second", "mfu"):
+        assert found[key] == pytest.approx(np.median([record[key] for record in timed]))
+
+
 def test_what_has_not_been_trained_is_no_arm(tmp_path: Path) -> None:
     assert read_arm(tmp_path / "pretrain" / "frame", "frame") is None

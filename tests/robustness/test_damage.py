@@ -15,7 +15,8 @@ from frame_jax import checkpoints, integrity
 from frame_jax.errors import UserError
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run_directory import RunDirectory
-from frame_jax.training.trainer import Job, train
+from frame_jax.training.job import Job
+from frame_jax.training.trainer import train
 from tests.training.rows import make_job, write_rows
 from tests.training.test_trainer import assert_same, final_params, metrics
 

@@ -16,8 +16,8 @@ from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve
 from frame_jax.models.functional import Decoder
 from frame_jax.records import write_tokens
+from frame_jax.training.job import Job
 from frame_jax.training.step import Specials
-from frame_jax.training.trainer import Job
 
 VOCAB, LENGTH, ROWS, BOS, EOS = 128, 32, 22, 1, 2
 

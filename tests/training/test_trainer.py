@@ -9,7 +9,8 @@ from jax import tree
 from frame_jax import checkpoints
 from frame_jax.config import ParallelConfig, TrainingConfig
 from frame_jax.errors import UserError
-from frame_jax.training.trainer import Job, kept_steps, train
+from frame_jax.training.job import Job, kept_steps
+from frame_jax.training.trainer import train
 from tests.training.rows import LENGTH, make_job, write_rows
 
 

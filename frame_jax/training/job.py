@@ -1,0 +1,108 @@
+"""What it takes to train one model, and what follows from it before a step has run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from frame_jax.config import ParallelConfig, TrainingConfig
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.errors import UserError
+from frame_jax.models.functional import Decoder
+from frame_jax.parallel.sharding import batch_ways
+from frame_jax.training.step import Specials
+from frame_jax.training.trackers import MakeTracker
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One model to train.
+
+    Attributes:
+        name: Shown beside the progress bar.
+        folder: Checkpoints, metrics and descriptions go here.
+        decoder: The model.
+        training: How it is trained.
+        parallel: The mesh.
+        specials: BOS and EOS of the rows.
+        selection: Which row comes when.
+        parts: Files of rows, by quadrant.
+        sequence_length: Tokens a row predicts.
+        seed: Seed of the initial weights.
+        fingerprint: Identifies everything the result depends on.
+        profile: Steps to trace, `START:STOP`.
+        make_tracker: Opens the tracker that follows the run, on process 0; None for none.
+    """
+
+    name: str
+    folder: Path
+    decoder: Decoder
+    training: TrainingConfig
+    parallel: ParallelConfig
+    specials: Specials
+    selection: SelectionMap
+    parts: dict[str, list[Path]]
+    sequence_length: int
+    seed: int
+    fingerprint: str
+    profile: str | None = None
+    make_tracker: MakeTracker | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run; the last batch may be completed by padding."""
+        return self.selection.schedule.steps(self.training.batch_rows)
+
+    @property
+    def stage_starts(self) -> list[int]:
+        """The first step of each stage, rising; a stage inside a step begins with it."""
+        starts = self.selection.schedule.boundaries[:-1] // self.training.batch_rows
+        return sorted({0, *starts.tolist()})
+
+
+def kept_steps(job: Job) -> list[int]:
+    """Steps whose checkpoints stay: every stage end, the milestones, and the last."""
+    ends = {-(-int(row) // job.training.batch_rows) for row in job.selection.schedule.boundaries}
+    even = {
+        round(job.steps * i / job.training.milestones)
+        for i in range(1, job.training.milestones + 1)
+    }
+    return sorted(step for step in ends | even if 0 < step <= job.steps)
+
+
+def check_batch(job: Job, mesh: Mesh) -> None:
+    """Refuses a batch that does not divide over the mesh."""
+    ways = batch_ways(mesh) * job.training.accumulate
+    if job.training.batch_rows % ways:
+        raise UserError(
+            f"training.batch_rows ({job.training.batch_rows}) must be a multiple of slice x data x "
+            f"fsdp x accumulate ({ways}); change it, or the mesh under `parallel`"
+        )
+
+
+def description(job: Job, kept: list[int]) -> dict[str, Any]:
+    """What evaluation and report need to know of the order: `curriculum.json`."""
+    schedule, batch = job.selection.schedule, job.training.batch_rows
+    starts = np.concatenate([[0], schedule.boundaries[:-1]]).tolist()
+    names = [stage.name for stage in schedule.stages] * schedule.epochs
+    return {
+        "steps": job.steps,
+        "batch_rows": batch,
+        "sequence_length": job.sequence_length,
+        "rows": dict(zip(schedule.cells, schedule.available, strict=True)),
+        "kept_steps": kept,
+        "stages": [
+            {
+                "name": name,
+                "first_row": start,
+                "last_row": stop,
+                "first_step": start // batch,
+                "last_step": -(-stop // batch),
+            }
+            for name, start, stop in zip(names, starts, schedule.boundaries.tolist(), strict=True)
+        ],
+    }

@@ -1,0 +1,50 @@
+"""The training state on the mesh: made afresh, or read from the newest checkpoint."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from frame_jax.checkpoints import Checkpointer
+from frame_jax.parallel.sharding import param_shardings
+from frame_jax.training.job import Job
+from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
+from frame_jax.training.step import TrainState
+
+
+class StateFactory:
+    """Where each array of the training state lives on the mesh, and how a fresh one is made."""
+
+    def __init__(self, job: Job, mesh: Mesh):
+        decoder = job.decoder
+        self.optimizer = make_optimizer(job.training, decoder, job.steps, job.stage_starts)
+        shapes = decoder.shapes()
+        params = param_shardings(decoder.axes(), shapes, mesh)
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        moments = optimizer_shardings(self.optimizer, shapes, params, mesh)
+        self.shardings = TrainState(replicated, params, moments)  # type: ignore[arg-type]
+        self._decoder, self._seed = decoder, job.seed
+
+    def _make(self) -> TrainState:
+        params = self._decoder.init(jax.random.key(self._seed))
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+
+    def fresh(self) -> TrainState:
+        """The state before the first step; each device makes only its own shards."""
+        return jax.jit(self._make, out_shardings=self.shardings)()
+
+    def newest(self, checkpointer: Checkpointer) -> tuple[int, TrainState]:
+        """The newest state that can be read, and its step; a fresh one where there is none."""
+        like = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(self._make),
+            self.shardings,
+        )
+        found = checkpointer.restore_newest(like.params, like.optimizer)
+        if found is None:
+            return 0, self.fresh()
+        step, params, optimizer = found
+        on_devices = jax.device_put(np.int32(step), self.shardings.step)
+        return step, TrainState(on_devices, params, optimizer)

@@ -1,0 +1,78 @@
+"""What a step reports, read from the devices one step late and made into a line of metrics."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from frame_jax.models.flops import model_flops_utilisation, training_flops_per_token
+from frame_jax.training.bad_steps import BadSteps
+from frame_jax.training.job import Job
+
+
+class StepReader:
+    """Turns the metrics of a step into a record, one step late.
+
+    Reading the loss of the step before, not of the one just started, keeps the device busy and
+    bounds the number of steps in flight to two.
+    """
+
+    def __init__(self, job: Job, bad: BadSteps, mesh: Mesh):
+        self._job, self._bad = job, bad
+        self._device_kind, self._devices = mesh.devices.flat[0].device_kind, mesh.size
+        self._began, self._in_steps = time.perf_counter(), 0.0
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._last_read: float | None = None
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> dict[str, Any] | None:
+        """Keeps the metrics of `step`; returns the record of the step before, if any."""
+        record = self.flush()
+        self._pending = (step, metrics)
+        return record
+
+    def flush(self) -> dict[str, Any] | None:
+        """The record of the step whose metrics were kept, waiting for it to end."""
+        if self._pending is None:
+            return None
+        step, metrics = self._pending
+        self._pending = None
+        values = {name: float(value) for name, value in metrics.items()}
+        self._bad.see(step, values)
+        now = time.perf_counter()
+        # The first step of an attempt includes compilation and is not timed.
+        seconds = None if self._last_read is None else now - self._last_read
+        self._last_read = now
+        self._in_steps += seconds or 0.0
+        return self._record(step, values, seconds)
+
+    def restart_clock(self) -> None:
+        """Keeps what was done since the last step ended out of the next step's time."""
+        if self._last_read is not None:
+            self._last_read = time.perf_counter()
+
+    def _record(self, step: int, values: dict[str, float], seconds: float | None) -> dict[str, Any]:
+        job, batch = self._job, self._job.training.batch_rows
+        tokens = batch * job.sequence_length
+        schedule, first_row = job.selection.schedule, step * batch
+        mixture = job.selection.mixture(first_row, first_row + batch)
+        rate = None if seconds is None else tokens / seconds
+        flops = training_flops_per_token(
+            job.decoder.config, job.decoder.vocab_size, job.sequence_length
+        )
+        return {
+            "step": step,
+            "tokens": (step + 1) * tokens,
+            # JSON has no word for what is not a number.
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+            "stage": schedule.stages[schedule.stage_at(first_row)].name,
+            "mixture": dict(zip(schedule.cells, mixture.tolist(), strict=True)),
+            "seconds": seconds,
+            "tokens_per_second": rate,
+            "mfu": rate and model_flops_utilisation(flops, rate, self._device_kind, self._devices),
+            # Share of the time since the start, compilation and restoring included, in steps.
+            "goodput": self._in_steps / (time.perf_counter() - self._began),
+        }

@@ -1,0 +1,141 @@
+"""Records of training steps in, curves to watch out: TensorBoard, and one tracker of the user's.
+
+The setting `tracker: module:function` names the function that opens it, called on process 0 as
+`function(name, folder, config)`: the run's unit such as `pretrain-frame`, its folder, and all
+settings as a nested dict. What it returns has the two methods of `Tracker`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from frame_jax.config import RunConfig
+from frame_jax.errors import UserError
+from frame_jax.run_directory import read_json, write_json
+
+Record = dict[str, Any]  # a line of metrics.jsonl, see docs/metrics.md
+
+
+class Tracker(Protocol):
+    """Somewhere to send records to."""
+
+    def write(self, record: Record) -> None:
+        """Takes the record of a step; steps rise from call to call, and from start to start."""
+
+    def close(self) -> None:
+        """Ends this attempt, finished or not."""
+
+
+MakeTracker = Callable[[], Tracker]
+
+
+def find(path: str) -> Callable[[str, Path, dict[str, Any]], Tracker]:
+    """What `module:function` names.
+
+    Raises:
+        UserError: if there is no such thing, or its module cannot be imported.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"tracker: {path} cannot be imported ({error}); name a function as module:function, in "
+            "an installed module or one in the working directory"
+        ) from error
+
+
+def maker(config: RunConfig, name: str, folder: Path) -> MakeTracker | None:
+    """What opens the tracker of a training run; None where the config names none."""
+    if config.tracker is None:
+        return None
+    return functools.partial(find(config.tracker), name, folder, dataclasses.asdict(config))
+
+
+class Follower:
+    """A tracker that is told of each step at most once, and whose failures stop no training.
+
+    Steps that run again after an interruption were sent already. Which ones, `tracked.json` says:
+    everything up to the last line that `metrics.jsonl` had when the run was started again.
+
+    Args:
+        make: Opens the tracker.
+        folder: `tracked.json` goes here.
+        last_written: The last step in `metrics.jsonl`, before any line of it is dropped; -1 for
+            none.
+        first_step: The first step of this attempt.
+    """
+
+    def __init__(self, make: MakeTracker, folder: Path, last_written: int, first_step: int):
+        path = folder / "tracked.json"
+        sent = max(read_json(path)["step"], last_written) if path.exists() else first_step - 1
+        write_json(path, {"step": sent})
+        self._sent = sent
+        self._tracker: Tracker | None = None
+        self._tracker = self._guard(make)
+
+    def write(self, record: Record) -> None:
+        if self._tracker is not None and record["step"] > self._sent:
+            self._guard(functools.partial(self._tracker.write, record))
+
+    def close(self) -> None:
+        if self._tracker is not None:
+            self._guard(self._tracker.close)
+
+    def _guard(self, call: Callable[[], Any]) -> Any:
+        """Its result; after any failure a warning, and no further call."""
+        try:
+            return call()
+        except Exception as error:  # somebody else's code, and often a network
+            self._tracker = None
+            print(
+                f"warning: the tracker has failed ({type(error).__name__}: {error}) and is left "
+                "out until the next start; metrics.jsonl goes on",
+                file=sys.stderr,
+            )
+            return None
+
+
+class TensorBoard:
+    """Scalars in groups: of the phase, of each of its stages, and of the mixture.
+
+    Args:
+        folder: `tensorboard/` goes here.
+        phase: Name of the first group, such as `pretrain`.
+        first_step: Points of this step and later ones are taken back.
+    """
+
+    def __init__(self, folder: Path, phase: str, first_step: int):
+        from tensorboardX import SummaryWriter
+
+        self._phase = phase
+        # Files are named by the second; the suffix keeps a quick restart off its own past.
+        self._writer = SummaryWriter(
+            str(folder / "tensorboard"),
+            purge_step=first_step,
+            filename_suffix=f".{first_step:012d}",
+        )
+
+    def write(self, record: Record) -> None:
+        step, stage = record["step"], re.sub(r"[^\w.-]", "_", record["stage"])
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(f"{self._phase}/{name}", value, step)
+                if name in ("loss", "grad_norm"):
+                    self._writer.add_scalar(f"{self._phase}.{stage}/{name}", value, step)
+        for cell, share in record["mixture"].items():
+            self._writer.add_scalar(f"{self._phase}.mixture/{cell}", share, step)
+
+    def flush(self) -> None:
+        """Puts all points on the disk."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
