@@ -28,7 +28,7 @@ from frame_jax.scoring.documents import BatchScores, Scores, score_documents
 from frame_jax.scoring.references import NAMES, load_references, special_tokens
 from frame_jax.scoring.step import Scorer
 
-SCORED_SPLITS = ("train", "held_out")
+SCORED = [("split", "in", ("train", "held_out"))]
 READ_DOCUMENTS = 1024  # documents read from a token shard at one time
 CHECK_TOKENS = 100_000  # tokens after which a model is compared with the uniform distribution
 
@@ -69,11 +69,11 @@ def score_parts(config: RunConfig, directory: RunDirectory, parts: list[Path]) -
         fsdp=scoring.fsdp,
     )
     bos_id = special_tokens(directory)["bos_id"]
-    indices = [read_index(part) for part in parts]
-    total = sum(pc.sum(index["tokens"]).as_py() or 0 for index in indices)
+    total = sum(scored_tokens(part) for part in parts)
     with progress.bar("score", total, "tokens", show=processes.is_first()) as update:
         meter = Meter(update, [decoder.vocab_size for decoder in scorer.models])
-        for part, index in zip(parts, indices, strict=True):
+        for part in parts:
+            index = read_index(part)
             scores = score_documents(
                 scorer,
                 read_documents(part.with_suffix(".arrayrecord"), index["row"].to_numpy()),
@@ -86,10 +86,13 @@ def score_parts(config: RunConfig, directory: RunDirectory, parts: list[Path]) -
 
 
 def read_index(part: Path) -> pa.Table:
-    """The documents of a token shard that are scored: doc_id, row, tokens."""
-    return pq.read_table(
-        part, columns=["doc_id", "row", "tokens"], filters=[("split", "in", SCORED_SPLITS)]
-    )
+    """The documents of a token shard that are scored: doc_id, row."""
+    return pq.read_table(part, columns=["doc_id", "row"], filters=SCORED)
+
+
+def scored_tokens(part: Path) -> int:
+    """Tokens of those documents."""
+    return pc.sum(pq.read_table(part, columns=["tokens"], filters=SCORED)["tokens"]).as_py() or 0
 
 
 def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:

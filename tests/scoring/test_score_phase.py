@@ -1,5 +1,7 @@
 """The scoring phase: exact, resumable, refusing what cannot be scored."""
 
+import weakref
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -48,6 +50,26 @@ def test_models_are_not_loaded_when_every_part_is_there(make_run, monkeypatch):
     first = score.run(config, directory)
     monkeypatch.setattr(score, "load_references", None)
     assert score.run(config, directory) == first
+
+
+def test_one_part_is_in_memory_at_a_time(make_run, monkeypatch):
+    config, directory = make_run(parts=4)
+    known, alive = [], []
+    read, write = score.read_index, score.write_scores
+
+    def read_noted(part):
+        table = read(part)
+        known.append(weakref.ref(table))
+        return table
+
+    def write_noted(*arguments):
+        alive.append(sum(table() is not None for table in known))
+        write(*arguments)
+
+    monkeypatch.setattr(score, "read_index", read_noted)
+    monkeypatch.setattr(score, "write_scores", write_noted)
+    score.run(config, directory)
+    assert alive == [1] * 4
 
 
 def test_a_model_worse_than_chance_is_refused_and_nothing_is_written(make_run):
