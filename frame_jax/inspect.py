@@ -21,6 +21,7 @@ from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.records import TokenReader
 from frame_jax.run_directory import RunDirectory, list_parts
+from frame_jax.sql import parquet
 
 ORDERS = {
     "random": "md5(doc_id || $seed)",
@@ -73,18 +74,18 @@ def choose(directory: RunDirectory, options: argparse.Namespace) -> list[dict[st
     }
     conditions = " AND ".join(f"{name} = ${name}" for name in wanted)
     seed = {"seed": options.seed} if "$seed" in ORDERS[options.by] else {}
+    assignment = parquet(directory.assignment)
     with duckdb.connect() as connection:
         rows = connection.execute(
-            f"SELECT {', '.join(COLUMNS)}, part, row FROM read_parquet($path) "
+            f"SELECT {', '.join(COLUMNS)}, part, row FROM {assignment} "
             f"WHERE quadrant IS NOT NULL AND {conditions} "
             f"ORDER BY {ORDERS[options.by]} LIMIT $n",
-            {"path": str(directory.assignment), "n": options.n, **wanted, **seed},
+            {"n": options.n, **wanted, **seed},
         ).fetchall()
         if not rows:
             known = connection.execute(
-                "SELECT DISTINCT quadrant, domain, language FROM read_parquet($path) "
-                "WHERE quadrant IS NOT NULL ORDER BY ALL LIMIT 40",
-                {"path": str(directory.assignment)},
+                f"SELECT DISTINCT quadrant, domain, language FROM {assignment} "
+                "WHERE quadrant IS NOT NULL ORDER BY ALL LIMIT 40"
             ).fetchall()
             there = "; ".join(" ".join(str(value) for value in row) for row in known)
             asked = ", ".join(f"{name} {value}" for name, value in wanted.items())

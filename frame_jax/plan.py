@@ -7,6 +7,7 @@ learning rate at the boundaries, the mixture over the run, parameters, memory an
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console, Group, RenderableType
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from frame_jax import phases
-from frame_jax.config import ModelConfig, RunConfig, TrainingConfig
+from frame_jax.config import ReferenceModelConfig, RunConfig, TrainingConfig
 from frame_jax.corpus.parts import plan, signature
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.stages import Schedule, resolve
@@ -23,6 +24,8 @@ from frame_jax.models.flops import (
     parameter_count,
     training_flops_per_token,
 )
+from frame_jax.models.functional import Decoder
+from frame_jax.models.hugging_face import read_decoder
 from frame_jax.run_directory import RunDirectory, read_json
 from frame_jax.training.schedules import learning_rate
 
@@ -139,13 +142,12 @@ def arm(config: RunConfig, corpus: Corpus, name: str) -> RenderableType:
         table.add_column(column, justify="left" if column == "stage" else "right")
     start = 0
     names = [stage.name for stage in schedule.stages] * schedule.epochs
-    stops = schedule.boundaries.tolist()
-    first_steps = [row // training.batch_rows for row in (0, *stops[:-1])]
-    for stage, stop in zip(names, stops, strict=True):
+    stage_starts = schedule.stage_starts(training.batch_rows)
+    for stage, stop in zip(names, schedule.boundaries.tolist(), strict=True):
         first = start // training.batch_rows
         last = min(steps, -(-stop // training.batch_rows)) - 1
         ends = np.array([first, last])
-        rates = np.asarray(learning_rate(training.schedule, ends, steps, first_steps))
+        rates = np.asarray(learning_rate(training.schedule, ends, steps, stage_starts))
         table.add_row(
             stage,
             f"{stop - start:,}",
@@ -176,42 +178,94 @@ def trained_tokens(training: TrainingConfig, rows: int, length: int) -> int:
     return steps * training.batch_rows * length
 
 
-def cost_table(config: RunConfig, corpus: Corpus, tokens_per_second: float | None) -> Table:
+@dataclass(frozen=True)
+class Work:
+    """Something that computes: a line of the cost table.
+
+    Attributes:
+        name: What it is.
+        decoder: The model.
+        bytes_each: Bytes of memory for each parameter.
+        tokens: Tokens that go through the model.
+        flops: Floating-point operations on all of them.
+    """
+
+    name: str
+    decoder: Decoder
+    bytes_each: int
+    tokens: int
+    flops: float
+
+
+TRAINED, SCORED = 4 * 3, 2  # float32 weights and two moments; bfloat16 weights
+
+
+def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None]:
+    """A reference model, and a sentence on where its shape is from if it is imported.
+
+    Raises:
+        UserError: if it is imported and this project cannot compute it.
+    """
+    reference: ReferenceModelConfig = getattr(config.reference, name)
+    assumed = Decoder(reference.model, config.tokenizer.vocab_size)
+    if reference.checkpoint is None:
+        return assumed, None
+    path = Path(reference.checkpoint, "config.json")
+    if path.is_file():
+        decoder = read_decoder(path.parent, longest=config.scoring.context)
+        return decoder, f"reference.{name} is imported; its shape is from {path}"
+    return assumed, (
+        f"reference.{name} is imported, but {path} is not there; its shape is assumed to be "
+        f"reference.{name}.model"
+    )
+
+
+def cost_table(
+    config: RunConfig, corpus: Corpus, tokens_per_second: float | None
+) -> RenderableType:
     """Parameters, memory and FLOPs of everything that computes, and each one's share."""
-    vocab = config.tokenizer.vocab_size
+    work: list[Work] = []
+    notes: list[str] = []
     length, context = config.reference.rows.sequence_length, config.scoring.context
-    pretrain_length = config.partition.rows.sequence_length
     scored = corpus.train + corpus.held_out
-    lines: list[tuple[str, ModelConfig, int, float]] = []
     for name in ("weak", "strong"):
-        reference = getattr(config.reference, name)
-        rows = corpus.reference // (length + 1)
-        tokens = trained_tokens(reference.training, rows, length)
-        flops = training_flops_per_token(reference.model, vocab, length)
-        lines.append((f"reference {name}", reference.model, tokens, tokens * flops))
-        flops = forward_flops_per_token(reference.model, vocab, context)
-        lines.append((f"scoring, {name}", reference.model, scored, scored * flops))
-    rows = sum(cell_rows(config, corpus).values())
-    tokens = trained_tokens(config.pretrain.training, rows, pretrain_length)
-    flops = training_flops_per_token(config.pretrain.model, vocab, pretrain_length)
+        decoder, note = reference_decoder(config, name)
+        shape = (decoder.config, decoder.vocab_size)
+        if note is None:
+            training = getattr(config.reference, name).training
+            tokens = trained_tokens(training, corpus.reference // (length + 1), length)
+            flops = tokens * training_flops_per_token(*shape, length)
+            work.append(Work(f"reference {name}", decoder, TRAINED, tokens, flops))
+        else:
+            notes.append(note)
+            work.append(Work(f"reference {name}, imported", decoder, SCORED, 0, 0.0))
+        flops = scored * forward_flops_per_token(*shape, context)
+        work.append(Work(f"scoring, {name}", decoder, SCORED, scored, flops))
+    length = config.partition.rows.sequence_length
+    tokens = trained_tokens(
+        config.pretrain.training, sum(cell_rows(config, corpus).values()), length
+    )
+    decoder = Decoder(config.pretrain.model, config.tokenizer.vocab_size)
+    flops = tokens * training_flops_per_token(decoder.config, decoder.vocab_size, length)
     for name in config.curricula:
-        lines.append((f"pretrain {name}", config.pretrain.model, tokens, tokens * flops))
+        work.append(Work(f"pretrain {name}", decoder, TRAINED, tokens, flops))
 
     table = Table(title="cost", title_justify="left")
     for column in ("work", "parameters", "memory", "tokens", "FLOPs", "share", "time"):
         table.add_column(column, justify="left" if column == "work" else "right")
-    total = sum(flops for *_, flops in lines)
-    for name, model, tokens, flops in lines:
-        parameters = parameter_count(model, vocab)
-        bytes_each = 4 * 3 if "scoring" not in name else 2  # float32 and two moments, or bfloat16
-        seconds = tokens / tokens_per_second if tokens_per_second and "pretrain" in name else None
+    total = sum(item.flops for item in work)
+    for item in work:
+        parameters = parameter_count(item.decoder.config, item.decoder.vocab_size)
+        time = ""
+        if tokens_per_second and item.name.startswith("pretrain"):
+            time = f"{item.tokens / tokens_per_second / 3600:,.1f} h"
         table.add_row(
-            name,
+            item.name,
             f"{parameters:,}",
-            f"{parameters * bytes_each / 2**30:,.2f} GiB",
-            f"{tokens:,}",
-            f"{flops:.2e}",
-            f"{100 * flops / max(total, 1):.1f}%",
-            "" if seconds is None else f"{seconds / 3600:,.1f} h",
+            f"{parameters * item.bytes_each / 2**30:,.2f} GiB",
+            f"{item.tokens:,}",
+            f"{item.flops:.2e}",
+            f"{100 * item.flops / max(total, 1):.1f}%",
+            time,
         )
-    return table
+    return Group(table, *(Text(note, style="dim") for note in notes))

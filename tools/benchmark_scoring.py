@@ -28,9 +28,9 @@ from typing import Any
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import numpy as np
+import pyarrow as pa
 import torch
 import transformers
-import zstandard
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from frame_jax.models.hugging_face import import_checkpoint
@@ -52,9 +52,8 @@ Scored = tuple[np.ndarray, float]  # [models, documents] NLL sums, seconds
 def read_texts(folder: Path, every: int, offset: int = 0) -> Iterator[str]:
     """The text of each `every`-th document of each file."""
     for path in sorted(folder.glob("*.jsonl.zst")):
-        with path.open("rb") as file:
-            stream = io.TextIOWrapper(zstandard.ZstdDecompressor().stream_reader(file), "utf-8")
-            for line in itertools.islice(stream, offset, None, every):
+        with pa.input_stream(path, compression="zstd") as stream:
+            for line in itertools.islice(io.TextIOWrapper(stream, "utf-8"), offset, None, every):
                 yield json.loads(line)["text"]
 
 

@@ -4,9 +4,9 @@ The real TPU compiler runs on any machine (`pip install libtpu`), no TPU needed:
 
     python tools/compile_for_tpu.py --config configs/frame_3b.yaml --topology v5p:4x4x4
 
-Memory is the compiler's for the whole step. Time is the compiler's own estimate, which counts a
-loop's body once, so it is taken with 2 and 4 unrolled layers and the line is extended to the depth
-of the model. It is for comparing programs; how long chips wait for each other is not in it.
+Memory is the compiler's for the whole step. Time is the compiler's own estimate, extrapolated from
+programs of two and four layers (see `estimate`). It is for comparing programs; how long chips wait
+for each other is not in it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from frame_jax.errors import UserError
 from frame_jax.models.cross_entropy import chunk_count
 from frame_jax.models.flops import HBM_GIB, PEAK_FLOPS, forward_flops_per_token
 from frame_jax.models.functional import Decoder
-from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
+from frame_jax.parallel.sharding import batch_sharding, batch_ways, make_mesh, param_shardings
 from frame_jax.scoring.step import score_rows
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
 from frame_jax.training.runs import VOCAB_MULTIPLE
@@ -87,9 +87,8 @@ def compile_score(config: RunConfig, mesh: Mesh, *decoders: Decoder) -> Compiled
     params = jax.tree.map(lambda x: x.update(dtype=jnp.bfloat16), shapes)
     batch = batch_sharding(mesh)
     tokens = jax.ShapeDtypeStruct((scoring.rows_per_device * mesh.size, context), jnp.int32)
-    chunks = chunk_count(scoring.rows_per_device, context, scoring.loss_chunk)
     score = jax.shard_map(
-        functools.partial(score_rows, decoders, specs, chunks=chunks),
+        functools.partial(score_rows, decoders, specs, loss_chunk=scoring.loss_chunk),
         mesh=mesh,
         in_specs=(specs, *(batch.spec,) * 4),
         out_specs=PartitionSpec(None, *batch.spec),
@@ -164,21 +163,51 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
             "change": f"out of device memory: lower {change}, or use more chips",
         }
     answer |= {"fits": True, "hbm_gib_per_device": round(hbm_gib(compiled), 2)}
-    short, long = (
-        compile_step(
-            config, mesh, *(shallow(decoder, layers) for decoder in decoders)
-        ).cost_analysis()["optimal_seconds"]
-        for layers in (2, 4)
-    )
-    # With two models of different depth the slope belongs to both: each brings its own layers.
-    depth = sum(decoder.config.num_layers for decoder in decoders) / len(decoders)
-    layer = (long - short) / 2
-    seconds = short + (depth - 2) * layer
+    seconds = estimate(config, step, mesh, decoders, compile_step)
     return answer | {
-        "estimated_seconds_per_layer": layer,
         "estimated_step_seconds": seconds,
         "estimated_mfu": flops / seconds / PEAK_FLOPS[kind],
     }
+
+
+def estimate(
+    config: RunConfig, step: str, mesh: Mesh, decoders: list[Decoder], compile_step: Any
+) -> float:
+    """The compiler's seconds for a step, from programs without long loops.
+
+    It counts the body of a loop once. So layers are unrolled, two of each model and then four of
+    one, and the line is extended to the model's depth; and a piece of the loss costs twice what a
+    step gets cheaper by when pieces are halved. Accumulation repeats all of it.
+    """
+
+    def seconds(config: RunConfig, depths: list[int]) -> float:
+        models = [shallow(decoder, n) for decoder, n in zip(decoders, depths, strict=True)]
+        return compile_step(config, mesh, *models).cost_analysis()["optimal_seconds"]
+
+    two = [2] * len(decoders)
+    base = total = seconds(config, two)
+    for i, decoder in enumerate(decoders):
+        layer = (seconds(config, [*two[:i], 4, *two[i + 1 :]]) - base) / 2
+        total += (decoder.config.num_layers - 2) * layer
+    pieces, halved = loss_pieces(config, step, mesh)
+    if pieces > 1:
+        total += (pieces - 1) * 2 * (base - seconds(halved, two))
+    return total * (config.pretrain.training.accumulate if step == "train" else 1)
+
+
+def loss_pieces(config: RunConfig, step: str, mesh: Mesh) -> tuple[int, RunConfig]:
+    """Pieces in which a device makes its logits, and the config with twice as many."""
+    if step == "score":
+        scoring = config.scoring
+        pieces = chunk_count(scoring.rows_per_device, scoring.context, scoring.loss_chunk)
+        finer = dataclasses.replace(scoring, loss_chunk=scoring.loss_chunk // 2)
+        return pieces, dataclasses.replace(config, scoring=finer)
+    training, length = config.pretrain.training, config.partition.rows.sequence_length
+    rows = training.batch_rows // (batch_ways(mesh) * training.accumulate)
+    pieces = chunk_count(max(1, rows), length, training.loss_chunk)
+    finer = dataclasses.replace(training, loss_chunk=training.loss_chunk // 2)
+    pretrain = dataclasses.replace(config.pretrain, training=finer)
+    return pieces, dataclasses.replace(config, pretrain=pretrain)
 
 
 def main() -> None:

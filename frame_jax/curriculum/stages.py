@@ -73,6 +73,10 @@ class Schedule:
         stops = np.array([stage.stop for stage in self.stages], np.int64)
         return (np.arange(self.epochs)[:, None] * self.epoch_rows + stops).ravel()
 
+    def stage_starts(self, batch_rows: int) -> list[int]:
+        """The first step of each stage of the run, rising; a stage inside a step begins with it."""
+        return sorted({0, *(self.boundaries[:-1] // batch_rows).tolist()})
+
     @property
     def fingerprint(self) -> str:
         """Changes whenever any row could come at another place under the same seed."""

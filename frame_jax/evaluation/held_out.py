@@ -36,6 +36,7 @@ from frame_jax.run_directory import (
 )
 from frame_jax.scoring.documents import BatchScores, Scores, score_documents
 from frame_jax.scoring.score import read_documents
+from frame_jax.sql import parquet
 
 DIMENSIONS = ("domain", "language", "quadrant")
 
@@ -99,20 +100,21 @@ def held_out_documents(directory: RunDirectory, max_documents: int | None) -> di
     Raises:
         UserError: if there is none.
     """
+    tokens = list_parts(directory.tokens, ".parquet")
     with duckdb.connect() as connection:
         table = connection.sql(
-            """
-            SELECT doc_id, part, row, tokens FROM read_parquet(?)
+            f"""
+            SELECT doc_id, part, row, tokens FROM {parquet(*tokens)}
             WHERE split = 'held_out' AND tokens > 0 ORDER BY md5(doc_id), doc_id LIMIT ?
             """,
-            params=[str(directory.tokens / "part-*.parquet"), max_documents],
+            params=[max_documents],
         ).to_arrow_table()
     if table.num_rows == 0:
         raise UserError(
             f"{directory.tokens}: no held-out document has a token; raise "
             "corpus.held_out_fraction, or give a larger corpus"
         )
-    stems = [path.stem for path in list_parts(directory.tokens, ".parquet")]
+    stems = [path.stem for path in tokens]
     table = table.sort_by([("part", "ascending"), ("row", "ascending")])
     return {
         stems[part]: table.filter(pc.equal(table["part"], part))
@@ -222,27 +224,23 @@ def measure(directory: RunDirectory, curriculum: str, step: int) -> dict[str, An
         bytes (UTF-8), nll (sum, nats), nll_per_token (nats), bits_per_byte. Documents without a
         quadrant count everywhere but there.
     """
-    scores = directory.evaluation(curriculum).with_suffix("") / str(step) / "part-*.parquet"
+    folder = directory.evaluation(curriculum).with_suffix("") / str(step)
+    scores, tokens = (list_parts(place, ".parquet") for place in (folder, directory.tokens))
     found: dict[str, Any] = {"overall": {}, **{dimension: {} for dimension in DIMENSIONS}}
     with duckdb.connect() as connection:
         rows = connection.execute(
-            """
+            f"""
             SELECT GROUPING_ID(domain, language, quadrant) AS grouping, domain, language, quadrant,
                    count(*), CAST(sum(predicted_tokens) AS BIGINT), CAST(sum(bytes) AS BIGINT),
                    sum(nll)
-            FROM read_parquet($scores)
-            JOIN (SELECT doc_id, domain, language, bytes FROM read_parquet($tokens)
+            FROM {parquet(*scores)}
+            JOIN (SELECT doc_id, domain, language, bytes FROM {parquet(*tokens)}
                   WHERE split = 'held_out') USING (doc_id)
-            LEFT JOIN (SELECT doc_id, quadrant FROM read_parquet($assignment)
+            LEFT JOIN (SELECT doc_id, quadrant FROM {parquet(directory.assignment)}
                        WHERE split = 'held_out') USING (doc_id)
             GROUP BY GROUPING SETS ((), (domain), (language), (quadrant))
             ORDER BY ALL
-            """,
-            {
-                "scores": str(scores),
-                "tokens": str(directory.tokens / "part-*.parquet"),
-                "assignment": str(directory.assignment),
-            },
+            """
         ).fetchall()
     for grouping, *values, documents, tokens, size, nll in rows:
         measured = {

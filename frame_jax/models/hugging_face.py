@@ -7,6 +7,7 @@ is refused by name (`models.hugging_face_config`).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,6 @@ from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face_config import read_config
 from frame_jax.models.transformer import Params
-from frame_jax.run_directory import read_json
 
 DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -64,16 +64,32 @@ def import_checkpoint(folder: Path, longest: int | None = None) -> tuple[Decoder
     Raises:
         UserError: if something is missing, unsupported or misshapen, naming every tensor at fault.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder")
-    try:
-        settings = read_json(folder / "config.json")
-    except ValueError as error:
-        raise UserError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    decoder = Decoder(
-        read_config(settings, folder / "config.json", longest), settings["vocab_size"]
-    )
+    decoder = read_decoder(folder, longest)
     return decoder, read_weights(folder, decoder)
+
+
+def read_decoder(folder: Path, longest: int | None = None) -> Decoder:
+    """The model that config.json describes, as in `import_checkpoint`, without its weights."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder")
+    settings = read_object(path)
+    return Decoder(read_config(settings, path, longest), settings["vocab_size"])
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold an object; fetch it again")
+    return value
 
 
 class Expected(NamedTuple):
@@ -151,7 +167,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        paths = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        names = read_object(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise UserError(f"{index} does not say which file holds which tensor; fetch it again")
+        paths = [folder / name for name in sorted(set(names.values()))]
         absent = [path.name for path in paths if not path.is_file()]
         if absent:
             raise UserError(f"{folder} lacks {', '.join(absent)}, which {index.name} names")

@@ -14,41 +14,66 @@ from frame_jax.config import ModelConfig, RopeScalingConfig
 from frame_jax.errors import UserError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 
 
 def read_config(settings: dict[str, Any], path: Path, longest: int | None) -> ModelConfig:
     """The shape that a config.json describes.
 
+    Args:
+        settings: What is in the file.
+        path: The file, for messages.
+        longest: As in `models.hugging_face.import_checkpoint`.
+
     Raises:
-        UserError: naming the setting this project's decoder does not have.
+        UserError: naming the setting that is absent, malformed or not known to this project's
+            decoder.
     """
-    needed = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
-    needed += ["num_attention_heads", "num_key_value_heads", "rms_norm_eps"]
     family = settings.get("model_type")
     if family == "llama":  # checkpoints older than grouped-query attention
         settings.setdefault("num_key_value_heads", settings.get("num_attention_heads"))
-    if family == "qwen3":  # the only family whose heads are not hidden_size / num_heads by default
-        needed.append("head_dim")
     for problem in unsupported(settings, longest):
         raise UserError(f"{path}: {problem}")
-    absent = [key for key in needed if settings.get(key) is None]
+    # Qwen3 is the only family whose heads are not hidden_size / num_heads by default.
+    sizes = [*SIZES, "head_dim"] if family == "qwen3" else SIZES
+    absent = [key for key in (*sizes, "rms_norm_eps") if settings.get(key) is None]
     if absent:
         raise UserError(f"{path} does not say {', '.join(absent)}")
+    for key in sizes:
+        if type(settings[key]) is not int or settings[key] < 1:
+            raise UserError(f"{path}: {key} is {settings[key]!r}, must be a positive whole number")
     theta, scaling = read_rope(settings, path)
-    return ModelConfig(
-        hidden_size=settings["hidden_size"],
-        intermediate_size=settings["intermediate_size"],
-        num_layers=settings["num_hidden_layers"],
-        num_heads=settings["num_attention_heads"],
-        num_kv_heads=settings["num_key_value_heads"],
-        head_dim=settings.get("head_dim"),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        norm_eps=settings["rms_norm_eps"],
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
-        tie_embeddings=settings.get("tie_word_embeddings", False),
-    )
+    try:
+        return ModelConfig(
+            hidden_size=settings["hidden_size"],
+            intermediate_size=settings["intermediate_size"],
+            num_layers=settings["num_hidden_layers"],
+            num_heads=settings["num_attention_heads"],
+            num_kv_heads=settings["num_key_value_heads"],
+            head_dim=settings.get("head_dim"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            norm_eps=number(settings["rms_norm_eps"], "rms_norm_eps", path),
+            qkv_bias=family == "qwen2",
+            qk_norm=family == "qwen3",
+            tie_embeddings=settings.get("tie_word_embeddings", False),
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def number(value: Any, key: str, path: Path) -> float:
+    """`value` if it is a number."""
+    if not isinstance(value, (int, float)):
+        raise UserError(f"{path}: {key} is {value!r}, must be a number")
+    return float(value)
 
 
 def unsupported(settings: dict[str, Any], longest: int | None) -> Iterator[str]:
@@ -61,20 +86,24 @@ def unsupported(settings: dict[str, Any], longest: int | None) -> Iterator[str]:
         )
         return
     if settings.get("quantization_config"):
-        yield "the weights are quantized; use the original checkpoint in float32 or bfloat16"
+        yield (
+            "the weights are quantized (quantization_config); use the original checkpoint in "
+            "float32 or bfloat16"
+        )
     for key in ("attention_bias", "mlp_bias"):
         if settings.get(key):
             yield f"{key} is not supported (Qwen2's bias of queries, keys and values is)"
     activation = settings.get("hidden_act", "silu")
     if activation != "silu":
         yield f"hidden_act {activation!r} is not supported, only 'silu'"
-    if settings.get("partial_rotary_factor", 1) != 1:
-        yield "partial_rotary_factor is not supported"
+    for place in (settings, rope_settings(settings)[1]):
+        if isinstance(place, dict) and place.get("partial_rotary_factor", 1) != 1:
+            yield "partial_rotary_factor is not supported: all of a head is rotated"
     window = sliding_window(settings)
     if window is not None and (longest is None or longest > window):
         yield (
-            f"attention slides over {window} tokens, which is supported only for sequences of at "
-            f"most {window} tokens" + (f"; these have {longest}" if longest else "")
+            f"attention slides over {window} tokens (sliding_window), which is supported only for "
+            f"sequences of at most {window} tokens" + (f"; these have {longest}" if longest else "")
         )
     trained = settings.get("max_position_embeddings")
     if longest and trained and longest > trained:
@@ -92,19 +121,27 @@ def sliding_window(settings: dict[str, Any]) -> int | None:
     return None
 
 
+def rope_settings(settings: dict[str, Any]) -> tuple[str, Any]:
+    """The key under which the rotary settings are, in either of the two spellings, and they."""
+    key = "rope_parameters" if settings.get("rope_parameters") else "rope_scaling"
+    return key, settings.get(key) or {}
+
+
 def read_rope(settings: dict[str, Any], path: Path) -> tuple[float, RopeScalingConfig | None]:
-    """Base of the rotary frequencies and their stretch, in either of the two spellings."""
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    """Base of the rotary frequencies and their stretch."""
+    key, rope = rope_settings(settings)
+    if not isinstance(rope, dict):
+        raise UserError(f"{path}: {key} is {rope!r}, must be an object")
     theta = rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
+    theta = number(theta, "rope_theta", path)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
-        return float(theta), None
-    if kind == "llama3":
-        scaling = RopeScalingConfig(
-            factor=rope["factor"],
-            low_freq_factor=rope["low_freq_factor"],
-            high_freq_factor=rope["high_freq_factor"],
-            original_context=rope["original_max_position_embeddings"],
+        return theta, None
+    if kind != "llama3":
+        raise UserError(
+            f"{path}: {key} of type {kind!r} is not supported; 'default' and 'llama3' are"
         )
-        return float(theta), scaling
-    raise UserError(f"{path}: rope scaling {kind!r} is not supported; 'default' and 'llama3' are")
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    numbers = [number(rope.get(name), f"{key}.{name}", path) for name in names]
+    factor, low, high, original = numbers
+    return theta, RopeScalingConfig(factor, low, high, int(original))

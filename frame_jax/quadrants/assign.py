@@ -20,6 +20,7 @@ import duckdb
 
 from frame_jax.config import PartitionConfig
 from frame_jax.errors import UserError
+from frame_jax.sql import literal, parquet
 
 BUCKETS_PER_NAT = 1024
 FATES = ("placed", "unscored", "no_tokens", "not_finite")
@@ -41,11 +42,6 @@ def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def literal(value: str | Path) -> str:
-    """A string in SQL, for the statements that take no parameters."""
-    return "'" + str(value).replace("'", "''") + "'"
-
-
 def load(
     connection: duckdb.DuckDBPyConnection, ppl_model: str, tokens: list[Path], scores: list[Path]
 ) -> None:
@@ -57,9 +53,8 @@ def load(
     """
     connection.execute(
         "CREATE TABLE labels AS SELECT row_number() OVER ()::INTEGER AS label, * FROM (SELECT "
-        "DISTINCT split, source, domain, language FROM read_parquet($1) "
-        "WHERE split IN ('train', 'held_out'))",
-        [[str(path) for path in tokens]],
+        f"DISTINCT split, source, domain, language FROM {parquet(*tokens)} "
+        "WHERE split IN ('train', 'held_out'))"
     )
     for column in ("split", "source", "domain", "language"):
         # Enumerations go into Parquet several times faster than the strings they stand for.
@@ -80,21 +75,20 @@ def load(
             WITH scored AS NOT MATERIALIZED (
                 SELECT doc_id, predicted_tokens, nll_{ppl_model} / predicted_tokens AS loss,
                     nll_weak / predicted_tokens - nll_strong / predicted_tokens AS gap
-                FROM read_parquet($2)),
+                FROM {parquet(score_part)}),
             judged AS NOT MATERIALIZED (
                 SELECT t.*, loss, gap, CASE
                     WHEN predicted_tokens IS NULL THEN 1
                     WHEN predicted_tokens = 0 OR tokens = 0 THEN 2
                     WHEN NOT coalesce(isfinite(exp(loss) + exp(-gap) + loss + gap), false) THEN 3
                     ELSE 0 END AS fate
-                FROM read_parquet($1) t LEFT JOIN scored USING (doc_id))
+                FROM {parquet(token_part)} t LEFT JOIN scored USING (doc_id))
             SELECT doc_id, part, row, tokens, bytes, label, fate,
                 CASE WHEN fate = 0 THEN loss END, CASE WHEN fate = 0 THEN gap END
             FROM judged d JOIN labels l ON d.split = l.split AND d.source IS NOT DISTINCT FROM
                 l.source AND d.domain IS NOT DISTINCT FROM l.domain AND d.language IS NOT DISTINCT
                 FROM l.language
-            """,
-            [str(token_part), str(score_part)],
+            """
         )
     (placed,) = connection.execute(
         "SELECT count(*) FROM documents JOIN labels USING (label) "

@@ -23,6 +23,7 @@ from frame_jax.quadrants.assign import database
 from frame_jax.quadrants.packing import best_fit, concat
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run_directory import RunDirectory, list_parts, part_name, read_json, write_json
+from frame_jax.sql import parquet
 
 ROWS_AT_ONCE = 1024
 
@@ -122,11 +123,11 @@ def select(
             f"""
             SELECT part::BIGINT AS part, row, tokens FROM (
                 SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS place
-                FROM read_parquet($tables) WHERE {condition} AND tokens > 0)
+                FROM {parquet(*tables)} WHERE {condition} AND tokens > 0)
             WHERE place BETWEEN {first}::UBIGINT AND {end - 1}::UBIGINT
             ORDER BY place, doc_id
             """,
-            {"seed": seed, "tables": [str(path) for path in tables]},
+            {"seed": seed},
         ).fetchnumpy()
     return Documents(columns["part"], columns["row"], columns["tokens"])
 

@@ -11,6 +11,7 @@ import duckdb
 
 from frame_jax.config import PartitionConfig
 from frame_jax.quadrants.assign import FATES
+from frame_jax.sql import parquet
 
 
 def summarise(
@@ -58,11 +59,9 @@ def summarise(
     }
 
 
-def query(
-    connection: duckdb.DuckDBPyConnection, sql: str, *parameters: object
-) -> list[dict[str, Any]]:
+def query(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
     """The result's lines by column."""
-    result = connection.execute(sql, list(parameters))
+    result = connection.execute(sql)
     columns = [column[0] for column in result.description or []]
     return [dict(zip(columns, line, strict=True)) for line in result.fetchall()]
 
@@ -93,7 +92,7 @@ def cell_lines(
         WITH sums AS (
             SELECT split, source, domain, language, quadrant, count(*) AS documents,
                 sum(tokens) AS tokens, sum(tokens * ln(ppl)) AS loss, sum(tokens * pd) AS pd
-            FROM read_parquet($1) WHERE quadrant IS NOT NULL GROUP BY ALL)
+            FROM {parquet(assignment)} WHERE quadrant IS NOT NULL GROUP BY ALL)
         SELECT {"".join(f"sums.{column}, " for column in config.group_by)} set, quadrant,
             sum(documents) FILTER (sums.split = 'train')::BIGINT AS documents,
             sum(tokens) FILTER (sums.split = 'train')::BIGINT AS tokens,
@@ -106,7 +105,6 @@ def cell_lines(
             AND sums.language IS NOT DISTINCT FROM sets.language
         GROUP BY ALL ORDER BY ALL
         """,
-        str(assignment),
     )
 
 

@@ -104,24 +104,33 @@ class Scorer:
 def place(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
     """Parameters on the devices of `mesh`, matrices in the compute dtype; their partition specs.
 
-    Rounding the matrices once gives what rounding them at every use gives, in half the memory.
+    Rounding the matrices once gives what rounding them at every use gives, in half the memory. On a
+    CPU the stacked ones are kept as their bits: XLA takes a layer out of a bfloat16 stack by way of
+    float32, and the loop over layers would convert every matrix twice more.
     """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
     axes, shapes = decoder.axes(), decoder.shapes()
     shardings = sharding.param_shardings(axes, shapes, mesh)
 
     def put(leaf: Any, names: tuple[str, ...], target: NamedSharding) -> jax.Array:
         is_matrix = len(names) - ("layer" in names) == 2
         dtype = jnp.dtype(decoder.compute_dtype) if is_matrix else jnp.float32
-        return jax.device_put(np.asarray(leaf).astype(dtype), target)
+        values = np.asarray(leaf).astype(dtype)
+        if on_cpu and dtype == jnp.bfloat16 and "layer" in names:
+            values = values.view(np.uint16)
+        return jax.device_put(values, target)
 
     placed = jax.tree.map(put, params, axes, shardings)
     return placed, jax.tree.map(lambda target: target.spec, shardings)
 
 
 def gather(params: Params, specs: Any) -> Params:
-    """Whole parameters from the shards that the devices of the `fsdp` axis hold."""
+    """Whole parameters from the shards that the devices of the `fsdp` axis hold, as `place` made
+    them."""
 
     def whole(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        if leaf.dtype == jnp.uint16:
+            leaf = jax.lax.bitcast_convert_type(leaf, jnp.bfloat16)
         if "fsdp" not in spec or jax.lax.axis_size("fsdp") == 1:
             return leaf
         return jax.lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)

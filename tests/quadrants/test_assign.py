@@ -209,3 +209,21 @@ def test_scratch_space_is_given_back(tmp_path: Path) -> None:
         "assignment.parquet",
         "partition.json",
     }
+
+
+def test_a_run_directory_is_not_a_pattern_for_another(tmp_path: Path) -> None:
+    wanted, other = make_corpus(300, seed=1), make_corpus(300, seed=2)
+    for pattern, met in (("run[1]", "run1"), ("r*n", "ran"), ("split=train", "elsewhere")):
+        directory = write(wanted, tmp_path / pattern)
+        write(other, tmp_path / met)
+        lines = placed(directory)
+        place_documents(PartitionConfig(), "strong", RunDirectory(tmp_path / met))
+        assert set(lines) == set(wanted.doc_id[wanted.scored])
+        for document in np.flatnonzero(wanted.scored):
+            line = lines[wanted.doc_id[document]]
+            assert line["ppl"] == pytest.approx(np.exp(wanted.loss[document]))
+            assert line["split"] == wanted.split[document]
+        documents = sum(
+            cell["documents"] for cell in read_json(directory.partition)["cells"].values()
+        )
+        assert documents == np.sum(wanted.split == "train")

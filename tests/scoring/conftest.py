@@ -4,10 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from scoring_helpers import BOS, VOCAB, make_documents, make_model, write_part
+from scoring_helpers import BOS, VOCAB, make_documents, make_model, run_config, write_part
 
 from frame_jax.checkpoints import Checkpointer
-from frame_jax.config import CorpusConfig, RunConfig, ScoringConfig, SourceConfig
 from frame_jax.models.functional import write_description
 from frame_jax.run_directory import RunDirectory
 
@@ -40,13 +39,6 @@ def make_run(tmp_path):
             checkpointer = Checkpointer(folder / "checkpoints", [], "fingerprint")
             checkpointer.save(3, params, {"unused": np.zeros(1)})
             checkpointer.close()
-        config = RunConfig(
-            run_directory=str(directory.root),
-            corpus=CorpusConfig([SourceConfig("python_library")], parts=parts),
-            scoring=ScoringConfig(
-                **{"context": 32, "overlap": 8, "compute_dtype": "float32"} | scoring
-            ),
-        )
-        return config, directory
+        return run_config(directory.root, **scoring), directory
 
     return make

@@ -3,19 +3,15 @@
 import numpy as np
 import pytest
 from numpy_decoder import document_nll
-from scoring_helpers import BOS, LENGTHS, make_documents, make_model
+from scoring_helpers import BFLOAT16_TOLERANCE, BOS, LENGTHS, make_documents, make_model
 
 from frame_jax.errors import UserError
 from frame_jax.scoring import documents as documents_module
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.step import Scorer
 
-# Between two packings in bfloat16 a token's NLL moves by rounding of attention sums; relative to a
-# document's NLL sum.
-BFLOAT16_TOLERANCE = 5e-3
 
-
-def make_scorer(models, *, context=32, rows=4, loss_chunk=64):
+def make_scorer(models, *, context=32, rows=8, loss_chunk=64):
     return Scorer(models, context, rows_per_device=rows, loss_chunk=loss_chunk)
 
 
@@ -57,8 +53,12 @@ def test_no_documents_give_no_scores(scorer):
 
 
 def arrangements(scorer, models, documents, monkeypatch):
-    """Scores of the documents under other batches, chunks, orders, company and pools."""
+    """Scores of the documents under other batches, chunks, orders, company and pools.
+
+    Rows of 7 windows take another path through attention than those of 8.
+    """
     yield score(make_scorer(models, rows=7, loss_chunk=1), documents).nll
+    yield score(make_scorer(models, rows=1), documents).nll
     yield score(scorer, documents[::-1]).nll[:, ::-1]
     yield score(scorer, [*make_documents(seed=9), *documents]).nll[:, len(documents) :]
     yield np.concatenate([score(scorer, [tokens]).nll for tokens in documents], axis=1)
@@ -77,9 +77,8 @@ def test_scores_hardly_depend_on_the_arrangement_in_bfloat16(scorer, documents, 
     models = [make_model(1, "bfloat16"), make_model(2, "bfloat16", hidden_size=48)]
     scorer = make_scorer(models)
     base = score(scorer, documents).nll
-    np.testing.assert_allclose(base, exact, rtol=5 * BFLOAT16_TOLERANCE)
+    np.testing.assert_allclose(base, exact, rtol=1e-2)
     for other in arrangements(scorer, models, documents, monkeypatch):
-        print(np.nanmax(abs(other / base - 1)), np.nanmax(abs(exact / base - 1)))
         np.testing.assert_allclose(other, base, rtol=BFLOAT16_TOLERANCE)
 
 

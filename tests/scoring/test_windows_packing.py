@@ -51,6 +51,30 @@ def test_rows_hold_every_window_once_and_never_more_than_their_length(lengths, p
     assert sorted(w.document for row in rows for w in row) == list(range(len(lengths)))
 
 
+@given(st.lists(st.integers(1, 90), max_size=40), st.integers(1, 5))
+def test_a_batch_shows_every_window_once_in_a_place_of_its_own(lengths, row_count):
+    given_windows = [
+        window
+        for document, n in enumerate(lengths)
+        for window in windows(document, 100 * document + np.arange(n), BOS, 60, 7)
+    ]
+    read = []
+    for batch in batches(pack(given_windows, 60, 4), row_count, 60):
+        assert batch.inputs.shape == (row_count, 60)
+        for ids, *row in zip(
+            batch.segment_ids, batch.inputs, batch.targets, batch.positions, strict=True
+        ):
+            real = np.count_nonzero(ids)
+            assert not ids[real:].any() and not np.any([part[real:] for part in row])
+            assert list(ids[:real]) == sorted(ids[:real])  # segments stand side by side
+            for segment in range(1, ids.max() + 1):
+                inputs, targets, positions = (part[ids == segment] for part in row)
+                assert list(positions) == list(range(len(inputs))) and len(inputs)
+                read.append((*inputs, targets[-1]))
+                assert list(inputs[1:]) == list(targets[:-1])
+    assert sorted(read) == sorted(tuple(window.ids) for window in given_windows)
+
+
 def heavy_tailed_windows(documents, context):
     lengths = np.random.default_rng(0).lognormal(5.5, 1.3, documents).astype(int) + 1
     for document, n in enumerate(lengths):

@@ -1,0 +1,48 @@
+"""One of several processes of the score phase: `score_worker.py RUN PORT N I DEVICES [PARTS]`.
+
+With PARTS this process kills itself when it has written that many parts.
+"""
+
+import itertools
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+from scoring_helpers import run_config
+
+from frame_jax.config import ParallelConfig
+from frame_jax.parallel import processes
+from frame_jax.run_directory import RunDirectory
+from frame_jax.scoring import score
+
+
+def die_after(parts: int) -> None:
+    written, write = itertools.count(1), score.write_scores
+
+    def write_and_die(*arguments) -> None:
+        write(*arguments)
+        if next(written) == parts:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    score.write_scores = write_and_die
+
+
+def main(run: str, port: str, count: str, index: str, devices: str, *parts: str) -> None:
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", int(devices))
+    parallel = ParallelConfig(
+        distributed=int(count) > 1,
+        coordinator=f"localhost:{port}",
+        processes=int(count),
+        process=int(index),
+    )
+    processes.start(parallel)
+    if parts:
+        die_after(int(parts[0]))
+    score.run(run_config(Path(run)), RunDirectory(run))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,45 @@
+"""Scores do not depend on how many devices make them, nor on how many share the parameters."""
+
+import jax
+import numpy as np
+from scoring_helpers import BFLOAT16_TOLERANCE, BOS, make_documents, make_model
+
+from frame_jax.config import ParallelConfig
+from frame_jax.parallel.sharding import make_mesh
+from frame_jax.scoring.documents import score_documents
+from frame_jax.scoring.step import Scorer, place
+
+CONTEXT = 256  # rows of 512 tokens: the attention that real runs use
+TOLERANCES = 2e-6, BFLOAT16_TOLERANCE  # of a document's NLL sum, relative, for each model
+
+
+def score(fsdp: int = 1) -> np.ndarray:
+    """[2, documents]: NLL sums under a float32 and a bfloat16 model."""
+    models = [make_model(1, "float32"), make_model(2, "bfloat16", hidden_size=48)]
+    scorer = Scorer(models, CONTEXT, rows_per_device=2, loss_chunk=300, fsdp=fsdp)
+    lengths = np.random.default_rng(0).lognormal(4, 1.2, 150).astype(int)
+    return score_documents(scorer, make_documents(lengths=lengths), bos_id=BOS, overlap=8).nll
+
+
+def test_eight_devices_score_what_one_scores_however_they_share_the_models(use_devices) -> None:
+    one = score()
+    assert np.isfinite(one).all()
+    use_devices(8)
+    for fsdp in (1, 2, 4, 8):
+        eight = score(fsdp)
+        differences = np.max(np.abs(eight - one) / np.maximum(one, 1), axis=1)
+        print(f"data {8 // fsdp} x fsdp {fsdp}: largest relative differences {differences}")
+        for ours, theirs, tolerance in zip(eight, one, TOLERANCES, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+
+
+def test_fsdp_leaves_each_device_its_share_of_the_matrices(use_devices) -> None:
+    use_devices(8)
+    decoder, params = make_model(1)
+    placed, _ = place(decoder, params, make_mesh(ParallelConfig(data=2, fsdp=4, tensor=1)))
+
+    def bytes_on_a_device(tree) -> int:
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert bytes_on_a_device(placed) < 0.26 * whole + 1000  # norms are on every device
