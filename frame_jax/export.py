@@ -198,8 +198,8 @@ def data_counts(directory: RunDirectory) -> str:
 def held_out(directory: RunDirectory, curriculum: str, step: int, average: bool) -> str:
     """The section on the held-out loss of these weights; empty where it was not measured."""
     path = directory.evaluation(curriculum)
-    measured = read_json(path) if path.exists() else {"average": average, "checkpoints": []}
-    if measured["average"] != average:
+    measured = read_json(path) if path.exists() else {}
+    if measured.get("average") is not average:
         return ""
     for overall in (c["overall"] for c in measured["checkpoints"] if c["step"] == step):
         return (

@@ -62,10 +62,10 @@ def test_any_kept_checkpoint_by_step_or_stage(tmp_path, capsys) -> None:
 
 
 def test_the_average_is_that_of_the_weights_after_every_step(tmp_path, capsys) -> None:
-    decay, steps = 0.8, 6
+    decay, steps = 0.8, 3
     write_rows(tmp_path)
     training = TrainingConfig(
-        batch_rows=16,
+        batch_rows=32,
         milestones=steps,  # every step is kept
         compute_dtype="float32",
         optimizer=OptimizerConfig(average_decay=decay),

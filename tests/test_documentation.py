@@ -1,0 +1,323 @@
+"""Every command of the README and of docs/ is run, beside what a reader would have put there.
+
+A command is run as it stands, in a folder where `configs`, `tools` and `docs` are the repository's,
+after the replacements its entry in COMMANDS names: small settings added, capitals filled in. A
+command without an entry fails the test, and so does an entry whose command is gone. Python runs
+inside this process, which spares it the imports; the rest runs in a shell.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+
+from tests.integration.small_run import settings, write_corpus
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PYTHON = re.compile(r"(?:\.venv/bin/)?python (?=-m |tools/)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """How a command is run, and what shows that it did its work.
+
+    Attributes:
+        replace: Texts of the command and what stands for them here.
+        extra: What is added at its end.
+        leaves: A glob of what it leaves behind; empty for nothing.
+        shows: Text that it prints.
+        needs: Modules it needs; the command is skipped where one is not installed.
+        program: Runs as a program of its own.
+    """
+
+    replace: tuple[tuple[str, str], ...] = ()
+    extra: str = ""
+    leaves: str = ""
+    shows: str = ""
+    needs: tuple[str, ...] = ()
+    program: bool = False
+
+
+MAIN = ".venv/bin/python -m frame_jax.main --config my_run.yaml"
+COMPILE = "tools/compile_for_tpu.py --config configs/frame_3b.yaml --topology v5p:4x4x4"
+LAYERS = "--pretrain.model.num_layers 2"  # of a program that takes a minute to compile
+COMPILED = Entry(extra=LAYERS, shows='"hbm_gib_per_device"', needs=("libtpu",), program=True)
+
+COMMANDS = {
+    # README.md
+    "make quickstart": Entry(
+        (("make", "make -n -C ."),), shows="frame_jax.main --config configs/quickstart.yaml"
+    ),
+    "make test": Entry((("make", "make -n -C ."),), shows="pytest"),
+    "make check": Entry((("make", "make -n -C ."),), shows="mypy frame_jax"),
+    MAIN: Entry(leaves="runs/mine/report/index.html", shows="Held-out loss after pretraining"),
+    f"{MAIN} --plan --tokens_per_second 50000": Entry(shows="learning rate"),
+    ".venv/bin/python -m frame_jax.inspect runs/mine --quadrant Q2 --domain prose -n 5": Entry(
+        shows="Q2"
+    ),
+    ".venv/bin/python -m frame_jax.main --config configs/score_only.yaml --until partition "
+    '--corpus.sources \'[{"kind": "jsonl", "path": "corpus/*.jsonl.zst"}]\' '
+    "--tokenizer.path small/tokenizer.json "
+    "--reference.weak.checkpoint small --reference.strong.checkpoint large": Entry(
+        extra="--scoring.context 64 --scoring.overlap 8 --partition.rows.sequence_length 64",
+        leaves="runs/scores/quadrants/assignment.parquet",
+    ),
+    ".venv/bin/python -m frame_jax.export runs/mine --curriculum frame --out my_model": Entry(
+        leaves="my_model/model.safetensors", shows="my_model"
+    ),
+    ".venv/bin/python -m frame_jax.export_order runs/mine --curriculum frame --to levanter "
+    "--out for_levanter --shards jsonl": Entry(leaves="for_levanter/data/Q1/*.jsonl*"),
+    "python -m frame_jax.main --config configs/frame_3b.yaml --parallel.distributed true "
+    "--run_directory SHARED_FOLDER/frame-3b": Entry(
+        (("configs/frame_3b.yaml", "small.yaml"), ("SHARED_FOLDER", "shared")),
+        extra="--until tokenize --parallel.coordinator localhost:PORT --parallel.processes 1 "
+        "--parallel.process 0",
+        leaves="shared/frame-3b/tokens/part-*.parquet",
+        program=True,
+    ),
+    f"python {COMPILE}": COMPILED,
+    # Forty kills take many minutes; tests/robustness has shorter ones.
+    ".venv/bin/python tools/crash_test.py --kills 40": Entry(
+        (("--kills 40", "--help"),), shows="--kills"
+    ),
+    # docs/metrics.md
+    "tensorboard --logdir runs/quickstart": Entry(
+        (("--logdir runs/quickstart", "--inspect --logdir runs/mine"),),
+        shows="pretrain.Q3/loss",
+        needs=("tensorboard",),
+    ),
+    # docs/pod.md
+    ".venv/bin/python -m frame_jax.main --config configs/frame_3b.yaml --plan": Entry(
+        shows="tokenize"
+    ),
+    f".venv/bin/python {COMPILE}": COMPILED,
+    "kubectl apply -f docs/launch/gke_tpu.yaml": Entry(shows="learning rate"),
+    "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm/frame-3b/tokens/part-*.parquet"),
+    # docs/report.md
+    f"{MAIN} --redo report": Entry(shows="report: runs/mine/report/index.html"),
+    # docs/tasks.md
+    f"{MAIN} --redo evaluate": Entry(shows="Held-out loss after pretraining"),
+    ".venv/bin/python -m frame_jax.evaluation.lm_eval_adapter run "
+    "--config configs/tasks_frame_paper.yaml "
+    "--model_args run_directory=runs/mine,curriculum=frame": Entry(
+        extra="--tasks local_choice --include_path tasks",
+        leaves="runs/lm_eval/**/results*.json",
+        needs=("lm_eval",),
+        program=True,
+    ),
+}
+
+# What a cluster has, made to do here what it would do there.
+KUBECTL = """
+import subprocess, sys, yaml
+(path,) = sys.argv[3:]
+spec = yaml.safe_load(open(path))["spec"]["replicatedJobs"][0]["template"]["spec"]
+(container,) = spec["template"]["spec"]["containers"]
+assert spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"] == 4 * 4 * 4
+sys.exit(subprocess.call([*container["command"], "--plan"]))
+"""
+SRUN = """
+import os, subprocess, sys
+arguments = [{"configs/frame_3b.yaml": "small.yaml"}.get(a, a) for a in sys.argv[1:]]
+arguments = [a.replace("SHARED_FOLDER", "slurm") for a in arguments]
+slurm = {"SLURM_JOB_ID": PORT, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1",
+         "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+sys.exit(subprocess.call([*arguments, "--until", "tokenize"], env={**os.environ, **slurm}))
+"""
+SBATCH = "import subprocess, sys; sys.exit(subprocess.call(['bash', sys.argv[1]]))"
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text("utf-8"), re.M | re.S)
+
+
+def documented() -> list[str]:
+    """Every command, on one line, in the order of the pages."""
+    lines = (
+        line
+        for page in PAGES
+        for block in blocks(page, "sh")
+        for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines()
+    )
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+
+
+def test_every_command_is_known_and_none_hides_in_the_text() -> None:
+    assert sorted(documented()) == sorted(COMMANDS)
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+        inline = re.findall(r"`([^`]*\b(?:python -m|python tools/|make) [^`]*)`", text)
+        assert set(inline) <= set(COMMANDS), page
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
+            if "://" not in link and not link.endswith(".png"):
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def slurm_job() -> str:
+    """A job whose coordinator, by JAX's rule, listens on a free port."""
+    with socket.socket() as free:
+        for number in range(4096):
+            try:
+                free.bind(("localhost", 61440 + number))
+                return str(number)
+            except OSError:
+                continue
+    raise RuntimeError("no port is free")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A reader's folder: the repository's files, a corpus, a run of their own, two checkpoints."""
+    root = tmp_path_factory.mktemp("reader")
+    for name in ("configs", "tools", "docs", "Makefile", "pyproject.toml"):
+        (root / name).symlink_to(REPOSITORY / name)
+    write_corpus(root / "corpus.jsonl")
+    small = settings(root)
+    (given,) = [b for b in blocks(PAGES[0], "yaml") if b.startswith("# my_run.yaml")]
+    mine = yaml.safe_load(given.replace("/data/*.jsonl.zst", "corpus.jsonl"))
+    for model in (small["reference"]["weak"], small["reference"]["strong"], small["pretrain"]):
+        model["training"] |= {"steps": 8, "milestones": 1}
+    for key in ("reference", "scoring", "partition", "pretrain", "tokenizer"):
+        mine[key] = small[key]
+    mine["corpus"] = small["corpus"] | mine["corpus"]
+    (tasks,) = blocks(REPOSITORY / "docs" / "tasks.md", "yaml")
+    (root / "my_run.yaml").write_text(yaml.safe_dump(mine | yaml.safe_load(tasks)), "utf-8")
+    (root / "small.yaml").write_text(yaml.safe_dump(small), "utf-8")
+    write_tasks(root)
+    write_programs(root)
+    (root / "corpus").mkdir()
+    compress(root / "corpus.jsonl", root / "corpus" / "all.jsonl.zst")
+    with pytest.MonkeyPatch.context() as patch:
+        enter(root, patch)
+        assert run_python(shlex.split(MAIN)[1:]) == 0
+        for name, arm in (("small", "random"), ("large", "frame")):
+            command = f"-m frame_jax.export runs/mine --curriculum {arm} --out {name}"
+            assert run_python(command.split()) == 0
+    (root / "data").mkdir()  # of configs/frame_3b.yaml
+    shutil.copy(root / "runs/mine/quadrants/assignment.parquet", root / "data/part.parquet")
+    yield root
+
+
+def enter(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """To the reader's folder, in an environment in which no program starts itself again."""
+    patch.chdir(root)
+    patch.setenv("GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES", ""))
+
+
+def compress(path: Path, out: Path) -> None:
+    with pa.output_stream(str(out), compression="zstd") as file:
+        file.write(path.read_bytes())
+
+
+def write_tasks(root: Path) -> None:
+    """The files that docs/tasks.md names, and a task of the harness."""
+    items = [
+        json.dumps({"question": f"{i} and {i}", "choices": [str(2 * i), "no"], "answer": 0})
+        for i in range(6)
+    ]
+    for name in ("mmlu.jsonl", "mmlu_dev.jsonl"):
+        (root / name).write_text("\n".join(items * 2), "utf-8")
+    compress(root / "mmlu.jsonl", root / "piqa.jsonl.zst")
+    (root / "tasks").mkdir()
+    task = {
+        "task": "local_choice",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(root / "mmlu.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "question",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+    }
+    (root / "tasks" / "local_choice.yaml").write_text(yaml.safe_dump(task), "utf-8")
+
+
+def write_programs(root: Path) -> None:
+    """`python` as the commands name it, and the programs of a cluster."""
+    (root / "bin").mkdir()
+    (root / ".venv/bin").mkdir(parents=True)
+    for path in (root / "bin/python", root / ".venv/bin/python"):
+        path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+        path.chmod(0o755)
+    for name, source in (("kubectl", KUBECTL), ("srun", SRUN), ("sbatch", SBATCH)):
+        path = root / "bin" / name
+        path.write_text(f"#!{sys.executable}\n{source.replace('PORT', repr(slurm_job()))}")
+        path.chmod(0o755)
+
+
+def environment(root: Path) -> dict[str, str]:
+    search = f"{root / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, **offline, "PATH": search, "PYTHONPATH": str(REPOSITORY)}
+
+
+def run_python(arguments: list[str]) -> int:
+    """`python ARGUMENTS` inside this process; returns the exit code."""
+    module = arguments[1] if arguments[0] == "-m" else None
+    before, sys.argv = sys.argv, arguments[1:] if module else arguments
+    try:
+        if module:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(arguments[0], run_name="__main__")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.argv = before
+    return 0
+
+
+@pytest.mark.parametrize("command", documented())
+def test_a_documented_command_works(
+    command: str, place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = COMMANDS[command]
+    for module in entry.needs:
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    enter(place, monkeypatch)
+    if entry.leaves and not entry.leaves.startswith("runs/mine"):
+        assert not list(place.glob(entry.leaves))
+    capfd.readouterr()
+    line = command
+    for old, new in entry.replace:
+        assert old in line
+        line = line.replace(old, new)
+    line = f"{line} {entry.extra}".replace("PORT", str(free_port())).strip()
+    if PYTHON.match(line) and not entry.program:
+        code = run_python(shlex.split(line)[1:])
+        shown = "".join(capfd.readouterr())
+    else:
+        done = subprocess.run(
+            ["bash", "-c", line], env=environment(place), capture_output=True, text=True
+        )
+        code, shown = done.returncode, done.stdout + done.stderr
+    assert code == 0, shown[-3000:]
+    assert entry.shows in shown, shown[-3000:]
+    assert not entry.leaves or list(place.glob(entry.leaves)), shown[-3000:]
