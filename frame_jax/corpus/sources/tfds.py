@@ -32,7 +32,7 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
         UserError: where the examples have no field for the text.
     """
     data, info = _open(config)
-    names = list(info.features)
+    names = sorted(info.features)
     if config.text_field not in names:
         raise UserError(
             f"{item.path}: no feature {config.text_field!r} (corpus.sources: text_field); its "
