@@ -575,6 +575,8 @@ class CurriculumConfig:
         folds: Pass through the stages this many times, with an equal share of every quadrant each;
             null takes the preset's, or 1 for stages.
         epochs: Times the whole order is repeated, each with other shuffles.
+        schedule: The arm's own learning rate, whole (what it leaves out takes the defaults); null
+            takes pretrain.training.schedule.
     """
 
     preset: (
@@ -597,6 +599,7 @@ class CurriculumConfig:
     width: float | None = None
     folds: int | None = None
     epochs: int = 1
+    schedule: ScheduleConfig | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -811,6 +814,13 @@ class RunConfig:
                     f"curricula.{name}: there is no quadrant {', '.join(unknown)}; the quadrants "
                     f"are {', '.join(cells)}",
                 )
+
+    def arm_training(self, name: str) -> TrainingConfig:
+        """How the target model is trained under the curriculum `name`."""
+        training = self.pretrain.training
+        return dataclasses.replace(
+            training, schedule=self.curricula[name].schedule or training.schedule
+        )
 
 
 # ------------------------------------------------------------------------------ YAML and the tree

@@ -1,22 +1,29 @@
 """Orders by name: a curriculum with a preset in, the same curriculum spelled out as stages out.
 
+    python -m frame_jax.curriculum.presets frame
+
+prints one as the YAML that stands for it.
+
 Only the FRAME order, high-to-low PPL and low-to-high PD come from the papers; widths, folds and the
 other arms are this project's.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import sys
 
 import yaml
 
 from frame_jax.config import AxesConfig, CurriculumConfig, StageConfig
+from frame_jax.errors import UserError
 
 WIDTH = 0.05  # of a sigmoid transition, in epochs
 
 
-def preset(name: str, axes: AxesConfig) -> CurriculumConfig:
-    """The stages of a preset on any grid of PPL and PD bins.
+def presets(axes: AxesConfig) -> dict[str, CurriculumConfig]:
+    """The stages of every preset on a grid of PPL and PD bins.
 
     FRAME's rule on K x M bins: PPL from high to low outside, PD from low to high inside.
     """
@@ -28,7 +35,7 @@ def preset(name: str, axes: AxesConfig) -> CurriculumConfig:
 
     frame = stages(*([axes.cell(p, d)] for p in down_ppl for d in up_pd))
     pd_ascending = stages(*([axes.cell(p, d) for p in up_ppl] for d in up_pd))
-    presets = {
+    return {
         "frame": CurriculumConfig(stages=frame),
         "random": CurriculumConfig(stages=stages(list(axes.cells))),
         "ppl_descending": CurriculumConfig(
@@ -48,7 +55,6 @@ def preset(name: str, axes: AxesConfig) -> CurriculumConfig:
         "pdpc": CurriculumConfig(stages=pd_ascending, width=0.5),
         "folded": CurriculumConfig(stages=frame, width=0.02, folds=4),
     }
-    return presets[name]
 
 
 def expand(curriculum: CurriculumConfig, axes: AxesConfig) -> CurriculumConfig:
@@ -56,7 +62,7 @@ def expand(curriculum: CurriculumConfig, axes: AxesConfig) -> CurriculumConfig:
 
     What the curriculum itself gives (`transition`, `width`, `folds`, `epochs`) wins.
     """
-    base = preset(curriculum.preset, axes) if curriculum.preset else curriculum
+    base = presets(axes)[curriculum.preset] if curriculum.preset else curriculum
     transition = curriculum.transition or base.transition or "sigmoid"
     return dataclasses.replace(
         curriculum,
@@ -68,13 +74,38 @@ def expand(curriculum: CurriculumConfig, axes: AxesConfig) -> CurriculumConfig:
     )
 
 
-def as_yaml(curriculum: CurriculumConfig) -> str:
-    """The curriculum as the YAML that a config file could hold, unset keys left out."""
+def as_yaml(curricula: dict[str, CurriculumConfig]) -> str:
+    """The curricula as the YAML that a config file could hold, unset keys left out."""
 
     def tidy(value: object) -> object:
         if isinstance(value, dict):
             return {k: tidy(v) for k, v in value.items() if v is not None and v != []}
         return [tidy(v) for v in value] if isinstance(value, list) else value
 
-    settings = tidy(dataclasses.asdict(curriculum))
-    return yaml.safe_dump(settings, sort_keys=False, default_flow_style=None)
+    settings = {name: tidy(dataclasses.asdict(each)) for name, each in curricula.items()}
+    return yaml.safe_dump({"curricula": settings}, sort_keys=False, default_flow_style=None)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints presets as stages, ready to be changed in a config; returns the exit code."""
+    options = argparse.ArgumentParser(
+        prog="python -m frame_jax.curriculum.presets",
+        description="Print curricula by name as the stages they stand for.",
+    )
+    names = list(presets(AxesConfig()))
+    options.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    options.add_argument("--ppl", type=int, default=2, help="partition.axes.ppl (default: 2)")
+    options.add_argument("--pd", type=int, default=2, help="partition.axes.pd (default: 2)")
+    given = options.parse_args(arguments)
+    try:
+        axes = AxesConfig(given.ppl, given.pd)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    expanded = {name: expand(CurriculumConfig(preset=name), axes) for name in given.names}
+    print(as_yaml(expanded), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,10 @@ def train_reference(config: RunConfig, directory: RunDirectory, name: str) -> di
 def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]:
     """Trains the target model in the order of the curriculum `name`.
 
-    Arms differ in the order of the rows alone: initial weights and the rows are the same.
+    Arms differ in the order of the rows and, where a curriculum has one of its own, the learning
+    rate: initial weights and the rows are the same.
     """
-    training, axes = config.pretrain.training, config.partition.axes
+    training, axes = config.arm_training(name), config.partition.axes
     sequence_length = config.partition.rows.sequence_length
     parts = {cell: list_parts(directory.quadrants / cell, ".arrayrecord") for cell in axes.cells}
     schedule = resolve(
@@ -60,7 +62,7 @@ def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str,
         directory,
         unit=f"pretrain-{name}",
         folder=directory.pretrain(name),
-        settings=config.pretrain,
+        settings=dataclasses.replace(config.pretrain, training=training),
         schedule=schedule,
         parts=parts,
         sequence_length=sequence_length,

@@ -1,6 +1,7 @@
 """The selection map: exact, without replacement, stateless, the same rows for every order."""
 
 import math
+import time
 from itertools import combinations
 
 import numpy as np
@@ -74,6 +75,26 @@ def test_any_piece_in_any_order_is_the_same(schedule: Schedule, random) -> None:
         again.select(np.array([schedule.rows]))
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2))
+def test_presets_on_any_grid_use_the_same_rows(
+    data: st.DataObject, ppl: int, pd: int, seed: int
+) -> None:
+    axes = AxesConfig(ppl, pd)
+    counts = st.lists(st.integers(0, 90), min_size=ppl * pd, max_size=ppl * pd)
+    cell_rows = dict(zip(axes.cells, data.draw(counts.filter(any)), strict=True))
+    steps = data.draw(st.none() | st.integers(1, -(-sum(cell_rows.values()) // 8)))
+    reference = None
+    for name in PRESETS:
+        curriculum = expand(CurriculumConfig(preset=name), axes)
+        schedule = resolve(curriculum, cell_rows, batch_rows=8, sequence_length=8, steps=steps)
+        rows = selected(SelectionMap(schedule, seed))[0]
+        rows = rows[np.lexsort(rows.T)]
+        assert len(np.unique(rows, axis=0)) == len(rows) == schedule.epoch_rows
+        reference = rows if reference is None else reference
+        np.testing.assert_array_equal(rows, reference, err_msg=name)
+
+
 @pytest.mark.parametrize("steps", [None, 200])
 def test_every_curriculum_uses_the_same_rows(steps: int | None) -> None:
     sets = {name: selected(preset_map(name, CELL_ROWS, steps))[0] for name in PRESETS}
@@ -120,6 +141,15 @@ def test_a_billion_rows_take_few_bytes_and_stay_exact() -> None:
     assert np.abs(asked - selection.counts).max() < 2
     cells, _ = selection.select(np.arange(500_000_000, 500_100_000))  # Q4 -> Q1
     assert set(np.unique(cells)) == {0, 3}
+
+
+def test_batches_of_a_billion_rows_are_selected_fast() -> None:
+    """At least 100k selections a second of processor time, in batches, making the map included."""
+    started = time.process_time()
+    selection = preset_map("folded", dict.fromkeys(("Q1", "Q2", "Q3", "Q4"), 250_000_000))
+    for batch in range(2000):
+        selection.select(np.arange(256) + 999_000 * 256 + batch * 256)
+    assert 2000 * 256 / (time.process_time() - started) > 100_000
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from frame_jax import config
 from frame_jax.config import AxesConfig, CurriculumConfig, StageConfig
 from frame_jax.curriculum.allotment import allot, split
-from frame_jax.curriculum.presets import as_yaml, expand
+from frame_jax.curriculum.presets import as_yaml, expand, main, presets
 from frame_jax.curriculum.stages import Schedule, resolve, shuffled
 from frame_jax.errors import UserError
 from tests.curriculum.orders import PRESETS
@@ -45,10 +45,39 @@ def test_presets_on_four_quadrants(name: str, order: list[str]) -> None:
     assert ["+".join(stage.weights) for stage in stages] == order
 
 
-def test_frame_on_a_grid_goes_down_in_ppl_and_up_in_pd() -> None:
-    stages = expand(CurriculumConfig(preset="frame"), AxesConfig(ppl=3, pd=2)).stages
-    names = ["+".join(stage.weights) for stage in stages]
-    assert names == ["P3D1", "P3D2", "P2D1", "P2D2", "P1D1", "P1D2"]
+# Each preset as a sort: cells whose key is equal share a stage, stages come with rising keys.
+ORDER = {
+    "frame": lambda p, d: (-p, d),
+    "random": lambda p, d: 0,
+    "ppl_descending": lambda p, d: -p,
+    "ppl_ascending": lambda p, d: p,
+    "pd_ascending": lambda p, d: d,
+    "pd_descending": lambda p, d: -d,
+    "q3_q1_q4_q2": lambda p, d: (d, -p),
+    "reverse": lambda p, d: (p, -d),
+    "pdpc": lambda p, d: d,
+    "folded": lambda p, d: (-p, d),
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(PRESETS), st.integers(1, 6), st.integers(1, 6))
+def test_presets_on_any_grid_are_sorts_by_the_bins(name: str, ppl: int, pd: int) -> None:
+    axes = AxesConfig(ppl, pd)
+    where = {axes.cell(p, d): (p, d) for p in range(ppl) for d in range(pd)}
+    assert len(where) == ppl * pd
+    stages = [stage.weights for stage in expand(CurriculumConfig(preset=name), axes).stages]
+    keys = [{ORDER[name](*where[cell]) for cell in stage} for stage in stages]
+    assert all(len(key) == 1 for key in keys)
+    assert [key.pop() for key in keys] == sorted({ORDER[name](*bins) for bins in where.values()})
+    assert sorted(cell for stage in stages for cell in stage) == sorted(where)
+    assert {weight for stage in stages for weight in stage.values()} == {1.0}
+
+
+def test_every_preset_is_tested() -> None:
+    assert set(ORDER) == set(PRESETS) == set(presets(AxesConfig()))
+    with pytest.raises(UserError, match="preset"):
+        config.load(Path("configs/quickstart.yaml"), "--curricula.x.preset=q2_first")
 
 
 def test_folded_passes_through_the_order_with_equal_shares() -> None:
@@ -69,12 +98,21 @@ def test_a_printed_preset_is_a_config(name: str, changes: dict, tmp_path: Path) 
     settings = {
         "run_directory": "runs/x",
         "corpus": {"sources": [{"kind": "python_library"}]},
-        "curricula": {"printed": yaml.safe_load(as_yaml(curriculum))},
+        **yaml.safe_load(as_yaml({"printed": curriculum})),
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings), "utf-8")
     assert config.load(path).curricula["printed"] == curriculum
-    assert len(as_yaml(curriculum).splitlines()) < 12
+    assert len(as_yaml({"printed": curriculum}).splitlines()) < 14
+
+
+def test_presets_are_printed_for_the_grid_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reverse", "pdpc", "--ppl", "3"]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)["curricula"]
+    assert [*shown["reverse"]["stages"][0]["weights"]] == ["P1D2"]
+    assert [*shown["pdpc"]["stages"][1]["weights"]] == ["P1D2", "P2D2", "P3D2"]
+    assert main(["reverse", "--pd", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
 
 
 def test_lengths_in_any_unit_and_one_stage_takes_the_rest() -> None:

@@ -186,11 +186,13 @@ def test_changed_settings_are_refused_with_exit_code_2(run, capsys) -> None:
     assert "scoring.context: 64 then, 32 now" in capsys.readouterr().err
 
 
-def test_an_arm_can_be_added_later(run, tmp_path: Path) -> None:
+def test_an_arm_with_its_own_learning_rate_can_be_added_later(run, tmp_path: Path) -> None:
     root = tmp_path / "copy"
     shutil.copytree(run[0].parent, root)
+    constant = {"kind": "constant", "peak": 0.005, "warmup_fraction": 0.0}
+    added = {"reverse": {"preset": "reverse", "schedule": constant}}
     config = write_config(
-        root, curricula={name: {"preset": name} for name in ("frame", "random", "reverse")}
+        root, curricula={name: {"preset": name} for name in ("frame", "random")} | added
     )
     # The corpus has moved with the copy; everything else is as it was.
     text = config.read_text("utf-8").replace(
@@ -201,3 +203,5 @@ def test_an_arm_can_be_added_later(run, tmp_path: Path) -> None:
     assert main(["--config", str(config)]) == 0
     assert (root / "run/pretrain/frame/metrics.jsonl").stat().st_mtime_ns == frame
     assert "reverse" in (root / "run/report/index.html").read_text("utf-8")
+    records = [json.loads(line) for line in (root / "run/pretrain/reverse/metrics.jsonl").open()]
+    assert {round(record["learning_rate"], 9) for record in records} == {0.005}
