@@ -50,6 +50,12 @@ def parser() -> Any:
         default=None,
         help="Training speed of the target model, for the times that --plan prints.",
     )
+    options.add_argument(
+        "--corpus_tokens",
+        type=float,
+        default=None,
+        help="Tokens of the corpus, such as 1e12, for a --plan before it is tokenized or there.",
+    )
     return options
 
 
@@ -191,7 +197,12 @@ def main(arguments: list[str] | None = None) -> int:
             os.environ["JAX_PLATFORMS"] = "cpu"  # a plan must not take an accelerator
             from frame_jax.plan import print_plan
 
-            print_plan(config, options["tokens_per_second"])
+            print_plan(
+                config,
+                tokens_per_second=options["tokens_per_second"],
+                corpus_tokens=options["corpus_tokens"],
+                until=options["until"],
+            )
             return 0
         ran = run(config, until=options["until"], redo=options["redo"])
         finish(config, ran, options["until"])

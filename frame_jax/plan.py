@@ -1,11 +1,12 @@
 """What a run will do and cost, from its config and the phases that have finished; starts nothing.
 
-Printed by `python -m frame_jax.main --config CONFIG --plan`: phases, tokens of every stage,
-learning rate at the boundaries, the mixture over the run, parameters, memory and FLOPs.
+Printed by `python -m frame_jax.main --config CONFIG --plan`: phases with what is done of them, and
+for each arm its stages, learning rates and mixture. What it costs comes from `costs.py`.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,60 +16,75 @@ from rich.table import Table
 from rich.text import Text
 
 from frame_jax import phases
-from frame_jax.config import ReferenceModelConfig, RunConfig, TrainingConfig
+from frame_jax.config import RunConfig, TrainingConfig
 from frame_jax.corpus.parts import plan, signature
+from frame_jax.costs import Corpus, cost_table
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.stages import Schedule, resolve
-from frame_jax.models.flops import (
-    forward_flops_per_token,
-    parameter_count,
-    training_flops_per_token,
-)
-from frame_jax.models.functional import Decoder
-from frame_jax.models.hugging_face import read_decoder
-from frame_jax.run_directory import RunDirectory, read_json
+from frame_jax.errors import UserError
+from frame_jax.phases import Unit
+from frame_jax.run_directory import RunDirectory, list_parts, read_json
 from frame_jax.training.schedules import learning_rate
 
 BYTES_PER_TOKEN = 4.0  # of a corpus that is not tokenized yet
-SHADES = " ░▒▓█"
+SHADES, LEVELS = " ░▒▓█", " ▁▂▃▄▅▆▇█"
 COLUMNS = 60
+PIPED_WIDTH = 120  # of the tables where there is no terminal
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """Tokens of the splits, and how sure that is.
+class State:
+    """How far a unit has come.
 
     Attributes:
-        reference: Tokens of the reference split.
-        train: Tokens of the training split.
-        held_out: Tokens kept for evaluation.
-        source: Where the numbers are from.
+        text: For the reader.
+        left: Share of its work that remains.
     """
 
-    reference: int
-    train: int
-    held_out: int
-    source: str
+    text: str
+    left: float
 
 
-def print_plan(config: RunConfig, tokens_per_second: float | None) -> None:
+def print_plan(
+    config: RunConfig,
+    *,
+    tokens_per_second: float | None = None,
+    corpus_tokens: float | None = None,
+    until: str | None = None,
+) -> None:
     """Prints the plan of a run.
 
     Args:
         config: The run.
         tokens_per_second: Training speed of the target model, for the time it will take.
+        corpus_tokens: Tokens of a corpus that is not tokenized, and need not be there, yet.
+        until: The last phase of interest; None for all.
+
+    Raises:
+        UserError: for a corpus that is not there, and for what pretraining would refuse.
     """
-    console = Console(highlight=False)
-    corpus = read_corpus(config)
-    console.print(phase_table(config))
+    console = Console(
+        highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPED_WIDTH
+    )
+    corpus = read_corpus(config, corpus_tokens)
+    units = phases.selected(phases.units(config), until)
+    states = read_states(config, units, corpus_tokens is not None)
+    console.print(phase_table(config, units, states))
+    steps: dict[str, int] = {}
     for name in config.curricula:
-        console.print(arm(config, corpus, name))
-    console.print(cost_table(config, corpus, tokens_per_second))
+        if f"pretrain-{name}" in states:
+            schedule, note = schedule_of(config, corpus, name)
+            steps[name] = schedule.steps(config.pretrain.training.batch_rows)
+            console.print(arm(config, schedule, name))
+            if note:
+                console.print(note, style="yellow")
+    left = {name: state.left for name, state in states.items()}
+    console.print(cost_table(config, corpus, steps, left, tokens_per_second))
     console.print(f"tokens: {corpus.source}", style="dim")
 
 
-def read_corpus(config: RunConfig) -> Corpus:
-    """Tokens of the splits: counted if tokenized, else estimated from the sizes of the files."""
+def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
+    """Tokens of the splits: counted if tokenized, else as given or by the sizes of the files."""
     directory = RunDirectory(config.run_directory)
     marker = directory.marker("tokenize")
     if marker.exists() and read_json(marker)["complete"]:
@@ -79,63 +95,127 @@ def read_corpus(config: RunConfig) -> Corpus:
             tokens.get("held_out", 0),
             "counted by the tokenize phase",
         )
-    chunks = [chunk for part in plan(config.corpus) for chunk in part]
-    total = sum(chunk.item.size / chunk.stripe.count for chunk in chunks) / BYTES_PER_TOKEN
+    if corpus_tokens is not None:
+        total, source = corpus_tokens, "as given by --corpus_tokens"
+    else:
+        chunks = [chunk for part in plan(config.corpus) for chunk in part]
+        total = sum(chunk.item.size / chunk.stripe.count for chunk in chunks) / BYTES_PER_TOKEN
+        source = (
+            f"estimated from the files' sizes at {BYTES_PER_TOKEN:g} bytes a token, because the "
+            "corpus is not tokenized yet (compressed files hold several times more: say "
+            "--corpus_tokens)"
+        )
     reference, held_out = config.corpus.reference_fraction, config.corpus.held_out_fraction
     return Corpus(
         int(total * reference),
         int(total * (1 - reference - held_out)),
         int(total * held_out),
-        f"estimated from the files' sizes at {BYTES_PER_TOKEN:g} bytes a token, because the corpus "
-        "is not tokenized yet (compressed files hold several times more)",
+        source,
     )
 
 
-def phase_table(config: RunConfig) -> Table:
-    """Every unit of every phase: complete, begun or to do."""
-    directory, units = RunDirectory(config.run_directory), phases.units(config)
-    expected = phases.expectations(config, units, signature(config))
-    table = Table(title=f"phases of {directory.root}", title_justify="left")
-    for column in ("phase", "unit", "state"):
-        table.add_column(column)
+def read_states(
+    config: RunConfig, units: list[Unit], corpus_may_be_absent: bool
+) -> dict[str, State]:
+    """How far each unit has come."""
+    directory = RunDirectory(config.run_directory)
+    try:
+        corpus = signature(config)
+    except UserError:
+        if not corpus_may_be_absent:
+            raise
+        corpus = ""
+    expected = phases.expectations(config, units, corpus)
+    states = {}
     for unit in units:
         marker = phases.read_marker(directory, unit)
         if marker is None:
-            state = "to do"
+            states[unit.name] = State("to do", 1.0)
         elif marker["fingerprint"] != expected[unit.name].fingerprint:
-            state = "made under other settings" if unit.phase != "report" else "to do again"
+            stale = "made under other settings" if unit.phase != "report" else "to do again"
+            states[unit.name] = State(stale, 1.0)
+        elif marker["complete"]:
+            states[unit.name] = State("complete", 0.0)
         else:
-            state = "complete" if marker["complete"] else "begun"
-        table.add_row(unit.phase, unit.name, state)
+            states[unit.name] = begun(config, directory, unit)
+    return states
+
+
+def begun(config: RunConfig, directory: RunDirectory, unit: Unit) -> State:
+    """How far a unit has come that is not complete: parts written, or the newest checkpoint."""
+    folder = directory.root / unit.outputs[0]
+    if unit.name in ("tokenize", "score"):
+        done, total, noun = len(list_parts(folder, ".parquet")), config.corpus.parts, "parts"
+    elif unit.name == "reference-rows":
+        done, total, noun = parts_of_cells(folder), config.reference.rows.parts, "parts"
+    elif unit.name == "partition":
+        rows, cells = config.partition.rows, config.partition.axes.cells
+        done, total, noun = parts_of_cells(folder), rows.parts * len(cells), "parts of rows"
+    elif (folder / "curriculum.json").exists():
+        saved = [int(path.name) for path in (folder / "checkpoints").glob("*") if is_step(path)]
+        total, noun = read_json(folder / "curriculum.json")["steps"], "steps saved"
+        done = max(saved, default=0)
+    else:
+        return State("begun", 1.0)
+    return State(f"begun: {done:,} of {total:,} {noun}", 1 - done / max(total, 1))
+
+
+def parts_of_cells(folder: Path) -> int:
+    """Row files under a folder of cells."""
+    return len(list(folder.glob("*/part-*-of-*.json")))
+
+
+def is_step(path: Path) -> bool:
+    return path.name.isdigit()
+
+
+def phase_table(config: RunConfig, units: list[Unit], states: dict[str, State]) -> Table:
+    """Every unit of every phase and how far it has come."""
+    root = RunDirectory(config.run_directory).root
+    table = Table(title=f"phases of {root}", title_justify="left")
+    for column in ("phase", "unit", "state"):
+        table.add_column(column)
+    for unit in units:
+        table.add_row(unit.phase, unit.name, states[unit.name].text)
     return table
 
 
-def cell_rows(config: RunConfig, corpus: Corpus) -> dict[str, int]:
-    """Training rows of each quadrant: counted if partitioned, else equal shares."""
+def schedule_of(config: RunConfig, corpus: Corpus, name: str) -> tuple[Schedule, str]:
+    """The schedule of an arm, and a warning where the corpus looks too small for its steps.
+
+    Rows of each quadrant are counted if partitioned, else equal shares of the training tokens.
+    """
+    training, cells = config.pretrain.training, config.partition.axes.cells
+    curriculum = expand(config.curricula[name], config.partition.axes)
+    length, note = config.partition.rows.sequence_length, ""
     directory = RunDirectory(config.run_directory)
     marker = directory.marker("partition")
-    cells = config.partition.axes.cells
     if marker.exists() and read_json(marker)["complete"]:
-        rows = read_json(directory.quadrants / "rows.json")
-        return {cell: rows[cell]["rows"] for cell in cells}
-    training = config.pretrain.training
-    rows = corpus.train // (config.partition.rows.sequence_length + 1)
-    if training.steps is not None:
-        rows = max(rows, training.steps * training.batch_rows)
-    return {cell: max(1, rows // len(cells)) for cell in cells}
-
-
-def arm(config: RunConfig, corpus: Corpus, name: str) -> RenderableType:
-    """Stages and mixture of one curriculum."""
-    training = config.pretrain.training
-    length = config.partition.rows.sequence_length
+        counted = read_json(directory.quadrants / "rows.json")
+        rows = {cell: counted[cell]["rows"] for cell in cells}
+    else:
+        held = corpus.train // (length + 1)
+        needed = -(-(training.steps or 0) * training.batch_rows // curriculum.epochs)
+        if needed > held:
+            note = (
+                f"{name}: {training.steps:,} steps of {training.batch_rows:,} rows need "
+                f"{needed:,} rows an epoch, and the corpus has about {held:,}: as things stand "
+                "pretraining would be refused\n"
+            )
+        rows = dict.fromkeys(cells, max(1, -(-max(held, needed) // len(cells))))
     schedule = resolve(
-        expand(config.curricula[name], config.partition.axes),
-        cell_rows(config, corpus),
+        curriculum,
+        rows,
         batch_rows=training.batch_rows,
         sequence_length=length,
         steps=training.steps,
     )
+    return schedule, note
+
+
+def arm(config: RunConfig, schedule: Schedule, name: str) -> RenderableType:
+    """Stages and mixture of one curriculum."""
+    training, length = config.arm_training(name), config.partition.rows.sequence_length
     steps = schedule.steps(training.batch_rows)
     table = Table(title=f"{name}: {steps:,} steps", title_justify="left")
     for column in ("stage", "rows", "tokens", "first step", "last step", "learning rate"):
@@ -157,115 +237,31 @@ def arm(config: RunConfig, corpus: Corpus, name: str) -> RenderableType:
             f"{rates[0]:.2e} to {rates[1]:.2e}",
         )
         start = stop
-    return Group(table, mixture_plot(schedule))
+    return Group(table, plot(schedule, training))
 
 
-def mixture_plot(schedule: Schedule) -> Text:
-    """Share of each quadrant over an epoch, dark where it is all of the mixture."""
-    edges = np.linspace(0, schedule.epoch_rows, COLUMNS + 1).astype(np.int64)
-    asked = np.diff(schedule.cumulative(edges), axis=0)
+def plot(schedule: Schedule, training: TrainingConfig) -> Text:
+    """The run from left to right: share of each quadrant, dark where it is all of the mixture, and
+    the learning rate over its highest value.
+    """
+    epochs, edges = np.divmod(
+        np.linspace(0, schedule.rows, COLUMNS + 1).astype(np.int64), schedule.epoch_rows
+    )
+    asked = epochs[:, None] * schedule.cumulative(np.array([schedule.epoch_rows]))
+    asked = np.diff(asked + schedule.cumulative(edges), axis=0)
     shares = asked / np.maximum(asked.sum(axis=1, keepdims=True), 1e-9)
+    steps = schedule.steps(training.batch_rows)
+    middles = ((np.arange(COLUMNS) + 0.5) / COLUMNS * steps).astype(np.int64)
+    rates = learning_rate(
+        training.schedule, middles, steps, schedule.stage_starts(training.batch_rows)
+    )
+    bars = np.asarray(rates) / np.max(rates)
     lines = [
-        f"{cell:>8} |{''.join(SHADES[round(s * (len(SHADES) - 1))] for s in shares[:, c])}|"
-        for c, cell in enumerate(schedule.cells)
+        *((cell, SHADES, shares[:, c]) for c, cell in enumerate(schedule.cells)),
+        ("rate", LEVELS, bars),
     ]
-    return Text("\n".join(lines) + "\n")
-
-
-def trained_tokens(training: TrainingConfig, rows: int, length: int) -> int:
-    """Tokens of a training run over `rows` rows."""
-    steps = training.steps or -(-rows // training.batch_rows)
-    return steps * training.batch_rows * length
-
-
-@dataclass(frozen=True)
-class Work:
-    """Something that computes: a line of the cost table.
-
-    Attributes:
-        name: What it is.
-        decoder: The model.
-        bytes_each: Bytes of memory for each parameter.
-        tokens: Tokens that go through the model.
-        flops: Floating-point operations on all of them.
-    """
-
-    name: str
-    decoder: Decoder
-    bytes_each: int
-    tokens: int
-    flops: float
-
-
-TRAINED, SCORED = 4 * 3, 2  # float32 weights and two moments; bfloat16 weights
-
-
-def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None]:
-    """A reference model, and a sentence on where its shape is from if it is imported.
-
-    Raises:
-        UserError: if it is imported and this project cannot compute it.
-    """
-    reference: ReferenceModelConfig = getattr(config.reference, name)
-    assumed = Decoder(reference.model, config.tokenizer.vocab_size)
-    if reference.checkpoint is None:
-        return assumed, None
-    path = Path(reference.checkpoint, "config.json")
-    if path.is_file():
-        decoder = read_decoder(path.parent, longest=config.scoring.context)
-        return decoder, f"reference.{name} is imported; its shape is from {path}"
-    return assumed, (
-        f"reference.{name} is imported, but {path} is not there; its shape is assumed to be "
-        f"reference.{name}.model"
+    text = (
+        f"{name:>8} |{''.join(marks[round(v * (len(marks) - 1))] for v in values.tolist())}|"
+        for name, marks, values in lines
     )
-
-
-def cost_table(
-    config: RunConfig, corpus: Corpus, tokens_per_second: float | None
-) -> RenderableType:
-    """Parameters, memory and FLOPs of everything that computes, and each one's share."""
-    work: list[Work] = []
-    notes: list[str] = []
-    length, context = config.reference.rows.sequence_length, config.scoring.context
-    scored = corpus.train + corpus.held_out
-    for name in ("weak", "strong"):
-        decoder, note = reference_decoder(config, name)
-        shape = (decoder.config, decoder.vocab_size)
-        if note is None:
-            training = getattr(config.reference, name).training
-            tokens = trained_tokens(training, corpus.reference // (length + 1), length)
-            flops = tokens * training_flops_per_token(*shape, length)
-            work.append(Work(f"reference {name}", decoder, TRAINED, tokens, flops))
-        else:
-            notes.append(note)
-            work.append(Work(f"reference {name}, imported", decoder, SCORED, 0, 0.0))
-        flops = scored * forward_flops_per_token(*shape, context)
-        work.append(Work(f"scoring, {name}", decoder, SCORED, scored, flops))
-    length = config.partition.rows.sequence_length
-    tokens = trained_tokens(
-        config.pretrain.training, sum(cell_rows(config, corpus).values()), length
-    )
-    decoder = Decoder(config.pretrain.model, config.tokenizer.vocab_size)
-    flops = tokens * training_flops_per_token(decoder.config, decoder.vocab_size, length)
-    for name in config.curricula:
-        work.append(Work(f"pretrain {name}", decoder, TRAINED, tokens, flops))
-
-    table = Table(title="cost", title_justify="left")
-    for column in ("work", "parameters", "memory", "tokens", "FLOPs", "share", "time"):
-        table.add_column(column, justify="left" if column == "work" else "right")
-    total = sum(item.flops for item in work)
-    for item in work:
-        parameters = parameter_count(item.decoder.config, item.decoder.vocab_size)
-        time = ""
-        if tokens_per_second and item.name.startswith("pretrain"):
-            time = f"{item.tokens / tokens_per_second / 3600:,.1f} h"
-        table.add_row(
-            item.name,
-            f"{parameters:,}",
-            f"{parameters * item.bytes_each / 2**30:,.2f} GiB",
-            f"{item.tokens:,}",
-            f"{item.flops:.2e}",
-            f"{100 * item.flops / max(total, 1):.1f}%",
-            time,
-        )
-    return Group(table, *(Text(note, style="dim") for note in notes))
+    return Text("\n".join(text) + "\n")

@@ -103,9 +103,8 @@ COMMANDS = {
         needs=("tensorboard",),
     ),
     # docs/pod.md
-    ".venv/bin/python -m frame_jax.main --config configs/frame_3b.yaml --plan": Entry(
-        shows="tokenize"
-    ),
+    ".venv/bin/python -m frame_jax.main --config configs/frame_3b.yaml --plan "
+    "--corpus_tokens 1e12": Entry(shows="as given by --corpus_tokens"),
     f".venv/bin/python {COMPILE}": COMPILED,
     "kubectl apply -f docs/launch/gke_tpu.yaml": Entry(shows="learning rate"),
     "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm/frame-3b/tokens/part-*.parquet"),

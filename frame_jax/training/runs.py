@@ -84,11 +84,15 @@ def make_job(
     """What all training runs of a run directory have in common, filled in."""
     training = settings.training
     special = read_json(directory.tokenizer.with_name("special_tokens.json"))
-    vocab_size = -(-special["vocab_size"] // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     return Job(
         name=unit.replace("-", " "),
         folder=folder,
-        decoder=Decoder(settings.model, vocab_size, training.compute_dtype, training.remat),
+        decoder=Decoder(
+            settings.model,
+            padded_vocabulary(special["vocab_size"]),
+            training.compute_dtype,
+            training.remat,
+        ),
         training=training,
         parallel=config.parallel,
         specials=Specials(special["bos_id"], special["eos_id"]),
@@ -105,3 +109,8 @@ def make_job(
 def count_rows(parts: dict[str, list[Path]]) -> dict[str, int]:
     """Rows in the files of each quadrant."""
     return {cell: sum(len(TokenReader(path)) for path in paths) for cell, paths in parts.items()}
+
+
+def padded_vocabulary(vocab_size: int) -> int:
+    """Rows of the embedding of a model that is trained here."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
