@@ -33,6 +33,14 @@ ORDERS = {
 COLUMNS = ("doc_id", "quadrant", "ppl", "pd", "split", "source", "domain", "language", "tokens")
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1; anything else is refused by argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     options = argparse.ArgumentParser(
@@ -44,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--language", help="only documents of this language")
     options.add_argument("--source", help="only documents of this source")
     options.add_argument("--split", default="train", choices=("train", "held_out"))
-    options.add_argument("-n", type=int, default=5, help="documents shown (default: 5)")
+    options.add_argument("-n", type=positive, default=5, help="documents shown (default: 5)")
     options.add_argument(
         "--by",
         choices=ORDERS,
@@ -52,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
         help="which documents: a random choice, or one end of an axis",
     )
     options.add_argument("--seed", default="0", help="another seed, another random choice")
-    options.add_argument("--characters", type=int, default=600, help="of each text (default: 600)")
+    options.add_argument(
+        "--characters", type=positive, default=600, help="of each text (default: 600)"
+    )
     return options
 
 
@@ -137,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         show(directory, choose(directory, options), options.characters)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return 0
 

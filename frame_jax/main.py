@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -239,7 +240,15 @@ def prefer_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
+def allow_open_files() -> None:
+    """Raises this process's limit of open files as far as it may: it opens a file for each part."""
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if sys.platform == "linux" and limit < highest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
+
+
 if __name__ == "__main__":
+    allow_open_files()
     prefer_huge_pages()
     code = main()
     if code == USAGE_ERROR and "frame_jax.parallel.processes" in sys.modules:

@@ -8,6 +8,9 @@ record is its own compression group, because they are read in random order.
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -72,11 +75,23 @@ class TokenReader:
         try:
             records = self._reader.read([int(i) for i in indices])
         except (RuntimeError, IndexError, ValueError) as error:
+            if os.strerror(errno.EMFILE) in str(error):
+                raise out_of_files(self._path) from error
             raise damaged(self._path, error) from error
         return [np.frombuffer(record, TOKEN_DTYPE) for record in records]
 
     def close(self) -> None:
         self._reader.close()
+
+
+def out_of_files(path: Path) -> UserError:
+    """What to tell the user when the operating system opens no more files."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return UserError(
+        f"{path} cannot be opened: this process may hold {limit:,} files open, and it opens every "
+        "part that it reads from. Raise the limit (`ulimit -n`, or that of the service or "
+        "container), or use fewer corpus.parts and rows.parts in a new run directory"
+    )
 
 
 def damaged(path: Path, error: Exception) -> UserError:

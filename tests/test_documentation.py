@@ -26,6 +26,9 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from frame_jax.config import load
+from frame_jax.curriculum.presets import expand
+from frame_jax.curriculum.stages import resolve
 from tests.integration.small_run import settings, write_corpus
 
 REPOSITORY = Path(__file__).parents[1]
@@ -96,6 +99,8 @@ COMMANDS = {
     ".venv/bin/python tools/crash_test.py --kills 40": Entry(
         (("--kills 40", "--help"),), shows="--kills"
     ),
+    # docs/curricula.md
+    ".venv/bin/python -m frame_jax.curriculum.presets frame": Entry(shows="weights: {Q3: 1.0}"),
     # docs/metrics.md
     "tensorboard --logdir runs/quickstart": Entry(
         (("--logdir runs/quickstart", "--inspect --logdir runs/mine"),),
@@ -170,6 +175,25 @@ def test_every_link_leads_somewhere() -> None:
         for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
             if "://" not in link and not link.endswith(".png"):
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_curriculum_of_the_docs_has_a_schedule(tmp_path: Path) -> None:
+    """And an arm's learning rate takes from the others what docs/curricula.md says it takes."""
+    rows = dict.fromkeys(("Q1", "Q2", "Q3", "Q4"), 1000)
+    for block in blocks(REPOSITORY / "docs" / "curricula.md", "yaml"):
+        path = tmp_path / "run.yaml"
+        path.write_text(
+            f"run_directory: x\ncorpus: {{sources: [{{kind: text, path: x}}]}}\n{block}"
+        )
+        config = load(path)
+        for curriculum in config.curricula.values():
+            expanded = expand(curriculum, config.partition.axes)
+            schedule = resolve(expanded, rows, batch_rows=8, sequence_length=64)
+            assert schedule.rows == 4000
+    rate = config.pretrain.training.schedule
+    assert config.arm_training("frame").schedule == rate
+    own = config.arm_training("frame_constant").schedule
+    assert own == dataclasses.replace(rate, kind="constant") != rate
 
 
 def free_port() -> int:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,12 +10,19 @@ from frame_jax.main import main
 from frame_jax.run_directory import RunDirectory, list_parts
 from tests.integration.small_run import write_config, write_corpus
 
+ESCAPES = "\x1b[2J\x1b]0;title\x07\x9b31m\u202e\r\b"
+HOSTILE = {"id": f"{ESCAPES}-1", "text": f"{ESCAPES} seen [/bold] ", "domain": ESCAPES} | {
+    key: ESCAPES for key in ("source", "language")
+}
+
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """A tokenized run, with an assignment made by hand: document i has PPL i and PD -i."""
     root = tmp_path_factory.mktemp("inspect")
     write_corpus(root / "corpus.jsonl")
+    with (root / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(HOSTILE) + "\n")
     assert main(["--config", str(write_config(root)), "--until", "tokenize"]) == 0
     directory = RunDirectory(root / "run")
     table = pa.concat_tables(pq.read_table(p) for p in list_parts(directory.tokens, ".parquet"))
@@ -57,6 +65,25 @@ def test_what_is_not_there_is_said(directory, tmp_path: Path, capsys) -> None:
     assert "no document has quadrant Q9" in capsys.readouterr().err
     assert inspect.main([str(tmp_path)]) == 2
     assert "--until partition" in capsys.readouterr().err
+
+
+def test_nothing_of_a_document_reaches_the_terminal_as_a_command(directory, capsys) -> None:
+    """Neither text nor id, nor a label in the list of what there is."""
+    split = pa.concat_tables(pq.read_table(p) for p in list_parts(directory.tokens, ".parquet"))
+    splits = dict(zip(split["doc_id"].to_pylist(), split["split"].to_pylist(), strict=True))
+    arguments = ["--domain", ESCAPES, "--split", splits[HOSTILE["id"]]]
+    assert inspect.main([str(directory.root), *arguments]) == 0
+    assert inspect.main([str(directory.root), "--source", ESCAPES, "--quadrant", "Q2"]) == 2
+    shown = capsys.readouterr()
+    assert "seen [/bold]" in shown.out and "no document has" in shown.err
+    assert not set("\x1b\x07\x9b\u202e\r\b") & set(shown.out + shown.err)
+
+
+@pytest.mark.parametrize("option", ["-n", "--characters"])
+def test_a_number_of_none_is_refused(directory, option: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        inspect.main([str(directory.root), option, "0"])
+    assert "invalid" in capsys.readouterr().err
 
 
 def test_a_terminal_obeys_nothing_in_a_document() -> None:

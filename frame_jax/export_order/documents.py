@@ -19,7 +19,7 @@ from frame_jax.config import RunConfig
 from frame_jax.export_order.plan import Plan
 from frame_jax.quadrants.assign import database
 from frame_jax.quadrants.packing import best_fit, concat
-from frame_jax.quadrants.rows import select
+from frame_jax.quadrants.rows import listed, training_documents
 from frame_jax.run_directory import RunDirectory, read_json
 
 ROWS_AT_ONCE = 1 << 20
@@ -38,8 +38,7 @@ def write_documents(config: RunConfig, directory: RunDirectory, plan: Plan, fold
     with database(folder) as connection:
         scratch = folder / ".rows"
         scratch.mkdir()
-        for index, cell in enumerate(plan.schedule.cells):
-            write_first_rows(config, directory, index, cell, scratch)
+        write_first_rows(config, directory, plan.schedule.cells, scratch)
         write_places(plan, config.pretrain.training.batch_rows, scratch)
         connection.execute("SET preserve_insertion_order = true")
         connection.execute(
@@ -67,9 +66,9 @@ def write_documents(config: RunConfig, directory: RunDirectory, plan: Plan, fold
 
 
 def write_first_rows(
-    config: RunConfig, directory: RunDirectory, index: int, cell: str, scratch: Path
+    config: RunConfig, directory: RunDirectory, cells: tuple[str, ...], scratch: Path
 ) -> None:
-    """The row of the cell in which each of its documents begins: cell, cell_row, number, part, row.
+    """The row of its cell in which each document begins: cell, cell_row, number, part, row.
 
     Packs lengths as the partition phase has packed the documents.
     """
@@ -77,28 +76,27 @@ def write_first_rows(
     framing = 1 if special["bos_id"] == special["eos_id"] else 2
     rows_config = config.partition.rows
     pack = concat if rows_config.packing == "concat" else best_fit
-    before = 0
-    for part in range(rows_config.parts):
-        documents = select(
-            [directory.assignment],
-            f"split = 'train' AND quadrant = '{cell}'",
-            part,
-            rows_config.parts,
-            config.seed,
-            scratch,
-        )
-        packed = pack(documents.tokens + framing, rows_config.sequence_length + 1)
-        first = np.full(len(documents.tokens), np.iinfo(np.int64).max)
-        np.minimum.at(first, packed.document, packed.row)
-        columns = {
-            "cell": np.full(len(first), index, np.int32),
-            "cell_row": before + first,
-            "number": np.arange(len(first)),
-            "part": documents.part.astype(np.int32),
-            "row": documents.row,
-        }
-        pq.write_table(pa.table(columns), scratch / f"documents-{index}-{part:05d}.parquet")
-        before += packed.rows
+    conditions, parts = training_documents(cells), rows_config.parts
+    units = [(cell, part) for cell in cells for part in range(parts)]
+    before = dict.fromkeys(cells, 0)
+    with listed(
+        [directory.assignment], conditions, units, parts, config.seed, scratch.parent
+    ) as select:
+        for cell, part in units:
+            documents = select(cell, part)
+            packed = pack(documents.tokens + framing, rows_config.sequence_length + 1)
+            first = np.full(len(documents.tokens), np.iinfo(np.int64).max)
+            np.minimum.at(first, packed.document, packed.row)
+            index = cells.index(cell)
+            columns = {
+                "cell": np.full(len(first), index, np.int32),
+                "cell_row": before[cell] + first,
+                "number": np.arange(len(first)),
+                "part": documents.part.astype(np.int32),
+                "row": documents.row,
+            }
+            pq.write_table(pa.table(columns), scratch / f"documents-{index}-{part:05d}.parquet")
+            before[cell] += packed.rows
 
 
 def write_places(plan: Plan, batch_rows: int, scratch: Path) -> None:

@@ -8,7 +8,7 @@ from frame_jax.config import PartitionConfig, RunConfig
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
-from frame_jax.quadrants.rows import write_cells
+from frame_jax.quadrants.rows import training_documents, write_cells
 from frame_jax.quadrants.summary import summarise
 from frame_jax.run_directory import RunDirectory, atomic_path, list_parts, read_json, write_json
 
@@ -33,7 +33,7 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         directory,
         directory.quadrants,
         [directory.assignment],
-        {cell: f"split = 'train' AND quadrant = '{cell}'" for cell in config.partition.axes.cells},
+        training_documents(config.partition.axes.cells),
         config.seed,
     )
     return {**rows, "without_place": read_json(directory.partition)["without_place"]}

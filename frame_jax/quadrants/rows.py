@@ -1,7 +1,8 @@
 """Documents of a cell in, training rows of sequence_length + 1 token ids out.
 
-Documents are shuffled by a hash of their id and the run's seed. The range of the hash is cut into
-parts, so any process can make a part without looking at the others. A document enters framed as
+Documents are shuffled by a hash of their id and the run's seed, and the range of the hash is cut
+into parts. A process lists the documents of all its parts in one pass, on disk where they are many,
+and makes part after part without looking at the others'. A document enters framed as
 [bos] + tokens + [eos], or [bos] + tokens where the two are one. Every token of every document is in
 exactly one row; where rows are not full they end in padding, which is bos repeated, and counted.
 """
@@ -9,7 +10,7 @@ exactly one row; where rows are not full they end in padding, which is bos repea
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from frame_jax.quadrants.assign import database
 from frame_jax.quadrants.packing import best_fit, concat
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run_directory import RunDirectory, list_parts, part_name, read_json, write_json
-from frame_jax.sql import parquet
+from frame_jax.sql import literal, parquet
 
 ROWS_AT_ONCE = 1024
 
@@ -55,6 +56,11 @@ def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str
     return write_cells(config.reference.rows, directory, folder, tables, conditions, config.seed)
 
 
+def training_documents(cells: Sequence[str]) -> dict[str, str]:
+    """The condition in SQL under which a line of the assignment goes into each cell's rows."""
+    return {cell: f"split = 'train' AND quadrant = {literal(cell)}" for cell in cells}
+
+
 def write_cells(
     config: RowsConfig,
     directory: RunDirectory,
@@ -84,20 +90,23 @@ def write_cells(
     files = list_parts(directory.tokens, ".arrayrecord")
     names = [part_name(index, config.parts, "") for index in range(config.parts)]
     units = processes.mine([(cell, index) for cell in conditions for index in range(config.parts)])
-    with progress.bar("rows", len(units), "parts", show=processes.is_first()) as update:
-        for cell, index in units:
+    left = [u for u in units if not (folder / u[0] / f"{names[u[1]]}.json").exists()]
+    show = processes.is_first()
+    with contextlib.ExitStack() as stack:
+        select = stack.enter_context(listed(tables, conditions, left, config.parts, seed, folder))
+        readers = [stack.enter_context(contextlib.closing(TokenReader(f))) for f in files if left]
+        update = stack.enter_context(progress.bar("rows", len(left), "parts", show=show))
+        for cell, index in left:
             path = folder / cell / names[index]
-            if not path.with_suffix(".json").exists():
-                documents = select(tables, conditions[cell], index, config.parts, seed, folder)
-                counts = write_part(
-                    documents,
-                    files,
-                    config,
-                    special["bos_id"],
-                    special["eos_id"],
-                    path.with_suffix(".arrayrecord"),
-                )
-                write_json(path.with_suffix(".json"), counts)
+            counts = write_part(
+                select(cell, index),
+                readers,
+                config,
+                special["bos_id"],
+                special["eos_id"],
+                path.with_suffix(".arrayrecord"),
+            )
+            write_json(path.with_suffix(".json"), counts)
             update(1, f"{cell} {names[index]}")
     processes.barrier(f"rows in {folder.name}")
     if processes.is_first():
@@ -110,31 +119,58 @@ def write_cells(
     return read_json(folder / "rows.json")
 
 
-def select(
-    tables: Sequence[Path], condition: str, index: int, parts: int, seed: int, scratch: Path
-) -> Documents:
-    """The documents of part `index`, shuffled.
+@contextlib.contextmanager
+def listed(
+    tables: Sequence[Path],
+    conditions: Mapping[str, str],
+    units: Sequence[tuple[str, int]],
+    parts: int,
+    seed: int,
+    scratch: Path,
+) -> Iterator[Callable[[str, int], Documents]]:
+    """Yields a function from a cell and a part's index, one of `units`, to its documents, shuffled.
 
     Reading part after part gives one order of all documents that does not depend on `parts`.
     """
-    first, end = (-(-(i << 64) // parts) for i in (index, index + 1))
+    numbers = {unit: number for number, unit in enumerate(units)}
+    cells = " ".join(f"WHEN {test} THEN {literal(cell)}" for cell, test in conditions.items())
     with database(scratch) as connection:
-        columns = connection.execute(
+        connection.execute("CREATE TABLE units (cell VARCHAR, index INTEGER, unit INTEGER)")
+        if not units:
+            yield lambda cell, index: Documents(*np.empty((3, 0), np.int64))
+            return
+        connection.executemany(
+            "INSERT INTO units VALUES (?, ?, ?)",
+            [(*unit, number) for unit, number in numbers.items()],
+        )
+        # In the order of units, whose documents then lie close together: reading one part passes
+        # over the rest by the ranges of `unit` that DuckDB keeps.
+        connection.execute(
             f"""
-            SELECT part::BIGINT AS part, row, tokens FROM (
-                SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS place
-                FROM {parquet(*tables)} WHERE {condition} AND tokens > 0)
-            WHERE place BETWEEN {first}::UBIGINT AND {end - 1}::UBIGINT
-            ORDER BY place, doc_id
+            CREATE TABLE chosen AS
+            SELECT unit, place, part::BIGINT AS part, row, tokens FROM (
+                SELECT *, CASE {cells} END AS cell,
+                    md5_number_lower(concat($seed, ' ', doc_id)) AS place,
+                    ((place::HUGEINT * {parts}) >> 64)::INTEGER AS index
+                FROM {parquet(*tables)} WHERE tokens > 0) JOIN units USING (cell, index)
+            ORDER BY unit, place
             """,
             {"seed": seed},
-        ).fetchnumpy()
-    return Documents(columns["part"], columns["row"], columns["tokens"])
+        )
+
+        def select(cell: str, index: int) -> Documents:
+            columns = connection.execute(
+                "SELECT part, row, tokens FROM chosen WHERE unit = $unit ORDER BY place, part, row",
+                {"unit": numbers[cell, index]},
+            ).fetchnumpy()
+            return Documents(columns["part"], columns["row"], columns["tokens"])
+
+        yield select
 
 
 def write_part(
     documents: Documents,
-    files: Sequence[Path],
+    readers: Sequence[TokenReader],
     config: RowsConfig,
     bos: int,
     eos: int,
@@ -144,7 +180,7 @@ def write_part(
 
     Args:
         documents: What goes in, in order.
-        files: The token files, by part.
+        readers: The token files, by part.
         config: Length and packing.
         bos: Id before every document, and padding.
         eos: Id after every document, unless it is `bos`.
@@ -157,9 +193,7 @@ def write_part(
     pack = concat if config.packing == "concat" else best_fit
     end = [] if bos == eos else [eos]
     pieces = pack(documents.tokens + 1 + len(end), row_ids)
-    with contextlib.ExitStack() as stack:
-        readers = [stack.enter_context(contextlib.closing(TokenReader(file))) for file in files]
-        writer = stack.enter_context(write_tokens(path))
+    with write_tokens(path) as writer:
         for first in range(0, pieces.rows, ROWS_AT_ONCE):
             batch = pieces.of_rows(first, min(first + ROWS_AT_ONCE, pieces.rows))
             framed = read(documents, np.unique(batch.document), readers, bos, end)

@@ -21,11 +21,13 @@ def summarise(
 
     Returns:
         mode, axes, group_by; `without_place`: documents and tokens without a quadrant, by split and
-        reason; `cells` and `groups`: for each cell its training documents and tokens, its held-out
-        documents, and PPL and PD of its training tokens (the exponential of their mean loss, and
-        their mean PD). `thresholds` of a group are where each bin but the first begins: at document
-        `doc_id`, in the order of (value, doc_id); null where no document is left for the bin. Those
-        of PD are one list for each PPL bin, or a single one under `independent`.
+        reason; `small_groups`: groups below `min_group_tokens`, which share the thresholds of their
+        language (`of`), with their training documents and tokens; `cells` and `groups`: for each
+        cell its training documents and tokens, its held-out documents, and PPL and PD of its
+        training tokens (the exponential of their mean loss, and their mean PD). `thresholds` of a
+        group are where each bin but the first begins: at document `doc_id`, in the order of
+        (value, doc_id); null where no document is left for the bin. Those of PD are one list for
+        each PPL bin, or a single one under `independent`.
     """
     ppl_cuts, pd_cuts = (cuts_by_cell(connection, table) for table in ("ppl_cuts", "pd_cuts"))
     nested = range(config.axes.ppl) if config.mode == "nested" else range(1)
@@ -46,11 +48,18 @@ def summarise(
         names = tuple((column, line[column]) for column in config.group_by)
         groups[names, line["set"]].append(line)
     cells = config.axes.cells
+    small = [line for (_, number), lines in groups.items() if number % 2 for line in lines]
     return {
         "mode": config.mode,
         "axes": {"ppl": config.axes.ppl, "pd": config.axes.pd},
         "group_by": list(config.group_by),
         "without_place": without_place(connection),
+        "small_groups": {
+            "min_group_tokens": config.min_group_tokens,
+            "groups": sum(number % 2 for _, number in groups),
+            "documents": sum(line["documents"] or 0 for line in small),
+            "tokens": sum(line["tokens"] or 0 for line in small),
+        },
         "cells": contents([line for lines in groups.values() for line in lines], cells),
         "groups": [
             {**dict(names), "thresholds": thresholds(number), "cells": contents(lines, cells)}

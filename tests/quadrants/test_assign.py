@@ -113,6 +113,28 @@ def test_thresholds_in_partition_json_place_documents(tmp_path: Path) -> None:
             assert line["quadrant"] == f"Q{1 + 2 * upper + right}"
 
 
+def test_small_groups_share_the_thresholds_of_their_language_and_are_counted(
+    tmp_path: Path,
+) -> None:
+    corpus = make_corpus(2000)
+    rare = np.flatnonzero((corpus.language == "en") & (corpus.split == "train"))[:30]
+    corpus.domain[rare] = "rare"
+    smallest = int(corpus.tokens[rare].sum())
+    for least, small in ((smallest, 0), (smallest + 1, 1)):
+        directory = write(corpus, tmp_path / str(least))
+        placed(directory, PartitionConfig(min_group_tokens=least))
+        summary = read_json(directory.partition)
+        assert summary["small_groups"] == {
+            "min_group_tokens": least,
+            "groups": small,
+            "documents": 30 * small,
+            "tokens": smallest * small,
+        }
+        of = {(g["domain"], g["language"]): g["thresholds"]["of"] for g in summary["groups"]}
+        assert of.pop(("rare", "en")) == ("language" if small else "group")
+        assert set(of.values()) == {"group"}
+
+
 def not_before(doc_id: str, value: float, begin: dict) -> bool:
     """Whether (value, doc_id) is in the bin that begins there; values up to their last digits."""
     return doc_id == begin["doc_id"] or value > begin["value"] * (1 + 1e-12)

@@ -1,5 +1,6 @@
 """Training rows: every token once, whatever the packing, the parts, the processes or a restart."""
 
+import resource
 import threading
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frame_jax.config import RowsConfig
+from frame_jax.errors import UserError
+from frame_jax.main import allow_open_files
 from frame_jax.parallel import processes
 from frame_jax.quadrants import partition
 from frame_jax.quadrants.packing import Pieces, best_fit, concat
@@ -137,6 +140,28 @@ def test_reference_rows_hold_the_reference_split(corpus: Corpus, tmp_path: Path)
     contents = {(*text.tolist(), EOS) for text, c in zip(texts(corpus), chosen, strict=True) if c}
     first = pieces_of(np.concatenate(reader.read(range(len(reader)))))
     assert set(first) < contents and first
+
+
+def test_more_parts_than_open_files_are_not_called_damage(corpus: Corpus, tmp_path: Path) -> None:
+    """Advice to make a sound part again would cost a pod its tokens or rows."""
+    directory = write(corpus, tmp_path, with_texts=True)
+    path = list_parts(directory.tokens, ".arrayrecord")[0]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    readers = []
+    try:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 20, before[1])
+        )
+        with pytest.raises(UserError, match="ulimit -n") as error:
+            for _ in range(40):
+                readers.append(TokenReader(path))
+                readers[-1].read([0])
+        assert "damaged" not in str(error.value) and "redo" not in str(error.value)
+        allow_open_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+        TokenReader(path).read([0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_lost_part_is_made_again_and_the_others_are_kept(corpus: Corpus, tmp_path: Path) -> None:
