@@ -60,8 +60,7 @@ class Job:
     @property
     def stage_starts(self) -> list[int]:
         """The first step of each stage, rising; a stage inside a step begins with it."""
-        starts = self.selection.schedule.boundaries[:-1] // self.training.batch_rows
-        return sorted({0, *starts.tolist()})
+        return self.selection.schedule.stage_starts(self.training.batch_rows)
 
 
 def kept_steps(job: Job) -> list[int]:
