@@ -110,29 +110,49 @@ class Checkpointer:
     ) -> tuple[int, Params, Any] | None:
         """The newest checkpoint that all processes can read: its step and state; None without one.
 
-        Damaged ones are moved aside, with a warning. Arguments as for `restore`.
+        Damaged ones are moved aside, with a warning, once one before them has been read: what
+        spoils all of them is rather the storage or the memory than the files. Arguments as for
+        `restore`.
+
+        Raises:
+            UserError: if there are checkpoints and none of them can be read.
         """
-        while (step := self.latest()) is not None:
-            state, problem = None, ""
+        damaged: dict[int, str] = {}
+        for step in sorted((found.step for found in self._orbax.checkpoints), reverse=True):
+            state, problem = None, "on another process"
             try:
                 state = self.restore(step, params, optimizer_state)
             except DamagedError as error:
                 problem = str(error)
             if processes.all_agree(state is not None) and state is not None:
+                self._set_aside(damaged)
                 return step, *state
+            damaged[step] = problem
+        if damaged:
+            listing = "\n".join(f"  {step}: {problem}" for step, problem in damaged.items())
+            raise UserError(
+                f"none of the checkpoints in {self.folder} can be read:\n{listing}\nIf the storage "
+                "or the memory is at fault, mend that and run the same command again; nothing was "
+                f"changed. If they are lost, train from the start: --redo {unit_of(self.folder)}"
+            )
+        return None
+
+    def _set_aside(self, damaged: dict[int, str]) -> None:
+        """Moves checkpoints to `damaged/`; the value says what is wrong with each."""
+        for step, problem in damaged.items():
             aside = self.folder.with_name("damaged") / str(step)
             print(
-                f"warning: {self.folder / str(step)} is damaged ({problem or 'elsewhere'}); it "
-                f"goes to {aside}, and training continues from the checkpoint before it",
+                f"warning: {self.folder / str(step)} is damaged ({problem}); it goes to {aside}, "
+                "and training continues from a checkpoint before it",
                 file=sys.stderr,
             )
             if processes.is_first():
                 aside.parent.mkdir(exist_ok=True)
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(step)).rename(aside)
-            processes.barrier(f"damaged checkpoint {step} moved")
+        if damaged:
+            processes.barrier("damaged checkpoints moved")
             self._orbax.reload()
-        return None
 
     @contextlib.contextmanager
     def _watched(self, step: int, size: int) -> Iterator[None]:
@@ -174,6 +194,11 @@ def load(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any
         if expected != shape:
             raise DamagedError(f"an array has shape {shape}, where the model has {expected}")
     return found
+
+
+def unit_of(folder: Path) -> str:
+    """The unit that a run's folder `checkpoints` belongs to, such as `pretrain-frame`."""
+    return "-".join(folder.parts[-3:-1])
 
 
 def first_line(error: Exception) -> str:
@@ -259,7 +284,7 @@ def load_params(
     except DamagedError as error:
         raise UserError(
             f"{folder / ('' if step is None else str(step))} cannot be read ({error}); train the "
-            f"model again with --redo {'-'.join(folder.parts[-3:-1])}"
+            f"model again with --redo {unit_of(folder)}"
         ) from error
     return params
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,9 +164,11 @@ class RopeScalingConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.factor > 0 and 0 < self.low_freq_factor < self.high_freq_factor,
-            "model.rope_scaling: factor must be positive, and low_freq_factor below "
-            "high_freq_factor",
+            self.factor > 0
+            and 0 < self.low_freq_factor < self.high_freq_factor
+            and self.original_context >= 1,
+            "model.rope_scaling: factor and original_context must be positive, and low_freq_factor "
+            "below high_freq_factor",
         )
 
 
@@ -218,14 +221,17 @@ class ModelConfig:
                 f"({self.num_heads}) unless model.head_dim is given",
             )
         require(
-            self.head_width % 2 == 0,
-            f"model.head_dim must be even, not {self.head_width} (rotary positions)",
+            self.head_width >= 2 and self.head_width % 2 == 0,
+            f"model.head_dim must be positive and even, not {self.head_width} (rotary positions)",
         )
+        for key in ("rope_theta", "norm_eps"):
+            value = getattr(self, key)
+            require(value > 0, f"model.{key} must be positive, not {value}")
 
     @property
     def head_width(self) -> int:
         """Width of a head."""
-        return self.head_dim or self.hidden_size // self.num_heads
+        return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
 
 
 # ------------------------------------------------------------------------------------- training
@@ -298,7 +304,9 @@ class OptimizerConfig:
         for key in ("b1", "b2"):
             value = getattr(self, key)
             require(0 <= value < 1, f"optimizer.{key} must lie in [0, 1), not {value}")
-        require(self.clip_norm > 0, f"optimizer.clip_norm must be positive, not {self.clip_norm}")
+        for key in ("clip_norm", "eps"):
+            value = getattr(self, key)
+            require(value > 0, f"optimizer.{key} must be positive, not {value}")
         require(self.weight_decay >= 0, "optimizer.weight_decay must not be negative")
         require(
             self.average_decay is None or 0 <= self.average_decay < 1,
@@ -363,6 +371,7 @@ class TrainingConfig:
             f"training.steps must be at least 1, not {self.steps}",
         )
         require(self.checkpoint_seconds > 0, "training.checkpoint_seconds must be positive")
+        require(self.z_loss >= 0, f"training.z_loss must not be negative, not {self.z_loss}")
 
 
 @dataclass(frozen=True)
@@ -708,6 +717,10 @@ class EvaluationConfig:
     tasks_at: Literal["last", "stage_ends"] = "last"
 
     def __post_init__(self) -> None:
+        require(
+            self.max_documents is None or self.max_documents >= 1,
+            f"evaluation.max_documents must be at least 1, not {self.max_documents}",
+        )
         names = [task.name for task in self.tasks]
         require(len(set(names)) == len(names), f"evaluation.tasks: a name occurs twice in {names}")
 
@@ -743,6 +756,14 @@ class ParallelConfig:
             all(size == -1 or size >= 1 for size in sizes) and sizes.count(-1) <= 1,
             "parallel: slice, data, fsdp, tensor must be positive, at most one of them -1, "
             f"not {sizes}",
+        )
+        require(
+            self.processes is None or self.processes >= 1,
+            f"parallel.processes must be at least 1, not {self.processes}",
+        )
+        require(
+            self.process is None or 0 <= self.process < (self.processes or float("inf")),
+            f"parallel.process must be at least 0 and below parallel.processes, not {self.process}",
         )
 
 
@@ -787,10 +808,18 @@ class RunConfig:
     tracker: str | None = runtime(None)
 
     def __post_init__(self) -> None:
+        require(self.run_directory != "", "run_directory needs the name of a folder")
+        require(
+            0 <= self.seed < 1 << 32,
+            f"seed must be at least 0 and below 4294967296, not {self.seed}",
+        )
         require(
             self.profile is None or re.fullmatch(r"\d+:\d+", self.profile) is not None,
             f"profile must be two steps such as 20:23, not {self.profile!r}",
         )
+        if self.profile is not None:
+            first, stop = map(int, self.profile.split(":"))
+            require(first < stop, f"profile: step {first} does not come before {stop}")
         require(
             not self.evaluation.average
             or self.pretrain.training.optimizer.average_decay is not None,
@@ -849,10 +878,12 @@ def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
 
     parser = parser or make_parser()
     try:
+        for path in config_files(arguments):
+            refuse_repeated_keys(path)
         namespace = parser.parse_args(arguments)
+        refuse_no_value(namespace, RunConfig)
         values = parser.instantiate(namespace)
         settings = RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
-        refuse_null(settings)
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise UserError(explain(str(error), arguments)) from error
     except UserError as error:  # a dataclass refused its values
@@ -860,27 +891,70 @@ def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
     return settings, values
 
 
-def refuse_null(settings: Any, key: str = "") -> None:
-    """Refuses null where a setting has no meaning for it; the parser lets null stand for any type.
+def refuse_no_value(values: Any, cls: type, key: str = "") -> None:
+    """Refuses what the parser lets pass: null for any type, NaN, infinity, text that is no name.
+
+    Args:
+        values: The parser's namespace for a dataclass.
+        cls: The dataclass.
+        key: Where it is, with a dot at the end.
 
     Raises:
         UserError: naming the key.
     """
     import typing
 
-    hints = typing.get_type_hints(type(settings))
-    for f in dataclasses.fields(settings):
-        name, value = f"{key}{f.name}", getattr(settings, f.name)
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        name, value = f"{key}{f.name}", values[f.name]
         optional = type(None) in typing.get_args(hints[f.name])
         require(value is not None or optional, f"{name} needs a value; null is not one")
-        children = {f"{name}.": value}
+        children = {name: value}
         if isinstance(value, list):
-            children = {f"{name}[{index}].": item for index, item in enumerate(value)}
+            children = {f"{name}[{index}]": item for index, item in enumerate(value)}
         elif isinstance(value, dict):
-            children = {f"{name}.{item}.": child for item, child in value.items()}
-        for prefix, child in children.items():
-            if dataclasses.is_dataclass(child):
-                refuse_null(child, prefix)
+            children = {f"{name}.{item}": child for item, child in value.items()}
+        inner = mentioned(hints[f.name])
+        for place, child in children.items():
+            finite = not isinstance(child, float) or math.isfinite(child)
+            require(finite, f"{place} must be a finite number, not {child}")
+            odd = isinstance(child, str) and re.search("[\0\ud800-\udfff]", child)
+            require(not odd, f"{place} must be UTF-8 without NUL, not {child!r}")
+            if inner and not (child is None or dataclasses.is_dataclass(child)):
+                refuse_no_value(child, inner[0], f"{place}.")
+
+
+def refuse_repeated_keys(path: str) -> None:
+    """Refuses a file that sets a key twice: YAML itself would let the last one win.
+
+    Raises:
+        UserError: naming key and line.
+    """
+    import yaml
+
+    try:
+        pending = [yaml.compose(Path(path).read_text("utf-8"))]
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # the parser says what is wrong with the file
+    done: set[int] = set()  # an anchor may stand for a node in many places
+    while pending:
+        node = pending.pop()
+        if id(node) in done:
+            continue
+        done.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            pending += node.value
+        elif isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for name, value in node.value:
+                pending.append(value)
+                if isinstance(name, yaml.ScalarNode):
+                    line = name.start_mark.line + 1
+                    require(
+                        name.value not in seen,
+                        f"line {line}: `{name.value}` is set twice; keep one",
+                    )
+                    seen.add(name.value)
 
 
 def load(path: str | Path, *overrides: str) -> RunConfig:
@@ -904,8 +978,14 @@ def explain(message: str, arguments: list[str]) -> str:
 
 def where(arguments: list[str]) -> str:
     """What the settings were read from, for messages."""
-    files = [b for a, b in itertools.pairwise(arguments) if a == "--config"]
+    files = config_files(arguments)
     return f"config {files[-1]}" if files else "command line"
+
+
+def config_files(arguments: list[str]) -> list[str]:
+    """The files that `--config FILE` and `--config=FILE` name."""
+    files = [b for a, b in itertools.pairwise(arguments) if a == "--config"]
+    return files + [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
 
 
 def dataclass_types(cls: type) -> set[type]:
@@ -914,13 +994,18 @@ def dataclass_types(cls: type) -> set[type]:
 
     found = {cls}
     for hint in typing.get_type_hints(cls).values():
-        pending = [hint]
-        while pending:
-            item = pending.pop()
-            pending.extend(typing.get_args(item))
-            if dataclasses.is_dataclass(item) and item not in found:
-                found |= dataclass_types(typing.cast(type, item))
+        for inner in mentioned(hint):
+            found |= dataclass_types(inner)
     return found
+
+
+def mentioned(hint: Any) -> list[type]:
+    """The dataclasses in a type hint, such as `SourceConfig` in `list[SourceConfig]`."""
+    import typing
+
+    if dataclasses.is_dataclass(hint):
+        return [typing.cast(type, hint)]
+    return [cls for inner in typing.get_args(hint) for cls in mentioned(inner)]
 
 
 def settings_of(value: Any, key: str = "", *, with_runtime: bool = False) -> dict[str, Any]:

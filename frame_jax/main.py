@@ -6,18 +6,16 @@ that are complete and resumes the one that was interrupted. On several hosts, ru
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from frame_jax import phases
 from frame_jax.config import RunConfig, make_parser, parse
 from frame_jax.errors import UserError
+from frame_jax.lock import exclusive
 from frame_jax.preemption import STOPPED, Preempted
 from frame_jax.run_directory import (
     RunDirectory,
@@ -58,37 +56,6 @@ def parser() -> Any:
         help="Tokens of the corpus, such as 1e12, for a --plan before it is tokenized or there.",
     )
     return options
-
-
-@contextmanager
-def exclusive(directory: RunDirectory) -> Iterator[None]:
-    """Holds the run directory against a second program.
-
-    Raises:
-        UserError: naming the program that has it.
-    """
-    path = directory.root / "lock"
-    try:
-        directory.root.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise UserError(
-            f"run_directory: nothing can be written to {directory.root} ({error.strerror}); choose "
-            "another --run_directory"
-        ) from error
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise UserError(
-                f"{directory.root} is in use by {file.read().strip() or 'another program'}; wait "
-                "for it to end, or choose another --run_directory"
-            ) from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}")
-        file.flush()
-        yield
 
 
 def write_config(config: RunConfig, directory: RunDirectory) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from frame_jax.config import RunConfig, lookup, settings_of
 from frame_jax.errors import UserError
-from frame_jax.run_directory import RunDirectory, read_json, remove, write_json
+from frame_jax.run_directory import RunDirectory, discard, read_json, remove, write_json
 
 PHASES = ("tokenize", "reference", "score", "partition", "pretrain", "evaluate", "report")
 
@@ -234,6 +234,9 @@ def check_current(directory: RunDirectory, unit: Unit, expected: Expected) -> No
 def redo(directory: RunDirectory, table: Sequence[Unit], phase: str) -> list[str]:
     """Removes the outputs of a phase (or of one unit) and of everything made from them.
 
+    A marker guards outputs against other settings, so it goes after them, and first from what was
+    made last. Outputs only get a temporary name, at once: `remove_temporaries` does the rest.
+
     Returns:
         Names of the units removed.
     """
@@ -241,11 +244,11 @@ def redo(directory: RunDirectory, table: Sequence[Unit], phase: str) -> list[str
     for unit in table:
         if set(unit.needs) & set(doomed) and unit.name not in doomed:
             doomed.append(unit.name)
-    for unit in table:
+    for unit in reversed(table):
         if unit.name in doomed:
-            remove(directory.marker(unit.name))
             for output in unit.outputs:
-                remove(directory.root / output)
+                discard(directory.root / output)
+            remove(directory.marker(unit.name))
     return doomed
 
 

@@ -174,6 +174,14 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def discard(path: Path) -> None:
+    """Gives a file or a folder, if it is there, a name that `remove_temporaries` removes."""
+    if path.exists():
+        doomed = path.with_name(f".tmp-discarded-{path.name}")
+        remove(doomed)
+        path.rename(doomed)
+
+
 def remove(path: Path) -> None:
     """Removes a file or a folder, if it is there."""
     if path.is_dir():

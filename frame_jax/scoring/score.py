@@ -135,11 +135,9 @@ class Meter:
         self._tokens += batch.tokens
         self._nll += batch.nll
         weak, strong = self._nll / max(self._tokens, 1)
-        self._update(
-            batch.tokens,
-            f"{self._documents:,} documents, PPL {math.exp(strong):,.1f}, "
-            f"PD {1 - math.exp(strong - weak):+.3f}",
-        )
+        with np.errstate(over="ignore"):  # a broken model's; `check` refuses it
+            ppl, pd = np.exp(strong), 1 - np.exp(strong - weak)
+        self._update(batch.tokens, f"{self._documents:,} documents, PPL {ppl:,.1f}, PD {pd:+.3f}")
         if self._tokens >= CHECK_TOKENS:
             self.check()
 
