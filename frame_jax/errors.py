@@ -1,5 +1,7 @@
 """The one exception that means "the input is wrong, not the program"."""
 
+USAGE_ERROR = 2  # exit code of every UserError
+
 
 class UserError(Exception):
     """Bad input: a config, a record, a checkpoint, a run directory.

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from frame_jax import phases
 from frame_jax.config import RunConfig, make_parser, parse
-from frame_jax.errors import UserError
+from frame_jax.errors import USAGE_ERROR, UserError
 from frame_jax.lock import exclusive
 from frame_jax.preemption import STOPPED, Preempted
 from frame_jax.run_directory import (
@@ -24,8 +25,6 @@ from frame_jax.run_directory import (
     no_room,
     remove_temporaries,
 )
-
-USAGE_ERROR = 2  # exit code of every UserError
 
 
 def parser() -> Any:
@@ -214,10 +213,20 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
 
 
+def end(code: int) -> NoReturn:
+    """Ends this program, after an error without waiting for other processes of the run."""
+    joined = sys.modules.get("frame_jax.parallel.processes")
+    if code not in (0, STOPPED) and joined is not None:
+        joined.leave(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
     allow_open_files()
     prefer_huge_pages()
-    code = main()
-    if code == USAGE_ERROR and "frame_jax.parallel.processes" in sys.modules:
-        sys.modules["frame_jax.parallel.processes"].leave(code)
-    sys.exit(code)
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    end(code)

@@ -1,12 +1,10 @@
-"""The command line on small inputs: plans, mistakes, locks."""
+"""The command line on small inputs: plans, mistakes."""
 
-import fcntl
 from pathlib import Path
 
 import pytest
 
 from frame_jax.main import main
-from frame_jax.run_directory import RunDirectory
 from tests.integration.small_run import write_config, write_corpus
 
 
@@ -50,18 +48,6 @@ def test_unknown_phases_are_refused(config: Path, capsys) -> None:
     assert main(["--config", str(config), "--redo", "scores"]) == 2
     assert "choose one of" in capsys.readouterr().err
     assert main(["--config", str(config), "--until", "scores"]) == 2
-
-
-def test_two_programs_in_one_run_directory(config: Path, capsys) -> None:
-    directory = RunDirectory(config.parent / "run")
-    directory.root.mkdir()
-    with (directory.root / "lock").open("w") as file:
-        file.write("process 1 on elsewhere")
-        file.flush()
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert main(["--config", str(config), "--until", "tokenize"]) == 2
-    assert "process 1 on elsewhere" in capsys.readouterr().err
-    assert main(["--config", str(config), "--until", "tokenize"]) == 0
 
 
 def test_redo_repeats_a_phase(config: Path, capsys) -> None:

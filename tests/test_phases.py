@@ -1,6 +1,10 @@
+import functools
+import itertools
 from pathlib import Path
 
-from frame_jax import phases
+import pytest
+
+from frame_jax import phases, run_directory
 from frame_jax.config import RunConfig, parse
 from frame_jax.errors import UserError
 from frame_jax.run_directory import RunDirectory, write_json
@@ -105,3 +109,35 @@ def test_redo_of_one_arm_keeps_the_other(tmp_path: Path) -> None:
     complete(directory, config())
     removed = phases.redo(directory, phases.units(config()), "pretrain-frame")
     assert set(removed) == {"pretrain-frame", "evaluate-frame", "report"}
+
+
+def test_a_redo_that_is_killed_leaves_no_outputs_without_the_marker_that_guards_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = config()
+    table = phases.units(run)
+
+    class KilledError(Exception):
+        pass
+
+    for survived in range(6):
+        directory = RunDirectory(tmp_path / str(survived))
+        complete(directory, run)
+        for unit in table:
+            for output in unit.outputs:
+                (directory.root / output / "part").mkdir(parents=True)
+        calls = itertools.count()
+
+        def act(path: Path, do, calls=calls, limit=survived) -> None:
+            if next(calls) == limit:
+                raise KilledError
+            do(path)
+
+        for name in ("remove", "discard"):
+            do = getattr(run_directory, name)
+            monkeypatch.setattr(phases, name, functools.partial(act, do=do))
+        with pytest.raises(KilledError):
+            phases.redo(directory, table, "score")
+        for unit in table:
+            left = [o for o in unit.outputs if (directory.root / o).exists()]
+            assert directory.marker(unit.name).exists() or not left

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import jax
 
 from frame_jax.config import ParallelConfig
+from frame_jax.errors import USAGE_ERROR
 
 T = TypeVar("T")
 
@@ -134,7 +135,9 @@ def leave(code: int) -> None:
         return
     try:
         _client().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
-    except jax.errors.JaxRuntimeError:
+    except jax.errors.JaxRuntimeError as error:
+        if code != USAGE_ERROR:  # which has said what is wrong
+            print(f"error: process {index()} gave up: {missing(error)}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,11 +1,17 @@
 """Every mistake in a config ends in one message, exit code 2 and no run directory."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, example, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
+from frame_jax.config import RunConfig, parse
+from frame_jax.errors import UserError
 from frame_jax.main import main
 from tests.integration.small_run import settings, write_corpus
 
@@ -42,6 +48,20 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
     "odd head": ("pretrain.model.head_dim", 7, "even"),
     "tiny vocabulary": ("tokenizer.vocab_size", 10, "260"),
     "overlap beyond context": ("scoring.overlap", 64, "overlap"),
+    "not a number": ("pretrain.training.z_loss", float("nan"), "pretrain.training.z_loss must be a"),
+    "no end": ("pretrain.training.checkpoint_seconds", float("inf"), "must be a finite number"),
+    "null for a list": ("corpus.sources", None, "corpus.sources needs a value"),
+    "null for the orders": ("curricula", None, "curricula needs a value"),
+    "NUL in a path": ("run_directory", "a\0b", "without NUL"),
+    "surrogate in a path": ("tokenizer.path", "\ud800", "without NUL"),
+    "no run directory": ("run_directory", "", "name of a folder"),
+    "negative seed": ("seed", -1, "seed must be at least 0"),
+    "endless seed": ("seed", 10**30, "seed must be at least 0"),
+    "no head": ("pretrain.model.head_dim", 0, "head_dim must be positive"),
+    "no rotation": ("pretrain.model.rope_theta", 0.0, "rope_theta must be positive"),
+    "process out of range": ("parallel", {"processes": 2, "process": 2}, "below parallel.processes"),
+    "nothing held out": ("evaluation.max_documents", 0, "max_documents must be at least 1"),
+    "trace backwards": ("profile", "5:3", "does not come before"),
     "run directory in a file": ("run_directory", __file__ + "/run", "run_directory"),
 }
 
@@ -52,6 +72,9 @@ FILES = {
     "a list": b"- 1\n- 2\n",
     "empty": b"",
     "pickle": b"\x80\x04\x95\x10",
+    "Python object": b"run_directory: !!python/object/apply:os.system ['touch pwned']\n",
+    "endless": b"&a [*a]\n",
+    "a key twice": b"seed: 1\nseed: 2\n",
 }
 
 
@@ -91,3 +114,63 @@ def test_a_file_that_is_no_config(content: bytes, tmp_path: Path, capsys) -> Non
 def test_a_config_that_is_not_there(tmp_path: Path, capsys) -> None:
     assert "missing.yaml" in refused(["--config", str(tmp_path / "missing.yaml")], capsys)
     refused(["--config", str(tmp_path)], capsys)
+
+
+def places(tree: Any, path: tuple = ()) -> list[tuple]:
+    """The path of every key and item in a tree of dicts and lists."""
+    if not isinstance(tree, dict | list):
+        return []
+    found = []
+    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        found += [(*path, key), *places(value, (*path, key))]
+    return found
+
+
+TREE = settings(Path("/nowhere")) | {
+    "seed": 3,
+    "parallel": {"data": 1, "fsdp": -1, "processes": 2, "process": 0},
+    "curricula": {"a": {"preset": "frame"}, "b": {"stages": [{"weights": {"Q3": 1.0}, "steps": 5}]}},
+    "evaluation": {"max_documents": 5, "tasks": [{"name": "t", "path": "t.jsonl", "shots": 0}]},
+    "profile": "1:2",
+}
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.dates()
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@hypothesis_settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(place=st.sampled_from(places(TREE)), how=st.sampled_from(["value", "typo"]), value=VALUES)
+@example(place=("seed",), how="value", value=float("nan"))
+@example(place=("corpus",), how="value", value=None)
+@example(place=("curricula",), how="value", value={"a": None})
+@example(place=("curricula", "b", "stages"), how="value", value=[None])
+@example(place=("curricula", "b", "stages", 0, "weights"), how="value", value={"": 1})
+def test_any_value_anywhere_is_accepted_or_refused_in_words(
+    place: tuple, how: str, value: Any, tmp_path: Path
+) -> None:
+    tree = copy.deepcopy(TREE)
+    parent: Any = tree
+    for key in place[:-1]:
+        parent = parent[key]
+    if how == "typo" and isinstance(parent, dict):
+        parent[f"{place[-1]}x"] = parent.pop(place[-1])
+    else:
+        parent[place[-1]] = value
+    path = tmp_path / "run.yaml"
+    path.write_bytes(yaml.safe_dump(tree, encoding="utf-8", allow_unicode=False))
+    try:
+        config = parse(["--config", str(path)])[0]
+    except UserError as error:
+        assert str(path) in str(error) and len(str(error).splitlines()) < 10
+    else:
+        assert isinstance(config, RunConfig)

@@ -1,10 +1,17 @@
 """Records that cannot be used are counted and named; strange ones that can be used come through."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from frame_jax.config import SourceConfig
+from frame_jax.corpus.documents import Document, Rejection
+from frame_jax.corpus.sources import SOURCES
+from frame_jax.corpus.sources.inputs import Stripe
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.main import main
 from frame_jax.records import TokenReader
@@ -75,3 +82,64 @@ def test_strange_text_is_data(config: Path) -> None:
         texts |= {tokenizer.decode(ids.tolist()) for ids in reader.read(range(len(reader)))}
     assert texts >= set(STRANGE.values())
     assert not list(config.parent.parent.rglob("passwd"))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+FIELDS = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("text", "id", "source", "domain", "language"), JSON)
+)
+RECORDS = st.one_of(
+    st.binary(max_size=60),
+    JSON.map(lambda value: json.dumps(value).encode()),
+    FIELDS.map(lambda value: json.dumps(value).encode()),
+    st.tuples(FIELDS, st.integers(0, 40), st.binary(min_size=1, max_size=2)).map(
+        lambda t: json.dumps(t[0]).encode()[: t[1]] + t[2] + json.dumps(t[0]).encode()[t[1] :]
+    ),
+).map(lambda line: line.replace(b"\n", b" "))
+
+
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(records=st.lists(RECORDS, min_size=1, max_size=8))
+def test_any_line_is_a_document_or_a_rejection_with_its_place(
+    records: list[bytes], tmp_path: Path
+) -> None:
+    path = tmp_path / "any.jsonl"
+    path.write_bytes(b"\n".join(records) + b"\n")
+    config = SourceConfig(kind="jsonl", path=str(path))
+    source = SOURCES["jsonl"]
+    (item,) = source.inputs(config)
+    found = list(source.read(config, item, Stripe()))
+    blank = {n for n, record in enumerate(records, 1) if not record or record.isspace()}
+    assert [one.line for one in found] == [n for n in range(1, len(records) + 1) if n not in blank]
+    for one in found:
+        assert one.file == str(path)
+        if isinstance(one, Rejection):
+            assert one.reason
+        else:
+            assert isinstance(one, Document) and one.text.strip() and one.id
+            for text in (one.id, one.text, one.source, one.domain, one.language):
+                text.encode("utf-8")
+
+
+def test_a_document_of_50_megabytes_goes_through_whole(config: Path) -> None:
+    line = "".join(f"line {number} of a very long document\n" for number in range(1000))
+    text = line * (50_000_000 // len(line) + 1)
+    with (config.parent / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": "large", "text": text}) + "\n")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert main(["--config", str(config), "--until", "tokenize"]) == 0
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < 20 * len(text)
+    directory = RunDirectory(config.parent / "run")
+    readers = [TokenReader(part) for part in list_parts(directory.tokens, ".arrayrecord")]
+    largest = max((ids for r in readers for ids in r.read(range(len(r)))), key=len)
+    assert load_tokenizer(directory).decode(largest) == text

@@ -71,6 +71,18 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
     assert [record["step"] for record in metrics(job)] == list(range(6))
 
 
+def test_when_no_checkpoint_can_be_read_nothing_is_thrown_away(whole, tmp_path: Path) -> None:
+    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    job = make_job(tmp_path)
+    folder = job.folder / "checkpoints"
+    steps = checkpoints.saved_steps(folder)
+    for step in steps:
+        cut(largest(folder / str(step) / "params"))
+    with pytest.raises(UserError, match=r"none of the checkpoints .*--redo "):
+        train(job)
+    assert checkpoints.saved_steps(folder) == steps and not (job.folder / "damaged").exists()
+
+
 def test_weights_that_changed_on_disk_are_not_scored_with(whole, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(whole[1].folder / "checkpoints", folder)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from frame_jax import checkpoints
 from frame_jax.config import ParallelConfig
 from frame_jax.parallel import processes
+from frame_jax.training.job import Job
 from frame_jax.training.trainer import train
 from tests.training.rows import make_job, write_rows
 from tests.training.test_trainer import metrics
@@ -20,8 +22,11 @@ from tests.training.test_trainer import metrics
 REPOSITORY = Path(__file__).parents[2]
 
 
-def start(root: Path, cache: Path, count: int, devices: int = 1, dies: int | None = None) -> list:
-    """Starts `count` workers that train in `root`, each with `devices` devices."""
+def start(root: Path, cache: Path, count: int, devices: int = 1, dies: str = "") -> list:
+    """Starts `count` workers that train in `root`, each with `devices` devices.
+
+    The last one kills itself at `dies`.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -33,7 +38,7 @@ def start(root: Path, cache: Path, count: int, devices: int = 1, dies: int | Non
     worker = [sys.executable, "-m", "tests.robustness.worker", str(root), str(port), str(count)]
     return [
         subprocess.Popen(
-            [*worker, str(i), str(devices), *(["dies"] if i == dies else [])],
+            [*worker, str(i), str(devices), *([dies] if dies and i == count - 1 else [])],
             cwd=REPOSITORY,
             env=environment,
             stdout=subprocess.PIPE,
@@ -51,33 +56,52 @@ def forget_after(folder: Path, step: int) -> None:
 
 
 @pytest.mark.processes
-def test_a_run_of_two_processes_goes_on_with_one_and_another_mesh(
+def test_a_run_of_two_processes_goes_on_with_one_and_with_four_and_another_mesh(
     tmp_path: Path, compiled: Path, use_devices
 ) -> None:
     write_rows(tmp_path)
-    one, two = make_job(tmp_path, folder="one"), make_job(tmp_path)
+    one, run = make_job(tmp_path, folder="one"), make_job(tmp_path)
     train(one)
-    for worker in start(tmp_path, compiled, count=2):
-        output = worker.communicate(timeout=300)[0]
-        assert worker.returncode == 0, output
-    forget_after(two.folder / "checkpoints", 3)
+    finish(start(tmp_path, compiled, count=2))
+    forget_after(run.folder / "checkpoints", 3)
+    halfway = tmp_path / "halfway"
+    shutil.copytree(run.folder, halfway)
+
     use_devices(4)
     train(make_job(tmp_path, parallel=ParallelConfig(fsdp=2, tensor=2)))
-    found = metrics(two)
+    assert_same_curve(one, run)
+
+    shutil.rmtree(run.folder)
+    halfway.rename(run.folder)
+    finish(start(tmp_path, compiled, count=4))
+    assert_same_curve(one, run)
+
+
+def finish(workers: list) -> None:
+    for worker in workers:
+        output = worker.communicate(timeout=300)[0]
+        assert worker.returncode == 0, output
+
+
+def assert_same_curve(one: Job, other: Job) -> None:
+    found = metrics(other)
     assert [record["step"] for record in found] == list(range(6))
     for left, right in zip(metrics(one), found, strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=2e-5)
 
 
 @pytest.mark.processes
-def test_when_a_process_dies_the_others_end_and_name_it(tmp_path: Path, compiled: Path) -> None:
+@pytest.mark.parametrize("dies", ["step", "end"])
+def test_when_a_process_dies_the_others_end_and_name_it(
+    dies: str, tmp_path: Path, compiled: Path
+) -> None:
     write_rows(tmp_path)
-    workers = start(tmp_path, compiled, count=2, dies=1)
-    workers[1].wait(timeout=300)
+    workers = start(tmp_path, compiled, count=2, dies=dies)
+    assert workers[1].wait(timeout=300) == -signal.SIGKILL
     began = time.monotonic()
     output = workers[0].communicate(timeout=60)[0]
     assert time.monotonic() - began < 45
-    assert workers[0].returncode != 0
+    assert workers[0].returncode == 1
     assert "process 1 has died or did not come" in output
 
 

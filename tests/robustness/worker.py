@@ -1,22 +1,30 @@
 """One of several processes that train the tests' small model: `worker.py FOLDER PORT N I DEVICES`.
 
-With a sixth argument this process kills itself when training is done, before the others' barrier.
+With a sixth argument this process kills itself, at `step` 3 of training or at its `end`, before the
+others' barrier.
 """
 
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 import jax
 
+from frame_jax import preemption
 from frame_jax.config import ParallelConfig
+from frame_jax.main import end
 from frame_jax.parallel import processes
 from frame_jax.training.trainer import train
 from tests.training.rows import make_job
 
 
-def main(folder: str, port: str, count: str, index: str, devices: str, *dies: str) -> None:
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(folder: str, port: str, count: str, index: str, devices: str, dies: str = "") -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(devices))
     processes.HEARTBEAT_SECONDS = 10
@@ -27,13 +35,19 @@ def main(folder: str, port: str, count: str, index: str, devices: str, *dies: st
         process=int(index),
     )
     processes.start(parallel)
+    if dies == "step":
+        preemption.requested = lambda step: step == 3 and die()
     train(make_job(Path(folder), parallel=parallel))
     assert processes.agree(int(index)) == 0
     assert not processes.all_agree(int(index) == 0) and processes.all_agree(True)
-    if dies:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if dies == "end":
+        die()
     processes.barrier("the end")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        end(1)

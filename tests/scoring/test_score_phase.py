@@ -81,6 +81,14 @@ def test_a_model_worse_than_chance_is_refused_and_nothing_is_written(make_run):
     assert not list_parts(directory.scores, ".parquet")
 
 
+def test_a_model_whose_perplexity_is_beyond_any_number_is_refused(make_run):
+    decoder, params = make_model(1)
+    params["output"] = params["output"] * np.float32(1e6)
+    config, directory = make_run(models=[make_model(2), (decoder, params)])
+    with pytest.raises(UserError, match="strong reference model predicts worse than chance"):
+        score.run(config, directory)
+
+
 def test_weights_that_are_not_numbers_are_refused(make_run):
     decoder, params = make_model(1)
     params["final_norm"][0] = np.nan
