@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 from frame_jax import checkpoints
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_error
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face_export import export_checkpoint
 from frame_jax.run_directory import RunDirectory, read_json
@@ -225,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
             average=options.ema,
         )
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(f"{options.curriculum}, step {step:,}: {options.out}")
     return 0

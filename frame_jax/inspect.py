@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_error, printable
 from frame_jax.records import TokenReader
 from frame_jax.run_directory import RunDirectory, list_parts
 from frame_jax.sql import parquet
@@ -103,20 +102,6 @@ def choose(directory: RunDirectory, options: argparse.Namespace) -> list[dict[st
     return [dict(zip((*COLUMNS, "part", "row"), row, strict=True)) for row in rows]
 
 
-def printable(text: str) -> str:
-    """`text` without anything a terminal would obey: control and format characters are spelled out.
-
-    >>> printable("a\\x1b[2Jb\\tc")
-    'a\\\\x1b[2Jb\\tc'
-    """
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co")
-        else character.encode("unicode_escape").decode()
-        for character in text
-    )
-
-
 def show(directory: RunDirectory, rows: list[dict[str, Any]], characters: int) -> None:
     """Prints each document with its scores above the beginning of its text."""
     console = Console(highlight=False)
@@ -147,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         show(directory, choose(directory, options), options.characters)
     except UserError as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from frame_jax import phases
 from frame_jax.config import RunConfig, make_parser, parse
-from frame_jax.errors import USAGE_ERROR, UserError
+from frame_jax.errors import USAGE_ERROR, UserError, print_error
 from frame_jax.lock import exclusive
 from frame_jax.preemption import STOPPED, Preempted
 from frame_jax.run_directory import (
@@ -180,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
         known = user_error(error)
         if known is None:
             raise
-        print(f"error: {known}", file=sys.stderr)
+        print_error(known)
         return USAGE_ERROR
     return 0
 

@@ -42,7 +42,7 @@ def _rich_bar(description: str, total: float | None, unit: str, done: float) -> 
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[rate]} {task.fields[note]}"),
+        TextColumn("{task.fields[rate]} {task.fields[note]}", markup=False),  # names are no markup
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:

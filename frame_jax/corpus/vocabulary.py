@@ -12,7 +12,13 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from frame_jax.config import RunConfig, TokenizerConfig
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.parts import sample
-from frame_jax.corpus.tokenizer import Tokenizer, make_tokenizer, special_tokens_path
+from frame_jax.corpus.tokenizer import (
+    PIECE_CHARACTERS,
+    Tokenizer,
+    cut,
+    make_tokenizer,
+    special_tokens_path,
+)
 from frame_jax.errors import UserError
 from frame_jax.run_directory import RunDirectory, atomic_path, write_json
 
@@ -56,7 +62,9 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
     if special_tokens_path(directory).exists():
         return
     if config.tokenizer.path is None:
-        texts = (document.text for document in sample(config.corpus, config.tokenizer.sample_bytes))
+        documents = sample(config.corpus, config.tokenizer.sample_bytes)
+        # In pieces, because the library needs some fifty times the memory of its longest text.
+        texts = (piece for d in documents for piece in cut(d.text, PIECE_CHARACTERS))
         backend = train(texts, config.tokenizer.vocab_size)
         bos, eos = BOS, EOS
     else:

@@ -25,7 +25,7 @@ except ImportError as error:
 
 from frame_jax import checkpoints
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_error
 from frame_jax.evaluation.greedy import GreedyScorer, generate
 from frame_jax.evaluation.likelihood import Request, continuation_sums, encode
 from frame_jax.export import choose_step, read_plan
@@ -177,7 +177,7 @@ def main() -> int:
     try:
         cli_evaluate()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     return 0
 

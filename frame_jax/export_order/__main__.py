@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from frame_jax import config as settings
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_error
 from frame_jax.export_order.documents import write_documents
 from frame_jax.export_order.formats import FORMATS, READS
 from frame_jax.export_order.plan import Trainer, make_plan
@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         export(options)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     print(f"{options.curriculum} for {options.to}: {options.out}")
     return 0

@@ -10,6 +10,7 @@ import duckdb
 import numpy as np
 import pytest
 
+from frame_jax import inspect
 from frame_jax.config import load
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import make_loader
@@ -23,12 +24,24 @@ from frame_jax.training.runs import count_rows
 from tests.integration.small_run import write_config, write_corpus
 
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
+HOSTILE = (
+    "</script><script>alert(1)</script> ",
+    "\x1b[2J\x1b]0;title\x07 ",
+    "\u202egnp.exe\u202c \u05d0\u05d1 ",
+    "nul \x00 and \u2028 and \r ",
+    "../../../passwd ",
+)
+HOSTILE_DOMAIN = "<img src=x onerror=alert(2)>\x1b[31m"
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunDirectory]:
     root = tmp_path_factory.mktemp("pipeline")
     write_corpus(root / "corpus.jsonl")
+    with (root / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        for number, text in enumerate(HOSTILE * 12):
+            record = {"id": f"{text}{number}", "text": text * 9, "domain": HOSTILE_DOMAIN}
+            file.write(json.dumps(record) + "\n")
     config = write_config(root)
     assert main(["--config", str(config)]) == 0
     return config, RunDirectory(root / "run")
@@ -170,6 +183,18 @@ def test_held_out_losses_of_both_arms_are_reported(run) -> None:
     page = (run[1].report / "index.html").read_text("utf-8")
     assert "frame" in page and "random" in page
     assert "http://" not in page.replace("http://www.w3.org", "").split("<script")[0]
+
+
+def test_hostile_text_is_shown_as_text_and_nothing_more(run, capsys) -> None:
+    page = (run[1].report / "index.html").read_text("utf-8")
+    assert "alert(1)" in page and "<script>alert" not in page
+    assert "alert(2)" in page and "<img src=x" not in page
+    assert inspect.main([str(run[1].root), "--domain", HOSTILE_DOMAIN, "-n", "60"]) == 0
+    assert inspect.main([str(run[1].root), "--domain", "none"]) == 2
+    shown = "".join(capsys.readouterr())
+    assert "alert(1)" in shown and "alert(2)" in shown and "\\x1b[31m" in shown
+    assert not {"\x1b", "\x00", "\x07", "\u202e"} & set(shown)
+    assert not list(run[0].parent.parent.rglob("*passwd*"))
 
 
 def test_a_finished_run_does_nothing_quickly(run, capsys) -> None:
