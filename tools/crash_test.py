@@ -31,7 +31,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENTS, CHARACTERS = 150, 700  # of each domain
-TIMINGS = ("seconds", "tokens_per_second", "mfu")
+TIMINGS = ("seconds", "tokens_per_second", "mfu", "goodput", "data_seconds")
 SAME_BYTES = (
     "tokenizer/*.json",
     "tokens/part-*",
@@ -105,12 +105,14 @@ class Moment:
     Attributes:
         unit: The piece of work during which it happens, e.g. `pretrain-frame`.
         kind: `time`, `part`, `checkpoint` or `step`.
-        value: Seconds after the unit has begun, or the number of the step.
+        value: Seconds after the unit has begun, or the step whose record has been written.
+        boundary: The last step of a stage, where the kill is meant for its end.
     """
 
     unit: str
     kind: str
     value: float = 0.0
+    boundary: int | None = None
 
 
 def moments(run: Path, rng: random.Random, round_number: int) -> list[Moment]:
@@ -125,10 +127,11 @@ def moments(run: Path, rng: random.Random, round_number: int) -> list[Moment]:
             found.append(by_time)
         elif unit == "pretrain-frame":
             stages = json.loads((run / "pretrain/frame/curriculum.json").read_text())["stages"]
-            ends = [stage["last_step"] for stage in stages[:-1]]
+            lasts = [stage["last_step"] - 1 for stage in stages[:-1]]
             # A step's record is written while the next one runs.
             found += [
-                Moment(unit, "step", end - 2 + (i + round_number) % 3) for i, end in enumerate(ends)
+                Moment(unit, "step", last - 1 + (i + round_number) % 3, last)
+                for i, last in enumerate(lasts)
             ]
         elif unit in FOLDERS:
             found.append(by_time if round_number % 2 else Moment(unit, "part"))
@@ -215,7 +218,7 @@ def kill_at(attempt: Attempt, moment: Moment, run: Path, order: list[str]) -> st
         begun = begun or time.monotonic()
         if has_come(moment, run, time.monotonic() - begun):
             attempt.kill()
-            return f"{unit} {moment.kind}"
+            return f"{unit} {what_was_hit(moment, run)}"
     attempt.check()
     return None
 
@@ -224,12 +227,29 @@ def has_come(moment: Moment, run: Path, seconds: float) -> bool:
     if moment.kind == "time":
         return seconds >= moment.value
     if moment.kind == "part":
-        place = run / FOLDERS[moment.unit]
-        return any(p.suffix in (".parquet", ".arrayrecord") for p in place.rglob(".tmp-*"))
-    folder = run / moment.unit.replace("-", "/", 1)
+        names = folder_of(moment.unit, run).rglob(".tmp-*")
+        return any(p.suffix in (".parquet", ".arrayrecord") for p in names)
+    folder = folder_of(moment.unit, run)
     if moment.kind == "checkpoint":
         return any(folder.glob("checkpoints/*orbax-checkpoint-tmp*"))
     return last_step(folder / "metrics.jsonl") >= moment.value
+
+
+def what_was_hit(moment: Moment, run: Path) -> str:
+    """What a kill has met, from what it left: it may come later than it was meant to."""
+    left = [path.name for path in folder_of(moment.unit, run).rglob("*")]
+    if moment.kind == "checkpoint":
+        return "checkpoint" if any("orbax-checkpoint-tmp" in n for n in left) else "checkpoint-late"
+    if moment.kind == "part":
+        return "part" if any(n.startswith(".tmp-") for n in left) else "part-late"
+    if moment.boundary is None:
+        return moment.kind
+    after = last_step(folder_of(moment.unit, run) / "metrics.jsonl") - moment.boundary
+    return f"boundary{after:+d}" if abs(after) <= 1 else "boundary-missed"
+
+
+def folder_of(unit: str, run: Path) -> Path:
+    return run / FOLDERS.get(unit, unit.replace("-", "/", 1))
 
 
 def last_step(metrics: Path) -> int:
@@ -315,7 +335,7 @@ def run_rounds(kills: int, rng: random.Random, root: Path) -> dict[str, Any]:
         "kills": len(hits),
         "phases_hit": sorted({hit.split()[0] for hit in hits}),
         "moments": {
-            kind: sum(h.endswith(kind) for h in hits)
+            kind: sum(h.split()[1] == kind for h in hits)
             for kind in sorted({h.split()[1] for h in hits})
         },
         "runs": rounds,
