@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from orbax.checkpoint import v1 as ocp
 
 from frame_jax.errors import UserError
@@ -29,6 +30,9 @@ from frame_jax.run_directory import is_full, no_room
 from frame_jax.training.optimizer import WeightAverage
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
+# By default some of Orbax's barriers are collectives, which wait for ever; these wait five minutes.
+flags.FLAGS.set_default("experimental_orbax_use_distributed_barrier", True)
+flags.FLAGS.mark_as_parsed()
 
 ROLLING = 2  # newest checkpoints that are kept beside the asked-for ones
 

@@ -10,7 +10,6 @@ import os
 import resource
 import sys
 import traceback
-from pathlib import Path
 from typing import Any, NoReturn
 
 from frame_jax import phases
@@ -22,7 +21,6 @@ from frame_jax.run_directory import (
     RunDirectory,
     atomic_path,
     is_full,
-    no_room,
     remove_temporaries,
 )
 
@@ -185,13 +183,18 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def user_error(error: BaseException | None) -> UserError | None:
+def user_error(error: BaseException) -> UserError | None:
     """The `UserError` that `error` is or came from: libraries wrap what is raised inside them."""
-    if is_full(error):
-        return no_room(Path(getattr(error, "filename", None) or "the run directory"), 0)
-    while error is not None and not isinstance(error, UserError):
-        error = error.__cause__ or error.__context__
-    return error
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    if not is_full(error):
+        return None
+    return UserError(
+        f"no room: {error}. Make room and run the same command again; every finished part is kept"
+    )
 
 
 def prefer_huge_pages() -> None:

@@ -112,6 +112,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def appending(path: Path) -> Iterator[None]:
+    """Around a write to the end of an open file: says which file it is when the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise no_room(path, path.stat().st_size) from error
+
+
 def is_full(error: BaseException | None) -> bool:
     """Whether an error came from a full disk, a quota or a limit on the size of files."""
     while error is not None and not isinstance(error, UserError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.errors import UserError
-from frame_jax.run_directory import atomic_path
+from frame_jax.run_directory import appending, atomic_path
 from frame_jax.training.trackers import Follower, MakeTracker, TensorBoard
 
 
@@ -37,10 +37,9 @@ class MetricsLog:
         phase: str,
         make_tracker: MakeTracker | None = None,
     ):
-        self._every = every
-        path = folder / "metrics.jsonl"
-        last = keep_steps_before(path, first_step)
-        self._file = path.open("a", encoding="utf-8", buffering=1)  # whole lines, at once
+        self._every, self._path = every, folder / "metrics.jsonl"
+        last = keep_steps_before(self._path, first_step)
+        self._file = self._path.open("a", encoding="utf-8", buffering=1)  # whole lines, at once
         self._board = TensorBoard(folder, phase, first_step)
         self._trackers: list[TensorBoard | Follower] = [self._board]
         if make_tracker is not None:
@@ -48,7 +47,8 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds one step's record."""
-        self._file.write(json.dumps(record) + "\n")
+        with appending(self._path):
+            self._file.write(json.dumps(record) + "\n")
         if record["step"] % self._every == 0:
             for tracker in self._trackers:
                 tracker.write(record)
