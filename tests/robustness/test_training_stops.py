@@ -1,5 +1,6 @@
 """What ends or disturbs training: SIGTERM, numbers that are none, a full disk."""
 
+import errno
 import json
 import os
 import resource
@@ -17,7 +18,7 @@ import pytest
 from frame_jax import checkpoints, preemption
 from frame_jax.config import TrainingConfig
 from frame_jax.errors import UserError
-from frame_jax.main import user_error
+from frame_jax.main import main, user_error
 from frame_jax.preemption import Preempted
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run_directory import atomic_path, write_json
@@ -25,6 +26,7 @@ from frame_jax.training import trainer
 from frame_jax.training.bad_steps import skip_bad
 from frame_jax.training.step import TrainState
 from frame_jax.training.trainer import train
+from tests.integration.small_run import write_config, write_corpus
 from tests.training.rows import make_job, write_rows
 from tests.training.test_trainer import assert_same, final_params, metrics
 
@@ -183,6 +185,29 @@ def test_a_checkpoint_that_does_not_fit_is_named(
         train(job)
 
 
+def test_a_run_that_ran_out_of_room_goes_on_when_there_is_some(
+    tmp_path: Path, limit_files: Callable[[int], None], capsys
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    with (tmp_path / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        words = " ".join(map(str, np.random.default_rng(0).integers(0, 2**40, 100_000)))
+        file.write(json.dumps({"id": "large", "text": words}) + "\n")
+    arguments = ["--config", str(write_config(tmp_path)), "--until", "tokenize"]
+    limit_files(300_000)
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown and shown.count("error: ") == 1
+    assert "error: no room to write" in shown and "part-" in shown and " bytes" in shown
+    tokens = tmp_path / "run" / "tokens"
+    finished = {p: p.stat().st_mtime_ns for p in tokens.glob("part-*.parquet")}
+    assert finished and not list((tmp_path / "run").rglob(".tmp-*"))
+    limit_files(resource.RLIM_INFINITY)
+    assert main(arguments) == 0
+    assert len(list(tokens.glob("part-*.arrayrecord"))) == 3
+    for path, written in finished.items():
+        assert path.stat().st_mtime_ns == written
+
+
 def test_wrapped_errors_of_the_user_stay_so() -> None:
     try:
         try:
@@ -192,3 +217,10 @@ def test_wrapped_errors_of_the_user_stay_so() -> None:
     except RuntimeError as error:
         assert str(user_error(error)) == "the cause"
     assert user_error(ValueError("a defect")) is None
+    try:
+        try:
+            raise UserError("no room for the metrics")
+        finally:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as when a file is closed
+    except OSError as error:
+        assert str(user_error(error)) == "no room for the metrics"
