@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tokenizers
@@ -62,9 +62,8 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
     if special_tokens_path(directory).exists():
         return
     if config.tokenizer.path is None:
-        documents = sample(config.corpus, config.tokenizer.sample_bytes)
-        # In pieces, because the library needs some fifty times the memory of its longest text.
-        texts = (piece for d in documents for piece in cut(d.text, PIECE_CHARACTERS))
+        size = config.tokenizer.sample_bytes
+        texts = pieces(sample(config.corpus, size), size)
         backend = train(texts, config.tokenizer.vocab_size)
         bos, eos = BOS, EOS
     else:
@@ -81,6 +80,19 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
         special_tokens_path(directory),
         {"bos_id": bos_id, "eos_id": eos_id, "vocab_size": tokenizer.vocab_size},
     )
+
+
+def pieces(documents: Iterable[Document], most_bytes: int) -> Iterator[str]:
+    """Pieces of the documents' texts, about `most_bytes` of UTF-8 in all.
+
+    Whole texts would do, but for one of 50 MB the library takes 5 GB to find its words.
+    """
+    for document in documents:
+        for piece in cut(document.text, PIECE_CHARACTERS):
+            yield piece
+            most_bytes -= len(piece.encode("utf-8"))
+            if most_bytes <= 0:
+                return
 
 
 def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
