@@ -78,7 +78,7 @@ def test_when_no_checkpoint_can_be_read_nothing_is_thrown_away(whole, tmp_path: 
     steps = checkpoints.saved_steps(folder)
     for step in steps:
         cut(largest(folder / str(step) / "params"))
-    with pytest.raises(UserError, match=r"none of the checkpoints .*--redo "):
+    with pytest.raises(UserError, match=r"(?s)none of the checkpoints .*--redo "):
         train(job)
     assert checkpoints.saved_steps(folder) == steps and not (job.folder / "damaged").exists()
 
