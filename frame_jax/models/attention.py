@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from frame_jax.models import segment_attention
 from frame_jax.models.layers import SAVED, saved
-from frame_jax.models.segment_attention import segment_attention
-from frame_jax.parallel.sharding import context_mesh, spec
+from frame_jax.parallel.sharding import context_mesh, platform, spec
 
 QUERY_BLOCK = 256  # queries whose scores exist at one time; keys after a block are never touched
 SPLASH_BLOCKS = (1024, 512, 256, 128)  # queries and keys of one tile, the largest that divides T
@@ -35,7 +35,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
         [B, T, H, head_dim] in the dtype of `q`.
     """
     mesh = context_mesh()
-    kernel = _kernel_for(mesh.abstract_device.platform if mesh else jax.default_backend(), q)
+    kernel = _kernel_for(q)
     if mesh is None or mesh.are_all_axes_manual:
         return kernel(q, k, v, segment_ids)
     # The partitioner cannot cut a kernel; each device calls it on its own rows and heads.
@@ -49,12 +49,13 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
     )(q, k, v, segment_ids)
 
 
-def _kernel_for(platform: str, q: jax.Array) -> Callable[..., jax.Array]:
-    if platform == "tpu" and q.shape[1] % SPLASH_BLOCKS[-1] == 0:
+def _kernel_for(q: jax.Array) -> Callable[..., jax.Array]:
+    backend = platform()
+    if backend == "tpu" and q.shape[1] % SPLASH_BLOCKS[-1] == 0:
         return splash_attention
-    if platform == "cpu" and q.shape[1] % QUERY_BLOCK == 0:
-        return cpu_attention
-    if platform == "gpu" and q.dtype == jnp.bfloat16:
+    if backend == "cpu" and q.shape[1] % segment_attention.QUERY_BLOCK == 0:
+        return segment_attention.segment_attention
+    if backend == "gpu" and q.dtype == jnp.bfloat16:
         return functools.partial(library_attention, implementation="cudnn")
     return lean_attention
 
@@ -118,27 +119,6 @@ def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Ar
     mixed = jnp.concatenate(blocks, axis=3)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, head_dim)
 
-
-@jax.custom_vjp
-def cpu_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """`attention` for T a multiple of 256: `lean_attention` where a derivative is taken of it,
-    `segment_attention`, three times as fast on packed rows, where none is."""
-    return segment_attention(q, k, v, segment_ids)
-
-
-def _cpu_attention_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
-) -> tuple[jax.Array, Callable[[jax.Array], tuple[jax.Array, ...]]]:
-    return jax.vjp(functools.partial(lean_attention, segment_ids=segment_ids), q, k, v)
-
-
-def _cpu_attention_backward(
-    pull_back: Callable[[jax.Array], tuple[jax.Array, ...]], grad: jax.Array
-) -> tuple[jax.Array | None, ...]:
-    return (*pull_back(grad), None)
-
-
-cpu_attention.defvjp(_cpu_attention_forward, _cpu_attention_backward)
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 

@@ -80,8 +80,8 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 @recomputed
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """SiLU of `gate`, times `up`; same shape and dtype."""
-    return jax.nn.silu(gate) * up
+    """SiLU of `gate`, times `up`, computed in float32; same shape and dtype."""
+    return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
 def rotary_frequencies(

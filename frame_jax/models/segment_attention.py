@@ -1,19 +1,25 @@
-"""Attention over packed rows for CPUs, forward only: scores of other segments are never made.
+"""Attention over packed rows for CPUs: scores of other segments are never made.
 
 A packed row holds several documents, and a query sees only keys of its own. Block by block of
 queries, this reads the keys from the earliest document of the block to the block itself. How many
 that are is known only at run time, so the program holds one branch for each number of key blocks.
 Beside the work it saves, one block's scores stay in the cache, where those of a whole batch would
 be written to memory and read again at every step of the softmax.
+
+The backward pass makes the probabilities again, keys before queries: then every product sums over
+the last axis of its left operand, and XLA for CPUs has bfloat16 kernels for no others.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from frame_jax.models.layers import saved
 
 QUERY_BLOCK = 128
 KEY_BLOCK = 128  # the smallest granularity of skipping
@@ -22,35 +28,36 @@ BRANCHES = 16  # longer rows skip in coarser steps, so that compile time stays t
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def segment_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
-) -> jax.Array:
-    """`models.attention.attention`, without a derivative; T is a multiple of QUERY_BLOCK.
+class Blocks(NamedTuple):
+    """Where each block of queries stands, and how far back it looks.
 
-    Segments must be contiguous: equal ids stand side by side.
+    Attributes:
+        widths: Numbers of keys that a branch may read, rising.
+        branch: [N] int32, the narrowest of `widths` that reaches all keys of the block's segments.
+        row: [N] int32, which row of the batch.
+        stop: [N] int32, the place after the block's last query.
+        end: [N] int32, the place after the last key that is read: `stop`, or later where fewer keys
+            than the width are before it.
     """
-    B, T, H, head_dim = q.shape
-    K = k.shape[2]
-    blocks = T // QUERY_BLOCK
-    # The queries of one key head side by side: [B * blocks, K, H / K * QUERY_BLOCK, head_dim].
-    queries = q.reshape(B, blocks, QUERY_BLOCK, K, H // K, head_dim).transpose(0, 1, 3, 4, 2, 5)
-    queries = queries.reshape(B * blocks, K, -1, head_dim)
-    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, head_dim]
+
+    widths: list[int]
+    branch: jax.Array
+    row: jax.Array
+    stop: jax.Array
+    end: jax.Array
+
+
+def find_blocks(segment_ids: jax.Array) -> Blocks:
+    """The N = B * T / QUERY_BLOCK blocks of a batch, row by row."""
+    B, T = segment_ids.shape
+    count = T // QUERY_BLOCK
     step = KEY_BLOCK * math.ceil(T / (KEY_BLOCK * BRANCHES))
     widths = [min(width, T) for width in range(step, T + step, step)]
-    first = first_keys(segment_ids)  # [B, blocks]
-    stop = QUERY_BLOCK * (1 + jnp.arange(blocks))
-    branch = (stop - first + step - 1) // step - 1  # the narrowest width that reaches `first`
-
-    def block(inputs: tuple[jax.Array, ...]) -> jax.Array:
-        queries, index, branch = inputs
-        row, stop = index // blocks, QUERY_BLOCK * (1 + index % blocks)
-        branches = [functools.partial(attend, k, v, segment_ids, width) for width in widths]
-        return jax.lax.switch(branch, branches, queries, row, stop)
-
-    mixed = jax.lax.map(block, (queries, jnp.arange(B * blocks), branch.reshape(-1)))
-    mixed = mixed.reshape(B, blocks, K, H // K, QUERY_BLOCK, head_dim)
-    return mixed.transpose(0, 1, 4, 2, 3, 5).reshape(B, T, H, head_dim)
+    row, block = jnp.divmod(jnp.arange(B * count), count)
+    stop = QUERY_BLOCK * (1 + block)
+    reach = stop - first_keys(segment_ids).reshape(-1)
+    branch = (reach + step - 1) // step - 1
+    return Blocks(widths, branch, row, stop, jnp.maximum(stop, jnp.array(widths)[branch]))
 
 
 def first_keys(segment_ids: jax.Array) -> jax.Array:
@@ -62,6 +69,50 @@ def first_keys(segment_ids: jax.Array) -> jax.Array:
     return place[:, ::QUERY_BLOCK]
 
 
+def to_blocks(x: jax.Array, key_heads: int) -> jax.Array:
+    """[B, T, H, head_dim] -> [N, K, G * QUERY_BLOCK, head_dim], the G = H / K heads of a group side
+    by side."""
+    B, T, H, head_dim = x.shape
+    x = x.reshape(B, T // QUERY_BLOCK, QUERY_BLOCK, key_heads, H // key_heads, head_dim)
+    x = x.transpose(0, 1, 3, 4, 2, 5)
+    return x.reshape(-1, key_heads, H // key_heads * QUERY_BLOCK, head_dim)
+
+
+def from_blocks(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `to_blocks`, to the `shape` [B, T, H, head_dim]."""
+    B, T, _, head_dim = shape
+    x = x.reshape(B, T // QUERY_BLOCK, x.shape[1], -1, QUERY_BLOCK, head_dim)
+    return x.transpose(0, 1, 4, 2, 3, 5).reshape(shape)
+
+
+@jax.custom_vjp
+def segment_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
+) -> jax.Array:
+    """`models.attention.attention`; T is a multiple of QUERY_BLOCK.
+
+    Segments must be contiguous: equal ids stand side by side.
+    """
+    return _forward(q, k, v, segment_ids)[0]
+
+
+def _forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, head_dim]
+    blocks = find_blocks(segment_ids)
+
+    def block(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        branch, *operands = inputs
+        branches = [functools.partial(attend, keys, values, segment_ids, w) for w in blocks.widths]
+        return jax.lax.switch(branch, branches, *operands)
+
+    _, branch, *places = blocks
+    mixed, log_total = jax.lax.map(block, (branch, to_blocks(q, k.shape[2]), *places))
+    mixed, log_total = saved(from_blocks(mixed, q.shape)), saved(log_total)
+    return mixed, (q, k, v, segment_ids, mixed, log_total)
+
+
 def attend(
     k: jax.Array,
     v: jax.Array,
@@ -70,10 +121,9 @@ def attend(
     queries: jax.Array,
     row: jax.Array,
     stop: jax.Array,
-) -> jax.Array:
-    """One block of queries, which ends before `stop`, over the `width` keys before `stop`.
-
-    Where fewer than `width` keys are before `stop`, later ones take part and are masked.
+    end: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """One block of queries, which ends before `stop`, over the `width` keys before `end`.
 
     Args:
         k: [B, K, T, head_dim].
@@ -83,23 +133,117 @@ def attend(
         queries: [K, G * QUERY_BLOCK, head_dim], the heads of a group side by side.
         row: Which of B.
         stop: Place after the block's last query.
+        end: Place after the last key.
 
     Returns:
-        The shape of `queries`.
+        Mixed values, the shape of `queries`, and the logarithm of each query's softmax
+        denominator, [K, G * QUERY_BLOCK] float32.
     """
-    _, K, _, head_dim = k.shape
-    start = jnp.maximum(stop - width, 0)
-    size = (1, K, width, head_dim)
-    keys = jax.lax.dynamic_slice(k, (row, 0, start, 0), size)[0]
-    values = jax.lax.dynamic_slice(v, (row, 0, start, 0), size)[0]
-    key_ids = jax.lax.dynamic_slice(segment_ids, (row, start), (1, width))[0]
-    query_start = stop - QUERY_BLOCK
-    query_ids = jax.lax.dynamic_slice(segment_ids, (row, query_start), (1, QUERY_BLOCK))[0]
-    visible = query_ids[:, None] == key_ids
-    visible &= (query_start + jnp.arange(QUERY_BLOCK))[:, None] >= start + jnp.arange(width)
+    keys, values = slice_keys(k, width, row, end), slice_keys(v, width, row, end)
+    visible = visible_keys(segment_ids, width, row, stop, end)
     bias = jnp.where(visible, 0.0, -1e30).astype(jnp.float32)
     bias = jnp.tile(bias, (queries.shape[1] // QUERY_BLOCK, 1))
-    scores = _dot("kqd,ksd->kqs", queries, keys) * head_dim**-0.5 + bias
-    weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+    scores = _dot("kqd,ksd->kqs", queries, keys) * queries.shape[-1] ** -0.5 + bias
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    return (_dot("kqs,ksd->kqd", weights.astype(v.dtype), values) / total).astype(queries.dtype)
+    mixed = (_dot("kqs,ksd->kqd", weights.astype(v.dtype), values) / total).astype(queries.dtype)
+    return mixed, (top + jnp.log(total))[..., 0]
+
+
+def slice_keys(k: jax.Array, width: int, row: jax.Array, end: jax.Array) -> jax.Array:
+    """[B, K, T, head_dim] -> [K, width, head_dim]: the keys before `end`."""
+    size = (1, k.shape[1], width, k.shape[3])
+    return jax.lax.dynamic_slice(k, (row, 0, end - width, 0), size)[0]
+
+
+def visible_keys(
+    segment_ids: jax.Array, width: int, row: jax.Array, stop: jax.Array, end: jax.Array
+) -> jax.Array:
+    """[QUERY_BLOCK, width] bool: which of the keys that `slice_keys` gives a query sees."""
+    first_query, first_key = stop - QUERY_BLOCK, end - width
+    keys = jax.lax.dynamic_slice(segment_ids, (row, first_key), (1, width))[0]
+    queries = jax.lax.dynamic_slice(segment_ids, (row, first_query), (1, QUERY_BLOCK))[0]
+    before = (first_query + jnp.arange(QUERY_BLOCK))[:, None] >= first_key + jnp.arange(width)
+    return (queries[:, None] == keys) & before
+
+
+def _backward(
+    residuals: tuple[jax.Array, ...], grad: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    q, k, v, segment_ids, mixed, log_total = residuals
+    B, T, K, head_dim = k.shape
+    keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, head_dim]
+    blocks = find_blocks(segment_ids)
+    grad = grad.astype(q.dtype)
+    inner = to_blocks(grad.astype(jnp.float32) * mixed.astype(jnp.float32), K).sum(-1)
+    inputs = (to_blocks(q, K), to_blocks(grad, K), inner, log_total)
+
+    # A block adds to the T places before its end, the first of which are before the row.
+    def block(
+        sums: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        branch, *operands, row, stop, end = inputs
+        branches = [
+            functools.partial(attend_backward, keys, values, segment_ids, w) for w in blocks.widths
+        ]
+        grad_queries, *parts = jax.lax.switch(branch, branches, *operands, row, stop, end)
+        place, size = (row, 0, end, 0), (1, K, T, head_dim)
+        sums = tuple(
+            jax.lax.dynamic_update_slice(
+                total, jax.lax.dynamic_slice(total, place, size) + part, place
+            )
+            for total, part in zip(sums, parts, strict=True)
+        )
+        return sums, grad_queries
+
+    zero = jnp.zeros((B, K, 2 * T, head_dim), jnp.float32)
+    _, branch, *places = blocks
+    sums, grad_q = jax.lax.scan(block, (zero, zero), (branch, *inputs, *places))
+    grad_k, grad_v = (total[:, :, T:].transpose(0, 2, 1, 3).astype(k.dtype) for total in sums)
+    return from_blocks(grad_q, q.shape), grad_k, grad_v, None
+
+
+def attend_backward(
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    width: int,
+    queries: jax.Array,
+    grad: jax.Array,
+    inner: jax.Array,
+    log_total: jax.Array,
+    row: jax.Array,
+    stop: jax.Array,
+    end: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The derivatives of `attend`, whose other arguments these are.
+
+    Beside them come `grad`, the derivative with respect to the mixed values, in the shape of
+    `queries`; `inner`, its inner products with the mixed values, [K, G * QUERY_BLOCK] float32; and
+    `log_total`, as `attend` gives it.
+
+    Returns:
+        Derivatives of the queries, in their shape and dtype, and of the T keys and values before
+        `end`, [1, K, T, head_dim] float32.
+    """
+    keys, values = slice_keys(k, width, row, end), slice_keys(v, width, row, end)
+    T, scale = k.shape[2], queries.shape[-1] ** -0.5
+    visible = visible_keys(segment_ids, width, row, stop, end).T
+    bias = jnp.where(visible, 0.0, -1e30).astype(jnp.float32)
+    bias = jnp.tile(bias, (1, queries.shape[1] // QUERY_BLOCK))
+    scores = _dot("ksd,kqd->ksq", keys, queries) * scale + bias
+    weights = jnp.exp(scores - log_total[:, None])
+    grad_v = _dot("ksq,kqd->ksd", weights.astype(grad.dtype), grad)
+    by_weight = _dot("ksd,kqd->ksq", values, grad)
+    by_score = (weights * (by_weight - inner[:, None]) * scale).astype(grad.dtype)
+    grad_k = _dot("ksq,kqd->ksd", by_score, queries)
+    # Without the barriers XLA would undo the transpositions, and with them what they are for.
+    turned = jax.lax.optimization_barrier(keys.swapaxes(1, 2))
+    grad_q = jax.lax.optimization_barrier(_dot("kds,ksq->kdq", turned, by_score))
+
+    grad_k, grad_v = (jnp.pad(x, ((0, 0), (T - width, 0), (0, 0)))[None] for x in (grad_k, grad_v))
+    return grad_q.swapaxes(1, 2).astype(queries.dtype), grad_k, grad_v
+
+
+segment_attention.defvjp(_forward, _backward)

@@ -17,6 +17,7 @@ from flax import nnx
 
 from frame_jax.config import ModelConfig
 from frame_jax.models.attention import attention
+from frame_jax.models.layer_loop import run_layers, run_layers_on_cpu
 from frame_jax.models.layers import (
     SAVED,
     matmul,
@@ -27,7 +28,7 @@ from frame_jax.models.layers import (
     saved,
     swiglu,
 )
-from frame_jax.parallel.sharding import constrain
+from frame_jax.parallel.sharding import constrain, platform
 
 Params = dict[str, Any]  # nested dict of float32 arrays, one subtree a submodule
 
@@ -172,15 +173,16 @@ class Transformer(nnx.Module):
         context = Context(segment_ids, rotary_tables(positions, frequencies))
         layers, stacked = nnx.split(self.layers)
 
-        def layer(x: jax.Array, params: nnx.State) -> tuple[jax.Array, None]:
+        def layer(x: jax.Array, params: nnx.State, context: Context) -> jax.Array:
             if gather is not None:
                 params = nnx.State(gather(nnx.to_pure_dict(params)))
-            return nnx.merge(layers, params)(x, context), None
+            return nnx.merge(layers, params)(x, context)
 
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
-        x, _ = jax.lax.scan(layer, x, stacked, unroll=self.unroll)
+        run = run_layers_on_cpu if platform() == "cpu" else run_layers
+        x = run(layer, self.unroll, x, stacked, context)
         return rms_norm(x, self.final_norm[...], c.norm_eps)
 
     def unembedding(self) -> jax.Array:

@@ -67,6 +67,12 @@ def context_mesh() -> AbstractMesh | None:
     return None if mesh.empty else mesh
 
 
+def platform() -> str:
+    """The kind of device that the function being traced runs on: `cpu`, `gpu` or `tpu`."""
+    mesh = context_mesh()
+    return mesh.abstract_device.platform if mesh else jax.default_backend()
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins how `x`, with these logical axes, is split; nothing without a mesh, or inside
     `shard_map`.

@@ -1,4 +1,4 @@
-"""Attention for scoring against NumPy in float64, and the work it does not do."""
+"""Attention on CPUs against NumPy in float64, and the work it does not do."""
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,29 @@ def one_by_one(q: np.ndarray, k: np.ndarray, v: np.ndarray, ids: np.ndarray) -> 
     return mixed
 
 
+def derivatives_one_by_one(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, ids: np.ndarray, grad: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """Derivatives of the inner product of `one_by_one` with `grad`."""
+    by_q, by_k, by_v = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    groups, scale = q.shape[2] // k.shape[2], HEAD**-0.5
+    for row in range(len(q)):
+        for segment in np.unique(ids[row]):
+            places = np.flatnonzero(ids[row] == segment)
+            for head in range(q.shape[2]):
+                here, there = (row, places, head), (row, places, head // groups)
+                scores = q[here] @ k[there].T * scale
+                scores[np.triu_indices(len(places), 1)] = -np.inf
+                weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+                weights /= weights.sum(axis=-1, keepdims=True)
+                by_weight = grad[here] @ v[there].T
+                by_score = weights * (by_weight - (by_weight * weights).sum(-1, keepdims=True))
+                by_q[here] = by_score @ k[there] * scale
+                by_k[there] += by_score.T @ q[here] * scale
+                by_v[there] += weights.T @ grad[here]
+    return by_q, by_k, by_v
+
+
 LONGER = KEY_BLOCK * (BRANCHES + 1)  # skips in steps of two key blocks, which do not divide it
 CASES = {
     "ragged": [[1, 1, 3, 200, 1, 130, 176], [100, 29, 255, 127, 1]],
@@ -55,6 +78,30 @@ def test_agrees_with_float64_segment_by_segment(case: str, heads: tuple[int, int
     q, k, v, ids = make(CASES[case], *heads)
     actual = jax.jit(segment_attention)(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), ids)
     np.testing.assert_allclose(actual, one_by_one(q, k, v, ids), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("heads", [(4, 2), (3, 3)], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_derivatives_agree_with_float64_segment_by_segment(
+    case: str, heads: tuple[int, int]
+) -> None:
+    q, k, v, ids = make(CASES[case], *heads)
+    grad = np.random.default_rng(1).normal(size=q.shape)
+    pull = jax.jit(lambda q, k, v, g: jax.vjp(lambda *x: segment_attention(*x, ids), q, k, v)[1](g))
+    actual = pull(*(jnp.asarray(x, jnp.float32) for x in (q, k, v, grad)))
+    for ours, theirs in zip(actual, derivatives_one_by_one(q, k, v, ids, grad), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_derivatives_in_bfloat16_are_float64s_rounded() -> None:
+    q, k, v, ids = make(CASES["ragged"], 4, 2)
+    grad = np.random.default_rng(1).normal(size=q.shape)
+    rounded = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v, grad)]
+    actual = jax.vjp(lambda *x: segment_attention(*x, ids), *rounded[:3])[1](rounded[3])
+    exact = [np.asarray(x, np.float64) for x in rounded]
+    for ours, theirs in zip(actual, derivatives_one_by_one(*exact[:3], ids, exact[3]), strict=True):
+        assert ours.dtype == jnp.bfloat16
+        np.testing.assert_allclose(np.asarray(ours, np.float64), theirs, atol=0.05, rtol=0.03)
 
 
 def test_bfloat16_rounds_operands_and_nothing_more() -> None:
