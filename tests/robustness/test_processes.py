@@ -1,6 +1,7 @@
 """Several processes on loopback: the same curve, a run that changes size, a process that dies."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -99,10 +100,11 @@ def test_when_a_process_dies_the_others_end_and_name_it(
     workers = start(tmp_path, compiled, count=2, dies=dies)
     assert workers[1].wait(timeout=300) == -signal.SIGKILL
     began = time.monotonic()
-    output = workers[0].communicate(timeout=60)[0]
-    assert time.monotonic() - began < 45
-    assert workers[0].returncode == 1
-    assert "process 1 has died or did not come" in output
+    output = workers[0].communicate(timeout=processes.HEARTBEAT_SECONDS + 60)[0]
+    assert time.monotonic() - began < processes.HEARTBEAT_SECONDS + 30
+    # Either the collective fails first, or the coordination service ends the process.
+    assert workers[0].returncode in (1, -signal.SIGABRT)
+    assert re.search(r"\b(process|task)\W*1\b", output, re.IGNORECASE), output
 
 
 @pytest.mark.parametrize(

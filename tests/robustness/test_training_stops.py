@@ -191,6 +191,8 @@ def test_a_run_that_ran_out_of_room_goes_on_when_there_is_some(
     write_corpus(tmp_path / "corpus.jsonl")
     with (tmp_path / "corpus.jsonl").open("a", encoding="utf-8") as file:
         words = " ".join(map(str, np.random.default_rng(0).integers(0, 2**40, 100_000)))
+        # Record 601 of a file that is dealt out to three parts: the second part, not the first.
+        file.write(json.dumps({"id": "small", "text": "small"}) + "\n")
         file.write(json.dumps({"id": "large", "text": words}) + "\n")
     arguments = ["--config", str(write_config(tmp_path)), "--until", "tokenize"]
     limit_files(300_000)
