@@ -86,7 +86,11 @@ def make_peer(shape: str, vocab_size: int, context: int, seed: int) -> Any:
         tie_word_embeddings=True,
         initializer_range=width**-0.5,
     )
-    return transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    peer = transformers.LlamaForCausalLM(config).eval()
+    # `to` would round the rotary frequencies as well, which a loaded checkpoint keeps in float32.
+    frequencies = peer.model.rotary_emb.inv_freq
+    peer.to(torch.bfloat16).model.rotary_emb.inv_freq = frequencies
+    return peer
 
 
 def score_peer(peers: list[Any], ordered: list[Window], rows: int, documents: int) -> Scored:
