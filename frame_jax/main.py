@@ -92,6 +92,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     from frame_jax.curriculum.presets import expand
     from frame_jax.parallel import processes
     from frame_jax.parallel.sharding import mesh_shape
+    from frame_jax.scoring.references import check_imported
     from frame_jax.training import trackers
 
     processes.start(config.parallel)
@@ -102,6 +103,10 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
         expand(curriculum, config.partition.axes)
     if config.tracker is not None:
         trackers.find(config.tracker)
+    if any(
+        u.name == "score" and not phases.is_complete(directory, u, expected[u.name]) for u in todo
+    ):
+        check_imported(config, directory)
     if processes.is_first():
         with exclusive(directory):
             return _run_units(config, directory, table, todo, expected, redo)

@@ -7,7 +7,7 @@ Three ways, run in turns and compared run by run:
 All compute in bfloat16 with float32 losses, in this process, hence with the same allocator. The
 peer gets the batch size that is fastest for it. Prints one JSON line for each pair of models.
 
-    python tools/benchmark_scoring.py --corpus FOLDER_OF_JSONL_ZST
+    python tools/benchmark_scoring.py [--corpus FOLDER_OF_JSONL_ZST]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from frame_jax.models.hugging_face import import_checkpoint
-from frame_jax.scoring.documents import score_documents
+from frame_jax.scoring.documents import POOL_ROWS, score_documents
 from frame_jax.scoring.packing import batches, pack
 from frame_jax.scoring.step import Scorer
 from frame_jax.scoring.windows import Window, windows
@@ -86,7 +86,11 @@ def make_peer(shape: str, vocab_size: int, context: int, seed: int) -> Any:
         tie_word_embeddings=True,
         initializer_range=width**-0.5,
     )
-    return transformers.LlamaForCausalLM(config).to(torch.bfloat16).eval()
+    peer = transformers.LlamaForCausalLM(config).eval()
+    # `to` would round the rotary frequencies as well, which a loaded checkpoint keeps in float32.
+    frequencies = peer.model.rotary_emb.inv_freq
+    peer.to(torch.bfloat16).model.rotary_emb.inv_freq = frequencies
+    return peer
 
 
 def score_peer(peers: list[Any], ordered: list[Window], rows: int, documents: int) -> Scored:
@@ -115,8 +119,14 @@ def score_peer(peers: list[Any], ordered: list[Window], rows: int, documents: in
 
 
 def fastest_batch(peers: list[Any], ordered: list[Window], documents: int) -> int:
-    """The batch size at which the peer scores a share of the windows fastest."""
-    share = ordered[:: max(1, len(ordered) // 64)]
+    """The batch size at which the peer scores a share of the windows fastest.
+
+    The share is runs of neighbours, which need as little padding as they do in the whole.
+    """
+    run, share = max(PEER_BATCHES), ordered
+    if len(ordered) > 3 * run:
+        starts = (0, (len(ordered) - run) // 2, len(ordered) - run)
+        share = [window for start in starts for window in ordered[start : start + run]]
     score_peer(peers, share[:8], 8, documents)
     seconds = {rows: score_peer(peers, share, rows, documents)[1] for rows in PEER_BATCHES}
     return min(seconds, key=seconds.__getitem__)
@@ -167,7 +177,7 @@ def compare(
     tokens = sum(map(len, documents))
     length = scorer.row_length
     rows = list(
-        batches(pack(in_order, length, 256), scorer.rows * scorer.context // length, length)
+        batches(pack(in_order, length, POOL_ROWS), scorer.rows * scorer.context // length, length)
     )
     result: dict[str, Any] = {"models": shapes, "documents": len(documents), "tokens": tokens}
     for name, times in seconds.items():
@@ -195,7 +205,12 @@ def compare(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--corpus", type=Path, required=True, help="folder of *.jsonl.zst")
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        default=Path("../shared/corpus"),
+        help="folder of *.jsonl.zst, one JSON object with a `text` a line (default: %(default)s)",
+    )
     parser.add_argument("--pairs", nargs="+", default=["256x6,512x8"], help="weak,strong shapes")
     parser.add_argument("--every", type=int, default=400, help="take each n-th document of a file")
     parser.add_argument("--repetitions", type=int, default=5)
@@ -205,6 +220,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=2, help="rows per device")
     parser.add_argument("--loss-chunk", type=int, default=256)
     options = parser.parse_args()
+    if not any(options.corpus.glob("*.jsonl.zst")):
+        parser.error(f"--corpus: {options.corpus} holds no *.jsonl.zst")
     if options.tokenizer:
         tokenizer = Tokenizer.from_file(str(options.tokenizer))
     else:

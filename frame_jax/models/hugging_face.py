@@ -132,23 +132,38 @@ def read_weights(folder: Path, decoder: Decoder) -> Params:
     """
     expected = expected_tensors(decoder)
     params = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), decoder.shapes())
-    holders: dict[str, Path] = {}
+    places = find_tensors(folder, decoder)
+    for path in sorted(set(places.values())):
+        with open_weights(path) as file:
+            for name in (name for name in places if places[name] == path):
+                copy_tensor(file.get_tensor(name), expected[name], params)
+    return params
+
+
+def find_tensors(folder: Path, decoder: Decoder) -> dict[str, Path]:
+    """The file of every tensor of `decoder`. Reads the files' headers, hardly their contents.
+
+    Raises:
+        UserError: naming every missing, extra or misshapen tensor.
+    """
+    expected = expected_tensors(decoder)
+    places: dict[str, Path] = {}
     problems: list[str] = []
     for path in weight_files(folder):
         with open_weights(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
-                if name in holders:
-                    problems.append(f"twice: {name} in {holders[name].name} and {path.name}")
+                if name in places:
+                    problems.append(f"twice: {name} in {places[name].name} and {path.name}")
                 elif name in expected:
-                    problems += copy_tensor(file, name, expected[name], params)
-                holders.setdefault(name, path)
+                    problems += misfits(file.get_slice(name), name, expected[name].shape)
+                places.setdefault(name, path)
     problems += [
         f"extra: {name} in {path.name}"
-        for name, path in holders.items()
-        if name not in expected and not is_repetition(name, path, params)
+        for name, path in places.items()
+        if name not in expected and not is_repetition(name, places)
     ]
     problems += [
-        f"missing: {name} {list(expected[name].shape)}" for name in expected if name not in holders
+        f"missing: {name} {list(expected[name].shape)}" for name in expected if name not in places
     ]
     if problems:
         listing = "\n  ".join(problems)
@@ -156,7 +171,7 @@ def read_weights(folder: Path, decoder: Decoder) -> Params:
             f"{folder} does not hold the model its config.json describes; "
             f"{len(problems)} tensors differ:\n  {listing}"
         )
-    return params
+    return {name: places[name] for name in expected}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -196,29 +211,35 @@ def open_weights(path: Path) -> Any:
         raise UserError(f"{path} is damaged or incomplete ({error}); fetch it again") from error
 
 
-def copy_tensor(file: Any, name: str, tensor: Expected, params: Params) -> list[str]:
-    """Copies a tensor of an open file to its place; returns what is wrong with it, if anything."""
-    stored = file.get_slice(name)
-    shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
-    if shape != tensor.shape:
-        return [f"misshapen: {name} is {list(shape)}, must be {list(tensor.shape)}"]
+def misfits(stored: Any, name: str, shape: tuple[int, ...]) -> list[str]:
+    """What is wrong with a tensor of an open file, if anything."""
+    found, dtype = tuple(stored.get_shape()), stored.get_dtype()
+    if found != shape:
+        return [f"misshapen: {name} is {list(found)}, must be {list(shape)}"]
     if dtype not in DTYPES:
         return [f"unreadable: {name} is {dtype}, must be one of {', '.join(DTYPES)}"]
-    target: Any = params
-    for key in tensor.path:
-        target = target[key]
-    values = file.get_tensor(name)
-    place = ... if tensor.layer is None else tensor.layer
-    target[place] = values.T if tensor.transposed else values
     return []
 
 
-def is_repetition(name: str, path: Path, params: Params) -> bool:
+def copy_tensor(values: np.ndarray, tensor: Expected, params: Params) -> None:
+    """Copies a tensor to its place."""
+    target: Any = params
+    for key in tensor.path:
+        target = target[key]
+    place = ... if tensor.layer is None else tensor.layer
+    target[place] = values.T if tensor.transposed else values
+
+
+def is_repetition(name: str, places: dict[str, Path]) -> bool:
     """Whether an extra tensor says nothing new: rotary frequencies, or the output of a model whose
     output is tied to its embedding."""
     if name.endswith(".rotary_emb.inv_freq"):
         return True
-    if name != OUTER["output"]:
+    pair = (name, OUTER["embedding"])
+    if name != OUTER["output"] or pair[1] not in places:
         return False
-    with open_weights(path) as file:
-        return bool(np.array_equal(file.get_tensor(name).astype(np.float32), params["embedding"]))
+    values = []
+    for tensor in pair:
+        with open_weights(places[tensor]) as file:
+            values.append(file.get_tensor(tensor))
+    return bool(np.array_equal(*values))

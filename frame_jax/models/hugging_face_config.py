@@ -6,6 +6,7 @@ computed is either understood or refused by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,14 @@ SIZES = (
     "num_attention_heads",
     "num_key_value_heads",
 )
+# Settings that may be absent or null, and what they are where they are not.
+OPTIONAL = {
+    "head_dim": (int, "a whole number"),
+    "max_position_embeddings": (int, "a whole number"),
+    "sliding_window": (int, "a whole number"),
+    "layer_types": (list, "a list"),
+    "tie_word_embeddings": (bool, "true or false"),
+}
 
 
 def read_config(settings: dict[str, Any], path: Path, longest: int | None) -> ModelConfig:
@@ -39,6 +48,9 @@ def read_config(settings: dict[str, Any], path: Path, longest: int | None) -> Mo
     family = settings.get("model_type")
     if family == "llama":  # checkpoints older than grouped-query attention
         settings.setdefault("num_key_value_heads", settings.get("num_attention_heads"))
+    for key, (kind, name) in OPTIONAL.items():
+        if settings.get(key) is not None and type(settings[key]) is not kind:
+            raise UserError(f"{path}: {key} is {settings[key]!r}, must be {name}")
     for problem in unsupported(settings, longest):
         raise UserError(f"{path}: {problem}")
     # Qwen3 is the only family whose heads are not hidden_size / num_heads by default.
@@ -63,16 +75,16 @@ def read_config(settings: dict[str, Any], path: Path, longest: int | None) -> Mo
             norm_eps=number(settings["rms_norm_eps"], "rms_norm_eps", path),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
-            tie_embeddings=settings.get("tie_word_embeddings", False),
+            tie_embeddings=settings.get("tie_word_embeddings") or False,
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
 
 def number(value: Any, key: str, path: Path) -> float:
-    """`value` if it is a number."""
-    if not isinstance(value, (int, float)):
-        raise UserError(f"{path}: {key} is {value!r}, must be a number")
+    """`value` if it is a positive number."""
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise UserError(f"{path}: {key} is {value!r}, must be a positive number")
     return float(value)
 
 
@@ -103,11 +115,15 @@ def unsupported(settings: dict[str, Any], longest: int | None) -> Iterator[str]:
     if window is not None and (longest is None or longest > window):
         yield (
             f"attention slides over {window} tokens (sliding_window), which is supported only for "
-            f"sequences of at most {window} tokens" + (f"; these have {longest}" if longest else "")
+            f"sequences of at most {window} tokens"
+            + (f"; these have {longest} (scoring.context)" if longest else "")
         )
     trained = settings.get("max_position_embeddings")
     if longest and trained and longest > trained:
-        yield f"the model reads at most {trained} tokens (max_position_embeddings), not {longest}"
+        yield (
+            f"the model reads at most {trained} tokens (max_position_embeddings), not {longest}; "
+            "a shorter scoring.context fits"
+        )
 
 
 def sliding_window(settings: dict[str, Any]) -> int | None:

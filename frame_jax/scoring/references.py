@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
+
+import jax
+import numpy as np
 
 from frame_jax import checkpoints
 from frame_jax.config import ReferenceModelConfig, RunConfig
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder, read_description
-from frame_jax.models.hugging_face import import_checkpoint
+from frame_jax.models.hugging_face import find_tensors, import_checkpoint, read_decoder
 from frame_jax.models.transformer import Params
 from frame_jax.run_directory import RunDirectory, read_json
 from frame_jax.scoring.tokenizers import require_same_tokenizer
 
 NAMES = ("weak", "strong")
+
+
+def check_imported(config: RunConfig, directory: RunDirectory) -> None:
+    """Refuses an imported model that could not score the corpus, before any work is done for it.
+
+    Raises:
+        UserError: as `load_references` would after the corpus is tokenized.
+    """
+    for name in NAMES:
+        checkpoint = getattr(config.reference, name).checkpoint
+        if checkpoint is None:
+            continue
+        key, folder = f"reference.{name}.checkpoint", Path(checkpoint)
+        if not folder.is_dir():
+            raise UserError(f"{key}: there is no folder {checkpoint}: correct the path")
+        find_tensors(folder, read_decoder(folder, longest=config.scoring.context))
+        if directory.tokenizer.exists():
+            require_same_tokenizer(folder, directory.tokenizer, key)
+        elif config.tokenizer.path is None:
+            raise UserError(
+                f"{key}: this run would train a tokenizer of its own, which {folder} does not "
+                f"read; set tokenizer.path to {folder / 'tokenizer.json'}"
+            )
+        elif (path := Path(config.tokenizer.path).expanduser()).is_file():
+            require_same_tokenizer(folder, path, key)
 
 
 def load_references(
@@ -57,6 +87,15 @@ def load_reference(
             "tokenizer"
         )
     return decoder, params
+
+
+def digest(decoder: Decoder, params: Params) -> str:
+    """A hash of a model's shape and weights, by which it is known wherever its files are."""
+    described = json.dumps(dataclasses.asdict(decoder), sort_keys=True)
+    found = hashlib.blake2b(described.encode(), digest_size=16)
+    for leaf in jax.tree.leaves(params):
+        found.update(np.ascontiguousarray(leaf).data)
+    return found.hexdigest()
 
 
 def special_tokens(directory: RunDirectory) -> dict[str, int]:

@@ -9,7 +9,8 @@ gives it no quadrant.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,19 @@ import pyarrow.parquet as pq
 from frame_jax import progress
 from frame_jax.config import RunConfig
 from frame_jax.errors import UserError
+from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
-from frame_jax.run_directory import RunDirectory, atomic_path, list_parts
+from frame_jax.run_directory import (
+    RunDirectory,
+    atomic_path,
+    list_parts,
+    read_json,
+    write_json,
+)
 from frame_jax.scoring.documents import BatchScores, Scores, score_documents
-from frame_jax.scoring.references import NAMES, load_references, special_tokens
+from frame_jax.scoring.references import NAMES, digest, load_references, special_tokens
 from frame_jax.scoring.step import Scorer
 
 SCORED = [("split", "in", ("train", "held_out"))]
@@ -40,15 +49,21 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         documents, predicted_tokens, and the mean NLL of each model over all parts.
 
     Raises:
-        UserError: for a missing or unfit reference model, or one worse than the uniform
-            distribution.
+        UserError: for a missing or unfit reference model, one worse than the uniform
+            distribution, or one that is not what the other parts were scored with.
     """
     parts = list_parts(directory.tokens, ".parquet")
     missing = [part for part in parts if not scores_path(directory, part).exists()]
     # Every process sees the same missing parts, because none writes before all have looked.
     processes.barrier("score: parts listed")
     if missing:
-        score_parts(config, directory, processes.mine(missing))
+        references = load_references(config, directory)
+        found = {name: digest(*model) for name, model in zip(NAMES, references, strict=True)}
+        if processes.is_first() and len(missing) == len(parts):
+            write_json(models_path(directory), found)
+        processes.barrier("score: models known")
+        require_same_models(models_path(directory), found)
+        score_parts(config, directory, references, processes.mine(missing))
     processes.barrier("score: parts written")
     return summary(directory, parts)
 
@@ -57,9 +72,35 @@ def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
     return directory.scores / tokens_part.name
 
 
-def score_parts(config: RunConfig, directory: RunDirectory, parts: list[Path]) -> None:
+def models_path(directory: RunDirectory) -> Path:
+    """Digests of the models that all parts are scored with, by name."""
+    return directory.scores / "models.json"
+
+
+def require_same_models(path: Path, found: dict[str, str]) -> None:
+    """Refuses to complete scores with other models than those that began them.
+
+    Settings name an imported checkpoint by its path, where other weights may lie by now.
+
+    Raises:
+        UserError: naming the model that differs.
+    """
+    begun = read_json(path) if path.exists() else found
+    for name in NAMES:
+        if begun[name] != found[name]:
+            raise UserError(
+                f"reference.{name}: its weights are not those that the parts in {path.parent} were "
+                "scored with. Put those back, or score everything again: --redo score"
+            )
+
+
+def score_parts(
+    config: RunConfig,
+    directory: RunDirectory,
+    references: Sequence[tuple[Decoder, Params]],
+    parts: list[Path],
+) -> None:
     """Scores `parts` (token shards' parquet files), one after the other."""
-    references = load_references(config, directory)
     scoring = config.scoring
     scorer = Scorer(
         references,
@@ -127,7 +168,7 @@ class Meter:
         self._update, self._vocab_sizes = update, vocab_sizes
         self._documents, self._tokens = 0, 0
         self._nll = np.zeros(len(vocab_sizes))
-        self._checked = False
+        self._checked, self._started = False, time.monotonic()
 
     def add(self, batch: BatchScores) -> None:
         """Counts a batch."""
@@ -135,9 +176,13 @@ class Meter:
         self._tokens += batch.tokens
         self._nll += batch.nll
         weak, strong = self._nll / max(self._tokens, 1)
-        with np.errstate(over="ignore"):  # a broken model's; `check` refuses it
+        rate = self._documents / max(time.monotonic() - self._started, 1e-9)
+        with np.errstate(all="ignore"):  # a broken model's numbers are shown until it is refused
             ppl, pd = np.exp(strong), 1 - np.exp(strong - weak)
-        self._update(batch.tokens, f"{self._documents:,} documents, PPL {ppl:,.1f}, PD {pd:+.3f}")
+        self._update(
+            batch.tokens,
+            f"{self._documents:,} documents, {rate:,.1f} documents/s, PPL {ppl:,.1f}, PD {pd:+.3f}",
+        )
         if self._tokens >= CHECK_TOKENS:
             self.check()
 

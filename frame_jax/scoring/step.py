@@ -172,8 +172,11 @@ def score_rows(
         outer = {name: spec[name] for name in spec if name != "layers"}
         whole = gather({name: shards[name] for name in outer}, outer)
         module = decoder.bind({**whole, "layers": shards["layers"]})
-        hidden = module(
-            inputs, segment_ids, positions, gather=functools.partial(gather, specs=layer_specs)
-        )
-        losses.append(token_nll(hidden, module.unembedding(), targets, chunks))
+        # Left alone, a TPU multiplies float32 operands rounded to bfloat16, a GPU to TF32.
+        precision = "highest" if decoder.compute_dtype == "float32" else None
+        with jax.default_matmul_precision(precision):
+            hidden = module(
+                inputs, segment_ids, positions, gather=functools.partial(gather, specs=layer_specs)
+            )
+            losses.append(token_nll(hidden, module.unembedding(), targets, chunks))
     return jnp.stack(losses)

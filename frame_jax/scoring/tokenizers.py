@@ -6,12 +6,14 @@ PPL and PD compare the two reference models token by token, so both must read th
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
 from frame_jax.errors import UserError
-from frame_jax.run_directory import read_json
 
 # These decide, with the model, how text becomes ids. The other members (post_processor, decoder,
 # padding, truncation) add or undo things that the corpus is tokenised without.
@@ -34,7 +36,7 @@ def require_same_tokenizer(checkpoint: Path, run_tokenizer: Path, key: str) -> N
             "the run's tokenizer; write one with "
             "AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)"
         )
-    found = list(differences(read_json(path), read_json(run_tokenizer)))
+    found = list(differences(read_tokenizer(path), read_tokenizer(run_tokenizer)))
     if found:
         raise UserError(
             f"{key}: the tokenizer of {checkpoint} is not the run's ({run_tokenizer}): "
@@ -43,8 +45,27 @@ def require_same_tokenizer(checkpoint: Path, run_tokenizer: Path, key: str) -> N
         )
 
 
+def read_tokenizer(path: Path) -> dict[str, Any]:
+    """A parsed tokenizer.json, spelled as the installed library spells it.
+
+    Versions spell merges in two ways and leave out what is as by default.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    try:
+        return json.loads(tokenizers.Tokenizer.from_file(str(path)).to_str())
+    except Exception as error:  # the library raises nothing more precise
+        raise UserError(f"{path} is damaged or of an unknown kind ({error})") from error
+
+
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
-    """Each difference between two parsed tokenizer.json that changes ids, in words."""
+    """Each difference between two tokenizers that changes ids, in words.
+
+    Args:
+        theirs: A checkpoint's, as `read_tokenizer` gives it.
+        ours: The run's.
+    """
     kinds = theirs["model"]["type"], ours["model"]["type"]
     if kinds[0] != kinds[1]:
         yield f"it is {kinds[0]}, the run's is {kinds[1]}"
@@ -52,7 +73,14 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
     their_ids, our_ids = token_ids(theirs), token_ids(ours)
     if their_ids != our_ids:
         yield from id_differences(their_ids, our_ids)
-    pairs = merges(theirs), merges(ours)
+    their_words, our_words = found_in_text(theirs), found_in_text(ours)
+    for special in ours["added_tokens"]:  # BOS and EOS are special in a run, whatever they were
+        if special["special"]:
+            their_words.pop(special["content"], None)
+    if their_words != our_words:
+        tokens = sorted({t for t, _ in their_words.items() ^ our_words.items()})
+        yield f"added tokens are found in text by other rules ({', '.join(map(repr, tokens))})"
+    pairs = [value["model"].get("merges") or [] for value in (theirs, ours)]
     if pairs[0] != pairs[1]:
         same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*pairs, strict=False))
         yield (
@@ -60,9 +88,9 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
             f"{len(list(same)):,} agree"
         )
     for part in CUTTING:
-        if essence(theirs.get(part)) != essence(ours.get(part)):
+        if theirs[part] != ours[part]:
             yield f"its {part} is not the same"
-    rest = [essence(value["model"]) for value in (theirs, ours)]
+    rest = [value["model"] for value in (theirs, ours)]
     keys = sorted(k for k in rest[0] | rest[1] if rest[0].get(k) != rest[1].get(k))
     keys = [k for k in keys if k not in ("vocab", "merges") or kinds[0] == "Unigram"]
     if keys:
@@ -90,18 +118,15 @@ def token_ids(tokenizer: dict[str, Any]) -> dict[str, int]:
     vocab = tokenizer["model"]["vocab"]
     if isinstance(vocab, list):  # Unigram: (token, score) in the order of the ids
         vocab = {token: index for index, (token, _) in enumerate(vocab)}
-    return vocab | {added["content"]: added["id"] for added in tokenizer.get("added_tokens") or ()}
+    return vocab | {added["content"]: added["id"] for added in tokenizer["added_tokens"]}
 
 
-def merges(tokenizer: dict[str, Any]) -> list[tuple[str, ...]]:
-    """BPE merges in either of their two spellings, "a b" and ["a", "b"]."""
-    listed = tokenizer["model"].get("merges") or []
-    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in listed]
-
-
-def essence(value: Any) -> Any:
-    """A setting without what is off, which some versions write and others leave out."""
-    if isinstance(value, dict):
-        inner = {key: essence(item) for key, item in value.items()}
-        return {key: item for key, item in inner.items() if item not in (None, False)}
-    return [essence(item) for item in value] if isinstance(value, list) else value
+def found_in_text(tokenizer: dict[str, Any]) -> dict[str, tuple[bool, ...]]:
+    """The added tokens that are cut out of text before all else, and by which rules; the special
+    ones are not, in this project."""
+    rules = ("single_word", "lstrip", "rstrip", "normalized")
+    return {
+        added["content"]: tuple(added[rule] for rule in rules)
+        for added in tokenizer["added_tokens"]
+        if not added["special"]
+    }

@@ -239,6 +239,15 @@ REFUSED: dict[str, tuple[dict, str]] = {
     "heads that do not fit": ({"num_key_value_heads": 3}, "num_kv_heads"),
     "heads of uneven width": ({"head_dim": 3}, "head_dim"),
     "a word for epsilon": ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small'"),
+    "no epsilon": ({"rms_norm_eps": 0}, "rms_norm_eps is 0, must be a positive number"),
+    "a word for the width of a head": ({"head_dim": "8"}, "head_dim is '8'"),
+    "a word for the context": (
+        {"max_position_embeddings": "64"},
+        "max_position_embeddings is '64'",
+    ),
+    "a word for the window": ({"model_type": "mistral", "sliding_window": "32"}, "window is '32'"),
+    "a word for layers": ({"model_type": "qwen2", "layer_types": 2}, "layer_types is 2"),
+    "a word for tied": ({"tie_word_embeddings": "no"}, "tie_word_embeddings is 'no'"),
 }
 
 
@@ -262,4 +271,6 @@ def test_a_sliding_window_that_is_never_felt_is_accepted(tmp_path: Path) -> None
 def test_longer_sequences_than_the_model_was_made_for_are_refused(tmp_path: Path) -> None:
     write(tmp_path)
     import_checkpoint(tmp_path, longest=64)
-    assert "at most 64 tokens (max_position_embeddings), not 65" in refusal(tmp_path, longest=65)
+    message = refusal(tmp_path, longest=65)
+    assert "at most 64 tokens (max_position_embeddings), not 65" in message
+    assert "scoring.context" in message

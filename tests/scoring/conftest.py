@@ -2,12 +2,17 @@
 
 import json
 
-import numpy as np
 import pytest
-from scoring_helpers import BOS, VOCAB, make_documents, make_model, run_config, write_part
+from scoring_helpers import (
+    BOS,
+    VOCAB,
+    make_documents,
+    make_model,
+    run_config,
+    write_model,
+    write_part,
+)
 
-from frame_jax.checkpoints import Checkpointer
-from frame_jax.models.functional import write_description
 from frame_jax.run_directory import RunDirectory
 
 
@@ -34,11 +39,7 @@ def make_run(tmp_path):
             write_part(directory, index, parts)
         models = models or [make_model(1), make_model(2, hidden_size=48)]
         for role, (decoder, params) in zip(("weak", "strong"), models, strict=True):
-            folder = directory.reference(role)
-            write_description(folder, decoder)
-            checkpointer = Checkpointer(folder / "checkpoints", [], "fingerprint")
-            checkpointer.save(3, params, {"unused": np.zeros(1)})
-            checkpointer.close()
+            write_model(directory, role, decoder, params)
         return run_config(directory.root, **scoring), directory
 
     return make

@@ -5,8 +5,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from frame_jax.checkpoints import Checkpointer
 from frame_jax.config import CorpusConfig, ModelConfig, RunConfig, ScoringConfig, SourceConfig
-from frame_jax.models.functional import Decoder
+from frame_jax.models.functional import Decoder, write_description
 from frame_jax.records import write_tokens
 from frame_jax.run_directory import part_name
 
@@ -48,6 +49,15 @@ def write_part(directory, index, count):
         "tokens": [len(tokens) for tokens in documents],
     }
     pq.write_table(pa.table(columns), directory.tokens / part_name(index, count, ".parquet"))
+
+
+def write_model(directory, role, decoder, params):
+    """As the reference phase leaves a model."""
+    folder = directory.reference(role)
+    write_description(folder, decoder)
+    checkpointer = Checkpointer(folder / "checkpoints", [], "fingerprint")
+    checkpointer.save(3, params, {"unused": np.zeros(1)})
+    checkpointer.close()
 
 
 def run_config(root, **scoring):

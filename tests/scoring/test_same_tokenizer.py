@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from frame_jax.errors import UserError
-from frame_jax.scoring.tokenizers import differences, require_same_tokenizer
+from frame_jax.scoring.tokenizers import require_same_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -24,18 +24,26 @@ def tokenizer():
     return json.loads(tokenizer.to_str())
 
 
-def test_a_tokenizer_is_itself_however_it_is_written(tokenizer):
+def write(folder, tokenizer):
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def test_a_tokenizer_is_itself_however_it_is_written(tokenizer, tmp_path):
     other = copy.deepcopy(tokenizer)
-    other["model"]["merges"] = [
-        pair if isinstance(pair, str) else " ".join(pair) for pair in other["model"]["merges"]
-    ]
+    other["model"]["merges"] = [" ".join(pair) for pair in other["model"]["merges"]]
     other["model"]["vocab"] = dict(reversed(other["model"]["vocab"].items()))
-    other["model"].pop("ignore_merges", None)  # absent from older files, false by default
-    other["truncation"] = {"max_length": 512}
+    # Absent from older files.
+    del other["model"]["ignore_merges"], other["pre_tokenizer"]["use_regex"]
+    other["truncation"] = {
+        **{"direction": "Right", "max_length": 512, "strategy": "LongestFirst", "stride": 0}
+    }
     other["post_processor"] = json.loads(
         processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", 0)]).__getstate__()
     )
-    assert list(differences(other, tokenizer)) == []
+    other["added_tokens"][0]["special"] = False  # the run makes its BOS special
+    (tmp_path / "run.json").write_text(json.dumps(tokenizer))
+    require_same_tokenizer(write(tmp_path, other), tmp_path / "run.json", "key")
 
 
 def swap_two_ids(other):
@@ -45,7 +53,16 @@ def swap_two_ids(other):
 
 
 def add_a_token(other):
-    other["added_tokens"].append({"id": 300, "content": "<new>", "special": True})
+    other["added_tokens"].append(added(289, "<new>", special=True))
+
+
+def added(index, content, **rules):
+    off = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"id": index, "content": content, **off, **rules}
+
+
+def find_a_word_in_text(other):
+    other["added_tokens"].append(added(1, "!"))
 
 
 def lose_a_merge(other):
@@ -61,7 +78,7 @@ def other_normalizer(other):
 
 
 def other_model(other):
-    other["model"] = {"type": "WordLevel", "vocab": other["model"]["vocab"]}
+    other["model"] = {"type": "WordLevel", "vocab": other["model"]["vocab"], "unk_token": "!"}
 
 
 def byte_fallback(other):
@@ -73,6 +90,7 @@ def byte_fallback(other):
     [
         (swap_two_ids, r"2 tokens have other ids \('.+' is \d+, not \d+"),
         (add_a_token, r"it has 290 tokens, the run's 289; only it has 1 tokens \('<new>'\)"),
+        (find_a_word_in_text, r"added tokens are found in text by other rules \('!'\)"),
         (lose_a_merge, r"merges, the run's \d+, and only the first \d+ agree"),
         (other_spaces, "its pre_tokenizer is not the same"),
         (other_normalizer, "its normalizer is not the same"),
@@ -83,12 +101,19 @@ def byte_fallback(other):
 def test_what_changes_ids_is_refused_in_words(tokenizer, tmp_path, change, words):
     other = copy.deepcopy(tokenizer)
     change(other)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(other))
+    write(tmp_path, other)
     run = tmp_path / "run.json"
     run.write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match=words) as error:
         require_same_tokenizer(tmp_path, run, "reference.weak.checkpoint")
     assert "reference.weak.checkpoint" in str(error.value)
+
+
+def test_a_damaged_tokenizer_is_named(tokenizer, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(tokenizer))
+    (write(tmp_path, tokenizer) / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"/tokenizer.json is damaged"):
+        require_same_tokenizer(tmp_path, tmp_path / "run.json", "reference.weak.checkpoint")
 
 
 def test_a_checkpoint_without_tokenizer_json_is_refused(tokenizer, tmp_path):

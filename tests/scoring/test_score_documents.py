@@ -1,14 +1,19 @@
 """Scores are a document's own: what else is scored, and how it is arranged, does not matter."""
 
+import functools
+import logging
+
+import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from numpy_decoder import document_nll
 from scoring_helpers import BFLOAT16_TOLERANCE, BOS, LENGTHS, make_documents, make_model
 
 from frame_jax.errors import UserError
 from frame_jax.scoring import documents as documents_module
 from frame_jax.scoring.documents import score_documents
-from frame_jax.scoring.step import Scorer
+from frame_jax.scoring.step import Scorer, score_rows
 
 
 def make_scorer(models, *, context=32, rows=8, loss_chunk=64):
@@ -86,6 +91,25 @@ def test_one_model_scores_what_it_scores_beside_another(scorer, models, document
     both = score(scorer, documents).nll
     alone = score(make_scorer(models[1:]), documents).nll
     np.testing.assert_array_equal(alone[0], both[1])
+
+
+def test_one_program_serves_all_batches(scorer, caplog):
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        scorer = make_scorer([make_model(3)])
+        for lengths in (LENGTHS, (1,), (31,) * 50, (500,), ()):
+            score(scorer, make_documents(lengths=lengths))
+    assert caplog.text.count("Compiling jit(score_rows)") == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_float32_asks_every_backend_for_exact_products(dtype):
+    decoder, params = make_model(1, dtype)
+    specs = jax.tree.map(lambda _: PartitionSpec(), params)
+    function = functools.partial(score_rows, (decoder,), (specs,), loss_chunk=64)
+    program = jax.jit(function).lower((params,), *np.ones((4, 2, 256), np.int32)).as_text()
+    products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+    assert len(products) > 8  # matrices, attention, logits
+    assert all(("HIGHEST" in line) == (dtype == "float32") for line in products)
 
 
 def test_reports_add_up(scorer, documents):

@@ -1,16 +1,18 @@
 """The scoring phase: exact, resumable, refusing what cannot be scored."""
 
+import re
 import weakref
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from numpy_decoder import document_nll
-from scoring_helpers import BOS, LENGTHS, VOCAB, make_documents, make_model
+from scoring_helpers import BOS, LENGTHS, VOCAB, make_documents, make_model, write_model
 
 from frame_jax.errors import UserError
-from frame_jax.run_directory import list_parts
+from frame_jax.run_directory import list_parts, remove
 from frame_jax.scoring import score
+from frame_jax.scoring.documents import BatchScores
 
 
 def test_scores_are_those_of_a_float64_decoder(make_run, models):
@@ -52,6 +54,23 @@ def test_models_are_not_loaded_when_every_part_is_there(make_run, monkeypatch):
     assert score.run(config, directory) == first
 
 
+def test_parts_are_not_completed_with_other_weights(make_run):
+    config, directory = make_run()
+    score.run(config, directory)
+    parts = list_parts(directory.scores, ".parquet")
+    parts[1].unlink()
+    decoder, params = make_model(2, hidden_size=48)
+    params["output"][0, 0] += 1e-3
+    remove(directory.reference("strong"))
+    write_model(directory, "strong", decoder, params)
+    with pytest.raises(UserError, match=r"reference.strong: its weights are not those .*--redo"):
+        score.run(config, directory)
+    assert not parts[1].exists()
+    for part in (parts[0], parts[2]):  # nothing is left to be mixed with
+        part.unlink()
+    score.run(config, directory)
+
+
 def test_one_part_is_in_memory_at_a_time(make_run, monkeypatch):
     config, directory = make_run(parts=4)
     known, alive = [], []
@@ -87,6 +106,16 @@ def test_a_model_whose_perplexity_is_beyond_any_number_is_refused(make_run):
     config, directory = make_run(models=[make_model(2), (decoder, params)])
     with pytest.raises(UserError, match="strong reference model predicts worse than chance"):
         score.run(config, directory)
+
+
+def test_the_meter_shows_speed_ppl_and_pd_whatever_the_numbers(recwarn):
+    shown = []
+    meter = score.Meter(lambda amount, note: shown.append((amount, note)), [VOCAB, VOCAB])
+    meter.add(BatchScores(3, 10, np.log([8.0, 4.0]) * 10))
+    meter.add(BatchScores(1, 10, np.array([1e6, 1e5])))
+    assert [amount for amount, _ in shown] == [10, 10]
+    assert re.match(r"3 documents, [\d.,]+ documents/s, PPL 4.0, PD \+0.500", shown[0][1])
+    assert shown[1][1].startswith("4 documents") and not recwarn
 
 
 def test_weights_that_are_not_numbers_are_refused(make_run):
