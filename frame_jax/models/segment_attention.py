@@ -180,27 +180,20 @@ def _backward(
     inputs = (to_blocks(q, K), to_blocks(grad, K), inner, log_total)
 
     # A block adds to the T places before its end, the first of which are before the row.
-    def block(
-        sums: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, ...]
-    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    def block(sums: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         branch, *operands, row, stop, end = inputs
         branches = [
             functools.partial(attend_backward, keys, values, segment_ids, w) for w in blocks.widths
         ]
-        grad_queries, *parts = jax.lax.switch(branch, branches, *operands, row, stop, end)
-        place, size = (row, 0, end, 0), (1, K, T, head_dim)
-        sums = tuple(
-            jax.lax.dynamic_update_slice(
-                total, jax.lax.dynamic_slice(total, place, size) + part, place
-            )
-            for total, part in zip(sums, parts, strict=True)
-        )
-        return sums, grad_queries
+        grad_queries, parts = jax.lax.switch(branch, branches, *operands, row, stop, end)
+        place, size = (0, row, 0, end, 0), (2, 1, K, T, head_dim)
+        parts += jax.lax.dynamic_slice(sums, place, size)
+        return jax.lax.dynamic_update_slice(sums, parts, place), grad_queries
 
-    zero = jnp.zeros((B, K, 2 * T, head_dim), jnp.float32)
     _, branch, *places = blocks
-    sums, grad_q = jax.lax.scan(block, (zero, zero), (branch, *inputs, *places))
-    grad_k, grad_v = (total[:, :, T:].transpose(0, 2, 1, 3).astype(k.dtype) for total in sums)
+    zero = jnp.zeros((2, B, K, 2 * T, head_dim), jnp.float32)  # for the keys, and for the values
+    sums, grad_q = jax.lax.scan(block, zero, (branch, *inputs, *places))
+    grad_k, grad_v = sums[:, :, :, T:].transpose(0, 1, 3, 2, 4).astype(k.dtype)
     return from_blocks(grad_q, q.shape), grad_k, grad_v, None
 
 
@@ -216,7 +209,7 @@ def attend_backward(
     row: jax.Array,
     stop: jax.Array,
     end: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array]:
     """The derivatives of `attend`, whose other arguments these are.
 
     Beside them come `grad`, the derivative with respect to the mixed values, in the shape of
@@ -224,8 +217,8 @@ def attend_backward(
     `log_total`, as `attend` gives it.
 
     Returns:
-        Derivatives of the queries, in their shape and dtype, and of the T keys and values before
-        `end`, [1, K, T, head_dim] float32.
+        Derivatives of the queries, in their shape and dtype, and of the T keys and the T values
+        before `end`, [2, 1, K, T, head_dim] float32.
     """
     keys, values = slice_keys(k, width, row, end), slice_keys(v, width, row, end)
     T, scale = k.shape[2], queries.shape[-1] ** -0.5
@@ -242,8 +235,9 @@ def attend_backward(
     turned = jax.lax.optimization_barrier(keys.swapaxes(1, 2))
     grad_q = jax.lax.optimization_barrier(_dot("kds,ksq->kdq", turned, by_score))
 
-    grad_k, grad_v = (jnp.pad(x, ((0, 0), (T - width, 0), (0, 0)))[None] for x in (grad_k, grad_v))
-    return grad_q.swapaxes(1, 2).astype(queries.dtype), grad_k, grad_v
+    parts = jnp.stack([grad_k, grad_v])[:, None]
+    parts = jnp.pad(parts, ((0, 0), (0, 0), (0, 0), (T - width, 0), (0, 0)))
+    return grad_q.swapaxes(1, 2).astype(queries.dtype), parts
 
 
 segment_attention.defvjp(_forward, _backward)
