@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
         "--data", default="data", help="where the quadrants' documents will lie (default: data)"
     )
     options.add_argument(
-        "--batch_rows", type=positive, help="sequences in a step of the other trainer (default: here's)"
+        "--batch_rows",
+        type=positive,
+        help="sequences in a step of the other trainer (default: here's)",
     )
     options.add_argument(
         "--sequence_length", type=positive, help="tokens in its sequences (default: here's)"
