@@ -159,11 +159,11 @@ One blend a stage, for `--data-args-path`; `train.sh` starts Megatron-LM once a 
 start. The length is given as `--train-samples`, because many releases cannot cut phases out
 of `--train-iters`; the learning rate is then counted in samples, too (`--lr-decay-samples`,
 `--lr-warmup-samples`). Tokenize first, a prefix a quadrant:
-`cat {trainer.data}/Q3/*.jsonl > Q3.jsonl`, then `tools/preprocess_data.py --input Q3.jsonl --output-prefix {trainer.data}/Q3 --append-eod
---tokenizer-type HuggingFaceTokenizer --tokenizer-model tokenizer`. Because a stage begins its data
-anew, transitions are hard here (a smooth one would repeat what it read ahead), and a quadrant that
-occurs in several stages is read from its start in each. Set TORCHRUN_ARGS, MODEL_ARGS and
-CHECKPOINTS."""
+`cat {trainer.data}/Q3/*.jsonl > Q3.jsonl`, then `tools/preprocess_data.py --input Q3.jsonl
+--output-prefix {trainer.data}/Q3 --append-eod --tokenizer-type HuggingFaceTokenizer
+--tokenizer-model tokenizer`. Because a stage begins its data anew, transitions are hard here (a
+smooth one would repeat what it read ahead), and a quadrant that occurs in several stages is read
+from its start in each. Set TORCHRUN_ARGS, MODEL_ARGS and CHECKPOINTS."""
     files["NOTES.md"] = notes(plan, trainer, text, spans)
     return files
 
