@@ -124,6 +124,21 @@ def test_tasks_stand_beside_a_guess_with_their_errors(finished: Any, tmp_path: P
     assert task_results.final_scores(read_results(RunDirectory(tmp_path))) == {}
 
 
+def test_every_stage_has_a_drop_on_both_sides_in_both_losses(finished: Any) -> None:
+    config, directory = finished
+    report.run(config, directory)
+    page = (directory.report / "index.html").read_text("utf-8")
+    initial = read_results(directory)["frame"]["checkpoints"][0]
+    before_all = f"{initial['overall']['nll_per_token']:.4f} (0)"
+    assert cells(page, "Q3 begins")[4] == before_all
+    for stage in ("Q3", "Q4", "Q1", "Q2"):
+        row = cells(page, f"{stage} begins")
+        training, held_out = row[1:4], [cell.split()[0] for cell in row[4:7]]
+        for before, after, drop in (training, held_out):
+            assert float(drop) > 0
+            assert float(before) - float(after) == pytest.approx(float(drop), abs=2e-3)
+
+
 def test_an_arm_without_a_task_has_a_dash() -> None:
     def score(task: str, step: int, accuracy: float, error: float | None = 0.01) -> dict[str, Any]:
         scores = {"accuracy": accuracy, "accuracy_norm": accuracy, "truncated": 0}
