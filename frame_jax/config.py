@@ -332,7 +332,8 @@ class TrainingConfig:
             memory; the sum is that of the whole batch.
         z_loss: Weight of the squared log of the softmax denominator in the objective; the reported
             loss leaves it out. 1e-4 is usual where training is unstable.
-        milestones: Checkpoints kept for evaluation, evenly spaced, beside one a stage end.
+        milestones: Checkpoints kept for evaluation, evenly spaced, beside the initial weights and
+            one a stage end.
         checkpoint_seconds: Seconds between rolling checkpoints.
         max_bad_steps: Training stops after this many steps in a row whose loss or gradient is not a
             number; no such step is applied.

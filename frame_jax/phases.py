@@ -212,12 +212,13 @@ def check_current(directory: RunDirectory, unit: Unit, expected: Expected) -> No
     marker = read_marker(directory, unit)
     if marker is None or marker["fingerprint"] == expected.fingerprint or unit.phase == "report":
         return
-    old, new = marker["settings"], expected.settings
-    changed = [
-        f"  {key}: {old.get(key)!r} then, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    settings = marker["settings"], expected.settings
+    changed = []
+    for key in sorted(settings[0].keys() | settings[1].keys()):
+        # A release may add a setting, and null is a value.
+        old, new = (repr(at[key]) if key in at else "no such setting" for at in settings)
+        if old != new:
+            changed.append(f"  {key}: {old} then, {new} now")
     changed += [
         f"  its input `{name}` has changed"
         for name, fingerprint in expected.inputs.items()

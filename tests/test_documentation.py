@@ -173,7 +173,7 @@ def test_every_command_is_known_and_none_hides_in_the_text() -> None:
 def test_every_link_leads_somewhere() -> None:
     for page in PAGES:
         for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text("utf-8")):
-            if "://" not in link and not link.endswith(".png"):
+            if "://" not in link:
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 

@@ -208,11 +208,29 @@ def test_trainers_that_restart_a_stage_s_data_get_hard_stages(run) -> None:
         ]
     transitions = ",".join(map(str, ends[:-1]))
     assert blends["train.sh"].count(f"--phase-transition-iterations {transitions} ") == 4
+    # Megatron-LM compares phases with --train-samples, which --train-iters leaves None.
+    assert blends["train.sh"].count(f"--train-samples {ends[-1] * BATCH} ") == 4
+    assert "--train-iters" not in blends["train.sh"]
     config = yaml.safe_load(FORMATS["nanotron"](plan, trainer)["nanotron.yaml"])
     begins = [stage["start_training_step"] for stage in config["data_stages"]]
     assert begins == [1, *(end + 1 for end in ends[:-1])]
     assert config["data_stages"][0]["data"]["dataset"]["dataset_folder"] == ["gs://bucket/Q3"]
     assert config["tokens"]["train_steps"] == ends[-1]
+
+
+@pytest.mark.parametrize(("curriculum", "batch_rows"), [("twice", 4), ("hard", 60)])
+def test_nanotron_accepts_the_stages(run, curriculum, batch_rows) -> None:
+    """Its rules: unique names, rising first steps of which the lowest is 1, weights by folder."""
+    plan = make_plan(*run, curriculum)
+    trainer = Trainer(batch_rows, LENGTH, "data", ".jsonl")
+    config = yaml.safe_load(FORMATS["nanotron"](plan, trainer)["nanotron.yaml"])
+    found = config["data_stages"]
+    assert len({stage["name"] for stage in found}) == len(found)
+    begins = [stage["start_training_step"] for stage in found]
+    assert begins[0] == 1 and begins == sorted(set(begins))
+    assert begins[-1] <= config["tokens"]["train_steps"]
+    for dataset in (stage["data"]["dataset"] for stage in found):
+        assert len(dataset["dataset_folder"]) == len(dataset["dataset_weights"])
 
 
 def test_maxtext_finds_every_component_in_every_stage(run) -> None:
@@ -269,6 +287,7 @@ def test_what_cannot_be_exported_is_said(run, tmp_path, capsys) -> None:
         ([root, "--curriculum", "nothing", "--to", "levanter"], "there are: frame, hard"),
         ([root, "--to", "maxtext", "--shards", "jsonl"], "choose --shards arrayrecord"),
         ([str(tmp_path), "--to", "levanter"], "up to partition first"),
+        ([root, "--to", "nanotron", "--batch_rows", "100000"], "lower --batch_rows"),
     ):
         assert main([*arguments, "--out", out]) == 2
         assert message in capsys.readouterr().err

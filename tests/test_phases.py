@@ -7,7 +7,7 @@ import pytest
 from frame_jax import phases, run_directory
 from frame_jax.config import RunConfig, parse
 from frame_jax.errors import UserError
-from frame_jax.run_directory import RunDirectory, write_json
+from frame_jax.run_directory import RunDirectory, read_json, write_json
 
 
 def config(*overrides: str) -> RunConfig:
@@ -71,6 +71,18 @@ def test_a_changed_setting_makes_its_unit_and_all_later_ones_stale(tmp_path: Pat
     assert "input `pretrain-frame` has changed" in refused["evaluate-frame"]
     everything = {unit.name for unit in phases.units(config())} - {"report"}
     assert set(stale(directory, config("--seed=1"))) == everything
+
+
+def test_a_setting_that_a_release_adds_is_named_even_where_it_is_null(tmp_path: Path) -> None:
+    directory, run = RunDirectory(tmp_path), config()
+    complete(directory, run)
+    marker = read_json(directory.marker("pretrain-frame"))
+    assert marker["settings"].pop("pretrain.training.steps", "missing") is None
+    write_json(
+        directory.marker("pretrain-frame"), marker | {"fingerprint": "of the release before"}
+    )
+    message = stale(directory, run)["pretrain-frame"]
+    assert "pretrain.training.steps: no such setting then, None now" in message
 
 
 def test_changed_corpus_files_are_noticed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import string
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,19 @@ def parse(line: str, where: str) -> Item:
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise UserError(f"{where}: answer must be an index from 0 to {len(choices) - 1}")
     return Item(value["question"], tuple(choices), answer, str(value.get("subject") or ""))
+
+
+def blind_accuracy(items: list[Item]) -> float:
+    """The best accuracy of a rule that reads no question: one place, or the longest choice. [ours]
+
+    Of several longest choices the first is taken; length is in characters.
+    """
+    places = Counter(item.answer for item in items)
+    longest = sum(
+        max(range(len(item.choices)), key=lambda i: len(item.choices[i])) == item.answer
+        for item in items
+    )
+    return max(longest, *places.values()) / len(items)
 
 
 def spread(items: list[Item], count: int | None) -> list[Item]:

@@ -25,7 +25,7 @@ from frame_jax.config import RunConfig, TaskConfig
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.evaluation.checkpoint_scorer import checkpoint_scorers
-from frame_jax.evaluation.items import Item, answers, prompts, read_items, spread
+from frame_jax.evaluation.items import Item, answers, blind_accuracy, prompts, read_items, spread
 from frame_jax.evaluation.likelihood import continuation_sums, encode
 from frame_jax.parallel import processes
 from frame_jax.run_directory import RunDirectory, atomic_path, part_name
@@ -48,10 +48,11 @@ def run(
     Returns:
         What RUN/evaluation/<curriculum>.json holds under `tasks`: for each checkpoint and task
         {step, tokens (trained on), stages (names of those that end there), task, shots, items,
-        chance, accuracy, accuracy_stderr, accuracy_norm, accuracy_norm_stderr, truncated (items
-        whose prompt did not fit), subjects}. `accuracy` takes the choice with the largest
-        log-likelihood, `accuracy_norm` that with the largest log-likelihood a UTF-8 byte. A
-        standard error is that of a mean over independent items (null for a single item).
+        chance, blind, accuracy, accuracy_stderr, accuracy_norm, accuracy_norm_stderr, truncated
+        (items whose prompt did not fit), subjects}. `chance` is what a guess scores, `blind` the
+        best rule that reads no question (`items.blind_accuracy`). `accuracy` takes the choice with
+        the largest log-likelihood, `accuracy_norm` that with the largest log-likelihood a UTF-8
+        byte. A standard error is that of a mean over independent items (null for a single item).
         `subjects` is {subject: {items, accuracy, accuracy_norm}}, empty where there is only one.
 
     Raises:
@@ -75,9 +76,11 @@ def run(
     if missing:
         score_missing(config, directory, curriculum, missing, items)
     processes.barrier(f"tasks {curriculum}: parts written")
+    blind = {name: blind_accuracy(found) for name, found in items.items()}
     return [
         {
             **place(plan, step),
+            "blind": blind[task.name],
             **result(task, [p.path for p in parts if (p.step, p.task) == (step, task)]),
         }
         for step in steps

@@ -22,6 +22,13 @@ from frame_jax.models.hugging_face_export import write_tokenizer
 from frame_jax.run_directory import RunDirectory, read_json
 
 
+def positive(text: str) -> int:
+    """A number of at least 1, from the command line."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return number
+
+
 def parser() -> argparse.ArgumentParser:
     """Options of the command line."""
     options = argparse.ArgumentParser(
@@ -39,10 +46,12 @@ def parser() -> argparse.ArgumentParser:
         "--data", default="data", help="where the quadrants' documents will lie (default: data)"
     )
     options.add_argument(
-        "--batch_rows", type=int, help="sequences in a step of the other trainer (default: here's)"
+        "--batch_rows",
+        type=positive,
+        help="sequences in a step of the other trainer (default: here's)",
     )
     options.add_argument(
-        "--sequence_length", type=int, help="tokens in its sequences (default: here's)"
+        "--sequence_length", type=positive, help="tokens in its sequences (default: here's)"
     )
     return options
 

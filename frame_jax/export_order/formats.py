@@ -111,13 +111,16 @@ def maxtext(plan: Plan, trainer: Trainer) -> Files:
         launches.append(
             f'python3 -m maxtext.trainers.pre_train.train "$CONFIG" run_name="$RUN_NAME" '
             f"dataset_type=grain grain_file_type=arrayrecord "
+            f"tokenizer_type=huggingface tokenizer_path=tokenizer "
+            f"max_target_length={trainer.sequence_length} "
             f"grain_train_mixture_config_path={name} steps={span.stop} "
             f"learning_rate_schedule_steps={spans[-1].stop}  # {span.name}"
         )
     files["train.sh"] = "\n".join(launches) + "\n"
-    text = """
+    text = f"""
 One mixture file a stage, for `dataset_type=grain`; `train.sh` starts MaxText once a stage, each
-time from the checkpoint of the stage before and up to a later `steps`. Set CONFIG and RUN_NAME. All
+time from the checkpoint of the stage before and up to a later `steps`. Set CONFIG and RUN_NAME, and
+`per_device_batch_size` so that all devices together have {trainer.batch_rows} sequences. All
 quadrants are in every file under the same names, so that MaxText finds each one's place again after
 a change of weights and reads no document twice. Grain mixtures need ArrayRecord files
 (`--shards arrayrecord`: records are tf.train.Example with `text`). Inside a stage the weights are
@@ -143,21 +146,24 @@ def megatron(plan: Plan, trainer: Trainer) -> Files:
         phases = f"--phase-transition-iterations {transitions} " if transitions else ""
         launches.append(
             f'torchrun $TORCHRUN_ARGS pretrain_gpt.py $MODEL_ARGS --load "$CHECKPOINTS" '
-            f'--save "$CHECKPOINTS" --data-args-path {name} --split 100,0,0 '
+            f'--save "$CHECKPOINTS" --data-args-path {name} --split 100,0,0 --eval-iters 0 '
             f"{phases}--global-batch-size {trainer.batch_rows} "
-            f"--seq-length {trainer.sequence_length} --train-iters {spans[-1].stop}"
-            f"  # {span.name}, ends at {span.stop}"
+            f"--seq-length {trainer.sequence_length} "
+            f"--train-samples {spans[-1].stop * trainer.batch_rows}"
+            f"  # {span.name}, ends at iteration {span.stop}"
         )
     files["train.sh"] = "\n".join(launches) + "\n"
     text = f"""
 One blend a stage, for `--data-args-path`; `train.sh` starts Megatron-LM once a stage. With
 `--phase-transition-iterations` it saves and stops at each boundary and begins the next blend at its
-start. Tokenize first, a prefix a quadrant: `cat {trainer.data}/Q3/*.jsonl > Q3.jsonl`, then
-`tools/preprocess_data.py --input Q3.jsonl --output-prefix {trainer.data}/Q3 --append-eod
---tokenizer-type HuggingFaceTokenizer --tokenizer-model tokenizer`. Because a stage begins its data
-anew, transitions are hard here (a smooth one would repeat what it read ahead), and a quadrant that
-occurs in several stages is read from its start in each. Set TORCHRUN_ARGS, MODEL_ARGS and
-CHECKPOINTS."""
+start. The length is given as `--train-samples`, because many releases cannot cut phases out
+of `--train-iters`; the learning rate is then counted in samples, too (`--lr-decay-samples`,
+`--lr-warmup-samples`). Tokenize first, a prefix a quadrant:
+`cat {trainer.data}/Q3/*.jsonl > Q3.jsonl`, then `tools/preprocess_data.py --input Q3.jsonl
+--output-prefix {trainer.data}/Q3 --append-eod --tokenizer-type HuggingFaceTokenizer
+--tokenizer-model tokenizer`. Because a stage begins its data anew, transitions are hard here (a
+smooth one would repeat what it read ahead), and a quadrant that occurs in several stages is read
+from its start in each. Set TORCHRUN_ARGS, MODEL_ARGS and CHECKPOINTS."""
     files["NOTES.md"] = notes(plan, trainer, text, spans)
     return files
 
@@ -168,7 +174,7 @@ def nanotron(plan: Plan, trainer: Trainer) -> Files:
     config = {
         "data_stages": [
             {
-                "name": span.name,
+                "name": f"{number} {span.name}",  # a name may not occur twice
                 "start_training_step": span.first + 1,
                 "data": {
                     "dataset": {
@@ -179,16 +185,21 @@ def nanotron(plan: Plan, trainer: Trainer) -> Files:
                     "seed": 42,
                 },
             }
-            for span in spans
+            for number, span in enumerate(spans, 1)
             for used in [{cell: share for cell, share in span.mixture.items() if share > 0}]
         ],
         "tokens": {"sequence_length": trainer.sequence_length, "train_steps": spans[-1].stop},
+        "tokenizer": {"tokenizer_name_or_path": "tokenizer"},
     }
+    reader = trainer.suffix.lstrip(".")
     text = f"""
-`nanotron.yaml` holds `data_stages` and the two token settings that belong to them; merge it into
-your config. Steps count from 1. The global batch is dp x micro_batch_size x
+`nanotron.yaml` holds `data_stages` and the settings that belong to them; merge it into your
+config. Steps count from 1. The global batch is dp x micro_batch_size x
 batch_accumulation_per_replica: make it {trainer.batch_rows}. Tokenize each quadrant's documents
-into its folder first, with nanotron's `tools/preprocess_data.py`. nanotron begins every stage's
+first, beside them: `python3 tools/preprocess_data.py --tokenizer-name-or-path tokenizer
+--eos-token EOS --reader {reader} --dataset {trainer.data}/Q3 --glob-pattern '*{trainer.suffix}'
+--output-folder {trainer.data}/Q3`, with the `eos_token` of `tokenizer/tokenizer_config.json` for
+EOS. nanotron requires the tokenizer's name here and there to be the same. It begins every stage's
 data anew, so transitions are hard here, and a quadrant that occurs in several stages is read from
 its start in each."""
     return {"nanotron.yaml": as_yaml(config), "NOTES.md": notes(plan, trainer, text, spans)}

@@ -86,31 +86,33 @@ def make_plan(config: RunConfig, directory: RunDirectory, curriculum: str) -> Pl
 
 
 def stages(plan: Plan, trainer: Trainer, *, smooth: bool) -> list[Span]:
-    """The stages of the whole run, epochs included.
+    """The stages of the whole run, epochs included, but for those shorter than a step.
 
     Args:
         plan: The curriculum.
         trainer: Whose steps to count.
         smooth: Whether a stage's mixture is what it gets with its transitions; otherwise it is the
             stage's own, as if all transitions were hard.
+
+    Raises:
+        UserError: if the whole run is shorter than half a step.
     """
     schedule = plan.schedule
     spans = []
     for epoch in range(schedule.epochs):
         for stage in schedule.stages:
-            if stage.stop == stage.start:
-                continue
             start, stop = (epoch * schedule.epoch_rows + row for row in (stage.start, stage.stop))
+            first, last = trainer.step(plan, start), trainer.step(plan, stop)
+            if first == last:
+                continue
             counts = np.array(stage.cell_rows) / (stage.stop - stage.start)
             shares = schedule.mixture(stage.start, stage.stop) if smooth else counts
-            spans.append(
-                Span(
-                    stage.name,
-                    trainer.step(plan, start),
-                    trainer.step(plan, stop),
-                    mixture(schedule, shares),
-                )
-            )
+            spans.append(Span(stage.name, first, last, mixture(schedule, shares)))
+    if not spans:
+        raise UserError(
+            f"the run has {schedule.rows * plan.sequence_length:,} tokens, less than a step of "
+            f"{trainer.batch_rows:,} x {trainer.sequence_length:,}: lower --batch_rows"
+        )
     return spans
 
 

@@ -56,6 +56,7 @@ class Figure:
 Piece = Html | Figure
 
 TASK_PANELS = 12  # drawn; the table has them all
+SPEED_POINTS = 120  # of a curve: speed jitters more than it says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,9 +211,10 @@ def speed(run: Trained, directory: RunDirectory) -> list[Piece]:
         (arm, read_description(folder), training_curves.speed(arm))
         for arm, folder in zip([*references, *run.arms], folders, strict=True)
     ]
+    series = [row for arm in run.arms for row in training_curves.series(arm, SPEED_POINTS)]
     return [
         tag("h2", "Models and speed"),
-        Figure("throughput", [figures.throughput(run.series, run.names)]),
+        Figure("throughput", [figures.throughput(series, run.names)]),
         sections.models_table(models),
         tag("p", notes.SPEED, class_="note"),
     ]

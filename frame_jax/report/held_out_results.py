@@ -30,7 +30,10 @@ def slices(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def curve_rows(results: dict[str, Result]) -> list[dict[str, Any]]:
-    """Rows of arm, step, tokens, slice, nll and bits_per_byte for every kept checkpoint."""
+    """Rows of arm, step, tokens, slice, nll and bits_per_byte for every kept checkpoint.
+
+    The initial weights are left out: next to their loss, all later ones look alike.
+    """
     return [
         {
             "arm": arm,
@@ -42,6 +45,7 @@ def curve_rows(results: dict[str, Result]) -> list[dict[str, Any]]:
         }
         for arm, result in results.items()
         for checkpoint in result["checkpoints"]
+        if checkpoint["step"] > 0
         for label, measured in slices(checkpoint).items()
     ]
 

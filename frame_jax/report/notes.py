@@ -18,7 +18,8 @@ DROPS = (
 DROPS_WINDOWS = (
     "Training losses are means over {window:.0%} of the run, {gap:.0%} of it off the boundary, "
     "where stages mix; before the first stage stands the loss of the very first step. Held-out "
-    "losses are those of the nearest kept checkpoints. A positive drop is a fall."
+    "losses are those of the last kept checkpoint before the stage begins, the initial weights for "
+    "the first one, and of the next one kept. A positive drop is a fall."
 )
 HELD_OUT = (
     "Every order is measured on the same held-out documents, none of which was trained on. They "
@@ -30,8 +31,10 @@ DIFFERENCE = "Below zero is better than the {baseline} order at the same number 
 TASKS = (
     "Percent of the questions answered right, ± one standard error over the questions: the answer "
     "given is the choice with the largest log-likelihood or, in brackets, with the largest "
-    "log-likelihood a byte. Bold is more than two standard errors above a guess. Orders share the "
-    "questions, so their errors are not independent; and none covers the seed of a training run."
+    "log-likelihood a byte. A blind rule reads no question: it takes always the same place or "
+    "always the longest choice. Bold is more than two standard errors above a guess and the best "
+    "such rule. Orders share the questions, so their errors are not independent; and none covers "
+    "the seed of a training run."
 )
 TASK_CURVES = "Accuracy at the ends of stages, ± one standard error. Dashed: a guess."
 MIXTURE = "Share of each quadrant in the rows of the batches."

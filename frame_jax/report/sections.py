@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +22,20 @@ from frame_jax.report.html import Html, join, table, tag
 from frame_jax.report.training_curves import Arm, TrainingDrop
 
 NONE = "–"
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
 def number(value: float | None, form: str = ".4f") -> str:
     """`value` as text; a dash where there is none."""
     return NONE if value is None else format(value, form)
+
+
+def si(value: float | None) -> str:
+    """`value` in three digits and a unit prefix, as in 81.4 G; a dash where there is none."""
+    if value is None:
+        return NONE
+    power = min(max(math.floor(math.log10(value) / 3), 0), len(PREFIXES) - 1) if value else 0
+    return f"{value / 1000**power:.3g} {PREFIXES[power]}".strip()
 
 
 def headline(results: dict[str, Result], against: dict[str, tuple[float, float]]) -> Html:
@@ -41,7 +51,7 @@ def headline(results: dict[str, Result], against: dict[str, tuple[float, float]]
     if against:
         arm = best if best in against else min(against, key=lambda name: against[name][0])
         mean, error = against[arm]
-        side = "below" if mean < 0 else "above"
+        side = "below (better than)" if mean < 0 else "above (worse than)"
         doubt = ", less than two standard errors" if abs(mean) < 2 * error else ""
         text.append(f" {arm} is {abs(mean):.4f} ± {error:.4f} {side} {BASELINE}{doubt}.")
     return tag("p", *text, class_="lead")
@@ -239,7 +249,7 @@ def models_table(models: Sequence[tuple[Arm, Decoder, dict[str, float | None]]])
                 number(speed["final_loss"]),
                 number(speed["seconds"], ",.0f"),
                 number(speed["tokens_per_second"], ",.0f"),
-                number(speed["tokens_per_second"] and speed["tokens_per_second"] * flops, ".3e"),
+                si(speed["tokens_per_second"] and speed["tokens_per_second"] * flops),
                 number(speed["mfu"], ".1%"),
                 number(speed["goodput"], ".1%"),
             ]
@@ -251,8 +261,8 @@ def models_table(models: Sequence[tuple[Arm, Decoder, dict[str, float | None]]])
         "tokens",
         "training loss at the end",
         "seconds in steps",
-        "tokens / s",
-        "model FLOP / s",
+        "tokens\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}s",
+        "model FLOP\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}s",
         "MFU",
         "goodput",
     ]

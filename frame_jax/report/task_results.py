@@ -68,7 +68,7 @@ def mean_score(scores: list[Score]) -> Score:
 
     found: Score = {
         key: sum(score[key] for score in scores) / len(scores)
-        for key in ("accuracy", "accuracy_norm", "chance")
+        for key in ("accuracy", "accuracy_norm", "chance", "blind")
     }
     return found | {key: error(key) for key in ("accuracy_stderr", "accuracy_norm_stderr")}
 
@@ -80,27 +80,34 @@ def task_table(finals: dict[str, dict[str, Score]], arms: list[str]) -> Html:
         any_score = next(iter(scores.values()))  # questions and shots are the same for every arm
         about = f"{any_score['items']:,} questions, {any_score['shots']} shots"
         name = join([task, tag("span", f" {about}", class_="note")])
-        rows.append([name, percent(any_score["chance"]), *(cell(scores.get(a)) for a in arms)])
+        blind = [percent(any_score["chance"]), percent(any_score["blind"])]
+        rows.append([name, *blind, *(cell(scores.get(a)) for a in arms)])
     if len(finals) > 1:
         whole = [arm for arm in arms if all(arm in scores for scores in finals.values())]
         means = {arm: mean_score([scores[arm] for scores in finals.values()]) for arm in whole}
         if means:
-            chance = percent(means[whole[0]]["chance"])
-            rows.append([MEAN, chance, *(cell(means.get(arm)) for arm in arms)])
-    return table(["task", "a guess", *arms], rows)
+            blind = [percent(means[whole[0]][key]) for key in ("chance", "blind")]
+            rows.append([MEAN, *blind, *(cell(means.get(arm)) for arm in arms)])
+    return table(["task", "a guess", "best blind rule", *arms], rows)
 
 
 def cell(score: Score | None) -> str:
-    """Accuracies in percent; bold where they are more than two errors above those of a guess."""
+    """Accuracies in percent, one where both are the same; bold where something was learned.
+
+    That is where an accuracy is more than two errors above what needs no question, a guess or the
+    best blind rule.
+    """
     if score is None:
         return "–"
 
     def measured(key: str) -> Html:
         value, error = score[key], score[f"{key}_stderr"]
         text = percent(value) if error is None else f"{percent(value)} ± {percent(error)}"
-        learned = error is not None and value - 2 * error > score["chance"]
+        learned = error is not None and value - 2 * error > max(score["chance"], score["blind"])
         return tag("span", text, class_="best" if learned else None)
 
+    if score["accuracy"] == score["accuracy_norm"]:  # letters have one length
+        return measured("accuracy")
     return join([measured("accuracy"), " (", measured("accuracy_norm"), ")"])
 
 

@@ -64,13 +64,15 @@ class Job:
 
 
 def kept_steps(job: Job) -> list[int]:
-    """Steps whose checkpoints stay: every stage end, the milestones, and the last."""
+    """Steps whose checkpoints stay: 0, every stage end, the milestones, and the last.
+
+    0, the initial weights, is where the first stage's drop begins.
+    """
     ends = {-(-int(row) // job.training.batch_rows) for row in job.selection.schedule.boundaries}
     even = {
-        round(job.steps * i / job.training.milestones)
-        for i in range(1, job.training.milestones + 1)
+        round(job.steps * i / job.training.milestones) for i in range(job.training.milestones + 1)
     }
-    return sorted(step for step in ends | even if 0 < step <= job.steps)
+    return sorted(step for step in ends | even if step <= job.steps)
 
 
 def check_batch(job: Job, mesh: Mesh) -> None:

@@ -115,6 +115,8 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
     trace = Trace(job.folder / "profile", job.profile)
     tokens = job.training.batch_rows * job.sequence_length
     interval = job.steps  # until the steps have been timed
+    if checkpointer.latest() is None:
+        checkpointer.save(0, state.params, state.optimizer)
     timer = time.perf_counter()
 
     with (

@@ -118,7 +118,7 @@ def answers(model, tasks: Path, names: list[str]) -> dict[str, list]:
 def ours(prepared):
     from frame_jax.evaluation.lm_eval_adapter import FrameJaxModel
 
-    return FrameJaxModel(str(prepared[1].root), rows_per_device=3, compute_dtype="float32")
+    return FrameJaxModel(str(prepared[1].root), rows_per_device=3)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from frame_jax.config import EvaluationConfig, TaskConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.evaluation import tasks
-from frame_jax.evaluation.items import prompts, read_items
+from frame_jax.evaluation.items import blind_accuracy, parse, prompts, read_items
 from frame_jax.evaluation.likelihood import encode
 from frame_jax.parallel import processes
 from frame_jax.run_directory import read_json
@@ -226,3 +226,14 @@ def test_a_line_that_is_no_item_is_named(tmp_path, line, message) -> None:
     path.write_text('{"question": "q", "choices": ["a", "b"], "answer": 1}\n' + line + "\n")
     with pytest.raises(UserError, match=message):
         read_items(path)
+
+
+def test_a_blind_rule_takes_one_place_or_the_longest_choice() -> None:
+    def items(*questions: tuple[list[str], int]):
+        lines = [{"question": "?", "choices": c, "answer": a} for c, a in questions]
+        return [parse(json.dumps(line), "here") for line in lines]
+
+    one_place = items((["a", "bb"], 0), (["a", "bb"], 0), (["a", "bb"], 0), (["aa", "b"], 1))
+    assert blind_accuracy(one_place) == 0.75
+    longest = items((["aaa", "b"], 0), (["a", "bb"], 1), (["a", "b", "cc"], 2), (["a", "bb"], 0))
+    assert blind_accuracy(longest) == 0.75

@@ -129,7 +129,7 @@ def write_arm(directory: RunDirectory, arm: str, steps: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     names = STAGES[arm]
     edges = [round(steps * i / len(names)) for i in range(len(names) + 1)]
-    kept = sorted({*edges[1:], *(round(steps * i / 8) for i in range(1, 9))})
+    kept = sorted({*edges, *(round(steps * i / 8) for i in range(9))})
     plan = {
         "steps": steps,
         "batch_rows": BATCH_ROWS,
@@ -247,6 +247,7 @@ def task_scores(plan: dict[str, Any], offset: float) -> list[dict[str, Any]]:
             "shots": 5 if task == "letters" else 0,
             "items": items,
             "chance": 0.25,
+            "blind": 0.3 if task == "letters" else 0.25,
             "accuracy": accuracy,
             "accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / (items - 1)),
             "accuracy_norm": accuracy + 0.01,

@@ -111,10 +111,10 @@ def test_tasks_stand_beside_a_guess_with_their_errors(finished: Any, tmp_path: P
     report.run(config, directory)
     page = (directory.report / "index.html").read_text("utf-8")
     # By hand: sqrt(0.45 * 0.55 / 999) = 1.57%, sqrt(0.26 * 0.74 / 100) = 4.39%.
-    assert cells(page, "letters")[:2] == ["25.0", "45.0 ± 1.6 (46.0 ± 1.6)"]
-    assert cells(page, "cloze")[1] == "26.0 ± 4.4 (27.0 ± 4.4)"
+    assert cells(page, "letters")[:3] == ["25.0", "30.0", "45.0 ± 1.6 (46.0 ± 1.6)"]
+    assert cells(page, "cloze")[2] == "26.0 ± 4.4 (27.0 ± 4.4)"
     # The mean of both, its error half of the root of the sum of squares.
-    assert cells(page, "mean of the tasks")[1] == "35.5 ± 2.3 (36.5 ± 2.3)"
+    assert cells(page, "mean of the tasks")[2] == "35.5 ± 2.3 (36.5 ± 2.3)"
     assert '<span class="best">45.0 ± 1.6</span>' in page
     assert '<span class="best">26.0' not in page
     assert "lost their beginning to fit: cloze 7 of 101." in page
@@ -124,9 +124,25 @@ def test_tasks_stand_beside_a_guess_with_their_errors(finished: Any, tmp_path: P
     assert task_results.final_scores(read_results(RunDirectory(tmp_path))) == {}
 
 
+def test_every_stage_has_a_drop_on_both_sides_in_both_losses(finished: Any) -> None:
+    config, directory = finished
+    report.run(config, directory)
+    page = (directory.report / "index.html").read_text("utf-8")
+    initial = read_results(directory)["frame"]["checkpoints"][0]
+    before_all = f"{initial['overall']['nll_per_token']:.4f} (0)"
+    assert cells(page, "Q3 begins")[4] == before_all
+    for stage in ("Q3", "Q4", "Q1", "Q2"):
+        row = cells(page, f"{stage} begins")
+        training, held_out = row[1:4], [cell.split()[0] for cell in row[4:7]]
+        for before, after, drop in (training, held_out):
+            assert float(drop) > 0
+            assert float(before) - float(after) == pytest.approx(float(drop), abs=2e-3)
+
+
 def test_an_arm_without_a_task_has_a_dash() -> None:
     def score(task: str, step: int, accuracy: float, error: float | None = 0.01) -> dict[str, Any]:
-        scores = {"accuracy": accuracy, "accuracy_norm": accuracy, "chance": 0.5, "truncated": 0}
+        scores = {"accuracy": accuracy, "accuracy_norm": accuracy, "truncated": 0}
+        scores |= {"chance": 0.5, "blind": 0.75}
         errors = {"accuracy_stderr": error, "accuracy_norm_stderr": error}
         place = {"step": step, "tokens": 64 * step, "stages": ["Q3"], "task": task}
         return {**place, **scores, **errors, "items": 1, "shots": 0}
@@ -142,9 +158,10 @@ def test_an_arm_without_a_task_has_a_dash() -> None:
         "b": ["frame"],
     }
     html = task_results.task_table(finals, list(results))
-    assert cells(html, "a")[1:] == ["90.0 ± 1.0 (90.0 ± 1.0)", "60.0 ± 1.0 (60.0 ± 1.0)", "–"]
-    assert cells(html, "b")[1:] == ["50.0 (50.0)", "–", "–"]
-    assert cells(html, "mean")[1:] == ["70.0 (70.0)", "–", "–"]
+    assert cells(html, "a")[1:] == ["75.0", "90.0 ± 1.0", "60.0 ± 1.0", "–"]
+    assert '<span class="best">90.0' in html and '<span class="best">60.0' not in html
+    assert cells(html, "b")[1:] == ["75.0", "50.0", "–", "–"]
+    assert cells(html, "mean")[1:] == ["75.0", "70.0", "–", "–"]
     curve = task_results.curve_rows(results)
     assert [(row["arm"], row["task"], row["step"]) for row in curve] == [
         ("frame", "a", 9),
@@ -159,9 +176,12 @@ def test_a_difference_within_its_error_is_called_one() -> None:
         for arm, loss in (("frame", 3.0), ("random", 3.01))
     }
     clear = sections.headline(results, {"frame": (-0.01, 0.001)})
-    assert "frame is 0.0100 ± 0.0010 below random." in clear
+    assert "frame is 0.0100 ± 0.0010 below (better than) random." in clear
     vague = sections.headline(results, {"frame": (-0.01, 0.006)})
-    assert "frame is 0.0100 ± 0.0060 below random, less than two standard errors." in vague
+    assert (
+        "frame is 0.0100 ± 0.0060 below (better than) random, less than two standard errors."
+        in vague
+    )
 
 
 def test_nothing_to_report_is_said(finished: Any, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_every_row_is_trained_on_and_padding_has_no_loss(root: Path) -> None:
 def test_a_run_resumed_from_any_checkpoint_ends_bit_identical(root: Path) -> None:
     whole = make_job(root, folder="whole")
     train(whole)
-    assert checkpoints.saved_steps(whole.folder / "checkpoints")[0] == 2
+    assert checkpoints.saved_steps(whole.folder / "checkpoints")[:2] == [0, 2]
     for first in checkpoints.saved_steps(whole.folder / "checkpoints")[:-1]:
         resumed = make_job(root, folder=f"resumed{first}")
         shutil.copytree(whole.folder, resumed.folder)
@@ -71,10 +71,16 @@ def test_a_finished_run_trains_no_further(root: Path) -> None:
 
 def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
     job = make_job(root, training=TrainingConfig(batch_rows=8, milestones=2))
-    assert kept_steps(job) == [3, 6, 9, 11]  # 88 rows of 8: stages end at rows 22, 44, 66, 88
+    assert kept_steps(job) == [0, 3, 6, 9, 11]  # 88 rows of 8: stages end at rows 22, 44, 66, 88
     train(job)
-    assert set(checkpoints.saved_steps(job.folder / "checkpoints")) >= {3, 6, 9, 11}
-    assert json.loads((job.folder / "curriculum.json").read_text())["kept_steps"] == [3, 6, 9, 11]
+    assert set(checkpoints.saved_steps(job.folder / "checkpoints")) >= {0, 3, 6, 9, 11}
+    assert json.loads((job.folder / "curriculum.json").read_text())["kept_steps"] == [
+        0,
+        3,
+        6,
+        9,
+        11,
+    ]
 
 
 def test_another_runs_checkpoint_is_refused(root: Path) -> None:
