@@ -11,7 +11,7 @@ from typing import Any
 import vl_convert
 
 from frame_jax.config import RunConfig
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, printable
 from frame_jax.parallel import processes
 from frame_jax.report import chapters, figures, page, training_curves
 from frame_jax.report.chapters import Figure, Piece, Trained
@@ -81,9 +81,9 @@ def write(title: str, pieces: list[Piece], directory: RunDirectory) -> dict[str,
         names.append(piece.name)
         body.append(place(piece))
         for index, panel in enumerate(piece.panels):
-            specs[f"{piece.name}-{index}"] = for_page(panel.to_dict())
+            specs[f"{piece.name}-{index}"] = for_page(drawable(panel.to_dict()))
         sheet = figures.print_sheet(piece.panels)
-        write_png(directory.report / f"{piece.name}.png", sheet.to_dict())
+        write_png(directory.report / f"{piece.name}.png", drawable(sheet.to_dict()))
     path = directory.report / "index.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page.render(title, body, specs), "utf-8")
@@ -108,6 +108,18 @@ def place(figure: Figure) -> Html:
     ]
     drawn = tag("div", *panels, class_="grid" if len(panels) > 1 else None)
     return tag("figure", drawn, *([tag("figcaption", figure.caption)] if figure.caption else []))
+
+
+def drawable(value: Any) -> Any:
+    """A figure's specification with control characters in its texts spelled out.
+
+    PNGs are made by way of XML, which cannot hold them: the renderer ends the whole program.
+    """
+    if isinstance(value, dict):
+        return {drawable(name): drawable(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [drawable(item) for item in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def for_page(spec: dict[str, Any]) -> dict[str, Any]:
