@@ -906,6 +906,10 @@ def refuse_no_value(values: Any, cls: type, key: str = "") -> None:
     import typing
 
     hints = typing.get_type_hints(cls)
+    complete = hasattr(values, "__contains__") and all(
+        f.name in values for f in dataclasses.fields(cls)
+    )
+    require(complete, f"{key.rstrip('.')} must be settings by name, not {values!r}")
     for f in dataclasses.fields(cls):
         name, value = f"{key}{f.name}", values[f.name]
         optional = type(None) in typing.get_args(hints[f.name])
