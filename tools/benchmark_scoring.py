@@ -121,12 +121,11 @@ def score_peer(peers: list[Any], ordered: list[Window], rows: int, documents: in
 def fastest_batch(peers: list[Any], ordered: list[Window], documents: int) -> int:
     """The batch size at which the peer scores a share of the windows fastest.
 
-    The share is runs of neighbours, which need as little padding as they do in the whole.
+    The share is neighbours, which need as little padding as they do in the whole.
     """
-    run, share = max(PEER_BATCHES), ordered
-    if len(ordered) > 3 * run:
-        starts = (0, (len(ordered) - run) // 2, len(ordered) - run)
-        share = [window for start in starts for window in ordered[start : start + run]]
+    run = max(PEER_BATCHES)
+    start = max(0, len(ordered) - run) // 2
+    share = ordered[start : start + run]
     score_peer(peers, share[:8], 8, documents)
     seconds = {rows: score_peer(peers, share, rows, documents)[1] for rows in PEER_BATCHES}
     return min(seconds, key=seconds.__getitem__)
