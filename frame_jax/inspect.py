@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.errors import UserError, print_error, printable
+from frame_jax.errors import USAGE_ERROR, UserError, print_error, printable
 from frame_jax.records import TokenReader
 from frame_jax.run_directory import RunDirectory, list_parts
 from frame_jax.sql import parquet
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
         show(directory, choose(directory, options), options.characters)
     except UserError as error:
         print_error(error)
-        return 2
+        return USAGE_ERROR
     return 0
 
 

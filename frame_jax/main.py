@@ -13,7 +13,8 @@ import traceback
 from typing import Any, NoReturn
 
 from frame_jax import phases
-from frame_jax.config import RunConfig, make_parser, parse
+from frame_jax.config import RunConfig
+from frame_jax.config_file import make_parser, parse
 from frame_jax.errors import USAGE_ERROR, UserError, print_error
 from frame_jax.lock import exclusive
 from frame_jax.preemption import STOPPED, Preempted

@@ -16,7 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from frame_jax.config import RunConfig, lookup, settings_of
+from frame_jax.config import RunConfig
+from frame_jax.config_file import lookup, settings_of
 from frame_jax.errors import UserError
 from frame_jax.run_directory import RunDirectory, discard, read_json, remove, write_json
 

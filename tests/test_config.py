@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from frame_jax.config import RunConfig, load, lookup, parse, settings_of
+from frame_jax.config import RunConfig
+from frame_jax.config_file import load, lookup, parse, settings_of
 from frame_jax.errors import UserError
 
 FOLDER = Path(__file__).parent.parent / "configs"

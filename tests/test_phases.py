@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from frame_jax import phases, run_directory
-from frame_jax.config import RunConfig, parse
+from frame_jax.config import RunConfig
+from frame_jax.config_file import parse
 from frame_jax.errors import UserError
 from frame_jax.run_directory import RunDirectory, read_json, write_json
 

@@ -21,8 +21,8 @@ from frame_jax.config import (
     SourceConfig,
     StageConfig,
     TrainingConfig,
-    load,
 )
+from frame_jax.config_file import load
 from frame_jax.corpus.parts import signature
 from frame_jax.costs import Corpus, cost_table, trained
 from frame_jax.curriculum.stages import Schedule, resolve

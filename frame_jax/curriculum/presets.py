@@ -17,7 +17,7 @@ import sys
 import yaml
 
 from frame_jax.config import AxesConfig, CurriculumConfig, StageConfig
-from frame_jax.errors import UserError
+from frame_jax.errors import USAGE_ERROR, UserError, print_error
 
 WIDTH = 0.05  # of a sigmoid transition, in epochs
 
@@ -100,8 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         axes = AxesConfig(given.ppl, given.pd)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print_error(error)
+        return USAGE_ERROR
     expanded = {name: expand(CurriculumConfig(preset=name), axes) for name in given.names}
     print(as_yaml(expanded), end="")
     return 0

@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from frame_jax import config as settings
+from frame_jax.config_file import load
 from frame_jax.errors import UserError, print_error
 from frame_jax.export_order.documents import write_documents
 from frame_jax.export_order.formats import FORMATS, READS
@@ -75,7 +75,7 @@ def export(options: argparse.Namespace) -> None:
         raise UserError(
             f"{options.to} does not read {options.shards}: choose --shards {' or '.join(reads)}"
         )
-    config = settings.load(directory.config)
+    config = load(directory.config)
     plan = make_plan(config, directory, options.curriculum)
     trainer = Trainer(
         batch_rows=options.batch_rows or config.pretrain.training.batch_rows,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from frame_jax import inspect
-from frame_jax.config import load
+from frame_jax.config_file import load
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import make_loader
 from frame_jax.curriculum.presets import expand
