@@ -329,7 +329,7 @@ class TrainingConfig:
         z_loss: Weight of the squared log of the softmax denominator in the objective; the reported
             loss leaves it out. 1e-4 is usual where training is unstable.
         milestones: Checkpoints kept for evaluation, evenly spaced, beside the initial weights and
-            one a stage end.
+            one a stage end; 0, the default of reference models, keeps the stage ends alone.
         checkpoint_seconds: Seconds between rolling checkpoints.
         max_bad_steps: Training stops after this many steps in a row whose loss or gradient is not a
             number; no such step is applied.
@@ -357,12 +357,15 @@ class TrainingConfig:
             "batch_rows",
             "loss_chunk",
             "accumulate",
-            "milestones",
             "max_bad_steps",
             "log_every",
         ):
             value = getattr(self, key)
             require(value >= 1, f"training.{key} must be at least 1, not {value}")
+        require(
+            self.milestones >= 0,
+            f"training.milestones must not be negative, not {self.milestones}",
+        )
         require(
             self.steps is None or self.steps >= 1,
             f"training.steps must be at least 1, not {self.steps}",
@@ -403,7 +406,7 @@ class ReferenceModelConfig:
     """
 
     model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig()
+    training: TrainingConfig = TrainingConfig(milestones=0)
     checkpoint: str | None = None
 
 

@@ -64,14 +64,11 @@ class Job:
 
 
 def kept_steps(job: Job) -> list[int]:
-    """Steps whose checkpoints stay: 0, every stage end, the milestones, and the last.
-
-    0, the initial weights, is where the first stage's drop begins.
-    """
+    """Steps whose checkpoints stay: the stage ends, the last of which ends the run, and the
+    milestones with the initial weights, where the first stage's drop begins."""
     ends = {-(-int(row) // job.training.batch_rows) for row in job.selection.schedule.boundaries}
-    even = {
-        round(job.steps * i / job.training.milestones) for i in range(job.training.milestones + 1)
-    }
+    count = job.training.milestones
+    even = {round(job.steps * i / count) for i in range(count + 1)} if count else set()
     return sorted(step for step in ends | even if step <= job.steps)
 
 

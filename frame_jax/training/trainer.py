@@ -73,26 +73,47 @@ def train(job: Job) -> dict[str, Any]:
         checkpointer.close()
 
 
-def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) -> dict[str, Any]:
-    factory = StateFactory(job, mesh)
-    start, state = factory.newest(checkpointer)
-    train_step = jax.jit(
-        skip_bad(
-            make_train_step(
-                job.decoder,
-                factory.optimizer,
-                job.specials,
-                job.training,
-                mesh,
-                lambda step: learning_rate(
-                    job.training.schedule, step, job.steps, job.stage_starts
-                ),
-            )
-        ),
+class RollingSaves:
+    """Which steps end with a rolling checkpoint: one every so many seconds, counted in steps.
+
+    The steps are timed once, after the first, which compiles, and process 0 decides for all.
+    """
+
+    def __init__(self, seconds: float, start: int):
+        self._seconds, self._start = seconds, start
+        self._interval: int | None = None
+        self._timer = 0.0
+
+    def due(self, done: int) -> bool:
+        """Whether to save after `done` steps; called after each."""
+        timed = done - self._start - 1
+        if timed == 0:
+            self._timer = time.perf_counter()
+        elif timed == MEASURED_STEPS:
+            seconds = (time.perf_counter() - self._timer) / MEASURED_STEPS
+            self._interval = processes.agree(max(1, round(self._seconds / max(seconds, 1e-9))))
+        return self._interval is not None and (done - self._start) % self._interval == 0
+
+
+def compile_step(job: Job, mesh: Mesh, factory: StateFactory) -> Any:
+    """The jitted update of a job: (state, rows) to (state, metrics); the state is donated."""
+
+    def rate(step: jax.Array) -> jax.Array:
+        return learning_rate(job.training.schedule, step, job.steps, job.stage_starts)
+
+    step = make_train_step(job.decoder, factory.optimizer, job.specials, job.training, mesh, rate)
+    return jax.jit(
+        skip_bad(step),
         in_shardings=(factory.shardings, batch_sharding(mesh)),
         out_shardings=(factory.shardings, factory.shardings.step),
         donate_argnums=0,
     )
+
+
+def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) -> dict[str, Any]:
+    factory = StateFactory(job, mesh)
+    start, state = factory.newest(checkpointer)
+    train_step = compile_step(job, mesh, factory)
     first = processes.is_first()
     log = None
     if first:
@@ -114,10 +135,9 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
     reader = StepReader(job, bad, mesh)
     trace = Trace(job.folder / "profile", job.profile)
     tokens = job.training.batch_rows * job.sequence_length
-    interval = job.steps  # until the steps have been timed
-    if checkpointer.latest() is None:
+    rolling = RollingSaves(job.training.checkpoint_seconds, start)
+    if 0 in kept and checkpointer.latest() is None:
         checkpointer.save(0, state.params, state.optimizer)
-    timer = time.perf_counter()
 
     with (
         preemption.deferred(),
@@ -142,15 +162,9 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
             state, metrics = train_step(state, rows)
             publish(reader.push(step, metrics, waited))
             done = step + 1
-            if done == start + 1:
-                timer = time.perf_counter()
-            elif done == start + 1 + MEASURED_STEPS:
-                seconds = (time.perf_counter() - timer) / MEASURED_STEPS
-                interval = processes.agree(
-                    max(1, round(job.training.checkpoint_seconds / max(seconds, 1e-9)))
-                )
+            due = rolling.due(done)
             stop = preemption.requested(done)
-            if stop or bad.too_many() or done in kept or (done - start) % interval == 0:
+            if stop or bad.too_many() or done in kept or due:
                 publish(reader.flush())
                 if log is not None:
                     log.flush()
