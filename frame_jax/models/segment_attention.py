@@ -69,20 +69,28 @@ def first_keys(segment_ids: jax.Array) -> jax.Array:
     return place[:, ::QUERY_BLOCK]
 
 
-def to_blocks(x: jax.Array, key_heads: int) -> jax.Array:
-    """[B, T, H, head_dim] -> [N, K, G * QUERY_BLOCK, head_dim], the G = H / K heads of a group side
-    by side."""
-    B, T, H, head_dim = x.shape
-    x = x.reshape(B, T // QUERY_BLOCK, QUERY_BLOCK, key_heads, H // key_heads, head_dim)
-    x = x.transpose(0, 1, 3, 4, 2, 5)
-    return x.reshape(-1, key_heads, H // key_heads * QUERY_BLOCK, head_dim)
+def take_block(x: jax.Array, row: jax.Array, stop: jax.Array, key_heads: int) -> jax.Array:
+    """[B, T, H, D] -> [K, G * QUERY_BLOCK, D], what the queries before `stop` have; the G = H / K
+    heads of a group side by side."""
+    start, size = (row, stop - QUERY_BLOCK, 0, 0), (1, QUERY_BLOCK, *x.shape[2:])
+    block = jax.lax.dynamic_slice(x, start, size).reshape(QUERY_BLOCK, key_heads, -1, x.shape[3])
+    return block.transpose(1, 2, 0, 3).reshape(key_heads, -1, x.shape[3])
 
 
-def from_blocks(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """The inverse of `to_blocks`, to the `shape` [B, T, H, head_dim]."""
-    B, T, _, head_dim = shape
-    x = x.reshape(B, T // QUERY_BLOCK, x.shape[1], -1, QUERY_BLOCK, head_dim)
-    return x.transpose(0, 1, 4, 2, 3, 5).reshape(shape)
+def to_bits(x: jax.Array) -> jax.Array:
+    """The inverse of `take_block` for one block, [QUERY_BLOCK, H, D]; bfloat16 as its bits, because
+    XLA for CPUs puts it into a stack by way of float32."""
+    block = x.reshape(x.shape[0], -1, QUERY_BLOCK, x.shape[2]).transpose(2, 0, 1, 3)
+    block = block.reshape(QUERY_BLOCK, -1, x.shape[2])
+    is_half = block.dtype == jnp.bfloat16
+    return jax.lax.bitcast_convert_type(block, jnp.uint16) if is_half else block
+
+
+def from_bits(blocks: jax.Array, like: jax.Array) -> jax.Array:
+    """All N blocks that `to_bits` gave, in the shape and dtype of `like`."""
+    whole = blocks.reshape(like.shape)
+    is_half = like.dtype == jnp.bfloat16
+    return jax.lax.bitcast_convert_type(whole, jnp.bfloat16) if is_half else whole
 
 
 @jax.custom_vjp
@@ -103,13 +111,14 @@ def _forward(
     blocks = find_blocks(segment_ids)
 
     def block(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        branch, *operands = inputs
+        branch, row, stop, end = inputs
+        queries = take_block(q, row, stop, k.shape[2])
         branches = [functools.partial(attend, keys, values, segment_ids, w) for w in blocks.widths]
-        return jax.lax.switch(branch, branches, *operands)
+        mixed, log_total = jax.lax.switch(branch, branches, queries, row, stop, end)
+        return to_bits(mixed), log_total
 
-    _, branch, *places = blocks
-    mixed, log_total = jax.lax.map(block, (branch, to_blocks(q, k.shape[2]), *places))
-    mixed, log_total = saved(from_blocks(mixed, q.shape)), saved(log_total)
+    mixed, log_total = jax.lax.map(block, blocks[1:])
+    mixed, log_total = saved(from_bits(mixed, q)), saved(log_total)
     return mixed, (q, k, v, segment_ids, mixed, log_total)
 
 
@@ -176,25 +185,26 @@ def _backward(
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, head_dim]
     blocks = find_blocks(segment_ids)
     grad = grad.astype(q.dtype)
-    inner = to_blocks(grad.astype(jnp.float32) * mixed.astype(jnp.float32), K).sum(-1)
-    inputs = (to_blocks(q, K), to_blocks(grad, K), inner, log_total)
+    inner = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
 
     # A block adds to the T places before its end, the first of which are before the row.
     def block(sums: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        branch, *operands, row, stop, end = inputs
+        log_total, branch, row, stop, end = inputs
+        queries, grads, inners = (take_block(x, row, stop, K) for x in (q, grad, inner))
         branches = [
             functools.partial(attend_backward, keys, values, segment_ids, w) for w in blocks.widths
         ]
-        grad_queries, parts = jax.lax.switch(branch, branches, *operands, row, stop, end)
+        grad_queries, parts = jax.lax.switch(
+            branch, branches, queries, grads, inners[..., 0], log_total, row, stop, end
+        )
         place, size = (0, row, 0, end, 0), (2, 1, K, T, head_dim)
         parts += jax.lax.dynamic_slice(sums, place, size)
-        return jax.lax.dynamic_update_slice(sums, parts, place), grad_queries
+        return jax.lax.dynamic_update_slice(sums, parts, place), to_bits(grad_queries)
 
-    _, branch, *places = blocks
     zero = jnp.zeros((2, B, K, 2 * T, head_dim), jnp.float32)  # for the keys, and for the values
-    sums, grad_q = jax.lax.scan(block, zero, (branch, *inputs, *places))
+    sums, grad_q = jax.lax.scan(block, zero, (log_total, *blocks[1:]))
     grad_k, grad_v = sums[:, :, :, T:].transpose(0, 1, 3, 2, 4).astype(k.dtype)
-    return from_blocks(grad_q, q.shape), grad_k, grad_v, None
+    return from_bits(grad_q, q), grad_k, grad_v, None
 
 
 def attend_backward(
