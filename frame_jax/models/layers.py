@@ -14,6 +14,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from frame_jax.config import RopeScalingConfig
+from frame_jax.parallel.sharding import platform
 
 SAVED = "saved"
 saved = functools.partial(checkpoint_name, name=SAVED)  # what remat `minimal` keeps of a layer
@@ -22,43 +23,45 @@ saved = functools.partial(checkpoint_name, name=SAVED)  # what remat `minimal` k
 recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """`x @ w` in the dtype of `x`, accumulated in float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: jax.Array, w: jax.Array, axes: int = 1) -> jax.Array:
+    """The product of `x` and `w` in the dtype of `x`, accumulated in float32.
 
     Its derivative rounds the cotangent to the dtype of the operands first; autodiff would multiply
     a float32 cotangent with a bfloat16 operand, which leaves the matrix units.
 
     Args:
-        x: [..., K], compute dtype.
-        w: [K, N], any float dtype; rounded to the dtype of `x`.
+        x: [..., *K], compute dtype.
+        w: [*K, *N], any float dtype; rounded to the dtype of `x`.
+        axes: How many axes K stands for: the last of `x`, the first of `w`.
 
     Returns:
-        [..., N], dtype of `x`.
+        [..., *N], dtype of `x`.
     """
-    return _product(x, w.astype(x.dtype)).astype(x.dtype)
+    rows = range(x.ndim - axes, x.ndim)
+    return _product(x, w.astype(x.dtype), rows, range(axes)).astype(x.dtype)
 
 
-def _product(x: jax.Array, w: jax.Array) -> jax.Array:
-    """[..., K] @ [K, N] -> [..., N] in float32."""
-    contract = (((x.ndim - 1,), (0,)), ((), ()))
-    return jax.lax.dot_general(x, w, contract, preferred_element_type=jnp.float32)
+def _product(x: jax.Array, y: jax.Array, of_x: range, of_y: range) -> jax.Array:
+    """The sum over these axes of both, in float32; other axes stay, those of `x` first."""
+    contract = ((tuple(of_x), tuple(of_y)), ((), ()))
+    return jax.lax.dot_general(x, y, contract, preferred_element_type=jnp.float32)
 
 
-def _matmul_forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return matmul(x, w), (x, w)
+def _matmul_forward(
+    x: jax.Array, w: jax.Array, axes: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return matmul(x, w, axes), (x, w)
 
 
 def _matmul_backward(
-    residuals: tuple[jax.Array, jax.Array], grad: jax.Array
+    axes: int, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, w = residuals
-    grad = grad.astype(x.dtype)
-    grad_x = _product(grad, w.astype(x.dtype).T).astype(x.dtype)
-    batch = tuple(range(x.ndim - 1))
-    contract = ((batch, batch), ((), ()))
-    grad_w = jax.lax.dot_general(x, grad, contract, preferred_element_type=jnp.float32)
-    return grad_x, grad_w.astype(w.dtype)
+    grad, batch = grad.astype(x.dtype), range(x.ndim - axes)
+    columns = range(len(batch), grad.ndim)
+    grad_x = _product(grad, w.astype(x.dtype), columns, range(axes, w.ndim)).astype(x.dtype)
+    return grad_x, _product(x, grad, batch, batch).astype(w.dtype)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -107,26 +110,54 @@ def rotary_frequencies(
 
 
 def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotary angles.
+    """What each number of a head, and its partner, count for after the rotation.
 
     Args:
         positions: [B, T] int32, position of each token inside its document.
         frequencies: [head_dim / 2], as `rotary_frequencies` gives them.
 
     Returns:
-        Two arrays [B, T, 1, head_dim / 2], float32.
+        Two arrays [B, T, 1, head_dim], float32: cosines, and sines with the first half negative.
     """
     angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)
 
 
+@jax.custom_vjp
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Applies rotary positions to [B, T, heads, head_dim].
 
     Pairs are (i, i + head_dim / 2), the layout of Llama checkpoints on Hugging Face, so weights
-    move in and out without a permutation.
+    move in and out without a permutation. No derivative with respect to the tables is made.
     """
     cos, sin = tables
+    return (x.astype(jnp.float32) * cos + _partners(x) * sin).astype(x.dtype)
+
+
+def _rotate_backward(
+    tables: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, None]:
+    """Turns back."""
+    cos, sin = tables
+    return rotate(grad, (cos, -sin)), None
+
+
+rotate.defvjp(lambda x, tables: (rotate(x, tables), tables), _rotate_backward)
+
+
+def _partners(x: jax.Array) -> jax.Array:
+    """The two halves of the last axis, exchanged; float32.
+
+    A TPU's vector unit moves numbers between lanes slowly. Its matrix unit does it in passing, and
+    exactly: every sum has one term.
+    """
+    width = x.shape[-1]
+    if platform() == "tpu":
+        exchange = np.roll(np.eye(width), width // 2, axis=0).astype(x.dtype)
+        contract = (((x.ndim - 1,), (0,)), ((), ()))
+        return jax.lax.dot_general(
+            x, exchange, contract, precision="highest", preferred_element_type=jnp.float32
+        )
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = (first * cos - second * sin, second * cos + first * sin)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+    return jnp.concatenate([second, first], axis=-1)

@@ -43,7 +43,7 @@ class Context(NamedTuple):
 
     Attributes:
         segment_ids: [B, T] int32; tokens attend inside their segment.
-        rotary: Two arrays [B, T, 1, head_dim / 2] of cosines and sines.
+        rotary: Two arrays [B, T, 1, head_dim], as `rotary_tables` makes them.
     """
 
     segment_ids: jax.Array
@@ -97,20 +97,26 @@ class Layers(nnx.Module):
         return x + self.feed_forward(rms_norm(x, self.mlp_norm[...], self.config.norm_eps))
 
     def attend(self, x: jax.Array, context: Context) -> jax.Array:
-        c, (B, T, _) = self.config, x.shape
-        q, k, v = (matmul(x, w[...]) for w in (self.query, self.key, self.value))
+        c = self.config
+
+        def heads(w: nnx.Param) -> jax.Array:
+            """[..., H * head_dim] -> [..., H, head_dim]. Products with weights of this shape spare
+            a TPU a new layout of queries, keys, values and of what attention makes of them."""
+            return w[...].reshape(*w.shape[:-1], -1, c.head_width)
+
+        q, k, v = (matmul(x, heads(w)) for w in (self.query, self.key, self.value))
         if c.qkv_bias:
-            q += self.query_bias[...].astype(q.dtype)
-            k += self.key_bias[...].astype(k.dtype)
-            v += self.value_bias[...].astype(v.dtype)
-        q, k, v = (y.reshape(B, T, -1, c.head_width) for y in (q, k, v))
+            q += heads(self.query_bias).astype(q.dtype)
+            k += heads(self.key_bias).astype(k.dtype)
+            v += heads(self.value_bias).astype(v.dtype)
         if c.qk_norm:
             q = rms_norm(q, self.query_norm[...], c.norm_eps)
             k = rms_norm(k, self.key_norm[...], c.norm_eps)
         q, k = rotate(q, context.rotary), rotate(k, context.rotary)
         q, k, v = saved(q), saved(k), saved(v)
         mixed = attention(q, k, v, context.segment_ids)
-        return matmul(mixed.reshape(B, T, -1), self.attention_out[...])
+        out = self.attention_out[...].reshape(-1, c.head_width, x.shape[-1])
+        return matmul(mixed, out, axes=2)
 
     def feed_forward(self, x: jax.Array) -> jax.Array:
         gate, up = saved(matmul(x, self.gate[...])), saved(matmul(x, self.up[...]))
@@ -180,7 +186,8 @@ class Transformer(nnx.Module):
 
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
-            layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+            # Layers unrolled into one piece have no loop that keeps the two passes apart.
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=self.unroll > 1)
         run = run_layers_on_cpu if platform() == "cpu" else run_layers
         x = run(layer, self.unroll, x, stacked, context)
         return rms_norm(x, self.final_norm[...], c.norm_eps)
