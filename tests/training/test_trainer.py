@@ -7,7 +7,7 @@ import pytest
 from jax import tree
 
 from frame_jax import checkpoints
-from frame_jax.config import ParallelConfig, TrainingConfig
+from frame_jax.config import ParallelConfig, ReferenceModelConfig, TrainingConfig
 from frame_jax.errors import UserError
 from frame_jax.training.job import Job, kept_steps
 from frame_jax.training.trainer import train
@@ -81,6 +81,14 @@ def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
         9,
         11,
     ]
+
+
+def test_without_milestones_only_stage_ends_are_kept(root: Path) -> None:
+    job = make_job(root, training=TrainingConfig(batch_rows=8, milestones=0))
+    assert kept_steps(job) == [3, 6, 9, 11]
+    train(job)
+    assert checkpoints.saved_steps(job.folder / "checkpoints") == [3, 6, 9, 11]
+    assert ReferenceModelConfig().training.milestones == 0  # nobody reads what they were before
 
 
 def test_another_runs_checkpoint_is_refused(root: Path) -> None:
