@@ -18,6 +18,7 @@ os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LI
 import dataclasses
 import functools
 import json
+import math
 import re
 import sys
 from typing import Any
@@ -164,36 +165,57 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
             "change": f"out of device memory: lower {change}, or use more chips",
         }
     answer |= {"fits": True, "hbm_gib_per_device": round(hbm_gib(compiled), 2)}
-    seconds = estimate(config, step, mesh, decoders, compile_step)
+    seconds, unknown = estimate(config, step, mesh, decoders, compile_step)
     return answer | {
         "estimated_step_seconds": seconds,
         "estimated_mfu": flops / seconds / PEAK_FLOPS[kind],
+        "operations_without_estimate": unknown,
     }
 
 
 def estimate(
     config: RunConfig, step: str, mesh: Mesh, decoders: list[Decoder], compile_step: Any
-) -> float:
-    """The compiler's seconds for a step, from programs without long loops.
+) -> tuple[float, int]:
+    """The compiler's seconds for a step, from programs without long loops, and how many operations
+    of the shallowest it has no estimate for.
 
     It counts the body of a loop once. So layers are unrolled, two of each model and then four of
     one, and the line is extended to the model's depth; and a piece of the loss costs twice what a
     step gets cheaper by when pieces are halved. Accumulation repeats all of it.
     """
 
-    def seconds(config: RunConfig, depths: list[int]) -> float:
+    def cost(config: RunConfig, depths: list[int]) -> tuple[float, int]:
         models = [shallow(decoder, n) for decoder, n in zip(decoders, depths, strict=True)]
-        return compile_step(config, mesh, *models).cost_analysis()["optimal_seconds"]
+        return split_cost(compile_step(config, mesh, *models).cost_analysis()["optimal_seconds"])
+
+    def seconds(config: RunConfig, depths: list[int]) -> float:
+        return cost(config, depths)[0]
 
     two = [2] * len(decoders)
-    base = total = seconds(config, two)
+    base, unknown = cost(config, two)
+    total = base
     for i, decoder in enumerate(decoders):
         layer = (seconds(config, [*two[:i], 4, *two[i + 1 :]]) - base) / 2
         total += (decoder.config.num_layers - 2) * layer
     pieces, halved = loss_pieces(config, step, mesh)
     if pieces > 1:
         total += (pieces - 1) * 2 * (base - seconds(halved, two))
-    return total * (config.pretrain.training.accumulate if step == "train" else 1)
+    return total * (config.pretrain.training.accumulate if step == "train" else 1), unknown
+
+
+def split_cost(optimal_seconds: float) -> tuple[float, int]:
+    """What the compiler estimates, and how many operations it has no estimate for.
+
+    Each of those (some transfers, on v6e) counts as -1 second, and two to four layers take less
+    than one.
+
+    >>> split_cost(-2.75)
+    (0.25, 3)
+    >>> split_cost(1.5)
+    (1.5, 0)
+    """
+    unknown = max(0, -math.floor(optimal_seconds))
+    return optimal_seconds + unknown, unknown
 
 
 def loss_pieces(config: RunConfig, step: str, mesh: Mesh) -> tuple[int, RunConfig]:
