@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+
+from frame_jax.models.layers import from_bits, to_bits
 
 # Activations [B, T, D], one layer's parameters and what all layers read, to activations.
 Layer = Callable[[jax.Array, Any, Any], jax.Array]
@@ -65,8 +66,7 @@ def _forward(
         def kept(leaf: jax.Array) -> jax.Array | AtHand:
             if id(leaf) in places:
                 return AtHand(places[id(leaf)])
-            is_half = leaf.dtype == jnp.bfloat16
-            return jax.lax.bitcast_convert_type(leaf, jnp.uint16) if is_half else leaf
+            return to_bits(leaf)
 
         return x, jax.tree.map(kept, pull_back)
 
@@ -86,8 +86,7 @@ def _backward(
         def value(leaf: jax.Array | AtHand) -> jax.Array:
             if isinstance(leaf, AtHand):
                 return at_hand[leaf.place]
-            is_half = leaf.dtype == jnp.uint16
-            return jax.lax.bitcast_convert_type(leaf, jnp.bfloat16) if is_half else leaf
+            return from_bits(leaf)
 
         pull_back = jax.tree.map(value, saved, is_leaf=lambda leaf: isinstance(leaf, AtHand))
         return pull_back(grad)

@@ -23,6 +23,17 @@ saved = functools.partial(checkpoint_name, name=SAVED)  # what remat `minimal` k
 recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
+def to_bits(x: jax.Array) -> jax.Array:
+    """bfloat16 as uint16, other dtypes as they are: for stacks, which XLA for CPUs would otherwise
+    write and read by way of float32."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def from_bits(x: jax.Array) -> jax.Array:
+    """The inverse of `to_bits`."""
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x: jax.Array, w: jax.Array, axes: int = 1) -> jax.Array:
     """The product of `x` and `w` in the dtype of `x`, accumulated in float32.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from frame_jax.models.layers import saved
+from frame_jax.models.layers import from_bits, saved, to_bits
 
 QUERY_BLOCK = 128
 KEY_BLOCK = 128  # the smallest granularity of skipping
@@ -77,20 +77,11 @@ def take_block(x: jax.Array, row: jax.Array, stop: jax.Array, key_heads: int) ->
     return block.transpose(1, 2, 0, 3).reshape(key_heads, -1, x.shape[3])
 
 
-def to_bits(x: jax.Array) -> jax.Array:
-    """The inverse of `take_block` for one block, [QUERY_BLOCK, H, D]; bfloat16 as its bits, because
-    XLA for CPUs puts it into a stack by way of float32."""
+def give_block(x: jax.Array) -> jax.Array:
+    """The inverse of `take_block` for one block, [QUERY_BLOCK, H, D], as bits: N of them, stacked,
+    are the whole."""
     block = x.reshape(x.shape[0], -1, QUERY_BLOCK, x.shape[2]).transpose(2, 0, 1, 3)
-    block = block.reshape(QUERY_BLOCK, -1, x.shape[2])
-    is_half = block.dtype == jnp.bfloat16
-    return jax.lax.bitcast_convert_type(block, jnp.uint16) if is_half else block
-
-
-def from_bits(blocks: jax.Array, like: jax.Array) -> jax.Array:
-    """All N blocks that `to_bits` gave, in the shape and dtype of `like`."""
-    whole = blocks.reshape(like.shape)
-    is_half = like.dtype == jnp.bfloat16
-    return jax.lax.bitcast_convert_type(whole, jnp.bfloat16) if is_half else whole
+    return to_bits(block.reshape(QUERY_BLOCK, -1, x.shape[2]))
 
 
 @jax.custom_vjp
@@ -115,10 +106,10 @@ def _forward(
         queries = take_block(q, row, stop, k.shape[2])
         branches = [functools.partial(attend, keys, values, segment_ids, w) for w in blocks.widths]
         mixed, log_total = jax.lax.switch(branch, branches, queries, row, stop, end)
-        return to_bits(mixed), log_total
+        return give_block(mixed), log_total
 
     mixed, log_total = jax.lax.map(block, blocks[1:])
-    mixed, log_total = saved(from_bits(mixed, q)), saved(log_total)
+    mixed, log_total = saved(from_bits(mixed).reshape(q.shape)), saved(log_total)
     return mixed, (q, k, v, segment_ids, mixed, log_total)
 
 
@@ -199,12 +190,12 @@ def _backward(
         )
         place, size = (0, row, 0, end, 0), (2, 1, K, T, head_dim)
         parts += jax.lax.dynamic_slice(sums, place, size)
-        return jax.lax.dynamic_update_slice(sums, parts, place), to_bits(grad_queries)
+        return jax.lax.dynamic_update_slice(sums, parts, place), give_block(grad_queries)
 
     zero = jnp.zeros((2, B, K, 2 * T, head_dim), jnp.float32)  # for the keys, and for the values
     sums, grad_q = jax.lax.scan(block, zero, (log_total, *blocks[1:]))
     grad_k, grad_v = sums[:, :, :, T:].transpose(0, 1, 3, 2, 4).astype(k.dtype)
-    return from_bits(grad_q, q), grad_k, grad_v, None
+    return from_bits(grad_q).reshape(q.shape), grad_k, grad_v, None
 
 
 def attend_backward(

@@ -20,6 +20,7 @@ from frame_jax.config import ParallelConfig
 from frame_jax.errors import UserError
 from frame_jax.models.cross_entropy import chunk_count, token_nll
 from frame_jax.models.functional import Decoder
+from frame_jax.models.layers import from_bits
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import sharding
 from frame_jax.scoring.packing import Batch
@@ -129,8 +130,7 @@ def gather(params: Params, specs: Any) -> Params:
     them."""
 
     def whole(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
-        if leaf.dtype == jnp.uint16:
-            leaf = jax.lax.bitcast_convert_type(leaf, jnp.bfloat16)
+        leaf = from_bits(leaf)
         if "fsdp" not in spec or jax.lax.axis_size("fsdp") == 1:
             return leaf
         return jax.lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)
