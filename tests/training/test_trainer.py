@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,10 +84,20 @@ def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
     ]
 
 
-def test_without_milestones_only_stage_ends_are_kept(root: Path) -> None:
+def test_without_milestones_only_stage_ends_are_saved(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job = make_job(root, training=TrainingConfig(batch_rows=8, milestones=0))
     assert kept_steps(job) == [3, 6, 9, 11]
+    save, asked = checkpoints.Checkpointer.save, []
+
+    def noting(self: checkpoints.Checkpointer, step: int, *state: Any) -> None:
+        asked.append(step)
+        save(self, step, *state)
+
+    monkeypatch.setattr(checkpoints.Checkpointer, "save", noting)
     train(job)
+    assert asked == [3, 6, 9, 11]  # the initial weights are not written to be deleted
     assert checkpoints.saved_steps(job.folder / "checkpoints") == [3, 6, 9, 11]
     assert ReferenceModelConfig().training.milestones == 0  # nobody reads what they were before
 
