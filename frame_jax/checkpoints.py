@@ -23,11 +23,11 @@ from absl import flags
 from orbax.checkpoint import v1 as ocp
 
 from frame_jax.errors import UserError
+from frame_jax.models.averages import WeightAverage
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
-from frame_jax.run_directory import is_full, no_room
-from frame_jax.training.optimizer import WeightAverage
+from frame_jax.run.directory import is_full, no_room
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
 # By default some of Orbax's barriers are collectives, which wait for ever; these wait five minutes.

@@ -19,7 +19,7 @@ from rich.text import Text
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import USAGE_ERROR, UserError, print_error, printable
 from frame_jax.records import TokenReader
-from frame_jax.run_directory import RunDirectory, list_parts
+from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.sql import parquet
 
 ORDERS = {

@@ -12,18 +12,18 @@ import sys
 import traceback
 from typing import Any, NoReturn
 
-from frame_jax import phases
-from frame_jax.config import RunConfig
-from frame_jax.config_file import make_parser, parse
+from frame_jax.config.file import make_parser, parse
+from frame_jax.config.run import RunConfig
 from frame_jax.errors import USAGE_ERROR, UserError, print_error
-from frame_jax.lock import exclusive
-from frame_jax.preemption import STOPPED, Preempted
-from frame_jax.run_directory import (
+from frame_jax.run import markers, phases
+from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
     is_full,
     remove_temporaries,
 )
+from frame_jax.run.lock import exclusive
+from frame_jax.run.preemption import STOPPED, Preempted
 
 
 def parser() -> Any:
@@ -81,18 +81,18 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
         known = [*phases.PHASES, *(unit.name for unit in table)]
         if redo not in known:
             raise UserError(f"--redo {redo}: choose one of {', '.join(dict.fromkeys(known))}")
-    expected = phases.expectations(config, table, signature(config))
+    expected = markers.expectations(config, table, signature(config))
     todo = phases.selected(table, until)
     if redo is None:
         for unit in todo:
-            phases.check_current(directory, unit, expected[unit.name])
-        if all(phases.is_complete(directory, unit, expected[unit.name]) for unit in todo):
+            markers.check_current(directory, unit, expected[unit.name])
+        if all(markers.is_complete(directory, unit, expected[unit.name]) for unit in todo):
             return 0
 
-    from frame_jax import preemption
     from frame_jax.curriculum.presets import expand
     from frame_jax.parallel import processes
     from frame_jax.parallel.sharding import mesh_shape
+    from frame_jax.run import preemption
     from frame_jax.scoring.references import check_imported
     from frame_jax.training import trackers
 
@@ -105,7 +105,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     if config.tracker is not None:
         trackers.find(config.tracker)
     if any(
-        u.name == "score" and not phases.is_complete(directory, u, expected[u.name]) for u in todo
+        u.name == "score" and not markers.is_complete(directory, u, expected[u.name]) for u in todo
     ):
         check_imported(config, directory)
     if processes.is_first():
@@ -119,29 +119,29 @@ def _run_units(
     directory: RunDirectory,
     table: list[phases.Unit],
     todo: list[phases.Unit],
-    expected: dict[str, phases.Expected],
+    expected: dict[str, markers.Expected],
     redo: str | None,
 ) -> int:
-    from frame_jax import integrity
     from frame_jax.parallel import processes
+    from frame_jax.run import integrity
 
     first = processes.is_first()
     if first:
         if redo is not None:
-            removed = phases.redo(directory, table, redo)
+            removed = markers.redo(directory, table, redo)
             print(f"removed: {', '.join(removed)}", file=sys.stderr)
         remove_temporaries(directory.root)
         write_config(config, directory)
     processes.barrier("the run directory is ready")
     for unit in todo:
-        phases.check_current(directory, unit, expected[unit.name])
-    left = [u for u in todo if not phases.is_complete(directory, u, expected[u.name])]
+        markers.check_current(directory, unit, expected[unit.name])
+    left = [u for u in todo if not markers.is_complete(directory, u, expected[u.name])]
     integrity.verify(directory, phases.sources(table, left))
     processes.barrier("the work is known")
     for unit in left:
         if first:
             print(f"{unit.name} begins", file=sys.stderr, flush=True)
-        phases.run_unit(config, directory, unit, expected[unit.name])
+        markers.run_unit(config, directory, unit, expected[unit.name])
     return len(left)
 
 
@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
         config, options = parse(arguments, parser())
         if options["plan"]:
             os.environ["JAX_PLATFORMS"] = "cpu"  # a plan must not take an accelerator
-            from frame_jax.plan import print_plan
+            from frame_jax.planning.plan import print_plan
 
             print_plan(
                 config,

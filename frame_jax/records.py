@@ -18,7 +18,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from frame_jax.errors import UserError
-from frame_jax.run_directory import atomic_path, how_to_remake
+from frame_jax.run.directory import atomic_path, how_to_remake
 
 TOKEN_DTYPE = np.dtype("<u4")
 

@@ -8,10 +8,13 @@ import jax
 import numpy as np
 
 from frame_jax.checkpoints import Checkpointer
-from frame_jax.config import CorpusConfig, ModelConfig, RunConfig, ScoringConfig, SourceConfig
+from frame_jax.config.corpus import CorpusConfig, SourceConfig
+from frame_jax.config.models import ModelConfig
+from frame_jax.config.run import RunConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.corpus.vocabulary import BOS, EOS, train
 from frame_jax.models.functional import Decoder, write_description
-from frame_jax.run_directory import RunDirectory, write_json
+from frame_jax.run.directory import RunDirectory, write_json
 
 CONTEXT, VOCAB_SIZE, PADDED = 64, 380, 384
 STEPS = (3, 6)  # the ends of stages Q3 and Q1

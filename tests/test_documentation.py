@@ -26,7 +26,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from frame_jax.config_file import load
+from frame_jax.config.file import load
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.stages import resolve
 from tests.integration.small_run import settings, write_corpus

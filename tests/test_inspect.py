@@ -7,7 +7,7 @@ import pytest
 
 from frame_jax import inspect
 from frame_jax.main import main
-from frame_jax.run_directory import RunDirectory, list_parts
+from frame_jax.run.directory import RunDirectory, list_parts
 from tests.integration.small_run import write_config, write_corpus
 
 ESCAPES = "\x1b[2J\x1b]0;title\x07\x9b31m\u202e\r\b"

@@ -22,9 +22,9 @@ from concurrent.futures import ProcessPoolExecutor
 
 import duckdb
 
-from frame_jax.config import PartitionConfig
+from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.quadrants.partition import place_documents
-from frame_jax.run_directory import RunDirectory, part_name
+from frame_jax.run.directory import RunDirectory, part_name
 
 DOCUMENTS_A_PART = 500_000
 

@@ -33,7 +33,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from frame_jax.models.hugging_face import import_checkpoint
+from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.scoring.documents import POOL_ROWS, score_documents
 from frame_jax.scoring.packing import batches, pack
 from frame_jax.scoring.step import Scorer

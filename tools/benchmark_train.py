@@ -22,12 +22,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from frame_jax.config import ModelConfig, ParallelConfig, ScheduleConfig, TrainingConfig
+from frame_jax.config.models import ModelConfig
+from frame_jax.config.parallel import ParallelConfig
+from frame_jax.config.training import ScheduleConfig, TrainingConfig
 from frame_jax.main import prefer_huge_pages
 from frame_jax.models.functional import Decoder
-from frame_jax.models.hugging_face_export import model_config, write_weights
+from frame_jax.models.hugging_face.export import model_config, write_weights
 from frame_jax.parallel.sharding import batch_sharding, make_mesh
-from frame_jax.run_directory import write_json
+from frame_jax.run.directory import write_json
 from frame_jax.training.optimizer import make_optimizer
 from frame_jax.training.schedules import learning_rate
 from frame_jax.training.step import Specials, TrainState, make_train_step

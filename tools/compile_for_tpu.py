@@ -28,8 +28,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, PartitionSpec
 
-from frame_jax.config import ParallelConfig, RunConfig
-from frame_jax.config_file import make_parser, parse
+from frame_jax.config.file import make_parser, parse
+from frame_jax.config.parallel import ParallelConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.models.cross_entropy import chunk_count
 from frame_jax.models.flops import HBM_GIB, PEAK_FLOPS, forward_flops_per_token

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from frame_jax.config import SourceConfig
+from frame_jax.config.corpus import SourceConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from frame_jax.config import CorpusConfig, RunConfig, SourceConfig
+from frame_jax.config.corpus import CorpusConfig, SourceConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document, Record
 from frame_jax.corpus.sources import SOURCES
 from frame_jax.corpus.sources.inputs import Input, Stripe

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from frame_jax.config import CorpusConfig
+from frame_jax.config.corpus import CorpusConfig
 from frame_jax.corpus.documents import Rejection
 from frame_jax.errors import UserError
-from frame_jax.run_directory import RunDirectory, atomic_path, list_parts
+from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
 
 DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
 SHOWN = 3

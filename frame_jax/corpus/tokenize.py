@@ -11,8 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from frame_jax import progress
-from frame_jax.config import RunConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document, Rejection
 from frame_jax.corpus.parts import Chunk, plan
 from frame_jax.corpus.rejected import (
@@ -26,7 +25,8 @@ from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from frame_jax.corpus.vocabulary import prepare_tokenizer
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
-from frame_jax.run_directory import RunDirectory, atomic_path, part_name
+from frame_jax.run import progress
+from frame_jax.run.directory import RunDirectory, atomic_path, part_name
 
 # `file` and `line` say where the record was read: which of several with one id came first.
 COLUMNS = pa.schema(

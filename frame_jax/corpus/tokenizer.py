@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 
 from frame_jax.errors import UserError
-from frame_jax.run_directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory, read_json
 
 # A long text is encoded in pieces of about this many characters, so that memory stays small and all
 # cores work on it. Pieces end at the end of a line, where byte-level tokenizers end a token anyway.

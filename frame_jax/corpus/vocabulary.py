@@ -9,7 +9,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from frame_jax.config import RunConfig, TokenizerConfig
+from frame_jax.config.corpus import TokenizerConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.parts import sample
 from frame_jax.corpus.tokenizer import (
@@ -20,7 +21,7 @@ from frame_jax.corpus.tokenizer import (
     special_tokens_path,
 )
 from frame_jax.errors import UserError
-from frame_jax.run_directory import RunDirectory, atomic_path, write_json
+from frame_jax.run.directory import RunDirectory, atomic_path, write_json
 
 BOS, EOS = "<|bos|>", "<|eos|>"
 

@@ -16,7 +16,8 @@ import sys
 
 import yaml
 
-from frame_jax.config import AxesConfig, CurriculumConfig, StageConfig
+from frame_jax.config.curriculum import CurriculumConfig, StageConfig
+from frame_jax.config.quadrants import AxesConfig
 from frame_jax.errors import USAGE_ERROR, UserError, print_error
 
 WIDTH = 0.05  # of a sigmoid transition, in epochs

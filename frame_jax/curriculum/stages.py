@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from frame_jax.config import CurriculumConfig, StageConfig
+from frame_jax.config.curriculum import CurriculumConfig, StageConfig
 from frame_jax.curriculum.allotment import allot, split
 from frame_jax.errors import UserError
 

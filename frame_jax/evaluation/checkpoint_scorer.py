@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from frame_jax import checkpoints
-from frame_jax.config import ScoringConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.models.functional import read_description
 from frame_jax.scoring.step import Scorer, place
 

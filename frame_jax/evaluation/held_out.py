@@ -20,14 +20,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from frame_jax import checkpoints, progress
-from frame_jax.config import RunConfig
+from frame_jax import checkpoints
+from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.evaluation import tasks
 from frame_jax.evaluation.board import write_board
 from frame_jax.evaluation.checkpoint_scorer import checkpoint_scorers
 from frame_jax.parallel import processes
-from frame_jax.run_directory import (
+from frame_jax.run import progress
+from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
     list_parts,

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from frame_jax.config import TaskConfig
+from frame_jax.config.evaluation import TaskConfig
 from frame_jax.errors import UserError
 
 

@@ -28,9 +28,9 @@ from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError, print_error
 from frame_jax.evaluation.greedy import GreedyScorer, generate
 from frame_jax.evaluation.likelihood import Request, continuation_sums, encode
-from frame_jax.export import choose_step, read_plan
 from frame_jax.models.functional import read_description
-from frame_jax.run_directory import RunDirectory
+from frame_jax.run.arm import choose_step, read_plan
+from frame_jax.run.directory import RunDirectory
 
 GENERATED = 256  # tokens written where a task does not say
 

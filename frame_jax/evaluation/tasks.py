@@ -20,15 +20,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from frame_jax import progress
-from frame_jax.config import RunConfig, TaskConfig
+from frame_jax.config.evaluation import TaskConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.evaluation.checkpoint_scorer import checkpoint_scorers
 from frame_jax.evaluation.items import Item, answers, blind_accuracy, prompts, read_items, spread
 from frame_jax.evaluation.likelihood import continuation_sums, encode
 from frame_jax.parallel import processes
-from frame_jax.run_directory import RunDirectory, atomic_path, part_name
+from frame_jax.run import progress
+from frame_jax.run.directory import RunDirectory, atomic_path, part_name
 from frame_jax.scoring.step import Scorer
 
 ITEMS_PER_PART = 512

@@ -7,7 +7,7 @@ computes again does not count. Model FLOPs utilisation (MFU) is these over what 
 
 from __future__ import annotations
 
-from frame_jax.config import ModelConfig
+from frame_jax.config.models import ModelConfig
 
 # Dense bfloat16 FLOPs a second of one device, from the makers' data sheets, by JAX `device_kind`.
 PEAK_FLOPS = {

@@ -14,9 +14,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-from frame_jax.config import ModelConfig, RopeScalingConfig
+from frame_jax.config.models import ModelConfig, RopeScalingConfig
 from frame_jax.models.transformer import Params, Transformer
-from frame_jax.run_directory import read_json, write_json
+from frame_jax.run.directory import read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from frame_jax.config import RopeScalingConfig
+from frame_jax.config.models import RopeScalingConfig
 from frame_jax.parallel.sharding import platform
 
 SAVED = "saved"

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from frame_jax.config import ModelConfig
+from frame_jax.config.models import ModelConfig
 from frame_jax.models.attention import attention
 from frame_jax.models.layer_loop import run_layers, run_layers_on_cpu
 from frame_jax.models.layers import (

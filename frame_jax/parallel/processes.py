@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import jax
 
-from frame_jax.config import ParallelConfig
+from frame_jax.config.parallel import ParallelConfig
 from frame_jax.errors import USAGE_ERROR
 
 T = TypeVar("T")

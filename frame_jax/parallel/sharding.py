@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from frame_jax.config import ParallelConfig
+from frame_jax.config.parallel import ParallelConfig
 from frame_jax.errors import UserError
 
 AXES = ("slice", "data", "fsdp", "tensor")

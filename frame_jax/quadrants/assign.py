@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 
 import duckdb
 
-from frame_jax.config import PartitionConfig
+from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.errors import UserError
 from frame_jax.sql import literal, parquet
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from frame_jax.config import PartitionConfig, RunConfig
+from frame_jax.config.quadrants import PartitionConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
 from frame_jax.quadrants.rows import training_documents, write_cells
 from frame_jax.quadrants.summary import summarise
-from frame_jax.run_directory import RunDirectory, atomic_path, list_parts, read_json, write_json
+from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
 
 
 def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import duckdb
 
-from frame_jax.config import PartitionConfig
+from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.quadrants.assign import FATES
 from frame_jax.sql import parquet
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from frame_jax.config import RunConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.models.functional import read_description
 from frame_jax.report import (
     documents,
@@ -28,7 +28,7 @@ from frame_jax.report.held_out_results import (
 )
 from frame_jax.report.html import Html, table, tag
 from frame_jax.report.training_curves import Arm
-from frame_jax.run_directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory, read_json
 
 LIBRARIES = (
     *("frame-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record"),

@@ -15,7 +15,7 @@ import duckdb
 
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.records import TokenReader
-from frame_jax.run_directory import RunDirectory, list_parts
+from frame_jax.run.directory import RunDirectory, list_parts
 
 GROUPS = 12  # drawn in the density figure, the largest first
 BINS = 40  # on each axis of the density

@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 
-from frame_jax.run_directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory, read_json
 
 Result = dict[str, Any]  # what `frame_jax.evaluation.held_out` writes for one curriculum
 DIMENSIONS = ("domain", "language", "quadrant")

@@ -10,7 +10,7 @@ from typing import Any
 
 import vl_convert
 
-from frame_jax.config import RunConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError, printable
 from frame_jax.parallel import processes
 from frame_jax.report import chapters, figures, page, training_curves
@@ -19,7 +19,7 @@ from frame_jax.report.held_out_results import differences, read_results
 from frame_jax.report.html import Html, tag
 from frame_jax.report.theme import THEMES
 from frame_jax.report.training_curves import read_arm
-from frame_jax.run_directory import RunDirectory, atomic_path, read_json
+from frame_jax.run.directory import RunDirectory, atomic_path, read_json
 
 PNG_SCALE = 2
 

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from frame_jax.report.held_out_results import BASELINE, differences, final, read_results
-from frame_jax.run_directory import RunDirectory
+from frame_jax.run.directory import RunDirectory
 
 
 def terminal_table(directory: RunDirectory) -> Table:

@@ -13,7 +13,7 @@ from typing import Any
 
 import duckdb
 
-from frame_jax.run_directory import read_json
+from frame_jax.run.directory import read_json
 
 POINTS = 500  # of a curve
 GAP, WINDOW = 0.04, 0.04  # share of the run beside a boundary that is left out, that is averaged

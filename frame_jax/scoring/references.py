@@ -11,12 +11,13 @@ import jax
 import numpy as np
 
 from frame_jax import checkpoints
-from frame_jax.config import ReferenceModelConfig, RunConfig
+from frame_jax.config.run import RunConfig
+from frame_jax.config.training import ReferenceModelConfig
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder, read_description
-from frame_jax.models.hugging_face import find_tensors, import_checkpoint, read_decoder
+from frame_jax.models.hugging_face.weights import find_tensors, import_checkpoint, read_decoder
 from frame_jax.models.transformer import Params
-from frame_jax.run_directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory, read_json
 from frame_jax.scoring.tokenizers import require_same_tokenizer
 
 NAMES = ("weak", "strong")

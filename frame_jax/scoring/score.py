@@ -19,14 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from frame_jax import progress
-from frame_jax.config import RunConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
-from frame_jax.run_directory import (
+from frame_jax.run import progress
+from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
     list_parts,

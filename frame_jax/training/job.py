@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from frame_jax.config import ParallelConfig, TrainingConfig
+from frame_jax.config.parallel import ParallelConfig
+from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.errors import UserError
-from frame_jax.run_directory import appending, atomic_path
+from frame_jax.run.directory import appending, atomic_path
 from frame_jax.training.trackers import Follower, MakeTracker, TensorBoard
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ import optax
 import optax.contrib
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from frame_jax.config import TrainingConfig
+from frame_jax.config.training import TrainingConfig
+from frame_jax.models.averages import WeightAverage
 from frame_jax.models.functional import Decoder
 from frame_jax.training.schedules import learning_rate
 
@@ -61,16 +62,6 @@ def muon_axes(axes: Any) -> Any:
     """
     matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
     return jax.tree.map(lambda decays: matrix if decays else None, decay_mask(axes))
-
-
-class WeightAverage(NamedTuple):
-    """State of `weight_average`.
-
-    Attributes:
-        average: The averaged parameters, float32.
-    """
-
-    average: Any
 
 
 def weight_average(decay: float) -> optax.GradientTransformation:

@@ -6,14 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from frame_jax.config import PretrainConfig, ReferenceModelConfig, RunConfig
+from frame_jax.config.run import RunConfig
+from frame_jax.config.training import PretrainConfig, ReferenceModelConfig
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import Schedule, resolve, shuffled
 from frame_jax.models.functional import Decoder
-from frame_jax.phases import fingerprint_of
 from frame_jax.records import TokenReader
-from frame_jax.run_directory import RunDirectory, list_parts, read_json
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.markers import fingerprint_of
 from frame_jax.training import trackers
 from frame_jax.training.job import Job
 from frame_jax.training.step import Specials

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from frame_jax.config import ScheduleConfig
+from frame_jax.config.training import ScheduleConfig
 
 
 def learning_rate(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from frame_jax.config import TrainingConfig
+from frame_jax.config.training import TrainingConfig
 from frame_jax.models.cross_entropy import chunk_count, cross_entropy
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from frame_jax.config import RunConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
-from frame_jax.run_directory import read_json, write_json
+from frame_jax.run.directory import read_json, write_json
 
 Record = dict[str, Any]  # a line of metrics.jsonl, see docs/metrics.md
 

@@ -6,7 +6,6 @@ curriculum, whatever the number of processes, so any checkpoint continues exactl
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,22 +13,21 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from frame_jax import preemption, progress
 from frame_jax.checkpoints import Checkpointer
 from frame_jax.curriculum.loader import make_loader
 from frame_jax.models.functional import write_description
 from frame_jax.parallel import processes
 from frame_jax.parallel.sharding import batch_sharding, local_rows, make_mesh
-from frame_jax.preemption import Preempted
-from frame_jax.run_directory import write_json
-from frame_jax.training.bad_steps import BadSteps, skip_bad
+from frame_jax.run import preemption
+from frame_jax.run.directory import write_json
+from frame_jax.run.preemption import Preempted
+from frame_jax.training.bad_steps import skip_bad
 from frame_jax.training.job import Job, check_batch, description, kept_steps
-from frame_jax.training.metrics import MetricsLog
 from frame_jax.training.profiling import Trace
+from frame_jax.training.recorder import Recorder
 from frame_jax.training.schedules import learning_rate
 from frame_jax.training.state import StateFactory
 from frame_jax.training.step import make_train_step
-from frame_jax.training.step_reader import StepReader
 
 MEASURED_STEPS = 10  # steps whose mean time sets the interval between rolling checkpoints
 
@@ -113,46 +111,12 @@ def compile_step(job: Job, mesh: Mesh, factory: StateFactory) -> Any:
 def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) -> dict[str, Any]:
     factory = StateFactory(job, mesh)
     start, state = factory.newest(checkpointer)
-    train_step = compile_step(job, mesh, factory)
-    first = processes.is_first()
-    log = None
-    if first:
-        log = MetricsLog(
-            job.folder,
-            start,
-            every=job.training.log_every,
-            phase=job.name.split()[0],
-            make_tracker=job.make_tracker,
-        )
-    bad = BadSteps(
-        job.folder,
-        job.selection,
-        batch_rows=job.training.batch_rows,
-        most=job.training.max_bad_steps,
-        first_step=start,
-        write=first,
-    )
-    reader = StepReader(job, bad, mesh)
-    trace = Trace(job.folder / "profile", job.profile)
-    tokens = job.training.batch_rows * job.sequence_length
-    rolling = RollingSaves(job.training.checkpoint_seconds, start)
     if 0 in kept and checkpointer.latest() is None:
         checkpointer.save(0, state.params, state.optimizer)
-
-    with (
-        preemption.deferred(),
-        log or contextlib.nullcontext(),
-        progress.bar(
-            job.name, job.steps * tokens, "tokens", done=start * tokens, show=first
-        ) as advance,
-    ):
-
-        def publish(record: dict[str, Any] | None) -> None:
-            if record is not None and log is not None:
-                log.write(record)
-                loss = "not a number" if record["loss"] is None else f"{record['loss']:.3f}"
-                advance(tokens, f"{record['stage']} loss {loss}")
-
+    train_step = compile_step(job, mesh, factory)
+    trace = Trace(job.folder / "profile", job.profile)
+    rolling = RollingSaves(job.training.checkpoint_seconds, start)
+    with preemption.deferred(), Recorder(job, mesh, start) as recorder:
         loader = batches(job, mesh, start)
         for step in range(start, job.steps):
             asked = time.perf_counter()
@@ -160,24 +124,22 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
             waited = time.perf_counter() - asked
             trace.before(step, state)
             state, metrics = train_step(state, rows)
-            publish(reader.push(step, metrics, waited))
+            recorder.push(step, metrics, waited)
             done = step + 1
             due = rolling.due(done)
             stop = preemption.requested(done)
-            if stop or bad.too_many() or done in kept or due:
-                publish(reader.flush())
-                if log is not None:
-                    log.flush()
+            if stop or recorder.bad.too_many() or done in kept or due:
+                recorder.flush()
                 checkpointer.save(done, state.params, state.optimizer)
-                reader.restart_clock()
-            if bad.too_many():
-                raise bad.error()
+                recorder.restart_clock()
+            if recorder.bad.too_many():
+                raise recorder.bad.error()
             if stop:
                 raise Preempted(f"{job.name} is saved at step {done}")
         trace.close(state)
     return {
         "steps": job.steps,
         "rows": job.selection.schedule.rows,
-        "tokens": job.steps * tokens,
+        "tokens": job.steps * job.training.batch_rows * job.sequence_length,
         "parameters": job.decoder.parameter_count(),
     }

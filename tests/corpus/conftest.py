@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from frame_jax.config import CorpusConfig, RunConfig, SourceConfig, TokenizerConfig
+from frame_jax.config.corpus import CorpusConfig, SourceConfig, TokenizerConfig
+from frame_jax.config.run import RunConfig
 
 SENTENCE = "the loss of a model falls as data order changes 数据 的 顺序 def return x = 1"
 WORDS = SENTENCE.split()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frame_jax.config import SourceConfig, TokenizerConfig
+from frame_jax.config.corpus import SourceConfig, TokenizerConfig
 from frame_jax.corpus.parts import _stripes, plan, sample, signature
 from frame_jax.corpus.splits import split_of, unit_hash
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frame_jax.config import SourceConfig
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.sources import installed, python_library
 from frame_jax.corpus.sources.docstrings import ParseError, separate
 from frame_jax.corpus.sources.inputs import Stripe
@@ -72,7 +72,7 @@ def test_stripes_hold_each_document_once(documents):
 
 def test_another_process_elsewhere_finds_the_same_texts(tmp_path, documents):
     program = (
-        "from frame_jax.config import SourceConfig\n"
+        "from frame_jax.config.corpus import SourceConfig\n"
         "from frame_jax.corpus.sources import python_library as p, inputs\n"
         "import hashlib\n"
         f"c = SourceConfig(kind='python_library', max_bytes={SMALL.max_bytes})\n"

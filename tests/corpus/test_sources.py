@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax.config import SourceConfig
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Document, Rejection
 from frame_jax.corpus.sources import SOURCES
 from frame_jax.corpus.sources.inputs import Stripe

@@ -7,13 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax.config import SourceConfig
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus import tokenize
 from frame_jax.corpus.splits import split_of
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.records import TokenReader
-from frame_jax.run_directory import RunDirectory, list_parts
+from frame_jax.run.directory import RunDirectory, list_parts
 
 
 def run(config):

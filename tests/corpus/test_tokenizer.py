@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from frame_jax.config import SourceConfig, TokenizerConfig
+from frame_jax.config.corpus import SourceConfig, TokenizerConfig
 from frame_jax.corpus.tokenizer import cut, load_tokenizer, make_tokenizer
 from frame_jax.corpus.vocabulary import BOS, EOS, prepare_tokenizer, train
 from frame_jax.errors import UserError
-from frame_jax.run_directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory, read_json
 
 TEXTS = [
     "The quick brown fox — it's 12345 years old, isn't it?\r\n\r\n  Yes.\t\n",

@@ -2,7 +2,8 @@
 
 from hypothesis import strategies as st
 
-from frame_jax.config import AxesConfig, CurriculumConfig, StageConfig
+from frame_jax.config.curriculum import CurriculumConfig, StageConfig
+from frame_jax.config.quadrants import AxesConfig
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import Schedule, resolve

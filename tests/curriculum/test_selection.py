@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frame_jax.config import AxesConfig, CurriculumConfig
+from frame_jax.config.curriculum import CurriculumConfig
+from frame_jax.config.quadrants import AxesConfig
 from frame_jax.curriculum.permutation import keys, permute
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.selection import SelectionMap

@@ -10,8 +10,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frame_jax import config_file
-from frame_jax.config import AxesConfig, CurriculumConfig, StageConfig
+from frame_jax.config.curriculum import CurriculumConfig, StageConfig
+from frame_jax.config.file import load
+from frame_jax.config.quadrants import AxesConfig
 from frame_jax.curriculum.allotment import allot, split
 from frame_jax.curriculum.presets import as_yaml, expand, main, presets
 from frame_jax.curriculum.stages import Schedule, resolve, shuffled
@@ -77,7 +78,7 @@ def test_presets_on_any_grid_are_sorts_by_the_bins(name: str, ppl: int, pd: int)
 def test_every_preset_is_tested() -> None:
     assert set(ORDER) == set(PRESETS) == set(presets(AxesConfig()))
     with pytest.raises(UserError, match="preset"):
-        config_file.load(Path("configs/quickstart.yaml"), "--curricula.x.preset=q2_first")
+        load(Path("configs/quickstart.yaml"), "--curricula.x.preset=q2_first")
 
 
 def test_folded_passes_through_the_order_with_equal_shares() -> None:
@@ -102,7 +103,7 @@ def test_a_printed_preset_is_a_config(name: str, changes: dict, tmp_path: Path) 
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings), "utf-8")
-    assert config_file.load(path).curricula["printed"] == curriculum
+    assert load(path).curricula["printed"] == curriculum
     assert len(as_yaml({"printed": curriculum}).splitlines()) < 14
 
 

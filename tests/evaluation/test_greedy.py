@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frame_jax.config import ModelConfig
+from frame_jax.config.models import ModelConfig
 from frame_jax.evaluation.greedy import GreedyScorer, generate
 from frame_jax.evaluation.likelihood import Request, continuation_sums
 from frame_jax.models.functional import Decoder

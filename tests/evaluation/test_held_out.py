@@ -15,23 +15,18 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax import checkpoints
-from frame_jax.config import (
-    CorpusConfig,
-    EvaluationConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PretrainConfig,
-    RunConfig,
-    ScoringConfig,
-    SourceConfig,
-    TrainingConfig,
-)
+from frame_jax.config.corpus import CorpusConfig, SourceConfig
+from frame_jax.config.evaluation import EvaluationConfig
+from frame_jax.config.models import ModelConfig
+from frame_jax.config.run import RunConfig
+from frame_jax.config.scoring import ScoringConfig
+from frame_jax.config.training import OptimizerConfig, PretrainConfig, TrainingConfig
 from frame_jax.errors import UserError
 from frame_jax.evaluation import held_out
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
-from frame_jax.run_directory import RunDirectory, part_name, read_json, write_json
+from frame_jax.run.directory import RunDirectory, part_name, read_json, write_json
 from frame_jax.training.optimizer import WeightAverage
 
 DECODER = Decoder(

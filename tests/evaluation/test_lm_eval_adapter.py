@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from frame_jax.export import export
+from frame_jax.export.checkpoint import export
 from tests.arm import CONTEXT, TEXT, make_arm
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")

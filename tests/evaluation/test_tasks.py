@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax.config import EvaluationConfig, TaskConfig
+from frame_jax.config.evaluation import EvaluationConfig, TaskConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.evaluation import tasks
 from frame_jax.evaluation.items import blind_accuracy, parse, prompts, read_items
 from frame_jax.evaluation.likelihood import encode
 from frame_jax.parallel import processes
-from frame_jax.run_directory import read_json
+from frame_jax.run.directory import read_json
 from tests.arm import CONTEXT, STEPS, make_arm, make_config
 from tests.scoring.numpy_decoder import log_probabilities
 

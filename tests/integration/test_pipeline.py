@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from frame_jax import inspect
-from frame_jax.config_file import load
+from frame_jax.config.file import load
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import make_loader
 from frame_jax.curriculum.presets import expand
@@ -19,7 +19,7 @@ from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve
 from frame_jax.main import main
 from frame_jax.records import TokenReader
-from frame_jax.run_directory import RunDirectory, list_parts, read_json
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.training.runs import count_rows
 from tests.integration.small_run import write_config, write_corpus
 

@@ -1,6 +1,6 @@
 import pytest
 
-from frame_jax.config import ModelConfig
+from frame_jax.config.models import ModelConfig
 from frame_jax.models.flops import parameter_count, training_flops_per_token
 from frame_jax.models.functional import Decoder
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frame_jax.config import ModelConfig
+from frame_jax.config.models import ModelConfig
 from frame_jax.models import transformer
 from frame_jax.models.functional import Decoder
 from frame_jax.models.layer_loop import run_layers

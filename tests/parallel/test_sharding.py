@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from frame_jax.config import ParallelConfig
+from frame_jax.config.parallel import ParallelConfig
 from frame_jax.errors import UserError
 from frame_jax.models.cross_entropy import cross_entropy
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, mesh_shape, spec

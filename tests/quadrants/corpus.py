@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from frame_jax.config import CorpusConfig, PartitionConfig, RunConfig, SourceConfig
+from frame_jax.config.corpus import CorpusConfig, SourceConfig
+from frame_jax.config.quadrants import PartitionConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.records import write_tokens
-from frame_jax.run_directory import RunDirectory, part_name, write_json
+from frame_jax.run.directory import RunDirectory, part_name, write_json
 
 BOS, EOS = 1, 2
 

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax.config import AxesConfig, PartitionConfig
+from frame_jax.config.quadrants import AxesConfig, PartitionConfig
 from frame_jax.errors import UserError
 from frame_jax.quadrants.partition import place_documents
-from frame_jax.run_directory import RunDirectory, list_parts, read_json
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.quadrants.corpus import Corpus, expected_cells, make_corpus, write
 
 

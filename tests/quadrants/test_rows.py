@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frame_jax.config import RowsConfig
+from frame_jax.config.quadrants import RowsConfig
 from frame_jax.errors import UserError
 from frame_jax.main import allow_open_files
 from frame_jax.parallel import processes
@@ -17,7 +17,7 @@ from frame_jax.quadrants import partition
 from frame_jax.quadrants.packing import Pieces, best_fit, concat
 from frame_jax.quadrants.rows import write_reference_rows
 from frame_jax.records import TokenReader
-from frame_jax.run_directory import RunDirectory, list_parts, read_json
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.quadrants.corpus import (
     BOS,
     EOS,

@@ -13,10 +13,13 @@ import pyarrow.parquet as pq
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from frame_jax.config import CorpusConfig, CurriculumConfig, ModelConfig, RunConfig, SourceConfig
+from frame_jax.config.corpus import CorpusConfig, SourceConfig
+from frame_jax.config.curriculum import CurriculumConfig
+from frame_jax.config.models import ModelConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.records import write_tokens
-from frame_jax.run_directory import RunDirectory, part_name, write_json
+from frame_jax.run.directory import RunDirectory, part_name, write_json
 
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 DOMAINS = (("code", "python"), ("prose", "en"), ("prose", "zh"))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax.report import documents
-from frame_jax.run_directory import RunDirectory
+from frame_jax.run.directory import RunDirectory
 from tests.report.synthetic import QUADRANTS, write_documents
 
 COLUMNS = ["domain", "language"]

@@ -25,7 +25,7 @@ from frame_jax.report.held_out_results import (
     read_results,
 )
 from frame_jax.report.terminal import terminal_table
-from frame_jax.run_directory import RunDirectory, write_json
+from frame_jax.run.directory import RunDirectory, write_json
 from tests.report.synthetic import make_run
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from frame_jax.report import training_curves
 from frame_jax.report.training_curves import Arm, read_arm
-from frame_jax.run_directory import RunDirectory
+from frame_jax.run.directory import RunDirectory
 from tests.report.synthetic import BATCH_ROWS, SEQUENCE_LENGTH, write_arm
 
 STEPS = 1203  # no multiple of anything

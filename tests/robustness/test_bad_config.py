@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from frame_jax.config import RunConfig
-from frame_jax.config_file import make_parser, parse
+from frame_jax.config.file import make_parser, parse
+from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.main import main
 from tests.integration.small_run import settings, write_corpus

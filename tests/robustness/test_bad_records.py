@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frame_jax.config import SourceConfig
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Document, Rejection
 from frame_jax.corpus.sources import SOURCES
 from frame_jax.corpus.sources.inputs import Stripe
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.main import main
 from frame_jax.records import TokenReader
-from frame_jax.run_directory import RunDirectory, list_parts
+from frame_jax.run.directory import RunDirectory, list_parts
 from tests.integration.small_run import DOCUMENTS, write_config, write_corpus
 
 REFUSED = {

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax import checkpoints, integrity
+from frame_jax import checkpoints
 from frame_jax.errors import UserError
 from frame_jax.records import TokenReader, write_tokens
-from frame_jax.run_directory import RunDirectory
+from frame_jax.run import integrity
+from frame_jax.run.directory import RunDirectory
 from frame_jax.training.job import Job
 from frame_jax.training.trainer import train
 from tests.training.rows import make_job, write_rows

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from frame_jax import checkpoints
-from frame_jax.config import ParallelConfig
+from frame_jax.config.parallel import ParallelConfig
 from frame_jax.parallel import processes
 from frame_jax.training.job import Job
 from frame_jax.training.trainer import train

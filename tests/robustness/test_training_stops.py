@@ -15,13 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax import checkpoints, preemption
-from frame_jax.config import TrainingConfig
+from frame_jax import checkpoints
+from frame_jax.config.training import TrainingConfig
 from frame_jax.errors import UserError
 from frame_jax.main import main, user_error
-from frame_jax.preemption import Preempted
 from frame_jax.records import TokenReader, write_tokens
-from frame_jax.run_directory import atomic_path, write_json
+from frame_jax.run import preemption
+from frame_jax.run.directory import atomic_path, write_json
+from frame_jax.run.preemption import Preempted
 from frame_jax.training import trainer
 from frame_jax.training.bad_steps import skip_bad
 from frame_jax.training.step import TrainState

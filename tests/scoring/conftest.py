@@ -13,7 +13,7 @@ from scoring_helpers import (
     write_part,
 )
 
-from frame_jax.run_directory import RunDirectory
+from frame_jax.run.directory import RunDirectory
 
 
 @pytest.fixture

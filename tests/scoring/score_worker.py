@@ -12,9 +12,9 @@ from pathlib import Path
 import jax
 from scoring_helpers import run_config
 
-from frame_jax.config import ParallelConfig
+from frame_jax.config.parallel import ParallelConfig
 from frame_jax.parallel import processes
-from frame_jax.run_directory import RunDirectory
+from frame_jax.run.directory import RunDirectory
 from frame_jax.scoring import score
 
 

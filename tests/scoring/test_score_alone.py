@@ -10,10 +10,10 @@ import pytest
 from numpy_decoder import document_nll
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from frame_jax.config import ModelConfig
+from frame_jax.config.models import ModelConfig
 from frame_jax.main import main
 from frame_jax.models.functional import Decoder
-from frame_jax.models.hugging_face_export import export_checkpoint
+from frame_jax.models.hugging_face.export import export_checkpoint
 
 CONTEXT, OVERLAP = 32, 8
 LETTERS = "abcdefghij"

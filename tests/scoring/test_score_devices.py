@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from scoring_helpers import BFLOAT16_TOLERANCE, BOS, make_documents, make_model
 
-from frame_jax.config import ParallelConfig
+from frame_jax.config.parallel import ParallelConfig
 from frame_jax.parallel.sharding import make_mesh
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.step import Scorer, place

@@ -10,7 +10,7 @@ from numpy_decoder import document_nll
 from scoring_helpers import BOS, LENGTHS, VOCAB, make_documents, make_model, write_model
 
 from frame_jax.errors import UserError
-from frame_jax.run_directory import list_parts, remove
+from frame_jax.run.directory import list_parts, remove
 from frame_jax.scoring import score
 from frame_jax.scoring.documents import BatchScores
 

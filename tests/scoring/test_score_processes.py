@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from frame_jax.run_directory import list_parts
+from frame_jax.run.directory import list_parts
 from frame_jax.scoring import score
 
 FOLDER = Path(__file__).parent

@@ -7,7 +7,7 @@ import pytest
 from scoring_helpers import BOS
 
 from frame_jax.models.functional import Decoder
-from frame_jax.models.hugging_face import import_checkpoint
+from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.step import Scorer
 

@@ -4,13 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from frame_jax.config import (
-    AxesConfig,
-    CurriculumConfig,
-    ModelConfig,
-    ParallelConfig,
-    TrainingConfig,
-)
+from frame_jax.config.curriculum import CurriculumConfig
+from frame_jax.config.models import ModelConfig
+from frame_jax.config.parallel import ParallelConfig
+from frame_jax.config.quadrants import AxesConfig
+from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve

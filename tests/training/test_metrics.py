@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from frame_jax.config import TrainingConfig
+from frame_jax.config.training import TrainingConfig
 from frame_jax.errors import UserError
 from frame_jax.evaluation.board import write_board
 from frame_jax.main import main

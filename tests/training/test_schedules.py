@@ -5,7 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from frame_jax.config import ModelConfig, OptimizerConfig, ScheduleConfig, TrainingConfig
+from frame_jax.config.models import ModelConfig
+from frame_jax.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
 from frame_jax.models.functional import Decoder
 from frame_jax.training.optimizer import decay_mask, make_optimizer
 from frame_jax.training.schedules import learning_rate

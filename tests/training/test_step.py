@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from frame_jax.config import ModelConfig, ParallelConfig, TrainingConfig
+from frame_jax.config.models import ModelConfig
+from frame_jax.config.parallel import ParallelConfig
+from frame_jax.config.training import TrainingConfig
 from frame_jax.models.cross_entropy import chunk_count, cross_entropy, token_nll
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings

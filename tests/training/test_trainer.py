@@ -8,7 +8,8 @@ import pytest
 from jax import tree
 
 from frame_jax import checkpoints
-from frame_jax.config import ParallelConfig, ReferenceModelConfig, TrainingConfig
+from frame_jax.config.parallel import ParallelConfig
+from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
 from frame_jax.errors import UserError
 from frame_jax.training.job import Job, kept_steps
 from frame_jax.training.trainer import train

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from frame_jax.config import SourceConfig
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record
 from frame_jax.corpus.sources import jsonl, parquet, python_library, text, tfds
 from frame_jax.corpus.sources.inputs import Input, Stripe

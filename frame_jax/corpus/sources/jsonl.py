@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from frame_jax.config import SourceConfig
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record, RecordError, Rejection, decode, from_fields
 from frame_jax.corpus.sources.inputs import Input, Stripe, find_files, record_id, source_name
 from frame_jax.errors import UserError

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from frame_jax.config import SourceConfig
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record, from_fields
 from frame_jax.corpus.sources.inputs import Input, Stripe, find_files, record_id, source_name
 from frame_jax.errors import UserError

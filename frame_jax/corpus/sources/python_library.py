@@ -14,7 +14,7 @@ import hashlib
 import sys
 from collections.abc import Iterator
 
-from frame_jax.config import SourceConfig
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.sources import installed
 from frame_jax.corpus.sources.docstrings import ParseError, separate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from frame_jax.config import SourceConfig
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record, Rejection, from_fields
 from frame_jax.corpus.sources.inputs import Input, Stripe, find_files
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from frame_jax.config import SourceConfig
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record, from_fields
 from frame_jax.corpus.sources.inputs import Input, Stripe
 from frame_jax.errors import UserError

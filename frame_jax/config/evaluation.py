@@ -1,0 +1,82 @@
+"""Settings of what is measured on trained models."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Literal
+
+from frame_jax.config.base import require
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Multiple-choice questions in a file of JSON lines: question, choices, answer, subject.
+
+    A choice is rated by its log-likelihood after the prompt. Where the prompt lists the choices
+    (`{choices}`), they stand there under letters, and the letters are rated instead of the choices.
+
+    Attributes:
+        name: Name of the task in results.
+        path: The items (plain, .gz or .zst): `question`, `choices` (a list), `answer` (its index)
+            and, optionally, `subject`.
+        examples: A file of the same kind that shots are taken from.
+        shots: Solved examples before each item: the first of its subject, or, where the file has
+            none of it, spread evenly over the file.
+        introduction: Text before everything; `{subject}` is replaced.
+        prompt: Text of an item up to the answer; `{question}`, `{choices}`, `{subject}` are
+            replaced.
+        separator: Text between the prompt and an answer.
+        max_items: Items used, spread evenly over the file; null uses all.
+    """
+
+    name: str
+    path: str
+    examples: str | None = None
+    shots: int = 0
+    introduction: str = ""
+    prompt: str = "Question: {question}\nAnswer:"
+    separator: str = " "
+    max_items: int | None = None
+
+    def __post_init__(self) -> None:
+        where = f"evaluation.tasks: {self.name}"
+        require(
+            re.fullmatch(r"[A-Za-z0-9_-]+", self.name) is not None,
+            f"{where}: a name is letters, digits, dashes and underscores",
+        )
+        require(self.shots >= 0, f"{where}: shots must not be negative")
+        require(
+            self.shots == 0 or self.examples is not None,
+            f"{where}: shots need `examples`, a file to take them from",
+        )
+        require("{question}" in self.prompt, f"{where}: the prompt lacks {{question}}")
+        require(
+            self.max_items is None or self.max_items >= 1, f"{where}: max_items must be at least 1"
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on the held-out split, and multiple-choice tasks.
+
+    Attributes:
+        max_documents: Held-out documents used, chosen by hash; null uses all.
+        average: Measure the moving average of the weights instead of the weights; needs
+            pretrain.training.optimizer.average_decay.
+        tasks: Multiple-choice tasks.
+        tasks_at: Checkpoints that do the tasks: the `last`, or all `stage_ends`.
+    """
+
+    max_documents: int | None = None
+    average: bool = False
+    tasks: list[TaskConfig] = field(default_factory=list)
+    tasks_at: Literal["last", "stage_ends"] = "last"
+
+    def __post_init__(self) -> None:
+        require(
+            self.max_documents is None or self.max_documents >= 1,
+            f"evaluation.max_documents must be at least 1, not {self.max_documents}",
+        )
+        names = [task.name for task in self.tasks]
+        require(len(set(names)) == len(names), f"evaluation.tasks: a name occurs twice in {names}")

@@ -1,0 +1,176 @@
+"""A config file and dotted overrides in, `RunConfig` out.
+
+What a parser of YAML lets pass (keys set twice, null for any type, NaN) is refused here; what is
+impossible among values, the dataclasses refuse themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from frame_jax.config.base import require
+from frame_jax.config.run import RunConfig
+from frame_jax.errors import UserError
+
+
+def make_parser(**kwargs: Any) -> Any:
+    """The jsonargparse parser of a run: `--config FILE` and one dotted option for each setting."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, **kwargs)
+    parser.add_argument("--config", action="config", help="YAML file with the run's settings")
+    parser.add_class_arguments(RunConfig, as_group=False)
+    return parser
+
+
+def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
+    """Settings from `arguments`, such as `["--config", "run.yaml", "--seed", "1"]`.
+
+    Returns:
+        The config, and the namespace of whatever other options `parser` has.
+
+    Raises:
+        UserError: for an unreadable file, an unknown key, a wrong type or an impossible value.
+    """
+    import jsonargparse
+
+    parser = parser or make_parser()
+    try:
+        for path in config_files(arguments):
+            refuse_repeated_keys(path)
+        namespace = parser.parse_args(arguments)
+        refuse_no_value(namespace, RunConfig)
+        values = parser.instantiate(namespace)
+        settings = RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
+    except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
+        raise UserError(explain(str(error), arguments)) from error
+    except UserError as error:  # a dataclass refused its values
+        raise UserError(f"{where(arguments)}: {error}") from error
+    return settings, values
+
+
+def refuse_no_value(values: Any, cls: type, key: str = "") -> None:
+    """Refuses what the parser lets pass: null for any type, NaN, infinity, text that is no name.
+
+    Args:
+        values: The parser's namespace for a dataclass.
+        cls: The dataclass.
+        key: Where it is, with a dot at the end.
+
+    Raises:
+        UserError: naming the key.
+    """
+    import typing
+
+    hints = typing.get_type_hints(cls)
+    complete = hasattr(values, "__contains__") and all(
+        f.name in values for f in dataclasses.fields(cls)
+    )
+    require(complete, f"{key.rstrip('.')} must be settings by name, not {values!r}")
+    for f in dataclasses.fields(cls):
+        name, value = f"{key}{f.name}", values[f.name]
+        optional = type(None) in typing.get_args(hints[f.name])
+        require(value is not None or optional, f"{name} needs a value; null is not one")
+        children = {name: value}
+        if isinstance(value, list):
+            children = {f"{name}[{index}]": item for index, item in enumerate(value)}
+        elif isinstance(value, dict):
+            children = {f"{name}.{item}": child for item, child in value.items()}
+        inner = mentioned(hints[f.name])
+        for place, child in children.items():
+            finite = not isinstance(child, float) or math.isfinite(child)
+            require(finite, f"{place} must be a finite number, not {child}")
+            odd = isinstance(child, str) and re.search("[\0\ud800-\udfff]", child)
+            require(not odd, f"{place} must be UTF-8 without NUL, not {child!r}")
+            if inner and not (child is None or dataclasses.is_dataclass(child)):
+                refuse_no_value(child, inner[0], f"{place}.")
+
+
+def refuse_repeated_keys(path: str) -> None:
+    """Refuses a file that sets a key twice: YAML itself would let the last one win.
+
+    Raises:
+        UserError: naming key and line.
+    """
+    import yaml
+
+    try:
+        pending = [yaml.compose(Path(path).read_text("utf-8"))]
+    except (OSError, ValueError, yaml.YAMLError):
+        return  # the parser says what is wrong with the file
+    done: set[int] = set()  # an anchor may stand for a node in many places
+    while pending:
+        node = pending.pop()
+        if id(node) in done:
+            continue
+        done.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            pending += node.value
+        elif isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for name, value in node.value:
+                pending.append(value)
+                if isinstance(name, yaml.ScalarNode):
+                    line = name.start_mark.line + 1
+                    require(
+                        name.value not in seen,
+                        f"line {line}: `{name.value}` is set twice; keep one",
+                    )
+                    seen.add(name.value)
+
+
+def load(path: str | Path, *overrides: str) -> RunConfig:
+    """The config in a YAML file, with dotted overrides such as `--seed=1`."""
+    return parse(["--config", str(path), *overrides])[0]
+
+
+def explain(message: str, arguments: list[str]) -> str:
+    """A parser's message in one line, with the nearest valid name for an unknown key."""
+    message = re.sub(r"Problem with given class_path '[^']*':", "", message)
+    message = " ".join(message.replace("Parser key", "key").split())
+    found = re.search(r"option '([^']+)'|unrecognized arguments: --(\S+)", message, re.IGNORECASE)
+    if found:
+        names = {f.name for cls in dataclass_types(RunConfig) for f in dataclasses.fields(cls)}
+        keys = (found.group(1) or found.group(2)).split("=")[0].split(".")
+        wrong = next((key for key in keys if key not in names), keys[-1])
+        near = difflib.get_close_matches(wrong, sorted(names), n=1, cutoff=0.5)
+        message += f" (did you mean `{near[0]}`?)" if near else ""
+    return f"{where(arguments)}: {message}"
+
+
+def where(arguments: list[str]) -> str:
+    """What the settings were read from, for messages."""
+    files = config_files(arguments)
+    return f"config {files[-1]}" if files else "command line"
+
+
+def config_files(arguments: list[str]) -> list[str]:
+    """The files that `--config FILE` and `--config=FILE` name."""
+    files = [b for a, b in itertools.pairwise(arguments) if a == "--config"]
+    return files + [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+
+
+def dataclass_types(cls: type) -> set[type]:
+    """`cls` and every dataclass that its fields mention."""
+    import typing
+
+    found = {cls}
+    for hint in typing.get_type_hints(cls).values():
+        for inner in mentioned(hint):
+            found |= dataclass_types(inner)
+    return found
+
+
+def mentioned(hint: Any) -> list[type]:
+    """The dataclasses in a type hint, such as `SourceConfig` in `list[SourceConfig]`."""
+    import typing
+
+    if dataclasses.is_dataclass(hint):
+        return [typing.cast(type, hint)]
+    return [cls for inner in typing.get_args(hint) for cls in mentioned(inner)]

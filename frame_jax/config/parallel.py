@@ -1,0 +1,49 @@
+"""Settings of devices and processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from frame_jax.config.base import require
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """The device mesh and the processes. -1 takes the devices that are left.
+
+    Attributes:
+        slice: Pod slices, joined by the slower network; a replica of the model on each.
+        data: Replicas of the model; the batch is split over them.
+        fsdp: Shards of every parameter; the batch is split over them too.
+        tensor: Shards of heads and feed-forward columns.
+        distributed: Start `jax.distributed` (several hosts); coordinator, count and index come from
+            the cluster's environment, or from the fields below.
+        coordinator: Address `host:port` of process 0, where the environment does not say.
+        processes: Number of processes, likewise.
+        process: Index of this process, likewise.
+    """
+
+    slice: int = 1
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    distributed: bool = False
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.slice, self.data, self.fsdp, self.tensor)
+        require(
+            all(size == -1 or size >= 1 for size in sizes) and sizes.count(-1) <= 1,
+            "parallel: slice, data, fsdp, tensor must be positive, at most one of them -1, "
+            f"not {sizes}",
+        )
+        require(
+            self.processes is None or self.processes >= 1,
+            f"parallel.processes must be at least 1, not {self.processes}",
+        )
+        require(
+            self.process is None or 0 <= self.process < (self.processes or float("inf")),
+            f"parallel.process must be at least 0 and below parallel.processes, not {self.process}",
+        )

@@ -1,0 +1,88 @@
+"""Settings of the partition: axes, groups, training rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from frame_jax.config.base import require
+
+
+@dataclass(frozen=True)
+class RowsConfig:
+    """How documents become training rows.
+
+    Attributes:
+        sequence_length: Tokens a row predicts; a row stores one more.
+        packing: `concat` joins documents and cuts the stream into rows; `best_fit` cuts only
+            documents longer than a row, fits the pieces into rows and fills up with padding.
+        parts: Output files for each quadrant, the unit of parallel work.
+    """
+
+    sequence_length: int = 1024
+    packing: Literal["concat", "best_fit"] = "concat"
+    parts: int = 4
+
+    def __post_init__(self) -> None:
+        require(self.sequence_length >= 2, "rows.sequence_length must be at least 2")
+        require(self.parts >= 1, "rows.parts must be at least 1")
+
+
+@dataclass(frozen=True)
+class AxesConfig:
+    """Bins on each axis; the paper uses two by two.
+
+    Attributes:
+        ppl: Bins of perplexity.
+        pd: Bins of perplexity difference.
+    """
+
+    ppl: int = 2
+    pd: int = 2
+
+    def __post_init__(self) -> None:
+        require(self.ppl >= 1 and self.pd >= 1, "partition.axes: ppl and pd must be at least 1")
+
+    def cell(self, ppl_bin: int, pd_bin: int) -> str:
+        """The name of a cell, from its bins counted from 0 at the lowest values.
+
+        >>> AxesConfig().cell(1, 0), AxesConfig(ppl=3).cell(2, 0)
+        ('Q3', 'P3D1')
+        """
+        if self.ppl == self.pd == 2:
+            return f"Q{2 * ppl_bin + pd_bin + 1}"
+        return f"P{ppl_bin + 1}D{pd_bin + 1}"
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """All names, PPL rising outside, PD rising inside."""
+        return tuple(self.cell(p, d) for p in range(self.ppl) for d in range(self.pd))
+
+
+@dataclass(frozen=True)
+class PartitionConfig:
+    """Documents to quadrants, quadrants to rows.
+
+    Attributes:
+        mode: `nested` (PPL first, then PD inside each PPL bin: equal cells) or `independent` (two
+            marginal cuts).
+        group_by: Thresholds are found inside each combination of these; empty means one global
+            set of thresholds.
+        axes: Bins on each axis.
+        min_group_tokens: Groups with fewer training tokens share the thresholds of their language.
+        rows: Training rows of each quadrant.
+    """
+
+    mode: Literal["nested", "independent"] = "nested"
+    group_by: list[Literal["domain", "language", "source"]] = field(
+        default_factory=lambda: ["domain", "language"]
+    )
+    axes: AxesConfig = AxesConfig()
+    min_group_tokens: int = 0
+    rows: RowsConfig = RowsConfig()
+
+    def __post_init__(self) -> None:
+        require(self.min_group_tokens >= 0, "partition.min_group_tokens must not be negative")
+        require(
+            len(set(self.group_by)) == len(self.group_by), "partition.group_by repeats a column"
+        )

@@ -1,0 +1,106 @@
+"""One tree of frozen dataclasses for a whole run; `frame_jax.config.file` reads it.
+
+Fields made with `runtime(...)` change how fast or where a run happens, never what it produces; they
+are left out of the fingerprints by which a phase knows whether its outputs are still current.
+Values here and in the files beside this one are this project's defaults, not the paper's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+
+from frame_jax.config.base import require, runtime
+from frame_jax.config.corpus import CorpusConfig, TokenizerConfig
+from frame_jax.config.curriculum import CurriculumConfig
+from frame_jax.config.evaluation import EvaluationConfig
+from frame_jax.config.parallel import ParallelConfig
+from frame_jax.config.quadrants import PartitionConfig
+from frame_jax.config.scoring import ScoringConfig
+from frame_jax.config.training import PretrainConfig, ReferenceConfig, TrainingConfig
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run: one corpus, two reference models, one partition, any number of curricula.
+
+    Attributes:
+        run_directory: Where everything is written.
+        corpus: Documents in.
+        seed: Seed of splits, initial weights and shuffles.
+        tokenizer: Text to tokens.
+        reference: The weak and the strong reference model.
+        scoring: NLL of every document under both.
+        partition: Quadrants and their rows.
+        pretrain: The target model.
+        curricula: Orders to compare, by name.
+        evaluation: Held-out measurements.
+        parallel: Devices and processes.
+        profile: Steps `START:STOP` of every training run to trace into its `profile` folder.
+        tracker: `module:function` that opens a tracker of training runs beside TensorBoard, see
+            docs/metrics.md.
+    """
+
+    run_directory: str
+    corpus: CorpusConfig
+    seed: int = 0
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    partition: PartitionConfig = PartitionConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    curricula: dict[str, CurriculumConfig] = field(
+        default_factory=lambda: {
+            "frame": CurriculumConfig(preset="frame"),
+            "random": CurriculumConfig(preset="random"),
+        }
+    )
+    evaluation: EvaluationConfig = EvaluationConfig()
+    parallel: ParallelConfig = runtime(ParallelConfig())
+    profile: str | None = runtime(None)
+    tracker: str | None = runtime(None)
+
+    def __post_init__(self) -> None:
+        require(self.run_directory != "", "run_directory needs the name of a folder")
+        require(
+            0 <= self.seed < 1 << 32,
+            f"seed must be at least 0 and below 4294967296, not {self.seed}",
+        )
+        require(
+            self.profile is None or re.fullmatch(r"\d+:\d+", self.profile) is not None,
+            f"profile must be two steps such as 20:23, not {self.profile!r}",
+        )
+        if self.profile is not None:
+            first, stop = map(int, self.profile.split(":"))
+            require(first < stop, f"profile: step {first} does not come before {stop}")
+        require(
+            not self.evaluation.average
+            or self.pretrain.training.optimizer.average_decay is not None,
+            "evaluation.average needs pretrain.training.optimizer.average_decay, such as 0.999",
+        )
+        require(
+            self.tracker is None or re.fullmatch(r"[\w.]+:\w+", self.tracker) is not None,
+            f"tracker must be module:function, not {self.tracker!r}",
+        )
+        for name in self.curricula:
+            require(
+                re.fullmatch(r"[a-z0-9_]+", name) is not None,
+                f"curricula: the name {name!r} must be lower-case letters, digits and underscores",
+            )
+        cells = self.partition.axes.cells
+        for name, curriculum in self.curricula.items():
+            for stage in curriculum.stages:
+                unknown = sorted(stage.weights.keys() - set(cells))
+                require(
+                    not unknown,
+                    f"curricula.{name}: there is no quadrant {', '.join(unknown)}; the quadrants "
+                    f"are {', '.join(cells)}",
+                )
+
+    def arm_training(self, name: str) -> TrainingConfig:
+        """How the target model is trained under the curriculum `name`."""
+        training = self.pretrain.training
+        return dataclasses.replace(
+            training, schedule=self.curricula[name].schedule or training.schedule
+        )

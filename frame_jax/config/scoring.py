@@ -1,0 +1,43 @@
+"""Settings of scoring: windows, batches, types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from frame_jax.config.base import require, runtime
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """Every document under both reference models.
+
+    Attributes:
+        context: Tokens a scoring window predicts at most; also the length of a packed row.
+        overlap: Tokens of the window before that a later window conditions on without counting.
+        rows_per_device: Contexts of packed tokens each device scores in one call.
+        fsdp: Devices of a process that share one copy of the models' parameters; 1 keeps a copy on
+            each, which is faster where both models fit.
+        ppl_model: The reference model whose perplexity is the PPL axis.
+        compute_dtype: Type of matrix-product operands.
+        loss_chunk: Tokens whose logits exist at one time, per device.
+    """
+
+    context: int = 1024
+    overlap: int = 0
+    rows_per_device: int = runtime(8)
+    fsdp: int = runtime(1)
+    ppl_model: Literal["strong", "weak"] = "strong"
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    loss_chunk: int = runtime(512)
+
+    def __post_init__(self) -> None:
+        require(self.context >= 2, f"scoring.context must be at least 2, not {self.context}")
+        require(
+            0 <= self.overlap < self.context,
+            f"scoring.overlap must be at least 0 and below scoring.context ({self.context}), "
+            f"not {self.overlap}",
+        )
+        require(self.rows_per_device >= 1, "scoring.rows_per_device must be at least 1")
+        require(self.fsdp >= 1, "scoring.fsdp must be at least 1")
+        require(self.loss_chunk >= 1, "scoring.loss_chunk must be at least 1")

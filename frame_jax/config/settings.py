@@ -1,0 +1,44 @@
+"""A config value in, its settings by dotted key out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from frame_jax.config.run import RunConfig
+
+
+def settings_of(value: Any, key: str = "", *, with_runtime: bool = False) -> dict[str, Any]:
+    """The leaves under a config value as `{dotted key: plain value}`, runtime fields left out.
+
+    >>> settings_of(AxesConfig(), "partition.axes")
+    {'partition.axes.ppl': 2, 'partition.axes.pd': 2}
+    """
+    if dataclasses.is_dataclass(value):
+        leaves: dict[str, Any] = {}
+        for f in dataclasses.fields(value):
+            if with_runtime or not f.metadata.get("runtime"):
+                name = f"{key}.{f.name}" if key else f.name
+                leaves |= settings_of(getattr(value, f.name), name, with_runtime=with_runtime)
+        return leaves
+    if isinstance(value, dict):
+        return {
+            k: v
+            for name, item in value.items()
+            for k, v in settings_of(item, f"{key}.{name}", with_runtime=with_runtime).items()
+        }
+    if isinstance(value, list | tuple) and any(dataclasses.is_dataclass(item) for item in value):
+        return {
+            k: v
+            for index, item in enumerate(value)
+            for k, v in settings_of(item, f"{key}[{index}]", with_runtime=with_runtime).items()
+        }
+    return {key: value}
+
+
+def lookup(config: RunConfig, key: str) -> Any:
+    """The value at a dotted key, e.g. `curricula.frame` or `partition.rows`."""
+    value: Any = config
+    for name in key.split("."):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    return value

@@ -1,0 +1,199 @@
+"""Settings of training: learning rate, update rule, steps; and the models that are trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from frame_jax.config.base import require, runtime
+from frame_jax.config.models import ModelConfig
+from frame_jax.config.quadrants import RowsConfig
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate, a pure function of the global step.
+
+    Attributes:
+        kind: `constant`, `cosine` or `wsd` (warmup, stable, decay). All begin with a linear warmup.
+        peak: The highest learning rate.
+        warmup_fraction: Share of the steps spent warming up.
+        decay_fraction: Share of the steps over which `wsd` decays.
+        decay_end: Where that decay ends, as a share of the steps.
+        final_fraction: Learning rate after the decay as a share of the peak (`cosine`, `wsd`).
+        restart_at_stages: Go through the schedule in every stage instead of once, shares being
+            shares of the stage; with `constant`, a new warm-up at each stage start.
+    """
+
+    kind: Literal["constant", "cosine", "wsd"] = "wsd"
+    peak: float = 1e-3
+    warmup_fraction: float = 0.02
+    decay_fraction: float = 0.1
+    decay_end: float = 1.0
+    final_fraction: float = 0.1
+    restart_at_stages: bool = False
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.peak < float("inf"),
+            f"schedule.peak must be positive and finite, not {self.peak}",
+        )
+        for key in ("warmup_fraction", "decay_fraction", "decay_end", "final_fraction"):
+            value = getattr(self, key)
+            require(0 <= value <= 1, f"schedule.{key} must lie between 0 and 1, not {value}")
+        require(
+            self.kind != "wsd" or self.warmup_fraction + self.decay_fraction <= self.decay_end,
+            "schedule: warmup_fraction + decay_fraction must not exceed decay_end",
+        )
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW or Muon, decoupled weight decay, clipping by the global norm.
+
+    Attributes:
+        kind: `adamw`, or `muon` for the matrices of the layers and AdamW for all else.
+        b1: Decay of the first moment.
+        b2: Decay of the second moment; for Muon's matrices, of the momentum.
+        eps: Added to the root of the second moment.
+        weight_decay: Decoupled decay; norms and embeddings are spared.
+        clip_norm: Gradients with a larger global norm are scaled down to it.
+        first_moment_dtype: Type in which the first moment is kept; `bfloat16` saves two bytes a
+            parameter. The second moment stays float32: its small steps would be rounded away.
+        average_decay: Keep an exponential moving average of the weights with this decay in the
+            optimizer's state; null keeps none.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    average_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("b1", "b2"):
+            value = getattr(self, key)
+            require(0 <= value < 1, f"optimizer.{key} must lie in [0, 1), not {value}")
+        for key in ("clip_norm", "eps"):
+            value = getattr(self, key)
+            require(value > 0, f"optimizer.{key} must be positive, not {value}")
+        require(self.weight_decay >= 0, "optimizer.weight_decay must not be negative")
+        require(
+            self.average_decay is None or 0 <= self.average_decay < 1,
+            f"optimizer.average_decay must lie in [0, 1), not {self.average_decay}",
+        )
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a model is trained.
+
+    Attributes:
+        batch_rows: Rows in one global batch (one optimizer step).
+        steps: Optimizer steps; null goes through the rows once.
+        schedule: The learning rate.
+        optimizer: The update rule.
+        document_attention: Keep attention inside documents.
+        compute_dtype: Type of matrix-product operands; weights and accumulation stay float32.
+        remat: What the backward pass recomputes: `none`, `minimal` (all but matrix products) or
+            `full`.
+        loss_chunk: Tokens whose logits exist at one time, per device.
+        accumulate: Pieces of the batch whose gradients are made one after the other, to fit in
+            memory; the sum is that of the whole batch.
+        z_loss: Weight of the squared log of the softmax denominator in the objective; the reported
+            loss leaves it out. 1e-4 is usual where training is unstable.
+        milestones: Checkpoints kept for evaluation, evenly spaced, beside the initial weights and
+            one a stage end; 0, the default of reference models, keeps the stage ends alone.
+        checkpoint_seconds: Seconds between rolling checkpoints.
+        max_bad_steps: Training stops after this many steps in a row whose loss or gradient is not a
+            number; no such step is applied.
+        log_every: Steps between points on TensorBoard and the tracker; `metrics.jsonl` has every
+            step.
+    """
+
+    batch_rows: int = 32
+    steps: int | None = None
+    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    document_attention: bool = True
+    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    remat: Literal["none", "minimal", "full"] = runtime("none")
+    loss_chunk: int = runtime(2048)
+    accumulate: int = runtime(1)
+    z_loss: float = 0.0
+    milestones: int = 8
+    checkpoint_seconds: float = runtime(600.0)
+    max_bad_steps: int = runtime(10)
+    log_every: int = runtime(10)
+
+    def __post_init__(self) -> None:
+        for key in (
+            "batch_rows",
+            "loss_chunk",
+            "accumulate",
+            "max_bad_steps",
+            "log_every",
+        ):
+            value = getattr(self, key)
+            require(value >= 1, f"training.{key} must be at least 1, not {value}")
+        require(
+            self.milestones >= 0,
+            f"training.milestones must not be negative, not {self.milestones}",
+        )
+        require(
+            self.steps is None or self.steps >= 1,
+            f"training.steps must be at least 1, not {self.steps}",
+        )
+        require(self.checkpoint_seconds > 0, "training.checkpoint_seconds must be positive")
+        require(self.z_loss >= 0, f"training.z_loss must not be negative, not {self.z_loss}")
+
+
+@dataclass(frozen=True)
+class ReferenceModelConfig:
+    """One reference model, trained on the reference split or imported.
+
+    Attributes:
+        model: Its shape.
+        training: How it is trained.
+        checkpoint: A local Hugging Face checkpoint folder (config.json, safetensors,
+            tokenizer.json) to use as it is; null trains the model here.
+    """
+
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig(milestones=0)
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """The two reference models whose losses make PPL and PD.
+
+    Attributes:
+        weak: The small one.
+        strong: The larger one, trained on the same rows.
+        rows: Training rows of the reference split.
+    """
+
+    weak: ReferenceModelConfig = ReferenceModelConfig(
+        model=ModelConfig(
+            hidden_size=128, intermediate_size=352, num_layers=2, num_heads=2, num_kv_heads=1
+        )
+    )
+    strong: ReferenceModelConfig = ReferenceModelConfig()
+    rows: RowsConfig = RowsConfig()
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The target model; every curriculum trains one from the same initial weights.
+
+    Attributes:
+        model: Its shape.
+        training: How it is trained.
+    """
+
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()

@@ -1,0 +1,196 @@
+"""A trained arm in, a Hugging Face checkpoint out: `python -m frame_jax.export RUN --out DIR`.
+
+Reads RUN/pretrain/<curriculum>/, RUN/tokenizer and what is there of RUN/quadrants and
+RUN/evaluation. Any kept checkpoint can be exported, by its step or by the stage that it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from frame_jax import checkpoints
+from frame_jax.errors import UserError, print_error
+from frame_jax.models.functional import Decoder, read_description
+from frame_jax.models.hugging_face.export import export_checkpoint
+from frame_jax.run.arm import choose_step, read_plan
+from frame_jax.run.directory import RunDirectory, read_json
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(
+        prog="python -m frame_jax.export", description="Write a trained model for Hugging Face."
+    )
+    options.add_argument("run", type=Path, help="run directory with a trained curriculum")
+    options.add_argument("--curriculum", default="frame", help="which arm (default: frame)")
+    options.add_argument("--out", type=Path, required=True, help="new folder for the checkpoint")
+    which = options.add_mutually_exclusive_group()
+    which.add_argument("--step", type=int, help="a kept checkpoint; the last by default")
+    which.add_argument("--stage", help="the checkpoint at the end of this stage, such as Q4")
+    options.add_argument(
+        "--ema", action="store_true", help="the moving average of the weights, where one was kept"
+    )
+    return options
+
+
+def export(
+    directory: RunDirectory,
+    curriculum: str,
+    out: Path,
+    *,
+    step: int | None = None,
+    stage: str | None = None,
+    average: bool = False,
+) -> int:
+    """Writes the checkpoint and its model card to `out`, which appears whole or not at all.
+
+    Args:
+        directory: The run.
+        curriculum: The arm.
+        out: A folder that does not exist yet.
+        step: Which checkpoint; None takes that of `stage`, or the last.
+        stage: A stage by name; where several epochs repeat the name, the last of them.
+        average: Write the moving average of the weights instead of the weights.
+
+    Returns:
+        The step exported.
+
+    Raises:
+        UserError: if there is no such arm, checkpoint or stage, no average, or `out` is taken.
+    """
+    folder, plan = read_plan(directory, curriculum)
+    if out.exists():
+        raise UserError(f"{out} is there already: choose another --out, or remove it")
+    step = choose_step(plan, checkpoints.saved_steps(folder / "checkpoints"), step, stage)
+    decoder = read_description(folder)
+    special = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".tmp-{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        export_checkpoint(
+            temporary,
+            decoder,
+            checkpoints.load_params(folder / "checkpoints", decoder, step, average=average),
+            tokenizer=directory.tokenizer,
+            bos_id=special["bos_id"],
+            eos_id=special["eos_id"],
+            context=plan["sequence_length"],
+        )
+        card = model_card(directory, curriculum, plan, step, decoder, average)
+        (temporary / "README.md").write_text(card, "utf-8")
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return step
+
+
+def model_card(
+    directory: RunDirectory,
+    curriculum: str,
+    plan: dict[str, Any],
+    step: int,
+    decoder: Decoder,
+    average: bool,
+) -> str:
+    """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
+    vocab_size = read_json(directory.tokenizer.with_name("special_tokens.json"))["vocab_size"]
+    tokens = step * plan["batch_rows"] * plan["sequence_length"]
+    stages = "\n".join(
+        f"| {item['name']} | {item['first_step']:,} | {item['last_step']:,} | "
+        f"{(item['last_row'] - item['first_row']) * plan['sequence_length']:,} |"
+        for item in plan["stages"]
+    )
+    weights = " The weights are an exponential moving average over training." if average else ""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [frame, curriculum, pretraining]
+---
+
+# {curriculum}, step {step:,} of {plan["steps"]:,}
+
+A base language model of {decoder.parameter_count():,} parameters, trained from scratch on about
+{tokens:,} tokens with frame_jax {version("frame-jax")}, curriculum `{curriculum}`, in sequences of
+{plan["sequence_length"]:,} tokens. It is not tuned to follow instructions, and nothing was done to
+make its output safe.{weights}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = AutoModelForCausalLM.from_pretrained("FOLDER")
+ids = tokenizer("Once upon a time", return_tensors="pt").input_ids  # begins with BOS
+print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))
+```
+
+The embedding has {decoder.vocab_size:,} rows, the tokenizer {vocab_size:,} tokens: the rest is
+padding, which the model has learned never to predict.
+
+## Order of the data
+
+| stage | from step | to step | tokens |
+|---|---:|---:|---:|
+{stages}
+
+Stages with a smooth transition overlap: around a boundary both neighbours are mixed.
+{data_counts(directory)}{held_out(directory, curriculum, step, average)}"""
+
+
+def data_counts(directory: RunDirectory) -> str:
+    """The section on what each quadrant holds; empty for a run without quadrants."""
+    if not directory.partition.exists():
+        return ""
+    lines = [
+        "\n## Data\n",
+        "Documents by perplexity (PPL) and perplexity difference (PD) of two reference models.\n",
+        "| quadrant | documents | text tokens | PPL | PD |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, cell in read_json(directory.partition)["cells"].items():
+        ppl, pd = (f"{cell[key]:.3f}" if cell[key] is not None else "" for key in ("ppl", "pd"))
+        lines.append(f"| {name} | {cell['documents']:,} | {cell['tokens']:,} | {ppl} | {pd} |")
+    return "\n".join(lines) + "\n"
+
+
+def held_out(directory: RunDirectory, curriculum: str, step: int, average: bool) -> str:
+    """The section on the held-out loss of these weights; empty where it was not measured."""
+    path = directory.evaluation(curriculum)
+    measured = read_json(path) if path.exists() else {}
+    if measured.get("average") is not average:
+        return ""
+    for overall in (c["overall"] for c in measured["checkpoints"] if c["step"] == step):
+        return (
+            f"\n## Held-out loss\n\n{overall['nll_per_token']:.4f} nats a token, "
+            f"{overall['bits_per_byte']:.4f} bits a byte, over {overall['documents']:,} documents "
+            "kept out of training.\n"
+        )
+    return ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for bad input."""
+    options = parser().parse_args(arguments)
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed
+    try:
+        directory = RunDirectory(options.run)
+        step = export(
+            directory,
+            options.curriculum,
+            options.out,
+            step=options.step,
+            stage=options.stage,
+            average=options.ema,
+        )
+    except UserError as error:
+        print_error(error)
+        return 2
+    print(f"{options.curriculum}, step {step:,}: {options.out}")
+    return 0

@@ -1,0 +1,120 @@
+"""A partitioned run in, its curriculum for another trainer out: `python -m frame_jax.export_order`.
+
+Needs the phases up to partition; nothing has to be trained here. Writes one format's files,
+NOTES.md and the tokenizer into a new folder and, with --shards, the documents of every quadrant as
+text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from frame_jax.config.file import load
+from frame_jax.errors import UserError, print_error
+from frame_jax.export.order.documents import write_documents
+from frame_jax.export.order.formats import FORMATS, READS
+from frame_jax.export.order.plan import Trainer, make_plan
+from frame_jax.export.order.shards import KINDS, write_shards
+from frame_jax.models.hugging_face.export import write_tokenizer
+from frame_jax.run.directory import RunDirectory, read_json
+
+
+def positive(text: str) -> int:
+    """A number of at least 1, from the command line."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the command line."""
+    options = argparse.ArgumentParser(
+        prog="python -m frame_jax.export_order",
+        description="Write a curriculum for another trainer.",
+    )
+    options.add_argument("run", type=Path, help="run directory, partitioned")
+    options.add_argument("--curriculum", default="frame", help="which order (default: frame)")
+    options.add_argument("--to", choices=("parquet", *FORMATS), required=True, help="format")
+    options.add_argument("--out", type=Path, required=True, help="new folder")
+    options.add_argument(
+        "--shards", choices=KINDS, help="also write each quadrant's documents as text"
+    )
+    options.add_argument(
+        "--data", default="data", help="where the quadrants' documents will lie (default: data)"
+    )
+    options.add_argument(
+        "--batch_rows",
+        type=positive,
+        help="sequences in a step of the other trainer (default: here's)",
+    )
+    options.add_argument(
+        "--sequence_length", type=positive, help="tokens in its sequences (default: here's)"
+    )
+    return options
+
+
+def export(options: argparse.Namespace) -> None:
+    """Writes `options.out`, which appears whole or not at all.
+
+    Raises:
+        UserError: if the run is not partitioned, has no such curriculum, or `out` is taken.
+    """
+    directory = RunDirectory(options.run)
+    if not (directory.quadrants / "rows.json").exists():
+        raise UserError(
+            f"{directory.root} has no quadrants: run the phases up to partition first "
+            "(python -m frame_jax.main --config CONFIG --until partition)"
+        )
+    if options.out.exists():
+        raise UserError(f"{options.out} is there already: choose another --out, or remove it")
+    reads = READS.get(options.to, tuple(KINDS))
+    if options.shards not in (None, *reads):
+        raise UserError(
+            f"{options.to} does not read {options.shards}: choose --shards {' or '.join(reads)}"
+        )
+    config = load(directory.config)
+    plan = make_plan(config, directory, options.curriculum)
+    trainer = Trainer(
+        batch_rows=options.batch_rows or config.pretrain.training.batch_rows,
+        sequence_length=options.sequence_length or config.partition.rows.sequence_length,
+        data=options.data.rstrip("/"),
+        suffix=KINDS[options.shards or reads[0]],
+    )
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = options.out.with_name(f".tmp-{options.out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        if options.to == "parquet":
+            write_documents(config, directory, plan, temporary)
+        else:
+            for name, text in FORMATS[options.to](plan, trainer).items():
+                (temporary / name).write_text(text, "utf-8")
+        special = read_json(directory.tokenizer.with_name("special_tokens.json"))
+        (temporary / "tokenizer").mkdir()
+        write_tokenizer(
+            temporary / "tokenizer",
+            directory.tokenizer,
+            special["bos_id"],
+            special["eos_id"],
+            trainer.sequence_length,
+        )
+        if options.shards:
+            write_shards(config, directory, plan, options.shards, temporary / "data")
+        temporary.rename(options.out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for bad input."""
+    options = parser().parse_args(arguments)
+    try:
+        export(options)
+    except UserError as error:
+        print_error(error)
+        return 2
+    print(f"{options.curriculum} for {options.to}: {options.out}")
+    return 0

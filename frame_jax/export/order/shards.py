@@ -1,0 +1,153 @@
+"""A partitioned run in, the training documents of every quadrant as text files out.
+
+DIR/<quadrant>/00000.jsonl (or .parquet, .arrayrecord): doc_id, text, source, domain, language,
+tokens, ppl, pd, in the shuffled order in which the run's own rows hold them. ArrayRecord files hold
+tf.train.Example messages with the one feature `text`, which MaxText reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from frame_jax.config.run import RunConfig
+from frame_jax.corpus.tokenizer import load_tokenizer
+from frame_jax.export.order.plan import Plan
+from frame_jax.quadrants.assign import database
+from frame_jax.records import TokenReader
+from frame_jax.run import progress
+from frame_jax.run.directory import RunDirectory, list_parts
+
+KINDS = {"jsonl": ".jsonl", "parquet": ".parquet", "arrayrecord": ".arrayrecord"}
+COLUMNS = ("doc_id", "source", "domain", "language", "tokens", "ppl", "pd")
+DOCUMENTS_AT_ONCE = 2048
+SHARD_BYTES = 256_000_000  # of text in a file, about
+
+Document = dict[str, Any]
+Append = Callable[[list[Document]], None]
+
+
+def write_shards(
+    config: RunConfig, directory: RunDirectory, plan: Plan, kind: str, folder: Path
+) -> None:
+    """Writes the files of every quadrant under `folder`; memory does not grow with the corpus."""
+    with database(folder) as connection:
+        for cell in plan.schedule.cells:
+            found = connection.sql(
+                f"""
+                SELECT {", ".join(COLUMNS)}, part, row FROM read_parquet($assignment)
+                WHERE split = 'train' AND quadrant = $cell AND tokens > 0
+                ORDER BY md5_number_lower(concat($seed, ' ', doc_id)), doc_id
+                """,
+                params={"assignment": str(directory.assignment), "cell": cell, "seed": config.seed},
+            )
+            (folder / cell).mkdir(parents=True)
+            with progress.bar(f"write {cell}", None, "documents") as update:
+                documents = read_documents(directory, found.fetch_arrow_reader(DOCUMENTS_AT_ONCE))
+                for index, shard in enumerate(cut(documents)):
+                    path = folder / cell / f"{index:05d}{KINDS[kind]}"
+                    with WRITERS[kind](path) as append:
+                        for batch in shard:
+                            append(batch)
+                            update(len(batch))
+
+
+def read_documents(
+    directory: RunDirectory, batches: pa.RecordBatchReader
+) -> Iterator[list[Document]]:
+    """The documents in `batches`, which say their part and row, with their texts."""
+    tokenizer = load_tokenizer(directory)
+    with contextlib.ExitStack() as stack:
+        readers = [
+            stack.enter_context(contextlib.closing(TokenReader(path)))
+            for path in list_parts(directory.tokens, ".arrayrecord")
+        ]
+        for batch in batches:
+            parts, rows = (np.asarray(batch.column(name)) for name in ("part", "row"))
+            texts = [""] * len(rows)
+            for part in np.unique(parts):
+                chosen = np.flatnonzero(parts == part)
+                for place, ids in zip(chosen, readers[part].read(rows[chosen]), strict=True):
+                    texts[place] = tokenizer.decode(ids)
+            documents = batch.select(COLUMNS).to_pylist()
+            yield [{**document, "text": t} for document, t in zip(documents, texts, strict=True)]
+
+
+def cut(batches: Iterator[list[Document]]) -> Iterator[Iterator[list[Document]]]:
+    """Groups of batches with about SHARD_BYTES of text each; each must be read before the next."""
+    pending = next(batches, None)
+
+    def shard() -> Iterator[list[Document]]:
+        nonlocal pending
+        filled = 0
+        while pending is not None and filled < SHARD_BYTES:
+            yield pending
+            filled += sum(len(document["text"].encode()) for document in pending)
+            pending = next(batches, None)
+
+    while pending is not None:
+        yield shard()
+
+
+@contextlib.contextmanager
+def jsonl(path: Path) -> Iterator[Append]:
+    with path.open("w", encoding="utf-8") as file:
+        yield lambda documents: file.writelines(
+            json.dumps(document, ensure_ascii=False) + "\n" for document in documents
+        )
+
+
+@contextlib.contextmanager
+def parquet(path: Path) -> Iterator[Append]:
+    types = {"tokens": pa.int64(), "ppl": pa.float64(), "pd": pa.float64()}
+    schema = pa.schema([(name, types.get(name, pa.string())) for name in (*COLUMNS, "text")])
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        yield lambda documents: writer.write_table(pa.Table.from_pylist(documents, schema))
+
+
+@contextlib.contextmanager
+def arrayrecord(path: Path) -> Iterator[Append]:
+    writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
+
+    def append(documents: list[Document]) -> None:
+        for document in documents:
+            writer.write(tf_example(document["text"]))
+
+    try:
+        yield append
+    finally:
+        writer.close()
+
+
+WRITERS = {"jsonl": jsonl, "parquet": parquet, "arrayrecord": arrayrecord}
+
+
+def tf_example(text: str) -> bytes:
+    """A tf.train.Example with the feature `text`, in protocol-buffer encoding.
+
+    Example{1: Features{1: {1: "text", 2: Feature{1: BytesList{1: text}}}}}.
+    """
+    feature = field(1, field(1, text.encode()))
+    return field(1, field(1, field(1, b"text") + field(2, feature)))
+
+
+def field(number: int, payload: bytes) -> bytes:
+    """A length-delimited field of a protocol-buffer message."""
+    return bytes([number << 3 | 2]) + varint(len(payload)) + payload
+
+
+def varint(value: int) -> bytes:
+    """Seven bits a byte, lowest first; all bytes but the last have the high bit set."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

@@ -1,0 +1,159 @@
+"""A decoder and its parameters in, a Hugging Face checkpoint folder out; PyTorch is not needed.
+
+The inverse of `models.hugging_face`: config.json, generation_config.json, the tokenizer, and
+safetensors in float32, so that importing the folder gives the same bits back. A plain decoder is
+written as Llama, one with biases as Qwen2, one with normed heads as Qwen3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from safetensors.numpy import save_file
+from tokenizers.processors import TemplateProcessing
+
+from frame_jax.errors import UserError
+from frame_jax.models.functional import Decoder
+from frame_jax.models.hugging_face.weights import Expected, expected_tensors
+from frame_jax.models.transformer import Params
+from frame_jax.run.directory import write_json
+
+SHARD_BYTES = 5_000_000_000
+
+
+def export_checkpoint(
+    folder: Path,
+    decoder: Decoder,
+    params: Params,
+    *,
+    tokenizer: Path,
+    bos_id: int,
+    eos_id: int,
+    context: int,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a checkpoint that `transformers` and `import_checkpoint` read.
+
+    Args:
+        folder: Exists; files go into it.
+        decoder: The model. Its vocabulary may be larger than the tokenizer's (padding): the rows
+            stay, because leaving them out would change every probability.
+        params: Nested dict of float32 NumPy arrays.
+        tokenizer: A tokenizer.json.
+        bos_id: Token that starts every text.
+        eos_id: Token that ends a text.
+        context: Tokens of the longest sequence the model was trained on.
+        shard_bytes: Weights are cut into files of about this size.
+
+    Raises:
+        UserError: if no family of `transformers` computes what the decoder computes.
+    """
+    write_json(folder / "config.json", model_config(decoder, bos_id, eos_id, context))
+    write_json(folder / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": eos_id})
+    write_tokenizer(folder, tokenizer, bos_id, eos_id, context)
+    write_weights(folder, decoder, params, shard_bytes)
+
+
+def model_config(decoder: Decoder, bos_id: int, eos_id: int, context: int) -> dict[str, Any]:
+    """What config.json says.
+
+    Raises:
+        UserError: for biases and normed heads at once.
+    """
+    c = decoder.config
+    if c.qkv_bias and c.qk_norm:
+        raise UserError(
+            "a model with both qkv_bias and qk_norm has no counterpart in transformers (Qwen2 has "
+            "the one, Qwen3 the other), so it cannot be exported"
+        )
+    family = "qwen2" if c.qkv_bias else "qwen3" if c.qk_norm else "llama"
+    scaling = c.rope_scaling and {
+        "rope_type": "llama3",
+        "factor": c.rope_scaling.factor,
+        "low_freq_factor": c.rope_scaling.low_freq_factor,
+        "high_freq_factor": c.rope_scaling.high_freq_factor,
+        "original_max_position_embeddings": c.rope_scaling.original_context,
+    }
+    return {
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
+        "model_type": family,
+        "vocab_size": decoder.vocab_size,
+        "hidden_size": c.hidden_size,
+        "intermediate_size": c.intermediate_size,
+        "num_hidden_layers": c.num_layers,
+        "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": context,
+        "rms_norm_eps": c.norm_eps,
+        "rope_theta": c.rope_theta,
+        "rope_scaling": scaling,
+        "tie_word_embeddings": c.tie_embeddings,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
+        "torch_dtype": "float32",
+        "use_cache": True,
+    }
+
+
+def write_tokenizer(folder: Path, path: Path, bos_id: int, eos_id: int, context: int) -> None:
+    """The tokenizer, set to put BOS before a text, as it stood before every training document."""
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    bos, eos = backend.id_to_token(bos_id), backend.id_to_token(eos_id)
+    backend.post_processor = TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, bos_id)])
+    backend.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": bos,
+        "eos_token": eos,
+        "model_max_length": context,
+        "clean_up_tokenization_spaces": False,
+    }
+    write_json(folder / "tokenizer_config.json", settings)
+
+
+def write_weights(folder: Path, decoder: Decoder, params: Params, shard_bytes: int) -> None:
+    """model.safetensors, or several files of about `shard_bytes` and their index."""
+    shards = list(cut(expected_tensors(decoder), shard_bytes))
+    weight_map: dict[str, str] = {}
+    for index, shard in enumerate(shards, 1):
+        file = "model.safetensors"
+        if len(shards) > 1:
+            file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: stored(tensor, params) for name, tensor in shard.items()}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # safetensors makes it private
+        weight_map |= dict.fromkeys(shard, file)
+    if len(shards) > 1:
+        total = 4 * decoder.parameter_count()
+        index_file = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        write_json(folder / "model.safetensors.index.json", index_file)
+
+
+def cut(tensors: dict[str, Expected], shard_bytes: int) -> Iterator[dict[str, Expected]]:
+    """Consecutive groups of tensors, each of at most `shard_bytes` in float32 or of one tensor."""
+    shard: dict[str, Expected] = {}
+    filled = 0
+    for name, tensor in tensors.items():
+        size = 4 * int(np.prod(tensor.shape))
+        if shard and filled + size > shard_bytes:
+            yield shard
+            shard, filled = {}, 0
+        shard[name] = tensor
+        filled += size
+    yield shard
+
+
+def stored(tensor: Expected, params: Params) -> np.ndarray:
+    """A parameter as the checkpoint holds it: one layer, [out, in], contiguous float32."""
+    values: Any = params
+    for key in tensor.path:
+        values = values[key]
+    if tensor.layer is not None:
+        values = values[tensor.layer]
+    return np.ascontiguousarray(values.T if tensor.transposed else values, np.float32)

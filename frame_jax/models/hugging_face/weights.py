@@ -1,0 +1,245 @@
+"""A Hugging Face checkpoint folder in, a decoder and its parameters out; PyTorch is not needed.
+
+Reads config.json and safetensors, whole or sharded. Families: Llama (SmolLM and SmolLM2 are
+Llama), Mistral, Qwen2, Qwen3, where they compute what `models.transformer` computes; anything else
+is refused by name (`models.hugging_face.config`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes  # noqa: F401  (tells NumPy about bfloat16, which safetensors needs)
+import numpy as np
+import safetensors
+
+from frame_jax.errors import UserError
+from frame_jax.models.functional import Decoder
+from frame_jax.models.hugging_face.config import read_config
+from frame_jax.models.transformer import Params
+
+DTYPES = ("F64", "F32", "F16", "BF16")
+
+LAYER = "model.layers.{layer}."
+# Our parameter -> their tensor. Matrices are stored [out, in] there and [in, out] here, except the
+# two tables over the vocabulary.
+OUTER = {
+    "embedding": "model.embed_tokens.weight",
+    "final_norm": "model.norm.weight",
+    "output": "lm_head.weight",
+}
+LAYERS = {
+    "attention_norm": "input_layernorm.weight",
+    "query": "self_attn.q_proj.weight",
+    "key": "self_attn.k_proj.weight",
+    "value": "self_attn.v_proj.weight",
+    "query_bias": "self_attn.q_proj.bias",
+    "key_bias": "self_attn.k_proj.bias",
+    "value_bias": "self_attn.v_proj.bias",
+    "query_norm": "self_attn.q_norm.weight",
+    "key_norm": "self_attn.k_norm.weight",
+    "attention_out": "self_attn.o_proj.weight",
+    "mlp_norm": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight",
+    "up": "mlp.up_proj.weight",
+    "down": "mlp.down_proj.weight",
+}
+
+
+def import_checkpoint(folder: Path, longest: int | None = None) -> tuple[Decoder, Params]:
+    """The model in a checkpoint folder.
+
+    Args:
+        folder: Holds config.json and *.safetensors.
+        longest: Tokens of the longest sequence the model will read. A sliding window at least that
+            long is never felt and therefore accepted.
+
+    Returns:
+        The decoder (compute dtype bfloat16; replace it as needed) and its parameters, a nested dict
+        of float32 NumPy arrays.
+
+    Raises:
+        UserError: if something is missing, unsupported or misshapen, naming every tensor at fault.
+    """
+    decoder = read_decoder(folder, longest)
+    return decoder, read_weights(folder, decoder)
+
+
+def read_decoder(folder: Path, longest: int | None = None) -> Decoder:
+    """The model that config.json describes, as in `import_checkpoint`, without its weights."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder")
+    settings = read_object(path)
+    return Decoder(read_config(settings, path, longest), settings["vocab_size"])
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold an object; fetch it again")
+    return value
+
+
+class Expected(NamedTuple):
+    """A tensor that the checkpoint must hold.
+
+    Attributes:
+        path: Where it goes in the parameters, e.g. `("layers", "query")`.
+        layer: Its layer, for a stacked parameter.
+        shape: Its shape there.
+        transposed: Whether it is stored the other way round.
+    """
+
+    path: tuple[str, ...]
+    layer: int | None
+    shape: tuple[int, ...]
+    transposed: bool
+
+
+def expected_tensors(decoder: Decoder) -> dict[str, Expected]:
+    """Every tensor of a model by its name in a checkpoint."""
+    tensors: dict[str, Expected] = {}
+    shapes = decoder.shapes()
+    for name, leaf in shapes.items():
+        if name != "layers":
+            tensors[OUTER[name]] = Expected((name,), None, leaf.shape, False)
+    for name, leaf in shapes["layers"].items():
+        shape = leaf.shape[1:]
+        for layer in range(leaf.shape[0]):
+            tensors[LAYER.format(layer=layer) + LAYERS[name]] = Expected(
+                ("layers", name), layer, shape[::-1], len(shape) == 2
+            )
+    return tensors
+
+
+def read_weights(folder: Path, decoder: Decoder) -> Params:
+    """The parameters of `decoder` from the safetensors in `folder`.
+
+    Raises:
+        UserError: naming every missing, extra or misshapen tensor.
+    """
+    expected = expected_tensors(decoder)
+    params = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), decoder.shapes())
+    places = find_tensors(folder, decoder)
+    for path in sorted(set(places.values())):
+        with open_weights(path) as file:
+            for name in (name for name in places if places[name] == path):
+                copy_tensor(file.get_tensor(name), expected[name], params)
+    return params
+
+
+def find_tensors(folder: Path, decoder: Decoder) -> dict[str, Path]:
+    """The file of every tensor of `decoder`. Reads the files' headers, hardly their contents.
+
+    Raises:
+        UserError: naming every missing, extra or misshapen tensor.
+    """
+    expected = expected_tensors(decoder)
+    places: dict[str, Path] = {}
+    problems: list[str] = []
+    for path in weight_files(folder):
+        with open_weights(path) as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                if name in places:
+                    problems.append(f"twice: {name} in {places[name].name} and {path.name}")
+                elif name in expected:
+                    problems += misfits(file.get_slice(name), name, expected[name].shape)
+                places.setdefault(name, path)
+    problems += [
+        f"extra: {name} in {path.name}"
+        for name, path in places.items()
+        if name not in expected and not is_repetition(name, places)
+    ]
+    problems += [
+        f"missing: {name} {list(expected[name].shape)}" for name in expected if name not in places
+    ]
+    if problems:
+        listing = "\n  ".join(problems)
+        raise UserError(
+            f"{folder} does not hold the model its config.json describes; "
+            f"{len(problems)} tensors differ:\n  {listing}"
+        )
+    return {name: places[name] for name in expected}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint.
+
+    Raises:
+        UserError: if there are none, or a shard named by the index is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = read_object(index).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+            raise UserError(f"{index} does not say which file holds which tensor; fetch it again")
+        paths = [folder / name for name in sorted(set(names.values()))]
+        absent = [path.name for path in paths if not path.is_file()]
+        if absent:
+            raise UserError(f"{folder} lacks {', '.join(absent)}, which {index.name} names")
+        return paths
+    paths = sorted(folder.glob("*.safetensors"))
+    if paths:
+        return paths
+    pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if pickled:
+        raise UserError(
+            f"{folder} holds pickled weights ({', '.join(pickled)}), which can run code when they "
+            "are read. Convert them where you trust them: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+        )
+    raise UserError(f"{folder} has no *.safetensors")
+
+
+def open_weights(path: Path) -> Any:
+    """An open safetensors file, a context manager."""
+    try:
+        return safetensors.safe_open(path, framework="np")
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged or incomplete ({error}); fetch it again") from error
+
+
+def misfits(stored: Any, name: str, shape: tuple[int, ...]) -> list[str]:
+    """What is wrong with a tensor of an open file, if anything."""
+    found, dtype = tuple(stored.get_shape()), stored.get_dtype()
+    if found != shape:
+        return [f"misshapen: {name} is {list(found)}, must be {list(shape)}"]
+    if dtype not in DTYPES:
+        return [f"unreadable: {name} is {dtype}, must be one of {', '.join(DTYPES)}"]
+    return []
+
+
+def copy_tensor(values: np.ndarray, tensor: Expected, params: Params) -> None:
+    """Copies a tensor to its place."""
+    target: Any = params
+    for key in tensor.path:
+        target = target[key]
+    place = ... if tensor.layer is None else tensor.layer
+    target[place] = values.T if tensor.transposed else values
+
+
+def is_repetition(name: str, places: dict[str, Path]) -> bool:
+    """Whether an extra tensor says nothing new: rotary frequencies, or the output of a model whose
+    output is tied to its embedding."""
+    if name.endswith(".rotary_emb.inv_freq"):
+        return True
+    pair = (name, OUTER["embedding"])
+    if name != OUTER["output"] or pair[1] not in places:
+        return False
+    values = []
+    for tensor in pair:
+        with open_weights(places[tensor]) as file:
+            values.append(file.get_tensor(tensor))
+    return bool(np.array_equal(*values))

@@ -1,0 +1,44 @@
+"""A run and an arm's name in; its folder, its plan and the checkpoint that is asked for out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from frame_jax.errors import UserError
+from frame_jax.run.directory import RunDirectory, read_json
+
+
+def read_plan(directory: RunDirectory, curriculum: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a trained arm, and its curriculum.json.
+
+    Raises:
+        UserError: if there is no such arm.
+    """
+    folder = directory.pretrain(curriculum)
+    if not (folder / "curriculum.json").exists():
+        arms = sorted(path.parent.name for path in folder.parent.glob("*/curriculum.json"))
+        there = f"there are: {', '.join(arms)}" if arms else "run the pretrain phase first"
+        raise UserError(f"{directory.root} has no trained curriculum {curriculum!r}; {there}")
+    return folder, read_json(folder / "curriculum.json")
+
+
+def choose_step(plan: dict[str, Any], saved: list[int], step: int | None, stage: str | None) -> int:
+    """The checkpoint that is asked for.
+
+    Raises:
+        UserError: naming the stages or the steps there are.
+    """
+    if stage is not None:
+        ends = {item["name"]: item["last_step"] for item in plan["stages"]}
+        if stage not in ends:
+            raise UserError(f"there is no stage {stage!r}; there are: {', '.join(ends)}")
+        step = ends[stage]
+    elif step is None:
+        step = plan["steps"]
+    if step not in saved:
+        raise UserError(
+            f"there is no checkpoint of step {step}; there are: "
+            f"{', '.join(map(str, saved)) or 'none'} (--step)"
+        )
+    return step

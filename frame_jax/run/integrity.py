@@ -1,0 +1,73 @@
+"""Files of a finished unit in, a list of their sizes and checksums out; and the way back.
+
+RUN/checksums/<unit>.json is written when the unit is complete and compared at the start of every
+program that will read from the unit. Tables and JSON files are hashed: they are about a hundredth
+of the tokens. Of token and row files only the size is compared, because every record in them
+carries a hash that ArrayRecord checks when it is read: no corpus is read twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from frame_jax.errors import UserError
+from frame_jax.parallel import processes
+from frame_jax.run.directory import RunDirectory, how_to_remake, read_json, write_json
+
+HASHED = {".parquet", ".json"}
+SIZED = {".arrayrecord"}
+
+
+def record(directory: RunDirectory, unit: str, outputs: Sequence[str]) -> None:
+    """Writes the checksums of a unit's outputs. Process 0 only."""
+    files = sorted(file for output in outputs for file in files_of(directory.root / output))
+    write_json(
+        checksums(directory, unit),
+        {str(file.relative_to(directory.root)): describe(file) for file in files},
+    )
+
+
+def checksums(directory: RunDirectory, unit: str) -> Path:
+    return directory.root / "checksums" / f"{unit}.json"
+
+
+def files_of(output: Path) -> list[Path]:
+    """The files under an output that other units read, checkpoints apart (they carry a digest)."""
+    if output.is_file():
+        return [output]
+    return [
+        file
+        for file in output.rglob("*")
+        if file.suffix in HASHED | SIZED and "checkpoints" not in file.parts and file.is_file()
+    ]
+
+
+def describe(file: Path) -> list[int | str]:
+    """[size in bytes] or [size, hash] of a file."""
+    size = file.stat().st_size
+    if file.suffix not in HASHED:
+        return [size]
+    with file.open("rb") as content:
+        return [size, hashlib.file_digest(content, hashlib.sha256).hexdigest()[:32]]
+
+
+def verify(directory: RunDirectory, units: Sequence[str]) -> None:
+    """Compares the files of complete units with their checksums; each process takes a share.
+
+    Raises:
+        UserError: for the first file that is missing or damaged, with how to make it again.
+    """
+    for unit in units:
+        path = checksums(directory, unit)
+        expected = read_json(path) if path.exists() else {}
+        for name in processes.mine(sorted(expected)):
+            file = directory.root / name
+            if not file.exists():
+                what = "is missing"
+            elif describe(file) != expected[name]:
+                what = f"is damaged: its size or checksum is not the one in {path}"
+            else:
+                continue
+            raise UserError(f"{file} {what}. {how_to_remake(directory.root, file, unit)}")

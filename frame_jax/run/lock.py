@@ -1,0 +1,99 @@
+"""One program at a time in a run directory: a lock that names its holder and ends with it.
+
+The operating system frees the lock of a program that dies. Some shared file systems do not tell
+one host of another's locks; there the file itself does: its holder changes it every BEAT_SECONDS,
+and a newcomer on another host watches it for STALE_SECONDS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from frame_jax.errors import UserError
+from frame_jax.run.directory import RunDirectory
+
+BEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0  # some file systems show another host's writes late
+
+
+@contextlib.contextmanager
+def exclusive(directory: RunDirectory) -> Iterator[None]:
+    """Holds the run directory against a second program.
+
+    Raises:
+        UserError: naming the program that has it.
+    """
+    path = directory.root / "lock"
+    try:
+        directory.root.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(
+            f"run_directory: nothing can be written to {directory.root} ({error}); choose another "
+            "--run_directory"
+        ) from error
+    with path.open("r+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise in_use(directory, path) from error
+        if elsewhere(path) and beats(path):
+            raise in_use(directory, path)
+        file.truncate(0)
+        end = threading.Event()
+        beat = threading.Thread(target=_beat, args=(file.fileno(), end), daemon=True)
+        beat.start()
+        try:
+            yield
+        finally:
+            end.set()
+            beat.join()
+            file.truncate(0)
+
+
+def holder(path: Path) -> str:
+    """`process 12 on HOST`; empty for none."""
+    return path.read_text("utf-8", "replace").split("\n")[0]
+
+
+def in_use(directory: RunDirectory, path: Path) -> UserError:
+    return UserError(
+        f"{directory.root} is in use by {holder(path) or 'another program'}; wait for it to end, "
+        "or choose another --run_directory"
+    )
+
+
+def elsewhere(path: Path) -> bool:
+    """Whether the last holder was on another host and did not end in order."""
+    name = holder(path)
+    return bool(name) and not name.endswith(f" on {os.uname().nodename}")
+
+
+def beats(path: Path) -> bool:
+    """Whether somebody changes the file."""
+    print(f"{path} names {holder(path)}: waiting to see whether it lives", file=sys.stderr)
+    before, ends = path.read_bytes(), time.monotonic() + STALE_SECONDS
+    while time.monotonic() < ends:
+        time.sleep(BEAT_SECONDS / 10)
+        if path.read_bytes() != before:
+            return True
+    return False
+
+
+def _beat(file: int, end: threading.Event) -> None:
+    """Writes the holder's name and a number that grows, until `end`."""
+    for number in itertools.count():
+        text = f"process {os.getpid()} on {os.uname().nodename}\n{number:012d}\n"
+        with contextlib.suppress(OSError):  # a full disk is no reason to give up the lock
+            os.pwrite(file, text.encode(), 0)
+            os.fsync(file)
+        if end.wait(BEAT_SECONDS):
+            return

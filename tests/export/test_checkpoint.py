@@ -1,0 +1,156 @@
+"""An exported checkpoint is the model that was trained: bit for bit here, logit for logit there."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from frame_jax import checkpoints
+from frame_jax.config.models import RopeScalingConfig
+from frame_jax.config.training import OptimizerConfig, TrainingConfig
+from frame_jax.errors import UserError
+from frame_jax.export.checkpoint import export, main
+from frame_jax.models.functional import Decoder
+from frame_jax.models.hugging_face.export import export_checkpoint
+from frame_jax.models.hugging_face.weights import import_checkpoint
+from frame_jax.run.directory import RunDirectory
+from frame_jax.scoring.tokenizers import require_same_tokenizer
+from frame_jax.training.trainer import train
+from tests.arm import CONTEXT, PADDED, STEPS, make_arm, write_tokenizer
+from tests.training.rows import make_job, write_rows
+
+LONG_ROPE = RopeScalingConfig(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=32
+)
+SHAPES = {
+    "llama": {"tie_embeddings": False},
+    "llama_tied_long_rope": {"rope_theta": 500.0, "rope_scaling": LONG_ROPE},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {"qk_norm": True, "head_dim": 16, "tie_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_importing_an_export_gives_the_same_bits(name, tmp_path) -> None:
+    directory, decoder, params = make_arm(tmp_path / "run", **SHAPES[name])
+    assert export(directory, "frame", tmp_path / "out") == STEPS[-1]
+    again, imported = import_checkpoint(tmp_path / "out", longest=CONTEXT)
+    assert (again.config, again.vocab_size) == (decoder.config, PADDED)
+    jax.tree.map(np.testing.assert_array_equal, imported, params[STEPS[-1]])
+    require_same_tokenizer(tmp_path / "out", directory.tokenizer, "test")
+
+
+def test_any_kept_checkpoint_by_step_or_stage(tmp_path, capsys) -> None:
+    directory, _, params = make_arm(tmp_path / "run")
+    run, out = str(directory.root), tmp_path / "out"
+    assert main([run, "--stage", "Q3", "--out", str(out / "stage")]) == 0
+    assert main([run, "--step", "3", "--out", str(out / "step")]) == 0
+    for name in ("stage", "step"):
+        imported = import_checkpoint(out / name)[1]
+        np.testing.assert_array_equal(imported["embedding"], params[3]["embedding"])
+    assert "step 3 of 6" in (out / "step" / "README.md").read_text("utf-8")
+    for arguments, message in (
+        (["--stage", "Q4"], "there are: Q3, Q1"),
+        (["--step", "4"], "there are: 3, 6"),
+        (["--curriculum", "random"], "there are: frame"),
+    ):
+        assert main([run, *arguments, "--out", str(out / "no")]) == 2
+        assert message in capsys.readouterr().err
+        assert not (out / "no").exists()
+    assert main([run, "--out", str(out / "step")]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_the_average_is_that_of_the_weights_after_every_step(tmp_path, capsys) -> None:
+    decay, steps = 0.8, 3
+    write_rows(tmp_path)
+    training = TrainingConfig(
+        batch_rows=32,
+        milestones=steps,  # every step is kept
+        compute_dtype="float32",
+        optimizer=OptimizerConfig(average_decay=decay),
+    )
+    job = make_job(tmp_path, folder="pretrain/frame", training=training)
+    train(job)
+    directory = RunDirectory(tmp_path)
+    write_tokenizer(directory)
+    run, folder = str(tmp_path), job.folder / "checkpoints"
+    expected = jax.tree.map(np.float64, job.decoder.init(jax.random.key(job.seed)))
+    for step in range(1, steps + 1):
+        params = checkpoints.load_params(folder, job.decoder, step)
+        expected = jax.tree.map(lambda m, p: decay * m + (1 - decay) * p, expected, params)
+        average = checkpoints.load_params(folder, job.decoder, step, average=True)
+        jax.tree.map(
+            lambda a, m: np.testing.assert_allclose(a, m, rtol=1e-5, atol=1e-7), average, expected
+        )
+    apart = np.abs(average["embedding"] - params["embedding"]).max()
+    assert apart > 1e-3  # the weights are not their average
+    assert main([run, "--ema", "--out", str(tmp_path / "out")]) == 0
+    jax.tree.map(np.testing.assert_array_equal, import_checkpoint(tmp_path / "out")[1], average)
+    assert "moving average" in (tmp_path / "out" / "README.md").read_text("utf-8")
+
+
+def test_a_model_without_an_average_is_named(tmp_path, capsys) -> None:
+    directory, _, _ = make_arm(tmp_path / "run")
+    assert main([str(directory.root), "--ema", "--out", str(tmp_path / "out")]) == 2
+    assert "training.optimizer.average_decay" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_large_weights_are_cut_into_files(tmp_path) -> None:
+    directory, decoder, params = make_arm(tmp_path / "run")
+    (tmp_path / "out").mkdir()
+    export_checkpoint(
+        tmp_path / "out",
+        decoder,
+        params[3],
+        tokenizer=directory.tokenizer,
+        bos_id=0,
+        eos_id=1,
+        context=CONTEXT,
+        shard_bytes=40_000,
+    )
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    assert len(files) > 3
+    assert all(file.stat().st_size < 50_000 for file in files[1:])  # the first is the embedding
+    jax.tree.map(np.testing.assert_array_equal, import_checkpoint(tmp_path / "out")[1], params[3])
+
+
+def test_a_model_without_a_counterpart_is_refused(tmp_path) -> None:
+    directory, _, _ = make_arm(tmp_path / "run", qkv_bias=True, qk_norm=True)
+    with pytest.raises(UserError, match="both qkv_bias and qk_norm"):
+        export(directory, "frame", tmp_path / "out")
+    assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", SHAPES)
+def test_transformers_computes_the_same_logits_and_generates(name, tmp_path) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    directory, decoder, params = make_arm(tmp_path / "run", **SHAPES[name])
+    export(directory, "frame", tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.dtype == torch.float32
+    tokens = np.random.default_rng(0).integers(0, PADDED, (3, CONTEXT)).astype(np.int32)
+    with torch.no_grad():
+        expected = model(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+    module = Decoder(decoder.config, PADDED, "float32").bind(params[STEPS[-1]])
+    positions = np.broadcast_to(np.arange(CONTEXT), tokens.shape)
+    hidden = module(tokens, np.zeros_like(tokens), positions)
+    actual = np.asarray(hidden @ module.unembedding().T)
+    assert np.abs(expected).max() > 1
+    print(f"{name}: largest difference of a logit {np.abs(actual - expected).max():.2e}")
+    np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    special = json.loads(directory.tokenizer.with_name("special_tokens.json").read_text())
+    assert tokenizer.bos_token_id == special["bos_id"] != tokenizer.eos_token_id
+    for text in ("Hello, world!\n", "四象限", "a  b"):
+        ids = tokenizer(text).input_ids
+        assert ids[0] == special["bos_id"] and special["bos_id"] not in ids[1:]
+        assert tokenizer.decode(ids[1:]) == text
+    prompt = tokenizer("The", return_tensors="pt").input_ids
+    written = model.generate(prompt, max_new_tokens=12, min_new_tokens=12)[0]
+    assert len(tokenizer.decode(written[prompt.shape[1] :], skip_special_tokens=False)) > 0

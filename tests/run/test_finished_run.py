@@ -1,0 +1,50 @@
+"""A run that an earlier release finished stays finished: its markers are kept beside this file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from frame_jax import main
+from frame_jax.config.file import load
+from frame_jax.corpus.parts import signature
+from frame_jax.run import markers, phases
+from frame_jax.run.directory import RunDirectory
+
+FINISHED = Path(__file__).parent / "finished_run"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the config and the corpus of that run, and its markers under `run/`."""
+    (tmp_path / "run").mkdir()
+    for path in FINISHED.iterdir():
+        shutil.copy(path, tmp_path / ("run" if path.suffix == ".json" else ".") / path.name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_nothing_is_left_to_do(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    assert main.main(["--config", "config.yaml", "--until", "evaluate"]) == 0
+    assert "nothing to do, every phase is complete" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+
+
+def test_every_fingerprint_is_that_of_the_markers(place: Path) -> None:
+    config = load("config.yaml")
+    table = phases.units(config)
+    expected = markers.expectations(config, table, signature(config))
+    kept = {path.stem: json.loads(path.read_text()) for path in FINISHED.glob("*.json")}
+    assert {name: marker["fingerprint"] for name, marker in kept.items()} == {
+        unit.name: expected[unit.name].fingerprint for unit in table
+    }
+    assert all(markers.is_complete(RunDirectory("run"), u, expected[u.name]) for u in table)
+
+
+def test_another_setting_is_still_noticed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["--config", "config.yaml", "--curricula.frame.width", "0.2"]) == 2
+    assert "curricula.frame.width: None then, 0.2 now" in capsys.readouterr().err
