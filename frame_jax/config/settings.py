@@ -9,7 +9,9 @@ from frame_jax.config.run import RunConfig
 
 
 def settings_of(value: Any, key: str = "", *, with_runtime: bool = False) -> dict[str, Any]:
-    """The leaves under a config value as `{dotted key: plain value}`, runtime fields left out.
+    """The leaves under a config value as `{dotted key: plain value}`.
+
+    Left out are runtime fields, and fields of later releases that are at their defaults.
 
     >>> settings_of(AxesConfig(), "partition.axes")
     {'partition.axes.ppl': 2, 'partition.axes.pd': 2}
@@ -17,7 +19,7 @@ def settings_of(value: Any, key: str = "", *, with_runtime: bool = False) -> dic
     if dataclasses.is_dataclass(value):
         leaves: dict[str, Any] = {}
         for f in dataclasses.fields(value):
-            if with_runtime or not f.metadata.get("runtime"):
+            if with_runtime or counts(f, getattr(value, f.name)):
                 name = f"{key}.{f.name}" if key else f.name
                 leaves |= settings_of(getattr(value, f.name), name, with_runtime=with_runtime)
         return leaves
@@ -34,6 +36,16 @@ def settings_of(value: Any, key: str = "", *, with_runtime: bool = False) -> dic
             for k, v in settings_of(item, f"{key}[{index}]", with_runtime=with_runtime).items()
         }
     return {key: value}
+
+
+def counts(f: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether a field at this value belongs to a fingerprint, see `config.base`."""
+    if f.metadata.get("runtime"):
+        return False
+    if not f.metadata.get("added"):
+        return True
+    made = f.default_factory is not dataclasses.MISSING
+    return value != (f.default_factory() if made else f.default)
 
 
 def lookup(config: RunConfig, key: str) -> Any:
