@@ -44,8 +44,9 @@ def counts(f: dataclasses.Field[Any], value: Any) -> bool:
         return False
     if not f.metadata.get("added"):
         return True
-    made = f.default_factory is not dataclasses.MISSING
-    return value != (f.default_factory() if made else f.default)
+    if f.default_factory is not dataclasses.MISSING:
+        return bool(value != f.default_factory())
+    return bool(value != f.default)
 
 
 def lookup(config: RunConfig, key: str) -> Any:
