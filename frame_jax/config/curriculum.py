@@ -5,8 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from frame_jax.config.base import require
+from frame_jax.config.base import added, require
 from frame_jax.config.training import ScheduleConfig
+
+Preset = Literal[
+    "frame",
+    "random",
+    "random_again",
+    "ppl_descending",
+    "ppl_ascending",
+    "pd_ascending",
+    "pd_descending",
+    "q3_q1_q4_q2",
+    "reverse",
+    "pdpc",
+    "folded",
+    "sawtooth",
+    "there_and_back",
+]
 
 
 @dataclass(frozen=True)
@@ -53,8 +69,9 @@ class CurriculumConfig:
     """An order of the training rows; give either a preset or stages.
 
     Attributes:
-        preset: `frame`, `random`, `ppl_descending`, `ppl_ascending`, `pd_ascending`,
-            `pd_descending`, `q3_q1_q4_q2`, `reverse`, `pdpc` or `folded`.
+        preset: `frame`, `random`, `random_again`, `ppl_descending`, `ppl_ascending`,
+            `pd_ascending`, `pd_descending`, `q3_q1_q4_q2`, `reverse`, `pdpc`, `folded`, `sawtooth`
+            or `there_and_back`; docs/curricula.md says what each is.
         stages: The stages, in order, where no preset fits.
         transition: How a stage hands over to the next: `sigmoid` or `hard`; null takes the
             preset's, or `sigmoid` for stages.
@@ -65,29 +82,18 @@ class CurriculumConfig:
         epochs: Times the whole order is repeated, each with other shuffles.
         schedule: The arm's own learning rate, whole (what it leaves out takes the defaults); null
             takes pretrain.training.schedule.
+        shuffle: Another number draws the rows of each quadrant in another order and changes nothing
+            else; 0 takes the preset's.
     """
 
-    preset: (
-        Literal[
-            "frame",
-            "random",
-            "ppl_descending",
-            "ppl_ascending",
-            "pd_ascending",
-            "pd_descending",
-            "q3_q1_q4_q2",
-            "reverse",
-            "pdpc",
-            "folded",
-        ]
-        | None
-    ) = None
+    preset: Preset | None = None
     stages: list[StageConfig] = field(default_factory=list)
     transition: Literal["sigmoid", "hard"] | None = None
     width: float | None = None
     folds: int | None = None
     epochs: int = 1
     schedule: ScheduleConfig | None = None
+    shuffle: int = added(0)
 
     def __post_init__(self) -> None:
         require(
@@ -104,6 +110,7 @@ class CurriculumConfig:
             "curriculum: a hard transition has no width; remove one of the two",
         )
         require(self.folds is None or self.folds >= 1, "curriculum folds must be at least 1")
+        require(self.shuffle >= 0, "curriculum shuffle must not be negative")
         require(self.epochs >= 1, f"curriculum epochs must be at least 1, not {self.epochs}")
         blank = sum(
             stage.fraction is None and stage.tokens is None and stage.steps is None

@@ -16,6 +16,7 @@ from typing import Any
 
 from frame_jax.config.base import require
 from frame_jax.config.run import RunConfig
+from frame_jax.config.study import expand_study
 from frame_jax.errors import UserError
 
 
@@ -47,7 +48,9 @@ def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
         namespace = parser.parse_args(arguments)
         refuse_no_value(namespace, RunConfig)
         values = parser.instantiate(namespace)
-        settings = RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
+        settings = expand_study(
+            RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
+        )
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise UserError(explain(str(error), arguments)) from error
     except UserError as error:  # a dataclass refused its values

@@ -10,8 +10,9 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
-from frame_jax.config.base import require, runtime
+from frame_jax.config.base import added, require, runtime
 from frame_jax.config.corpus import CorpusConfig, TokenizerConfig
 from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.evaluation import EvaluationConfig
@@ -19,6 +20,51 @@ from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import PretrainConfig, ReferenceConfig, TrainingConfig
+from frame_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm under one seed: what is trained and evaluated by itself.
+
+    Attributes:
+        name: Of its folders and results: the arm's, with `-seedN` for another seed than the run's.
+        arm: The curriculum.
+        seed: Seed of its initial weights and shuffles.
+    """
+
+    name: str
+    arm: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Orders crossed with learning rates: shorthand for many `curricula`.
+
+    Every order becomes an arm under pretrain.training.schedule by its own name, and one more under
+    each of `schedules`, called ORDER_SCHEDULE.
+
+    Attributes:
+        orders: Presets, or names of `curricula`.
+        schedules: Name to what it changes in pretrain.training.schedule, such as
+            `constant: {kind: constant}`.
+    """
+
+    orders: list[str]
+    schedules: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        require(len(self.orders) > 0, "study.orders is empty: name at least one order")
+        require(len(set(self.orders)) == len(self.orders), "study.orders names an order twice")
+
+
+def default_curricula() -> dict[str, CurriculumConfig]:
+    """What a run compares that names no curricula."""
+    return {
+        "frame": CurriculumConfig(preset="frame"),
+        "random": CurriculumConfig(preset="random"),
+    }
 
 
 @dataclass(frozen=True)
@@ -28,13 +74,19 @@ class RunConfig:
     Attributes:
         run_directory: Where everything is written.
         corpus: Documents in.
-        seed: Seed of splits, initial weights and shuffles.
+        seed: Seed of splits, rows, reference models and, unless `seeds` says otherwise, arms.
         tokenizer: Text to tokens.
         reference: The weak and the strong reference model.
         scoring: NLL of every document under both.
         partition: Quadrants and their rows.
         pretrain: The target model.
         curricula: Orders to compare, by name.
+        study: Orders crossed with learning rates, as further curricula.
+        seeds: Every arm is trained once for each: a list, or how many (`seed` and the numbers
+            after it); null trains each once, under `seed`. A seed decides initial weights and
+            shuffles, the same for all arms, so that arms are compared pair by pair. Corpus,
+            references, scores and partition are shared; adding a seed later trains what is new.
+        baseline: The curriculum that the others are compared with.
         evaluation: Held-out measurements.
         parallel: Devices and processes.
         profile: Steps `START:STOP` of every training run to trace into its `profile` folder.
@@ -50,12 +102,10 @@ class RunConfig:
     scoring: ScoringConfig = ScoringConfig()
     partition: PartitionConfig = PartitionConfig()
     pretrain: PretrainConfig = PretrainConfig()
-    curricula: dict[str, CurriculumConfig] = field(
-        default_factory=lambda: {
-            "frame": CurriculumConfig(preset="frame"),
-            "random": CurriculumConfig(preset="random"),
-        }
-    )
+    curricula: dict[str, CurriculumConfig] = field(default_factory=default_curricula)
+    study: StudyConfig | None = added(None)
+    seeds: int | list[int] | None = added(None)
+    baseline: str = added("random")
     evaluation: EvaluationConfig = EvaluationConfig()
     parallel: ParallelConfig = runtime(ParallelConfig())
     profile: str | None = runtime(None)
@@ -63,9 +113,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         require(self.run_directory != "", "run_directory needs the name of a folder")
+        for seed in (self.seed, *self.all_seeds):
+            require(
+                0 <= seed < 1 << 32, f"a seed must be at least 0 and below 4294967296, not {seed}"
+            )
         require(
-            0 <= self.seed < 1 << 32,
-            f"seed must be at least 0 and below 4294967296, not {self.seed}",
+            0 < len(set(self.all_seeds)) == len(self.all_seeds),
+            f"seeds must be at least one, each of them once, not {self.seeds}",
         )
         require(
             self.profile is None or re.fullmatch(r"\d+:\d+", self.profile) is not None,
@@ -97,6 +151,36 @@ class RunConfig:
                     f"curricula.{name}: there is no quadrant {', '.join(unknown)}; the quadrants "
                     f"are {', '.join(cells)}",
                 )
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """The seeds under which every arm is trained."""
+        if self.seeds is None:
+            return [self.seed]
+        if isinstance(self.seeds, int):
+            return [self.seed + number for number in range(self.seeds)]
+        return self.seeds
+
+    @property
+    def trials(self) -> list[Trial]:
+        """Every arm under every seed; a seed's arms stand together, in the order of `curricula`."""
+        return [
+            Trial(arm if seed == self.seed else f"{arm}-seed{seed}", arm, seed)
+            for seed in self.all_seeds
+            for arm in self.curricula
+        ]
+
+    def trial(self, name: str) -> Trial:
+        """The trial called `name`.
+
+        Raises:
+            UserError: naming those there are.
+        """
+        for trial in self.trials:
+            if trial.name == name:
+                return trial
+        there = ", ".join(trial.name for trial in self.trials)
+        raise UserError(f"there is no curriculum {name!r}; there are: {there}")
 
     def arm_training(self, name: str) -> TrainingConfig:
         """How the target model is trained under the curriculum `name`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from frame_jax.config.base import require, runtime
+from frame_jax.config.base import added, require, runtime
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.quadrants import RowsConfig
 
@@ -107,6 +107,9 @@ class TrainingConfig:
             loss leaves it out. 1e-4 is usual where training is unstable.
         milestones: Checkpoints kept for evaluation, evenly spaced, beside the initial weights and
             one a stage end; 0, the default of reference models, keeps the stage ends alone.
+        tail_checkpoints: Further checkpoints kept for averages of weights (`evaluation.averages`),
+            evenly spaced over the end of the run; they are not evaluated one by one.
+        tail_fraction: Share of the steps that this end is.
         checkpoint_seconds: Seconds between rolling checkpoints.
         max_bad_steps: Training stops after this many steps in a row whose loss or gradient is not a
             number; no such step is applied.
@@ -125,6 +128,8 @@ class TrainingConfig:
     accumulate: int = runtime(1)
     z_loss: float = 0.0
     milestones: int = 8
+    tail_checkpoints: int = added(0)
+    tail_fraction: float = added(0.1)
     checkpoint_seconds: float = runtime(600.0)
     max_bad_steps: int = runtime(10)
     log_every: int = runtime(10)
@@ -146,6 +151,11 @@ class TrainingConfig:
         require(
             self.steps is None or self.steps >= 1,
             f"training.steps must be at least 1, not {self.steps}",
+        )
+        require(self.tail_checkpoints >= 0, "training.tail_checkpoints must not be negative")
+        require(
+            0 < self.tail_fraction <= 1,
+            f"training.tail_fraction must be above 0 and at most 1, not {self.tail_fraction}",
         )
         require(self.checkpoint_seconds > 0, "training.checkpoint_seconds must be positive")
         require(self.z_loss >= 0, f"training.z_loss must not be negative, not {self.z_loss}")

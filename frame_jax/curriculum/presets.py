@@ -55,13 +55,16 @@ def presets(axes: AxesConfig) -> dict[str, CurriculumConfig]:
         ),
         "pdpc": CurriculumConfig(stages=pd_ascending, width=0.5),
         "folded": CurriculumConfig(stages=frame, width=0.02, folds=4),
+        "random_again": CurriculumConfig(stages=stages(list(axes.cells)), shuffle=1),
+        "sawtooth": CurriculumConfig(stages=frame, width=0.1, folds=4),
+        "there_and_back": CurriculumConfig(stages=frame + frame[-2::-1] + frame[1:]),
     }
 
 
 def expand(curriculum: CurriculumConfig, axes: AxesConfig) -> CurriculumConfig:
     """The curriculum as explicit stages, with nothing left to a preset or a default.
 
-    What the curriculum itself gives (`transition`, `width`, `folds`, `epochs`) wins.
+    What the curriculum itself gives (`transition`, `width`, `folds`, `shuffle`, `epochs`) wins.
     """
     base = presets(axes)[curriculum.preset] if curriculum.preset else curriculum
     transition = curriculum.transition or base.transition or "sigmoid"
@@ -72,6 +75,7 @@ def expand(curriculum: CurriculumConfig, axes: AxesConfig) -> CurriculumConfig:
         transition=transition,
         width=None if transition == "hard" else curriculum.width or base.width or WIDTH,
         folds=curriculum.folds or base.folds or 1,
+        shuffle=curriculum.shuffle or base.shuffle,
     )
 
 
@@ -80,7 +84,8 @@ def as_yaml(curricula: dict[str, CurriculumConfig]) -> str:
 
     def tidy(value: object) -> object:
         if isinstance(value, dict):
-            return {k: tidy(v) for k, v in value.items() if v is not None and v != []}
+            given = {k: v for k, v in value.items() if v is not None and v != []}
+            return {k: tidy(v) for k, v in given.items() if (k, v) != ("shuffle", 0)}
         return [tidy(v) for v in value] if isinstance(value, list) else value
 
     settings = {name: tidy(dataclasses.asdict(each)) for name, each in curricula.items()}

@@ -24,13 +24,16 @@ class SelectionMap:
 
     Attributes:
         schedule: What the map realises.
+        seed: Of all permutations.
+        shuffle: Another number, other permutations under the same seed.
         edges: int64 [blocks + 1]: first row of each block of an epoch, and the end.
         counts: int64 [blocks + 1, cells]: rows of each cell before each edge.
     """
 
-    def __init__(self, schedule: Schedule, seed: int):
+    def __init__(self, schedule: Schedule, seed: int, shuffle: int = 0):
         self.schedule = schedule
         self.seed = seed
+        self.shuffle = shuffle
         rows = schedule.epoch_rows
         block_rows = max(MIN_BLOCK_ROWS, -(-rows * len(schedule.cells) // TABLE_ENTRIES))
         # Stage ends are edges as well, so that a hard boundary falls between two rows.
@@ -58,15 +61,17 @@ class SelectionMap:
         epochs, rows = np.divmod(indices, self.schedule.epoch_rows)
         blocks = np.searchsorted(self.edges, rows, side="right") - 1
         first = self.edges[blocks]
+        in_block, in_cell = 2 * self.shuffle, 2 * self.shuffle + 1  # what a key is for
         slots = permute(
-            rows - first, self.edges[blocks + 1] - first, keys(self.seed, epochs, 0, blocks)
+            rows - first, self.edges[blocks + 1] - first, keys(self.seed, epochs, in_block, blocks)
         )
         before = self.counts[blocks]  # [n, cells]
         ends = np.cumsum(self.counts[blocks + 1] - before, axis=1)
         cells = (slots[:, None] >= ends).sum(1)
         # Slots of a cell end at `ends`, ranks at the cell's count at the end of the block.
         ranks = self.counts[blocks + 1, cells] - (ends[np.arange(len(cells)), cells] - slots)
-        return cells, permute(ranks, self._available[cells], keys(self.seed, epochs, 1, cells))
+        key = keys(self.seed, epochs, in_cell, cells)
+        return cells, permute(ranks, self._available[cells], key)
 
     def mixture(self, start: int, stop: int) -> np.ndarray:
         """Realised share of each cell among rows [start, stop) of the run: float64 [cells]."""

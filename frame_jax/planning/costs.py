@@ -139,7 +139,7 @@ def list_work(
     decoder = Decoder(config.pretrain.model, vocabulary(config))
     length = config.partition.rows.sequence_length
     for name, count in steps.items():
-        training = config.arm_training(name)
+        training = config.arm_training(config.trial(name).arm)
         work.append(
             trained(f"pretrain {name}", f"pretrain-{name}", decoder, training, count, length)
         )

@@ -73,9 +73,10 @@ def print_plan(
     console.print(phase_table(config, units, states))
     steps: dict[str, int] = {}
     for name in config.curricula:
-        if f"pretrain-{name}" in states:
+        trials = [t.name for t in config.trials if t.arm == name and f"pretrain-{t.name}" in states]
+        if trials:
             schedule, note = schedule_of(config, corpus, name)
-            steps[name] = schedule.steps(config.pretrain.training.batch_rows)
+            steps |= dict.fromkeys(trials, schedule.steps(config.pretrain.training.batch_rows))
             console.print(arm(config, schedule, name))
             if note:
                 console.print(note, style="yellow")

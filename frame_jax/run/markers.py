@@ -45,6 +45,8 @@ def expectations(
             for name in unit.settings
             for key, value in settings_of(lookup(config, name), name).items()
         }
+        if unit.seed is not None:
+            settings["seed"] = unit.seed
         inputs = {name: found[name].fingerprint for name in unit.needs}
         if not unit.needs:
             inputs["corpus files"] = corpus_signature

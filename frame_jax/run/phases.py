@@ -1,6 +1,6 @@
 """The ordered table of phases and their units: the one file that knows all subpackages, by name.
 
-A phase is one or more units: `reference` is three, `pretrain` one a curriculum.
+A phase is one or more units: `reference` is three, `pretrain` one a trial (an arm under a seed).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from frame_jax.config.run import RunConfig
+from frame_jax.config.run import RunConfig, Trial
 
 PHASES = ("tokenize", "reference", "score", "partition", "pretrain", "evaluate", "report")
 
@@ -29,6 +29,7 @@ class Unit:
         run: `module:function`, called with the config, the run directory and `arguments`.
         arguments: Further arguments of the function.
         outputs: What `--redo` removes, relative to the run directory.
+        seed: Takes the place of the run's among its settings; None for the run's own.
     """
 
     name: str
@@ -38,22 +39,22 @@ class Unit:
     run: str
     arguments: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+    seed: int | None = None
 
 
 def units(config: RunConfig) -> list[Unit]:
     """All units of a run, in the order in which they run."""
     imported = [name for name in REFERENCES if getattr(config.reference, name).checkpoint]
     trained = [name for name in REFERENCES if name not in imported]
-    arms = list(config.curricula)
     return [
         TOKENIZE,
         *([REFERENCE_ROWS] if trained else []),
         *(reference(name) for name in trained),
         score(imported, trained),
         PARTITION,
-        *(pretrain(arm) for arm in arms),
-        *(evaluate(arm) for arm in arms),
-        report(arms),
+        *(pretrain(trial) for trial in config.trials),
+        *(evaluate(trial.name) for trial in config.trials),
+        report([trial.name for trial in config.trials]),
     ]
 
 
@@ -111,39 +112,40 @@ PARTITION = Unit(
 )
 
 
-def pretrain(arm: str) -> Unit:
-    """The training of one arm."""
+def pretrain(trial: Trial) -> Unit:
+    """The training of one arm under one seed."""
     return Unit(
-        f"pretrain-{arm}",
+        f"pretrain-{trial.name}",
         phase="pretrain",
-        settings=("pretrain", f"curricula.{arm}", "seed"),
+        settings=("pretrain", f"curricula.{trial.arm}", "seed"),
         needs=("partition",),
         run="training.runs:pretrain",
-        arguments=(arm,),
-        outputs=(f"pretrain/{arm}",),
+        arguments=(trial.name,),
+        outputs=(f"pretrain/{trial.name}",),
+        seed=trial.seed,
     )
 
 
-def evaluate(arm: str) -> Unit:
-    """The measurements on one arm."""
+def evaluate(trial: str) -> Unit:
+    """The measurements on one trial."""
     return Unit(
-        f"evaluate-{arm}",
+        f"evaluate-{trial}",
         phase="evaluate",
         settings=("evaluation", "scoring"),
-        needs=(f"pretrain-{arm}",),
+        needs=(f"pretrain-{trial}",),
         run="evaluation.held_out:run",
-        arguments=(arm,),
-        outputs=(f"evaluation/{arm}.json", f"evaluation/{arm}"),
+        arguments=(trial,),
+        outputs=(f"evaluation/{trial}.json", f"evaluation/{trial}"),
     )
 
 
-def report(arms: list[str]) -> Unit:
-    """The report on all arms."""
+def report(trials: list[str]) -> Unit:
+    """The report on all trials."""
     return Unit(
         "report",
         phase="report",
         settings=(),
-        needs=tuple(f"evaluate-{arm}" for arm in arms),
+        needs=tuple(f"evaluate-{trial}" for trial in trials),
         run="report.report:run",
         outputs=("report",),
     )

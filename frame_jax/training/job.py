@@ -73,6 +73,14 @@ def kept_steps(job: Job) -> list[int]:
     return sorted(step for step in ends | even if step <= job.steps)
 
 
+def tail_steps(job: Job) -> list[int]:
+    """Steps whose checkpoints are kept for averages of weights alone; the last ends the run."""
+    count, training = job.training.tail_checkpoints, job.training
+    first = job.steps * (1 - training.tail_fraction)
+    between = (job.steps - first) / max(count, 1)
+    return sorted({round(first + between * (i + 1)) for i in range(count)})
+
+
 def check_batch(job: Job, mesh: Mesh) -> None:
     """Refuses a batch that does not divide over the mesh."""
     ways = batch_ways(mesh) * job.training.accumulate
@@ -94,6 +102,7 @@ def description(job: Job, kept: list[int]) -> dict[str, Any]:
         "sequence_length": job.sequence_length,
         "rows": dict(zip(schedule.cells, schedule.available, strict=True)),
         "kept_steps": kept,
+        "tail_steps": tail_steps(job),
         "stages": [
             {
                 "name": name,

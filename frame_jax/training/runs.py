@@ -10,7 +10,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.training import PretrainConfig, ReferenceModelConfig
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.selection import SelectionMap
-from frame_jax.curriculum.stages import Schedule, resolve, shuffled
+from frame_jax.curriculum.stages import resolve, shuffled
 from frame_jax.models.functional import Decoder
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
@@ -35,7 +35,7 @@ def train_reference(config: RunConfig, directory: RunDirectory, name: str) -> di
         unit=f"reference-{name}",
         folder=directory.reference(name),
         settings=reference,
-        schedule=schedule,
+        selection=SelectionMap(schedule, config.seed),
         parts=parts,
         sequence_length=rows.sequence_length,
     )
@@ -43,16 +43,18 @@ def train_reference(config: RunConfig, directory: RunDirectory, name: str) -> di
 
 
 def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]:
-    """Trains the target model in the order of the curriculum `name`.
+    """Trains the target model in the order of the trial `name`: a curriculum under a seed.
 
-    Arms differ in the order of the rows and, where a curriculum has one of its own, the learning
-    rate: initial weights and the rows are the same.
+    Arms of a seed differ in the order of the rows and, where a curriculum has one of its own, the
+    learning rate: initial weights and the rows are the same.
     """
-    training, axes = config.arm_training(name), config.partition.axes
+    trial = config.trial(name)
+    training, axes = config.arm_training(trial.arm), config.partition.axes
+    curriculum = expand(config.curricula[trial.arm], axes)
     sequence_length = config.partition.rows.sequence_length
     parts = {cell: list_parts(directory.quadrants / cell, ".arrayrecord") for cell in axes.cells}
     schedule = resolve(
-        expand(config.curricula[name], axes),
+        curriculum,
         count_rows(parts),
         batch_rows=training.batch_rows,
         sequence_length=sequence_length,
@@ -64,7 +66,7 @@ def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str,
         unit=f"pretrain-{name}",
         folder=directory.pretrain(name),
         settings=dataclasses.replace(config.pretrain, training=training),
-        schedule=schedule,
+        selection=SelectionMap(schedule, trial.seed, curriculum.shuffle),
         parts=parts,
         sequence_length=sequence_length,
     )
@@ -78,7 +80,7 @@ def make_job(
     unit: str,
     folder: Path,
     settings: ReferenceModelConfig | PretrainConfig,
-    schedule: Schedule,
+    selection: SelectionMap,
     parts: dict[str, list[Path]],
     sequence_length: int,
 ) -> Job:
@@ -97,11 +99,11 @@ def make_job(
         training=training,
         parallel=config.parallel,
         specials=Specials(special["bos_id"], special["eos_id"]),
-        selection=SelectionMap(schedule, config.seed),
+        selection=selection,
         parts=parts,
         sequence_length=sequence_length,
-        seed=config.seed,
-        fingerprint=f"{fingerprint_of(directory, unit)}-{schedule.fingerprint}",
+        seed=selection.seed,
+        fingerprint=f"{fingerprint_of(directory, unit)}-{selection.schedule.fingerprint}",
         profile=config.profile,
         make_tracker=trackers.maker(config, unit, folder),
     )

@@ -155,6 +155,7 @@ def make_train_step(
         metrics = {
             "loss": nll_sum * scale,
             "grad_norm": optax.global_norm(grads),
+            "update_norm": optax.global_norm(updates),
             "learning_rate": learning_rate(state.step),
             "predicted_tokens": counted,
         }

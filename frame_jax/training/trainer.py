@@ -22,7 +22,7 @@ from frame_jax.run import preemption
 from frame_jax.run.directory import write_json
 from frame_jax.run.preemption import Preempted
 from frame_jax.training.bad_steps import skip_bad
-from frame_jax.training.job import Job, check_batch, description, kept_steps
+from frame_jax.training.job import Job, check_batch, description, kept_steps, tail_steps
 from frame_jax.training.profiling import Trace
 from frame_jax.training.recorder import Recorder
 from frame_jax.training.schedules import learning_rate
@@ -64,9 +64,10 @@ def train(job: Job) -> dict[str, Any]:
     if processes.is_first():
         write_description(job.folder, job.decoder)
         write_json(job.folder / "curriculum.json", description(job, kept))
-    checkpointer = Checkpointer(job.folder / "checkpoints", kept, job.fingerprint)
+    saved = sorted({*kept, *tail_steps(job)})
+    checkpointer = Checkpointer(job.folder / "checkpoints", saved, job.fingerprint)
     try:
-        return _train(job, mesh, kept, checkpointer)
+        return _train(job, mesh, saved, checkpointer)
     finally:
         checkpointer.close()
 

@@ -67,22 +67,20 @@ def make_plan(config: RunConfig, directory: RunDirectory, curriculum: str) -> Pl
     Raises:
         UserError: if there is no such curriculum, or the rows cannot fill its stages.
     """
-    if curriculum not in config.curricula:
-        raise UserError(
-            f"{directory.config} has no curriculum {curriculum!r}; there are: "
-            f"{', '.join(config.curricula)}"
-        )
+    trial = config.trial(curriculum)
     counts = read_json(directory.quadrants / "rows.json")
     training, axes = config.pretrain.training, config.partition.axes
     sequence_length = config.partition.rows.sequence_length
+    order = expand(config.curricula[trial.arm], axes)
     schedule = resolve(
-        expand(config.curricula[curriculum], axes),
+        order,
         {cell: counts[cell]["rows"] for cell in axes.cells},
         batch_rows=training.batch_rows,
         sequence_length=sequence_length,
         steps=training.steps,
     )
-    return Plan(curriculum, schedule, SelectionMap(schedule, config.seed), sequence_length)
+    selection = SelectionMap(schedule, trial.seed, order.shuffle)
+    return Plan(curriculum, schedule, selection, sequence_length)
 
 
 def stages(plan: Plan, trainer: Trainer, *, smooth: bool) -> list[Span]:
