@@ -37,7 +37,7 @@ def expand_study(config: RunConfig) -> RunConfig:
             given[name] == arms[name],
             f"study: the arm {name!r} is also one of curricula, and another there: rename one",
         )
-    return dataclasses.replace(config, curricula=given | arms)
+    return dataclasses.replace(config, curricula=arms | given)
 
 
 def order(name: str, curricula: dict[str, CurriculumConfig]) -> CurriculumConfig:

@@ -19,6 +19,9 @@ PRESETS = (
     "reverse",
     "pdpc",
     "folded",
+    "random_again",
+    "sawtooth",
+    "there_and_back",
 )
 
 

@@ -3,6 +3,7 @@
 import math
 from itertools import chain, combinations
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frame_jax.config.curriculum import CurriculumConfig, StageConfig
+from frame_jax.config.curriculum import CurriculumConfig, Preset, StageConfig
 from frame_jax.config.file import load
 from frame_jax.config.quadrants import AxesConfig
 from frame_jax.curriculum.allotment import allot, split
@@ -39,6 +40,12 @@ def schedule_of(*stages: StageConfig, **settings) -> Schedule:
         ("q3_q1_q4_q2", ["Q3", "Q1", "Q4", "Q2"]),
         ("reverse", ["Q2", "Q1", "Q4", "Q3"]),
         ("pdpc", ["Q1+Q3", "Q2+Q4"]),
+        ("sawtooth", ["Q3", "Q4", "Q1", "Q2"]),
+        ("random_again", ["Q1+Q2+Q3+Q4"]),
+        (
+            "there_and_back",
+            ["Q3", "Q4", "Q1", "Q2", "Q1", "Q4", "Q3", "Q4", "Q1", "Q2"],
+        ),
     ],
 )
 def test_presets_on_four_quadrants(name: str, order: list[str]) -> None:
@@ -58,11 +65,13 @@ ORDER = {
     "reverse": lambda p, d: (p, -d),
     "pdpc": lambda p, d: d,
     "folded": lambda p, d: (-p, d),
+    "sawtooth": lambda p, d: (-p, d),
+    "random_again": lambda p, d: 0,
 }
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.sampled_from(PRESETS), st.integers(1, 6), st.integers(1, 6))
+@given(st.sampled_from(sorted(ORDER)), st.integers(1, 6), st.integers(1, 6))
 def test_presets_on_any_grid_are_sorts_by_the_bins(name: str, ppl: int, pd: int) -> None:
     axes = AxesConfig(ppl, pd)
     where = {axes.cell(p, d): (p, d) for p in range(ppl) for d in range(pd)}
@@ -76,7 +85,8 @@ def test_presets_on_any_grid_are_sorts_by_the_bins(name: str, ppl: int, pd: int)
 
 
 def test_every_preset_is_tested() -> None:
-    assert set(ORDER) == set(PRESETS) == set(presets(AxesConfig()))
+    assert {*ORDER, "there_and_back"} == set(PRESETS) == set(presets(AxesConfig()))
+    assert set(PRESETS) == set(get_args(Preset))
     with pytest.raises(UserError, match="preset"):
         load(Path("configs/quickstart.yaml"), "--curricula.x.preset=q2_first")
 
@@ -104,7 +114,7 @@ def test_a_printed_preset_is_a_config(name: str, changes: dict, tmp_path: Path) 
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings), "utf-8")
     assert load(path).curricula["printed"] == curriculum
-    assert len(as_yaml({"printed": curriculum}).splitlines()) < 14
+    assert len(as_yaml({"printed": curriculum}).splitlines()) < 8 + len(curriculum.stages)
 
 
 def test_presets_are_printed_for_the_grid_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,3 +278,15 @@ def test_a_run_longer_than_its_rows_is_refused_with_the_epochs_it_needs() -> Non
 def test_contradictory_curricula_are_refused(make) -> None:
     with pytest.raises(UserError):
         make()
+
+
+def test_there_and_back_ends_where_frame_ends_and_gives_each_visit_its_share() -> None:
+    axes = AxesConfig()
+    curriculum = expand(CurriculumConfig(preset="there_and_back"), axes)
+    schedule = resolve(curriculum, CELL_ROWS, batch_rows=10, sequence_length=64)
+    names, rows = [s.name for s in schedule.stages], [s.stop - s.start for s in schedule.stages]
+    assert names[0] == "Q3" and names[-1] == "Q2"
+    for cell, visits in {"Q1": 3, "Q2": 2, "Q3": 2, "Q4": 3}.items():
+        of_cell = [count for name, count in zip(names, rows, strict=True) if name == cell]
+        assert len(of_cell) == visits and sum(of_cell) == 1000
+        assert max(of_cell) - min(of_cell) <= 1

@@ -110,6 +110,33 @@ def test_another_arm_leaves_the_finished_arms_alone(tmp_path: Path) -> None:
     assert [u.name for u in left] == ["pretrain-reverse", "evaluate-reverse", "report"]
 
 
+def left_of(directory: RunDirectory, run: RunConfig) -> list[str]:
+    table = phases.units(run)
+    expected = markers.expectations(run, table, "files")
+    return [u.name for u in table if not markers.is_complete(directory, u, expected[u.name])]
+
+
+def test_another_seed_trains_only_what_is_missing(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    complete(directory, config())  # one seed, as every run of earlier releases
+    assert stale(directory, config("--seeds=3")) == {}
+    more = [f"{what}-{arm}-seed{n}" for what in ("pretrain", "evaluate") for n in (1, 2)
+            for arm in ("frame", "random")]  # fmt: skip
+    assert left_of(directory, config("--seeds=3")) == [*more, "report"]
+    complete(directory, config("--seeds=3"))
+    # Whichever way the same seeds are asked for, and in whichever order.
+    assert left_of(directory, config("--seeds=[2,0,1]")) == []
+    assert left_of(directory, config("--seeds=2")) == ["report"]
+
+
+def test_a_trials_seed_is_among_its_settings(tmp_path: Path) -> None:
+    run = config("--seed=4", "--seeds=[4,7]")
+    expected = markers.expectations(run, phases.units(run), "files")
+    assert expected["pretrain-frame"].settings["seed"] == 4
+    assert expected["pretrain-frame-seed7"].settings["seed"] == 7
+    assert expected["pretrain-frame"].inputs == expected["pretrain-frame-seed7"].inputs
+
+
 def test_redo_removes_a_phase_and_what_was_made_from_it(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     complete(directory, config())
