@@ -25,7 +25,7 @@ class SelectionMap:
     Attributes:
         schedule: What the map realises.
         seed: Of all permutations.
-        shuffle: Another number, other permutations under the same seed.
+        shuffle: Another number, another order of the same rows under the same seed.
         edges: int64 [blocks + 1]: first row of each block of an epoch, and the end.
         counts: int64 [blocks + 1, cells]: rows of each cell before each edge.
     """
@@ -61,17 +61,20 @@ class SelectionMap:
         epochs, rows = np.divmod(indices, self.schedule.epoch_rows)
         blocks = np.searchsorted(self.edges, rows, side="right") - 1
         first = self.edges[blocks]
-        in_block, in_cell = 2 * self.shuffle, 2 * self.shuffle + 1  # what a key is for
         slots = permute(
-            rows - first, self.edges[blocks + 1] - first, keys(self.seed, epochs, in_block, blocks)
+            rows - first,
+            self.edges[blocks + 1] - first,
+            keys(self.seed, epochs, 2 * self.shuffle, blocks),
         )
         before = self.counts[blocks]  # [n, cells]
         ends = np.cumsum(self.counts[blocks + 1] - before, axis=1)
         cells = (slots[:, None] >= ends).sum(1)
         # Slots of a cell end at `ends`, ranks at the cell's count at the end of the block.
         ranks = self.counts[blocks + 1, cells] - (ends[np.arange(len(cells)), cells] - slots)
-        key = keys(self.seed, epochs, in_cell, cells)
-        return cells, permute(ranks, self._available[cells], key)
+        if self.shuffle:  # among the rows in use, which are those of the seed
+            key = keys(self.seed, epochs, 2 * self.shuffle + 1, cells)
+            ranks = permute(ranks, self.counts[-1, cells], key)
+        return cells, permute(ranks, self._available[cells], keys(self.seed, epochs, 1, cells))
 
     def mixture(self, start: int, stop: int) -> np.ndarray:
         """Realised share of each cell among rows [start, stop) of the run: float64 [cells]."""

@@ -177,3 +177,20 @@ def test_permute_shows_no_preference(size: int, followed: tuple[int, ...]) -> No
     chi_squared = ((counts - expected) ** 2 / expected).sum() - missed * expected
     freedom = possible - 1
     assert abs(chi_squared - freedom) < 4 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("steps", [None, 30])
+def test_another_shuffle_is_another_order_of_the_same_rows(steps: int | None) -> None:
+    """Of those in use too, where a run does not reach all of them."""
+    counts = {"Q1": 130, "Q2": 90, "Q3": 110, "Q4": 70}
+    one = preset_map("random", counts, steps)
+    maps = [one, SelectionMap(one.schedule, one.seed, 1), SelectionMap(one.schedule, one.seed, 2)]
+    orders = [
+        list(zip(*(a.tolist() for a in m.select(np.arange(len(m)))), strict=True)) for m in maps
+    ]
+    assert len({tuple(order) for order in orders}) == 3
+    assert {tuple(sorted(order)) for order in orders} == {tuple(sorted(orders[0]))}
+    assert len(set(orders[0])) == len(one)
+    # No row keeps its place more often than chance would have it.
+    for order in orders[1:]:
+        assert sum(a == b for a, b in zip(orders[0], order, strict=True)) < len(one) / 20
