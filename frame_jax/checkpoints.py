@@ -23,7 +23,7 @@ from absl import flags
 from orbax.checkpoint import v1 as ocp
 
 from frame_jax.errors import UserError
-from frame_jax.models.averages import WeightAverage
+from frame_jax.models.averages import WeightAverage, mean_of
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
@@ -291,6 +291,25 @@ def load_params(
             f"model again with --redo {unit_of(folder)}"
         ) from error
     return params
+
+
+def load_mean(
+    folder: Path, decoder: Decoder, steps: Sequence[int], decay: float | None = None
+) -> Params:
+    """The mean of the parameters of several checkpoints, read one after the other.
+
+    All processes must call it together.
+
+    Args:
+        folder: The `checkpoints` folder of a training run.
+        decoder: The model.
+        steps: Which checkpoints, ascending.
+        decay: See `mean_of`.
+
+    Raises:
+        UserError: if one of them cannot be read.
+    """
+    return mean_of((load_params(folder, decoder, step) for step in steps), decay)
 
 
 def _load_average(orbax: ocp.training.Checkpointer, step: int | None, like: Params) -> Params:

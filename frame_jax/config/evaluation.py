@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from frame_jax.config.base import require
+from frame_jax.config.base import added, require
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,32 @@ class TaskConfig:
 
 
 @dataclass(frozen=True)
+class AverageConfig:
+    """The mean of the last checkpoints' weights, measured beside the final weights.
+
+    Attributes:
+        last: How many checkpoints: of those that pretrain.training.tail_checkpoints kept, or, where
+            it kept none, of all that were kept after the initial weights.
+        decay: A checkpoint weighs this share of the one after it; null weighs all the same.
+    """
+
+    last: int = 6
+    decay: float | None = None
+
+    def __post_init__(self) -> None:
+        require(self.last >= 2, f"evaluation.averages: last must be at least 2, not {self.last}")
+        require(
+            self.decay is None or 0 < self.decay < 1,
+            f"evaluation.averages: decay must lie between 0 and 1, not {self.decay}",
+        )
+
+    @property
+    def name(self) -> str:
+        """Such as `last6` or `last6-0.9`: of its folder and in results."""
+        return f"last{self.last}" + ("" if self.decay is None else f"-{self.decay:g}")
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """What is measured on the held-out split, and multiple-choice tasks.
 
@@ -64,12 +90,18 @@ class EvaluationConfig:
         max_documents: Held-out documents used, chosen by hash; null uses all.
         average: Measure the moving average of the weights instead of the weights; needs
             pretrain.training.optimizer.average_decay.
+        averages: Means of the weights of an arm's last checkpoints, measured beside its final
+            weights. They need no setting of the training but that checkpoints were kept.
+        training_rows: About how many of the training rows the final weights are measured on, to
+            show what was forgotten; the same rows for every arm of a seed. 0 measures none.
         tasks: Multiple-choice tasks.
         tasks_at: Checkpoints that do the tasks: the `last`, or all `stage_ends`.
     """
 
     max_documents: int | None = None
     average: bool = False
+    averages: list[AverageConfig] = added(default_factory=list)
+    training_rows: int = added(0)
     tasks: list[TaskConfig] = field(default_factory=list)
     tasks_at: Literal["last", "stage_ends"] = "last"
 
@@ -77,6 +109,12 @@ class EvaluationConfig:
         require(
             self.max_documents is None or self.max_documents >= 1,
             f"evaluation.max_documents must be at least 1, not {self.max_documents}",
+        )
+        require(self.training_rows >= 0, "evaluation.training_rows must not be negative")
+        averages = [average.name for average in self.averages]
+        require(
+            len(set(averages)) == len(averages),
+            f"evaluation.averages: the same twice in {averages}",
         )
         names = [task.name for task in self.tasks]
         require(len(set(names)) == len(names), f"evaluation.tasks: a name occurs twice in {names}")

@@ -1,11 +1,12 @@
 """The evaluation phase: kept checkpoints and the held-out split in, their losses out.
 
 Reads RUN/pretrain/<curriculum>/, RUN/tokens and RUN/quadrants/assignment.parquet. Writes
-RUN/evaluation/<curriculum>/<step>/part-*.parquet (one row a held-out document: doc_id,
-predicted_tokens, nll, a sum in nats) and from them RUN/evaluation/<curriculum>.json and
-RUN/evaluation/<curriculum>/tensorboard. Every arm is scored on the same documents, from their own
-starts, as in `frame_jax.scoring`. Where the config has multiple-choice tasks,
-`frame_jax.evaluation.tasks` runs them, and says what the file has of them.
+RUN/evaluation/<curriculum>/<weights>/part-*.parquet (one row a held-out document: doc_id,
+predicted_tokens, nll, a sum in nats; weights are a step, or `average-...`) and from them
+RUN/evaluation/<curriculum>.json and RUN/evaluation/<curriculum>/tensorboard. Every arm is scored on
+the same documents, from their own starts, as in `frame_jax.scoring`. Where the config has
+multiple-choice tasks, `frame_jax.evaluation.tasks` runs them, and says what the file has of them;
+`frame_jax.evaluation.training_rows` does the same for training rows.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import pyarrow.parquet as pq
 from frame_jax import checkpoints
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
-from frame_jax.evaluation import tasks
+from frame_jax.evaluation import tasks, training_rows
 from frame_jax.evaluation.board import write_board
-from frame_jax.evaluation.checkpoint_scorer import checkpoint_scorers
+from frame_jax.evaluation.checkpoint_scorer import Weights, checkpoint_scorers
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import (
@@ -43,7 +44,7 @@ DIMENSIONS = ("domain", "language", "quadrant")
 
 
 def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str, Any]:
-    """Evaluates every kept checkpoint of a curriculum; called on every process.
+    """Evaluates every kept checkpoint of a trial, and its averages; called on every process.
 
     Returns:
         The final checkpoint's step, held-out NLL per token and bits per byte.
@@ -54,26 +55,30 @@ def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str
     """
     documents = held_out_documents(directory, config.evaluation.max_documents)
     plan = read_json(directory.pretrain(curriculum) / "curriculum.json")
-    steps = require_kept(directory, curriculum, plan["kept_steps"])
+    means = [Weights.mean(plan, average) for average in config.evaluation.averages]
+    kept = [Weights.of(step) for step in sorted(plan["kept_steps"])]
+    require_kept(directory, curriculum, {step for each in [*kept, *means] for step in each.steps})
     missing = {
-        step: [
+        weights: [
             part
             for part in documents
-            if not scores_path(directory, curriculum, step, part).exists()
+            if not scores_path(directory, curriculum, weights.name, part).exists()
         ]
-        for step in steps
+        for weights in (*kept, *means)
     }
     # Every process sees the same missing parts, because none writes before all have looked.
     processes.barrier(f"evaluate {curriculum}: parts listed")
     if any(missing.values()):
         score_missing(config, directory, curriculum, documents, missing)
     processes.barrier(f"evaluate {curriculum}: parts written")
-    scores = tasks.run(config, directory, curriculum, plan)
+    scores = tasks.run(config, directory, curriculum, plan, means)
+    rows = training_rows.run(config, directory, curriculum)
     if processes.is_first():
-        measured = result(directory, curriculum, plan, steps)
+        measured = result(directory, curriculum, plan, kept, means)
         measured["average"] = config.evaluation.average
-        if scores:
-            measured["tasks"] = scores
+        add_tasks(measured, scores)
+        if rows is not None:
+            measured["training_rows"] = rows
         write_board(directory.evaluation(curriculum).with_suffix(""), measured)
         write_json(directory.evaluation(curriculum), measured)
     processes.barrier(f"evaluate {curriculum}: result written")
@@ -86,8 +91,8 @@ def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str
     }
 
 
-def scores_path(directory: RunDirectory, curriculum: str, step: int, tokens_part: str) -> Path:
-    folder = directory.evaluation(curriculum).with_suffix("") / str(step)
+def scores_path(directory: RunDirectory, curriculum: str, weights: str, tokens_part: str) -> Path:
+    folder = directory.evaluation(curriculum).with_suffix("") / weights
     return folder / f"{tokens_part}.parquet"
 
 
@@ -123,20 +128,30 @@ def held_out_documents(directory: RunDirectory, max_documents: int | None) -> di
     }
 
 
-def require_kept(directory: RunDirectory, curriculum: str, kept_steps: list[int]) -> list[int]:
-    """The steps to evaluate, ascending.
+def add_tasks(measured: dict[str, Any], scores: list[dict[str, Any]]) -> None:
+    """Puts the scores of checkpoints under `tasks`, and those of an average beside its losses."""
+    plain = [score for score in scores if "average" not in score]
+    if plain:
+        measured["tasks"] = plain
+    for mean in measured.get("averages", []):
+        own = [score for score in scores if score.get("average") == mean["name"]]
+        if own:
+            mean["tasks"] = own
+
+
+def require_kept(directory: RunDirectory, curriculum: str, steps: set[int]) -> None:
+    """Refuses an arm one of whose kept checkpoints is gone.
 
     Raises:
         UserError: if the checkpoint of one is missing.
     """
     folder = directory.pretrain(curriculum) / "checkpoints"
-    lost = sorted(set(kept_steps) - set(checkpoints.saved_steps(folder)))
+    lost = sorted(steps - set(checkpoints.saved_steps(folder)))
     if lost:
         raise UserError(
             f"{folder}: the checkpoint of step {lost[0]} is missing; train this arm again with "
             f"--redo pretrain-{curriculum}"
         )
-    return sorted(kept_steps)
 
 
 def score_missing(
@@ -144,26 +159,26 @@ def score_missing(
     directory: RunDirectory,
     curriculum: str,
     documents: dict[str, pa.Table],
-    missing: dict[int, list[str]],
+    missing: dict[Weights, list[str]],
 ) -> None:
-    """Writes the scores of this process's share of the missing parts of every checkpoint."""
+    """Writes the scores of this process's share of the missing parts of all weights."""
     folder = directory.pretrain(curriculum)
     bos_id = read_json(directory.tokenizer.with_name("special_tokens.json"))["bos_id"]
-    share = processes.mine([(step, part) for step, parts in missing.items() for part in parts])
+    share = processes.mine([(each, part) for each, parts in missing.items() for part in parts])
     total = sum(pc.sum(documents[part]["tokens"]).as_py() for _, part in share)
     title = f"evaluate {curriculum}"
     with progress.bar(title, total, "tokens", show=processes.is_first()) as update:
-        # All processes load a checkpoint together, those without a share of it too.
-        steps = [step for step, parts in missing.items() if parts]
+        # All processes load weights together, those without a share of them too.
+        wanted = [each for each, parts in missing.items() if parts]
         average = config.evaluation.average
-        for step, scorer in checkpoint_scorers(config.scoring, folder, steps, average=average):
+        for each, scorer in checkpoint_scorers(config.scoring, folder, wanted, average=average):
 
-            def report(batch: BatchScores, step: int = step) -> None:
-                update(batch.tokens, f"step {step:,}")
+            def report(batch: BatchScores, name: str = each.name) -> None:
+                update(batch.tokens, f"weights {name}")
 
-            for part in (part for at, part in share if at == step):
+            for part in (part for at, part in share if at == each):
                 write_part(
-                    scores_path(directory, curriculum, step, part),
+                    scores_path(directory, curriculum, each.name, part),
                     documents[part]["doc_id"],
                     score_documents(
                         scorer,
@@ -199,33 +214,51 @@ def write_part(path: Path, doc_id: pa.ChunkedArray, scores: Scores) -> None:
 
 
 def result(
-    directory: RunDirectory, curriculum: str, plan: dict[str, Any], steps: list[int]
+    directory: RunDirectory,
+    curriculum: str,
+    plan: dict[str, Any],
+    kept: list[Weights],
+    means: list[Weights],
 ) -> dict[str, Any]:
-    """What RUN/evaluation/<curriculum>.json holds, but for `average` and `tasks`.
+    """What RUN/evaluation/<curriculum>.json holds, but for `average`, `tasks`, `training_rows`.
 
     Returns:
         curriculum, and for each checkpoint its step, the training tokens it has seen, and
-        measurements (see `measure`) overall and by domain, language and quadrant.
+        measurements (see `measure`) overall and by domain, language and quadrant; the same under
+        `averages` for means of checkpoints, with their `name` and the `steps` they are of, where
+        there are any.
     """
     tokens_per_step = plan["batch_rows"] * plan["sequence_length"]
-    return {
+
+    def line(weights: Weights) -> dict[str, Any]:
+        place = {"step": weights.step, "tokens": weights.step * tokens_per_step}
+        return place | measure(directory, curriculum, weights.name)
+
+    found: dict[str, Any] = {
         "curriculum": curriculum,
-        "checkpoints": [
-            {"step": step, "tokens": step * tokens_per_step, **measure(directory, curriculum, step)}
-            for step in steps
-        ],
+        "checkpoints": [line(weights) for weights in kept],
     }
+    if means:
+        found["averages"] = [
+            {
+                "name": weights.name,
+                "steps": list(weights.steps),
+                **line(weights),
+            }
+            for weights in means
+        ]
+    return found
 
 
-def measure(directory: RunDirectory, curriculum: str, step: int) -> dict[str, Any]:
-    """Sums over held-out documents of one checkpoint.
+def measure(directory: RunDirectory, curriculum: str, weights: str) -> dict[str, Any]:
+    """Sums over held-out documents under the weights of that name.
 
     Returns:
         `overall`, and `domain`, `language`, `quadrant` by value: documents, predicted_tokens,
         bytes (UTF-8), nll (sum, nats), nll_per_token (nats), bits_per_byte. Documents without a
         quadrant count everywhere but there.
     """
-    folder = directory.evaluation(curriculum).with_suffix("") / str(step)
+    folder = directory.evaluation(curriculum).with_suffix("") / weights
     scores, tokens = (list_parts(place, ".parquet") for place in (folder, directory.tokens))
     found: dict[str, Any] = {"overall": {}, **{dimension: {} for dimension in DIMENSIONS}}
     with duckdb.connect() as connection:

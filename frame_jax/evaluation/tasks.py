@@ -1,6 +1,6 @@
 """Multiple-choice tasks in, an arm's accuracies at its kept checkpoints out.
 
-Items are scored in parts that processes share: RUN/evaluation/<curriculum>/<step>/tasks/
+Items are scored in parts that processes share: RUN/evaluation/<curriculum>/<weights>/tasks/
 <task>-<fingerprint>/part-*.parquet, one row an item, with the columns item (its place in the task),
 subject, answer (index), nll (list, nats, a sum for each choice), bytes (list, UTF-8 of each choice)
 and truncated (whether the prompt lost its beginning). The fingerprint is of the task's settings and
@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from frame_jax.config.evaluation import TaskConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from frame_jax.errors import UserError
-from frame_jax.evaluation.checkpoint_scorer import checkpoint_scorers
+from frame_jax.evaluation.checkpoint_scorer import Weights, checkpoint_scorers
 from frame_jax.evaluation.items import Item, answers, blind_accuracy, prompts, read_items, spread
 from frame_jax.evaluation.likelihood import continuation_sums, encode
 from frame_jax.parallel import processes
@@ -36,7 +37,11 @@ ITEMS_PER_PART = 512
 
 
 def run(
-    config: RunConfig, directory: RunDirectory, curriculum: str, plan: dict[str, Any]
+    config: RunConfig,
+    directory: RunDirectory,
+    curriculum: str,
+    plan: dict[str, Any],
+    means: Sequence[Weights] = (),
 ) -> list[dict[str, Any]]:
     """Scores the tasks of a config; called on every process.
 
@@ -45,12 +50,16 @@ def run(
         directory: The run.
         curriculum: The arm.
         plan: Its curriculum.json.
+        means: Averages of its weights that do the tasks too.
 
     Returns:
         What RUN/evaluation/<curriculum>.json holds under `tasks`: for each checkpoint and task
-        {step, tokens (trained on), stages (names of those that end there), task, shots, items,
+        {step, tokens (trained on), stages (names of those that end there), average (its name, for
+        an average alone), task, shots, items, answer_bits_per_byte, answer_bits_per_byte_stderr,
         chance, blind, accuracy, accuracy_stderr, accuracy_norm, accuracy_norm_stderr, truncated
-        (items whose prompt did not fit), subjects}. `chance` is what a guess scores, `blind` the
+        (items whose prompt did not fit), subjects}. `answer_bits_per_byte` is the surprise at the
+        right answers, bits over UTF-8 bytes, which has more signal in small models than any count
+        of right ones (arXiv 2508.13144). `chance` is what a guess scores, `blind` the
         best rule that reads no question (`items.blind_accuracy`). `accuracy` takes the choice with
         the largest log-likelihood, `accuracy_norm` that with the largest log-likelihood a UTF-8
         byte. A standard error is that of a mean over independent items (null for a single item).
@@ -63,13 +72,13 @@ def run(
     if not tasks:
         return []
     items = {task.name: spread(read_items(Path(task.path)), task.max_items) for task in tasks}
-    steps = steps_of(plan, config.evaluation.tasks_at)
+    at = [*map(Weights.of, steps_of(plan, config.evaluation.tasks_at)), *means]
     root = directory.evaluation(curriculum).with_suffix("")
     parts = [
         part
-        for step in steps
+        for weights in at
         for task in tasks
-        for part in parts_of(root / str(step), step, task, len(items[task.name]))
+        for part in parts_of(root / weights.name, weights, task, len(items[task.name]))
     ]
     missing = [part for part in parts if not part.path.exists()]
     # Every process sees the same missing parts, because none writes before all have looked.
@@ -80,41 +89,41 @@ def run(
     blind = {name: blind_accuracy(found) for name, found in items.items()}
     return [
         {
-            **place(plan, step),
+            **place(plan, weights),
             "blind": blind[task.name],
-            **result(task, [p.path for p in parts if (p.step, p.task) == (step, task)]),
+            **result(task, [p.path for p in parts if (p.weights, p.task) == (weights, task)]),
         }
-        for step in steps
+        for weights in at
         for task in tasks
     ]
 
 
 class Part(NamedTuple):
-    """Items of a task that are scored in one go at one checkpoint.
+    """Items of a task that are scored in one go under the same weights.
 
     Attributes:
-        step: The checkpoint.
+        weights: Whose.
         task: The task.
         first: Index of the first item.
         stop: One past the last.
         path: Where the results go.
     """
 
-    step: int
+    weights: Weights
     task: TaskConfig
     first: int
     stop: int
     path: Path
 
 
-def parts_of(folder: Path, step: int, task: TaskConfig, items: int) -> list[Part]:
-    """The parts of a task at one checkpoint, under `folder`."""
+def parts_of(folder: Path, weights: Weights, task: TaskConfig, items: int) -> list[Part]:
+    """The parts of a task under the same weights, below `folder`."""
     folder = folder / "tasks" / f"{task.name}-{fingerprint(task)}"
     count = -(-items // ITEMS_PER_PART)
     starts = range(0, items, ITEMS_PER_PART)
     return [
         Part(
-            step,
+            weights,
             task,
             first,
             min(first + ITEMS_PER_PART, items),
@@ -139,12 +148,14 @@ def steps_of(plan: dict[str, Any], tasks_at: str) -> list[int]:
     return sorted(ends | {plan["steps"]})
 
 
-def place(plan: dict[str, Any], step: int) -> dict[str, Any]:
-    """Where a checkpoint lies in its run."""
+def place(plan: dict[str, Any], weights: Weights) -> dict[str, Any]:
+    """Where weights lie in their run."""
+    step = weights.step
     return {
         "step": step,
         "tokens": step * plan["batch_rows"] * plan["sequence_length"],
         "stages": [stage["name"] for stage in plan["stages"] if stage["last_step"] == step],
+        **({"average": weights.name} if len(weights.steps) > 1 else {}),
     }
 
 
@@ -161,17 +172,17 @@ def score_missing(
     total = sum(part.stop - part.first for part in share)
     title = f"tasks {curriculum}"
     with progress.bar(title, total, "items", show=processes.is_first()) as update:
-        steps = sorted({part.step for part in missing})
+        wanted = list(dict.fromkeys(part.weights for part in missing))
         folder = directory.pretrain(curriculum)
         average = config.evaluation.average
-        for step, scorer in checkpoint_scorers(config.scoring, folder, steps, average=average):
-            for part in (part for part in share if part.step == step):
+        for each, scorer in checkpoint_scorers(config.scoring, folder, wanted, average=average):
+            for part in (part for part in share if part.weights == each):
                 chosen = items[part.task.name][part.first : part.stop]
                 columns = score_items(scorer, tokenizer, part.task, chosen)
                 columns["item"] = np.arange(part.first, part.stop)
                 with atomic_path(part.path) as temporary:
                     pq.write_table(pa.table(columns), temporary, compression="zstd")
-                update(len(chosen), f"step {step:,} {part.task.name}")
+                update(len(chosen), f"weights {each.name} {part.task.name}")
 
 
 def score_items(
@@ -213,12 +224,16 @@ def result(task: TaskConfig, paths: list[Path]) -> dict[str, Any]:
     norm = np.array(
         [int(np.argmin(np.divide(row["nll"], row["bytes"]))) == row["answer"] for row in rows]
     )
+    bits = np.array([row["nll"][row["answer"]] for row in rows]) / math.log(2)
+    size = np.array([row["bytes"][row["answer"]] for row in rows])
     subjects = np.array([row["subject"] for row in rows])
     names = sorted(set(subjects.tolist()))
     return {
         "task": task.name,
         "shots": task.shots,
         "items": len(rows),
+        "answer_bits_per_byte": float(bits.sum() / size.sum()),
+        "answer_bits_per_byte_stderr": ratio_error(bits, size),
         "chance": float(np.mean([1 / len(row["nll"]) for row in rows])),
         "accuracy": float(right.mean()),
         "accuracy_stderr": standard_error(right),
@@ -239,3 +254,11 @@ def result(task: TaskConfig, paths: list[Path]) -> dict[str, Any]:
 def standard_error(right: np.ndarray) -> float | None:
     """Standard error of the mean of [n] booleans; None for one."""
     return float(right.std(ddof=1) / math.sqrt(len(right))) if len(right) > 1 else None
+
+
+def ratio_error(values: np.ndarray, sizes: np.ndarray) -> float | None:
+    """Standard error of sum(values) / sum(sizes) over independent items; None for one."""
+    if len(values) < 2:
+        return None
+    off = values - values.sum() / sizes.sum() * sizes
+    return float(math.sqrt((off**2).sum()) / sizes.sum())

@@ -42,3 +42,22 @@ def choose_step(plan: dict[str, Any], saved: list[int], step: int | None, stage:
             f"{', '.join(map(str, saved)) or 'none'} (--step)"
         )
     return step
+
+
+def averaged_steps(plan: dict[str, Any], last: int) -> list[int]:
+    """The checkpoints whose mean is the average of the last `last`, ascending.
+
+    Args:
+        plan: The arm's curriculum.json.
+        last: How many.
+
+    Raises:
+        UserError: if fewer were kept.
+    """
+    kept = plan.get("tail_steps") or [step for step in plan["kept_steps"] if step > 0]
+    if last > len(kept):
+        raise UserError(
+            f"an average of the last {last} checkpoints needs as many, and {len(kept)} were kept: "
+            "ask for fewer, or train with pretrain.training.tail_checkpoints"
+        )
+    return sorted(kept)[-last:]

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from frame_jax.config.run import RunConfig
+from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.training import PretrainConfig, ReferenceModelConfig
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.selection import SelectionMap
@@ -49,28 +49,35 @@ def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str,
     learning rate: initial weights and the rows are the same.
     """
     trial = config.trial(name)
-    training, axes = config.arm_training(trial.arm), config.partition.axes
-    curriculum = expand(config.curricula[trial.arm], axes)
-    sequence_length = config.partition.rows.sequence_length
-    parts = {cell: list_parts(directory.quadrants / cell, ".arrayrecord") for cell in axes.cells}
-    schedule = resolve(
-        curriculum,
-        count_rows(parts),
-        batch_rows=training.batch_rows,
-        sequence_length=sequence_length,
-        steps=training.steps,
-    )
+    selection, parts = order_of(config, directory, trial)
     job = make_job(
         config,
         directory,
         unit=f"pretrain-{name}",
         folder=directory.pretrain(name),
-        settings=dataclasses.replace(config.pretrain, training=training),
-        selection=SelectionMap(schedule, trial.seed, curriculum.shuffle),
+        settings=dataclasses.replace(config.pretrain, training=config.arm_training(trial.arm)),
+        selection=selection,
         parts=parts,
-        sequence_length=sequence_length,
+        sequence_length=config.partition.rows.sequence_length,
     )
     return train(job)
+
+
+def order_of(
+    config: RunConfig, directory: RunDirectory, trial: Trial
+) -> tuple[SelectionMap, dict[str, list[Path]]]:
+    """Which row comes when in a trial, and the files of rows, by quadrant."""
+    training, axes = config.arm_training(trial.arm), config.partition.axes
+    curriculum = expand(config.curricula[trial.arm], axes)
+    parts = {cell: list_parts(directory.quadrants / cell, ".arrayrecord") for cell in axes.cells}
+    schedule = resolve(
+        curriculum,
+        count_rows(parts),
+        batch_rows=training.batch_rows,
+        sequence_length=config.partition.rows.sequence_length,
+        steps=training.steps,
+    )
+    return SelectionMap(schedule, trial.seed, curriculum.shuffle), parts
 
 
 def make_job(

@@ -16,13 +16,14 @@ import pytest
 
 from frame_jax import checkpoints
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
-from frame_jax.config.evaluation import EvaluationConfig
+from frame_jax.config.evaluation import AverageConfig, EvaluationConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import OptimizerConfig, PretrainConfig, TrainingConfig
 from frame_jax.errors import UserError
 from frame_jax.evaluation import held_out
+from frame_jax.evaluation.checkpoint_scorer import Weights
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
@@ -174,7 +175,7 @@ def test_an_interrupted_evaluation_scores_only_what_is_missing(
     directory = RunDirectory(tmp_path / "run")
     shutil.copytree(whole.root, directory.root)
     directory.evaluation("frame").unlink()
-    lost = held_out.scores_path(directory, "frame", STEPS[1], part_name(1, PARTS, ""))
+    lost = held_out.scores_path(directory, "frame", str(STEPS[1]), part_name(1, PARTS, ""))
     lost.unlink()
     written = []
     write = held_out.write_part
@@ -193,7 +194,8 @@ def test_processes_share_the_work_and_agree_with_one(
     directory = copy_inputs(whole, tmp_path / "run")
     config = make_config(directory.root)
     documents = held_out.held_out_documents(directory, None)
-    missing = {step: list(documents) for step in STEPS}
+    kept = [Weights.of(step) for step in STEPS]
+    missing = {weights: list(documents) for weights in kept}
     monkeypatch.setattr(processes, "count", lambda: 2)
     written: list[Path] = []
     write = held_out.write_part
@@ -206,7 +208,7 @@ def test_processes_share_the_work_and_agree_with_one(
         assert written
     assert len(written) == len(set(written)) == PARTS * len(STEPS)
     plan = read_json(directory.pretrain("frame") / "curriculum.json")
-    merged = held_out.result(directory, "frame", plan, list(STEPS))
+    merged = held_out.result(directory, "frame", plan, kept, [])
     assert merged | {"average": False} == read_json(whole.evaluation("frame"))
 
 
@@ -249,3 +251,35 @@ def test_a_lost_checkpoint_and_an_empty_split_are_named(finished: Any, tmp_path:
         pq.write_table(pa.Table.from_pylist([{**row, "split": "train"} for row in table]), path)
     with pytest.raises(UserError, match="no held-out document"):
         held_out.run(make_config(directory.root), directory, "frame")
+
+
+def test_means_of_checkpoints_are_measured_beside_them(finished: Any, tmp_path: Path) -> None:
+    whole, documents, params = finished
+    directory = copy_inputs(whole, tmp_path / "run")
+    averages = [AverageConfig(last=2), AverageConfig(last=2, decay=0.25)]
+    held_out.run(make_config(directory.root, averages=averages), directory, "frame")
+    measured = read_json(directory.evaluation("frame"))
+    means = measured.pop("averages")
+    assert measured == read_json(whole.evaluation("frame"))  # the rest is as without them
+    assert [m["name"] for m in means] == ["average-last2", "average-last2-0.25"]
+    for mean, older in zip(means, (0.5, 0.2), strict=True):  # 0.25 of 1 in a sum of 1.25
+        assert (mean["steps"], mean["step"]) == (list(STEPS), STEPS[-1])
+        mixed = jax.tree.map(
+            lambda a, b, older=older: older * a + (1 - older) * b, *(params[s] for s in STEPS)
+        )
+        nll = sum(
+            document_nll(mixed, d["ids"])
+            for d in documents.values()
+            if d["split"] == "held_out" and d["tokens"]
+        )
+        np.testing.assert_allclose(mean["overall"]["nll"], nll, rtol=1e-5)
+
+
+def test_an_average_of_more_checkpoints_than_there_are_is_refused(
+    finished: Any, tmp_path: Path
+) -> None:
+    directory = copy_inputs(finished[0], tmp_path / "run")
+    config = make_config(directory.root, averages=[AverageConfig(last=3)])
+    with pytest.raises(UserError, match="last 3 checkpoints needs as many, and 2 were kept"):
+        held_out.run(config, directory, "frame")
+    assert not directory.evaluation("frame").exists()

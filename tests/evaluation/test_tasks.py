@@ -13,6 +13,7 @@ from frame_jax.config.evaluation import EvaluationConfig, TaskConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.evaluation import tasks
+from frame_jax.evaluation.checkpoint_scorer import Weights
 from frame_jax.evaluation.items import blind_accuracy, parse, prompts, read_items
 from frame_jax.evaluation.likelihood import encode
 from frame_jax.parallel import processes
@@ -126,6 +127,10 @@ def test_scores_are_those_of_every_choice_alone(arm, make) -> None:
             p = sum(values) / n
             assert result[key] == pytest.approx(p)
             assert result[f"{key}_stderr"] == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)))
+        bits = [nll[i % len(nll)] / math.log(2) for i, nll in enumerate(table)]  # the right ones
+        size = [1 if task.name == "letters" else len(c[i % len(c)].encode())
+                for i, (_, c, _) in enumerate(QUESTIONS)]  # fmt: skip
+        assert result["answer_bits_per_byte"] == pytest.approx(sum(bits) / sum(size), rel=2e-5)
         assert result["items"] == n and 0 < cut < n and result["truncated"] == cut
         assert result["chance"] == pytest.approx(
             (1 / 4 + 1 / 2 + 1 / 3 + 1 / 3 + 1 / 2 + 1 / 2) / n
@@ -181,7 +186,7 @@ def test_processes_share_parts_and_only_missing_ones_are_scored(arm, monkeypatch
         monkeypatch.setattr(processes, "index", lambda index=index: index)
         present = set((folder / name).iterdir())
         items = {"cloze": tasks.spread(read_items(root / "items.jsonl"), 5)}
-        parts = tasks.parts_of(folder.parent, STEPS[-1], task_list[0], 5)
+        parts = tasks.parts_of(folder.parent, Weights.of(STEPS[-1]), task_list[0], 5)
         tasks.score_missing(
             make_config(directory, evaluation=EvaluationConfig(tasks=task_list)),
             directory,
