@@ -20,10 +20,13 @@ from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
     is_full,
+    read_json,
     remove_temporaries,
 )
 from frame_jax.run.lock import exclusive
 from frame_jax.run.preemption import STOPPED, Preempted
+
+PIPED_WIDTH = 120  # of the last table where there is no terminal
 
 
 def parser() -> Any:
@@ -155,8 +158,19 @@ def finish(config: RunConfig, ran: int, until: str | None) -> None:
 
         from frame_jax.report.terminal import terminal_table
 
-        Console().print(terminal_table(directory))
+        width = None if sys.stdout.isatty() else PIPED_WIDTH
+        Console(width=width).print(terminal_table(study_of(config, directory)))
         print(f"report: {directory.report / 'index.html'}")
+
+
+def study_of(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    """What the report says of the arms; read again where an earlier release made the report."""
+    path = directory.report / "verdict.json"
+    if path.exists():
+        return read_json(path)
+    from frame_jax.report.study import read_study
+
+    return read_study(config, directory)
 
 
 def main(arguments: list[str] | None = None) -> int:

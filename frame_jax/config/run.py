@@ -22,6 +22,8 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import PretrainConfig, ReferenceConfig, TrainingConfig
 from frame_jax.errors import UserError
 
+BASELINE = "random"  # the curriculum that the others are compared with, unless a run says otherwise
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -105,7 +107,7 @@ class RunConfig:
     curricula: dict[str, CurriculumConfig] = field(default_factory=default_curricula)
     study: StudyConfig | None = added(None)
     seeds: int | list[int] | None = added(None)
-    baseline: str = added("random")
+    baseline: str = added(BASELINE)
     evaluation: EvaluationConfig = EvaluationConfig()
     parallel: ParallelConfig = runtime(ParallelConfig())
     profile: str | None = runtime(None)

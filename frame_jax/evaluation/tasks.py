@@ -55,8 +55,9 @@ def run(
     Returns:
         What RUN/evaluation/<curriculum>.json holds under `tasks`: for each checkpoint and task
         {step, tokens (trained on), stages (names of those that end there), average (its name, for
-        an average alone), task, shots, items, answer_bits_per_byte, answer_bits_per_byte_stderr,
-        chance, blind, accuracy, accuracy_stderr, accuracy_norm, accuracy_norm_stderr, truncated
+        an average alone), folder (of the parts, below the run directory), task, shots, items,
+        answer_bits_per_byte, answer_bits_per_byte_stderr, chance, blind, accuracy, accuracy_stderr,
+        accuracy_norm, accuracy_norm_stderr, truncated
         (items whose prompt did not fit), subjects}. `answer_bits_per_byte` is the surprise at the
         right answers, bits over UTF-8 bytes, which has more signal in small models than any count
         of right ones (arXiv 2508.13144). `chance` is what a guess scores, `blind` the
@@ -78,7 +79,7 @@ def run(
         part
         for weights in at
         for task in tasks
-        for part in parts_of(root / weights.name, weights, task, len(items[task.name]))
+        for part in parts_of(root, weights, task, len(items[task.name]))
     ]
     missing = [part for part in parts if not part.path.exists()]
     # Every process sees the same missing parts, because none writes before all have looked.
@@ -91,6 +92,7 @@ def run(
         {
             **place(plan, weights),
             "blind": blind[task.name],
+            "folder": str(folder_of(root, weights, task).relative_to(directory.root)),
             **result(task, [p.path for p in parts if (p.weights, p.task) == (weights, task)]),
         }
         for weights in at
@@ -116,9 +118,14 @@ class Part(NamedTuple):
     path: Path
 
 
-def parts_of(folder: Path, weights: Weights, task: TaskConfig, items: int) -> list[Part]:
-    """The parts of a task under the same weights, below `folder`."""
-    folder = folder / "tasks" / f"{task.name}-{fingerprint(task)}"
+def folder_of(root: Path, weights: Weights, task: TaskConfig) -> Path:
+    """Where the parts of a task go, below the folder of the arm's results."""
+    return root / weights.name / "tasks" / f"{task.name}-{fingerprint(task)}"
+
+
+def parts_of(root: Path, weights: Weights, task: TaskConfig, items: int) -> list[Part]:
+    """The parts of a task under the same weights."""
+    folder = folder_of(root, weights, task)
     count = -(-items // ITEMS_PER_PART)
     starts = range(0, items, ITEMS_PER_PART)
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,7 +21,6 @@ from frame_jax.report import (
     training_curves,
 )
 from frame_jax.report.held_out_results import (
-    BASELINE,
     Result,
     curve_rows,
     difference_rows,
@@ -67,29 +67,28 @@ class Trained:
         arms: The trained arms, in the order of the config.
         series: Their thinned metrics, see `training_curves.series`.
         results: Held-out results of those that have been evaluated, in the same order.
-        against: Final held-out loss minus the baseline's and its standard error, by arm.
         shaded: The arm whose stages are shaded in the figures.
+        folders: Where each arm was trained.
+        study: Arms against the baseline, of all seeds, see `study.read_study`; all else is of one.
+        training_rows: Final loss on training rows minus the baseline's, by when they were trained
+            on: rows of arm, tokens, difference.
     """
 
     arms: list[Arm]
     series: list[dict[str, Any]]
     results: dict[str, Result]
-    against: dict[str, tuple[float, float]]
     shaded: Arm
+    folders: dict[str, Path]
+    study: dict[str, Any]
+    training_rows: list[dict[str, Any]]
+
+    @property
+    def baseline(self) -> str:
+        return str(self.study["baseline"])
 
     @property
     def names(self) -> list[str]:
         return [arm.name for arm in self.arms]
-
-
-def overview(run: Trained) -> list[Piece]:
-    """The outcome, and the buttons that are the legend of all that follows."""
-    found: list[Piece] = [sections.headline(run.results, run.against)]
-    if run.results:
-        found.append(sections.summary_table(run.results, run.against))
-    if run.against:
-        found.append(tag("p", notes.ERRORS, class_="note"))
-    return [*found, sections.arm_buttons(run.names)]
 
 
 def training_loss(run: Trained) -> list[Piece]:
@@ -131,11 +130,11 @@ def held_out_loss(run: Trained) -> list[Piece]:
             notes.HELD_OUT + (notes.AVERAGE if averaged else ""),
         ),
     ]
-    differences = difference_rows(curve)
+    differences = difference_rows(curve, run.baseline)
     if differences:
-        panel = figures.held_out_difference(differences, bands, run.names, BASELINE)
+        panel = figures.held_out_difference(differences, bands, run.names, run.baseline)
         found.append(
-            Figure("held-out-difference", [panel], notes.DIFFERENCE.format(baseline=BASELINE))
+            Figure("held-out-difference", [panel], notes.DIFFERENCE.format(baseline=run.baseline))
         )
     table_note = tag("p", notes.HELD_OUT_TABLE, class_="note")
     return [*found, sections.held_out_table(run.results), table_note]
@@ -205,7 +204,7 @@ def speed(run: Trained, directory: RunDirectory) -> list[Piece]:
     ]
     folders = [
         *(directory.reference(arm.name) for arm in references),
-        *(directory.pretrain(arm.name) for arm in run.arms),
+        *(run.folders[arm.name] for arm in run.arms),
     ]
     models = [
         (arm, read_description(folder), training_curves.speed(arm))

@@ -140,6 +140,65 @@ def held_out_difference(
     return chart.properties(height=200)
 
 
+def forest(rows: Rows) -> Panel:
+    """Differences with their intervals, a line each.
+
+    Args:
+        rows: Rows of label, against, mean, low, high (None under one seed), by_seed, verdict.
+    """
+    names = [row["label"] for row in rows]
+    order = alt.Y("label:N", title=None, sort=names, axis=alt.Axis(labelLimit=220))
+    title = "difference (bits / byte)"
+    points = [{k: v for k, v in row.items() if k != "by_seed"} for row in rows]
+    seeds = [{"label": r["label"], "seed": value} for r in rows for value in r["by_seed"]]
+    zero = alt.Chart(_data([{"x": 0}])).mark_rule(strokeDash=[4, 4]).encode(x="x:Q")
+    spans = [row for row in points if row["low"] is not None]
+    base = alt.Chart(_data(spans)).mark_rule(strokeWidth=3, opacity=0.6, color=ARM_COLOURS[2])
+    bars = base.encode(x=alt.X("low:Q", title=title), x2="high:Q", y=order)
+    ticks = (
+        alt.Chart(_data(seeds))
+        .mark_tick(thickness=2, height=10, color=ARM_COLOURS[1])
+        .encode(x=alt.X("seed:Q", title=title), y=order)
+    )
+    means = (
+        alt.Chart(_data(points))
+        .mark_point(filled=True, size=70, color=ARM_COLOURS[2], opacity=1)
+        .encode(
+            x=alt.X("mean:Q", title=title),
+            y=order,
+            tooltip=[
+                alt.Tooltip("label:N", title="order"),
+                alt.Tooltip("against:N", title="minus"),
+                *(alt.Tooltip(f"{key}:Q", format="+.4f") for key in ("mean", "low", "high")),
+                "verdict:N",
+            ],
+        )
+    )
+    return alt.layer(zero, bars, ticks, means).properties(height=26 * len(rows))
+
+
+def training_rows(rows: Rows, arms: Sequence[str], baseline: str) -> Panel:
+    """Final loss on training rows minus the baseline's on the same, by when they were trained on.
+
+    Args:
+        rows: Rows of arm, tokens, difference.
+        arms: Their colours follow from their order.
+        baseline: Whose loss is taken away.
+    """
+    zero = alt.Chart(_data([{"y": 0}])).mark_rule(strokeDash=[4, 4]).encode(y="y:Q")
+    lines = (
+        alt.Chart(_data(rows))
+        .transform_filter(IS_SHOWN)
+        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=30, filled=True))
+        .encode(
+            x=alt.X("tokens:Q", title="trained on at (tokens)", axis=alt.Axis(format="~s")),
+            y=alt.Y("difference:Q", title=f"final loss minus {baseline} (nats / token)"),
+            color=_arm_colour(arms),
+        )
+    )
+    return alt.layer(zero, lines).add_params(_shown(arms)).properties(height=260)
+
+
 def throughput(series: Rows, arms: Sequence[str]) -> Panel:
     """Tokens a second of every arm."""
     return (

@@ -5,13 +5,10 @@ from __future__ import annotations
 import bisect
 from typing import Any
 
-import duckdb
-
 from frame_jax.run.directory import RunDirectory, read_json
 
 Result = dict[str, Any]  # what `frame_jax.evaluation.held_out` writes for one curriculum
 DIMENSIONS = ("domain", "language", "quadrant")
-BASELINE = "random"  # the arm that the others are compared with
 
 
 def read_results(directory: RunDirectory) -> dict[str, Result]:
@@ -55,7 +52,7 @@ def slice_labels(results: dict[str, Result]) -> list[str]:
     return list(dict.fromkeys(label for r in results.values() for label in slices(final(r))))
 
 
-def difference_rows(curve: list[dict[str, Any]], baseline: str = BASELINE) -> list[dict[str, Any]]:
+def difference_rows(curve: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
     """`curve_rows` of the other arms, with `difference`: their NLL per token minus the baseline's.
 
     Checkpoints that the baseline has not at the same number of tokens are left out.
@@ -79,43 +76,3 @@ def around(result: Result, step: int) -> tuple[dict[str, Any] | None, dict[str, 
 def final(result: Result) -> dict[str, Any]:
     """The checkpoint of the last step."""
     return result["checkpoints"][-1]
-
-
-def differences(
-    directory: RunDirectory, results: dict[str, Result], baseline: str = BASELINE
-) -> dict[str, tuple[float, float]]:
-    """Final held-out loss of every other arm minus the baseline's, and its standard error.
-
-    Both are in nats per token. Arms are compared document by document, so what makes a document
-    hard for every arm cancels: with d_i the difference of the sums over document i of n_i tokens
-    and D = sum(d) / sum(n), the error is sqrt(sum((d_i - D n_i)^2)) / sum(n), that of a ratio of
-    two means over documents. It says how far the sample of documents matters, not how far the
-    seed of the training run does. [ours]
-
-    Returns:
-        Nothing where the baseline has not been evaluated.
-    """
-    if baseline not in results:
-        return {}
-    found = {}
-    with duckdb.connect() as connection:
-        for arm in results:
-            if arm == baseline:
-                continue
-            found[arm] = connection.execute(
-                """
-                WITH paired AS (SELECT arm.nll - base.nll AS d, arm.predicted_tokens AS n
-                                FROM read_parquet(?) arm JOIN read_parquet(?) base USING (doc_id)),
-                total AS (SELECT sum(d) / sum(n) AS mean, sum(n) AS tokens FROM paired)
-                SELECT any_value(mean), sqrt(sum(power(d - mean * n, 2))) / any_value(tokens)
-                FROM paired, total
-                """,
-                [document_scores(directory, name, results[name]) for name in (arm, baseline)],
-            ).fetchall()[0]
-    return found
-
-
-def document_scores(directory: RunDirectory, arm: str, result: Result) -> str:
-    """Glob of the final checkpoint's losses by document."""
-    folder = directory.evaluation(arm).with_suffix("") / str(final(result)["step"])
-    return str(folder / "part-*.parquet")

@@ -1,8 +1,32 @@
 """The sentences of the report that do not depend on a run."""
 
-ERRORS = (
-    "± is one standard error over the held-out documents, the two arms compared document by "
-    "document. It does not cover the seed of the training runs."
+COMPARISONS = (
+    "{count} comparisons were made, the parts of the held-out split and the tasks included. Minus "
+    "says what a line is compared with: the baseline's order under the same learning rate and with "
+    "the same kind of weights, where there is one. ± docs is one standard error over the "
+    "held-out documents, compared one by one."
+)
+FOREST = (
+    "Bits per byte minus those of the line compared with; left of zero is better. Bars: 95% t "
+    "interval over seeds. Ticks: single seeds."
+)
+FORGOTTEN = (
+    "Held-out loss in nats per token on each quadrant, lowest among the kept checkpoints and at "
+    "the end. What lies between was known once and is not any more. Of the first seed."
+)
+TRAINING_ROWS = (
+    "Final weights on the same training rows, minus {baseline} on those rows, by when the order "
+    "trained on them; mean over seeds. Below zero the order knows rows of that time better than "
+    "{baseline} does."
+)
+BOUNDARIES = (
+    "Means over {window:.0%} of the run on both sides of where the stage begins, at most a quarter "
+    "of the stage. An update is the change of all weights in one step."
+)
+REACHING = (
+    "The step at which an order's held-out loss comes down to the final one of {baseline} under "
+    "the same seed, on the straight line between two kept checkpoints; a dash where it never does. "
+    "The last column adds the FLOPs of both reference models and of scoring."
 )
 LOSS = (
     "Bold: the mean over {smooth:.0%} of the run. Shaded: the stages of {arm}. Drag to move; zoom "

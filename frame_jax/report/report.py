@@ -1,4 +1,4 @@
-"""The report phase: a run directory in, RUN/report/index.html and its figures as PNGs out.
+"""The report phase: a run directory in, RUN/report/index.html, its PNGs and verdict.json out.
 
 Everything is read from files, so the report of a run copied from elsewhere is made the same way.
 """
@@ -13,13 +13,15 @@ import vl_convert
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError, printable
 from frame_jax.parallel import processes
-from frame_jax.report import chapters, figures, page, training_curves
+from frame_jax.report import chapters, figures, page, study_chapters, training_curves
 from frame_jax.report.chapters import Figure, Piece, Trained
-from frame_jax.report.held_out_results import differences, read_results
+from frame_jax.report.forgotten import forgotten_rows
+from frame_jax.report.held_out_results import read_results
 from frame_jax.report.html import Html, tag
+from frame_jax.report.study import read_study
 from frame_jax.report.theme import THEMES
 from frame_jax.report.training_curves import read_arm
-from frame_jax.run.directory import RunDirectory, atomic_path, read_json
+from frame_jax.run.directory import RunDirectory, atomic_path, read_json, write_json
 
 PNG_SCALE = 2
 
@@ -35,35 +37,44 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """
     if not processes.is_first():
         return {}
-    return write(f"FRAME report: {directory.root.name}", contents(config, directory), directory)
+    study = read_study(config, directory)
+    pieces = contents(config, directory, study)
+    write_json(directory.report / "verdict.json", study)
+    return write(f"FRAME report: {directory.root.name}", pieces, directory)
 
 
-def read(config: RunConfig, directory: RunDirectory) -> Trained:
-    """The arms of a run and their results.
+def read(config: RunConfig, directory: RunDirectory, study: dict[str, Any]) -> Trained:
+    """The arms of a run under its first seed, their results, and the study over all seeds.
 
     Raises:
         UserError: if there is none.
     """
-    found = [read_arm(directory.pretrain(name), name) for name in config.curricula]
+    trials = [trial for trial in config.trials if trial.seed == config.all_seeds[0]]
+    folders = {trial.arm: directory.pretrain(trial.name) for trial in trials}
+    found = [read_arm(folder, arm) for arm, folder in folders.items()]
     arms = [arm for arm in found if arm is not None]
     if not arms:
         raise UserError(f"{directory.root / 'pretrain'}: nothing has been trained to report on")
     every = read_results(directory)
-    results = {arm.name: every[arm.name] for arm in arms if arm.name in every}
+    named = {trial.arm: trial.name for trial in trials}
+    results = {arm.name: every[named[arm.name]] for arm in arms if named[arm.name] in every}
     shaded = max(arms, key=lambda arm: (len(arm.stages) > 1, arm.name == "frame"))
     series = [row for arm in arms for row in training_curves.series(arm)]
-    return Trained(arms, series, results, differences(directory, results), shaded)
+    rows = forgotten_rows(config, directory)
+    return Trained(arms, series, results, shaded, folders, study, rows)
 
 
-def contents(config: RunConfig, directory: RunDirectory) -> list[Piece]:
+def contents(config: RunConfig, directory: RunDirectory, study: dict[str, Any]) -> list[Piece]:
     """The whole report, in order."""
-    trained = read(config, directory)
+    trained = read(config, directory, study)
     cells = list(read_json(directory.partition)["cells"])
     return [
-        *chapters.overview(trained),
+        *study_chapters.verdicts(trained),
         *chapters.training_loss(trained),
         *chapters.held_out_loss(trained),
+        *study_chapters.forgotten(trained),
         *chapters.tasks(trained),
+        *study_chapters.cost(trained),
         *chapters.mixtures(trained, cells),
         *chapters.quadrants(directory),
         *chapters.speed(trained, directory),

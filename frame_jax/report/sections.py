@@ -11,7 +11,6 @@ from frame_jax.models.functional import Decoder
 from frame_jax.report.documents import Example
 from frame_jax.report.figures import ARM_COLOURS
 from frame_jax.report.held_out_results import (
-    BASELINE,
     Result,
     around,
     final,
@@ -36,50 +35,6 @@ def si(value: float | None) -> str:
         return NONE
     power = min(max(math.floor(math.log10(value) / 3), 0), len(PREFIXES) - 1) if value else 0
     return f"{value / 1000**power:.3g} {PREFIXES[power]}".strip()
-
-
-def headline(results: dict[str, Result], against: dict[str, tuple[float, float]]) -> Html:
-    """The outcome in two sentences."""
-    if not results:
-        return tag("p", "No curriculum has been evaluated yet.", class_="lead")
-    losses = {arm: final(r)["overall"]["nll_per_token"] for arm, r in results.items()}
-    best = min(losses, key=lambda arm: losses[arm])
-    text = [
-        tag("strong", best),
-        f" ends with the lowest held-out loss, {losses[best]:.4f} nats per token.",
-    ]
-    if against:
-        arm = best if best in against else min(against, key=lambda name: against[name][0])
-        mean, error = against[arm]
-        side = "below (better than)" if mean < 0 else "above (worse than)"
-        doubt = ", less than two standard errors" if abs(mean) < 2 * error else ""
-        text.append(f" {arm} is {abs(mean):.4f} ± {error:.4f} {side} {BASELINE}{doubt}.")
-    return tag("p", *text, class_="lead")
-
-
-def summary_table(results: dict[str, Result], against: dict[str, tuple[float, float]]) -> Html:
-    """One line an arm, best first."""
-    rows = []
-    for arm in sorted(results, key=lambda arm: final(results[arm])["overall"]["nll_per_token"]):
-        last = final(results[arm])
-        difference = against.get(arm)
-        rows.append(
-            [
-                arm,
-                number(last["overall"]["nll_per_token"]),
-                number(last["overall"]["bits_per_byte"]),
-                NONE if difference is None else f"{difference[0]:+.4f} ± {difference[1]:.4f}",
-                f"{last['tokens']:,}",
-            ]
-        )
-    header = [
-        "order",
-        "held-out loss (nats / token)",
-        "bits / byte",
-        f"minus {BASELINE}",
-        "training tokens",
-    ]
-    return table(header, rows)
 
 
 def zoom_buttons(name: str) -> Html:

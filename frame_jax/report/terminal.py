@@ -1,32 +1,25 @@
-"""The run directory in, the table that ends a run on the terminal out."""
+"""A study in, the table that ends a run on the terminal out."""
 
 from __future__ import annotations
 
 from rich.table import Table
 from rich.text import Text
 
-from frame_jax.report.held_out_results import BASELINE, differences, final, read_results
-from frame_jax.run.directory import RunDirectory
+from frame_jax.report.verdict_table import Study, table_rows
 
 
-def terminal_table(directory: RunDirectory) -> Table:
-    """Final held-out losses of all arms, best first, and their differences to the random order."""
-    results = read_results(directory)
-    against = differences(directory, results)
+def terminal_table(study: Study) -> Table:
+    """Final held-out losses of all arms, best first, and the verdicts: the report's first table."""
+    header, rows = table_rows(study)
     table = Table(title="Held-out loss after pretraining", title_justify="left")
-    table.add_column("order", style="bold")
-    for name in ("training tokens", "nats / token", "bits / byte", f"minus {BASELINE}"):
-        table.add_column(name, justify="right")
-    for arm in sorted(results, key=lambda arm: final(results[arm])["overall"]["nll_per_token"]):
-        last = final(results[arm])
-        difference = against.get(arm)
-        table.add_row(
-            Text(arm),  # a name is no markup
-            f"{last['tokens']:,}",
-            f"{last['overall']['nll_per_token']:.4f}",
-            f"{last['overall']['bits_per_byte']:.4f}",
-            "" if difference is None else f"{difference[0]:+.4f} ± {difference[1]:.4f}",
-        )
-    if against:
-        table.caption = "± is one standard error over held-out documents, paired"
+    for number, name in enumerate(header):
+        left = name in ("order", "minus", "verdict")
+        style = "bold" if number == 0 else ""
+        table.add_column(name, style=style, justify="left" if left else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))  # a name is no markup
+    if len(study["seeds"]) == 1:
+        table.caption = "one seed: nothing here tells an effect of the order from chance (seeds: 3)"
+    else:
+        table.caption = f"{study['comparisons_made']} comparisons made; the rule is in the report"
     return table

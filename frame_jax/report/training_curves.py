@@ -7,6 +7,7 @@ page, than a run of a thousand.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ COLUMNS = {
     "tokens": "BIGINT",
     "loss": "DOUBLE",
     "learning_rate": "DOUBLE",
+    "grad_norm": "DOUBLE",
+    "update_norm": "DOUBLE",
     "mixture": "MAP(VARCHAR, DOUBLE)",
     "seconds": "DOUBLE",
     "tokens_per_second": "DOUBLE",
@@ -204,6 +207,54 @@ def training_drops(arm: Arm) -> list[TrainingDrop]:
             before = mean_loss(arm, stage.start - gap - window, stage.start - gap)
         drops.append(TrainingDrop(stage.name, stage.start, before, after))
     return drops
+
+
+@dataclasses.dataclass(frozen=True)
+class Boundary:
+    """Size of gradients and updates on the two sides of a stage's beginning.
+
+    Attributes:
+        stage: The stage that begins.
+        step: Updates made before it.
+        grad_norm: Mean norm before and after; None for runs that did not note it.
+        update_norm: The same of the updates.
+    """
+
+    stage: str
+    step: int
+    grad_norm: tuple[float | None, float | None]
+    update_norm: tuple[float | None, float | None]
+
+
+def boundaries(arm: Arm) -> list[Boundary]:
+    """One for each stage but the first. [ours]
+
+    Means are over `WINDOW` of the run right before and right after, at most a quarter of the stage.
+    """
+
+    def mean(start: int, stop: int) -> dict[str, float | None]:
+        return query(
+            arm.metrics,
+            """
+            SELECT avg(grad_norm) FILTER (isfinite(grad_norm)) AS grad,
+                   avg(update_norm) FILTER (isfinite(update_norm)) AS update
+            FROM metrics WHERE step >= ? AND step < ?
+            """,
+            start,
+            stop,
+        )[0]
+
+    found = []
+    for previous, stage in itertools.pairwise(arm.stages):
+        spans = [
+            max(min(math.ceil(WINDOW * arm.steps), (s.stop - s.start) // 4), 1)
+            for s in (previous, stage)
+        ]
+        before = mean(stage.start - spans[0], stage.start)
+        after = mean(stage.start, stage.start + spans[1])
+        norms = [(before[key], after[key]) for key in ("grad", "update")]
+        found.append(Boundary(stage.name, stage.start, *norms))
+    return found
 
 
 def speed(arm: Arm) -> dict[str, float | None]:

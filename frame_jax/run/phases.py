@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from frame_jax.config.run import RunConfig, Trial
+from frame_jax.config.run import BASELINE, RunConfig, Trial
 
 PHASES = ("tokenize", "reference", "score", "partition", "pretrain", "evaluate", "report")
 
@@ -54,7 +54,7 @@ def units(config: RunConfig) -> list[Unit]:
         PARTITION,
         *(pretrain(trial) for trial in config.trials),
         *(evaluate(trial.name) for trial in config.trials),
-        report([trial.name for trial in config.trials]),
+        report(config),
     ]
 
 
@@ -139,13 +139,13 @@ def evaluate(trial: str) -> Unit:
     )
 
 
-def report(trials: list[str]) -> Unit:
+def report(config: RunConfig) -> Unit:
     """The report on all trials."""
     return Unit(
         "report",
         phase="report",
-        settings=(),
-        needs=tuple(f"evaluate-{trial}" for trial in trials),
+        settings=() if config.baseline == BASELINE else ("baseline",),
+        needs=tuple(f"evaluate-{trial.name}" for trial in config.trials),
         run="report.report:run",
         outputs=("report",),
     )

@@ -186,7 +186,7 @@ def test_processes_share_parts_and_only_missing_ones_are_scored(arm, monkeypatch
         monkeypatch.setattr(processes, "index", lambda index=index: index)
         present = set((folder / name).iterdir())
         items = {"cloze": tasks.spread(read_items(root / "items.jsonl"), 5)}
-        parts = tasks.parts_of(folder.parent, Weights.of(STEPS[-1]), task_list[0], 5)
+        parts = tasks.parts_of(folder.parent.parent, Weights.of(STEPS[-1]), task_list[0], 5)
         tasks.score_missing(
             make_config(directory, evaluation=EvaluationConfig(tasks=task_list)),
             directory,

@@ -29,18 +29,21 @@ HOSTILE_TEXT = (
     "</script><script>window.stolen = 1</script>\n<img src=x onerror='window.stolen = 1'>\n"
     "<!-- </pre></details></body> & &amp; \u2028 ]]> 混沌初開"
 )
+PRESETS: dict[str, Any] = {"random_again": "random_again"}
 STAGES = {
+    "random_again": ["Q1+Q2+Q3+Q4"],
     "random": ["Q1+Q2+Q3+Q4"],
     "frame": ["Q3", "Q4", "Q1", "Q2"],
     "pd_ascending": ["Q1+Q3", "Q2+Q4"],
 }
 
 
-def make_config(root: Path, arms: list[str]) -> RunConfig:
+def make_config(root: Path, arms: list[str], seeds: int = 1) -> RunConfig:
     return RunConfig(
         run_directory=str(root),
         corpus=CorpusConfig(sources=[SourceConfig(kind="python_library", domain="<b>code</b>")]),
-        curricula={arm: CurriculumConfig(preset="random") for arm in arms},
+        curricula={arm: CurriculumConfig(preset=PRESETS.get(arm, arm)) for arm in arms},
+        seeds=seeds,
     )
 
 
@@ -126,9 +129,9 @@ def write_partition(directory: RunDirectory) -> None:
     )
 
 
-def write_arm(directory: RunDirectory, arm: str, steps: int) -> None:
+def write_arm(directory: RunDirectory, trial: str, steps: int) -> None:
     """`metrics.jsonl` and `curriculum.json`: a loss that falls with the step and by the stage."""
-    folder = directory.pretrain(arm)
+    folder, arm = directory.pretrain(trial), trial.split("-")[0]
     folder.mkdir(parents=True, exist_ok=True)
     names = STAGES[arm]
     edges = [round(steps * i / len(names)) for i in range(len(names) + 1)]
@@ -162,7 +165,8 @@ def write_arm(directory: RunDirectory, arm: str, steps: int) -> None:
                 "step": step,
                 "tokens": (step + 1) * tokens,
                 "loss": 3 + 4 * math.exp(-8 * step / steps) - 0.3 * stage + 0.05 * math.sin(step),
-                "grad_norm": 1.0,
+                "grad_norm": 1.0 + (step * len(names) % steps < steps / 50),
+                "update_norm": 0.01,
                 "learning_rate": 1e-3,
                 "stage": stage,
                 "mixture": {q: (q in present) / len(present) for q in QUADRANTS},
@@ -174,11 +178,20 @@ def write_arm(directory: RunDirectory, arm: str, steps: int) -> None:
             file.write(json.dumps(record) + "\n")
 
 
-def write_evaluation(directory: RunDirectory, arm: str, rows: list[dict[str, Any]]) -> None:
-    """Held-out losses that fall with the step; every arm has its own."""
-    plan = json.loads((directory.pretrain(arm) / "curriculum.json").read_text())
+OFFSETS = {"frame": 0.0, "pd_ascending": 0.05, "random": 0.1, "random_again": 0.1}
+
+
+def write_evaluation(
+    directory: RunDirectory, trial: str, rows: list[dict[str, Any]], seed: int = 0
+) -> None:
+    """Held-out losses that fall with the step; every arm has its own, and each seed moves it."""
+    plan = json.loads((directory.pretrain(trial) / "curriculum.json").read_text())
     held_out = [row for row in rows if row["split"] == "held_out"]
-    offset = 0.05 * sorted(STAGES).index(arm)
+    arm = trial.split("-")[0]
+    offset = OFFSETS[arm]
+    if seed:  # of the seed, for all arms alike, and of the arm under the seed
+        offset += float(np.random.default_rng(seed).normal(0, 0.2))
+        offset += float(np.random.default_rng([seed, list(STAGES).index(arm)]).normal(0, 0.004))
     generator = np.random.default_rng(1)
     noise = generator.normal(0, 0.02, len(held_out))
     checkpoints = []
@@ -192,7 +205,7 @@ def write_evaluation(directory: RunDirectory, arm: str, rows: list[dict[str, Any
             }
             for row, extra in zip(held_out, noise * (1 + offset), strict=True)
         ]
-        folder = directory.evaluation(arm).with_suffix("") / str(step)
+        folder = directory.evaluation(trial).with_suffix("") / str(step)
         folder.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(scored), folder / part_name(0, 1, ".parquet"))
 
@@ -225,12 +238,12 @@ def write_evaluation(directory: RunDirectory, arm: str, rows: list[dict[str, Any
             checkpoint[dimension] = {value: measured(dimension, value) for value in values}
         checkpoints.append(checkpoint)
     write_json(
-        directory.evaluation(arm),
+        directory.evaluation(trial),
         {
-            "curriculum": arm,
+            "curriculum": trial,
             "average": False,
             "checkpoints": checkpoints,
-            "tasks": task_scores(plan, offset),
+            "tasks": task_scores(plan, OFFSETS[arm]),
         },
     )
 
@@ -272,12 +285,14 @@ def make_run(
     steps: int = 400,
     documents: int = 120,
     text: str = HOSTILE_TEXT,
+    seeds: int = 1,
 ) -> tuple[RunConfig, RunDirectory]:
     """A finished run, but for its report."""
     directory = RunDirectory(root)
     rows = write_documents(directory, documents, text)
     write_partition(directory)
-    for arm in arms:
-        write_arm(directory, arm, steps)
-        write_evaluation(directory, arm, rows)
-    return make_config(root, list(arms)), directory
+    config = make_config(root, list(arms), seeds)
+    for trial in config.trials:
+        write_arm(directory, trial.name, steps)
+        write_evaluation(directory, trial.name, rows, trial.seed)
+    return config, directory

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import math
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from frame_jax.errors import UserError
-from frame_jax.report import report, sections, task_results
+from frame_jax.report import report, task_results
 from frame_jax.report.held_out_results import (
     around,
-    curve_rows,
-    difference_rows,
-    differences,
-    document_scores,
     read_results,
 )
-from frame_jax.report.terminal import terminal_table
 from frame_jax.run.directory import RunDirectory, write_json
 from tests.report.synthetic import make_run
 
@@ -34,50 +24,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return make_run(tmp_path_factory.mktemp("run"))
 
 
-def test_differences_are_paired_over_documents(finished: Any) -> None:
-    _, directory = finished
-    results = read_results(directory)
-    found = differences(directory, results)
-    assert set(found) == {"frame", "pd_ascending"}
-
-    def scores(arm: str) -> dict[str, dict[str, Any]]:
-        folder = Path(document_scores(directory, arm, results[arm])).parent
-        return {row["doc_id"]: row for row in pq.read_table(folder).to_pylist()}
-
-    base = scores("random")
-    for arm, (mean, error) in found.items():
-        pairs = [
-            (row["nll"] - base[d]["nll"], row["predicted_tokens"]) for d, row in scores(arm).items()
-        ]
-        d, n = np.array(pairs, np.float64).T
-        np.testing.assert_allclose(mean, d.sum() / n.sum())
-        np.testing.assert_allclose(error, math.sqrt(((d - mean * n) ** 2).sum()) / n.sum())
-        # A resampling of the documents spreads as much.
-        picks = np.random.default_rng(0).integers(0, len(d), (4000, len(d)))
-        spread = (d[picks].sum(1) / n[picks].sum(1)).std()
-        np.testing.assert_allclose(error, spread, rtol=0.15)
-
-
-def test_differences_need_the_baseline(finished: Any) -> None:
-    _, directory = finished
-    results = {"frame": read_results(directory)["frame"]}
-    assert differences(directory, results) == {}
-    assert difference_rows(curve_rows(results)) == []
-
-
 def test_checkpoints_around_a_boundary_include_the_one_on_it() -> None:
     result = {"checkpoints": [{"step": step} for step in (10, 20, 30)]}
     steps = [tuple(c and c["step"] for c in around(result, step)) for step in (0, 10, 15, 29, 30)]
     assert steps == [(None, 10), (10, 20), (10, 20), (20, 30), (30, None)]
-
-
-def test_the_terminal_shows_the_best_arm_first(finished: Any) -> None:
-    _, directory = finished
-    console = Console(file=io.StringIO(), width=120)
-    console.print(terminal_table(directory))
-    text = console.file.getvalue()
-    assert text.index("frame") < text.index("pd_ascending") < text.index("│ random")
-    assert "-0.0" in text and "±" in text
 
 
 def test_the_page_stays_small_and_every_figure_is_a_png(tmp_path: Path) -> None:
@@ -168,20 +118,6 @@ def test_an_arm_without_a_task_has_a_dash() -> None:
         ("frame", "a", 3),
         ("random", "a", 9),
     ]
-
-
-def test_a_difference_within_its_error_is_called_one() -> None:
-    results = {
-        arm: {"checkpoints": [{"overall": {"nll_per_token": loss}}]}
-        for arm, loss in (("frame", 3.0), ("random", 3.01))
-    }
-    clear = sections.headline(results, {"frame": (-0.01, 0.001)})
-    assert "frame is 0.0100 ± 0.0010 below (better than) random." in clear
-    vague = sections.headline(results, {"frame": (-0.01, 0.006)})
-    assert (
-        "frame is 0.0100 ± 0.0060 below (better than) random, less than two standard errors."
-        in vague
-    )
 
 
 def test_nothing_to_report_is_said(finished: Any, tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""Differences between two arms in, a verdict in words out: a study's statistics, and nothing else.
+
+Two kinds of chance are kept apart. Another seed gives other initial weights and shuffles: seen in
+the differences of the seeds, which are paired, since a seed's arms share weights and rows. Other
+held-out documents give another mean: seen in the spread over documents. A verdict needs both to be
+out of the way. [ours]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+POWER = 0.8
+
+BETTER, WORSE = "better", "worse"
+NONE, UNTESTED = "no difference that this study could see", "not tested: one seed"
+
+RULE = (
+    "An arm is better (worse) if its mean difference lies below (above) zero by more than the "
+    f"half-width of the {CONFIDENCE:.0%} t interval over seeds, and by more than 1.96 standard "
+    "errors over held-out documents. Otherwise this study could see no difference. Under one seed "
+    "nothing is tested. Each comparison stands alone: of many between equals, one in twenty leaves "
+    "its interval by chance."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A difference of two arms, lower being better.
+
+    Attributes:
+        mean: Mean over seeds.
+        low: Lower end of the 95% t interval over seeds; None under one seed.
+        high: Upper end.
+        document_error: Standard error over held-out documents (or a task's items).
+        detectable: The smallest true difference that a study with this spread over this many seeds
+            leaves its interval for in four cases of five; None under one seed.
+        by_seed: The difference of each seed.
+        verdict: `better`, `worse`, or one of `NONE` and `UNTESTED`.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    document_error: float
+    detectable: float | None
+    by_seed: tuple[float, ...]
+    verdict: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"by_seed": list(self.by_seed)}
+
+
+def judge(by_seed: Sequence[float], document_error: float) -> Verdict:
+    """The verdict on differences, one a seed, by `RULE`.
+
+    Args:
+        by_seed: Difference of the arm and what it is compared with, under each seed.
+        document_error: Standard error of their mean over documents.
+    """
+    values = np.asarray(by_seed, np.float64)
+    mean, count = float(values.mean()), len(values)
+    if count < 2:
+        return Verdict(mean, None, None, document_error, None, tuple(values.tolist()), UNTESTED)
+    error = float(values.std(ddof=1)) / math.sqrt(count)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+    detectable = half + float(stats.t.ppf(POWER, count - 1)) * error
+    clear = abs(mean) > half and abs(mean) > 1.96 * document_error
+    word = (BETTER if mean < 0 else WORSE) if clear else NONE
+    return Verdict(
+        mean,
+        mean - half,
+        mean + half,
+        document_error,
+        detectable,
+        tuple(values.tolist()),
+        word,
+    )
+
+
+def sentence(verdict: Verdict, arm: str, against: str, unit: str) -> str:
+    """The verdict as a sentence.
+
+    >>> sentence(judge([0.02, 0.021, 0.022], 0.001), "frame", "random", "bits per byte")
+    'frame is worse than random: +0.0210 bits per byte (95% interval over 3 seeds +0.0185 to \
++0.0235; ±0.0010 over documents).'
+    """
+    if verdict.low is None or verdict.high is None:
+        return (
+            f"{arm} against {against} is not tested, because one seed proves nothing: "
+            f"{verdict.mean:+.4f} {unit} (±{verdict.document_error:.4f} over documents)."
+        )
+    seeds = len(verdict.by_seed)
+    found = (
+        f"{verdict.mean:+.4f} {unit} (95% interval over {seeds} seeds {verdict.low:+.4f} to "
+        f"{verdict.high:+.4f}; ±{verdict.document_error:.4f} over documents)"
+    )
+    if verdict.verdict == NONE:
+        return (
+            f"Between {arm} and {against} there is no difference that this study could see: "
+            f"{found}; it would have seen {verdict.detectable:.4f} four times in five."
+        )
+    return f"{arm} is {verdict.verdict} than {against}: {found}."

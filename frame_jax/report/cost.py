@@ -1,0 +1,136 @@
+"""A run's markers and held-out curves in; what it cost, and what an order saved, out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from frame_jax.config.run import RunConfig, Trial
+from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
+from frame_jax.models.functional import Decoder, read_description
+from frame_jax.report.held_out_results import Result
+from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.phases import REFERENCES
+
+
+def costs(config: RunConfig, directory: RunDirectory) -> list[dict[str, Any]]:
+    """What was computed: `work`, `flops` and `seconds` of each finished piece of the run.
+
+    FLOPs are those of `models.flops`. Scoring's are null where a reference model was imported: its
+    shape is not in the run directory. Seconds are wall-clock, all that the unit did included.
+    """
+    found = []
+    for name in REFERENCES:
+        folder, marker = directory.reference(name), finished(directory, f"reference-{name}")
+        if marker is not None:
+            length = config.reference.rows.sequence_length
+            tokens = marker["summary"]["tokens"]
+            flops = tokens * training_flops(read_description(folder), length)
+            found.append(line(f"reference {name}", marker, flops))
+    marker = finished(directory, "score")
+    if marker is not None:
+        found.append(line("score", marker, scoring_flops(config, directory)))
+    for trial in config.trials:
+        marker = finished(directory, f"pretrain-{trial.name}")
+        if marker is not None:
+            decoder = read_description(directory.pretrain(trial.name))
+            length = config.partition.rows.sequence_length
+            flops = marker["summary"]["tokens"] * training_flops(decoder, length)
+            found.append(line(f"pretrain {trial.name}", marker, flops))
+    return found
+
+
+def line(work: str, marker: dict[str, Any], flops: float | None) -> dict[str, Any]:
+    return {"work": work, "flops": flops, "seconds": marker["seconds"]}
+
+
+def finished(directory: RunDirectory, unit: str) -> dict[str, Any] | None:
+    """The marker of a unit that is complete."""
+    path = directory.marker(unit)
+    marker = read_json(path) if path.exists() else {"complete": False}
+    return marker if marker["complete"] else None
+
+
+def training_flops(decoder: Decoder, length: int) -> float:
+    return training_flops_per_token(decoder.config, decoder.vocab_size, length)
+
+
+def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
+    """FLOPs of scoring the train and held-out splits under both reference models."""
+    marker = finished(directory, "tokenize")
+    folders = [directory.reference(name) for name in REFERENCES]
+    if marker is None or not all((folder / "model.json").exists() for folder in folders):
+        return None
+    tokens = sum(marker["summary"]["tokens"].get(split, 0) for split in ("train", "held_out"))
+    per_token = 0.0
+    for folder in folders:
+        decoder = read_description(folder)
+        per_token += forward_flops_per_token(
+            decoder.config, decoder.vocab_size, config.scoring.context
+        )
+    return tokens * per_token
+
+
+def reaching(
+    config: RunConfig, directory: RunDirectory, results: dict[Trial, Result]
+) -> list[dict[str, Any]]:
+    """When each arm's held-out loss reaches the final one of the baseline under the same seed.
+
+    Returns:
+        arm; `steps` by seed, null where it never does; `share`, their mean over the baseline's
+        steps, and `share_with_scoring`, the same with the FLOPs of references and scoring on top;
+        both null unless every seed gets there.
+    """
+    overhead: float | None = 0.0
+    pieces = costs(config, directory)
+    for piece in pieces:
+        if not piece["work"].startswith("pretrain"):
+            known = overhead is not None and piece["flops"] is not None
+            overhead = overhead + piece["flops"] if known else None
+    flops = {piece["work"]: piece["flops"] for piece in pieces}
+    found = []
+    for arm in config.curricula:
+        steps, shares, with_scoring = [], [], []
+        for trial, result in results.items():
+            base = next(
+                (t for t in results if t.arm == config.baseline and t.seed == trial.seed), None
+            )
+            if trial.arm != arm or base is None or base == trial:
+                continue
+            last = results[base]["checkpoints"][-1]
+            step = first_at(result, last["overall"]["nll_per_token"])
+            steps.append(step)
+            if step is not None:
+                shares.append(step / last["step"])
+                whole = flops.get(f"pretrain {base.name}")
+                if overhead is not None and whole:
+                    with_scoring.append(step / last["step"] + overhead / whole)
+        if steps:
+            every = None not in steps
+            found.append(
+                {
+                    "arm": arm,
+                    "steps": steps,
+                    "share": mean(shares) if every else None,
+                    "share_with_scoring": mean(with_scoring) if every else None,
+                }
+            )
+    return found
+
+
+def first_at(result: Result, loss: float) -> float | None:
+    """The step at which a held-out curve first comes down to `loss`, between two kept checkpoints
+    on the straight line; None if it never does."""
+    before: tuple[int, float] | None = None
+    for checkpoint in result["checkpoints"]:
+        step, nll = checkpoint["step"], checkpoint["overall"]["nll_per_token"]
+        if nll <= loss:
+            if before is None or before[1] == nll:
+                return float(step)
+            share = (before[1] - loss) / (before[1] - nll)
+            return before[0] + share * (step - before[0])
+        before = step, nll
+    return None
+
+
+def mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

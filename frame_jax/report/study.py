@@ -1,0 +1,201 @@
+"""The evaluated trials of a run in, its study out: what `report/verdict.json` holds.
+
+The terminal's table, the report's first chapter and the file say the same, because all three are
+made of this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from frame_jax.config.run import RunConfig, Trial
+from frame_jax.evaluation.verdict import RULE, judge, sentence
+from frame_jax.report.cost import costs, reaching
+from frame_jax.report.held_out_results import Result, read_results
+from frame_jax.report.paired import ALL, Differences, differences, task_differences
+from frame_jax.report.verdict_table import FINAL
+from frame_jax.run.directory import RunDirectory
+
+UNIT = "bits per byte"
+
+
+class Line(NamedTuple):
+    """What is compared: an arm's final weights, or an average of its last checkpoints."""
+
+    arm: str
+    weights: str
+
+    @property
+    def label(self) -> str:
+        """For a reader."""
+        if self.weights == FINAL:
+            return self.arm
+        return f"{self.arm}, {self.weights.removeprefix('average-')} averaged"
+
+
+def read_study(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    """Everything that is known of a run's arms against its baseline.
+
+    Returns:
+        `unit`, `rule`, `baseline`, `seeds`, `comparisons_made` (an arm on a part or a task counts
+        as one); `lines`: for each arm, and each average of its checkpoints, its seeds and its mean
+        held-out loss over them; `comparisons`: a line `against` another, with a verdict (see
+        `evaluation.verdict.Verdict`) for each part of the held-out split and each task, and a
+        `sentence` on the whole of it; `costs`, see `cost.costs`; and `reaching`, see
+        `cost.reaching`. Lines and comparisons are empty before anything has been evaluated.
+    """
+    every = read_results(directory)
+    trials = [trial for trial in config.trials if trial.name in every]
+    results = {trial: every[trial.name] for trial in trials}
+    lines = find_lines(config, results)
+    compared = [
+        compare(config, directory, results, line, other)
+        for line in lines
+        for other in references(config, lines, line)
+    ]
+    return {
+        "unit": UNIT,
+        "rule": RULE,
+        "baseline": config.baseline,
+        "seeds": config.all_seeds,
+        "comparisons_made": sum(len(c["parts"]) + len(c["tasks"]) for c in compared),
+        "lines": [describe(results, line) for line in lines],
+        "comparisons": compared,
+        "costs": costs(config, directory),
+        "reaching": reaching(config, directory, results),
+    }
+
+
+def find_lines(config: RunConfig, results: dict[Trial, Result]) -> list[Line]:
+    """Final weights of every evaluated arm, and the averages that all its seeds have."""
+    lines = []
+    for arm in config.curricula:
+        own = [result for trial, result in results.items() if trial.arm == arm]
+        names = [[mean["name"] for mean in result.get("averages", [])] for result in own]
+        shared = [name for name in names[0] if all(name in n for n in names)] if names else []
+        lines += [Line(arm, weights) for weights in ([FINAL, *shared] if own else [])]
+    return lines
+
+
+def references(config: RunConfig, lines: list[Line], line: Line) -> list[Line]:
+    """What a line is compared with, like for like first.
+
+    That is the baseline's order under the line's own learning rate and with weights of the same
+    kind, where the run has it: the two then differ in order alone. The baseline as it is comes
+    second.
+    """
+    base = config.curricula.get(config.baseline)
+    if base is None:
+        return []
+    schedule = config.curricula[line.arm].schedule
+    alike = dataclasses.replace(base, schedule=schedule)
+    twins = [arm for arm, curriculum in config.curricula.items() if curriculum == alike]
+    wanted = [*(Line(arm, line.weights) for arm in twins), Line(config.baseline, FINAL)]
+    return [other for other in dict.fromkeys(wanted) if other in lines and other != line]
+
+
+def compare(
+    config: RunConfig,
+    directory: RunDirectory,
+    results: dict[Trial, Result],
+    line: Line,
+    other: Line,
+) -> dict[str, Any]:
+    """Verdicts on `line` against `other`, over the seeds that both have."""
+    by_arm = {
+        arm: {trial.seed: trial for trial in results if trial.arm == arm}
+        for arm in (line.arm, other.arm)
+    }
+    seeds = [seed for seed in by_arm[line.arm] if seed in by_arm[other.arm]]
+    pairs = [(by_arm[line.arm][seed], by_arm[other.arm][seed]) for seed in seeds]
+
+    def folders(name: str = "") -> list[tuple[Path, Path]]:
+        return [
+            (
+                folder_of(directory, results, one, line.weights, name),
+                folder_of(directory, results, two, other.weights, name),
+            )
+            for one, two in pairs
+        ]
+
+    parts = differences(directory, folders())
+    verdicts = {label: verdict(found) for label, found in parts.items()}
+    tasks = {
+        name: verdict(task_differences(folders(name)))
+        for name in (task.name for task in config.evaluation.tasks)
+        if all(
+            task_score(results[trial], weights, name)
+            for pair in pairs
+            for trial, weights in zip(pair, (line.weights, other.weights), strict=True)
+        )
+    }
+    overall = judge(parts[ALL].by_seed, parts[ALL].document_error)
+    return {
+        **line._asdict(),
+        "against": other._asdict(),
+        "seeds": seeds,
+        "parts": verdicts,
+        "tasks": tasks,
+        "sentence": sentence(overall, line.label, other.label, UNIT),
+    }
+
+
+def verdict(found: Differences) -> dict[str, Any]:
+    """For JSON."""
+    return judge(found.by_seed, found.document_error).as_dict()
+
+
+def folder_of(
+    directory: RunDirectory,
+    results: dict[Trial, Result],
+    trial: Trial,
+    weights: str,
+    task: str,
+) -> Path:
+    """The folder of a trial's losses by document, or of a task's by item."""
+    result = results[trial]
+    if task:
+        score = task_score(result, weights, task)
+        assert score is not None  # `compare` asks only for those there are
+        return directory.root / score["folder"]
+    name = str(result["checkpoints"][-1]["step"]) if weights == FINAL else weights
+    return directory.evaluation(trial.name).with_suffix("") / name
+
+
+def task_score(result: Result, weights: str, task: str) -> dict[str, Any] | None:
+    """The score of a task under a trial's final weights or an average; None where there is none.
+
+    Runs of earlier releases do not say where the answers to single items are.
+    """
+    last = result["checkpoints"][-1]["step"]
+    scores = [score for score in result.get("tasks", []) if score["step"] == last]
+    if weights != FINAL:
+        scores = mean_of(result, weights).get("tasks", [])
+    return next((s for s in scores if s["task"] == task and "folder" in s), None)
+
+
+def mean_of(result: Result, weights: str) -> dict[str, Any]:
+    """The measurements of an average."""
+    return next(mean for mean in result["averages"] if mean["name"] == weights)
+
+
+def describe(results: dict[Trial, Result], line: Line) -> dict[str, Any]:
+    """A line's seeds, and its mean held-out loss over them."""
+    own = {trial: result for trial, result in results.items() if trial.arm == line.arm}
+    measured = [
+        result["checkpoints"][-1] if line.weights == FINAL else mean_of(result, line.weights)
+        for result in own.values()
+    ]
+    losses = {
+        key: sum(found["overall"][key] for found in measured) / len(measured)
+        for key in ("bits_per_byte", "nll_per_token")
+    }
+    return {
+        **line._asdict(),
+        "label": line.label,
+        "seeds": [trial.seed for trial in own],
+        "tokens": measured[0]["tokens"],
+        **losses,
+    }

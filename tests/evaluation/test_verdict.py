@@ -1,0 +1,122 @@
+"""The statistics of a study against hand-made tables and simulations."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frame_jax.evaluation.verdict import BETTER, NONE, UNTESTED, WORSE, judge, sentence
+
+# Two-sided 95% points of Student's t, from a printed table, by degrees of freedom.
+T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262}
+T80 = {1: 1.376, 2: 1.061, 3: 0.978, 4: 0.941, 9: 0.883}  # one-sided 80%
+
+
+@pytest.mark.parametrize("freedom", T)
+def test_the_interval_is_that_of_students_table(freedom: int) -> None:
+    random = np.random.default_rng(freedom)
+    values = random.normal(0.1, 0.02, freedom + 1)
+    found = judge(values.tolist(), 0.0)
+    mean = sum(values) / len(values)
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / freedom)
+    half = T[freedom] * spread / math.sqrt(freedom + 1)
+    assert found.low is not None and found.high is not None and found.detectable is not None
+    assert found.mean == pytest.approx(mean)
+    assert found.low == pytest.approx(mean - half, abs=1e-3 * half)
+    assert found.high == pytest.approx(mean + half, abs=1e-3 * half)
+    detectable = half + T80[freedom] * spread / math.sqrt(freedom + 1)
+    assert found.detectable == pytest.approx(detectable, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("by_seed", "document_error", "word"),
+    [
+        ([-0.10, -0.11, -0.12], 0.01, BETTER),
+        ([0.10, 0.11, 0.12], 0.01, WORSE),
+        ([-0.10, -0.11, -0.12], 0.06, NONE),  # as far from zero as documents alone may lead
+        ([-0.01, -0.11, -0.21], 0.001, NONE),  # mean -0.11, half-width 4.303 * 0.1 / sqrt(3)
+        ([0.0, 0.0, 0.0], 0.0, NONE),  # the same model twice
+        ([0.5], 0.001, UNTESTED),
+        ([0.1, 0.11], 0.001, WORSE),  # half-width 12.706 * 0.00707 / sqrt(2)
+    ],
+)
+def test_the_rule(by_seed: list[float], document_error: float, word: str) -> None:
+    assert judge(by_seed, document_error).verdict == word
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.floats(0, 1), st.floats(0.01, 100))
+def test_a_verdict_has_no_unit_and_a_mirror(values: list[float], error: float, unit: float) -> None:
+    mirror = {BETTER: WORSE, WORSE: BETTER, NONE: NONE}
+    here = judge(values, error)
+    assert judge([-v for v in values], error).verdict == mirror[here.verdict]
+    assert here.low is not None and here.high is not None
+    assert here.low <= here.mean <= here.high
+    if here.verdict != NONE:  # away from the edge, where rounding decides
+        assert judge([unit * v for v in values], unit * error).verdict in (here.verdict, NONE)
+
+
+def simulate(studies: int, effect: float, seed: int, seeds: int = 3) -> list[str]:
+    """Verdicts of studies of `seeds` pairs of models, read on the same 200 documents.
+
+    A model's loss on a document is its own level, which its seed decides, and what this document
+    makes of it.
+    """
+    random = np.random.default_rng(seed)
+    size = random.integers(100, 3000, 200).astype(float)
+    words = []
+    for _ in range(studies):
+        level = effect + random.normal(0, 0.004, seeds)
+        d = (level[:, None] + random.normal(0, 0.05, (seeds, len(size)))) * size
+        mean = d.mean(0)
+        off = mean - mean.sum() / size.sum() * size
+        error = math.sqrt((off**2).sum()) / size.sum()
+        words.append(judge((d.sum(1) / size.sum()).tolist(), error).verdict)
+    return words
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_two_arms_of_the_same_order_differ_in_one_study_of_twenty_at_most(seeds: int) -> None:
+    """That is: 19 studies of 20 or more end in no difference, on the average of 4,000."""
+    words = simulate(4000, 0.0, seed=seeds, seeds=seeds)
+    right = sum(word == NONE for word in words)
+    assert right / 200 >= 19 - 3 * math.sqrt(4000 * 0.05 * 0.95) / 200
+    assert words.count(BETTER) + words.count(WORSE) + right == 4000
+
+
+def test_without_the_error_over_documents_the_rule_is_the_interval_alone() -> None:
+    random = np.random.default_rng(0)
+    words = [judge(random.normal(0, 1, 3).tolist(), 0.0).verdict for _ in range(4000)]
+    assert abs(words.count(NONE) / 4000 - 0.95) < 3 * math.sqrt(0.05 * 0.95 / 4000)
+
+
+def test_a_difference_of_the_size_called_detectable_is_mostly_seen() -> None:
+    """Where documents are no obstacle: four in five, up to the guess at the spread."""
+    random = np.random.default_rng(1)
+    spread, seeds = 0.01, 5
+    exact = (T[4] + T80[4]) * spread / math.sqrt(seeds)
+    seen = [judge(random.normal(exact, spread, seeds).tolist(), 0.0).verdict for _ in range(2000)]
+    assert 0.75 < seen.count(WORSE) / len(seen) < 0.92
+    assert seen.count(BETTER) == 0
+
+
+def test_both_kinds_of_chance_are_needed() -> None:
+    """Documents alone: models that always differ by the same, on too few documents."""
+    edge = NormalDist().inv_cdf(0.975)
+    assert judge([0.02, 0.0201, 0.0199], 0.02 / edge * 0.99).verdict == WORSE
+    assert judge([0.02, 0.0201, 0.0199], 0.02 / edge * 1.01).verdict == NONE
+
+
+def test_sentences_say_what_was_found_and_what_could_have_been() -> None:
+    unit = "bits per byte"
+    worse = sentence(judge([0.02, 0.021, 0.022], 0.001), "frame", "random", unit)
+    assert worse.startswith("frame is worse than random: +0.0210 bits per byte (95% interval")
+    assert "over 3 seeds +0.0185 to +0.0235; ±0.0010 over documents" in worse
+    vague = sentence(judge([0.02, -0.02, 0.001], 0.001), "frame", "random", unit)
+    assert "no difference that this study could see" in vague and "would have seen" in vague
+    one = sentence(judge([0.02], 0.001), "frame", "random", unit)
+    assert "one seed proves nothing" in one and "better" not in one and "worse" not in one

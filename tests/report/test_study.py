@@ -1,0 +1,220 @@
+"""A study over a made-up run of several seeds: pairing, tables, and three places that agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from frame_jax.config.curriculum import CurriculumConfig
+from frame_jax.config.run import RunConfig
+from frame_jax.config.training import ScheduleConfig
+from frame_jax.evaluation.verdict import BETTER, NONE
+from frame_jax.report import report
+from frame_jax.report.cost import first_at
+from frame_jax.report.study import Line, read_study, references
+from frame_jax.report.terminal import terminal_table
+from frame_jax.run.directory import RunDirectory, read_json, write_json
+from tests.report.synthetic import make_run
+
+SEEDS = 3
+ARMS = ("frame", "random", "random_again")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunDirectory]:
+    return make_run(tmp_path_factory.mktemp("run"), arms=ARMS, seeds=SEEDS)
+
+
+@pytest.fixture(scope="module")
+def study(finished: tuple[RunConfig, RunDirectory]) -> dict[str, Any]:
+    return read_study(*finished)
+
+
+def documents(directory: RunDirectory) -> dict[str, dict[str, Any]]:
+    tokens = [
+        row
+        for path in directory.tokens.glob("*.parquet")
+        for row in pq.read_table(path).to_pylist()
+    ]
+    quadrants = {
+        row["doc_id"]: row["quadrant"] for row in pq.read_table(directory.assignment).to_pylist()
+    }
+    return {row["doc_id"]: row | {"quadrant": quadrants[row["doc_id"]]} for row in tokens}
+
+
+def losses(directory: RunDirectory, trial: str) -> dict[str, float]:
+    step = read_json(directory.evaluation(trial))["checkpoints"][-1]["step"]
+    folder = directory.evaluation(trial).with_suffix("") / str(step)
+    return {row["doc_id"]: row["nll"] for row in pq.read_table(folder).to_pylist()}
+
+
+def found(study: dict[str, Any], arm: str) -> dict[str, Any]:
+    (comparison,) = [c for c in study["comparisons"] if c["arm"] == arm]
+    return comparison
+
+
+@pytest.mark.parametrize("arm", ["frame", "random_again"])
+def test_differences_are_paired_by_seed_and_by_document(
+    finished: tuple[RunConfig, RunDirectory], study: dict[str, Any], arm: str
+) -> None:
+    _, directory = finished
+    about = documents(directory)
+    suffixes = ["", *(f"-seed{n}" for n in range(1, SEEDS))]
+    pairs = [(losses(directory, arm + s), losses(directory, "random" + s)) for s in suffixes]
+    parts = found(study, arm)["parts"]
+    assert set(parts) == {
+        *("all", "domain: code", "domain: prose", "language: python", "language: en"),
+        *("language: zh", "quadrant: Q1", "quadrant: Q2", "quadrant: Q3", "quadrant: Q4"),
+    }
+    for label, verdict in parts.items():
+        key, _, value = label.partition(": ")
+        chosen = [d for d in pairs[0][0] if not value or about[d][key] == value]
+        size = np.array([about[d]["bytes"] for d in chosen], float)
+        d = np.array([[(a[doc] - b[doc]) / math.log(2) for doc in chosen] for a, b in pairs])
+        by_seed = d.sum(1) / size.sum()
+        np.testing.assert_allclose(verdict["by_seed"], by_seed, rtol=1e-9)
+        np.testing.assert_allclose(verdict["mean"], by_seed.mean(), rtol=1e-9)
+        low, high = stats.t.interval(0.95, SEEDS - 1, by_seed.mean(), stats.sem(by_seed))
+        np.testing.assert_allclose([verdict["low"], verdict["high"]], [low, high], rtol=1e-9)
+        mean = d.mean(0)
+        off = mean - mean.sum() / size.sum() * size
+        error = math.sqrt((off**2).sum()) / size.sum()
+        np.testing.assert_allclose(verdict["document_error"], error, rtol=1e-6, atol=1e-12)
+        if label == "all" and arm == "frame":  # a resampling of the documents spreads as much
+            picks = np.random.default_rng(0).integers(0, len(mean), (4000, len(mean)))
+            spread = (mean[picks].sum(1) / size[picks].sum(1)).std()
+            np.testing.assert_allclose(error, spread, rtol=0.15)
+
+
+def test_seeds_that_move_all_arms_alike_do_not_blur_their_difference(study: dict[str, Any]) -> None:
+    """Losses of one arm differ between seeds by far more than frame differs from random."""
+    frame = found(study, "frame")["parts"]["all"]
+    assert frame["verdict"] == BETTER and frame["high"] < 0
+    assert found(study, "random_again")["parts"]["all"]["verdict"] == NONE
+    assert study["comparisons_made"] == 2 * 10
+    assert [line["seeds"] for line in study["lines"]] == [[0, 1, 2]] * 3
+
+
+def test_the_terminal_the_page_and_the_file_say_the_same(
+    finished: tuple[RunConfig, RunDirectory], study: dict[str, Any]
+) -> None:
+    config, directory = finished
+    report.run(config, directory)
+    assert read_json(directory.report / "verdict.json") == json.loads(json.dumps(study))
+    console = Console(file=io.StringIO(), width=140)
+    console.print(terminal_table(study))
+    lines = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in console.file.getvalue().splitlines()
+        if line.startswith("│")
+    ]
+    page = (directory.report / "index.html").read_text("utf-8")
+    for label, *cells in lines:
+        (row,) = re.findall(rf'<tr><th scope="row">{label}</th>.*?</tr>', page)[:1]
+        assert [re.sub("<[^>]+>", "", c) for c in re.findall(r"<td>(.*?)</td>", row)] == cells
+    assert lines[0][0] == "frame"
+    assert [line[-1] for line in lines if line[0] == "random"] == ["baseline"]
+    for comparison in study["comparisons"]:
+        assert comparison["sentence"] in page
+    assert study["rule"] in page and "20 comparisons were made" in page
+    assert "verdicts" in {path.stem for path in directory.report.glob("*.png")}
+
+
+def test_one_seed_is_told_to_prove_nothing(tmp_path: Path) -> None:
+    config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=50)
+    report.run(config, directory)
+    page = (directory.report / "index.html").read_text("utf-8")
+    assert "one seed proves nothing" in page and "configs/study_cpu.yaml" in page
+    console = Console(file=io.StringIO(), width=120)
+    console.print(terminal_table(read_study(config, directory)))
+    text = console.file.getvalue()
+    assert "not tested" in text and "better" not in text and "worse" not in text
+
+
+def test_a_seed_that_one_arm_lacks_is_left_out_of_its_comparison(tmp_path: Path) -> None:
+    config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=50, seeds=3)
+    directory.evaluation("frame-seed1").unlink()
+    comparison = found(read_study(config, directory), "frame")
+    assert comparison["seeds"] == [0, 2] and len(comparison["parts"]["all"]["by_seed"]) == 2
+
+
+def test_nothing_is_compared_without_the_baseline_or_before_evaluation(tmp_path: Path) -> None:
+    config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=50)
+    other = dataclasses.replace(config, baseline="reverse")
+    assert read_study(other, directory)["comparisons"] == []
+    for arm in ("frame", "random"):
+        directory.evaluation(arm).unlink()
+    assert read_study(config, directory)["lines"] == []
+
+
+def test_like_is_compared_with_like(finished: tuple[RunConfig, RunDirectory]) -> None:
+    constant = ScheduleConfig(kind="constant")
+    config = dataclasses.replace(
+        finished[0],
+        curricula={
+            "random": CurriculumConfig(preset="random"),
+            "frame": CurriculumConfig(preset="frame"),
+            "frame_c": CurriculumConfig(preset="frame", schedule=constant),
+            "random_c": CurriculumConfig(preset="random", schedule=constant),
+        },
+    )
+    lines = [Line(arm, w) for arm in config.curricula for w in ("final", "average-last6")]
+    base = Line("random", "final")
+
+    def of(arm: str, weights: str = "final") -> list[Line]:
+        return references(config, lines, Line(arm, weights))
+
+    assert of("random") == []
+    assert of("frame") == [base]
+    assert of("frame_c") == [Line("random_c", "final"), base]
+    assert of("random_c") == [base]
+    assert of("frame", "average-last6") == [Line("random", "average-last6"), base]
+    assert of("random", "average-last6") == [base]
+
+
+def test_when_a_curve_comes_down_to_a_loss() -> None:
+    def curve(*points: tuple[int, float]) -> dict[str, Any]:
+        return {"checkpoints": [{"step": s, "overall": {"nll_per_token": v}} for s, v in points]}
+
+    falling = curve((0, 8.0), (10, 4.0), (20, 3.0), (30, 2.9))
+    assert first_at(falling, 3.5) == 15
+    assert first_at(falling, 3.0) == 20
+    assert first_at(falling, 2.8) is None
+    assert first_at(curve((0, 2.0), (10, 3.0), (20, 1.0)), 2.5) == 0  # the first time counts
+
+
+def test_cost_is_flops_of_what_was_run_and_the_saving_is_net_of_scoring(tmp_path: Path) -> None:
+    config, directory = make_run(tmp_path / "run", arms=("frame", "random"), seeds=2)
+    tokens = 400 * 8 * 64
+    for trial in config.trials:
+        write_json(
+            directory.marker(f"pretrain-{trial.name}"),
+            {"complete": True, "seconds": 5.0, "summary": {"tokens": tokens}},
+        )
+    study = read_study(config, directory)
+    assert [c["work"] for c in study["costs"]] == [f"pretrain {t.name}" for t in config.trials]
+    assert len({c["flops"] for c in study["costs"]}) == 1
+    (frame,) = study["reaching"]
+    assert frame["arm"] == "frame" and len(frame["steps"]) == 2
+    for step, suffix in zip(frame["steps"], ("", "-seed1"), strict=True):
+        curves = [
+            read_json(directory.evaluation(a + suffix))["checkpoints"] for a in ("frame", "random")
+        ]
+        last = curves[1][-1]["overall"]["nll_per_token"]
+        points = [(c["step"], c["overall"]["nll_per_token"]) for c in curves[0]]
+        assert step == pytest.approx(
+            np.interp(-last, [-v for _, v in points], [s for s, _ in points])
+        )
+    assert frame["share"] == pytest.approx(sum(frame["steps"]) / 2 / 400)
+    assert frame["share_with_scoring"] == pytest.approx(frame["share"])  # nothing was scored here
