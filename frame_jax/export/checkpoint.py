@@ -15,10 +15,11 @@ from typing import Any
 import jax
 
 from frame_jax import checkpoints
+from frame_jax.config.evaluation import AverageConfig
 from frame_jax.errors import UserError, print_error
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
-from frame_jax.run.arm import choose_step, read_plan
+from frame_jax.run.arm import averaged_steps, choose_step, read_plan
 from frame_jax.run.directory import RunDirectory, read_json
 
 
@@ -33,6 +34,18 @@ def parser() -> argparse.ArgumentParser:
     which = options.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="a kept checkpoint; the last by default")
     which.add_argument("--stage", help="the checkpoint at the end of this stage, such as Q4")
+    which.add_argument(
+        "--average_last",
+        type=int,
+        metavar="N",
+        help="the mean of the last N kept checkpoints, of those for averages where there are any",
+    )
+    options.add_argument(
+        "--average_decay",
+        type=float,
+        metavar="D",
+        help="in that mean a checkpoint weighs D of the one after it (default: all the same)",
+    )
     options.add_argument(
         "--ema", action="store_true", help="the moving average of the weights, where one was kept"
     )
@@ -47,6 +60,7 @@ def export(
     step: int | None = None,
     stage: str | None = None,
     average: bool = False,
+    mean: AverageConfig | None = None,
 ) -> int:
     """Writes the checkpoint and its model card to `out`, which appears whole or not at all.
 
@@ -57,17 +71,25 @@ def export(
         step: Which checkpoint; None takes that of `stage`, or the last.
         stage: A stage by name; where several epochs repeat the name, the last of them.
         average: Write the moving average of the weights instead of the weights.
+        mean: Write the mean of the weights of the last checkpoints instead of one's.
 
     Returns:
-        The step exported.
+        The step exported, of a mean the last.
 
     Raises:
-        UserError: if there is no such arm, checkpoint or stage, no average, or `out` is taken.
+        UserError: if there is no such arm, checkpoint or stage, no average, `out` is taken, or a
+            mean of moving averages is asked for.
     """
     folder, plan = read_plan(directory, curriculum)
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    step = choose_step(plan, checkpoints.saved_steps(folder / "checkpoints"), step, stage)
+    if average and mean:
+        raise UserError("--ema and --average_last are two averages: choose one")
+    saved = checkpoints.saved_steps(folder / "checkpoints")
+    steps = averaged_steps(plan, mean.last) if mean else [choose_step(plan, saved, step, stage)]
+    for step in steps:
+        choose_step(plan, saved, step, None)
+    step = steps[-1]
     decoder = read_description(folder)
     special = read_json(directory.tokenizer.with_name("special_tokens.json"))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,13 +100,15 @@ def export(
         export_checkpoint(
             temporary,
             decoder,
-            checkpoints.load_params(folder / "checkpoints", decoder, step, average=average),
+            checkpoints.load_mean(folder / "checkpoints", decoder, steps, mean.decay)
+            if mean
+            else checkpoints.load_params(folder / "checkpoints", decoder, step, average=average),
             tokenizer=directory.tokenizer,
             bos_id=special["bos_id"],
             eos_id=special["eos_id"],
             context=plan["sequence_length"],
         )
-        card = model_card(directory, curriculum, plan, step, decoder, average)
+        card = model_card(directory, curriculum, plan, steps, decoder, average, mean)
         (temporary / "README.md").write_text(card, "utf-8")
         temporary.rename(out)
     finally:
@@ -96,12 +120,14 @@ def model_card(
     directory: RunDirectory,
     curriculum: str,
     plan: dict[str, Any],
-    step: int,
+    steps: list[int],
     decoder: Decoder,
     average: bool,
+    mean: AverageConfig | None,
 ) -> str:
     """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
     vocab_size = read_json(directory.tokenizer.with_name("special_tokens.json"))["vocab_size"]
+    step = steps[-1]
     tokens = step * plan["batch_rows"] * plan["sequence_length"]
     stages = "\n".join(
         f"| {item['name']} | {item['first_step']:,} | {item['last_step']:,} | "
@@ -109,6 +135,10 @@ def model_card(
         for item in plan["stages"]
     )
     weights = " The weights are an exponential moving average over training." if average else ""
+    if mean:
+        listing = ", ".join(f"{each:,}" for each in steps)
+        decay = f", each weighing {mean.decay:g} of the one after it" if mean.decay else ""
+        weights = f" The weights are the mean of the checkpoints at steps {listing}{decay}."
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -141,7 +171,7 @@ padding, which the model has learned never to predict.
 {stages}
 
 Stages with a smooth transition overlap: around a boundary both neighbours are mixed.
-{data_counts(directory)}{held_out(directory, curriculum, step, average)}"""
+{data_counts(directory)}{held_out(directory, curriculum, step, average, mean)}"""
 
 
 def data_counts(directory: RunDirectory) -> str:
@@ -160,13 +190,19 @@ def data_counts(directory: RunDirectory) -> str:
     return "\n".join(lines) + "\n"
 
 
-def held_out(directory: RunDirectory, curriculum: str, step: int, average: bool) -> str:
+def held_out(
+    directory: RunDirectory, curriculum: str, step: int, average: bool, mean: AverageConfig | None
+) -> str:
     """The section on the held-out loss of these weights; empty where it was not measured."""
     path = directory.evaluation(curriculum)
     measured = read_json(path) if path.exists() else {}
-    if measured.get("average") is not average:
-        return ""
-    for overall in (c["overall"] for c in measured["checkpoints"] if c["step"] == step):
+    lines = [c for c in measured.get("checkpoints", []) if c["step"] == step]
+    if mean:
+        name = f"average-{mean.name}"
+        lines = [line for line in measured.get("averages", []) if line["name"] == name]
+    elif measured.get("average") is not average:
+        lines = []
+    for overall in (line["overall"] for line in lines):
         return (
             f"\n## Held-out loss\n\n{overall['nll_per_token']:.4f} nats a token, "
             f"{overall['bits_per_byte']:.4f} bits a byte, over {overall['documents']:,} documents "
@@ -181,6 +217,11 @@ def main(arguments: list[str] | None = None) -> int:
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
     try:
         directory = RunDirectory(options.run)
+        mean = None
+        if options.average_last is not None:
+            mean = AverageConfig(options.average_last, options.average_decay)
+        elif options.average_decay is not None:
+            raise UserError("--average_decay goes with --average_last N")
         step = export(
             directory,
             options.curriculum,
@@ -188,6 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
             step=options.step,
             stage=options.stage,
             average=options.ema,
+            mean=mean,
         )
     except UserError as error:
         print_error(error)

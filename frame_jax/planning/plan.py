@@ -220,7 +220,8 @@ def arm(config: RunConfig, schedule: Schedule, name: str) -> RenderableType:
     training, length = config.arm_training(name), config.partition.rows.sequence_length
     steps = schedule.steps(training.batch_rows)
     table = Table(title=f"{name}: {steps:,} steps", title_justify="left")
-    for column in ("stage", "rows", "tokens", "first step", "last step", "learning rate"):
+    columns = ("stage", "rows", "tokens", "first step", "last step", "learning rate", "time scale")
+    for column in columns:
         table.add_column(column, justify="left" if column == "stage" else "right")
     start = 0
     names = [stage.name for stage in schedule.stages] * schedule.epochs
@@ -237,9 +238,28 @@ def arm(config: RunConfig, schedule: Schedule, name: str) -> RenderableType:
             f"{first:,}",
             f"{last:,}",
             f"{rates[0]:.2e} to {rates[1]:.2e}",
+            time_scale(training, first, last, steps, stage_starts),
         )
         start = stop
+    table.caption = "time scale: 1 / (learning rate x weight decay), the optimizer's memory"
+    table.caption_justify = "left"
     return Group(table, plot(schedule, training))
+
+
+def time_scale(
+    training: TrainingConfig, first: int, last: int, steps: int, stage_starts: list[int]
+) -> str:
+    """Over how many steps AdamW's weights forget what a step gave them, and in stages' lengths.
+
+    The weights are a moving average of updates, each of which fades by 1 - rate * weight decay a
+    step (arXiv 2509.25380 gives the same as a share of the run); the rate is the stage's mean.
+    """
+    places = np.linspace(first, max(first, last), 65)
+    rate = float(np.mean(np.asarray(learning_rate(training.schedule, places, steps, stage_starts))))
+    fading = rate * training.optimizer.weight_decay
+    if fading == 0:
+        return "endless"
+    return f"{1 / fading:,.0f} steps, {1 / fading / max(last - first + 1, 1):.1f} stages"
 
 
 def plot(schedule: Schedule, training: TrainingConfig) -> Text:

@@ -146,8 +146,11 @@ def tasks(run: Trained) -> list[Piece]:
     if not finals:
         return []
     note = " ".join([notes.TASKS, task_results.cut_prompts(finals)])
-    found: list[Piece] = [
-        tag("h2", "Tasks"),
+    found: list[Piece] = [tag("h2", "Tasks")]
+    answers = task_results.answer_table(finals, list(run.results))
+    if answers is not None:
+        found += [answers, tag("p", notes.ANSWERS, class_="note")]
+    found += [
         task_results.task_table(finals, list(run.results)),
         tag("p", note, class_="note"),
     ]

@@ -52,13 +52,18 @@ HELD_OUT = (
 AVERAGE = " Measured are the moving averages of the weights, not the weights."
 HELD_OUT_TABLE = "Nats per token at the end of training, bits per byte in brackets; lowest in bold."
 DIFFERENCE = "Below zero is better than the {baseline} order at the same number of tokens."
+ANSWERS = (
+    "Surprise at the right answers, in bits over the UTF-8 bytes of the answer's text, ± one "
+    "standard error over the questions; lowest in bold. Small models show a difference here long "
+    "before they answer more questions right than a guess would."
+)
 TASKS = (
     "Percent of the questions answered right, ± one standard error over the questions: the answer "
     "given is the choice with the largest log-likelihood or, in brackets, with the largest "
     "log-likelihood a byte. A blind rule reads no question: it takes always the same place or "
     "always the longest choice. Bold is more than two standard errors above a guess and the best "
-    "such rule. Orders share the questions, so their errors are not independent; and none covers "
-    "the seed of a training run."
+    "such rule; ○ is within two of a guess, where an accuracy says nothing. Orders share the "
+    "questions, so their errors are not independent; and none covers the seed of a training run."
 )
 TASK_CURVES = "Accuracy at the ends of stages, ± one standard error. Dashed: a guess."
 MIXTURE = "Share of each quadrant in the rows of the batches."

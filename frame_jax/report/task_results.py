@@ -13,6 +13,7 @@ from frame_jax.report.html import Html, join, table, tag
 
 Score = dict[str, Any]
 MEAN = "mean of the tasks"
+GUESS = "○"  # beside an accuracy that a guess explains
 
 
 def final_scores(results: dict[str, Result]) -> dict[str, dict[str, Score]]:
@@ -73,6 +74,27 @@ def mean_score(scores: list[Score]) -> Score:
     return found | {key: error(key) for key in ("accuracy_stderr", "accuracy_norm_stderr")}
 
 
+def answer_table(finals: dict[str, dict[str, Score]], arms: list[str]) -> Html | None:
+    """Bits per byte of the right answers, tasks by arms; None where no task has them."""
+    rows = []
+    for task, scores in finals.items():
+        measured = {a: s for a, s in scores.items() if "answer_bits_per_byte" in s}
+        if not measured:
+            continue
+        best = min(measured, key=lambda arm: measured[arm]["answer_bits_per_byte"])
+        rows.append([task, *(bits(measured.get(arm), best=arm == best) for arm in arms)])
+    return table(["task", *arms], rows) if rows else None
+
+
+def bits(score: Score | None, *, best: bool) -> str:
+    """Bits per byte with their standard error; the lowest of a task in bold."""
+    if score is None:
+        return "–"
+    error = score["answer_bits_per_byte_stderr"]
+    text = f"{score['answer_bits_per_byte']:.4f}" + ("" if error is None else f" ± {error:.4f}")
+    return tag("span", text, class_="best" if best else None)
+
+
 def task_table(finals: dict[str, dict[str, Score]], arms: list[str]) -> Html:
     """Tasks by arms: accuracy and, in brackets, normalised accuracy, each with its error."""
     rows = []
@@ -95,7 +117,7 @@ def cell(score: Score | None) -> str:
     """Accuracies in percent, one where both are the same; bold where something was learned.
 
     That is where an accuracy is more than two errors above what needs no question, a guess or the
-    best blind rule.
+    best blind rule. A circle marks one within two errors of a guess.
     """
     if score is None:
         return "–"
@@ -103,6 +125,8 @@ def cell(score: Score | None) -> str:
     def measured(key: str) -> Html:
         value, error = score[key], score[f"{key}_stderr"]
         text = percent(value) if error is None else f"{percent(value)} ± {percent(error)}"
+        guess = error is not None and abs(value - score["chance"]) <= 2 * error
+        text += f"\N{NO-BREAK SPACE}{GUESS}" if guess else ""
         learned = error is not None and value - 2 * error > max(score["chance"], score["blind"])
         return tag("span", text, class_="best" if learned else None)
 

@@ -62,7 +62,7 @@ def test_tasks_stand_beside_a_guess_with_their_errors(finished: Any, tmp_path: P
     page = (directory.report / "index.html").read_text("utf-8")
     # By hand: sqrt(0.45 * 0.55 / 999) = 1.57%, sqrt(0.26 * 0.74 / 100) = 4.39%.
     assert cells(page, "letters")[:3] == ["25.0", "30.0", "45.0 ± 1.6 (46.0 ± 1.6)"]
-    assert cells(page, "cloze")[2] == "26.0 ± 4.4 (27.0 ± 4.4)"
+    assert cells(page, "cloze")[2] == "26.0 ± 4.4\xa0○ (27.0 ± 4.4\xa0○)"  # a guess
     # The mean of both, its error half of the root of the sum of squares.
     assert cells(page, "mean of the tasks")[2] == "35.5 ± 2.3 (36.5 ± 2.3)"
     assert '<span class="best">45.0 ± 1.6</span>' in page

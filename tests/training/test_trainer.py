@@ -11,7 +11,8 @@ from frame_jax import checkpoints
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
 from frame_jax.errors import UserError
-from frame_jax.training.job import Job, kept_steps
+from frame_jax.run.arm import averaged_steps
+from frame_jax.training.job import Job, kept_steps, tail_steps
 from frame_jax.training.trainer import train
 from tests.training.rows import LENGTH, make_job, write_rows
 
@@ -83,6 +84,20 @@ def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
         9,
         11,
     ]
+
+
+def test_the_end_of_a_run_keeps_checkpoints_for_averages(root: Path) -> None:
+    training = TrainingConfig(batch_rows=8, milestones=1, tail_checkpoints=3, tail_fraction=0.5)
+    job = make_job(root, folder="tail", training=training)
+    assert tail_steps(job) == [7, 9, 11]  # thirds of the last 5.5 of 11 steps
+    train(job)
+    plan = json.loads((job.folder / "curriculum.json").read_text())
+    assert plan["tail_steps"] == [7, 9, 11]
+    assert plan["kept_steps"] == kept_steps(job)  # what evaluation reads one by one
+    saved = checkpoints.saved_steps(job.folder / "checkpoints")
+    assert {*plan["kept_steps"], 7} <= set(saved)
+    assert averaged_steps(plan, 2) == [9, 11]
+    assert averaged_steps(plan | {"tail_steps": []}, 2) == plan["kept_steps"][-2:]
 
 
 def test_without_milestones_only_stage_ends_are_saved(
