@@ -99,6 +99,9 @@ COMMANDS = {
     ".venv/bin/python tools/crash_test.py --kills 40": Entry(
         (("--kills 40", "--help"),), shows="--kills"
     ),
+    ".venv/bin/python -m frame_jax.main --config configs/study_cpu.yaml": Entry(
+        extra="--plan", shows="pretrain frame_wide-seed2"
+    ),
     # docs/curricula.md
     ".venv/bin/python -m frame_jax.curriculum.presets frame": Entry(shows="weights: {Q3: 1.0}"),
     # docs/metrics.md
