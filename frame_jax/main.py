@@ -26,7 +26,7 @@ from frame_jax.run.directory import (
 from frame_jax.run.lock import exclusive
 from frame_jax.run.preemption import STOPPED, Preempted
 
-PIPED_WIDTH = 120  # of the last table where there is no terminal
+PIPED_WIDTH = 132  # of the last table where there is no terminal
 
 
 def parser() -> Any:

@@ -29,10 +29,11 @@ class Line(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For a reader."""
+        """For a reader: `frame`, or `frame, mean of 6` (`mean of 6 at 0.8` with a decay)."""
         if self.weights == FINAL:
             return self.arm
-        return f"{self.arm}, {self.weights.removeprefix('average-')} averaged"
+        last, _, decay = self.weights.removeprefix("average-last").partition("-")
+        return f"{self.arm}, mean of {last}" + (f" at {decay}" if decay else "")
 
 
 def read_study(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
