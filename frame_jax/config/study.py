@@ -11,6 +11,7 @@ from frame_jax.config.base import require
 from frame_jax.config.curriculum import CurriculumConfig, Preset
 from frame_jax.config.run import RunConfig, default_curricula
 from frame_jax.config.training import ScheduleConfig
+from frame_jax.errors import UserError
 
 
 def expand_study(config: RunConfig) -> RunConfig:
@@ -65,5 +66,4 @@ def schedule(base: ScheduleConfig, name: str, changes: dict[str, Any]) -> Schedu
         return ScheduleConfig(**{f.name: values[f.name] for f in dataclasses.fields(base)})
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         message = " ".join(str(error).split())
-        require(False, f"study.schedules.{name}: {message}")
-        raise
+        raise UserError(f"study.schedules.{name}: {message}") from error
