@@ -86,6 +86,9 @@ def optimizer_shardings(
 ) -> Any:
     """Shardings of the optimizer's state: moments like their parameters, counters replicated.
 
+    A moment is an array of a parameter's shape whose place in the state ends with the parameter's
+    in the model. (`optax.tree_map_params` finds none in a state that has been made from axes.)
+
     Args:
         optimizer: The update rule.
         params: Tree of parameter shapes.
@@ -93,10 +96,18 @@ def optimizer_shardings(
         mesh: The mesh.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
-    return optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, params),
-        shardings,
-        transform_non_params=lambda _: replicated,
-    )
+    shapes = jax.tree_util.tree_flatten_with_path(params)[0]
+    targets = {
+        path: (leaf.shape, target)
+        for (path, leaf), target in zip(shapes, jax.tree.leaves(shardings), strict=True)
+    }
+
+    def sharding_of(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        for start in range(len(path)):
+            shape, target = targets.get(path[start:], (None, replicated))
+            if shape == leaf.shape:
+                return target
+        return replicated
+
+    state = jax.eval_shape(optimizer.init, params)
+    return jax.tree_util.tree_map_with_path(sharding_of, state)

@@ -3,16 +3,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from jax import tree
 
 from frame_jax import checkpoints
 from frame_jax.config.parallel import ParallelConfig
-from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
+from frame_jax.config.training import OptimizerConfig, ReferenceModelConfig, TrainingConfig
 from frame_jax.errors import UserError
+from frame_jax.parallel.sharding import make_mesh
 from frame_jax.run.arm import averaged_steps
 from frame_jax.training.job import Job, kept_steps, tail_steps
+from frame_jax.training.state import StateFactory
 from frame_jax.training.trainer import train
 from tests.training.rows import LENGTH, make_job, write_rows
 
@@ -61,6 +64,41 @@ def test_a_run_resumed_from_any_checkpoint_ends_bit_identical(root: Path) -> Non
         for before, after in zip(metrics(whole), metrics(resumed), strict=True):
             for key in ("step", "loss", "grad_norm", "learning_rate", "stage", "mixture"):
                 assert before[key] == after[key]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_moments_lie_where_their_parameters_do(root: Path, use_devices, kind: str) -> None:
+    """Whichever rule: Muon's state is made from axes, and has moments of the matrices alone."""
+    use_devices(8)
+    optimizer = OptimizerConfig(kind=kind, average_decay=0.9)
+    training = TrainingConfig(batch_rows=8, milestones=1, optimizer=optimizer)
+    parallel = ParallelConfig(data=2, fsdp=2, tensor=2)
+    job = make_job(root, folder=kind, training=training, parallel=parallel)
+    factory = StateFactory(job, make_mesh(job.parallel))
+    state = jax.eval_shape(factory.optimizer.init, job.decoder.shapes())
+    found = jax.tree_util.tree_flatten_with_path((state, factory.shardings.optimizer))[0]
+    shapes, shardings = found[: len(found) // 2], found[len(found) // 2 :]
+    queries = 0
+    for (path, leaf), (_, sharding) in zip(shapes, shardings, strict=True):
+        name = jax.tree_util.keystr(path)
+        if name.endswith("['query']"):
+            queries += 1
+            assert sharding.spec == factory.shardings.params["layers"]["query"].spec
+        if leaf.ndim == 0:
+            assert not any(sharding.spec)
+    assert queries == (3 if kind == "adamw" else 2)  # two moments or one, and the average
+
+
+def test_muon_trains_and_goes_on(root: Path) -> None:
+    optimizer = OptimizerConfig(kind="muon")
+    training = TrainingConfig(batch_rows=16, milestones=2, optimizer=optimizer)
+    job = make_job(root, folder="muon", training=training)
+    train(job)
+    whole = metrics(job)
+    assert whole[-1]["loss"] < whole[0]["loss"]
+    shutil.rmtree(job.folder / "checkpoints" / str(job.steps))
+    train(job)
+    assert [m["loss"] for m in metrics(job)] == [m["loss"] for m in whole]
 
 
 def test_a_finished_run_trains_no_further(root: Path) -> None:
