@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.config.base import require
-from frame_jax.config.run import RunConfig
+from frame_jax.config.run import BASELINE, RunConfig
 from frame_jax.config.study import expand_study
 from frame_jax.errors import UserError
 
@@ -50,6 +50,11 @@ def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
         values = parser.instantiate(namespace)
         settings = expand_study(
             RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
+        )
+        require(
+            settings.baseline in (*settings.curricula, BASELINE),
+            f"baseline: there is no curriculum {settings.baseline!r}; there are: "
+            f"{', '.join(settings.curricula)}",
         )
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         raise UserError(explain(str(error), arguments)) from error

@@ -74,6 +74,7 @@ def test_a_study_takes_orders_of_ones_own_and_stands_beside_other_curricula(tmp_
             },
             "'frame_c' is also one of curricula",
         ),
+        ({"baseline": "rndom"}, "there is no curriculum 'rndom'; there are: frame, random"),
         ({"seeds": []}, "seeds must be at least one"),
         ({"seeds": 0}, "seeds must be at least one"),
         ({"seeds": [1, 1]}, "each of them once"),
