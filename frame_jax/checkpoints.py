@@ -27,6 +27,7 @@ from frame_jax.models.averages import WeightAverage
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
+from frame_jax.run.aliases import without_patterns
 from frame_jax.run.directory import is_full, no_room
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
@@ -55,7 +56,7 @@ class Checkpointer:
         self._saving = 0, 0  # step and bytes of the save under way
         policies = ocp.training.preservation_policies
         self._orbax = ocp.training.Checkpointer(
-            folder.resolve(),
+            without_patterns(folder),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(
                 [policies.LatestN(ROLLING), policies.CustomSteps(list(kept_steps))]
@@ -252,7 +253,7 @@ def _digests(trees: dict[str, Any]) -> dict[str, jax.Array]:
 
 def saved_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints under `folder`, ascending."""
-    with ocp.training.Checkpointer(folder.resolve()) as orbax:
+    with ocp.training.Checkpointer(without_patterns(folder)) as orbax:
         return sorted(checkpoint.step for checkpoint in orbax.checkpoints)
 
 
@@ -277,7 +278,7 @@ def load_params(
     """
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), decoder.shapes())
     try:
-        with ocp.training.Checkpointer(folder.resolve()) as orbax:
+        with ocp.training.Checkpointer(without_patterns(folder)) as orbax:
             metadata = read_metadata(orbax, step)
             if average:
                 params = _load_average(orbax, step, like)

@@ -7,7 +7,8 @@ from typing import Any
 
 import duckdb
 
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.sql import parquet
 
 Result = dict[str, Any]  # what `frame_jax.evaluation.held_out` writes for one curriculum
 DIMENSIONS = ("domain", "language", "quadrant")
@@ -102,20 +103,22 @@ def differences(
         for arm in results:
             if arm == baseline:
                 continue
+            ours, theirs = (
+                document_scores(directory, name, results[name]) for name in (arm, baseline)
+            )
             found[arm] = connection.execute(
-                """
+                f"""
                 WITH paired AS (SELECT arm.nll - base.nll AS d, arm.predicted_tokens AS n
-                                FROM read_parquet(?) arm JOIN read_parquet(?) base USING (doc_id)),
+                                FROM {ours} arm JOIN {theirs} base USING (doc_id)),
                 total AS (SELECT sum(d) / sum(n) AS mean, sum(n) AS tokens FROM paired)
                 SELECT any_value(mean), sqrt(sum(power(d - mean * n, 2))) / any_value(tokens)
                 FROM paired, total
-                """,
-                [document_scores(directory, name, results[name]) for name in (arm, baseline)],
+                """
             ).fetchall()[0]
     return found
 
 
 def document_scores(directory: RunDirectory, arm: str, result: Result) -> str:
-    """Glob of the final checkpoint's losses by document."""
+    """A table in SQL: the final checkpoint's losses by document."""
     folder = directory.evaluation(arm).with_suffix("") / str(final(result)["step"])
-    return str(folder / "part-*.parquet")
+    return parquet(*list_parts(folder, ".parquet"))
