@@ -90,6 +90,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
             return 0
 
     from frame_jax.curriculum.presets import expand
+    from frame_jax.evaluation.items import check_tasks
     from frame_jax.parallel import processes
     from frame_jax.parallel.sharding import mesh_shape
     from frame_jax.run import preemption
@@ -104,10 +105,16 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
         expand(curriculum, config.partition.axes)
     if config.tracker is not None:
         trackers.find(config.tracker)
-    if any(
-        u.name == "score" and not markers.is_complete(directory, u, expected[u.name]) for u in todo
-    ):
-        check_imported(config, directory)
+    again = [] if redo is None else markers.downstream(table, table, redo)
+    left = {
+        u.phase
+        for u in todo
+        if u.name in again or not markers.is_complete(directory, u, expected[u.name])
+    }
+    if "score" in left:
+        check_imported(config, directory, tokenizer_anew="tokenize" in again)
+    if "evaluate" in left:
+        check_tasks(config.evaluation.tasks)
     if processes.is_first():
         with exclusive(directory):
             return _run_units(config, directory, table, todo, expected, redo)
@@ -155,7 +162,7 @@ def finish(config: RunConfig, ran: int, until: str | None) -> None:
 
         from frame_jax.report.terminal import terminal_table
 
-        Console().print(terminal_table(directory))
+        Console().print(terminal_table(directory, config.curricula))
         print(f"report: {directory.report / 'index.html'}")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import bisect
+from pathlib import Path
 from typing import Any
 
 import duckdb
 
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.leftovers import changed_input
 from frame_jax.sql import parquet
 
 Result = dict[str, Any]  # what `frame_jax.evaluation.held_out` writes for one curriculum
@@ -16,9 +18,17 @@ BASELINE = "random"  # the arm that the others are compared with
 
 
 def read_results(directory: RunDirectory) -> dict[str, Result]:
-    """The results of every evaluated curriculum, by name."""
+    """The results of every evaluated curriculum, by name, but for those of other rows.
+
+    An arm whose model was made from a partition that has been made anew since is left out: its
+    quadrants, and perhaps its tokens, are not those of the other arms.
+    """
     paths = sorted(directory.evaluation("any").parent.glob("*.json"))
-    return {path.stem: read_json(path) for path in paths}
+    return {
+        path.stem: read_json(path)
+        for path in paths
+        if changed_input(directory, f"evaluate-{path.stem}") is None
+    }
 
 
 def slices(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -94,7 +104,7 @@ def differences(
     seed of the training run does. [ours]
 
     Returns:
-        Nothing where the baseline has not been evaluated.
+        Nothing where the baseline has not been evaluated, or on no document of the arm.
     """
     if baseline not in results:
         return {}
@@ -104,9 +114,10 @@ def differences(
             if arm == baseline:
                 continue
             ours, theirs = (
-                document_scores(directory, name, results[name]) for name in (arm, baseline)
+                parquet(*document_scores(directory, name, results[name]))
+                for name in (arm, baseline)
             )
-            found[arm] = connection.execute(
+            difference = connection.execute(
                 f"""
                 WITH paired AS (SELECT arm.nll - base.nll AS d, arm.predicted_tokens AS n
                                 FROM {ours} arm JOIN {theirs} base USING (doc_id)),
@@ -114,11 +125,13 @@ def differences(
                 SELECT any_value(mean), sqrt(sum(power(d - mean * n, 2))) / any_value(tokens)
                 FROM paired, total
                 """
-            ).fetchall()[0]
+            ).fetchall()
+            if difference[0][0] is not None:  # they have documents in common
+                found[arm] = difference[0]
     return found
 
 
-def document_scores(directory: RunDirectory, arm: str, result: Result) -> str:
-    """A table in SQL: the final checkpoint's losses by document."""
+def document_scores(directory: RunDirectory, arm: str, result: Result) -> list[Path]:
+    """The Parquet files of the final checkpoint's losses by document."""
     folder = directory.evaluation(arm).with_suffix("") / str(final(result)["step"])
-    return parquet(*list_parts(folder, ".parquet"))
+    return list_parts(folder, ".parquet")

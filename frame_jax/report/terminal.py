@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from rich.table import Table
 from rich.text import Text
 
@@ -9,9 +11,9 @@ from frame_jax.report.held_out_results import BASELINE, differences, final, read
 from frame_jax.run.directory import RunDirectory
 
 
-def terminal_table(directory: RunDirectory) -> Table:
-    """Final held-out losses of all arms, best first, and their differences to the random order."""
-    results = read_results(directory)
+def terminal_table(directory: RunDirectory, arms: Collection[str]) -> Table:
+    """Final held-out losses of `arms`, best first, and their differences to the random order."""
+    results = {arm: found for arm, found in read_results(directory).items() if arm in arms}
     against = differences(directory, results)
     table = Table(title="Held-out loss after pretraining", title_justify="left")
     table.add_column("order", style="bold")
