@@ -22,6 +22,7 @@ from frame_jax.run.directory import (
     is_full,
     remove_temporaries,
 )
+from frame_jax.run.faults import disk_fault
 from frame_jax.run.lock import exclusive
 from frame_jax.run.preemption import STOPPED, Preempted
 
@@ -93,12 +94,13 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     from frame_jax.evaluation.items import check_tasks
     from frame_jax.parallel import processes
     from frame_jax.parallel.sharding import mesh_shape
-    from frame_jax.run import preemption
+    from frame_jax.run import preemption, storage
     from frame_jax.scoring.references import check_imported
     from frame_jax.training import trackers
 
     processes.start(config.parallel)
     preemption.install()
+    storage.check(directory)
     # What cannot work is refused before anything is written.
     mesh_shape(config.parallel, processes.devices())
     for curriculum in config.curricula.values():
@@ -204,7 +206,7 @@ def user_error(error: BaseException) -> UserError | None:
             return cause
         cause = cause.__cause__ or cause.__context__
     if not is_full(error):
-        return None
+        return disk_fault(error)
     return UserError(
         f"no room: {error}. Make room and run the same command again; every finished part is kept"
     )
