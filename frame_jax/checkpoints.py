@@ -29,17 +29,23 @@ from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
 from frame_jax.run.aliases import without_patterns
 from frame_jax.run.directory import is_full, no_room
+from frame_jax.run.faults import fault, is_fault
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
 # By default some of Orbax's barriers are collectives, which wait for ever; these wait five minutes.
 flags.FLAGS.set_default("experimental_orbax_use_distributed_barrier", True)
 flags.FLAGS.mark_as_parsed()
 
+READ_BYTES = 1 << 24
 ROLLING = 2  # newest checkpoints that are kept beside the asked-for ones
 
 
 class DamagedError(Exception):
     """A checkpoint that cannot be read, or does not hold what was saved."""
+
+
+class UnreachableError(Exception):
+    """A checkpoint that storage or network do not give at the moment; it may be whole."""
 
 
 class Checkpointer:
@@ -97,6 +103,7 @@ class Checkpointer:
         Raises:
             UserError: if the checkpoint belongs to a run with other settings.
             DamagedError: if it cannot be read.
+            UnreachableError: if storage or network are at fault for that.
         """
         metadata = read_metadata(self._orbax, step)
         if metadata["fingerprint"] != self.fingerprint:
@@ -116,19 +123,24 @@ class Checkpointer:
         """The newest checkpoint that all processes can read: its step and state; None without one.
 
         Damaged ones are moved aside, with a warning, once one before them has been read: what
-        spoils all of them is rather the storage or the memory than the files. Arguments as for
-        `restore`.
+        spoils all of them is rather the storage or the memory than the files. One that is out of
+        reach is waited for: nothing before it is taken in its place. Arguments as for `restore`.
 
         Raises:
-            UserError: if there are checkpoints and none of them can be read.
+            UserError: if there are checkpoints and none of them can be read, or one is out of
+                reach.
         """
         damaged: dict[int, str] = {}
         for step in sorted((found.step for found in self._orbax.checkpoints), reverse=True):
-            state, problem = None, "on another process"
+            state, problem, reachable = None, "on another process", True
             try:
                 state = self.restore(step, params, optimizer_state)
             except DamagedError as error:
                 problem = str(error)
+            except UnreachableError as error:
+                problem, reachable = str(error), False
+            for _, said in processes.dissenters(reachable, problem).items():
+                raise fault(self.folder / str(step), said)
             if processes.all_agree(state is not None) and state is not None:
                 self._set_aside(damaged)
                 return step, *state
@@ -180,7 +192,7 @@ def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[st
     try:
         metadata = orbax.checkpointables_metadata(step).custom_metadata
     except Exception as error:  # Orbax has no common class for what it cannot read
-        raise DamagedError(first_line(error)) from error
+        raise verdict(orbax, step, error) from error
     if not isinstance(metadata, dict) or not {"fingerprint", "digests"} <= metadata.keys():
         raise DamagedError("its metadata cannot be read")
     return metadata
@@ -191,7 +203,7 @@ def load(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any
     try:
         found = orbax.load_checkpointables(step, like)
     except Exception as error:  # Orbax has no common class for what it cannot read
-        raise DamagedError(first_line(error)) from error
+        raise verdict(orbax, step, error) from error
     shapes = [
         [leaf.shape for leaf in jax.tree.leaves(tree) if leaf is not ...] for tree in (like, found)
     ]
@@ -199,6 +211,27 @@ def load(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any
         if expected != shape:
             raise DamagedError(f"an array has shape {shape}, where the model has {expected}")
     return found
+
+
+def verdict(orbax: ocp.training.Checkpointer, step: int | None, error: Exception) -> Exception:
+    """What it means that Orbax could not read a checkpoint.
+
+    Orbax hides what a file system said, so every file is read once more: one that cannot be read
+    at all says that the storage is at fault, and no longer that the checkpoint is damaged.
+    """
+    if is_fault(error):
+        return UnreachableError(first_line(error))
+    folder = Path(orbax.directory, "" if step is None else str(step))
+    try:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as content:
+                    while content.read(READ_BYTES):
+                        pass
+    except OSError as refused:
+        if is_fault(refused):
+            return UnreachableError(first_line(refused))
+    return DamagedError(first_line(error))
 
 
 def unit_of(folder: Path) -> str:
@@ -274,7 +307,8 @@ def load_params(
         Nested dict of float32 NumPy arrays.
 
     Raises:
-        UserError: if the checkpoint cannot be read or is not this model's, or has no average.
+        UserError: if the checkpoint cannot be read, is out of reach, is not this model's, or has
+            no average.
     """
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), decoder.shapes())
     try:
@@ -286,6 +320,8 @@ def load_params(
                 params = load(orbax, step, {"params": like})["params"]
         if int(digest(params, np)) != metadata["digests"]["average" if average else "params"]:
             raise DamagedError("its params are not what was saved")
+    except UnreachableError as error:
+        raise fault(folder / ("" if step is None else str(step)), error) from error
     except DamagedError as error:
         raise UserError(
             f"{folder / ('' if step is None else str(step))} cannot be read ({error}); train the "
