@@ -28,6 +28,7 @@ from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
 from frame_jax.run.aliases import without_patterns
+from frame_jax.run.copies import Copies, copied_steps, within_reach
 from frame_jax.run.directory import is_full, no_room
 from frame_jax.run.faults import fault, is_fault
 
@@ -60,13 +61,15 @@ class Checkpointer:
     def __init__(self, folder: Path, kept_steps: Sequence[int], fingerprint: str):
         self.folder, self.fingerprint = folder, fingerprint
         self._saving = 0, 0  # step and bytes of the save under way
+        self._response: Any = None  # which ends with it
+        self._copies = Copies(folder, kept_steps, ROLLING)
         policies = ocp.training.preservation_policies
+        # Where copies go to a bucket, the kept steps are there and need no room here.
+        kept = [] if self._copies.exist else [policies.CustomSteps(list(kept_steps))]
         self._orbax = ocp.training.Checkpointer(
             without_patterns(folder),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(ROLLING), policies.CustomSteps(list(kept_steps))]
-            ),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(ROLLING), *kept]),
             cleanup_tmp_directories=True,
         )
 
@@ -79,18 +82,23 @@ class Checkpointer:
         """Starts saving in the background; waits only for a save still under way.
 
         Raises:
-            UserError: if the disk is full.
+            UserError: if the disk is full, or the last copy could not be made.
         """
         size = sum(leaf.nbytes for leaf in jax.tree.leaves([params, optimizer_state]))
         if shutil.disk_usage(self.folder.parent).free < size:
             raise no_room(self.folder / str(step), size)
         state = {"params": params, "optimizer": optimizer_state}
         digests = digests_of(params, optimizer_state)
+        with self._watched(*self._saving):
+            if self._response is not None:
+                self._response.result()
+        self._copies.finish()
         with self._watched(step, size):
-            self._orbax.save_checkpointables_async(
+            self._response = self._orbax.save_checkpointables_async(
                 step, state, custom_metadata={"fingerprint": self.fingerprint, "digests": digests}
             )
         self._saving = step, size
+        self._copies.begin(step)
 
     def restore(self, step: int, params: Params, optimizer_state: Any) -> tuple[Params, Any]:
         """The state at `step`.
@@ -131,8 +139,15 @@ class Checkpointer:
                 reach.
         """
         damaged: dict[int, str] = {}
-        for step in sorted((found.step for found in self._orbax.checkpoints), reverse=True):
+        here = {found.step for found in self._orbax.checkpoints}
+        for step in sorted(here | set(self._copies.steps()), reverse=True):
             state, problem, reachable = None, "on another process", True
+            if step not in here:
+                lost = self._copies.fetch(step, self.folder / str(step))
+                if lost is not None:
+                    damaged[step] = lost
+                    continue
+                self._orbax.reload()
             try:
                 state = self.restore(step, params, optimizer_state)
             except DamagedError as error:
@@ -166,7 +181,9 @@ class Checkpointer:
             if processes.is_first():
                 aside.parent.mkdir(exist_ok=True)
                 shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(step)).rename(aside)
+                if (self.folder / str(step)).exists():
+                    (self.folder / str(step)).rename(aside)
+                self._copies.set_aside(step)
         if damaged:
             processes.barrier("damaged checkpoints moved")
             self._orbax.reload()
@@ -182,9 +199,18 @@ class Checkpointer:
             raise
 
     def close(self) -> None:
-        """Waits for the save under way."""
-        with self._watched(*self._saving):
-            self._orbax.close()
+        """Waits for the save under way, and its copy.
+
+        Raises:
+            UserError: if the disk is full, or the copy could not be made.
+        """
+        saved = False
+        try:
+            with self._watched(*self._saving):
+                self._orbax.close()
+            saved = True
+        finally:
+            self._copies.close(give_up=not saved)
 
 
 def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[str, Any]:
@@ -285,9 +311,10 @@ def _digests(trees: dict[str, Any]) -> dict[str, jax.Array]:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints under `folder`, ascending."""
+    """Steps of the complete checkpoints under `folder` or in its bucket, ascending."""
     with ocp.training.Checkpointer(without_patterns(folder)) as orbax:
-        return sorted(checkpoint.step for checkpoint in orbax.checkpoints)
+        here = {checkpoint.step for checkpoint in orbax.checkpoints}
+    return sorted(here | set(copied_steps(folder)))
 
 
 def load_params(
@@ -312,7 +339,10 @@ def load_params(
     """
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), decoder.shapes())
     try:
-        with ocp.training.Checkpointer(without_patterns(folder)) as orbax:
+        with (
+            within_reach(folder, step) as place,
+            ocp.training.Checkpointer(without_patterns(place)) as orbax,
+        ):
             metadata = read_metadata(orbax, step)
             if average:
                 params = _load_average(orbax, step, like)

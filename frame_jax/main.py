@@ -132,7 +132,7 @@ def _run_units(
     redo: str | None,
 ) -> int:
     from frame_jax.parallel import processes
-    from frame_jax.run import integrity
+    from frame_jax.run import bucket, integrity
 
     first = processes.is_first()
     if first:
@@ -145,6 +145,8 @@ def _run_units(
     for unit in todo:
         markers.check_current(directory, unit, expected[unit.name])
     left = [u for u in todo if not markers.is_complete(directory, u, expected[u.name])]
+    if first:
+        bucket.settle(directory, left, config.checkpoint_root)
     integrity.verify(directory, phases.sources(table, left))
     processes.barrier("the work is known")
     for unit in left:

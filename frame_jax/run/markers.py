@@ -17,6 +17,7 @@ from typing import Any
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import lookup, settings_of
 from frame_jax.errors import UserError
+from frame_jax.run import bucket
 from frame_jax.run.directory import RunDirectory, discard, read_json, remove, write_json
 from frame_jax.run.leftovers import with_leftovers
 from frame_jax.run.phases import Unit, load_function
@@ -123,6 +124,7 @@ def redo(directory: RunDirectory, table: Sequence[Unit], phase: str) -> list[str
     for unit in reversed(everything):
         if unit.name in doomed:
             for output in unit.outputs:
+                bucket.clear(directory.root / output)
                 discard(directory.root / output)
             remove(directory.marker(unit.name))
     return doomed
