@@ -30,7 +30,7 @@ from frame_jax.parallel import processes
 from frame_jax.run.aliases import without_patterns
 from frame_jax.run.copies import Copies, copied_steps, within_reach
 from frame_jax.run.directory import is_full, no_room
-from frame_jax.run.faults import fault, is_fault
+from frame_jax.run.faults import fault, fault_in, is_fault
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
 # By default some of Orbax's barriers are collectives, which wait for ever; these wait five minutes.
@@ -245,8 +245,8 @@ def verdict(orbax: ocp.training.Checkpointer, step: int | None, error: Exception
     Orbax hides what a file system said, so every file is read once more: one that cannot be read
     at all says that the storage is at fault, and no longer that the checkpoint is damaged.
     """
-    if is_fault(error):
-        return UnreachableError(first_line(error))
+    if (cause := fault_in(error)) is not None:
+        return UnreachableError(first_line(cause))
     folder = Path(orbax.directory, "" if step is None else str(step))
     try:
         for file in folder.rglob("*"):
@@ -265,7 +265,7 @@ def unit_of(folder: Path) -> str:
     return "-".join(folder.parts[-3:-1])
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip('"').splitlines() or [type(error).__name__])[0][:300]
 
 

@@ -29,24 +29,31 @@ WORDS = (
 )
 
 
+def fault_in(error: BaseException | None) -> BaseException | None:
+    """The error, of those that `error` came from, that storage or network made; None for none."""
+    if error is None or isinstance(error, UserError):
+        return None
+    if isinstance(error, ConnectionError | TimeoutError):
+        return error
+    if isinstance(error, OSError) and error.errno in FAULTS:
+        return error
+    inner = fault_in(error.__cause__ or error.__context__)
+    if inner is not None:
+        return inner
+    return error if any(words in str(error) for words in WORDS) else None
+
+
 def is_fault(error: BaseException | None) -> bool:
     """Whether an error that a read ended in came from storage or network, not from the content."""
-    while error is not None and not isinstance(error, UserError):
-        if isinstance(error, ConnectionError | TimeoutError):
-            return True
-        if isinstance(error, OSError) and error.errno in FAULTS:
-            return True
-        if any(words in str(error) for words in WORDS):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return fault_in(error) is not None
 
 
 def fault(what: object, error: BaseException | str) -> UserError:
     """What to tell the user when `what` could not be read or written for such a reason."""
-    said = str(error).strip().splitlines()
+    cause = error if isinstance(error, str) else fault_in(error) or error
+    said = str(cause).strip().splitlines()
     return UserError(
-        f"{what}: the storage or the network failed ({said[0][:300] if said else error!r}). "
+        f"{what}: the storage or the network failed ({said[0][:300] if said else repr(cause)}). "
         "Nothing is damaged as far as this tells, and nothing was changed: mend the mount, the "
         "disk, the connection or the permissions, and run the same command again"
     )
