@@ -100,7 +100,6 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
 
     processes.start(config.parallel)
     preemption.install()
-    storage.check(directory)
     # What cannot work is refused before anything is written.
     mesh_shape(config.parallel, processes.devices())
     for curriculum in config.curricula.values():
@@ -117,6 +116,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
         check_imported(config, directory, tokenizer_anew="tokenize" in again)
     if "evaluate" in left:
         check_tasks(config.evaluation.tasks)
+    storage.check(directory)
     if processes.is_first():
         with exclusive(directory):
             return _run_units(config, directory, table, todo, expected, redo)

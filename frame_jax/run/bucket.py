@@ -69,13 +69,16 @@ class Bucket:
             except Exception as error:  # each library has classes of its own
                 refused = isinstance(error, PermissionError)
                 if refused or not is_fault(error) or attempt == TRIES - 1:
-                    raise UserError(
-                        f"checkpoint_root: {name}: {type(error).__name__}: {error}. Mend the "
-                        "credentials, the bucket or the connection and run the same command again; "
-                        "nothing that was there is lost"
-                    ) from error
+                    raise cannot_be_used(name, error) from error
                 time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
+
+    def _write(self, key: str, call: Callable[[str], object]) -> None:
+        """As `_try`, where only the bucket itself can be what is missing."""
+        try:
+            self._try(key, call)
+        except FileNotFoundError as error:
+            raise cannot_be_used(f"{self.url}/{key}", error) from error
 
     def _names(self, key: str = "") -> list[str]:
         """Last parts of the names right under `key`."""
@@ -88,7 +91,7 @@ class Bucket:
     def try_out(self) -> None:
         """Writes, reads and removes a small object."""
         key, content = f"probe-{secrets.token_hex(8)}", b"frame_jax"
-        self._try(key, lambda name: self._files.pipe_file(name, content))
+        self._write(key, lambda name: self._files.pipe_file(name, content))
         if self._try(key, self._files.cat_file) != content:
             raise UserError(f"checkpoint_root: {self.url} does not give back what was written")
         self._try(key, self._files.rm_file)
@@ -103,10 +106,10 @@ class Bucket:
         whole = {}
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = file.relative_to(folder).as_posix()
-            self._try(f"{step}/{name}", partial(self._files.put_file, str(file)))
+            self._write(f"{step}/{name}", partial(self._files.put_file, str(file)))
             whole[name] = [file.stat().st_size, sha256(file)]
         content = json.dumps(whole, indent=1).encode()
-        self._try(f"{step}/{WHOLE}", lambda key: self._files.pipe_file(key, content))
+        self._write(f"{step}/{WHOLE}", lambda key: self._files.pipe_file(key, content))
 
     def get(self, step: int, folder: Path) -> None:
         """Makes `folder` from the copy of a step; it appears when it is whole.
@@ -152,6 +155,13 @@ class Bucket:
         """Removes everything."""
         for step in sorted(int(name) for name in self._names() if name.isdigit()):
             self.remove(step)
+
+
+def cannot_be_used(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"checkpoint_root: {name}: {type(error).__name__}: {error}. Mend the credentials, the "
+        "bucket or the connection and run the same command again; nothing that was there is lost"
+    )
 
 
 def sha256(file: Path) -> str:

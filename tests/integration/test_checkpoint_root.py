@@ -1,4 +1,4 @@
-"""A small run whose checkpoints go to a bucket: the same results, also after its disk is lost."""
+"""Training whose checkpoints go to a bucket: the same weights, also when its disk is lost."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 import pytest
 
 from frame_jax import checkpoints
-from frame_jax.export import checkpoint as export
 from frame_jax.main import main
-from frame_jax.run.bucket import Bucket
-from frame_jax.run.directory import RunDirectory, read_json
-from tests.integration.small_run import settings, write_config, write_corpus
+from frame_jax.run import bucket, preemption
+from frame_jax.run.preemption import Preempted
+from frame_jax.training.trainer import train
+from tests.integration.small_run import write_config, write_corpus
 from tests.s3_server import failing, serve
-
-TRAINING = {"batch_rows": 16, "milestones": 1, "steps": 6, "schedule": {"peak": 0.01}}
-ONE_ARM = {"frame": {"preset": "frame"}}
+from tests.training.rows import make_job, write_rows
+from tests.training.test_trainer import assert_same, final_params, metrics
 
 
 @pytest.fixture(scope="module")
@@ -26,37 +25,28 @@ def port() -> Iterator[int]:
         yield found
 
 
-def test_a_run_whose_disk_is_lost_after_training_comes_out_the_same(
+def test_training_goes_on_from_the_bucket_when_the_disk_is_lost(
     port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_corpus(tmp_path / "corpus.jsonl")
-    given = settings(tmp_path)
-    for name in ("weak", "strong"):
-        given["reference"][name]["training"] = TRAINING | {"milestones": 0}
-    given["pretrain"]["training"] = TRAINING
-    config = ["--config", str(write_config(tmp_path, **given, curricula=ONE_ARM))]
-    plain, copied = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "copied")
-    assert main([*config, "--until", "evaluate"]) == 0
-
-    there = [*config, "--run_directory", str(copied.root), "--checkpoint_root", "s3://bucket/run"]
-    with failing(monkeypatch, port, every=9) as server:
-        assert main([*there, "--until", "pretrain"]) == 0
+    write_rows(tmp_path)
+    whole, job = make_job(tmp_path, folder="whole"), make_job(tmp_path)
+    train(whole)
+    job.folder.mkdir(parents=True)
+    bucket.pointer(job.folder).write_text("s3://bucket/job/checkpoints\n")
+    with monkeypatch.context() as patch, failing(monkeypatch, port, every=9) as server:
+        patch.setattr(bucket, "FIRST_WAIT_SECONDS", 0.01)
+        patch.setattr(preemption, "requested", lambda step: step == 4)
+        with pytest.raises(Preempted, match="saved at step 4"):
+            train(job)
         assert server.failures > 3
-    folders = [copied.reference("weak"), copied.reference("strong"), copied.pretrain("frame")]
-    for folder in folders:
-        assert (folder / "checkpoints.txt").read_text().startswith("s3://bucket/run/")
-        shutil.rmtree(folder / "checkpoints")
-    assert main([*there, "--until", "evaluate"]) == 0
-    left, right = (read_json(at.evaluation("frame")) for at in (plain, copied))
-    assert left == right
-    steps = checkpoints.saved_steps(copied.pretrain("frame") / "checkpoints")
-    assert steps == checkpoints.saved_steps(plain.pretrain("frame") / "checkpoints")
-    export.export(copied, "frame", tmp_path / "model", step=steps[0])
-    assert not (copied.pretrain("frame") / ".tmp-fetched").exists()
-
-    assert main([*there, "--redo", "pretrain", "--until", "partition"]) == 0
-    assert Bucket("s3://bucket/run/pretrain/frame/checkpoints").steps() == []
-    assert Bucket("s3://bucket/run/reference/strong/checkpoints").steps() == [6]
+    shutil.rmtree(job.folder / "checkpoints")
+    train(job)
+    assert [record["step"] for record in metrics(job)] == list(range(6))
+    shutil.rmtree(job.folder / "checkpoints")  # readers fetch what they need
+    kept, expected = (checkpoints.saved_steps(j.folder / "checkpoints") for j in (job, whole))
+    assert set(expected) <= {*kept, 5}
+    assert_same(final_params(whole), final_params(job))
+    assert not (job.folder / ".tmp-fetched").exists()
 
 
 def test_a_bucket_that_is_not_there_is_refused_before_the_first_phase(
