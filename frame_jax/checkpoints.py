@@ -220,7 +220,7 @@ def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[st
     except Exception as error:  # Orbax has no common class for what it cannot read
         raise verdict(orbax, step, error) from error
     if not isinstance(metadata, dict) or not {"fingerprint", "digests"} <= metadata.keys():
-        raise DamagedError("its metadata cannot be read")
+        raise verdict(orbax, step, ValueError("its metadata cannot be read"))
     return metadata
 
 
