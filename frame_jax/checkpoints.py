@@ -27,18 +27,26 @@ from frame_jax.models.averages import WeightAverage, mean_of
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
+from frame_jax.run.aliases import without_patterns
+from frame_jax.run.copies import Copies, copied_steps, within_reach
 from frame_jax.run.directory import is_full, no_room
+from frame_jax.run.faults import fault, fault_in, is_fault
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
 # By default some of Orbax's barriers are collectives, which wait for ever; these wait five minutes.
 flags.FLAGS.set_default("experimental_orbax_use_distributed_barrier", True)
 flags.FLAGS.mark_as_parsed()
 
+READ_BYTES = 1 << 24
 ROLLING = 2  # newest checkpoints that are kept beside the asked-for ones
 
 
 class DamagedError(Exception):
     """A checkpoint that cannot be read, or does not hold what was saved."""
+
+
+class UnreachableError(Exception):
+    """A checkpoint that storage or network do not give at the moment; it may be whole."""
 
 
 class Checkpointer:
@@ -53,13 +61,15 @@ class Checkpointer:
     def __init__(self, folder: Path, kept_steps: Sequence[int], fingerprint: str):
         self.folder, self.fingerprint = folder, fingerprint
         self._saving = 0, 0  # step and bytes of the save under way
+        self._response: Any = None  # which ends with it
+        self._copies = Copies(folder, kept_steps, ROLLING)
         policies = ocp.training.preservation_policies
+        # Where copies go to a bucket, the kept steps are there and need no room here.
+        kept = [] if self._copies.exist else [policies.CustomSteps(list(kept_steps))]
         self._orbax = ocp.training.Checkpointer(
-            folder.resolve(),
+            without_patterns(folder),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(ROLLING), policies.CustomSteps(list(kept_steps))]
-            ),
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(ROLLING), *kept]),
             cleanup_tmp_directories=True,
         )
 
@@ -72,18 +82,23 @@ class Checkpointer:
         """Starts saving in the background; waits only for a save still under way.
 
         Raises:
-            UserError: if the disk is full.
+            UserError: if the disk is full, or the last copy could not be made.
         """
         size = sum(leaf.nbytes for leaf in jax.tree.leaves([params, optimizer_state]))
         if shutil.disk_usage(self.folder.parent).free < size:
             raise no_room(self.folder / str(step), size)
         state = {"params": params, "optimizer": optimizer_state}
         digests = digests_of(params, optimizer_state)
+        with self._watched(*self._saving):
+            if self._response is not None:
+                self._response.result()
+        self._copies.finish()
         with self._watched(step, size):
-            self._orbax.save_checkpointables_async(
+            self._response = self._orbax.save_checkpointables_async(
                 step, state, custom_metadata={"fingerprint": self.fingerprint, "digests": digests}
             )
         self._saving = step, size
+        self._copies.begin(step)
 
     def restore(self, step: int, params: Params, optimizer_state: Any) -> tuple[Params, Any]:
         """The state at `step`.
@@ -96,6 +111,7 @@ class Checkpointer:
         Raises:
             UserError: if the checkpoint belongs to a run with other settings.
             DamagedError: if it cannot be read.
+            UnreachableError: if storage or network are at fault for that.
         """
         metadata = read_metadata(self._orbax, step)
         if metadata["fingerprint"] != self.fingerprint:
@@ -115,19 +131,31 @@ class Checkpointer:
         """The newest checkpoint that all processes can read: its step and state; None without one.
 
         Damaged ones are moved aside, with a warning, once one before them has been read: what
-        spoils all of them is rather the storage or the memory than the files. Arguments as for
-        `restore`.
+        spoils all of them is rather the storage or the memory than the files. One that is out of
+        reach is waited for: nothing before it is taken in its place. Arguments as for `restore`.
 
         Raises:
-            UserError: if there are checkpoints and none of them can be read.
+            UserError: if there are checkpoints and none of them can be read, or one is out of
+                reach.
         """
         damaged: dict[int, str] = {}
-        for step in sorted((found.step for found in self._orbax.checkpoints), reverse=True):
-            state, problem = None, "on another process"
+        here = {found.step for found in self._orbax.checkpoints}
+        for step in sorted(here | set(self._copies.steps()), reverse=True):
+            state, problem, reachable = None, "on another process", True
+            if step not in here:
+                lost = self._copies.fetch(step, self.folder / str(step))
+                if lost is not None:
+                    damaged[step] = lost
+                    continue
+                self._orbax.reload()
             try:
                 state = self.restore(step, params, optimizer_state)
             except DamagedError as error:
                 problem = str(error)
+            except UnreachableError as error:
+                problem, reachable = str(error), False
+            for _, said in processes.dissenters(reachable, problem).items():
+                raise fault(self.folder / str(step), said)
             if processes.all_agree(state is not None) and state is not None:
                 self._set_aside(damaged)
                 return step, *state
@@ -153,7 +181,9 @@ class Checkpointer:
             if processes.is_first():
                 aside.parent.mkdir(exist_ok=True)
                 shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(step)).rename(aside)
+                if (self.folder / str(step)).exists():
+                    (self.folder / str(step)).rename(aside)
+                self._copies.set_aside(step)
         if damaged:
             processes.barrier("damaged checkpoints moved")
             self._orbax.reload()
@@ -169,9 +199,18 @@ class Checkpointer:
             raise
 
     def close(self) -> None:
-        """Waits for the save under way."""
-        with self._watched(*self._saving):
-            self._orbax.close()
+        """Waits for the save under way, and its copy.
+
+        Raises:
+            UserError: if the disk is full, or the copy could not be made.
+        """
+        saved = False
+        try:
+            with self._watched(*self._saving):
+                self._orbax.close()
+            saved = True
+        finally:
+            self._copies.close(give_up=not saved)
 
 
 def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[str, Any]:
@@ -179,9 +218,9 @@ def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[st
     try:
         metadata = orbax.checkpointables_metadata(step).custom_metadata
     except Exception as error:  # Orbax has no common class for what it cannot read
-        raise DamagedError(first_line(error)) from error
+        raise verdict(orbax, step, error) from error
     if not isinstance(metadata, dict) or not {"fingerprint", "digests"} <= metadata.keys():
-        raise DamagedError("its metadata cannot be read")
+        raise verdict(orbax, step, ValueError("its metadata cannot be read"))
     return metadata
 
 
@@ -190,7 +229,7 @@ def load(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any
     try:
         found = orbax.load_checkpointables(step, like)
     except Exception as error:  # Orbax has no common class for what it cannot read
-        raise DamagedError(first_line(error)) from error
+        raise verdict(orbax, step, error) from error
     shapes = [
         [leaf.shape for leaf in jax.tree.leaves(tree) if leaf is not ...] for tree in (like, found)
     ]
@@ -200,12 +239,33 @@ def load(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any
     return found
 
 
+def verdict(orbax: ocp.training.Checkpointer, step: int | None, error: Exception) -> Exception:
+    """What it means that Orbax could not read a checkpoint.
+
+    Orbax hides what a file system said, so every file is read once more: one that cannot be read
+    at all says that the storage is at fault, and no longer that the checkpoint is damaged.
+    """
+    if (cause := fault_in(error)) is not None:
+        return UnreachableError(first_line(cause))
+    folder = Path(orbax.directory, "" if step is None else str(step))
+    try:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as content:
+                    while content.read(READ_BYTES):
+                        pass
+    except OSError as refused:
+        if is_fault(refused):
+            return UnreachableError(first_line(refused))
+    return DamagedError(first_line(error))
+
+
 def unit_of(folder: Path) -> str:
     """The unit that a run's folder `checkpoints` belongs to, such as `pretrain-frame`."""
     return "-".join(folder.parts[-3:-1])
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip('"').splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -251,9 +311,10 @@ def _digests(trees: dict[str, Any]) -> dict[str, jax.Array]:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints under `folder`, ascending."""
-    with ocp.training.Checkpointer(folder.resolve()) as orbax:
-        return sorted(checkpoint.step for checkpoint in orbax.checkpoints)
+    """Steps of the complete checkpoints under `folder` or in its bucket, ascending."""
+    with ocp.training.Checkpointer(without_patterns(folder)) as orbax:
+        here = {checkpoint.step for checkpoint in orbax.checkpoints}
+    return sorted(here | set(copied_steps(folder)))
 
 
 def load_params(
@@ -273,11 +334,15 @@ def load_params(
         Nested dict of float32 NumPy arrays.
 
     Raises:
-        UserError: if the checkpoint cannot be read or is not this model's, or has no average.
+        UserError: if the checkpoint cannot be read, is out of reach, is not this model's, or has
+            no average.
     """
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), decoder.shapes())
     try:
-        with ocp.training.Checkpointer(folder.resolve()) as orbax:
+        with (
+            within_reach(folder, step) as place,
+            ocp.training.Checkpointer(without_patterns(place)) as orbax,
+        ):
             metadata = read_metadata(orbax, step)
             if average:
                 params = _load_average(orbax, step, like)
@@ -285,6 +350,8 @@ def load_params(
                 params = load(orbax, step, {"params": like})["params"]
         if int(digest(params, np)) != metadata["digests"]["average" if average else "params"]:
             raise DamagedError("its params are not what was saved")
+    except UnreachableError as error:
+        raise fault(folder / ("" if step is None else str(step)), error) from error
     except DamagedError as error:
         raise UserError(
             f"{folder / ('' if step is None else str(step))} cannot be read ({error}); train the "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -45,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m frame_jax.inspect", description="Show documents of a quadrant."
     )
-    options.add_argument("run", type=Path, help="run directory, partitioned")
+    options.add_argument("run", help="run directory, partitioned")
     options.add_argument("--quadrant", help="cell, such as Q2; all cells by default")
     options.add_argument("--domain", help="only documents of this domain")
     options.add_argument("--language", help="only documents of this language")
@@ -128,8 +127,8 @@ def show(directory: RunDirectory, rows: list[dict[str, Any]], characters: int) -
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for bad input."""
     options = parser().parse_args(arguments)
-    directory = RunDirectory(options.run)
     try:
+        directory = RunDirectory(options.run)
         show(directory, choose(directory, options), options.characters)
     except UserError as error:
         print_error(error)

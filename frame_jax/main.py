@@ -23,6 +23,7 @@ from frame_jax.run.directory import (
     read_json,
     remove_temporaries,
 )
+from frame_jax.run.faults import disk_fault
 from frame_jax.run.lock import exclusive
 from frame_jax.run.preemption import STOPPED, Preempted
 
@@ -93,9 +94,10 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
             return 0
 
     from frame_jax.curriculum.presets import expand
+    from frame_jax.evaluation.items import check_tasks
     from frame_jax.parallel import processes
     from frame_jax.parallel.sharding import mesh_shape
-    from frame_jax.run import preemption
+    from frame_jax.run import preemption, storage
     from frame_jax.scoring.references import check_imported
     from frame_jax.training import trackers
 
@@ -107,10 +109,17 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
         expand(curriculum, config.partition.axes)
     if config.tracker is not None:
         trackers.find(config.tracker)
-    if any(
-        u.name == "score" and not markers.is_complete(directory, u, expected[u.name]) for u in todo
-    ):
-        check_imported(config, directory)
+    again = [] if redo is None else markers.downstream(table, table, redo)
+    left = {
+        u.phase
+        for u in todo
+        if u.name in again or not markers.is_complete(directory, u, expected[u.name])
+    }
+    if "score" in left:
+        check_imported(config, directory, tokenizer_anew="tokenize" in again)
+    if "evaluate" in left:
+        check_tasks(config.evaluation.tasks)
+    storage.check(directory)
     if processes.is_first():
         with exclusive(directory):
             return _run_units(config, directory, table, todo, expected, redo)
@@ -126,7 +135,7 @@ def _run_units(
     redo: str | None,
 ) -> int:
     from frame_jax.parallel import processes
-    from frame_jax.run import integrity
+    from frame_jax.run import bucket, integrity
 
     first = processes.is_first()
     if first:
@@ -139,6 +148,8 @@ def _run_units(
     for unit in todo:
         markers.check_current(directory, unit, expected[unit.name])
     left = [u for u in todo if not markers.is_complete(directory, u, expected[u.name])]
+    if first:
+        bucket.settle(directory, left, config.checkpoint_root)
     integrity.verify(directory, phases.sources(table, left))
     processes.barrier("the work is known")
     for unit in left:
@@ -211,7 +222,7 @@ def user_error(error: BaseException) -> UserError | None:
             return cause
         cause = cause.__cause__ or cause.__context__
     if not is_full(error):
-        return None
+        return disk_fault(error)
     return UserError(
         f"no room: {error}. Make room and run the same command again; every finished part is kept"
     )

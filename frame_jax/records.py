@@ -19,6 +19,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from frame_jax.errors import UserError
 from frame_jax.run.directory import atomic_path, how_to_remake
+from frame_jax.run.faults import fault, is_fault
 
 TOKEN_DTYPE = np.dtype("<u4")
 
@@ -68,7 +69,7 @@ class TokenReader:
         """The records at `indices`, in that order, each a 1-D uint32 array.
 
         Raises:
-            UserError: if the file is damaged, with how to make it again.
+            UserError: if the file is damaged, with how to make it again, or cannot be read.
         """
         if len(indices) == 0:
             return []
@@ -77,6 +78,8 @@ class TokenReader:
         except (RuntimeError, IndexError, ValueError) as error:
             if os.strerror(errno.EMFILE) in str(error):
                 raise out_of_files(self._path) from error
+            if is_fault(error):
+                raise fault(self._path, error) from error
             raise damaged(self._path, error) from error
         return [np.frombuffer(record, TOKEN_DTYPE) for record in records]
 

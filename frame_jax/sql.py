@@ -1,9 +1,18 @@
-"""Values and files in, pieces of DuckDB's SQL out."""
+"""Values and files in, pieces of DuckDB's SQL out.
+
+Every file that DuckDB reads or writes is named here and nowhere else (a test sees to it): left to
+itself, it reads `runs/a[1]` as a pattern, which `runs/a1` meets, makes a folder `split=train` on
+the way to a file a column, and takes a leading `~` for somebody's home.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+
+# Of these names no pattern can be made that means them alone.
+UNREADABLE = re.compile(r"\\.*[*?[]|[*?[].*\\", re.DOTALL)
 
 
 def literal(value: str | Path) -> str:
@@ -15,11 +24,35 @@ def literal(value: str | Path) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
-def parquet(*paths: Path) -> str:
-    """A table of what is in exactly these Parquet files.
+def pattern(path: Path) -> str:
+    """A string in SQL: the pattern that exactly this file meets.
 
-    Left to itself, DuckDB reads `runs/a[1]` as a pattern, which `runs/a1` meets, and makes a folder
-    `split=train` on the way to a file a column.
+    >>> pattern(Path("/runs/a[1]/x.parquet"))
+    "'/runs/a[[]1]/x.parquet'"
     """
-    exact = (re.sub(r"[*?[]", r"[\g<0>]", str(path)) for path in paths)
-    return f"read_parquet([{', '.join(map(literal, exact))}], hive_partitioning = false)"
+    return literal(re.sub(r"[*?[]", r"[\g<0>]", str(path.absolute())))
+
+
+def parquet(*paths: Path) -> str:
+    """A table of what is in exactly these Parquet files."""
+    return f"read_parquet([{', '.join(map(pattern, paths))}], hive_partitioning = false)"
+
+
+def json_lines(path: Path, columns: Mapping[str, str]) -> str:
+    """A table of the lines of exactly this file of JSON objects.
+
+    Args:
+        path: The file; its bytes are taken as they are, whatever its name.
+        columns: Name to type; other keys are passed over.
+    """
+    types = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in columns.items())
+    return (
+        f"read_json({pattern(path)}, format = 'newline_delimited', compression = 'none', "
+        f"hive_partitioning = false, columns = {{{types}}})"
+    )
+
+
+def write_parquet(query: str, path: Path, compression: str = "snappy") -> str:
+    """The statement that writes the rows of a query to this Parquet file."""
+    where = literal(path.absolute())
+    return f"COPY ({query}) TO {where} (FORMAT parquet, COMPRESSION {compression})"

@@ -25,6 +25,7 @@ import duckdb
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.quadrants.partition import place_documents
 from frame_jax.run.directory import RunDirectory, part_name
+from frame_jax.sql import write_parquet
 
 DOCUMENTS_A_PART = 500_000
 
@@ -59,13 +60,13 @@ def generate(directory: RunDirectory, documents: int) -> None:
                 """
             )
             name = part_name(part, parts, ".parquet")
-            connection.execute(
-                f"COPY (SELECT * EXCLUDE (loss, gap) FROM made) TO '{directory.tokens / name}'"
+            tokens = "SELECT * EXCLUDE (loss, gap) FROM made"
+            scores = (
+                "SELECT doc_id, tokens AS predicted_tokens, (loss + gap) * tokens AS nll_weak, "
+                "loss * tokens AS nll_strong FROM made"
             )
-            connection.execute(
-                "COPY (SELECT doc_id, tokens AS predicted_tokens, (loss + gap) * tokens AS "
-                f"nll_weak, loss * tokens AS nll_strong FROM made) TO '{directory.scores / name}'"
-            )
+            connection.execute(write_parquet(tokens, directory.tokens / name))
+            connection.execute(write_parquet(scores, directory.scores / name))
 
 
 def measure(documents: int, folder: str) -> dict[str, float]:

@@ -94,6 +94,9 @@ class RunConfig:
         profile: Steps `START:STOP` of every training run to trace into its `profile` folder.
         tracker: `module:function` that opens a tracker of training runs beside TensorBoard, see
             docs/metrics.md.
+        checkpoint_root: A bucket, such as `s3://bucket/run` or `gs://bucket/run`, that keeps the
+            checkpoints of training; only the newest stay in the run directory, see docs/storage.md.
+            Null keeps all of them in the run directory.
     """
 
     run_directory: str
@@ -112,6 +115,7 @@ class RunConfig:
     parallel: ParallelConfig = runtime(ParallelConfig())
     profile: str | None = runtime(None)
     tracker: str | None = runtime(None)
+    checkpoint_root: str | None = runtime(None)
 
     def __post_init__(self) -> None:
         require(self.run_directory != "", "run_directory needs the name of a folder")
@@ -138,6 +142,13 @@ class RunConfig:
         require(
             self.tracker is None or re.fullmatch(r"[\w.]+:\w+", self.tracker) is not None,
             f"tracker must be module:function, not {self.tracker!r}",
+        )
+        require(
+            self.checkpoint_root is None
+            or re.fullmatch(r"(gs|s3)://[^/]+(/.*)?", self.checkpoint_root) is not None,
+            f"checkpoint_root must be gs://BUCKET/... or s3://BUCKET/..., not "
+            f"{self.checkpoint_root!r}; for a folder, leave it out: checkpoints are in the run "
+            "directory",
         )
         for name in self.curricula:
             require(

@@ -19,6 +19,7 @@ from frame_jax.config.corpus import CorpusConfig
 from frame_jax.corpus.documents import Rejection
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
+from frame_jax.sql import literal, parquet
 
 DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
 SHOWN = 3
@@ -49,7 +50,7 @@ def reject_duplicates(directory: RunDirectory) -> None:
             atomic_path(directory.rejected) as path,
             path.open("w", encoding="utf-8") as merged,
         ):
-            database.execute(f"SET temp_directory = '{_quoted(spill)}'")
+            database.execute(f"SET temp_directory = {literal(spill)}")
             database.execute("SET preserve_insertion_order = false")
             for source in part_rejections(directory.tokens):
                 with source.open(encoding="utf-8") as lines:
@@ -70,7 +71,7 @@ def summarise(directory: RunDirectory) -> dict[str, Any]:
     with duckdb.connect() as database:
         rows = database.execute(
             f"SELECT split, count(*), sum(tokens)::BIGINT, sum(bytes)::BIGINT "
-            f"FROM {_table(directory)} WHERE split != 'rejected' GROUP BY split ORDER BY split"
+            f"FROM {_documents(directory)} WHERE split != 'rejected' GROUP BY split ORDER BY split"
         ).fetchall()
     with directory.rejected.open("rb") as file:
         rejected = sum(1 for _ in file)
@@ -113,7 +114,7 @@ def _duplicates(
     database.execute(
         f"""
         CREATE TEMP TABLE duplicates AS
-        WITH documents AS (FROM {_table(directory)}),
+        WITH documents AS (FROM {_documents(directory)}),
         repeated AS (SELECT doc_id FROM documents GROUP BY doc_id HAVING count(*) > 1)
         SELECT part, row, doc_id, file, line,
                first_value(file) OVER first_in_order AS first_file,
@@ -151,10 +152,5 @@ def _mark(path: Path, rows: list[int]) -> None:
                 done += len(table)
 
 
-def _table(directory: RunDirectory) -> str:
-    paths = ", ".join(f"'{_quoted(p)}'" for p in list_parts(directory.tokens, ".parquet"))
-    return f"read_parquet([{paths}])"
-
-
-def _quoted(path: Path) -> str:
-    return str(path).replace("'", "''")
+def _documents(directory: RunDirectory) -> str:
+    return parquet(*list_parts(directory.tokens, ".parquet"))

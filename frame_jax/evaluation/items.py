@@ -6,13 +6,14 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from frame_jax.config.evaluation import TaskConfig
+from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
 
 
@@ -99,7 +100,7 @@ def prompts(task: TaskConfig, items: list[Item]) -> Iterator[str]:
     Raises:
         UserError: if there are fewer examples than shots.
     """
-    examples = read_items(Path(task.examples)) if task.examples and task.shots else []
+    examples = read_items(user_path(task.examples)) if task.examples and task.shots else []
     by_subject: dict[str, list[Item]] = {}
     for example in examples:
         by_subject.setdefault(example.subject, []).append(example)
@@ -111,6 +112,18 @@ def prompts(task: TaskConfig, items: list[Item]) -> Iterator[str]:
                 f"{answers(task, example)[example.answer]}\n\n"
             )
         yield "".join(shown) + fill(task.prompt, item)
+
+
+def check_tasks(tasks: Sequence[TaskConfig]) -> None:
+    """Reads every task as evaluation will, so that nothing is trained for one that cannot be done.
+
+    Raises:
+        UserError: for a file that is missing or holds something else than items, and where there
+            are fewer examples than shots.
+    """
+    for task in tasks:
+        for _ in prompts(task, spread(read_items(user_path(task.path)), task.max_items)):
+            pass
 
 
 def shots(

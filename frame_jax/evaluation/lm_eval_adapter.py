@@ -10,7 +10,6 @@ used as they are. The model runs on the devices of one process.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,7 +73,7 @@ class FrameJaxModel(LM):
         device: Any = None,
     ):
         super().__init__()
-        directory = RunDirectory(Path(run_directory))
+        directory = RunDirectory(run_directory)
         folder, plan = read_plan(directory, curriculum)
         saved = checkpoints.saved_steps(folder / "checkpoints")
         self.step = choose_step(plan, saved, step, stage)

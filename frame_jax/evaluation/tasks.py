@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax.config.evaluation import TaskConfig
+from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from frame_jax.errors import UserError
@@ -72,7 +73,7 @@ def run(
     tasks = config.evaluation.tasks
     if not tasks:
         return []
-    items = {task.name: spread(read_items(Path(task.path)), task.max_items) for task in tasks}
+    items = {task.name: spread(read_items(user_path(task.path)), task.max_items) for task in tasks}
     at = [*map(Weights.of, steps_of(plan, config.evaluation.tasks_at)), *means]
     root = directory.evaluation(curriculum).with_suffix("")
     parts = [
@@ -144,8 +145,8 @@ def fingerprint(task: TaskConfig) -> str:
     """Changes with the settings of a task and with the content of its files."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(task), sort_keys=True).encode())
     for path in (task.path, task.examples):
-        if path is not None and Path(path).is_file():
-            digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+        if path is not None and (file := user_path(path)).is_file():
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:8]
 
 

@@ -16,6 +16,7 @@ import jax
 
 from frame_jax import checkpoints
 from frame_jax.config.evaluation import AverageConfig
+from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError, print_error
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
@@ -28,9 +29,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m frame_jax.export", description="Write a trained model for Hugging Face."
     )
-    options.add_argument("run", type=Path, help="run directory with a trained curriculum")
+    options.add_argument("run", help="run directory with a trained curriculum")
     options.add_argument("--curriculum", default="frame", help="which arm (default: frame)")
-    options.add_argument("--out", type=Path, required=True, help="new folder for the checkpoint")
+    options.add_argument("--out", required=True, help="new folder for the checkpoint")
     which = options.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="a kept checkpoint; the last by default")
     which.add_argument("--stage", help="the checkpoint at the end of this stage, such as Q4")
@@ -225,7 +226,7 @@ def main(arguments: list[str] | None = None) -> int:
         step = export(
             directory,
             options.curriculum,
-            options.out,
+            user_path(options.out),
             step=options.step,
             stage=options.stage,
             average=options.ema,

@@ -90,13 +90,19 @@ def agree(value: int) -> int:
 
 def all_agree(condition: bool) -> bool:
     """Whether `condition` holds on every process; the same answer on all."""
+    return not dissenters(condition, "no")
+
+
+def dissenters(condition: bool, word: str) -> dict[int, str]:
+    """The processes on which `condition` does not hold, and what each says; the same on all."""
     if count() == 1:
-        return condition
+        return {} if condition else {0: word}
     key = f"frame_jax/{next(_calls)}"
     if not condition:
-        _client().key_value_set(f"{key}/{index()}", "no")
+        _client().key_value_set(f"{key}/{index()}", word)
     barrier(key)
-    return not _client().key_value_dir_get(f"{key}/")
+    found = _client().key_value_dir_get(f"{key}/")
+    return {int(name.rsplit("/", 1)[-1]): said for name, said in found}
 
 
 def barrier(name: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
 from frame_jax.models.flops import (
@@ -108,7 +108,7 @@ def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None
     assumed = Decoder(reference.model, vocabulary(config))
     if reference.checkpoint is None:
         return assumed, None
-    path = Path(reference.checkpoint, "config.json")
+    path = user_path(reference.checkpoint) / "config.json"
     if path.is_file():
         decoder = read_decoder(path.parent, longest=config.scoring.context)
         return decoder, f"reference.{name} is imported; its shape is from {path}"

@@ -20,7 +20,7 @@ import duckdb
 
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.errors import UserError
-from frame_jax.sql import literal, parquet
+from frame_jax.sql import literal, parquet, write_parquet
 
 BUCKETS_PER_NAT = 1024
 FATES = ("placed", "unscored", "no_tokens", "not_finite")
@@ -227,16 +227,13 @@ def place(connection: duckdb.DuckDBPyConnection, config: PartitionConfig, assign
     names = ", ".join(literal(name) for name in config.axes.cells)
     connection.execute(f"CREATE TYPE quadrant_names AS ENUM ({names})")
     quadrant = f"([{names}]::quadrant_names[])[1 + ppl_bin * {pd} + {bin_of('gap', 'pd_cuts', pd)}]"
-    connection.execute(
-        f"""
-        COPY (
-            WITH half AS NOT MATERIALIZED (
-                SELECT documents.*, sets.* EXCLUDE (label), {ppl_bin} AS ppl_bin, {cell} AS pd_cell
-                FROM documents JOIN sets USING (label) LEFT JOIN ppl_cuts ON ppl_cuts.cell = set)
-            SELECT doc_id, exp(loss) AS ppl, 1 - exp(-gap) AS pd,
-                CASE WHEN fate = 0 AND set IS NOT NULL THEN {quadrant} END AS quadrant,
-                split, source, domain, language, tokens, bytes, part, row
-            FROM half LEFT JOIN pd_cuts ON pd_cuts.cell = pd_cell
-        ) TO {literal(assignment)} (FORMAT parquet)
+    placed = f"""
+        WITH half AS NOT MATERIALIZED (
+            SELECT documents.*, sets.* EXCLUDE (label), {ppl_bin} AS ppl_bin, {cell} AS pd_cell
+            FROM documents JOIN sets USING (label) LEFT JOIN ppl_cuts ON ppl_cuts.cell = set)
+        SELECT doc_id, exp(loss) AS ppl, 1 - exp(-gap) AS pd,
+            CASE WHEN fate = 0 AND set IS NOT NULL THEN {quadrant} END AS quadrant,
+            split, source, domain, language, tokens, bytes, part, row
+        FROM half LEFT JOIN pd_cuts ON pd_cuts.cell = pd_cell
         """
-    )
+    connection.execute(write_parquet(placed, assignment))

@@ -16,6 +16,7 @@ import duckdb
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.sql import parquet
 
 GROUPS = 12  # drawn in the density figure, the largest first
 BINS = 40  # on each axis of the density
@@ -39,8 +40,8 @@ def query(
     with duckdb.connect() as connection:
         cursor = connection.execute(
             f"WITH documents AS (SELECT *, concat_ws('{SEPARATOR}', {', '.join(names)}) AS label "
-            f"FROM read_parquet(?) WHERE split = 'train' AND quadrant IS NOT NULL) {sql}",
-            [str(assignment), *parameters],
+            f"FROM {parquet(assignment)} WHERE split = 'train' AND quadrant IS NOT NULL) {sql}",
+            parameters,
         )
         keys = [column[0] for column in cursor.description]
         return [dict(zip(keys, row, strict=True)) for row in cursor.fetchall()]

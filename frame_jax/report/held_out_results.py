@@ -6,15 +6,24 @@ import bisect
 from typing import Any
 
 from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.leftovers import changed_input
 
 Result = dict[str, Any]  # what `frame_jax.evaluation.held_out` writes for one curriculum
 DIMENSIONS = ("domain", "language", "quadrant")
 
 
 def read_results(directory: RunDirectory) -> dict[str, Result]:
-    """The results of every evaluated curriculum, by name."""
+    """The results of every evaluated curriculum, by name, but for those of other rows.
+
+    An arm whose model was made from a partition that has been made anew since is left out: its
+    quadrants, and perhaps its tokens, are not those of the other arms.
+    """
     paths = sorted(directory.evaluation("any").parent.glob("*.json"))
-    return {path.stem: read_json(path) for path in paths}
+    return {
+        path.stem: read_json(path)
+        for path in paths
+        if changed_input(directory, f"evaluate-{path.stem}") is None
+    }
 
 
 def slices(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:

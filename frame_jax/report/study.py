@@ -52,9 +52,10 @@ def read_study(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     results = {trial: every[trial.name] for trial in trials}
     lines = find_lines(config, results)
     compared = [
-        compare(config, directory, results, line, other)
+        found
         for line in lines
         for other in references(config, lines, line)
+        if (found := compare(config, directory, results, line, other)) is not None
     ]
     return {
         "unit": UNIT,
@@ -103,8 +104,11 @@ def compare(
     results: dict[Trial, Result],
     line: Line,
     other: Line,
-) -> dict[str, Any]:
-    """Verdicts on `line` against `other`, over the seeds that both have."""
+) -> dict[str, Any] | None:
+    """Verdicts on `line` against `other`, over the seeds that both have.
+
+    None where there is none, or where they were measured on no document in common.
+    """
     by_arm = {
         arm: {trial.seed: trial for trial in results if trial.arm == arm}
         for arm in (line.arm, other.arm)
@@ -121,7 +125,9 @@ def compare(
             for one, two in pairs
         ]
 
-    parts = differences(directory, folders())
+    parts = differences(directory, folders()) if pairs else {}
+    if ALL not in parts:
+        return None
     verdicts = {label: verdict(found) for label, found in parts.items()}
     tasks = {
         name: verdict(task_differences(folders(name)))

@@ -15,6 +15,7 @@ from typing import Any
 import duckdb
 
 from frame_jax.run.directory import read_json
+from frame_jax.sql import json_lines
 
 POINTS = 500  # of a curve
 GAP, WINDOW = 0.04, 0.04  # share of the run beside a boundary that is left out, that is averaged
@@ -89,12 +90,9 @@ def read_arm(folder: Path, name: str) -> Arm | None:
 
 def query(path: Path, sql: str, *parameters: Any) -> list[dict[str, Any]]:
     """Rows of a query over `metrics`, the lines of a `metrics.jsonl`."""
-    columns = ", ".join(f"{name}: '{kind}'" for name, kind in COLUMNS.items())
     with duckdb.connect() as connection:
         cursor = connection.execute(
-            "WITH metrics AS (FROM read_json(?, format = 'newline_delimited', "
-            f"columns = {{{columns}}})) {sql}",
-            [str(path), *parameters],
+            f"WITH metrics AS (FROM {json_lines(path, COLUMNS)}) {sql}", parameters
         )
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

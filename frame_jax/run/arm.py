@@ -7,19 +7,26 @@ from typing import Any
 
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.leftovers import changed_input
 
 
 def read_plan(directory: RunDirectory, curriculum: str) -> tuple[Path, dict[str, Any]]:
     """The folder of a trained arm, and its curriculum.json.
 
     Raises:
-        UserError: if there is no such arm.
+        UserError: if there is no such arm, or what it was made from is there no more.
     """
     folder = directory.pretrain(curriculum)
     if not (folder / "curriculum.json").exists():
         arms = sorted(path.parent.name for path in folder.parent.glob("*/curriculum.json"))
         there = f"there are: {', '.join(arms)}" if arms else "run the pretrain phase first"
         raise UserError(f"{directory.root} has no trained curriculum {curriculum!r}; {there}")
+    if (changed := changed_input(directory, f"pretrain-{curriculum}")) is not None:
+        raise UserError(
+            f"{folder} was trained before {changed} was made anew: its rows, and perhaps its "
+            f"tokenizer, are not those of {directory.root} any more. Train it again "
+            f"(--redo pretrain-{curriculum})"
+        )
     return folder, read_json(folder / "curriculum.json")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from frame_jax.config.paths import scheme_of, user_path
 from frame_jax.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -21,10 +22,20 @@ class RunDirectory:
     """Paths under one run directory: the contract between phases.
 
     A phase reads what earlier phases wrote here and nothing else of theirs.
+
+    Raises:
+        UserError: for a URL.
     """
 
     def __init__(self, root: str | Path):
-        self.root = Path(root)
+        if scheme_of(str(root)) is not None:
+            raise UserError(
+                f"run_directory: {root} is a URL, and a run directory is a folder of this machine "
+                "or of a network file system. Keep it local and send the checkpoints of training "
+                f"there (--checkpoint_root {root}), or mount the bucket and name the mount's "
+                "folder; docs/storage.md says what a mount must be able to do"
+            )
+        self.root = user_path(root)
 
     @property
     def config(self) -> Path:

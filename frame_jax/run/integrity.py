@@ -15,6 +15,7 @@ from pathlib import Path
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, how_to_remake, read_json, write_json
+from frame_jax.run.faults import fault
 
 HASHED = {".parquet", ".json"}
 SIZED = {".arrayrecord"}
@@ -57,16 +58,23 @@ def verify(directory: RunDirectory, units: Sequence[str]) -> None:
     """Compares the files of complete units with their checksums; each process takes a share.
 
     Raises:
-        UserError: for the first file that is missing or damaged, with how to make it again.
+        UserError: for the first file that is missing or damaged, with how to make it again, and
+            for one that cannot be read.
     """
     for unit in units:
         path = checksums(directory, unit)
         expected = read_json(path) if path.exists() else {}
         for name in processes.mine(sorted(expected)):
             file = directory.root / name
-            if not file.exists():
+            try:
+                found = describe(file)
+            except FileNotFoundError:
+                found = []
+            except OSError as error:
+                raise fault(file, error) from error
+            if not found:
                 what = "is missing"
-            elif describe(file) != expected[name]:
+            elif found != expected[name]:
                 what = f"is damaged: its size or checksum is not the one in {path}"
             else:
                 continue

@@ -1,13 +1,14 @@
 """One program at a time in a run directory: a lock that names its holder and ends with it.
 
 The operating system frees the lock of a program that dies. Some shared file systems do not tell
-one host of another's locks; there the file itself does: its holder changes it every BEAT_SECONDS,
-and a newcomer on another host watches it for STALE_SECONDS.
+one host of another's locks, and some have none; there the file itself does: its holder changes it
+every BEAT_SECONDS, and a newcomer watches it for STALE_SECONDS.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
@@ -16,12 +17,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory
+from frame_jax.run.faults import fault
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0  # some file systems show another host's writes late
+SETTLE_SECONDS = 2.0  # in which one of two programs that begin together learns of the other
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+TAKEN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -29,7 +35,7 @@ def exclusive(directory: RunDirectory) -> Iterator[None]:
     """Holds the run directory against a second program.
 
     Raises:
-        UserError: naming the program that has it.
+        UserError: naming the program that has it, or saying that nothing can be written.
     """
     path = directory.root / "lock"
     try:
@@ -41,13 +47,15 @@ def exclusive(directory: RunDirectory) -> Iterator[None]:
             "--run_directory"
         ) from error
     with path.open("r+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise in_use(directory, path) from error
-        if elsewhere(path) and beats(path):
+        locked = lock(file, directory, path)
+        if (elsewhere(path) if locked else holder(path)) and beats(path):
             raise in_use(directory, path)
         file.truncate(0)
+        if not locked:
+            write_beat(file.fileno(), 0)
+            time.sleep(SETTLE_SECONDS)
+            if holder(path) != me():
+                raise in_use(directory, path)
         end = threading.Event()
         beat = threading.Thread(target=_beat, args=(file.fileno(), end), daemon=True)
         beat.start()
@@ -57,6 +65,34 @@ def exclusive(directory: RunDirectory) -> Iterator[None]:
             end.set()
             beat.join()
             file.truncate(0)
+
+
+def lock(file: BinaryIO, directory: RunDirectory, path: Path) -> bool:
+    """Takes the operating system's lock; False where the file system has none.
+
+    Raises:
+        UserError: if another program has it, or it cannot be asked for.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in TAKEN:
+            raise in_use(directory, path) from error
+        if error.errno not in NO_LOCKS:
+            raise fault(path, error) from error
+        print(
+            f"warning: the file system of {directory.root} has no locks ({error.strerror}): only "
+            f"what its holder writes to {path} every {BEAT_SECONDS:.0f} s keeps a second program "
+            "out",
+            file=sys.stderr,
+        )
+        return False
+    return True
+
+
+def me() -> str:
+    """What the file says of this program."""
+    return f"process {os.getpid()} on {os.uname().nodename}"
 
 
 def holder(path: Path) -> str:
@@ -88,12 +124,15 @@ def beats(path: Path) -> bool:
     return False
 
 
+def write_beat(file: int, number: int) -> None:
+    os.pwrite(file, f"{me()}\n{number:012d}\n".encode(), 0)
+    os.fsync(file)
+
+
 def _beat(file: int, end: threading.Event) -> None:
     """Writes the holder's name and a number that grows, until `end`."""
     for number in itertools.count():
-        text = f"process {os.getpid()} on {os.uname().nodename}\n{number:012d}\n"
         with contextlib.suppress(OSError):  # a full disk is no reason to give up the lock
-            os.pwrite(file, text.encode(), 0)
-            os.fsync(file)
+            write_beat(file, number)
         if end.wait(BEAT_SECONDS):
             return

@@ -17,7 +17,9 @@ from typing import Any
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import lookup, settings_of
 from frame_jax.errors import UserError
+from frame_jax.run import bucket
 from frame_jax.run.directory import RunDirectory, discard, read_json, remove, write_json
+from frame_jax.run.leftovers import with_leftovers
 from frame_jax.run.phases import Unit, load_function
 
 
@@ -99,22 +101,32 @@ def check_current(directory: RunDirectory, unit: Unit, expected: Expected) -> No
     )
 
 
+def downstream(table: Sequence[Unit], everything: Sequence[Unit], phase: str) -> list[str]:
+    """Names of a phase's units (or of one unit) in `table`, and of all in `everything` made from
+    them."""
+    doomed = [unit.name for unit in table if phase in (unit.phase, unit.name)]
+    for unit in everything:
+        if set(unit.needs) & set(doomed) and unit.name not in doomed:
+            doomed.append(unit.name)
+    return doomed
+
+
 def redo(directory: RunDirectory, table: Sequence[Unit], phase: str) -> list[str]:
     """Removes the outputs of a phase (or of one unit) and of everything made from them.
 
+    Arms that the config no longer names are removed where something that they were made from is.
     A marker guards outputs against other settings, so it goes after them, and first from what was
     made last. Outputs only get a temporary name, at once: `remove_temporaries` does the rest.
 
     Returns:
         Names of the units removed.
     """
-    doomed = [unit.name for unit in table if phase in (unit.phase, unit.name)]
-    for unit in table:
-        if set(unit.needs) & set(doomed) and unit.name not in doomed:
-            doomed.append(unit.name)
-    for unit in reversed(table):
+    everything = with_leftovers(directory, table)
+    doomed = downstream(table, everything, phase)
+    for unit in reversed(everything):
         if unit.name in doomed:
             for output in unit.outputs:
+                bucket.clear(directory.root / output)
                 discard(directory.root / output)
             remove(directory.marker(unit.name))
     return doomed

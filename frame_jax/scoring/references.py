@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from frame_jax import checkpoints
+from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import ReferenceModelConfig
 from frame_jax.errors import UserError
@@ -23,8 +24,16 @@ from frame_jax.scoring.tokenizers import require_same_tokenizer
 NAMES = ("weak", "strong")
 
 
-def check_imported(config: RunConfig, directory: RunDirectory) -> None:
+def check_imported(
+    config: RunConfig, directory: RunDirectory, *, tokenizer_anew: bool = False
+) -> None:
     """Refuses an imported model that could not score the corpus, before any work is done for it.
+
+    Args:
+        config: The run.
+        directory: The run.
+        tokenizer_anew: Whether this run makes its tokenizer anew, so that the one that is there
+            does not matter.
 
     Raises:
         UserError: as `load_references` would after the corpus is tokenized.
@@ -33,11 +42,11 @@ def check_imported(config: RunConfig, directory: RunDirectory) -> None:
         checkpoint = getattr(config.reference, name).checkpoint
         if checkpoint is None:
             continue
-        key, folder = f"reference.{name}.checkpoint", Path(checkpoint)
+        key, folder = f"reference.{name}.checkpoint", user_path(checkpoint)
         if not folder.is_dir():
             raise UserError(f"{key}: there is no folder {checkpoint}: correct the path")
         find_tensors(folder, read_decoder(folder, longest=config.scoring.context))
-        if directory.tokenizer.exists():
+        if directory.tokenizer.exists() and not tokenizer_anew:
             require_same_tokenizer(folder, directory.tokenizer, key)
         elif config.tokenizer.path is None:
             raise UserError(
@@ -67,7 +76,7 @@ def load_reference(
 ) -> tuple[Decoder, Params]:
     compute_dtype = config.scoring.compute_dtype
     if reference.checkpoint is not None:
-        folder = Path(reference.checkpoint)
+        folder = user_path(reference.checkpoint)
         require_same_tokenizer(folder, directory.tokenizer, f"reference.{name}.checkpoint")
         decoder, params = import_checkpoint(folder, longest=config.scoring.context)
         decoder = dataclasses.replace(decoder, compute_dtype=compute_dtype)

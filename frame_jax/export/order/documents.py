@@ -21,6 +21,7 @@ from frame_jax.quadrants.assign import database
 from frame_jax.quadrants.packing import best_fit, concat
 from frame_jax.quadrants.rows import listed, training_documents
 from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.sql import parquet, write_parquet
 
 ROWS_AT_ONCE = 1 << 20
 
@@ -41,24 +42,16 @@ def write_documents(config: RunConfig, directory: RunDirectory, plan: Plan, fold
         write_first_rows(config, directory, plan.schedule.cells, scratch)
         write_places(plan, config.pretrain.training.batch_rows, scratch)
         connection.execute("SET preserve_insertion_order = true")
-        connection.execute(
-            f"""
-            COPY (
-                SELECT row_number() OVER (ORDER BY places.place, first_rows.number) - 1 AS position,
-                    doc_id, quadrant, stage, weight, step, tokens, source, domain, language, ppl,
-                    pd, part, row
-                FROM read_parquet($first_rows) first_rows
-                JOIN read_parquet($places) places USING (cell, cell_row)
-                JOIN read_parquet($assignment) USING (part, row)
-                ORDER BY position
-            ) TO '{folder / "order.parquet"}' (FORMAT parquet, COMPRESSION zstd)
-            """,
-            {
-                "first_rows": str(scratch / "documents-*.parquet"),
-                "places": str(scratch / "places-*.parquet"),
-                "assignment": str(directory.assignment),
-            },
-        )
+        order = f"""
+            SELECT row_number() OVER (ORDER BY places.place, first_rows.number) - 1 AS position,
+                doc_id, quadrant, stage, weight, step, tokens, source, domain, language, ppl,
+                pd, part, row
+            FROM {parquet(*sorted(scratch.glob("documents-*.parquet")))} first_rows
+            JOIN {parquet(*sorted(scratch.glob("places-*.parquet")))} places USING (cell, cell_row)
+            JOIN {parquet(directory.assignment)} USING (part, row)
+            ORDER BY position
+            """
+        connection.execute(write_parquet(order, folder / "order.parquet", "zstd"))
     for path in scratch.iterdir():
         path.unlink()
     scratch.rmdir()

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from pathlib import Path
 
 from frame_jax.config.file import load
+from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError, print_error
 from frame_jax.export.order.documents import write_documents
 from frame_jax.export.order.formats import FORMATS, READS
@@ -34,10 +34,10 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m frame_jax.export_order",
         description="Write a curriculum for another trainer.",
     )
-    options.add_argument("run", type=Path, help="run directory, partitioned")
+    options.add_argument("run", help="run directory, partitioned")
     options.add_argument("--curriculum", default="frame", help="which order (default: frame)")
     options.add_argument("--to", choices=("parquet", *FORMATS), required=True, help="format")
-    options.add_argument("--out", type=Path, required=True, help="new folder")
+    options.add_argument("--out", required=True, help="new folder")
     options.add_argument(
         "--shards", choices=KINDS, help="also write each quadrant's documents as text"
     )
@@ -61,14 +61,14 @@ def export(options: argparse.Namespace) -> None:
     Raises:
         UserError: if the run is not partitioned, has no such curriculum, or `out` is taken.
     """
-    directory = RunDirectory(options.run)
+    directory, out = RunDirectory(options.run), user_path(options.out)
     if not (directory.quadrants / "rows.json").exists():
         raise UserError(
             f"{directory.root} has no quadrants: run the phases up to partition first "
             "(python -m frame_jax.main --config CONFIG --until partition)"
         )
-    if options.out.exists():
-        raise UserError(f"{options.out} is there already: choose another --out, or remove it")
+    if out.exists():
+        raise UserError(f"{out} is there already: choose another --out, or remove it")
     reads = READS.get(options.to, tuple(KINDS))
     if options.shards not in (None, *reads):
         raise UserError(
@@ -82,8 +82,8 @@ def export(options: argparse.Namespace) -> None:
         data=options.data.rstrip("/"),
         suffix=KINDS[options.shards or reads[0]],
     )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.out.with_name(f".tmp-{options.out.name}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -103,7 +103,7 @@ def export(options: argparse.Namespace) -> None:
         )
         if options.shards:
             write_shards(config, directory, plan, options.shards, temporary / "data")
-        temporary.rename(options.out)
+        temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from frame_jax import sql
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.export.order.plan import Plan
@@ -39,15 +40,16 @@ def write_shards(
     config: RunConfig, directory: RunDirectory, plan: Plan, kind: str, folder: Path
 ) -> None:
     """Writes the files of every quadrant under `folder`; memory does not grow with the corpus."""
+    assignment = sql.parquet(directory.assignment)
     with database(folder) as connection:
         for cell in plan.schedule.cells:
             found = connection.sql(
                 f"""
-                SELECT {", ".join(COLUMNS)}, part, row FROM read_parquet($assignment)
+                SELECT {", ".join(COLUMNS)}, part, row FROM {assignment}
                 WHERE split = 'train' AND quadrant = $cell AND tokens > 0
                 ORDER BY md5_number_lower(concat($seed, ' ', doc_id)), doc_id
                 """,
-                params={"assignment": str(directory.assignment), "cell": cell, "seed": config.seed},
+                params={"cell": cell, "seed": config.seed},
             )
             (folder / cell).mkdir(parents=True)
             with progress.bar(f"write {cell}", None, "documents") as update:

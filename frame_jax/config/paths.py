@@ -1,0 +1,39 @@
+"""A path as somebody wrote it in, the path it means out.
+
+Settings keep what was written, which is what fingerprints hold; whoever opens a file asks here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from frame_jax.errors import UserError
+
+
+def user_path(text: str | Path) -> Path:
+    """The local path that a setting or an option names; `~` and `~name` at its head are homes.
+
+    Raises:
+        UserError: for the home of nobody, and for a URL.
+    """
+    written = os.fspath(text)
+    if (scheme := scheme_of(written)) is not None:
+        raise UserError(
+            f"{written} is not a folder or file of this machine: nothing is read from or written "
+            f"to {scheme}:// here. Give a local path, or mount the bucket (docs/storage.md)"
+        )
+    path = os.path.expanduser(written)  # noqa: PTH111  (pathlib would expand `./~` too)
+    if written.startswith("~") and path == written:
+        raise UserError(
+            f"{written}: no home folder is known for {written.split('/')[0]}; for a folder of that "
+            f"name write ./{written}"
+        )
+    return Path(path)
+
+
+def scheme_of(text: str) -> str | None:
+    """`gs` of `gs://bucket/run`; None for a path."""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", text)
+    return found and found[1].lower()

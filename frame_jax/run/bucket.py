@@ -1,0 +1,213 @@
+"""Checkpoints of a training run in a bucket (gs://, s3://): there whole or not at all.
+
+Orbax writes a checkpoint into the run directory, where it is whole when it has its name; a copy of
+it then goes to `checkpoint_root`. Orbax itself writes arrays to gs:// but not to s3:// (0.12.8
+takes such a path for a local one), so both go this one way. BUCKET/<step>/whole.json names every
+file of a copy with its size and hash, and is written last: a copy without it does not count.
+
+`RUN/<unit's folder>/checkpoints.txt` says where the copies are, for every later reader.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from frame_jax.config.paths import scheme_of
+from frame_jax.errors import UserError
+from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.run.faults import is_fault
+from frame_jax.run.phases import Unit
+
+T = TypeVar("T")
+
+LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # also the names of this project's extras: gs, s3
+TRIES, FIRST_WAIT_SECONDS = 7, 0.5  # each wait is twice the one before: half a minute in all
+WHOLE, DAMAGED = "whole.json", "damaged.json"
+
+
+class CopyError(Exception):
+    """A copy that does not hold what was put there."""
+
+
+class Bucket:
+    """The copies of one training run's checkpoints under `url`.
+
+    Raises:
+        UserError: from every method, naming bucket, key and cause, where the bucket cannot be used.
+    """
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        library = LIBRARIES[str(scheme_of(url))]
+        import fsspec
+
+        try:
+            self._files: Any = fsspec.filesystem(
+                scheme_of(url), skip_instance_cache=True, use_listings_cache=False
+            )
+        except ImportError as error:
+            raise UserError(
+                f"checkpoint_root: {url} needs {library}: pip install {library}"
+            ) from error
+
+    def _try(self, key: str, call: Callable[[str], T]) -> T:
+        """`call` on the whole name of `key`, again where storage or network fail in passing."""
+        name = f"{self.url}/{key}".rstrip("/")
+        for attempt in range(TRIES):
+            try:
+                return call(name)
+            except FileNotFoundError:
+                raise
+            except Exception as error:  # each library has classes of its own
+                refused = isinstance(error, PermissionError)
+                if refused or not is_fault(error) or attempt == TRIES - 1:
+                    raise cannot_be_used(name, error) from error
+                time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _write(self, key: str, call: Callable[[str], object]) -> None:
+        """As `_try`, where only the bucket itself can be what is missing."""
+        try:
+            self._try(key, call)
+        except FileNotFoundError as error:
+            raise cannot_be_used(f"{self.url}/{key}", error) from error
+
+    def _names(self, key: str = "") -> list[str]:
+        """Last parts of the names right under `key`."""
+        try:
+            found = self._try(key, lambda name: self._files.ls(name, detail=False))
+        except FileNotFoundError:
+            return []
+        return [str(name).rstrip("/").rsplit("/", 1)[-1] for name in found]
+
+    def try_out(self) -> None:
+        """Writes, reads and removes a small object."""
+        key, content = f"probe-{secrets.token_hex(8)}", b"frame_jax"
+        self._write(key, lambda name: self._files.pipe_file(name, content))
+        if self._try(key, self._files.cat_file) != content:
+            raise UserError(f"checkpoint_root: {self.url} does not give back what was written")
+        self._try(key, self._files.rm_file)
+
+    def steps(self) -> list[int]:
+        """Steps of the whole copies, ascending."""
+        steps = [int(name) for name in self._names() if name.isdigit()]
+        return sorted(step for step in steps if WHOLE in self._names(str(step)))
+
+    def put(self, step: int, folder: Path) -> None:
+        """Copies the finished checkpoint in `folder`."""
+        whole = {}
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            name = file.relative_to(folder).as_posix()
+            self._write(f"{step}/{name}", partial(self._files.put_file, str(file)))
+            whole[name] = [file.stat().st_size, sha256(file)]
+        content = json.dumps(whole, indent=1).encode()
+        self._write(f"{step}/{WHOLE}", lambda key: self._files.pipe_file(key, content))
+
+    def get(self, step: int, folder: Path) -> None:
+        """Makes `folder` from the copy of a step; it appears when it is whole.
+
+        Raises:
+            CopyError: if something else came out than was put in.
+        """
+        temporary = folder.with_name(f".tmp-fetched-{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            whole = json.loads(self._try(f"{step}/{WHOLE}", self._files.cat_file))
+            for name, described in whole.items():
+                file = temporary / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._try(f"{step}/{name}", partial(self._files.get_file, lpath=str(file)))
+                if [file.stat().st_size, sha256(file)] != described:
+                    raise CopyError(f"{self.url}/{step}/{name} is not what was put there")
+        except (FileNotFoundError, ValueError) as error:
+            raise CopyError(f"{self.url}/{step} lacks a file: {error}") from error
+        temporary.rename(folder)
+
+    def remove(self, step: int) -> None:
+        """Removes a copy, first what makes it count."""
+        for name in (WHOLE, ""):
+            try:
+                self._try(f"{step}/{name}", lambda key: self._files.rm(key, recursive=True))
+            except FileNotFoundError:
+                continue
+
+    def set_aside(self, step: int) -> None:
+        """Lets a copy count no more, and leaves it there."""
+        content = self._try(f"{step}/{WHOLE}", self._files.cat_file)
+        self._try(f"{step}/{DAMAGED}", lambda key: self._files.pipe_file(key, content))
+        self._try(f"{step}/{WHOLE}", self._files.rm_file)
+
+    def sweep(self) -> None:
+        """Removes what killed programs left of copies that are not whole."""
+        for name in self._names():
+            if name.isdigit() and not {WHOLE, DAMAGED} & set(self._names(name)):
+                self.remove(int(name))
+
+    def clear(self) -> None:
+        """Removes everything."""
+        for step in sorted(int(name) for name in self._names() if name.isdigit()):
+            self.remove(step)
+
+
+def cannot_be_used(name: str, error: Exception) -> UserError:
+    return UserError(
+        f"checkpoint_root: {name}: {type(error).__name__}: {error}. Mend the credentials, the "
+        "bucket or the connection and run the same command again; nothing that was there is lost"
+    )
+
+
+def sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, hashlib.sha256).hexdigest()
+
+
+def pointer(unit_folder: Path) -> Path:
+    """The file in a training run's folder that says where its copies are."""
+    return unit_folder / "checkpoints.txt"
+
+
+def bucket_of(unit_folder: Path) -> Bucket | None:
+    """Where the copies of a training run's checkpoints are; None where it has none."""
+    path = pointer(unit_folder)
+    return Bucket(path.read_text("utf-8").strip()) if path.exists() else None
+
+
+def settle(directory: RunDirectory, units: Sequence[Unit], root: str | None) -> None:
+    """Says for each training run to come where its copies go, and tries the bucket. Process 0 only.
+
+    Raises:
+        UserError: if the bucket cannot be used, or a run that has begun has its copies elsewhere.
+    """
+    for unit in (unit for unit in units if unit.run.startswith("training.")):
+        folder = directory.root / unit.outputs[0]
+        url = None if root is None else f"{root.rstrip('/')}/{unit.outputs[0]}/checkpoints"
+        before = bucket_of(folder)
+        if url == (before and before.url):
+            continue
+        if before is not None and (steps := before.steps()):
+            raise UserError(
+                f"checkpoint_root: {unit.name} has begun, with checkpoints of steps "
+                f"{', '.join(map(str, steps))} in {before.url}, and this run names "
+                f"{url or 'no bucket'}. Set checkpoint_root as before, move those objects there, "
+                f"or train it from the start (--redo {unit.name})"
+            )
+        if url is None:
+            pointer(folder).unlink()
+            continue
+        Bucket(url).try_out()
+        with atomic_path(pointer(folder)) as temporary:
+            temporary.write_text(f"{url}\n", "utf-8")
+
+
+def clear(unit_folder: Path) -> None:
+    """Removes the copies of a training run's checkpoints, if it has any."""
+    if (bucket := bucket_of(unit_folder)) is not None:
+        bucket.clear()

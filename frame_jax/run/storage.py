@@ -1,0 +1,185 @@
+"""A run directory in; a refusal out where its file system lacks what a run needs of it.
+
+docs/storage.md says what that is, and which mounts of object stores have it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from frame_jax.errors import UserError
+from frame_jax.parallel import processes
+from frame_jax.run.directory import RunDirectory, is_full, no_room
+from frame_jax.sql import UNREADABLE
+
+SEEN_SECONDS = 20.0  # in which what one host writes must be seen by the others
+
+OLD, NEW = b"one line\n", b"another\n"
+
+
+def check(directory: RunDirectory) -> None:
+    """Tries what a run will do to its directory, on process 0, and whether all processes see it.
+
+    Called on every process. Nothing is left behind.
+
+    Raises:
+        UserError: on every process, saying what cannot be done or which processes see another
+            folder.
+    """
+    if UNREADABLE.search(str(directory.root.absolute())) is not None:
+        raise UserError(
+            f"run_directory: {directory.root}: DuckDB reads no path with both a backslash and one "
+            "of * ? [; choose another --run_directory"
+        )
+    trace = directory.root / f".tmp-seen-{processes.agree(secrets.randbits(48)):x}"
+    problem: UserError | None = None
+    if processes.is_first():
+        try:
+            probe(directory.root)
+            if processes.count() > 1:
+                trace.write_bytes(NEW)
+        except UserError as error:
+            problem = error
+    processes.barrier("the run directory has been tried")
+    # A process that finds nothing waits: some network file systems show a new name late.
+    seen = problem is None and (processes.is_first() or appears(trace))
+    blind = processes.dissenters(seen, os.uname().nodename)
+    if processes.is_first() and processes.count() > 1:
+        trace.unlink(missing_ok=True)
+    if problem is not None:
+        raise problem
+    if 0 in blind:
+        raise UserError(f"run_directory: process 0, on {blind[0]}, cannot use {directory.root}")
+    if blind:
+        names = ", ".join(f"{index} (on {host})" for index, host in sorted(blind.items()))
+        raise UserError(
+            f"run_directory: process {names} did not see within {SEEN_SECONDS:.0f} s what process "
+            f"0 wrote to {directory.root.absolute()}. All processes of a run need one and the same "
+            "folder, on a file system that all hosts share: name it with --run_directory"
+        )
+
+
+def appears(path: Path) -> bool:
+    """Whether a file is seen within SEEN_SECONDS."""
+    ends = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def probe(root: Path) -> None:
+    """Does to a scratch folder in `root` what a run does to its files.
+
+    Raises:
+        UserError: naming the first thing that fails.
+    """
+    scratch = root / f".tmp-probe-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(
+            f"run_directory: nothing can be written to {root} ({error}); choose another "
+            "--run_directory"
+        ) from error
+    try:
+        for what, attempt in ATTEMPTS.items():
+            try:
+                attempt(scratch)
+            except (OSError, UnlikeError) as error:
+                if is_full(error):
+                    raise no_room(root, len(OLD)) from error
+                raise UserError(
+                    f"run_directory: the file system of {root} cannot {what} ({error}). A run "
+                    "needs that: choose a --run_directory on a disk or a network file system, or "
+                    "mount the bucket with other options (docs/storage.md). Checkpoints of "
+                    "training can go to a bucket on their own: --checkpoint_root"
+                ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class UnlikeError(Exception):
+    """What was read is not what was written."""
+
+
+def expect(path: Path, content: bytes) -> None:
+    found = path.read_bytes()
+    if found != content:
+        raise UnlikeError(f"{len(content)} bytes were written, {len(found)} others came back")
+
+
+def flushed(scratch: Path) -> None:
+    """As `atomic_path` writes."""
+    with (scratch / "file").open("wb") as file:
+        file.write(OLD)
+        file.flush()
+        os.fsync(file.fileno())
+    expect(scratch / "file", OLD)
+
+
+def renamed_over(scratch: Path) -> None:
+    """As `atomic_path` puts a file in the place of an older one."""
+    (scratch / "new").write_bytes(NEW)
+    (scratch / "new").replace(scratch / "file")
+    expect(scratch / "file", NEW)
+    if (scratch / "new").exists():
+        raise UnlikeError("the old name is still there")
+
+
+def appended(scratch: Path) -> None:
+    """As metrics.jsonl grows."""
+    with (scratch / "file").open("ab") as file:
+        file.write(OLD)
+        file.flush()
+        os.fsync(file.fileno())
+    expect(scratch / "file", NEW + OLD)
+
+
+def changed_in_place(scratch: Path) -> None:
+    """As the lock beats, and as DuckDB spills."""
+    with (scratch / "file").open("r+b") as file:
+        os.pwrite(file.fileno(), OLD[:3], 2)
+        os.fsync(file.fileno())
+        file.truncate(len(NEW))
+    expect(scratch / "file", NEW[:2] + OLD[:3] + NEW[5:])
+
+
+def folder_renamed(scratch: Path) -> None:
+    """As a checkpoint gets its name when it is whole."""
+    (scratch / "folder").mkdir()
+    (scratch / "folder" / "inside").write_bytes(OLD)
+    (scratch / "folder").rename(scratch / "moved")
+    expect(scratch / "moved" / "inside", OLD)
+
+
+def listed(scratch: Path) -> None:
+    """As parts are found."""
+    names = sorted(path.name for path in scratch.iterdir())
+    if names != ["file", "moved"]:
+        raise UnlikeError(f"it lists {names}")
+
+
+def removed(scratch: Path) -> None:
+    (scratch / "file").unlink()
+    shutil.rmtree(scratch / "moved")
+    if list(scratch.iterdir()):
+        raise UnlikeError("what was removed is still there")
+
+
+ATTEMPTS: dict[str, Callable[[Path], None]] = {
+    "write and flush a file and read it back": flushed,
+    "rename a file over another": renamed_over,
+    "append to a file": appended,
+    "change a file in place": changed_in_place,
+    "rename a folder": folder_renamed,
+    "list what was written": listed,
+    "remove files and folders": removed,
+}

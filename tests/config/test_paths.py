@@ -1,0 +1,132 @@
+"""`~` is a home wherever a path is a setting, and a URL is a folder nowhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from frame_jax import inspect
+from frame_jax.config.file import load
+from frame_jax.config.paths import scheme_of, user_path
+from frame_jax.config.settings import settings_of
+from frame_jax.errors import UserError
+from frame_jax.export import checkpoint as export
+from frame_jax.export.order import export as export_order
+from frame_jax.main import main
+from frame_jax.run.directory import RunDirectory
+from tests.arm import make_arm
+from tests.integration.small_run import settings, write_config, write_corpus
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder with a corpus and a config; the working directory is elsewhere."""
+    folder = tmp_path / "home"
+    (tmp_path / "elsewhere").mkdir()
+    folder.mkdir()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    write_corpus(folder / "corpus.jsonl")
+    return folder
+
+
+def test_a_tilde_is_expanded_as_a_shell_would(home: Path) -> None:
+    assert user_path("~/runs/x") == home / "runs" / "x" and user_path("~") == home
+    assert user_path("./~/x") == Path("~/x")
+    assert user_path("a/~") == Path("a/~") and user_path(Path("a")) == Path("a")
+    with pytest.raises(UserError, match=r"no home folder is known for ~nobody-at-all.*\./~nobody"):
+        user_path("~nobody-at-all/x")
+
+
+def test_urls_are_told_from_paths() -> None:
+    assert [scheme_of(t) for t in ("gs://b/r", "S3://b", "/a://b", "a/b", "a:b", "a:/b")] == [
+        *("gs", "s3"),
+        *[None] * 4,
+    ]
+    with pytest.raises(UserError, match="mount the bucket"):
+        user_path("s3://bucket/m")
+
+
+def test_a_run_directory_in_the_home_folder(home: Path) -> None:
+    config = write_config(home, run_directory="~/runs/x")
+    assert main(["--config", str(config), "--until", "tokenize"]) == 0
+    assert (home / "runs/x/tokens/rejected.jsonl").exists()
+    assert list(Path.cwd().iterdir()) == []
+    assert "run_directory: ~/runs/x" in (home / "runs/x/config.yaml").read_text()
+    assert main(["--config", str(config), "--plan"]) == 0
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "s3://bucket/run"])
+def test_a_bucket_is_no_run_directory(url: str, home: Path, capsys) -> None:
+    config = write_config(home, run_directory=url)
+    for arguments in ([], ["--plan"]):
+        assert main(["--config", str(config), *arguments]) == 2
+        shown = capsys.readouterr().err
+        assert f"run_directory: {url} is a URL" in shown and "Traceback" not in shown
+        assert f"--checkpoint_root {url}" in shown and "mount" in shown
+    for door in (inspect.main, export.main, export_order.main):
+        out = [] if door is inspect.main else ["--out", "o"]
+        format_ = ["--to", "parquet"] if door is export_order.main else []
+        assert door([url, *out, *format_]) == 2
+        assert "is a URL" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_exports_in_the_home_folder(home: Path) -> None:
+    make_arm(home / "run")
+    assert export.main(["~/run", "--out", "~/model"]) == 0
+    assert (home / "model/model.safetensors").exists() and list(Path.cwd().iterdir()) == []
+
+
+def test_doors_say_which_folder_they_looked_into(home: Path, capsys) -> None:
+    assert inspect.main(["~/run"]) == 2
+    assert str(home / "run" / "quadrants") in capsys.readouterr().err
+    assert export_order.main(["~/run", "--to", "parquet", "--out", "~/o"]) == 2
+    assert f"{home / 'run'} has no quadrants" in capsys.readouterr().err
+
+
+def refused(home: Path, capsys, *arguments: str, **changes: object) -> str:
+    """What the whole run says to such settings; nothing may have been done for them."""
+    assert main(["--config", str(write_config(home, **changes)), *arguments]) == 2
+    assert not RunDirectory(home / "run").tokens.exists()
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown and shown.count("error: ") == 1
+    return shown
+
+
+ITEM = json.dumps({"question": "2 and 2?", "choices": ["4", "5"], "answer": 0}) + "\n"
+
+
+def test_a_tasks_files_are_read_before_anything_is_done(home: Path, capsys) -> None:
+    def tasks(**task: object) -> dict[str, object]:
+        return {"tasks": [{"name": "sums", "path": "~/sums.jsonl", **task}]}
+
+    assert f"there is no file {home / 'sums.jsonl'}" in refused(home, capsys, evaluation=tasks())
+    (home / "sums.jsonl").write_text(ITEM + "{}\n")
+    shown = refused(home, capsys, evaluation=tasks())
+    assert f"{home / 'sums.jsonl'}, line 2: an item has the keys question, choices" in shown
+    (home / "sums.jsonl").write_text(ITEM)
+    shown = refused(home, capsys, evaluation=tasks(shots=1, examples="~/few.jsonl"))
+    assert f"there is no file {home / 'few.jsonl'}" in shown
+    (home / "few.jsonl").write_text(ITEM)  # the question itself is no example of it
+    shown = refused(home, capsys, evaluation=tasks(shots=1, examples="~/few.jsonl"))
+    assert "~/few.jsonl has 0 examples" in shown and "but shots is 1" in shown
+    config = write_config(home, evaluation=tasks(shots=1, examples="~/few.jsonl"))
+    assert main(["--config", str(config), "--until", "tokenize"]) == 0  # which does no task
+
+
+def test_a_reference_checkpoint_in_the_home_folder_is_looked_for_there(home: Path, capsys) -> None:
+    reference = settings(home)["reference"] | {"weak": {"checkpoint": "~/m"}}
+    assert "reference.weak.checkpoint: there is no folder" in refused(
+        home, capsys, reference=reference
+    )
+    (home / "m").mkdir()
+    assert f"{home / 'm'} has no config.json" in refused(home, capsys, reference=reference)
+
+
+def test_fingerprints_hold_what_was_written(home: Path) -> None:
+    changes = {"tokenizer": {"path": "~/t.json"}}
+    config = load(write_config(home, **changes))
+    assert settings_of(config)["tokenizer.path"] == "~/t.json"

@@ -1,0 +1,135 @@
+"""A run directory may have any name: phases and doors read what lies in it, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+
+from frame_jax import checkpoints, inspect
+from frame_jax.export import checkpoint as export
+from frame_jax.export.order import export as export_order
+from frame_jax.main import main
+from frame_jax.models.functional import read_description
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from tests.integration.small_run import settings, write_config, write_corpus
+
+NAMES = ("split=train", "quadrant=Q1", "a[1]", "it's", "tokens=10B/part=0/a*", "back\\slash")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    """A finished run of a corpus with a duplicate, in a folder of a harmless name."""
+    root = tmp_path_factory.mktemp("names")
+    write_corpus(root / "corpus.jsonl")
+    with (root / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"id": "prose-7", "text": "the same id again"}) + "\n")
+    given = settings(root)
+    training = {"batch_rows": 16, "milestones": 1, "steps": 12, "schedule": {"peak": 0.01}}
+    for name in ("weak", "strong"):
+        given["reference"][name]["training"] = training
+    given["corpus"]["max_rejected_fraction"] = 0.01
+    given["pretrain"]["training"] = training
+    write_config(root, **given)
+    assert main(["--config", str(root / "run.yaml")]) == 0
+    return RunDirectory(root / "run")
+
+
+def spoil(directory: RunDirectory) -> None:
+    """Gives a run other splits and quadrants: what must not be read in place of its neighbour's."""
+    for path in [*list_parts(directory.tokens, ".parquet"), directory.assignment]:
+        table = pq.read_table(path)
+        for name, value in (("split", "train"), ("quadrant", "Q4")):
+            if name in table.column_names:
+                column = pa.array([value] * len(table))
+                table = table.set_column(table.column_names.index(name), name, column)
+        pq.write_table(table, path)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def odd(request: pytest.FixtureRequest, plain: RunDirectory) -> RunDirectory:
+    """A copy of that run in a folder of another name; and beside `a[1]` a spoiled `a1`."""
+    directory = RunDirectory(plain.root.parent / request.param)
+    shutil.copytree(plain.root, directory.root)
+    neighbour = RunDirectory(plain.root.parent / "a1")
+    if request.param == "a[1]":
+        shutil.copytree(plain.root, neighbour.root)
+        spoil(neighbour)
+    return directory
+
+
+def page(directory: RunDirectory) -> str:
+    text = (directory.report / "index.html").read_text("utf-8")
+    lines = text.replace(str(directory.root), "RUN").splitlines()
+    title, where = f"FRAME report: {directory.root.name}", "run_directory"
+    return "\n".join(x for x in lines if where not in x).replace(escaped(title), "TITLE")
+
+
+def escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("'", "&#x27;")
+
+
+def test_the_report_says_the_same(plain: RunDirectory, odd: RunDirectory) -> None:
+    config = str(plain.root.parent / "run.yaml")
+    assert main(["--config", config, "--run_directory", str(odd.root), "--redo", "report"]) == 0
+    assert page(odd) == page(plain)
+
+
+def test_the_documents_of_a_quadrant_are_the_same(
+    plain: RunDirectory, odd: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = []
+    for directory in (plain, odd):
+        assert inspect.main([str(directory.root), "--quadrant", "Q2", "-n", "3"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] and "Q2" in shown[0]
+
+
+@pytest.mark.parametrize("out", ["it's", "stage=Q3/o", "o[1]"])
+def test_the_order_is_the_same(
+    out: str, plain: RunDirectory, odd: RunDirectory, tmp_path: Path
+) -> None:
+    folders = {plain: tmp_path / "plain", odd: tmp_path / out}
+    for directory, folder in folders.items():
+        command = [str(directory.root), "--to", "parquet", "--shards", "jsonl"]
+        assert export_order.main([*command, "--out", str(folder)]) == 0
+    left, right = (
+        pq.ParquetFile(folder / "order.parquet").read().to_pydict() for folder in folders.values()
+    )
+    assert left == right and len(set(left["quadrant"])) == 4
+    for cell in ("Q1", "Q2", "Q3", "Q4"):
+        texts = [(f / "data" / cell / "00000.jsonl").read_bytes() for f in folders.values()]
+        assert texts[0] == texts[1]
+
+
+def test_the_exported_weights_are_the_same(
+    plain: RunDirectory, odd: RunDirectory, tmp_path: Path
+) -> None:
+    for directory, name in ((plain, "plain"), (odd, "stage=Q3[1]")):
+        export.export(directory, "frame", tmp_path / name)
+    left, right = (load_file(tmp_path / n / "model.safetensors") for n in ("plain", "stage=Q3[1]"))
+    assert all((left[name] == right[name]).all() for name in left)
+
+
+def test_a_run_made_under_such_a_name_comes_out_the_same(plain: RunDirectory) -> None:
+    directory, neighbour = (
+        RunDirectory(plain.root.parent / "made" / name / "split=train" / "it's")
+        for name in ("a[1]", "a1")
+    )
+    shutil.copytree(plain.root, neighbour.root)
+    spoil(neighbour)
+    config = str(plain.root.parent / "run.yaml")
+    assert main(["--config", config, "--run_directory", str(directory.root)]) == 0
+    for unit in ("tokenize", "score", "partition", "evaluate-frame", "evaluate-random"):
+        left, right = (read_json(at.marker(unit))["summary"] for at in (plain, directory))
+        assert left == right, unit
+    assert read_json(directory.marker("tokenize"))["summary"]["rejected"] == 1
+    assert page(directory).count("Q1") == page(plain).count("Q1")
+    folder = directory.pretrain("frame")
+    step = max(checkpoints.saved_steps(folder / "checkpoints"))
+    assert checkpoints.load_params(folder / "checkpoints", read_description(folder), step)

@@ -1,0 +1,224 @@
+"""What a file system lacks is said at the start; what it does not give is not called damaged."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frame_jax import checkpoints
+from frame_jax.errors import UserError
+from frame_jax.main import main, user_error
+from frame_jax.models.functional import read_description
+from frame_jax.records import TokenReader, write_tokens
+from frame_jax.run import integrity, lock, storage
+from frame_jax.run.directory import RunDirectory, read_json, write_json
+from frame_jax.run.lock import exclusive
+from tests.arm import make_arm
+from tests.integration.small_run import write_config, write_corpus
+from tests.test_documentation import REPOSITORY, free_port
+
+UNREADABLE = Path("/proc/self/mem")  # a file whose first byte the system refuses with EIO
+
+
+def test_a_good_file_system_is_left_as_it_was(tmp_path: Path) -> None:
+    storage.check(RunDirectory(tmp_path / "run"))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def refuse(number: int) -> Callable[..., None]:
+    def call(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "number", "what"),
+    [
+        (os, "fsync", errno.ENOSYS, "write and flush a file and read it back"),
+        (Path, "replace", errno.ENOTSUP, "rename a file over another"),
+        (os, "pwrite", errno.ENOTSUP, "change a file in place"),
+        (Path, "rename", errno.EMFILE, "rename a folder"),
+        (Path, "unlink", errno.EPERM, "remove files and folders"),
+    ],
+)
+def test_what_a_mount_lacks_is_named_before_anything_is_written(
+    owner: object, name: str, number: int, what: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    monkeypatch.setattr(owner, name, refuse(number))
+    assert main(["--config", str(write_config(tmp_path))]) == 2
+    monkeypatch.undo()
+    shown = capsys.readouterr().err
+    assert f"cannot {what} ([Errno {number}]" in shown and "docs/storage.md" in shown
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_file_system_that_gives_back_something_else_is_refused(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(Path, "read_bytes", lambda _: b"")
+    with pytest.raises(UserError, match="9 bytes were written, 0 others came back"):
+        storage.probe(tmp_path)
+
+
+def test_a_name_that_no_pattern_can_mean_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="choose another --run_directory"):
+        storage.check(RunDirectory(tmp_path / "a\\b[1]"))
+
+
+@pytest.fixture
+def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
+    monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.2)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
+def test_without_flock_the_file_alone_keeps_a_second_program_out(
+    number: int, no_flock: None, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse(number))
+    directory = RunDirectory(tmp_path)
+    with exclusive(directory):
+        shown = capsys.readouterr().err
+        assert f"warning: the file system of {tmp_path} has no locks" in shown
+        assert os.strerror(number) in shown
+        with (
+            pytest.raises(UserError, match=f"in use by process {os.getpid()} on"),
+            exclusive(directory),
+        ):
+            pass
+        assert lock.holder(tmp_path / "lock") == lock.me()
+    assert (tmp_path / "lock").read_bytes() == b""
+    (tmp_path / "lock").write_text(f"process 1 on {os.uname().nodename}\n{7:012d}\n")
+    with exclusive(directory):  # the dead beat no more
+        pass
+
+
+def test_without_flock_the_first_of_two_gives_way_when_both_begin(
+    no_flock: None, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.ENOSYS))
+    monkeypatch.setattr(
+        time, "sleep", lambda _: (tmp_path / "lock").write_text("process 9 on other\n")
+    )
+    with (
+        pytest.raises(UserError, match="in use by process 9 on other"),
+        exclusive(RunDirectory(tmp_path)),
+    ):
+        pass
+    assert lock.holder(tmp_path / "lock") == "process 9 on other"
+
+
+def test_a_lock_that_cannot_be_asked_for_is_no_other_program(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", refuse(errno.EIO))
+    with (
+        pytest.raises(UserError, match="the storage or the network failed"),
+        exclusive(RunDirectory(tmp_path)),
+    ):
+        pass
+
+
+@pytest.mark.processes
+def test_processes_with_a_folder_each_end_at_once_and_say_so(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    command = [sys.executable, "-m", "frame_jax.main", "--config", str(write_config(tmp_path))]
+    command += ["--parallel.distributed", "true", "--parallel.processes", "2"]
+    command += ["--parallel.coordinator", f"localhost:{free_port()}"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    programs = [
+        subprocess.Popen(
+            [*command, "--parallel.process", str(i), "--run_directory", str(tmp_path / f"run-{i}")],
+            cwd=REPOSITORY,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [program.communicate(timeout=200)[0] for program in programs]
+    for program, output in zip(programs, outputs, strict=True):
+        assert program.returncode == 2, output
+        assert output.count("error: ") == 1 and "Traceback" not in output, output
+        assert re.search(r"process 1 \(on .*\) did not see .* process 0 wrote to", output), output
+        assert "one and the same folder" in output
+    assert [p.name for p in (tmp_path / "run-0").iterdir()] == []
+
+
+def test_a_checkpoint_that_the_storage_does_not_give_is_not_called_damaged(
+    tmp_path: Path, capsys
+) -> None:
+    directory, decoder, _ = make_arm(tmp_path)
+    folder = directory.pretrain("frame") / "checkpoints"
+    for file in (
+        max((folder / "6" / "params").rglob("d/*"), key=lambda path: path.stat().st_size),
+        folder / "6" / "params" / "_METADATA",
+        folder / "6" / "_CHECKPOINT_METADATA",
+    ):
+        kept = file.with_name("kept")
+        file.rename(kept)
+        file.symlink_to(UNREADABLE)
+        with pytest.raises(UserError, match=r"Input/output error.*run the same command") as raised:
+            checkpoints.load_params(folder, decoder, 6)
+        assert "--redo" not in str(raised.value)
+        checkpointer = checkpoints.Checkpointer(folder, (3, 6), "fingerprint")
+        with pytest.raises(UserError, match=r"checkpoints/6: the storage .*Input/output error"):
+            checkpointer.restore_newest(decoder.shapes(), {"unused": np.zeros(1)})
+        checkpointer.close()
+        assert checkpoints.saved_steps(folder) == [3, 6]
+        file.unlink()
+        kept.rename(file)
+    assert read_description(directory.pretrain("frame")) is not None
+
+
+def test_files_that_the_storage_does_not_give_are_not_called_damaged(
+    tmp_path: Path, monkeypatch
+) -> None:
+    directory = RunDirectory(tmp_path)
+    write_json(directory.scores / "a.json", 1)
+    integrity.record(directory, "score", ["scores"])
+    (directory.scores / "a.json").unlink()
+    (directory.scores / "a.json").symlink_to(UNREADABLE)
+    with pytest.raises(UserError, match=r"scores/a.json: the storage .*Input/output") as raised:
+        integrity.verify(directory, ["score"])
+    assert "--redo" not in str(raised.value)
+    with pytest.raises(OSError, match="Input/output error") as unexpected:
+        read_json(directory.scores / "a.json")
+    assert "the storage or the network failed" in str(user_error(unexpected.value))
+
+    path = directory.tokens / "part-00000-of-00001.arrayrecord"
+    with write_tokens(path) as writer:
+        writer.append(range(9))
+    reader = TokenReader(path)
+    words = f"{os.strerror(errno.EIO)}; reading {path}"
+
+    class Refusing:
+        def read(self, _: object) -> None:
+            raise RuntimeError(words)
+
+    monkeypatch.setattr(reader, "_reader", Refusing())
+    with pytest.raises(UserError, match="the storage or the network failed") as refused:
+        reader.read([0])
+    assert "rm " not in str(refused.value) and "--redo" not in str(refused.value)
+
+
+def test_what_is_missing_is_still_said_to_be(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    write_json(directory.scores / "a.json", 1)
+    integrity.record(directory, "score", ["scores"])
+    shutil.rmtree(directory.scores)
+    with pytest.raises(UserError, match="is missing"):
+        integrity.verify(directory, ["score"])
