@@ -142,6 +142,11 @@ def cached(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path
     return folder / files[0].name if alone else folder
 
 
+def is_checkpoint(name: str) -> bool:
+    """Whether a file of a model's folder is read: weights in safetensors, and JSON, at its top."""
+    return "/" not in name and name.endswith((".safetensors", ".json"))
+
+
 def _download(file: RemoteFile, target: Path) -> None:
     """Makes `target` the content of a remote file, at once or not at all."""
     if target.exists():

@@ -93,7 +93,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     from frame_jax.parallel import processes
     from frame_jax.parallel.sharding import mesh_shape
     from frame_jax.run import preemption
-    from frame_jax.scoring.references import check_imported
+    from frame_jax.scoring.checks import check_references
     from frame_jax.training import trackers
 
     processes.start(config.parallel)
@@ -107,7 +107,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     if any(
         u.name == "score" and not markers.is_complete(directory, u, expected[u.name]) for u in todo
     ):
-        check_imported(config, directory)
+        check_references(config, directory)
     if processes.is_first():
         with exclusive(directory):
             return _run_units(config, directory, table, todo, expected, redo)

@@ -10,6 +10,7 @@ from typing import Any
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import Tokenizer
 from frame_jax.errors import UserError
+from frame_jax.files import cached, is_checkpoint
 from frame_jax.run.special_tokens import Chosen
 
 
@@ -45,10 +46,10 @@ def notes(config: RunConfig, tokenizer: Tokenizer, chosen: Chosen) -> Iterator[s
 def named_starts(config: RunConfig) -> Iterator[tuple[Path, int | str]]:
     """(file, BOS as an id or a token) for each file of the tokenizer's or a checkpoint's folder
     that names one."""
-    folders = [Path(str(config.tokenizer.path)).expanduser().parent]
+    folders = [cached(str(config.tokenizer.path)).parent]  # of a remote one, this file alone
     for reference in (config.reference.weak, config.reference.strong):
         if reference.checkpoint is not None:
-            folders.append(Path(reference.checkpoint).expanduser())
+            folders.append(cached(reference.checkpoint, is_checkpoint))
     for folder in dict.fromkeys(folders):
         token = read(folder / "tokenizer_config.json").get("bos_token")
         if isinstance(token, dict):  # an added token with its rules

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -17,6 +16,7 @@ from frame_jax.corpus.parts import sample
 from frame_jax.corpus.tokenizer import Tokenizer, make_tokenizer
 from frame_jax.corpus.tokenizer_notes import notes
 from frame_jax.errors import UserError
+from frame_jax.files import cached
 from frame_jax.run.directory import RunDirectory, atomic_path, write_json
 from frame_jax.run.special_tokens import BOS, EOS, Chosen, choose, special_tokens_path
 
@@ -135,7 +135,7 @@ def adopt(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, Chosen]:
         UserError: for a file that is no tokenizer, or one that has neither token.
     """
     assert config.path is not None
-    path = Path(config.path).expanduser()
+    path = cached(config.path)
     if not path.is_file():
         raise UserError(f"tokenizer.path: there is no file {config.path!r}: correct the path")
     try:

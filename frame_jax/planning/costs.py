@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 from rich.console import Group, RenderableType
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
+from frame_jax.files import cached
 from frame_jax.models.flops import (
     forward_flops_per_token,
     parameter_count,
@@ -108,7 +108,7 @@ def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None
     assumed = Decoder(reference.model, vocabulary(config))
     if reference.checkpoint is None:
         return assumed, None
-    path = Path(reference.checkpoint, "config.json")
+    path = cached(reference.checkpoint, lambda name: name == "config.json") / "config.json"
     if path.is_file():
         decoder = read_decoder(path.parent, longest=config.scoring.context)
         return decoder, f"reference.{name} is imported; its shape is from {path}"
