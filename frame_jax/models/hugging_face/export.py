@@ -54,11 +54,9 @@ def export_checkpoint(
         UserError: if no family of `transformers` computes what the decoder computes.
     """
     write_json(folder / "config.json", model_config(decoder, bos_id, eos_id, context))
-    backend = tokenizers.Tokenizer.from_file(str(tokenizer))
-    pad_id = padding(backend, eos_id, decoder.vocab_size)
+    pad_id = write_tokenizer(folder, tokenizer, bos_id, eos_id, context, decoder.vocab_size)
     generation = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
     write_json(folder / "generation_config.json", generation)
-    write_tokenizer(folder, backend, bos_id, eos_id, pad_id, context)
     write_weights(folder, decoder, params, shard_bytes)
 
 
@@ -116,18 +114,15 @@ def padding(backend: tokenizers.Tokenizer, eos_id: int, vocab_size: int) -> int:
 
 
 def write_tokenizer(
-    folder: Path,
-    backend: tokenizers.Tokenizer,
-    bos_id: int,
-    eos_id: int,
-    pad_id: int,
-    context: int,
-) -> None:
-    """The tokenizer as the run used it.
+    folder: Path, path: Path, bos_id: int, eos_id: int, context: int, vocab_size: int
+) -> int:
+    """The tokenizer as the run used it; returns the id that fills up a batch.
 
     BOS stands before a text or a pair of texts, as it stood before every training document, and a
     text that spells out a special token stays text.
     """
+    backend = tokenizers.Tokenizer.from_file(str(path))
+    pad_id = padding(backend, eos_id, vocab_size)
     bos = backend.id_to_token(bos_id)
     backend.post_processor = TemplateProcessing(
         single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, bos_id)]
@@ -145,6 +140,7 @@ def write_tokenizer(
         "clean_up_tokenization_spaces": False,
     }
     write_json(folder / "tokenizer_config.json", settings)
+    return pad_id
 
 
 def write_weights(folder: Path, decoder: Decoder, params: Params, shard_bytes: int) -> None:
