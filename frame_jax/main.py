@@ -98,7 +98,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     from frame_jax.parallel import processes
     from frame_jax.parallel.sharding import mesh_shape
     from frame_jax.run import preemption, storage
-    from frame_jax.scoring.references import check_imported
+    from frame_jax.scoring.checks import check_references
     from frame_jax.training import trackers
 
     processes.start(config.parallel)
@@ -116,7 +116,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
         if u.name in again or not markers.is_complete(directory, u, expected[u.name])
     }
     if "score" in left:
-        check_imported(config, directory, tokenizer_anew="tokenize" in again)
+        check_references(config, directory, tokenizer_anew="tokenize" in again)
     if "evaluate" in left:
         check_tasks(config.evaluation.tasks)
     storage.check(directory)

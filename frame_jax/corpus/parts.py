@@ -6,13 +6,13 @@ import hashlib
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document, Record
 from frame_jax.corpus.sources import SOURCES
 from frame_jax.corpus.sources.inputs import Input, Stripe
+from frame_jax.files import cached
 
 SAMPLE_INPUTS = 64  # read side by side
 SAMPLE_STRIDE = 16  # at most this many records are passed over for each one looked at
@@ -93,7 +93,7 @@ def signature(config: RunConfig) -> str:
     for source, item in _inputs(config.corpus):
         digest.update(f"{source.kind} {item.name} {item.version}\n".encode("utf-8", "replace"))
     if config.tokenizer.path is not None:
-        path = Path(config.tokenizer.path).expanduser()
+        path = cached(config.tokenizer.path)
         digest.update(path.read_bytes() if path.is_file() else b"absent")
     return digest.hexdigest()
 

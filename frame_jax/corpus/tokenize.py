@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from frame_jax.corpus.rejected import (
 from frame_jax.corpus.splits import split_of
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from frame_jax.corpus.vocabulary import prepare_tokenizer
+from frame_jax.errors import printable
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, atomic_path, part_name
+from frame_jax.run.directory import RunDirectory, atomic_path, part_name, read_json
+from frame_jax.run.special_tokens import special_tokens_path
 
 # `file` and `line` say where the record was read: which of several with one id came first.
 COLUMNS = pa.schema(
@@ -54,7 +57,8 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """Writes RUN/tokenizer and RUN/tokens; parts that are there are left alone.
 
     Returns:
-        Documents, tokens and bytes by split, rejected records, parts; the same on every process.
+        Documents, tokens and bytes by split, rejected records, parts, and what was decided about
+        the tokenizer; the same on every process.
 
     Raises:
         UserError: for a source or tokenizer that cannot be used, or too many unusable records.
@@ -64,6 +68,10 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         prepare_tokenizer(config, directory)
     processes.barrier("tokenizer")
     tokenizer = load_tokenizer(directory)
+    said = read_json(special_tokens_path(directory)).get("notes", [])
+    if processes.is_first():
+        for line in said:
+            print(f"tokenizer: {printable(line)}", file=sys.stderr, flush=True)
     parts = plan(config.corpus)
     waiting = [
         part
@@ -82,7 +90,7 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     processes.barrier("rejected")
     summary = summarise(directory)
     check_rejected(summary, config.corpus, directory)
-    return summary
+    return {**summary, "tokenizer": said}
 
 
 def write_part(

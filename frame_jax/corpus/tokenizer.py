@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tokenizers
 
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.special_tokens import special_tokens_path
 
-# A long text is encoded in pieces of about this many characters, so that memory stays small and all
-# cores work on it. Pieces end at the end of a line, where byte-level tokenizers end a token anyway.
-PIECE_CHARACTERS = 1 << 16
-LINE_START = re.compile(r"(?<=\n)(?=\S)")
-# Pieces encoded in one call: an encoding takes many times the memory of its text.
+# A longer text is encoded in windows of so many characters, so that memory stays small and all
+# cores work on it. Neighbours share `overlap` characters: a window's tokens near its ends may be
+# others than the whole text's, and are taken from the neighbour.
+WINDOW = 1 << 16
+OVERLAPS = (1 << 11, 1 << 14, 1 << 17)  # the next where neighbours do not agree in the one before
+# Characters encoded in one call: an encoding takes many times the memory of its text.
 CALL_CHARACTERS = 1 << 21
 
 
@@ -29,13 +29,14 @@ class Tokenizer:
         bos_id: Starts a document; may equal `eos_id`.
         eos_id: Ends a document.
         vocab_size: One more than the largest id.
+        strips_blank: Whether a single blank at the start of a text is lost in its ids.
     """
 
     bos_id: int
     eos_id: int
     vocab_size: int
+    strips_blank: bool
     _backend: tokenizers.Tokenizer
-    _piece_characters: int
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of every text, without special tokens."""
@@ -43,46 +44,113 @@ class Tokenizer:
 
     def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `encode_batch`, each a 1-D uint32 array: 4 bytes an id instead of about 36."""
-        encoded: list[list[np.ndarray]] = [[] for _ in texts]
-        for call in self._calls(texts):
-            found = self._backend.encode_batch_fast(
-                [piece for _, piece in call], add_special_tokens=False
-            )
-            for (index, _), encoding in zip(call, found, strict=True):
-                encoded[index].append(np.array(encoding.ids, np.uint32))
-        return [np.concatenate(pieces) for pieces in encoded]
+        encoded: list[np.ndarray] = []
+        short: list[str] = []
+        for text in texts:
+            if len(text) > 2 * WINDOW:
+                encoded += self._encode_whole(short)
+                encoded.append(self._encode_long(text))
+                short = []
+                continue
+            short.append(text)
+        return encoded + self._encode_whole(short)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`. Special tokens among them are spelled out."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        text = self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        return f" {text}" if self.strips_blank and text.startswith(" ") else text
 
-    def _calls(self, texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
-        """(index of the text, piece) pairs in order, in lists of bounded length."""
-        call: list[tuple[int, str]] = []
-        characters = 0
-        for index, text in enumerate(texts):
-            for piece in cut(text, self._piece_characters):
-                call.append((index, piece))
-                characters += len(piece)
-                if characters >= CALL_CHARACTERS:
-                    yield call
-                    call, characters = [], 0
-        if call:
-            yield call
+    def token_to_id(self, token: str) -> int | None:
+        """The id of `token`; None where it is none."""
+        return self._backend.token_to_id(token)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The token of an id; None where there is none."""
+        return self._backend.id_to_token(token_id)
+
+    def _encode_whole(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded: list[np.ndarray] = []
+        for call in _calls(texts):
+            found = self._backend.encode_batch_fast(call, add_special_tokens=False)
+            encoded += [np.array(encoding.ids, np.uint32) for encoding in found]
+        return encoded
+
+    def _encode_long(self, text: str) -> np.ndarray:
+        for overlap in OVERLAPS:
+            found = self._encode_windows(text, max(WINDOW, 4 * overlap), overlap)
+            if found is not None:
+                return found
+        return self._encode_whole([text])[0]
+
+    def _encode_windows(self, text: str, window: int, overlap: int) -> np.ndarray | None:
+        """The ids of a text by its windows; None where two neighbours do not agree."""
+        stride = window - overlap
+        starts = range(0, max(len(text) - overlap, 1), stride)
+        pieces: list[np.ndarray] = []
+        ids, places = np.zeros(0, np.uint32), np.zeros((0, 2), np.int64)
+        texts = (text[start : start + window] for start in starts)
+        encodings = (
+            encoding
+            for call in _calls(texts)
+            for encoding in self._backend.encode_batch(call, add_special_tokens=False)
+        )
+        for start, encoding in zip(starts, encodings, strict=True):
+            next_ids = np.array(encoding.ids, np.uint32)
+            next_places = np.array(encoding.offsets, np.int64).reshape(-1, 2) + start
+            if start:
+                middle = (start + overlap // 4, start + overlap - overlap // 4)
+                joint = agreement((ids, places), (next_ids, next_places), middle)
+                if joint is None:
+                    return None
+                pieces.append(ids[: joint[0]])
+                next_ids, next_places = next_ids[joint[1] :], next_places[joint[1] :]
+            ids, places = next_ids, next_places
+        return np.concatenate([*pieces, ids])
 
 
-def cut(text: str, characters: int) -> Iterator[str]:
-    """Pieces of at least `characters` characters that join to `text`; the last may be shorter.
+Encoded = tuple[np.ndarray, np.ndarray]
 
-    A piece ends where the next line starts, or after twice as many characters where none does.
+
+def agreement(left: Encoded, right: Encoded, middle: tuple[int, int]) -> tuple[int, int] | None:
+    """Where two overlapping windows may be joined: an index into the tokens of each.
+
+    What both make of the `middle` of their overlap depends on where neither begins or ends, so it
+    is what the whole text gives. A text without such a middle is, say, one long word.
+
+    Args:
+        left: Ids [tokens] and places [tokens, 2] (first character and one past the last, in the
+            whole text) of one window.
+        right: Those of the next.
+        middle: First character, and one past the last, of the region to compare.
+
+    Returns:
+        None where the tokens that begin there differ, or where there are none.
     """
-    start = 0
-    while len(text) - start > 2 * characters:
-        found = LINE_START.search(text, start + characters, start + 2 * characters)
-        end = found.start() if found else start + 2 * characters
-        yield text[start:end]
-        start = end
-    yield text[start:]
+    found = []
+    for ids, places in (left, right):
+        inside = np.flatnonzero((places[:, 0] >= middle[0]) & (places[:, 0] < middle[1]))
+        if len(inside) == 0 or inside[-1] - inside[0] + 1 != len(inside):
+            return None
+        found.append((inside[0], ids[inside], places[inside]))
+    (first, ids, places), (second, other_ids, other_places) = found
+    if not np.array_equal(ids, other_ids) or not np.array_equal(places, other_places):
+        return None
+    half = len(ids) // 2
+    return int(first) + half, int(second) + half
+
+
+def _calls(texts: Iterable[str]) -> Iterator[list[str]]:
+    """The texts in order, in lists of bounded length."""
+    call: list[str] = []
+    characters = 0
+    for text in texts:
+        call.append(text)
+        characters += len(text)
+        if characters >= CALL_CHARACTERS:
+            yield call
+            call, characters = [], 0
+    if call:
+        yield call
 
 
 def make_tokenizer(backend: tokenizers.Tokenizer, bos_id: int, eos_id: int) -> Tokenizer:
@@ -90,21 +158,15 @@ def make_tokenizer(backend: tokenizers.Tokenizer, bos_id: int, eos_id: int) -> T
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True  # that is: split the text of special tokens like any other
-    # Some tokenizers start every text with a space that decoding takes away: theirs stay whole.
-    ids = [backend.encode(text, add_special_tokens=False).ids for text in ("a\n", "b")]
-    joins = backend.decode(ids[0] + ids[1], skip_special_tokens=False) == "a\nb"
+    # Some start every text with a blank unless there is one, and take the first away in decoding.
+    blanks = backend.encode("  a", add_special_tokens=False).ids
     return Tokenizer(
         bos_id=bos_id,
         eos_id=eos_id,
         vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        strips_blank=backend.decode(blanks, skip_special_tokens=False) == " a",
         _backend=backend,
-        _piece_characters=PIECE_CHARACTERS if joins else 1 << 62,
     )
-
-
-def special_tokens_path(directory: RunDirectory) -> Path:
-    """`{"bos_id", "eos_id", "vocab_size"}`; written last, so it says the tokenizer is there."""
-    return directory.tokenizer.with_name("special_tokens.json")
 
 
 def load_tokenizer(directory: RunDirectory) -> Tokenizer:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -13,17 +13,12 @@ from frame_jax.config.corpus import TokenizerConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.parts import sample
-from frame_jax.corpus.tokenizer import (
-    PIECE_CHARACTERS,
-    Tokenizer,
-    cut,
-    make_tokenizer,
-    special_tokens_path,
-)
+from frame_jax.corpus.tokenizer import Tokenizer, make_tokenizer
+from frame_jax.corpus.tokenizer_notes import notes
 from frame_jax.errors import UserError
+from frame_jax.files import cached
 from frame_jax.run.directory import RunDirectory, atomic_path, write_json
-
-BOS, EOS = "<|bos|>", "<|eos|>"
+from frame_jax.run.special_tokens import BOS, EOS, Chosen, choose, special_tokens_path
 
 # Merges never cross these borders. Alternatives, in order: a word with the character before it
 # (mostly a space); up to three digits; a run of symbols with the space before it; line ends with
@@ -40,16 +35,10 @@ WORDS = "|".join(
 )
 MAX_TOKEN_CHARACTERS = 64  # longer ones are rules of dashes and lines of blanks
 
-# Usual names, the first that a given tokenizer has.
-# The last spelling has full-width bars and low blocks.
-BOS_NAMES = (
-    *(BOS, "<s>", "<bos>", "[BOS]", "<|begin_of_text|>", "<|startoftext|>"),
-    "<\uff5cbegin\u2581of\u2581sentence\uff5c>",
-)
-EOS_NAMES = (
-    *(EOS, "</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>"),
-    "<\uff5cend\u2581of\u2581sentence\uff5c>",
-)
+# Training reads a long text in pieces of about this many characters: for one of 50 MB in one piece
+# the library takes 5 GB to find its words. Pieces end where a line does.
+PIECE_CHARACTERS = 1 << 16
+LINE_START = re.compile(r"(?<=\n)(?=\S)")
 
 CHECKED_BYTES = 4_000_000
 
@@ -66,11 +55,11 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
         size = config.tokenizer.sample_bytes
         texts = pieces(sample(config.corpus, size), size)
         backend = train(texts, config.tokenizer.vocab_size)
-        bos, eos = BOS, EOS
+        chosen = Chosen(BOS, EOS, "of the trained tokenizer", "of the trained tokenizer")
     else:
-        backend, bos, eos = adopt(config.tokenizer)
+        backend, chosen = adopt(config.tokenizer)
     vocabulary = backend.get_vocab(with_added_tokens=True)
-    bos_id, eos_id = vocabulary[bos], vocabulary[eos]
+    bos_id, eos_id = vocabulary[chosen.bos], vocabulary[chosen.eos]
     tokenizer = make_tokenizer(backend, bos_id, eos_id)
     if config.tokenizer.path is not None:
         limit = min(CHECKED_BYTES, config.tokenizer.sample_bytes)
@@ -79,21 +68,37 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
         backend.save(str(path))
     write_json(
         special_tokens_path(directory),
-        {"bos_id": bos_id, "eos_id": eos_id, "vocab_size": tokenizer.vocab_size},
+        {
+            "bos_id": bos_id,
+            "eos_id": eos_id,
+            "vocab_size": tokenizer.vocab_size,
+            "notes": list(notes(config, tokenizer, chosen)),
+        },
     )
 
 
 def pieces(documents: Iterable[Document], most_bytes: int) -> Iterator[str]:
-    """Pieces of the documents' texts, about `most_bytes` of UTF-8 in all.
-
-    Whole texts would do, but for one of 50 MB the library takes 5 GB to find its words.
-    """
+    """Pieces of the documents' texts, about `most_bytes` of UTF-8 in all."""
     for document in documents:
         for piece in cut(document.text, PIECE_CHARACTERS):
             yield piece
             most_bytes -= len(piece.encode("utf-8"))
             if most_bytes <= 0:
                 return
+
+
+def cut(text: str, characters: int) -> Iterator[str]:
+    """Pieces of at least `characters` characters that join to `text`; the last may be shorter.
+
+    A piece ends where the next line starts, or after twice as many characters where none does.
+    """
+    start = 0
+    while len(text) - start > 2 * characters:
+        found = LINE_START.search(text, start + characters, start + 2 * characters)
+        end = found.start() if found else start + 2 * characters
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
@@ -123,16 +128,14 @@ def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def adopt(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, str, str]:
+def adopt(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, Chosen]:
     """The tokenizer in `config.path`, and its BOS and EOS tokens.
-
-    A tokenizer with only one of the two uses it for both.
 
     Raises:
         UserError: for a file that is no tokenizer, or one that has neither token.
     """
     assert config.path is not None
-    path = Path(config.path).expanduser()
+    path = cached(config.path)
     if not path.is_file():
         raise UserError(f"tokenizer.path: there is no file {config.path!r}: correct the path")
     try:
@@ -142,18 +145,11 @@ def adopt(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, str, str]:
             f"tokenizer.path: {config.path} is not a tokenizer.json of the `tokenizers` library "
             f"({error})"
         ) from error
-    bos = _find(backend, config.bos_token, BOS_NAMES, "tokenizer.bos_token", config.path)
-    eos = _find(backend, config.eos_token, EOS_NAMES, "tokenizer.eos_token", config.path)
-    bos, eos = bos or eos, eos or bos
-    if bos is None or eos is None:
-        raise UserError(
-            f"tokenizer.path: {config.path} has none of the usual tokens that start or end a text "
-            f"({', '.join(BOS_NAMES + EOS_NAMES)}): name one in tokenizer.bos_token or "
-            "tokenizer.eos_token"
-        )
+    chosen = choose(backend.get_vocab(with_added_tokens=True), config)
     # Special tokens are never found in text, whatever the file says of them.
-    backend.add_special_tokens([AddedToken(name, special=True) for name in sorted({bos, eos})])
-    return backend, bos, eos
+    names = sorted({chosen.bos, chosen.eos})
+    backend.add_special_tokens([AddedToken(name, special=True) for name in names])
+    return backend, chosen
 
 
 def check_lossless(tokenizer: Tokenizer, documents: Iterable[Document], name: str) -> None:
@@ -161,7 +157,8 @@ def check_lossless(tokenizer: Tokenizer, documents: Iterable[Document], name: st
 
     Texts are compared up to Unicode's canonical equivalence, because some widely used tokenizers
     compose characters (NFC), which by Unicode's definition leaves the text the same. A text that
-    passes here may have relatives later in the corpus that would not: this looks at a sample.
+    passes here may have relatives later in the corpus that would not: this looks at a sample. A
+    single blank at the start may be lost, which is the way of newer Llama and Mistral files.
 
     Raises:
         UserError: naming the document and the first difference.
@@ -176,6 +173,8 @@ def check_lossless(tokenizer: Tokenizer, documents: Iterable[Document], name: st
             )
         wanted = unicodedata.normalize("NFC", document.text)
         given = unicodedata.normalize("NFC", tokenizer.decode(ids))
+        if tokenizer.strips_blank and wanted == f" {given}":
+            continue  # a note says so
         if wanted != given:
             at = _first_difference(wanted, given)
             raise UserError(
@@ -184,14 +183,6 @@ def check_lossless(tokenizer: Tokenizer, documents: Iterable[Document], name: st
                 f"{given[at : at + 20]!r} (character {at}): choose a byte-level tokenizer, or "
                 "leave tokenizer.path out to train one"
             )
-
-
-def _find(
-    backend: tokenizers.Tokenizer, asked: str | None, names: tuple[str, ...], key: str, file: str
-) -> str | None:
-    if asked is not None and backend.token_to_id(asked) is None:
-        raise UserError(f"{key}: {file} has no token {asked!r}")
-    return asked or next((name for name in names if backend.token_to_id(name) is not None), None)
 
 
 def _first_difference(a: str, b: str) -> int:

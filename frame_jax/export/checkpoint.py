@@ -7,12 +7,15 @@ RUN/evaluation. Any kept checkpoint can be exported, by its step or by the stage
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
+import yaml
 
 from frame_jax import checkpoints
 from frame_jax.config.evaluation import AverageConfig
@@ -50,6 +53,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--ema", action="store_true", help="the moving average of the weights, where one was kept"
     )
+    options.add_argument("--license", help="for the model card, such as apache-2.0")
+    options.add_argument(
+        "--language", nargs="+", default=[], help="for the model card, such as en zh"
+    )
     return options
 
 
@@ -62,6 +69,8 @@ def export(
     stage: str | None = None,
     average: bool = False,
     mean: AverageConfig | None = None,
+    license: str | None = None,
+    languages: Sequence[str] = (),
 ) -> int:
     """Writes the checkpoint and its model card to `out`, which appears whole or not at all.
 
@@ -73,6 +82,8 @@ def export(
         stage: A stage by name; where several epochs repeat the name, the last of them.
         average: Write the moving average of the weights instead of the weights.
         mean: Write the mean of the weights of the last checkpoints instead of one's.
+        license: For the model card: an identifier as the Hugging Face Hub knows it.
+        languages: For the model card: codes of ISO 639.
 
     Returns:
         The step exported, of a mean the last.
@@ -81,6 +92,7 @@ def export(
         UserError: if there is no such arm, checkpoint or stage, no average, `out` is taken, or a
             mean of moving averages is asked for.
     """
+    header = front_matter(license, languages)
     folder, plan = read_plan(directory, curriculum)
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
@@ -110,11 +122,35 @@ def export(
             context=plan["sequence_length"],
         )
         card = model_card(directory, curriculum, plan, steps, decoder, average, mean)
-        (temporary / "README.md").write_text(card, "utf-8")
+        (temporary / "README.md").write_text(f"{header}\n{card}", "utf-8")
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return step
+
+
+def front_matter(license: str | None, languages: Sequence[str]) -> str:
+    """What the Hugging Face Hub reads at the top of a model card.
+
+    Raises:
+        UserError: for a license or a language that is no identifier.
+    """
+    found: dict[str, Any] = {}
+    if license is not None:
+        if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license) is None:
+            raise UserError(f"--license {license!r}: must be an identifier, such as apache-2.0")
+        found["license"] = license
+    for language in languages:
+        if re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual", language) is None:
+            raise UserError(f"--language {language!r}: must be a code such as en or zh")
+    if languages:
+        found["language"] = list(languages)
+    found |= {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["frame", "curriculum", "pretraining"],
+    }
+    return f"---\n{yaml.safe_dump(found, sort_keys=False)}---\n"
 
 
 def model_card(
@@ -140,13 +176,10 @@ def model_card(
         listing = ", ".join(f"{each:,}" for each in steps)
         decay = f", each weighing {mean.decay:g} of the one after it" if mean.decay else ""
         weights = f" The weights are the mean of the checkpoints at steps {listing}{decay}."
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [frame, curriculum, pretraining]
----
-
-# {curriculum}, step {step:,} of {plan["steps"]:,}
+    rows = f"The embedding has {decoder.vocab_size:,} rows, the tokenizer {vocab_size:,} tokens"
+    rest = "the rest is padding, which the model has learned never to predict"
+    rows = f"{rows}: {rest}." if decoder.vocab_size > vocab_size else f"{rows}."
+    return f"""# {curriculum}, step {step:,} of {plan["steps"]:,}
 
 A base language model of {decoder.parameter_count():,} parameters, trained from scratch on about
 {tokens:,} tokens with frame_jax {version("frame-jax")}, curriculum `{curriculum}`, in sequences of
@@ -162,8 +195,7 @@ ids = tokenizer("Once upon a time", return_tensors="pt").input_ids  # begins wit
 print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))
 ```
 
-The embedding has {decoder.vocab_size:,} rows, the tokenizer {vocab_size:,} tokens: the rest is
-padding, which the model has learned never to predict.
+{rows} BOS stands before every text, and special tokens that a text spells out stay text.
 
 ## Order of the data
 
@@ -231,9 +263,14 @@ def main(arguments: list[str] | None = None) -> int:
             stage=options.stage,
             average=options.ema,
             mean=mean,
+            license=options.license,
+            languages=options.language,
         )
     except UserError as error:
         print_error(error)
         return 2
     print(f"{options.curriculum}, step {step:,}: {options.out}")
+    left = [f"--{key}" for key in ("license", "language") if not getattr(options, key)]
+    if left:
+        print(f"the model card says nothing of what {' and '.join(left)} would say")
     return 0

@@ -9,9 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
+from frame_jax.files import cached
 from frame_jax.models.flops import (
     forward_flops_per_token,
     parameter_count,
@@ -108,7 +108,7 @@ def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None
     assumed = Decoder(reference.model, vocabulary(config))
     if reference.checkpoint is None:
         return assumed, None
-    path = user_path(reference.checkpoint) / "config.json"
+    path = cached(reference.checkpoint, lambda name: name == "config.json") / "config.json"
     if path.is_file():
         decoder = read_decoder(path.parent, longest=config.scoring.context)
         return decoder, f"reference.{name} is imported; its shape is from {path}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from frame_jax.config.quadrants import PartitionConfig
@@ -9,6 +10,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
+from frame_jax.quadrants.doubts import doubts, require_groups
 from frame_jax.quadrants.rows import training_documents, write_cells
 from frame_jax.quadrants.summary import summarise
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
@@ -21,14 +23,21 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     kept.
 
     Returns:
-        Rows, documents, text tokens and padding of each quadrant, and documents without a place.
+        Rows, documents, text tokens and padding of each quadrant, documents without a place, and
+        why the quadrants may mean little (`warnings`).
 
     Raises:
-        UserError: when scores are missing, do not match the tokens or place no document.
+        UserError: when scores are missing, do not match the tokens or place no document, or groups
+            are so small that a quadrant is empty.
     """
     if processes.is_first() and not directory.partition.exists():
         place_documents(config.partition, config.scoring.ppl_model, directory)
     processes.barrier("documents placed")
+    placed = read_json(directory.partition)
+    warnings = placed.get("warnings", [])
+    if processes.is_first():
+        for line in warnings:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
     rows = write_cells(
         config.partition.rows,
         directory,
@@ -37,7 +46,7 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         training_documents(config.partition.axes.cells),
         config.seed,
     )
-    return {**rows, "without_place": read_json(directory.partition)["without_place"]}
+    return {**rows, "without_place": placed["without_place"], "warnings": warnings}
 
 
 def place_documents(config: PartitionConfig, ppl_model: str, directory: RunDirectory) -> None:
@@ -55,4 +64,10 @@ def place_documents(config: PartitionConfig, ppl_model: str, directory: RunDirec
         with atomic_path(directory.assignment) as path:
             assign.place(connection, config, path)
         summary = summarise(connection, config, directory.assignment)
-    write_json(directory.partition, {"ppl_model": ppl_model, **summary})
+    try:
+        require_groups(summary)
+    except UserError:
+        directory.assignment.unlink()  # its quadrants are none
+        raise
+    found = {"ppl_model": ppl_model, **summary, "warnings": list(doubts(summary))}
+    write_json(directory.partition, found)

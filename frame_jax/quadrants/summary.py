@@ -22,7 +22,9 @@ def summarise(
     Returns:
         mode, axes, group_by; `without_place`: documents and tokens without a quadrant, by split and
         reason; `small_groups`: groups below `min_group_tokens`, which share the thresholds of their
-        language (`of`), with their training documents and tokens; `cells` and `groups`: for each
+        language (`of`), with their training documents and tokens; `thin_groups`: those whose
+        thresholds come from fewer training documents than there are cells; `negative_pd`: training
+        documents that the weak model predicts better; `cells` and `groups`: for each
         cell its training documents and tokens, its held-out documents, and PPL and PD of its
         training tokens (the exponential of their mean loss, and their mean PD). `thresholds` of a
         group are where each bin but the first begins: at document `doc_id`, in the order of
@@ -60,11 +62,32 @@ def summarise(
             "documents": sum(line["documents"] or 0 for line in small),
             "tokens": sum(line["tokens"] or 0 for line in small),
         },
+        "thin_groups": thin_groups(connection, groups, len(cells)),
+        "negative_pd": query(
+            connection,
+            "SELECT count(*) AS n FROM documents JOIN sets "
+            "USING (label) WHERE fate = 0 AND gap < 0 AND split = 'train'",
+        )[0]["n"],
         "cells": contents([line for lines in groups.values() for line in lines], cells),
         "groups": [
             {**dict(names), "thresholds": thresholds(number), "cells": contents(lines, cells)}
             for (names, number), lines in groups.items()
         ],
+    }
+
+
+def thin_groups(
+    connection: duckdb.DuckDBPyConnection, groups: dict[Any, list[dict[str, Any]]], cells: int
+) -> dict[str, int]:
+    """Groups, and their training documents, whose thresholds come from fewer than `cells` ones."""
+    sizes = query(
+        connection, "SELECT set, count(*)::BIGINT AS documents FROM training GROUP BY ALL"
+    )
+    thin = {line["set"] for line in sizes if line["documents"] < cells}
+    lines = [lines for (_, number), lines in groups.items() if number in thin]
+    return {
+        "groups": len(lines),
+        "documents": sum(line["documents"] or 0 for of_group in lines for line in of_group),
     }
 
 

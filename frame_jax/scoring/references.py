@@ -5,56 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 
 from frame_jax import checkpoints
-from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import ReferenceModelConfig
 from frame_jax.errors import UserError
+from frame_jax.files import cached, is_checkpoint
 from frame_jax.models.functional import Decoder, read_description
-from frame_jax.models.hugging_face.weights import find_tensors, import_checkpoint, read_decoder
+from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Params
 from frame_jax.run.directory import RunDirectory, read_json
-from frame_jax.scoring.tokenizers import require_same_tokenizer
+from frame_jax.run.special_tokens import special_tokens_path
+from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
 
 NAMES = ("weak", "strong")
-
-
-def check_imported(
-    config: RunConfig, directory: RunDirectory, *, tokenizer_anew: bool = False
-) -> None:
-    """Refuses an imported model that could not score the corpus, before any work is done for it.
-
-    Args:
-        config: The run.
-        directory: The run.
-        tokenizer_anew: Whether this run makes its tokenizer anew, so that the one that is there
-            does not matter.
-
-    Raises:
-        UserError: as `load_references` would after the corpus is tokenized.
-    """
-    for name in NAMES:
-        checkpoint = getattr(config.reference, name).checkpoint
-        if checkpoint is None:
-            continue
-        key, folder = f"reference.{name}.checkpoint", user_path(checkpoint)
-        if not folder.is_dir():
-            raise UserError(f"{key}: there is no folder {checkpoint}: correct the path")
-        find_tensors(folder, read_decoder(folder, longest=config.scoring.context))
-        if directory.tokenizer.exists() and not tokenizer_anew:
-            require_same_tokenizer(folder, directory.tokenizer, key)
-        elif config.tokenizer.path is None:
-            raise UserError(
-                f"{key}: this run would train a tokenizer of its own, which {folder} does not "
-                f"read; set tokenizer.path to {folder / 'tokenizer.json'}"
-            )
-        elif (path := Path(config.tokenizer.path).expanduser()).is_file():
-            require_same_tokenizer(folder, path, key)
 
 
 def load_references(
@@ -76,19 +43,20 @@ def load_reference(
 ) -> tuple[Decoder, Params]:
     compute_dtype = config.scoring.compute_dtype
     if reference.checkpoint is not None:
-        folder = user_path(reference.checkpoint)
-        require_same_tokenizer(folder, directory.tokenizer, f"reference.{name}.checkpoint")
+        key, folder = f"reference.{name}.checkpoint", cached(reference.checkpoint, is_checkpoint)
+        bos_id = special_tokens(directory)["bos_id"]
+        require_same_tokenizer(folder, directory.tokenizer, key, bos_id)
         decoder, params = import_checkpoint(folder, longest=config.scoring.context)
-        decoder = dataclasses.replace(decoder, compute_dtype=compute_dtype)
-    else:
-        folder = directory.reference(name)
-        if not (folder / "model.json").exists():
-            raise UserError(
-                f"no {name} reference model at {folder}: run the reference phase, or name a "
-                f"Hugging Face checkpoint in reference.{name}.checkpoint"
-            )
-        decoder = read_description(folder, compute_dtype=compute_dtype)
-        params = checkpoints.load_params(folder / "checkpoints", decoder)
+        require_rows(decoder.vocab_size, read_tokenizer(directory.tokenizer), bos_id, key)
+        return dataclasses.replace(decoder, compute_dtype=compute_dtype), params
+    folder = directory.reference(name)
+    if not (folder / "model.json").exists():
+        raise UserError(
+            f"no {name} reference model at {folder}: run the reference phase, or name a "
+            f"Hugging Face checkpoint in reference.{name}.checkpoint"
+        )
+    decoder = read_description(folder, compute_dtype=compute_dtype)
+    params = checkpoints.load_params(folder / "checkpoints", decoder)
     vocab_size = special_tokens(directory)["vocab_size"]
     if decoder.vocab_size < vocab_size:
         raise UserError(
@@ -110,4 +78,4 @@ def digest(decoder: Decoder, params: Params) -> str:
 
 def special_tokens(directory: RunDirectory) -> dict[str, int]:
     """`bos_id`, `eos_id` and `vocab_size` of the run's tokenizer."""
-    return read_json(directory.tokenizer.with_name("special_tokens.json"))
+    return read_json(special_tokens_path(directory))

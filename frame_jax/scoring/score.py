@@ -8,8 +8,7 @@ gives it no quadrant.
 
 from __future__ import annotations
 
-import math
-import time
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,24 +32,28 @@ from frame_jax.run.directory import (
     read_json,
     write_json,
 )
-from frame_jax.scoring.documents import BatchScores, Scores, score_documents
+from frame_jax.scoring.checks import too_long
+from frame_jax.scoring.documents import Scores, score_documents
+from frame_jax.scoring.meter import Meter, judge, weak_is_better
 from frame_jax.scoring.references import NAMES, digest, load_references, special_tokens
 from frame_jax.scoring.step import Scorer
 
 SCORED = [("split", "in", ("train", "held_out"))]
 READ_DOCUMENTS = 1024  # documents read from a token shard at one time
-CHECK_TOKENS = 100_000  # tokens after which a model is compared with the uniform distribution
+SAMPLED_PARTS, SAMPLED_DOCUMENTS = 8, 64  # looked at before all else
 
 
 def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """Scores every part that has no scores yet; called on every process.
 
     Returns:
-        documents, predicted_tokens, and the mean NLL of each model over all parts.
+        documents, predicted_tokens, the mean NLL of each model over all parts, documents whose
+        PD is negative, and what makes the scores mean little (`warnings`).
 
     Raises:
         UserError: for a missing or unfit reference model, one worse than the uniform
-            distribution, or one that is not what the other parts were scored with.
+            distribution, one that is the other, or one that is not what the other parts were
+            scored with.
     """
     parts = list_parts(directory.tokens, ".parquet")
     missing = [part for part in parts if not scores_path(directory, part).exists()]
@@ -59,13 +62,42 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     if missing:
         references = load_references(config, directory)
         found = {name: digest(*model) for name, model in zip(NAMES, references, strict=True)}
+        require_different(found)
         if processes.is_first() and len(missing) == len(parts):
             write_json(models_path(directory), found)
         processes.barrier("score: models known")
         require_same_models(models_path(directory), found)
         score_parts(config, directory, references, processes.mine(missing))
     processes.barrier("score: parts written")
-    return summary(directory, parts)
+    found = summary(directory, parts)
+    warnings = list(oddities(config, found, parts))
+    if processes.is_first():
+        for line in warnings:
+            print(f"warning: {line}", file=sys.stderr, flush=True)
+    return {**found, "warnings": warnings}
+
+
+def oddities(config: RunConfig, found: dict[str, Any], parts: list[Path]) -> Iterator[str]:
+    """What makes scores mean little, in words.
+
+    Args:
+        config: The run's settings.
+        found: As `summary` gives it.
+        parts: The token shards' tables.
+    """
+    if found["mean_nll_weak"] < found["mean_nll_strong"]:
+        yield weak_is_better(
+            f"{found['negative_pd']:,} of {found['documents']:,} documents have a negative PD"
+        )
+    context, rows = config.scoring.context, config.reference.rows.sequence_length
+    trained = [name for name in NAMES if getattr(config.reference, name).checkpoint is None]
+    if trained and context > rows:
+        longer = sum(pc.sum(pc.greater(read_tokens(part), rows)).as_py() or 0 for part in parts)
+        if longer:
+            yield (
+                f"{longer:,} of {found['documents']:,} documents are longer. "
+                f"{too_long(context, rows, trained)}"
+            )
 
 
 def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
@@ -75,6 +107,20 @@ def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
 def models_path(directory: RunDirectory) -> Path:
     """Digests of the models that all parts are scored with, by name."""
     return directory.scores / "models.json"
+
+
+def require_different(found: dict[str, str]) -> None:
+    """Refuses one model in both places.
+
+    Raises:
+        UserError: where the digests are equal.
+    """
+    if len(set(found.values())) == 1:
+        raise UserError(
+            "reference.weak and reference.strong hold the same weights, so the perplexity "
+            "difference of every document would be 0: the weak model must be a smaller or a less "
+            "trained one"
+        )
 
 
 def require_same_models(path: Path, found: dict[str, str]) -> None:
@@ -110,14 +156,19 @@ def score_parts(
         fsdp=scoring.fsdp,
     )
     bos_id = special_tokens(directory)["bos_id"]
+    vocab_sizes = [decoder.vocab_size for decoder in scorer.models]
+    sample = score_documents(scorer, sampled(parts, scoring.context, vocab_sizes), bos_id=bos_id)
+    for line in judge(sample, vocab_sizes):
+        if processes.is_first():
+            print(f"warning: {line}", file=sys.stderr, flush=True)
     total = sum(scored_tokens(part) for part in parts)
     with progress.bar("score", total, "tokens", show=processes.is_first()) as update:
-        meter = Meter(update, [decoder.vocab_size for decoder in scorer.models])
+        meter = Meter(update, vocab_sizes)
         for part in parts:
             index = read_index(part)
             scores = score_documents(
                 scorer,
-                read_documents(part.with_suffix(".arrayrecord"), index["row"].to_numpy()),
+                known(part, index["row"].to_numpy(), vocab_sizes),
                 bos_id=bos_id,
                 overlap=scoring.overlap,
                 report=meter.add,
@@ -131,9 +182,14 @@ def read_index(part: Path) -> pa.Table:
     return pq.read_table(part, columns=["doc_id", "row"], filters=SCORED)
 
 
+def read_tokens(part: Path) -> pa.ChunkedArray:
+    """How many tokens each of those documents has."""
+    return pq.read_table(part, columns=["tokens"], filters=SCORED)["tokens"]
+
+
 def scored_tokens(part: Path) -> int:
     """Tokens of those documents."""
-    return pc.sum(pq.read_table(part, columns=["tokens"], filters=SCORED)["tokens"]).as_py() or 0
+    return pc.sum(read_tokens(part)).as_py() or 0
 
 
 def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -144,6 +200,37 @@ def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
             yield from reader.read(rows[start : start + READ_DOCUMENTS])
     finally:
         reader.close()
+
+
+def known(part: Path, rows: np.ndarray, vocab_sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    """The documents at `rows` of a token shard.
+
+    Raises:
+        UserError: for an id that a model has no row for, which it would take for another.
+    """
+    smallest = min(vocab_sizes)
+    for document in read_documents(part.with_suffix(".arrayrecord"), rows):
+        if len(document) and document.max() >= smallest:
+            raise UserError(
+                f"reference.{NAMES[int(np.argmin(vocab_sizes))]}: a document of {part.name} holds "
+                f"token {document.max()}, but the model knows {smallest} tokens: both reference "
+                "models must share the run's tokenizer"
+            )
+        yield document
+
+
+def sampled(parts: list[Path], context: int, vocab_sizes: Sequence[int]) -> Iterator[np.ndarray]:
+    """First tokens, as many as a window holds, of documents from all over `parts`."""
+    chosen = evenly(parts, SAMPLED_PARTS)
+    for part in chosen:
+        rows = evenly(read_index(part)["row"].to_numpy(), SAMPLED_DOCUMENTS // len(chosen))
+        for document in known(part, rows, vocab_sizes):
+            yield document[:context]
+
+
+def evenly(items: Any, most: int) -> Any:
+    """At most `most` items of a sequence, evenly spaced."""
+    return items[:: max(1, -(-len(items) // most))]
 
 
 def write_scores(path: Path, doc_id: pa.ChunkedArray, scores: Scores) -> None:
@@ -161,52 +248,6 @@ def write_scores(path: Path, doc_id: pa.ChunkedArray, scores: Scores) -> None:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
-class Meter:
-    """Running totals over the batches of this process: what the progress bar shows."""
-
-    def __init__(self, update: progress.Update, vocab_sizes: list[int]):
-        self._update, self._vocab_sizes = update, vocab_sizes
-        self._documents, self._tokens = 0, 0
-        self._nll = np.zeros(len(vocab_sizes))
-        self._checked, self._started = False, time.monotonic()
-
-    def add(self, batch: BatchScores) -> None:
-        """Counts a batch."""
-        self._documents += batch.documents
-        self._tokens += batch.tokens
-        self._nll += batch.nll
-        weak, strong = self._nll / max(self._tokens, 1)
-        rate = self._documents / max(time.monotonic() - self._started, 1e-9)
-        with np.errstate(all="ignore"):  # a broken model's numbers are shown until it is refused
-            ppl, pd = np.exp(strong), 1 - np.exp(strong - weak)
-        self._update(
-            batch.tokens,
-            f"{self._documents:,} documents, {rate:,.1f} documents/s, PPL {ppl:,.1f}, PD {pd:+.3f}",
-        )
-        if self._tokens >= CHECK_TOKENS:
-            self.check()
-
-    def check(self) -> None:
-        """Refuses, once and before anything is written, a model that has learned nothing.
-
-        Raises:
-            UserError: if the mean NLL exceeds that of the uniform distribution, or is NaN.
-        """
-        if self._checked or self._tokens == 0:
-            return
-        self._checked = True
-        means = self._nll / self._tokens
-        for name, mean, vocab_size in zip(NAMES, means, self._vocab_sizes, strict=True):
-            if not mean <= math.log(vocab_size):
-                raise UserError(
-                    f"the {name} reference model predicts worse than chance: {mean:.3f} nats a "
-                    f"token over {self._tokens:,} tokens, where a uniform guess among "
-                    f"{vocab_size:,} tokens costs {math.log(vocab_size):.3f}. Train it longer "
-                    f"(reference.{name}.training), or check that reference.{name}.checkpoint and "
-                    "the tokenizer belong together"
-                )
-
-
 def summary(directory: RunDirectory, parts: list[Path]) -> dict[str, Any]:
     """Totals over all scores.
 
@@ -214,12 +255,14 @@ def summary(directory: RunDirectory, parts: list[Path]) -> dict[str, Any]:
         UserError: if the scores of a part are missing.
     """
     totals = {"documents": 0, "predicted_tokens": 0, "nll_weak": 0.0, "nll_strong": 0.0}
+    negative = 0
     for part in parts:
         path = scores_path(directory, part)
         if not path.exists():
             raise UserError(f"{path} is missing: another process stopped before it was written")
         table = pq.read_table(path, columns=list(totals)[1:])
         totals["documents"] += table.num_rows
+        negative += pc.sum(pc.less(table["nll_weak"], table["nll_strong"])).as_py() or 0
         for name in table.column_names:
             totals[name] += pc.sum(table[name]).as_py() or 0
     predicted = max(totals["predicted_tokens"], 1)
@@ -228,4 +271,5 @@ def summary(directory: RunDirectory, parts: list[Path]) -> dict[str, Any]:
         "predicted_tokens": totals["predicted_tokens"],
         "mean_nll_weak": totals["nll_weak"] / predicted,
         "mean_nll_strong": totals["nll_strong"] / predicted,
+        "negative_pd": negative,
     }

@@ -21,13 +21,16 @@ CUTTING = ("normalizer", "pre_tokenizer")
 SHOWN = 3  # examples of a difference
 
 
-def require_same_tokenizer(checkpoint: Path, run_tokenizer: Path, key: str) -> None:
+def require_same_tokenizer(
+    checkpoint: Path, run_tokenizer: Path, key: str, bos_id: int | None = None
+) -> None:
     """Raises UserError unless a checkpoint reads the tokens that the corpus was made into.
 
     Args:
         checkpoint: A Hugging Face checkpoint folder.
-        run_tokenizer: RUN/tokenizer/tokenizer.json.
+        run_tokenizer: RUN/tokenizer/tokenizer.json, or what it will be made of.
         key: The setting that names the checkpoint, for the message.
+        bos_id: What the run starts a document with, which the checkpoint must know too.
     """
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
@@ -36,7 +39,7 @@ def require_same_tokenizer(checkpoint: Path, run_tokenizer: Path, key: str) -> N
             "the run's tokenizer; write one with "
             "AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)"
         )
-    found = list(differences(read_tokenizer(path), read_tokenizer(run_tokenizer)))
+    found = list(differences(read_tokenizer(path), read_tokenizer(run_tokenizer), bos_id))
     if found:
         raise UserError(
             f"{key}: the tokenizer of {checkpoint} is not the run's ({run_tokenizer}): "
@@ -59,18 +62,61 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is damaged or of an unknown kind ({error})") from error
 
 
-def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
+def require_rows(vocab_size: int, tokenizer: dict[str, Any], bos_id: int, key: str) -> None:
+    """Raises UserError unless a model has a row for every token that a document may hold.
+
+    Special tokens other than BOS never occur in text, so a `<pad>` beyond the last row is no harm.
+
+    Args:
+        vocab_size: Rows of the model's embedding.
+        tokenizer: As `read_tokenizer` gives it.
+        bos_id: What documents start with.
+        key: The setting that names the checkpoint, for the message.
+    """
+    special = special_tokens(tokenizer)
+    beyond = {
+        token: index
+        for token, index in token_ids(tokenizer).items()
+        if index >= vocab_size and (token not in special or index == bos_id)
+    }
+    if beyond:
+        examples = ", ".join(f"{token!r} is {index}" for token, index in [*beyond.items()][:SHOWN])
+        raise UserError(
+            f"{key}: the model knows {vocab_size:,} tokens, but a document may hold "
+            f"{len(beyond):,} others of the run's tokenizer ({examples}): name the tokenizer that "
+            "the model was trained with in tokenizer.path. A token that is no text, such as one "
+            "for padding, needs `special: true` in tokenizer.json"
+        )
+
+
+def special_tokens(tokenizer: dict[str, Any]) -> set[str]:
+    """The tokens that are never found in text."""
+    return {added["content"] for added in tokenizer["added_tokens"] if added["special"]}
+
+
+def differences(
+    theirs: dict[str, Any], ours: dict[str, Any], bos_id: int | None = None
+) -> Iterator[str]:
     """Each difference between two tokenizers that changes ids, in words.
+
+    A special token, the run's BOS apart, that only one of the two has changes none.
 
     Args:
         theirs: A checkpoint's, as `read_tokenizer` gives it.
         ours: The run's.
+        bos_id: What the run starts a document with.
     """
     kinds = theirs["model"]["type"], ours["model"]["type"]
     if kinds[0] != kinds[1]:
         yield f"it is {kinds[0]}, the run's is {kinds[1]}"
         return
-    their_ids, our_ids = token_ids(theirs), token_ids(ours)
+    all_theirs, all_ours = token_ids(theirs), token_ids(ours)
+    silent = special_tokens(theirs)
+    their_ids = {t: i for t, i in all_theirs.items() if t in all_ours or t not in silent}
+    silent = special_tokens(ours)
+    our_ids = {
+        t: i for t, i in all_ours.items() if t in all_theirs or t not in silent or i == bos_id
+    }
     if their_ids != our_ids:
         yield from id_differences(their_ids, our_ids)
     their_words, our_words = found_in_text(theirs), found_in_text(ours)

@@ -1,6 +1,8 @@
 """The tokenizer: exact round trips, special tokens, and given files."""
 
+import dataclasses
 import json
+import re
 import unicodedata
 
 import numpy as np
@@ -8,13 +10,15 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizer_kinds import KINDS
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from frame_jax.config.corpus import SourceConfig, TokenizerConfig
-from frame_jax.corpus.tokenizer import cut, load_tokenizer, make_tokenizer
-from frame_jax.corpus.vocabulary import BOS, EOS, prepare_tokenizer, train
+from frame_jax.config.training import ReferenceConfig, ReferenceModelConfig
+from frame_jax.corpus.tokenizer import load_tokenizer, make_tokenizer
+from frame_jax.corpus.vocabulary import BOS, EOS, cut, prepare_tokenizer, train
 from frame_jax.errors import UserError
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory, read_json, remove
 
 TEXTS = [
     "The quick brown fox — it's 12345 years old, isn't it?\r\n\r\n  Yes.\t\n",
@@ -72,14 +76,11 @@ def test_pieces_of_a_text_join_and_start_lines(text, characters):
     assert len(pieces[-1]) <= 2 * characters
 
 
-def test_long_texts_have_the_ids_of_the_whole(trained):
+def test_long_texts_come_back_exactly(trained):
     text = "".join(TEXTS) * 3000 + "x" * 300_000
-    assert len(list(cut(text, 1 << 16))) > 3
     [ids] = trained.encode_arrays([text])
     assert ids.dtype == np.uint32 and trained.decode(ids) == text
-    lines = text[: text.rindex("\n") + 1]
-    whole = trained._backend.encode(lines, add_special_tokens=False).ids
-    assert trained.encode_batch([lines]) == [whole]
+    assert ids.tolist() == trained._backend.encode(text, add_special_tokens=False).ids
 
 
 def save(tmp_path, backend):
@@ -116,11 +117,8 @@ def prepare(tmp_path, make_config, write_jsonl, backend, text=TEXTS[0], **names)
     prepare_tokenizer(config, directory)
     special = read_json(directory.tokenizer.with_name("special_tokens.json"))
     tokenizer = load_tokenizer(directory)
-    assert special == {
-        "bos_id": tokenizer.bos_id,
-        "eos_id": tokenizer.eos_id,
-        "vocab_size": tokenizer.vocab_size,
-    }
+    keys = ("bos_id", "eos_id", "vocab_size")
+    assert [special[key] for key in keys] == [getattr(tokenizer, key) for key in keys]
     return tokenizer
 
 
@@ -179,13 +177,102 @@ def test_composing_characters_is_no_loss(tmp_path, make_config, write_jsonl):
     assert decoded == unicodedata.normalize("NFC", decoded) == "\u00e9t\u00e9"
 
 
-def test_tokenizers_that_prepend_a_space_encode_texts_whole(tmp_path, make_config, write_jsonl):
+def test_tokenizers_that_prepend_a_blank_encode_long_texts(tmp_path, make_config, write_jsonl):
     backend = byte_level(("<s>", "</s>"))
     backend.normalizer = normalizers.Prepend(" ")
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     text = "many lines\n" * 20_000
     tokenizer = prepare(tmp_path, make_config, write_jsonl, backend, text)
     assert tokenizer.decode(tokenizer.encode_batch([text])[0]) == text
+
+
+LOSES = "exactly one blank loses it"
+
+
+@pytest.mark.parametrize("kind", ["metaspace first", "metaspace always", "prepended", "gpt2"])
+def test_a_leading_blank_refuses_no_corpus_and_its_loss_is_said(
+    tmp_path, make_config, write_jsonl, kind
+):
+    loses = kind in ("metaspace first", "metaspace always")
+    for number, text in enumerate((" one", "  two", "   three", "four", " ", "")):
+        place = tmp_path / str(number)
+        place.mkdir()
+        tokenizer = prepare(place, make_config, write_jsonl, KINDS[kind](), text or "five")
+        [ids] = tokenizer.encode_batch([text])
+        back = text[1:] if loses and text in (" one", " ") else text
+        assert tokenizer.decode(ids) == back
+        said = read_json(RunDirectory(tmp_path / "run").tokenizer.with_name("special_tokens.json"))
+        remove(tmp_path / "run")
+        # Said of the tokenizer, whatever documents the sample holds.
+        assert any(LOSES in note for note in said["notes"]) == loses
+
+
+def test_more_than_a_leading_blank_lost_is_still_refused(tmp_path, make_config, write_jsonl):
+    backend = KINDS["metaspace first"]()
+    backend.decoder = decoders.Sequence([backend.decoder, decoders.Strip(" ", 1, 0)])
+    with pytest.raises(UserError, match="not lossless"):
+        prepare(tmp_path, make_config, write_jsonl, backend, "   three")
+
+
+def notes_of(tmp_path):
+    return read_json(RunDirectory(tmp_path / "run").tokenizer.with_name("special_tokens.json"))[
+        "notes"
+    ]
+
+
+def test_which_start_was_taken_is_said(tmp_path, make_config, write_jsonl):
+    prepare(tmp_path, make_config, write_jsonl, byte_level(("<s>", "</s>")))
+    assert notes_of(tmp_path) == [
+        "documents start with '<s>' (id 0), found by its usual name, and end with '</s>' (id 1), "
+        "found by its usual name"
+    ]
+    remove(tmp_path / "run")
+    prepare(tmp_path, make_config, write_jsonl, byte_level(("<s>", "</s>")), bos_token="</s>")
+    [note] = notes_of(tmp_path)
+    assert note.startswith("documents start with '</s>' (id 1), from tokenizer.bos_token, and")
+    remove(tmp_path / "run")
+    prepare(tmp_path, make_config, write_jsonl, byte_level(("<|endoftext|>",)))
+    [note] = notes_of(tmp_path)
+    assert "(id 0), the token that ends a document, because no other was found" in note
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", {"bos_token_id": 1}, r"another start of text, '</s>' \(id 1\).*bos_token"),
+        ("tokenizer_config.json", {"bos_token": "</s>"}, r"another start of text, '</s>' \(id 1\)"),
+        ("tokenizer_config.json", {"bos_token": {"content": "</s>"}}, "another start of text"),
+        ("config.json", {"bos_token_id": 9999}, "does not have: 9999"),
+        ("tokenizer_config.json", {"bos_token": "<x>"}, "does not have: '<x>'"),
+        ("config.json", {"bos_token_id": 0}, None),
+        ("config.json", {"bos_token_id": None}, None),
+        ("tokenizer_config.json", {"bos_token": "<s>"}, None),
+        ("tokenizer_config.json", {"bos_token": None}, None),
+    ],
+)
+@pytest.mark.parametrize("beside", ["the tokenizer", "a checkpoint"])
+def test_another_start_named_by_a_checkpoint_is_said(
+    tmp_path, make_config, write_jsonl, file, content, said, beside
+):
+    path = write_jsonl("a.jsonl", [{"id": "first", "text": TEXTS[0]}])
+    folder = tmp_path / "checkpoint" if beside == "a checkpoint" else tmp_path
+    folder.mkdir(exist_ok=True)
+    (folder / file).write_text(json.dumps(content))
+    config = dataclasses.replace(
+        make_config(
+            SourceConfig(kind="jsonl", path=str(path)),
+            tokenizer=TokenizerConfig(path=save(tmp_path, byte_level(("<s>", "</s>")))),
+        ),
+        reference=ReferenceConfig(
+            weak=ReferenceModelConfig(checkpoint=str(folder)), strong=ReferenceModelConfig()
+        ),
+    )
+    prepare_tokenizer(config, RunDirectory(tmp_path / "run"))
+    _, *others = notes_of(tmp_path)
+    if said is None:
+        assert not others
+    else:
+        assert len(others) == 1 and str(folder / file) in others[0] and re.search(said, others[0])
 
 
 def test_a_run_without_a_tokenizer_says_so(tmp_path):

@@ -164,6 +164,20 @@ def test_rolling_log_likelihoods_agree(mine, reference) -> None:
     assert len(pairs) == len(TEXTS) and largest < 1e-3
 
 
+def test_the_harness_agrees_only_where_it_writes_one_start(prepared, mine, reference) -> None:
+    """docs/tasks.md: with the other `add_bos_token` there are two, or none."""
+    root, _, tasks = prepared
+    two = answers(theirs(root / "exported"), tasks, ["local_rolling"])
+    none = answers(theirs(root / "exported", add_bos_token=False), tasks, ["local_choice"])
+    asked = theirs(root / "exported", add_bos_token=True)
+    for value, expected in zip(mine["local_rolling"], two["local_rolling"], strict=True):
+        assert abs(value - expected) > 1e-3
+    found = [value for value, _ in mine["local_choice"]]
+    assert max(abs(a - b[0]) for a, b in zip(found, none["local_choice"], strict=True)) > 1e-3
+    for a, b in zip(found, answers(asked, tasks, ["local_choice"])["local_choice"], strict=True):
+        assert abs(a - b[0]) < 1e-3
+
+
 def test_greedy_text_agrees(mine, reference) -> None:
     assert mine["local_generation"] == reference["local_generation"]
     assert any(mine["local_generation"])

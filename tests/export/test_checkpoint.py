@@ -5,19 +5,23 @@ import json
 import jax
 import numpy as np
 import pytest
+import tokenizers
+import yaml
 
 from frame_jax import checkpoints
 from frame_jax.config.models import RopeScalingConfig
 from frame_jax.config.training import OptimizerConfig, TrainingConfig
+from frame_jax.corpus.tokenizer import load_tokenizer
+from frame_jax.corpus.vocabulary import BOS, EOS
 from frame_jax.errors import UserError
 from frame_jax.export.checkpoint import export, main
 from frame_jax.models.functional import Decoder
-from frame_jax.models.hugging_face.export import export_checkpoint
+from frame_jax.models.hugging_face.export import export_checkpoint, padding
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.run.directory import RunDirectory
 from frame_jax.scoring.tokenizers import require_same_tokenizer
 from frame_jax.training.trainer import train
-from tests.arm import CONTEXT, PADDED, STEPS, make_arm, write_tokenizer
+from tests.arm import CONTEXT, PADDED, STEPS, VOCAB_SIZE, make_arm, write_tokenizer
 from tests.training.rows import make_job, write_rows
 
 LONG_ROPE = RopeScalingConfig(
@@ -148,6 +152,79 @@ def test_a_model_without_a_counterpart_is_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="both qkv_bias and qk_norm"):
         export(directory, "frame", tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_the_model_card_says_what_it_is_told(tmp_path, capsys) -> None:
+    directory, _, _ = make_arm(tmp_path / "run")
+    run, out = str(directory.root), tmp_path / "out"
+    options = ["--license", "apache-2.0", "--language", "en", "no", "--out", str(out)]
+    assert main([run, *options]) == 0  # `no` is a language, and false in YAML
+    card = (out / "README.md").read_text("utf-8")
+    header = yaml.safe_load(card.split("---\n")[1])
+    assert header["license"] == "apache-2.0" and header["language"] == ["en", "no"]
+    assert header["library_name"] == "transformers"
+    assert f"has {PADDED} rows, the tokenizer {VOCAB_SIZE} tokens: the rest is padding" in card
+    assert "--license" not in capsys.readouterr().out
+    assert main([run, "--out", str(tmp_path / "bare")]) == 0
+    header = yaml.safe_load((tmp_path / "bare/README.md").read_text("utf-8").split("---\n")[1])
+    assert "license" not in header and "language" not in header
+    assert "what --license and --language would say" in capsys.readouterr().out
+    for wrong in (["--license", "a: b"], ["--language", "English"]):
+        assert main([run, *wrong, "--out", str(tmp_path / "no")]) == 2
+        assert wrong[0] in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
+def test_a_card_without_padding_says_nothing_of_it(tmp_path) -> None:
+    directory, _, _ = make_arm(tmp_path / "run")
+    path = directory.tokenizer.with_name("special_tokens.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": PADDED}))
+    export(directory, "frame", tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text("utf-8")
+    assert f"has {PADDED} rows, the tokenizer {PADDED} tokens. BOS" in card
+    assert "padding" not in card
+
+
+@pytest.mark.parametrize(("pad", "expected"), [(None, EOS), ("<pad>", "<pad>")])
+def test_what_fills_up_a_batch(tmp_path, pad, expected) -> None:
+    """EOS, or a token of that name that the model has a row for."""
+    directory, decoder, _ = make_arm(tmp_path / "run")
+    backend = tokenizers.Tokenizer.from_file(str(directory.tokenizer))
+    if pad is not None:
+        backend.add_special_tokens([pad])
+    index = backend.token_to_id(expected)
+    assert padding(backend, backend.token_to_id(EOS), decoder.vocab_size) == index
+    assert padding(backend, backend.token_to_id(EOS), VOCAB_SIZE) == backend.token_to_id(EOS)
+
+
+@pytest.mark.torch
+def test_the_exported_tokenizer_frames_pads_and_keeps_text_text(tmp_path) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    directory, _, _ = make_arm(tmp_path / "run")
+    export(directory, "frame", tmp_path / "out")
+    ours = load_tokenizer(directory)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    for text in (f"spelled {BOS}{EOS} out", BOS, f"{EOS} "):
+        [ids] = ours.encode_batch([text])
+        assert tokenizer(text).input_ids == [ours.bos_id, *ids]
+        assert not {ours.bos_id, ours.eos_id} & set(ids)
+    a, b = ours.encode_batch(["one text", " and another"])
+    assert tokenizer("one text", " and another").input_ids == [ours.bos_id, *a, *b]
+    assert tokenizer.pad_token == tokenizer.eos_token
+
+    texts = ["one", "a longer text than the other"]
+    batch = tokenizer(texts, padding=True, return_tensors="pt")
+    assert batch.input_ids.shape[0] == 2 and batch.attention_mask[0].sum() < len(batch[0])
+    with torch.no_grad():
+        padded = model(**batch).logits[:, -1]
+        alone = [model(**tokenizer(text, return_tensors="pt")).logits[0, -1] for text in texts]
+    np.testing.assert_allclose(padded, torch.stack(alone), rtol=1e-4, atol=1e-4)
+    settings = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
+    written = model.generate(**batch, **settings)[:, -5:]
+    for text, expected in zip(texts, written, strict=True):
+        prompt = tokenizer(text, return_tensors="pt")
+        assert model.generate(**prompt, **settings)[0, -5:].tolist() == expected.tolist()
 
 
 @pytest.mark.torch

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from frame_jax.errors import UserError
-from frame_jax.scoring.tokenizers import require_same_tokenizer
+from frame_jax.scoring.tokenizers import require_rows, require_same_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def swap_two_ids(other):
 
 
 def add_a_token(other):
-    other["added_tokens"].append(added(289, "<new>", special=True))
+    other["added_tokens"].append(added(289, "<new>"))
 
 
 def added(index, content, **rules):
@@ -107,6 +107,32 @@ def test_what_changes_ids_is_refused_in_words(tokenizer, tmp_path, change, words
     with pytest.raises(UserError, match=words) as error:
         require_same_tokenizer(tmp_path, run, "reference.weak.checkpoint")
     assert "reference.weak.checkpoint" in str(error.value)
+
+
+def test_a_special_token_of_one_alone_changes_no_id(tokenizer, tmp_path):
+    """Such as one for padding, which no text contains."""
+    run, other = tmp_path / "run.json", copy.deepcopy(tokenizer)
+    other["added_tokens"].append(added(289, "<pad>", special=True))
+    for theirs, ours in ((tokenizer, other), (other, tokenizer)):
+        run.write_text(json.dumps(ours))
+        require_same_tokenizer(write(tmp_path, theirs), run, "key", bos_id=0)
+    run.write_text(json.dumps(other))
+    with pytest.raises(UserError, match=r"only the run has 1 tokens \('<pad>'\)"):
+        require_same_tokenizer(write(tmp_path, tokenizer), run, "key", bos_id=289)
+
+
+def test_a_model_needs_a_row_for_every_token_that_a_document_may_hold(tokenizer, tmp_path):
+    other = copy.deepcopy(tokenizer)
+    require_rows(289, other, 0, "key")
+    with pytest.raises(UserError, match=r"key: the model knows 288 tokens, .* 1 others"):
+        require_rows(288, other, 0, "key")
+    other["added_tokens"].append(added(289, "<pad>", special=True))
+    require_rows(289, other, 0, "key")
+    with pytest.raises(UserError, match=r"\('<pad>' is 289\)"):
+        require_rows(289, other, 289, "key")
+    other["added_tokens"][-1]["special"] = False  # text that spells it becomes it
+    with pytest.raises(UserError, match=r"\('<pad>' is 289\).*special: true"):
+        require_rows(289, other, 0, "key")
 
 
 def test_a_damaged_tokenizer_is_named(tokenizer, tmp_path):

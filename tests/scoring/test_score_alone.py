@@ -2,13 +2,14 @@
 
 import json
 
+import fsspec
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy_decoder import document_nll
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.main import main
@@ -94,10 +95,81 @@ def test_a_corpus_is_ranked_as_a_float64_decoder_ranks_it(checkpoints, tmp_path,
         np.testing.assert_allclose(row["pd"], (weak - strong) / weak, rtol=1e-3, atol=1e-4)
 
 
+def padded_tokenizer(folder, special=True):
+    """The tokenizer with a token for padding beyond the models' last row, as people add one."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    token = AddedToken("<pad>", special=special, normalized=False)
+    (tokenizer.add_special_tokens if special else tokenizer.add_tokens)([token])
+    assert tokenizer.token_to_id("<pad>") == 257
+    return tokenizer.to_str()
+
+
+def test_checkpoints_and_tokenizer_may_lie_in_a_bucket(checkpoints, tmp_path, monkeypatch, capsys):
+    """And a `<pad>` that no text contains needs no row. What is said: the start, an adapter."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder, bucket = checkpoints[0], fsspec.filesystem("memory")
+    for name in ("weak", "strong"):
+        for path in (folder / name).iterdir():
+            bucket.pipe(f"/bucket/{name}/{path.name}", path.read_bytes())
+        bucket.pipe(f"/bucket/{name}/original/consolidated.00.pth", b"not fetched")
+    bucket.pipe("/bucket/weak/tokenizer.json", padded_tokenizer(folder).encode())
+    bucket.pipe("/bucket/weak/adapter_model.safetensors", b"not read")
+    config = json.loads((folder / "strong/config.json").read_text())
+    bucket.pipe("/bucket/strong/config.json", json.dumps(config | {"bos_token_id": 65}).encode())
+    try:
+        remote = {
+            "tokenizer.path": "memory://bucket/weak/tokenizer.json",
+            "reference.weak.checkpoint": "memory://bucket/weak",
+            "reference.strong.checkpoint": "memory://bucket/strong/",
+        }
+        assert main(arguments(folder, tmp_path, **remote)) == 0
+        assert main(arguments(folder, tmp_path, **remote)) == 0  # nothing has changed
+    finally:
+        bucket.rm("/bucket", recursive=True)
+    table = pq.read_table(tmp_path / "run/quadrants/assignment.parquet")
+    assert set(table["doc_id"].to_pylist()) == DOCUMENTS.keys()
+    assert not list(tmp_path.rglob("*.pth"))
+    said = capsys.readouterr().err
+    assert "tokenizer: documents start with '<s>' (id 0), found by its usual name" in said
+    assert "config.json names another start of text" in said and "(id 65)" in said
+    assert "reference.weak.checkpoint" in said and "adapter_model.safetensors is not app" in said
+    summary = json.loads((tmp_path / "run/tokenize.json").read_text())["summary"]
+    assert len(summary["tokenizer"]) == 2 and "another start" in summary["tokenizer"][1]
+    assert "nothing to do" in said
+
+
+def test_the_same_model_twice_is_refused_before_the_corpus_is_read(checkpoints, tmp_path, capsys):
+    folder = checkpoints[0]
+    copied = tmp_path / "copied"
+    copied.mkdir()
+    for path in (folder / "weak").iterdir():
+        (copied / path.name).write_bytes(path.read_bytes())
+    for strong in (folder / "weak", copied):
+        assert main(arguments(folder, tmp_path, **{"reference.strong.checkpoint": strong})) == 2
+        assert "hold one and the same model" in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
+def test_reference_models_trained_alike_are_refused_before_the_corpus_is_read(tmp_path, capsys):
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "num_kv_heads": 2}
+    changed = [
+        f"--reference.{name}.model={json.dumps(shape | {'num_layers': 1})}"
+        for name in ("weak", "strong")
+    ]
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n')
+    source = json.dumps([{"kind": "jsonl", "path": str(tmp_path / "c.jsonl")}])
+    run = [f"--corpus.sources={source}", f"--run_directory={tmp_path / 'run'}"]
+    assert main([*run, *changed]) == 2
+    assert "reference.weak and reference.strong have the same settings" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 REFUSED = {
     "no folder": ({"reference.weak.checkpoint": "/nowhere"}, "there is no folder /nowhere"),
     "too few positions": ({"scoring.context": CONTEXT + 1}, f"at most {CONTEXT} tokens"),
     "no tokenizer named": ({"tokenizer.path": "null"}, "set tokenizer.path to"),
+    "no tokenizer there": ({"tokenizer.path": "/no.json"}, "there is no file '/no.json'"),
+    "a token of text without a row": ({"tokenizer.path": "padded.json"}, "('<pad>' is 257)"),
     "another tokenizer": ({"tokenizer.path": "other.json"}, "only the run has 1 tokens ('ab')"),
 }
 
@@ -111,7 +183,18 @@ def test_an_unfit_checkpoint_is_refused_before_the_corpus_is_read(
     other["model"]["vocab"]["ab"] = 257
     other["model"]["merges"].append(["a", "b"])
     (tmp_path / "other.json").write_text(json.dumps(other))
-    changed = {k: tmp_path / v if v == "other.json" else v for k, v in changed.items()}
+    padded = padded_tokenizer(folder, special=False)
+    (tmp_path / "padded.json").write_text(padded)
+    for name in ("weak", "strong"):
+        copied = tmp_path / name
+        copied.mkdir()
+        for path in (folder / name).iterdir():
+            (copied / path.name).write_bytes(path.read_bytes())
+        if case == "a token of text without a row":
+            (copied / "tokenizer.json").write_text(padded)
+    places = {f"reference.{name}.checkpoint": tmp_path / name for name in ("weak", "strong")}
+    ours = ("other.json", "padded.json")
+    changed = places | {k: tmp_path / v if v in ours else v for k, v in changed.items()}
     assert main(arguments(folder, tmp_path, **changed)) == 2
     message = capsys.readouterr().err
     assert expected in message and message.startswith("error: ")

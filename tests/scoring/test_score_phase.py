@@ -1,5 +1,6 @@
 """The scoring phase: exact, resumable, refusing what cannot be scored."""
 
+import dataclasses
 import re
 import weakref
 
@@ -7,12 +8,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from numpy_decoder import document_nll
-from scoring_helpers import BOS, LENGTHS, VOCAB, make_documents, make_model, write_model
+from scoring_helpers import BOS, FREQUENT, LENGTHS, VOCAB, make_documents, make_model, write_model
 
+from frame_jax.config.quadrants import RowsConfig
 from frame_jax.errors import UserError
+from frame_jax.records import write_tokens
 from frame_jax.run.directory import list_parts, remove
 from frame_jax.scoring import score
-from frame_jax.scoring.documents import BatchScores
+from frame_jax.scoring.documents import BatchScores, Scores
+from frame_jax.scoring.meter import judge
 
 
 def test_scores_are_those_of_a_float64_decoder(make_run, models):
@@ -98,6 +102,90 @@ def test_a_model_worse_than_chance_is_refused_and_nothing_is_written(make_run):
     with pytest.raises(UserError, match="strong reference model predicts worse than chance"):
         score.run(config, directory)
     assert not list_parts(directory.scores, ".parquet")
+
+
+def test_a_model_worse_than_chance_is_refused_after_a_few_documents(make_run, monkeypatch):
+    """Before the first batch of the corpus itself, with a model hardly worse than a guess."""
+    decoder, params = make_model(1)
+    params["output"] = params["output"] * np.float32(1e-3)
+    params["output"][FREQUENT:, 0] += 5e-3
+    config, directory = make_run(models=[(decoder, params), make_model(2)])
+    monkeypatch.setattr(score, "Meter", None)
+    with pytest.raises(UserError, match=r"weak reference model predicts worse .* over ([\d,]+) to"):
+        score.run(config, directory)
+    assert not list_parts(directory.scores, ".parquet")
+
+
+def test_a_sample_is_judged_by_its_own_scatter():
+    tokens = np.full(64, 100)
+    chance = np.log(VOCAB)
+    scattered = chance + np.where(np.arange(64) % 2, 3.0, -2.9)
+    better = np.full(64, chance - 1)
+    for nll, refused in (
+        (np.full(64, chance + 0.01), True),  # freshly initialised weights
+        (scattered, False),  # worse in the mean of the sample, perhaps better in that of the corpus
+        (np.full(64, np.nan), True),
+        (np.full(64, np.inf), True),
+    ):
+        sample = Scores(tokens, np.array([better, nll]) * tokens)
+        if refused:
+            with np.errstate(invalid="ignore"), pytest.raises(UserError, match="strong reference"):
+                list(judge(sample, [VOCAB, VOCAB]))
+        else:
+            list(judge(sample, [VOCAB, VOCAB]))
+    few = Scores(tokens[:7], np.full((2, 7), 1e6))
+    assert not list(judge(few, [VOCAB, VOCAB]))
+
+
+def test_exchanged_models_are_said_early_and_late(make_run, capsys):
+    weak, strong = make_model(1), make_model(2, hidden_size=48)
+    strong[1]["output"][:FREQUENT, 0] += 1  # knows much better which tokens are frequent
+    config, directory = make_run(models=[weak, strong])
+    result = score.run(config, directory)
+    assert result["negative_pd"] < result["documents"] / 2 and result["warnings"] == []
+    assert "warning" not in capsys.readouterr().err
+    config, directory = make_run("exchanged", models=[strong, weak])
+    result = score.run(config, directory)
+    assert result["negative_pd"] > 0.9 * (result["documents"] - 3)  # three have no token
+    [warning] = result["warnings"]
+    said = f"{result['negative_pd']} of {result['documents']} documents have a negative PD"
+    assert said in warning and "are reference.weak and reference.strong exchanged?" in warning
+    early, late = (line for line in capsys.readouterr().err.splitlines() if "warning: " in line)
+    assert "a sample of" in early and said in late
+
+
+def test_one_model_in_both_places_is_refused_before_scoring(make_run):
+    config, directory = make_run(models=[make_model(1), make_model(1)])
+    with pytest.raises(UserError, match=r"reference.weak and reference.strong hold the same weig"):
+        score.run(config, directory)
+    assert not directory.scores.exists()
+
+
+def test_windows_longer_than_the_rows_that_trained_the_models_are_said(make_run, capsys):
+    config, directory = make_run(context=64)
+    for rows, longer in ((64, None), (40, 12), (200, None), (150, None)):
+        rows_config = RowsConfig(sequence_length=rows)
+        changed = dataclasses.replace(config.reference, rows=rows_config)
+        result = score.run(dataclasses.replace(config, reference=changed), directory)
+        if longer is None:
+            assert result["warnings"] == []
+            continue
+        [warning] = result["warnings"]
+        assert f"{longer} of {result['documents']} documents are longer" in warning
+        assert "scoring.context is 64 tokens" in warning and "rows of 40" in warning
+        assert warning in capsys.readouterr().err
+
+
+def test_a_token_without_a_row_is_refused_and_not_taken_for_another(make_run):
+    config, directory = make_run(models=[make_model(1), make_model(2, hidden_size=48)])
+    path = list_parts(directory.tokens, ".arrayrecord")[1]
+    documents = make_documents(seed=1)
+    documents[4][0] = VOCAB
+    with write_tokens(path) as writer:
+        for tokens in documents:
+            writer.append(tokens)
+    with pytest.raises(UserError, match=f"holds token {VOCAB}, but the model knows {VOCAB} tokens"):
+        score.run(config, directory)
 
 
 def test_a_model_whose_perplexity_is_beyond_any_number_is_refused(make_run):

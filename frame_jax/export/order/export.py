@@ -100,6 +100,7 @@ def export(options: argparse.Namespace) -> None:
             special["bos_id"],
             special["eos_id"],
             trainer.sequence_length,
+            special["vocab_size"],
         )
         if options.shards:
             write_shards(config, directory, plan, options.shards, temporary / "data")

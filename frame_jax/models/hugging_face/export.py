@@ -23,6 +23,7 @@ from frame_jax.models.transformer import Params
 from frame_jax.run.directory import write_json
 
 SHARD_BYTES = 5_000_000_000
+PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
 
 
 def export_checkpoint(
@@ -53,8 +54,9 @@ def export_checkpoint(
         UserError: if no family of `transformers` computes what the decoder computes.
     """
     write_json(folder / "config.json", model_config(decoder, bos_id, eos_id, context))
-    write_json(folder / "generation_config.json", {"bos_token_id": bos_id, "eos_token_id": eos_id})
-    write_tokenizer(folder, tokenizer, bos_id, eos_id, context)
+    pad_id = write_tokenizer(folder, tokenizer, bos_id, eos_id, context, decoder.vocab_size)
+    generation = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
+    write_json(folder / "generation_config.json", generation)
     write_weights(folder, decoder, params, shard_bytes)
 
 
@@ -101,20 +103,44 @@ def model_config(decoder: Decoder, bos_id: int, eos_id: int, context: int) -> di
     }
 
 
-def write_tokenizer(folder: Path, path: Path, bos_id: int, eos_id: int, context: int) -> None:
-    """The tokenizer, set to put BOS before a text, as it stood before every training document."""
+def padding(backend: tokenizers.Tokenizer, eos_id: int, vocab_size: int) -> int:
+    """The token that fills up a batch: one of that name which the model has a row for, else EOS.
+
+    config.json does not name it: `transformers` would then keep its row from being trained, which
+    EOS must be.
+    """
+    named = (backend.token_to_id(name) for name in PAD_NAMES)
+    return next((i for i in named if i is not None and i < vocab_size), eos_id)
+
+
+def write_tokenizer(
+    folder: Path, path: Path, bos_id: int, eos_id: int, context: int, vocab_size: int
+) -> int:
+    """The tokenizer as the run used it; returns the id that fills up a batch.
+
+    BOS stands before a text or a pair of texts, as it stood before every training document, and a
+    text that spells out a special token stays text.
+    """
     backend = tokenizers.Tokenizer.from_file(str(path))
-    bos, eos = backend.id_to_token(bos_id), backend.id_to_token(eos_id)
-    backend.post_processor = TemplateProcessing(single=[bos, "$A"], special_tokens=[(bos, bos_id)])
+    pad_id = padding(backend, eos_id, vocab_size)
+    bos = backend.id_to_token(bos_id)
+    backend.post_processor = TemplateProcessing(
+        single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, bos_id)]
+    )
     backend.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": bos,
-        "eos_token": eos,
+        "eos_token": backend.id_to_token(eos_id),
+        "pad_token": backend.id_to_token(pad_id),
+        "padding_side": "left",  # a padded batch of prompts is continued at its right end
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": context,
+        "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
     }
     write_json(folder / "tokenizer_config.json", settings)
+    return pad_id
 
 
 def write_weights(folder: Path, decoder: Decoder, params: Params, shard_bytes: int) -> None:

@@ -21,6 +21,8 @@ from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.config import read_config
 from frame_jax.models.transformer import Params
 
+WHOLE = "model.safetensors"  # the whole model in one file
+OTHERS = ("consolidated", "adapter_")  # how files begin that are not the model as it is read here
 DTYPES = ("F64", "F32", "F16", "BF16")
 
 LAYER = "model.layers.{layer}."
@@ -71,6 +73,8 @@ def import_checkpoint(folder: Path, longest: int | None = None) -> tuple[Decoder
 def read_decoder(folder: Path, longest: int | None = None) -> Decoder:
     """The model that config.json describes, as in `import_checkpoint`, without its weights."""
     path = folder / "config.json"
+    if not path.is_file() and adapter_beside(folder) is not None:
+        raise UserError(f"{folder} has {no_weights(folder, [])}")
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder")
     settings = read_object(path)
@@ -175,12 +179,17 @@ def find_tensors(folder: Path, decoder: Decoder) -> dict[str, Path]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint.
+    """The safetensors files of a checkpoint, those that `transformers` would read.
+
+    That is `model.safetensors`, else the files of the index, whatever else lies there. Without
+    either, all of them but the same weights under other names (`consolidated*`) and adapters.
 
     Raises:
         UserError: if there are none, or a shard named by the index is missing.
     """
-    index = folder / "model.safetensors.index.json"
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    index = folder / f"{WHOLE}.index.json"
     if index.is_file():
         names = read_object(index).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
@@ -191,16 +200,45 @@ def weight_files(folder: Path) -> list[Path]:
             raise UserError(f"{folder} lacks {', '.join(absent)}, which {index.name} names")
         return paths
     paths = sorted(folder.glob("*.safetensors"))
-    if paths:
-        return paths
+    models = [path for path in paths if not path.name.startswith(OTHERS)]
+    if models:
+        return models
+    raise UserError(f"{folder} has {no_weights(folder, paths)}")
+
+
+def no_weights(folder: Path, others: list[Path]) -> str:
+    """What a folder has in place of the weights of a model."""
+    adapter = adapter_beside(folder)
+    if adapter is not None:
+        return (
+            f"no weights but those of an adapter ({adapter}). Merge it into its model where you "
+            "can run PEFT: AutoPeftModelForCausalLM.from_pretrained(FOLDER).merge_and_unload()"
+            ".save_pretrained(NEW_FOLDER)"
+        )
+    if others:
+        return (
+            f"its weights under other tensors' names only ({', '.join(p.name for p in others)}): "
+            f"fetch {WHOLE}, or the shards and their index, too"
+        )
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if pickled:
-        raise UserError(
-            f"{folder} holds pickled weights ({', '.join(pickled)}), which can run code when they "
-            "are read. Convert them where you trust them: "
+        return (
+            f"pickled weights ({', '.join(pickled)}), which can run code when they are read. "
+            "Convert them where you trust them: "
             "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
         )
-    raise UserError(f"{folder} has no *.safetensors")
+    return "no *.safetensors"
+
+
+def adapter_beside(folder: Path) -> Path | None:
+    """An adapter (of PEFT) that lies in a checkpoint's folder, whose weights are not read."""
+    return next((path for path in sorted(folder.glob("adapter_model*"))), None)
+
+
+def read_tensor(path: Path, name: str) -> np.ndarray:
+    """One tensor of a safetensors file, as it is stored."""
+    with open_weights(path) as file:
+        return file.get_tensor(name)
 
 
 def open_weights(path: Path) -> Any:
@@ -238,8 +276,5 @@ def is_repetition(name: str, places: dict[str, Path]) -> bool:
     pair = (name, OUTER["embedding"])
     if name != OUTER["output"] or pair[1] not in places:
         return False
-    values = []
-    for tensor in pair:
-        with open_weights(places[tensor]) as file:
-            values.append(file.get_tensor(tensor))
-    return bool(np.array_equal(*values))
+    output, embedding = (read_tensor(places[tensor], tensor) for tensor in pair)
+    return bool(np.array_equal(output, embedding))

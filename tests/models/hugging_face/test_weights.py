@@ -120,9 +120,9 @@ def test_a_config_of_another_size_is_noticed(tmp_path: Path) -> None:
 
 
 def test_a_tensor_in_two_files_is_named(tmp_path: Path) -> None:
-    write(tmp_path)
-    save_file({QUERY: make_tensors()[QUERY]}, tmp_path / "other.safetensors")
-    assert f"twice: {QUERY} in model.safetensors and other.safetensors" in refusal(tmp_path)
+    (write(tmp_path) / "model.safetensors").rename(tmp_path / "model-1.safetensors")
+    save_file({QUERY: make_tensors()[QUERY]}, tmp_path / "model-2.safetensors")
+    assert f"twice: {QUERY} in model-1.safetensors and model-2.safetensors" in refusal(tmp_path)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": {"a": 1}}', "{}"])
 def test_an_index_that_is_none_is_refused(tmp_path: Path, index: str) -> None:
-    write(tmp_path)
+    (write(tmp_path) / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(index)
     assert "model.safetensors.index.json" in refusal(tmp_path)
 
@@ -151,6 +151,66 @@ def test_an_output_beside_tied_embeddings_must_repeat_them(tmp_path: Path) -> No
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(1, np.float32)
     _, params = import_checkpoint(write(tmp_path, tensors, tie_word_embeddings=True))
     assert "output" not in params
+
+
+def others(folder: Path) -> None:
+    """What lies beside the weights of published models: the same under other names, an adapter."""
+    save_file({"layers.0.attention.wq.weight": np.ones(1)}, folder / "consolidated.safetensors")
+    save_file({"base_model.q.lora_A": np.ones(1)}, folder / "adapter_model.safetensors")
+
+
+def query(folder: Path) -> np.ndarray:
+    return import_checkpoint(folder)[1]["layers"]["query"][1].T
+
+
+def test_the_whole_file_is_taken_before_an_index(tmp_path: Path) -> None:
+    tensors = make_tensors()
+    write_shards(tmp_path, tensors)
+    newer = tensors | {QUERY: tensors[QUERY] + 1}
+    write(tmp_path, newer)  # saved again, in one file; the shards and their index are stale
+    others(tmp_path)
+    np.testing.assert_array_equal(query(tmp_path), newer[QUERY])
+    for path in tmp_path.glob("model-*"):  # not even looked for
+        path.unlink()
+    np.testing.assert_array_equal(query(tmp_path), newer[QUERY])
+
+
+def test_shards_without_an_index_are_read_and_what_lies_beside_them_is_not(tmp_path: Path) -> None:
+    tensors = make_tensors()
+    write_shards(tmp_path, tensors)
+    others(tmp_path)
+    np.testing.assert_array_equal(query(tmp_path), tensors[QUERY])
+    (tmp_path / "model.safetensors.index.json").unlink()
+    np.testing.assert_array_equal(query(tmp_path), tensors[QUERY])
+
+
+def test_weights_under_other_names_alone_and_an_adapter_alone_are_named(tmp_path: Path) -> None:
+    (write(tmp_path) / "model.safetensors").unlink()
+    save_file({"layers.0.attention.wq.weight": np.ones(1)}, tmp_path / "consolidated.safetensors")
+    message = refusal(tmp_path)
+    assert "(consolidated.safetensors)" in message and "fetch model.safetensors" in message
+    others(tmp_path)
+    for _ in range(2):
+        message = refusal(tmp_path)
+        assert "adapter_model.safetensors" in message and "merge_and_unload" in message
+        (tmp_path / "config.json").unlink(missing_ok=True)  # as PEFT saves it
+
+
+@pytest.mark.torch
+def test_transformers_takes_the_same_file(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    tensors = make_tensors()
+    write_shards(tmp_path, tensors)
+    save_file({"layers.0.attention.wq.weight": np.ones(1)}, tmp_path / "consolidated.safetensors")
+    for stale in (False, True):
+        if stale:
+            write(tmp_path, {name: tensor + 1 for name, tensor in tensors.items()})
+            text = json.dumps(LLAMA | {"architectures": ["LlamaForCausalLM"]})
+            (tmp_path / "config.json").write_text(text)
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        theirs = model.model.layers[1].self_attn.q_proj.weight.detach().numpy()
+        np.testing.assert_array_equal(query(tmp_path), theirs)
 
 
 class Bomb:

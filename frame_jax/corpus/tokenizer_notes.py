@@ -1,0 +1,76 @@
+"""What was decided about the run's tokenizer, in lines for the terminal and the phase's summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from frame_jax.config.run import RunConfig
+from frame_jax.corpus.tokenizer import Tokenizer
+from frame_jax.errors import UserError
+from frame_jax.files import cached, is_checkpoint
+from frame_jax.run.special_tokens import Chosen
+
+
+def notes(config: RunConfig, tokenizer: Tokenizer, chosen: Chosen) -> Iterator[str]:
+    """Which BOS and EOS and why; whose own files name another BOS; what a text loses.
+
+    Raises:
+        UserError: for a damaged file beside the tokenizer or a checkpoint.
+    """
+    bos, eos = tokenizer.bos_id, tokenizer.eos_id
+    yield (
+        f"documents start with {chosen.bos!r} (id {bos}), {chosen.bos_reason}, and end with "
+        f"{chosen.eos!r} (id {eos}), {chosen.eos_reason}"
+    )
+    if config.tokenizer.path is not None:
+        for file, named in named_starts(config):
+            token = named if isinstance(named, str) else tokenizer.id_to_token(named)
+            if token is None or tokenizer.token_to_id(token) is None:
+                yield f"{file} names a start of text that the tokenizer does not have: {named!r}"
+            elif token != chosen.bos:
+                yield (
+                    f"{file} names another start of text, {token!r} "
+                    f"(id {tokenizer.token_to_id(token)}): a model is best scored with what it was "
+                    f"trained on; tokenizer.bos_token: {token!r} takes it"
+                )
+    if tokenizer.strips_blank:
+        yield (
+            "a document that begins with exactly one blank loses it: this tokenizer gives it the "
+            "ids of the same text without"
+        )
+
+
+def named_starts(config: RunConfig) -> Iterator[tuple[Path, int | str]]:
+    """(file, BOS as an id or a token) for each file of the tokenizer's or a checkpoint's folder
+    that names one."""
+    folders = [cached(str(config.tokenizer.path)).parent]  # of a remote one, this file alone
+    for reference in (config.reference.weak, config.reference.strong):
+        if reference.checkpoint is not None:
+            folders.append(cached(reference.checkpoint, is_checkpoint))
+    for folder in dict.fromkeys(folders):
+        token = read(folder / "tokenizer_config.json").get("bos_token")
+        if isinstance(token, dict):  # an added token with its rules
+            token = token.get("content")
+        if isinstance(token, str):
+            yield folder / "tokenizer_config.json", token
+        token_id = read(folder / "config.json").get("bos_token_id")
+        if isinstance(token_id, int):
+            yield folder / "config.json", token_id
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file.
+
+    Raises:
+        UserError: if it is not JSON.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); fetch it again") from error
+    return value if isinstance(value, dict) else {}

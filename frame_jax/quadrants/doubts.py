@@ -1,0 +1,66 @@
+"""What `partition.json` says in, why its quadrants may mean little out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from frame_jax.errors import UserError
+
+SEVERAL = 0.1  # share of the documents that is worth a word
+
+
+def doubts(summary: dict[str, Any]) -> Iterator[str]:
+    """In words, what makes the quadrants differ by something else than PPL and PD.
+
+    Args:
+        summary: As `summary.summarise` gives it.
+    """
+    documents, thin = total(summary), summary["thin_groups"]
+    if thin["groups"] > 1 and thin["documents"] > SEVERAL * documents:
+        yield f"{crumbs(summary)} {REMEDY}"
+    if 2 * summary["negative_pd"] > documents:
+        yield (
+            f"PD is negative for {summary['negative_pd']:,} of {documents:,} training documents: "
+            "the weak reference model predicts them better than the strong one. Are "
+            "reference.weak and reference.strong exchanged?"
+        )
+
+
+def require_groups(summary: dict[str, Any]) -> None:
+    """Refuses a partition that groups so small have emptied.
+
+    A document alone in its group is its own threshold, so all such land in the last quadrant, and
+    an order of quadrants is no order.
+
+    Raises:
+        UserError: where most documents are in groups with fewer documents than there are quadrants
+            and some quadrant has none, though the documents would fill them all.
+    """
+    documents, thin, cells = total(summary), summary["thin_groups"], summary["cells"]
+    empty = [name for name, cell in cells.items() if cell["documents"] == 0]
+    crowded = documents >= len(cells) and thin["groups"] > 1
+    if empty and crowded and 2 * thin["documents"] > documents:
+        raise UserError(f"{crumbs(summary)} Nothing is left for {', '.join(empty)}. {REMEDY}")
+
+
+REMEDY = (
+    "Name columns with few values in partition.group_by, or set partition.min_group_tokens (such "
+    "as 1000000): groups with fewer tokens share the thresholds of their language."
+)
+
+
+def total(summary: dict[str, Any]) -> int:
+    """Training documents with a place."""
+    return sum(cell["documents"] for cell in summary["cells"].values())
+
+
+def crumbs(summary: dict[str, Any]) -> str:
+    """How many documents are in groups too small to be cut."""
+    thin = summary["thin_groups"]
+    columns = " and ".join(summary["group_by"]) or "nothing"
+    return (
+        f"{thin['documents']:,} of {total(summary):,} training documents are in groups (by "
+        f"{columns}) with fewer documents than there are quadrants ({thin['groups']:,} groups), "
+        "where thresholds say nothing of PPL or PD."
+    )

@@ -1,0 +1,152 @@
+"""Reference models that could not score a corpus, or would in vain: refused before work is done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from frame_jax.config.run import RunConfig
+from frame_jax.errors import UserError, printable
+from frame_jax.files import cached, is_checkpoint
+from frame_jax.models.functional import Decoder
+from frame_jax.models.hugging_face.weights import (
+    adapter_beside,
+    find_tensors,
+    read_decoder,
+    read_tensor,
+)
+from frame_jax.parallel import processes
+from frame_jax.run.directory import RunDirectory
+from frame_jax.run.special_tokens import choose, special_tokens_path
+from frame_jax.scoring.references import NAMES, special_tokens
+from frame_jax.scoring.tokenizers import (
+    read_tokenizer,
+    require_rows,
+    require_same_tokenizer,
+    token_ids,
+)
+
+Tensors = dict[str, Path]
+
+
+def check_references(
+    config: RunConfig, directory: RunDirectory, *, tokenizer_anew: bool = False
+) -> None:
+    """Looks at both reference models before the phases that need them, and says what is odd.
+
+    Args:
+        config: The run.
+        directory: The run.
+        tokenizer_anew: Whether this run makes its tokenizer anew, so that the one that is there
+            does not matter.
+
+    Raises:
+        UserError: for an imported model that `load_references` would refuse once the corpus is
+            tokenized, and for two models that are the same.
+    """
+    anew = tokenizer_anew or not special_tokens_path(directory).exists()
+    found = {name: check_imported(config, directory, name, anew) for name in NAMES}
+    require_two_models(config, found)
+    if processes.is_first():
+        for line in oddities(config):
+            print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
+
+
+def check_imported(
+    config: RunConfig, directory: RunDirectory, name: str, tokenizer_anew: bool
+) -> tuple[Decoder, Tensors] | None:
+    """The shape of an imported model and the files of its tensors; None for one trained here.
+
+    Raises:
+        UserError: as `check_references`.
+    """
+    checkpoint = getattr(config.reference, name).checkpoint
+    if checkpoint is None:
+        return None
+    key, folder = f"reference.{name}.checkpoint", cached(checkpoint, is_checkpoint)
+    if not folder.is_dir():
+        raise UserError(f"{key}: there is no folder {checkpoint}: correct the path")
+    decoder = read_decoder(folder, longest=config.scoring.context)
+    tensors = find_tensors(folder, decoder)
+    tokenizer = directory.tokenizer
+    if tokenizer_anew:
+        if config.tokenizer.path is None:
+            raise UserError(
+                f"{key}: this run would train a tokenizer of its own, which {folder} does not "
+                f"read; set tokenizer.path to {folder / 'tokenizer.json'}"
+            )
+        tokenizer = cached(config.tokenizer.path)
+        if not tokenizer.is_file():
+            raise UserError(
+                f"tokenizer.path: there is no file {config.tokenizer.path!r}: correct the path"
+            )
+        parsed = read_tokenizer(tokenizer)
+        bos_id = token_ids(parsed)[choose(token_ids(parsed), config.tokenizer).bos]
+    else:
+        parsed = read_tokenizer(tokenizer)
+        bos_id = special_tokens(directory)["bos_id"]
+    require_same_tokenizer(folder, tokenizer, key, bos_id)
+    require_rows(decoder.vocab_size, parsed, bos_id, key)
+    return decoder, tensors
+
+
+def require_two_models(config: RunConfig, found: dict[str, tuple[Decoder, Tensors] | None]) -> None:
+    """Refuses a weak and a strong model that are one: PD would be 0 for every document.
+
+    Raises:
+        UserError: naming both settings.
+    """
+    weak, strong = (found[name] for name in NAMES)
+    if weak is None and strong is None:
+        ours = (getattr(config.reference, name) for name in NAMES)
+        same = len({repr((model.model, model.training)) for model in ours}) == 1
+        what = "reference.weak and reference.strong have the same settings, so they would be one"
+    else:
+        same = weak is not None and strong is not None and same_weights(weak, strong)
+        what = "reference.weak.checkpoint and reference.strong.checkpoint hold one and the same"
+    if same:
+        raise UserError(
+            f"{what} model, and the perplexity difference of every document 0: the weak model must "
+            "be a smaller or a less trained one"
+        )
+
+
+def same_weights(one: tuple[Decoder, Tensors], other: tuple[Decoder, Tensors]) -> bool:
+    """Whether two checkpoints hold the same model. Reads as far as the first difference."""
+    (decoder, places), (other_decoder, other_places) = one, other
+    if decoder != other_decoder:
+        return False
+    return all(
+        np.array_equal(read_tensor(places[name], name), read_tensor(other_places[name], name))
+        for name in places
+    )
+
+
+def oddities(config: RunConfig) -> Iterator[str]:
+    """What can be done and is seldom meant."""
+    context, rows = config.scoring.context, config.reference.rows.sequence_length
+    trained = [n for n in NAMES if getattr(config.reference, n).checkpoint is None]
+    if trained and context > rows:
+        yield too_long(context, rows, trained)
+    for name in NAMES:
+        checkpoint = getattr(config.reference, name).checkpoint
+        if checkpoint is not None:
+            adapter = adapter_beside(cached(checkpoint, is_checkpoint))
+            if adapter is not None:
+                yield (
+                    f"reference.{name}.checkpoint: {adapter} is not applied; the model is scored "
+                    "without it. Merge it into the weights first if it belongs to the model"
+                )
+
+
+def too_long(context: int, rows: int, trained: list[str]) -> str:
+    """That windows are longer than anything that the models have seen."""
+    return (
+        f"scoring.context is {context:,} tokens, but the {' and the '.join(trained)} reference "
+        f"model are trained on rows of {rows:,} (reference.rows.sequence_length): their losses "
+        f"beyond {rows:,} tokens mean little. Set scoring.context to {rows}, or train on longer "
+        "rows"
+    )

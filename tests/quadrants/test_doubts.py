@@ -1,0 +1,67 @@
+"""Partitions whose quadrants mean little are refused or named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frame_jax.config.quadrants import PartitionConfig
+from frame_jax.errors import UserError
+from frame_jax.quadrants import partition
+from frame_jax.quadrants.partition import place_documents
+from frame_jax.run.directory import read_json
+from tests.quadrants.corpus import make_corpus, run_config, stored, write
+
+
+def test_groups_of_one_document_are_refused_and_the_ways_on_are_named(tmp_path: Path) -> None:
+    """A domain that is the page's address: every document would be its own threshold."""
+    corpus = make_corpus(400)
+    corpus.domain = np.char.add("https://example.com/", corpus.doc_id)
+    directory = write(corpus, tmp_path)
+    with pytest.raises(UserError) as error:
+        partition.run(run_config(directory), directory)
+    training = int((corpus.split == "train").sum())
+    message = str(error.value)
+    assert f"{training} of {training} training documents" in message
+    assert f"({training} groups)" in message and "Nothing is left for Q1, Q2, Q3" in message
+    assert "partition.group_by" in message and "partition.min_group_tokens" in message
+    assert not directory.partition.exists() and not directory.assignment.exists()
+    for name, ways in {
+        "language": {"group_by": ["language"]},
+        "tokens": {"min_group_tokens": 1_000_000},
+    }.items():
+        directory = write(corpus, tmp_path / name)
+        place_documents(PartitionConfig(**ways), "strong", directory)
+        summary = read_json(directory.partition)
+        assert all(cell["documents"] > 20 for cell in summary["cells"].values())
+        assert summary["thin_groups"] == {"groups": 0, "documents": 0}
+        assert summary["warnings"] == []
+
+
+def test_some_groups_of_few_documents_are_said(tmp_path: Path, capsys) -> None:
+    corpus = make_corpus(400)
+    alone = np.arange(400) % 4 == 0
+    corpus.domain = np.where(alone, np.char.add("host-", corpus.doc_id), corpus.domain)
+    directory = write(corpus, tmp_path, with_texts=True)
+    result = partition.run(run_config(directory), directory)
+    [warning] = result["warnings"]
+    few = int((alone & (corpus.split == "train")).sum())
+    assert warning.startswith(f"{few} of ") and "partition.min_group_tokens" in warning
+    assert f"warning: {warning}" in capsys.readouterr().err
+    assert read_json(directory.partition)["thin_groups"] == {"groups": few, "documents": few}
+
+
+def test_negative_pd_of_most_documents_is_said(tmp_path: Path) -> None:
+    corpus = make_corpus(400)
+    directory = write(corpus, tmp_path / "right")
+    place_documents(PartitionConfig(), "strong", directory)
+    summary = read_json(directory.partition)
+    trains = corpus.split == "train"
+    assert summary["negative_pd"] == int((trains & (stored(corpus).gap < 0)).sum())
+    assert summary["warnings"] == []
+    corpus.loss, corpus.gap = corpus.loss + corpus.gap, -corpus.gap  # the models exchanged
+    directory = write(corpus, tmp_path / "exchanged")
+    place_documents(PartitionConfig(), "strong", directory)
+    summary = read_json(directory.partition)
+    [warning] = summary["warnings"]
+    assert f"negative for {summary['negative_pd']} of" in warning and "exchanged?" in warning
