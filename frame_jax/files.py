@@ -1,0 +1,369 @@
+"""Files in a bucket, on the Hugging Face Hub or behind a web server: listed, read, and cached.
+
+A remote path is a URL: `s3://bucket/key`, `gs://bucket/key`, `hf://datasets/owner/name/file` or
+`https://host/file`. The libraries behind fsspec (s3fs, gcsfs, huggingface_hub, aiohttp) find their
+credentials as they always do. A fault that passes (500, 503, a broken connection) is tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from frame_jax.errors import UserError
+
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+MAGIC = re.compile(r"[*\[]")  # a question mark starts the query of a URL
+BLOCK_BYTES = 4 << 20  # of one request
+WAITS = (0.5, 1, 2, 4, 8)  # seconds before each further attempt
+
+# Where the errors of these file systems come from, those of OSError apart.
+LIBRARIES = {"aiohttp", "botocore", "fsspec", "gcsfs", "google", "huggingface_hub", "s3fs"}
+LIBRARIES |= {"httpx", "httpx2", "requests"}
+PASSING_STATUS = (408, 425, 429)  # and all from 500 on
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file that `find` has found.
+
+    Attributes:
+        path: Its URL.
+        name: Its path below what was searched: the folder, or the part of a pattern without magic.
+        size: In bytes; 0 where the server does not say.
+        version: What the store says of the content: its entity tag, checksum or time.
+    """
+
+    path: str
+    name: str
+    size: int
+    version: str
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` is a URL rather than a path on this machine."""
+    return SCHEME.match(path) is not None
+
+
+def find(path: str) -> list[RemoteFile]:
+    """The files that a URL stands for, in the order of their names' parts; none where it is absent.
+
+    Args:
+        path: A file, a folder (searched in depth) or a pattern (`*`, `**`, `[...]`).
+
+    Raises:
+        UserError: where the place cannot be listed, naming it and the cause.
+    """
+    filesystem = _filesystem(path)
+
+    def listed() -> list[RemoteFile]:
+        filesystem.invalidate_cache()  # what came or went since the last call counts
+        base = path
+        if MAGIC.search(path):
+            base = path[: MAGIC.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+            found = filesystem.glob(path, detail=True)
+        elif _is_file(filesystem, path):
+            base = path.rpartition("/")[0]
+            found = {path: filesystem.info(path)}
+        else:
+            found = filesystem.find(path, detail=True)
+        root = filesystem._strip_protocol(base).rstrip("/")
+        files = []
+        for name, info in found.items():
+            if info["type"] == "directory":
+                continue
+            if info.get("size") is None:
+                info = info | filesystem.info(name)
+            url = filesystem.unstrip_protocol(name)
+            relative = filesystem._strip_protocol(url).removeprefix(root).lstrip("/")
+            files.append(RemoteFile(url, relative, info.get("size") or 0, _version(info)))
+        return sorted(files, key=lambda file: file.name.split("/"))
+
+    try:
+        return _patiently(path, "listed", listed)
+    except _AbsentError:
+        return []
+
+
+def open_binary(path: str) -> BinaryIO:
+    """A file for reading, seekable, wherever it is; faults that pass are tried again on the way.
+
+    Raises:
+        UserError: here or at any read, where a remote file cannot be read, with URL and cause.
+        OSError: where a local one cannot be opened.
+    """
+    if not is_remote(path):
+        return Path(path).expanduser().open("rb")
+    return io.BufferedReader(_Reader(path), BLOCK_BYTES)
+
+
+def cached(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
+    """A local path with the content of a file or folder; a local path is only expanded.
+
+    A remote one is kept in `$XDG_CACHE_HOME/frame_jax` (`~/.cache/frame_jax`), in a folder named by
+    a digest of its URL, sizes and versions, so that another content is another folder. A file there
+    is whole; an interrupted call goes on where it was.
+
+    Args:
+        path: A file, or a folder, of which all files below are taken.
+        wanted: Which files of a folder to take, by their names below it.
+
+    Raises:
+        UserError: where there is nothing at a remote path, or it cannot be read.
+    """
+    if not is_remote(path):
+        return Path(path).expanduser()
+    files = [file for file in find(path) if file.path == path or wanted(file.name)]
+    if not files:
+        raise UserError(f"{path}: there is no such file or folder: correct the path")
+    digest = hashlib.blake2b(path.encode(), digest_size=16)
+    for file in files:
+        digest.update(f"{file.name} {file.size} {file.version}\n".encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    folder = cache / "frame_jax" / digest.hexdigest()
+    for file in files:
+        _download(file, folder / file.name)
+    alone = len(files) == 1 and _filesystem(path).unstrip_protocol(path) == files[0].path
+    return folder / files[0].name if alone else folder
+
+
+def _download(file: RemoteFile, target: Path) -> None:
+    """Makes `target` the content of a remote file, at once or not at all."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+
+    def fetched() -> None:
+        _filesystem(file.path).get_file(file.path, str(temporary))
+        size = temporary.stat().st_size
+        if file.size and size != file.size:
+            raise OSError(f"{size:,} of {file.size:,} bytes came")
+
+    try:
+        _patiently(file.path, "read", fetched)
+        temporary.replace(target)
+    except _AbsentError as error:
+        raise _gone(file.path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Reader(io.RawIOBase):
+    """A remote file, a request at a time. A failed request is made again on a new handle."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self._filesystem = _filesystem(path)
+        self._handle: Any = None
+        self._position = 0
+        self._size: int = self._try(lambda: self._opened().size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._size - self._position)
+        if wanted <= 0:
+            return 0
+        data = self._try(lambda: self._fetch(wanted))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def readall(self) -> bytes:
+        pieces = []
+        while piece := self.read(BLOCK_BYTES):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+    def _fetch(self, wanted: int) -> bytes:
+        handle = self._opened()
+        handle.seek(self._position)
+        try:
+            data = handle.read(wanted)
+        except ValueError:  # a web server that sends the whole instead of the range asked for
+            self._handle = handle = self._whole()
+            handle.seek(self._position)
+            data = handle.read(wanted)
+        if len(data) != wanted:
+            raise OSError(f"{len(data):,} of {wanted:,} bytes came at offset {self._position:,}")
+        return data
+
+    def _opened(self) -> Any:
+        if self._handle is None:
+            handle = self._filesystem.open(self._path, "rb", cache_type="none")
+            self._handle = handle if handle.seekable() and handle.size else self._whole()
+        return self._handle
+
+    def _whole(self) -> Any:
+        """The file's content, on disk here, for servers that give no ranges of it."""
+        handle = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        self._filesystem.get_file(self._path, handle.name)
+        handle.size = os.stat(handle.name).st_size  # type: ignore[attr-defined]  # noqa: PTH116
+        return handle
+
+    def _try(self, action: Callable[[], Result]) -> Result:
+        try:
+            return _patiently(self._path, "read", action, self._drop)
+        except _AbsentError as error:
+            raise _gone(self._path, error) from error
+
+    def _drop(self) -> None:
+        if self._handle is not None:
+            with contextlib.suppress(OSError):
+                self._handle.close()
+            self._handle = None
+
+
+class _AbsentError(Exception):
+    """There is nothing at a path."""
+
+
+def _gone(path: str, error: _AbsentError) -> UserError:
+    return UserError(f"{path}: there is no such file ({error}): correct the path, or put it there")
+
+
+def _patiently(
+    path: str, verb: str, action: Callable[[], Result], between: Callable[[], None] = lambda: None
+) -> Result:
+    """What `action` gives, after as many attempts as `WAITS` allows.
+
+    Raises:
+        _AbsentError: where there is no such file.
+        UserError: where it fails for good.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except FileNotFoundError as error:
+            raise _AbsentError(str(error)) from error
+        except Exception as error:  # each library has its own
+            if not _is_of_libraries(error) or _is_full(error):
+                raise
+            if wait is None or not _passes(error):
+                tried = f" after {len(WAITS) + 1} attempts" if wait is None else ""
+                raise UserError(
+                    f"{path}: cannot be {verb}{tried} ({_cause(error)}): see that the place is "
+                    "right, that this machine reaches it and that its credentials allow it; then "
+                    "run the same command again"
+                ) from error
+        between()
+        time.sleep(wait * random.uniform(0.5, 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _filesystem(path: str) -> Any:
+    """fsspec's file system for a URL.
+
+    Raises:
+        UserError: for a scheme that is not known, or whose library is not installed.
+    """
+    import fsspec
+
+    scheme = SCHEME.match(path)
+    assert scheme is not None
+    options = {}
+    if scheme[1].lower() in ("http", "https"):
+        options["headers"] = {"Accept-Encoding": "identity"}  # the file, not another form of it
+    try:
+        return fsspec.filesystem(scheme[1].lower(), **options)
+    except ImportError as error:
+        raise UserError(
+            f"{path}: a library for {scheme[1]}:// is missing ({error}): "
+            'pip install "frame-jax[remote]"'
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{path}: {scheme[1]}:// is not known: use s3://, gs://, hf://, https:// or a path on "
+            "this machine"
+        ) from error
+
+
+def _is_file(filesystem: Any, path: str) -> bool:
+    """Whether there is a file at a path; a page of a web server that ends with a slash is none."""
+    if path.endswith("/"):
+        return False
+    return bool(filesystem.info(path)["type"] == "file")
+
+
+def _version(info: dict[str, Any]) -> str:
+    keys = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "Last-Modified")
+    return " ".join(str(info[key]) for key in keys if info.get(key))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _is_of_libraries(error: Exception) -> bool:
+    """Whether an error says something of the remote place, rather than of a fault in a program."""
+    return isinstance(error, OSError) or any(
+        cls.__module__.partition(".")[0] in LIBRARIES for cls in type(error).__mro__
+    )
+
+
+def _is_full(error: BaseException) -> bool:
+    return any(isinstance(one, OSError) and one.errno in NO_ROOM for one in _chain(error))
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether another attempt may succeed."""
+    for one in _chain(error):
+        status = _status(one)
+        if status is not None:
+            return status >= 500 or status in PASSING_STATUS
+        if isinstance(one, LASTING) or "Credential" in type(one).__name__:
+            return False
+    return True
+
+
+def _status(error: Any) -> int | None:
+    """The HTTP status that an error carries, wherever its library puts it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        names = ((response, "status_code"), (error, "status"), (error, "code"))
+        found = next((getattr(of, name) for of, name in names if hasattr(of, name)), None)
+    return int(found) if str(found).isdigit() else None
+
+
+def _cause(error: BaseException) -> str:
+    """What an error says, in one line; its name where it says nothing."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
