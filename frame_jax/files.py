@@ -60,6 +60,11 @@ def is_remote(path: str) -> bool:
     return SCHEME.match(path) is not None
 
 
+def is_pattern(path: str) -> bool:
+    """Whether a URL stands for what matches it."""
+    return MAGIC.search(path) is not None
+
+
 def find(path: str) -> list[RemoteFile]:
     """The files that a URL stands for, in the order of their names' parts; none where it is absent.
 
@@ -74,8 +79,8 @@ def find(path: str) -> list[RemoteFile]:
     def listed() -> list[RemoteFile]:
         filesystem.invalidate_cache()  # what came or went since the last call counts
         base = path
-        if MAGIC.search(path):
-            base = path[: MAGIC.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+        if magic := MAGIC.search(path):
+            base = path[: magic.start()].rpartition("/")[0]
             found = filesystem.glob(path, detail=True)
         elif _is_file(filesystem, path):
             base = path.rpartition("/")[0]

@@ -31,7 +31,7 @@ class SourceConfig:
         max_bytes: Stop after about this many bytes of text (`python_library`); null reads all.
     """
 
-    kind: Literal["python_library", "jsonl", "parquet", "text", "tfds"]
+    kind: Literal["python_library", "jsonl", "parquet", "arrow", "text", "tfds"]
     path: str | None = None
     name: str | None = None
     split: str = "train"
@@ -45,7 +45,7 @@ class SourceConfig:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind in ("jsonl", "parquet", "text"):
+        if self.kind in ("jsonl", "parquet", "arrow", "text"):
             require(
                 self.path is not None, f"corpus.sources: a source of kind {self.kind} needs `path`"
             )

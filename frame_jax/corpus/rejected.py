@@ -22,6 +22,11 @@ from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
 
 DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
 SHOWN = 3
+SAME_IDS = (
+    " Of {:,} the id came before: where several sources have files of the same name, give each "
+    "source a `name`, with which the ids of its records will begin; where their records carry the "
+    "same ids (parallel texts), give each a `name` and say `id_field: null`"
+)
 
 
 def rejection_line(rejection: Rejection) -> str:
@@ -97,12 +102,14 @@ def check_rejected(summary: dict[str, Any], corpus: CorpusConfig, directory: Run
         raise UserError("corpus.sources: the files hold no records at all: correct `path`")
     with directory.rejected.open(encoding="utf-8") as file:
         first = [json.loads(line) for line in itertools.islice(file, SHOWN)]
+    repeated = summary["rejected_for"].get("duplicate id", 0)
+    advice = SAME_IDS.format(repeated) if repeated else ""
     examples = "; ".join(f"{r['file']} line {r['line']}: {r['reason']}" for r in first)
     raise UserError(
         f"corpus: {rejected:,} of {records:,} records ({rejected / records:.2%}) cannot be used, "
         f"more than corpus.max_rejected_fraction ({corpus.max_rejected_fraction:.2%}). The first: "
         f"{examples}. All of them are listed in {directory.rejected}. Correct the files or the "
-        "field names in corpus.sources, or raise corpus.max_rejected_fraction"
+        f"field names in corpus.sources, or raise corpus.max_rejected_fraction.{advice}"
     )
 
 
