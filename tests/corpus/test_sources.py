@@ -12,19 +12,8 @@ import pytest
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Document, Rejection
 from frame_jax.corpus.sources import SOURCES
-from frame_jax.corpus.sources.inputs import Stripe
 from frame_jax.errors import UserError
-
-
-def read(config, stripe=None):
-    source = SOURCES[config.kind]
-    return [
-        r for item in source.inputs(config) for r in source.read(config, item, stripe or Stripe())
-    ]
-
-
-def stripes(config, count):
-    return [record for k in range(count) for record in read(config, Stripe(k, count))]
+from tests.corpus.reading import read, stripes
 
 
 def by_place(found):

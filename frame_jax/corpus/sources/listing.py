@@ -144,4 +144,4 @@ def _size(file: Path) -> int:
 
 
 def _hidden(parts: Sequence[str]) -> bool:
-    return any(part.startswith(".") for part in parts)
+    return any(part.startswith(".") and part != ".." for part in parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,7 +42,7 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
     """
     source = source_name(config, item)
     try:
-        with files.open_binary(item.path) as stream, pq.ParquetFile(stream) as file:
+        with files.open_binary(item.path) as stream, _open(stream) as file:
             paths = paths_to_read(config, item.place, file.schema_arrow)
             for number, batch in _batches(
                 file, sorted({path.name for path in paths.values()}), stripe
@@ -73,3 +74,8 @@ def _batches(
         for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
             yield number, batch
             number += len(batch)
+
+
+def _open(stream: BinaryIO) -> pq.ParquetFile:
+    """A Parquet file whose pages are checked where they carry a checksum."""
+    return pq.ParquetFile(stream, page_checksum_verification=True)
