@@ -22,6 +22,7 @@ from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
 
 DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
 SHOWN = 3
+ARROW_SCHEMA = b"ARROW:schema"  # which every writer adds itself
 SAME_IDS = (
     " Of {:,} the id came before: where several sources have files of the same name, give each "
     "source a `name`, with which the ids of its records will begin; where their records carry the "
@@ -156,6 +157,8 @@ def _mark(path: Path, rows: list[int]) -> None:
                 split = pa.array(splits[done : done + len(table)], pa.string())
                 writer.write_table(table.set_column(column, schema.field("split"), split))
                 done += len(table)
+            kept = part.metadata.metadata or {}
+            writer.add_key_value_metadata({k: v for k, v in kept.items() if k != ARROW_SCHEMA})
 
 
 def _table(directory: RunDirectory) -> str:

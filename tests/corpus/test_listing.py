@@ -92,12 +92,10 @@ def test_patterns_match_as_in_a_shell(put) -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "text"])
 def test_a_name_that_is_not_utf8_is_spelled_out_or_rejected(tmp_path, kind) -> None:
-    path = os.fsencode(tmp_path) + b"/caf\xe9." + kind.encode()
-    if kind == "parquet":
-        with open(path, "wb") as file:
+    with (tmp_path / os.fsdecode(b"caf\xe9." + kind.encode())).open("wb") as file:
+        if kind == "parquet":
             pq.write_table(pa.table({"text": ["good"]}), file)
-    else:
-        with open(path, "wb") as file:
+        else:
             file.write(b'{"text": "good"}\n')
     (record,) = read(SourceConfig(kind=kind, path=str(tmp_path)))
     record.file.encode("utf-8")
