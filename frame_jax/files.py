@@ -18,13 +18,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from frame_jax.errors import UserError
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-MAGIC = re.compile(r"[*\[]")  # a question mark starts the query of a URL
+MAGIC = re.compile(r"[*?\[]")
+WEB_MAGIC = re.compile(r"[*\[]")  # a question mark starts the query of a URL
 BLOCK_BYTES = 4 << 20  # of one request
 WAITS = (0.5, 1, 2, 4, 8)  # seconds before each further attempt
 
@@ -61,8 +63,8 @@ def is_remote(path: str) -> bool:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a URL stands for what matches it."""
-    return MAGIC.search(path) is not None
+    """Whether a URL stands for what matches it, where there is no file of that very name."""
+    return _magic(path) is not None
 
 
 def find(path: str) -> list[RemoteFile]:
@@ -75,34 +77,33 @@ def find(path: str) -> list[RemoteFile]:
         UserError: where the place cannot be listed, naming it and the cause.
     """
     filesystem = _filesystem(path)
+    filesystem.invalidate_cache()  # what came or went since the last call counts
 
-    def listed() -> list[RemoteFile]:
-        filesystem.invalidate_cache()  # what came or went since the last call counts
-        base = path
-        if magic := MAGIC.search(path):
-            base = path[: magic.start()].rpartition("/")[0]
-            found = filesystem.glob(path, detail=True)
-        elif _is_file(filesystem, path):
-            base = path.rpartition("/")[0]
-            found = {path: filesystem.info(path)}
-        else:
-            found = filesystem.find(path, detail=True)
-        root = filesystem._strip_protocol(base).rstrip("/")
-        files = []
-        for name, info in found.items():
-            if info["type"] == "directory":
-                continue
-            if info.get("size") is None:
-                info = info | filesystem.info(name)
-            url = filesystem.unstrip_protocol(name)
-            relative = filesystem._strip_protocol(url).removeprefix(root).lstrip("/")
-            files.append(RemoteFile(url, relative, info.get("size") or 0, _version(info)))
-        return sorted(files, key=lambda file: file.name.split("/"))
+    def asked(action: Callable[[], Result]) -> Result:
+        return _patiently(path, "listed", action, filesystem.invalidate_cache)
 
+    base, magic = path, _magic(path)
     try:
-        return _patiently(path, "listed", listed)
+        if "*" not in path and (info := asked(lambda: _file_info(filesystem, path))):
+            base, found = path.rpartition("/")[0], {path: info}
+        elif magic:
+            base = path[: magic.start()].rpartition("/")[0]
+            found = asked(lambda: filesystem.glob(path, detail=True))
+        else:
+            found = asked(lambda: filesystem.find(path, detail=True))
     except _AbsentError:
         return []
+    root = filesystem._strip_protocol(base).rstrip("/")
+    files = []
+    for name, info in found.items():
+        if info["type"] == "directory" or name.endswith("/"):
+            continue
+        if info.get("size") is None:  # in the page of a web server
+            info = info | asked(partial(filesystem.info, name))
+        url = filesystem.unstrip_protocol(name)
+        relative = filesystem._strip_protocol(url).removeprefix(root).lstrip("/")
+        files.append(RemoteFile(url, relative, info.get("size") or 0, _version(info)))
+    return sorted(files, key=lambda file: file.name.split("/"))
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -133,7 +134,7 @@ def cached(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path
     """
     if not is_remote(path):
         return Path(path).expanduser()
-    files = [file for file in find(path) if file.path == path or wanted(file.name)]
+    files = [f for f in find(path) if f.name == path.rpartition("/")[2] or wanted(f.name)]
     if not files:
         raise UserError(f"{path}: there is no such file or folder: correct the path")
     digest = hashlib.blake2b(path.encode(), digest_size=16)
@@ -143,7 +144,7 @@ def cached(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path
     folder = cache / "frame_jax" / digest.hexdigest()
     for file in files:
         _download(file, folder / file.name)
-    alone = len(files) == 1 and _filesystem(path).unstrip_protocol(path) == files[0].path
+    alone = len(files) == 1 and files[0].name == path.rpartition("/")[2]
     return folder / files[0].name if alone else folder
 
 
@@ -315,11 +316,20 @@ def _filesystem(path: str) -> Any:
         ) from error
 
 
-def _is_file(filesystem: Any, path: str) -> bool:
-    """Whether there is a file at a path; a page of a web server that ends with a slash is none."""
+def _magic(path: str) -> re.Match[str] | None:
+    """Where a URL begins to be a pattern."""
+    return (WEB_MAGIC if path.lower().startswith("http") else MAGIC).search(path)
+
+
+def _file_info(filesystem: Any, path: str) -> dict[str, Any] | None:
+    """What is known of a file; None for a folder, for nothing, and for a page that ends with /."""
     if path.endswith("/"):
-        return False
-    return bool(filesystem.info(path)["type"] == "file")
+        return None
+    try:
+        info: dict[str, Any] = filesystem.info(path)
+    except FileNotFoundError:
+        return None
+    return info if info["type"] == "file" else None
 
 
 def _version(info: dict[str, Any]) -> str:

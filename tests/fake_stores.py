@@ -31,7 +31,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         else:
             self.hub(parts.path, query)
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_POST(self) -> None:
         """Of the Hub: the files among some paths."""
@@ -96,7 +97,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             name = unquote(path.split("/", 6)[6])
             self.ranged(content[name]) if name in content else self.send(404, b"{}")
         elif path.startswith("/api/datasets/owner/name/tree/"):
-            folder = unquote((path.split("/", 7) + [""])[7])
+            folder = unquote([*path.split("/", 7), ""][7])
             prefix = f"{folder}/" if folder else ""
             found = [n for n in sorted(content) if n.startswith(prefix)]
             if not found:
@@ -136,7 +137,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def json(self, value: Any) -> None:
         self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def send(self, status: int, data: bytes, headers: Mapping[str, str] = {}) -> None:  # noqa: B006
+    def send(self, status: int, data: bytes, headers: Mapping[str, str] = {}) -> None:
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(data))}.items():
             self.send_header(name, value)

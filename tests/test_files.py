@@ -13,11 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from frame_jax import files
 from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError
+from tests.fake_stores import store
 from tests.s3_server import Server, forget_file_systems, s3
 
 __all__ = ["s3"]
@@ -36,7 +38,19 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "below", ["", "/", "/a.jsonl", "/b/note.txt", "/*.jsonl", "/**/*.jsonl", "/b/*", "/*/d/*", "/x"]
+    "below",
+    [
+        "",
+        "/",
+        "/a.jsonl",
+        "/b/note.txt",
+        "/*.jsonl",
+        "/**/*.jsonl",
+        "/b/*",
+        "/*/d/*",
+        "/x",
+        "/?.j*",
+    ],
 )
 def test_a_bucket_is_listed_as_a_folder_is(s3: Server, folder: Path, below: str) -> None:
     url = s3.put("bucket", folder)
@@ -50,7 +64,7 @@ def test_a_bucket_is_listed_as_a_folder_is(s3: Server, folder: Path, below: str)
 
 def test_reading_goes_on_through_faults_that_pass(s3: Server, folder: Path) -> None:
     url = s3.put("bucket", folder)
-    s3.every(3, 500, 503)
+    s3.every(4, 500, 503)
     s3.cuts = 2
     with files.open_binary(f"{url}/large.bin") as file:
         assert file.read() == CONTENT
@@ -120,8 +134,6 @@ def test_a_cached_file_is_fetched_once(s3: Server, folder: Path, tmp_path: Path)
     assert files.cached(f"{url}/large.bin") == path
     assert not [r for r in s3.requests if r.startswith("GET") and r.endswith("large.bin")]
     # Another content, though of the same size, is another file.
-    import fsspec
-
     fsspec.filesystem("s3").pipe("bucket/data/large.bin", CONTENT[::-1])
     again = files.cached(f"{url}/large.bin")
     assert again != path and again.read_bytes() == CONTENT[::-1] and path.read_bytes() == CONTENT
@@ -149,8 +161,36 @@ def test_a_full_disk_is_no_fault_of_the_bucket(s3: Server, folder: Path, monkeyp
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr("s3fs.S3FileSystem._get_file", full)
+    forget_file_systems()
     with pytest.raises(OSError, match="No space left"):
         files.cached(f"{url}/a.jsonl")
+
+
+@pytest.fixture(params=["gs://bucket", "hf://datasets/owner/name", "hf://datasets/owner/name@main"])
+def other_store(request: pytest.FixtureRequest, folder: Path, monkeypatch) -> Iterator[Any]:
+    """A server for Google's storage or the Hub, and the URL of the folder there."""
+    names = [p.relative_to(folder.parent).as_posix() for p in folder.rglob("*") if p.is_file()]
+    monkeypatch.setattr("frame_jax.files.WAITS", (0.01, 0.02, 0.02, 0.02, 0.02))
+    with store({name: (folder.parent / name).read_bytes() for name in names}) as server:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
+        monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks by gRPC
+        monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": server.url})
+        yield server, f"{request.param}/data"
+
+
+def test_google_and_the_hub_are_listed_and_read(other_store: Any, folder: Path) -> None:
+    server, url = other_store
+    for below in ("", "/a.jsonl", "/*.jsonl", "/**/*.jsonl", "/absent"):
+        here, _ = list_files(f"{folder}{below}", (".jsonl",))
+        there, _ = list_files(f"{url}{below}", (".jsonl",))
+        assert [(f.name, f.size) for f in there] == [(f.name, f.size) for f in here]
+        assert all(f.path.startswith(url) for f in there)
+    server.faults = 1
+    with files.open_binary(f"{url}/large.bin") as file:
+        assert file.read() == CONTENT
+    with pytest.raises(UserError, match=f"{url}/absent: there is no such file"):
+        files.open_binary(f"{url}/absent")
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

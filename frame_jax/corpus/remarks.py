@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.parts import Chunk
-from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
 
 METADATA = b"frame_jax.fields"
 SETTINGS = {"domain_field": "domain", "language_field": "language"}
@@ -91,7 +91,17 @@ def remarks(summary: dict[str, Any], directory: RunDirectory) -> list[str]:
     documents, rejected = sum(summary["documents"].values()), summary["rejected"]
     line = f"corpus: {documents:,} documents, {rejected:,} records rejected"
     if rejected:
-        kinds = [f"{count:,} {kind}" for kind, count in summary["rejected_for"].items()]
-        line += f" ({'; '.join(kinds[:SHOWN])}{'; ...' if len(kinds) > SHOWN else ''}), "
-        line += f"listed in {directory.rejected}"
-    return [line, *summary["fields_never_found"]]
+        # A release that counted no reasons left none.
+        kinds = [f"{count:,} {kind}" for kind, count in summary.get("rejected_for", {}).items()]
+        shown = "; ".join(kinds[:SHOWN]) + ("; ..." if len(kinds) > SHOWN else "")
+        line += f" ({shown})" if kinds else ""
+        line += f", listed in {directory.rejected}"
+    return [line, *summary.get("fields_never_found", [])]
+
+
+def read_remarks(directory: RunDirectory) -> list[str]:
+    """The remarks on a corpus that is tokenized."""
+    marker = directory.marker("tokenize")
+    if not marker.exists():
+        return []
+    return remarks(read_json(marker)["summary"], directory)

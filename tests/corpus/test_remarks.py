@@ -9,6 +9,7 @@ import pytest
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus import tokenize
 from frame_jax.errors import UserError
+from frame_jax.report import chapters
 from frame_jax.run.directory import RunDirectory, list_parts
 
 
@@ -45,6 +46,15 @@ def test_it_says_how_many_records_were_rejected_and_why(
         f"...), listed in {directory.rejected}\n"
     ) in capsys.readouterr().err
     assert run(config)[0] == summary  # with all parts there
+    # The report says it too, also of a run whose release did not count.
+    directory.marker("tokenize").write_text(json.dumps({"summary": summary}))
+    page = "".join(str(piece) for piece in chapters.settings(config))
+    assert "6 records rejected (2 broken JSON; 1 duplicate id; 1 no text; ...), listed in" in page
+    assert "no record has the field" not in page
+    del summary["rejected_for"], summary["fields_never_found"]
+    directory.marker("tokenize").write_text(json.dumps({"summary": summary}))
+    page = "".join(str(piece) for piece in chapters.settings(config))
+    assert "6 records rejected, listed in" in page
 
 
 def test_it_says_which_fields_no_record_has(make_config, write_jsonl, capsys, tmp_path) -> None:

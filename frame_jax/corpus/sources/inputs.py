@@ -11,6 +11,7 @@ from pathlib import Path
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.sources.listing import File, list_files
 from frame_jax.errors import UserError
+from frame_jax.files import is_remote
 
 # What programs that write tables put beside the data: logs, copies not yet committed, caches.
 ASIDE_FOLDERS = {"_delta_log", "_temporary", "_change_data", "_spark_metadata", "__MACOSX"}
@@ -65,9 +66,12 @@ def find_files(config: SourceConfig, suffixes: Sequence[str]) -> tuple[list[File
     files, single = list_files(config.path, suffixes)
     if not files:
         wanted = f" with a file *{' or *'.join(suffixes)}" if any(suffixes) else ""
+        there = f"working directory {Path.cwd()}"
+        if is_remote(config.path):
+            there = "as far as your credentials show: some places hide what they refuse"
         raise UserError(
             f"corpus.sources: there is no file or folder{wanted} at {config.path!r} "
-            f"(kind {config.kind}, working directory {Path.cwd()}): correct `path`"
+            f"(kind {config.kind}, {there}): correct `path`"
         )
     return files, single
 

@@ -66,7 +66,7 @@ def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
 def _remote(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
     found = files.find(path)
     single = len(found) == 1 and found[0].name == path.rpartition("/")[2]
-    if files.is_pattern(path) or single:
+    if single or files.is_pattern(path):
         endings = ("",)
     return [
         File(file.path, file.name, file.size)
