@@ -90,7 +90,8 @@ def find(path: str) -> list[RemoteFile]:
             base = path[: magic.start()].rpartition("/")[0]
             found = asked(lambda: filesystem.glob(path, detail=True))
         else:
-            found = asked(lambda: filesystem.find(path, detail=True))
+            base = path.rstrip("/") + "/"  # without it, links in a page lead elsewhere
+            found = asked(lambda: filesystem.find(base, detail=True))
     except _AbsentError:
         return []
     root = filesystem._strip_protocol(base).rstrip("/")
@@ -322,14 +323,15 @@ def _magic(path: str) -> re.Match[str] | None:
 
 
 def _file_info(filesystem: Any, path: str) -> dict[str, Any] | None:
-    """What is known of a file; None for a folder, for nothing, and for a page that ends with /."""
+    """What is known of a file; None for a folder or its page, and where there is nothing."""
     if path.endswith("/"):
         return None
     try:
         info: dict[str, Any] = filesystem.info(path)
     except FileNotFoundError:
         return None
-    return info if info["type"] == "file" else None
+    is_page = str(info.get("url", "")).endswith("/")  # where a web server has led
+    return info if info["type"] == "file" and not is_page else None
 
 
 def _version(info: dict[str, Any]) -> str:

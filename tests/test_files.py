@@ -238,6 +238,8 @@ def test_a_web_server_is_listed_and_read(web: str, folder: Path) -> None:
     assert [(f.name, f.size) for f in files.find(f"{web}/*.jsonl")] == [("a.jsonl", 7)]
     assert "b/d/e.jsonl" in [f.name for f in files.find(f"{web}/**/*.jsonl")]
     assert files.find(f"{web}/absent.jsonl") == []
+    for page in (web, f"{web}/"):
+        assert {"a.jsonl", "b/c.jsonl", "b/d/e.jsonl"} <= {f.name for f in files.find(page)}
     Handler.faults = 3
     with files.open_binary(f"{web}/large.bin") as file:
         assert file.read(7) == CONTENT[:7]
