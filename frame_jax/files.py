@@ -8,34 +8,24 @@ credentials as they always do. A fault that passes (500, 503, a broken connectio
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
-import random
 import re
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from frame_jax.errors import UserError
+from frame_jax.retries import AbsentError, patiently
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 MAGIC = re.compile(r"[*?\[]")
 WEB_MAGIC = re.compile(r"[*\[]")  # a question mark starts the query of a URL
 BLOCK_BYTES = 4 << 20  # of one request
-WAITS = (0.5, 1, 2, 4, 8)  # seconds before each further attempt
-
-# Where the errors of these file systems come from, those of OSError apart.
-LIBRARIES = {"aiohttp", "botocore", "fsspec", "gcsfs", "google", "huggingface_hub", "s3fs"}
-LIBRARIES |= {"httpx", "httpx2", "requests"}
-PASSING_STATUS = (408, 425, 429)  # and all from 500 on
-LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Result = TypeVar("Result")
 
@@ -71,7 +61,8 @@ def find(path: str) -> list[RemoteFile]:
     """The files that a URL stands for, in the order of their names' parts; none where it is absent.
 
     Args:
-        path: A file, a folder (searched in depth) or a pattern (`*`, `**`, `[...]`).
+        path: A file, a folder (searched in depth) or a pattern (`*`, `**`, `[...]`, `?` but in web
+            addresses).
 
     Raises:
         UserError: where the place cannot be listed, naming it and the cause.
@@ -80,7 +71,7 @@ def find(path: str) -> list[RemoteFile]:
     filesystem.invalidate_cache()  # what came or went since the last call counts
 
     def asked(action: Callable[[], Result]) -> Result:
-        return _patiently(path, "listed", action, filesystem.invalidate_cache)
+        return patiently(path, "listed", action, filesystem.invalidate_cache)
 
     base, magic = path, _magic(path)
     try:
@@ -92,7 +83,7 @@ def find(path: str) -> list[RemoteFile]:
         else:
             base = path.rstrip("/") + "/"  # without it, links in a page lead elsewhere
             found = asked(lambda: filesystem.find(base, detail=True))
-    except _AbsentError:
+    except AbsentError:
         return []
     root = filesystem._strip_protocol(base).rstrip("/")
     files = []
@@ -138,6 +129,8 @@ def cached(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path
     files = [f for f in find(path) if f.name == path.rpartition("/")[2] or wanted(f.name)]
     if not files:
         raise UserError(f"{path}: there is no such file or folder: correct the path")
+    if odd := next((f for f in files if ".." in f.name.split("/")), None):
+        raise UserError(f"{odd.path}: a name with `..` has no place in a folder: rename it")
     digest = hashlib.blake2b(path.encode(), digest_size=16)
     for file in files:
         digest.update(f"{file.name} {file.size} {file.version}\n".encode())
@@ -163,9 +156,9 @@ def _download(file: RemoteFile, target: Path) -> None:
             raise OSError(f"{size:,} of {file.size:,} bytes came")
 
     try:
-        _patiently(file.path, "read", fetched)
+        patiently(file.path, "read", fetched)
         temporary.replace(target)
-    except _AbsentError as error:
+    except AbsentError as error:
         raise _gone(file.path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -242,8 +235,8 @@ class _Reader(io.RawIOBase):
 
     def _try(self, action: Callable[[], Result]) -> Result:
         try:
-            return _patiently(self._path, "read", action, self._drop)
-        except _AbsentError as error:
+            return patiently(self._path, "read", action, self._drop)
+        except AbsentError as error:
             raise _gone(self._path, error) from error
 
     def _drop(self) -> None:
@@ -251,43 +244,6 @@ class _Reader(io.RawIOBase):
             with contextlib.suppress(OSError):
                 self._handle.close()
             self._handle = None
-
-
-class _AbsentError(Exception):
-    """There is nothing at a path."""
-
-
-def _gone(path: str, error: _AbsentError) -> UserError:
-    return UserError(f"{path}: there is no such file ({error}): correct the path, or put it there")
-
-
-def _patiently(
-    path: str, verb: str, action: Callable[[], Result], between: Callable[[], None] = lambda: None
-) -> Result:
-    """What `action` gives, after as many attempts as `WAITS` allows.
-
-    Raises:
-        _AbsentError: where there is no such file.
-        UserError: where it fails for good.
-    """
-    for wait in (*WAITS, None):
-        try:
-            return action()
-        except FileNotFoundError as error:
-            raise _AbsentError(str(error)) from error
-        except Exception as error:  # each library has its own
-            if not _is_of_libraries(error) or _is_full(error):
-                raise
-            if wait is None or not _passes(error):
-                tried = f" after {len(WAITS) + 1} attempts" if wait is None else ""
-                raise UserError(
-                    f"{path}: cannot be {verb}{tried} ({_cause(error)}): see that the place is "
-                    "right, that this machine reaches it and that its credentials allow it; then "
-                    "run the same command again"
-                ) from error
-        between()
-        time.sleep(wait * random.uniform(0.5, 1))
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _filesystem(path: str) -> Any:
@@ -339,48 +295,5 @@ def _version(info: dict[str, Any]) -> str:
     return " ".join(str(info[key]) for key in keys if info.get(key))
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
-
-
-def _is_of_libraries(error: Exception) -> bool:
-    """Whether an error says something of the remote place, rather than of a fault in a program."""
-    return isinstance(error, OSError) or any(
-        cls.__module__.partition(".")[0] in LIBRARIES for cls in type(error).__mro__
-    )
-
-
-def _is_full(error: BaseException) -> bool:
-    return any(isinstance(one, OSError) and one.errno in NO_ROOM for one in _chain(error))
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether another attempt may succeed."""
-    for one in _chain(error):
-        status = _status(one)
-        if status is not None:
-            return status >= 500 or status in PASSING_STATUS
-        if isinstance(one, LASTING) or "Credential" in type(one).__name__:
-            return False
-    return True
-
-
-def _status(error: Any) -> int | None:
-    """The HTTP status that an error carries, wherever its library puts it."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        names = ((response, "status_code"), (error, "status"), (error, "code"))
-        found = next((getattr(of, name) for of, name in names if hasattr(of, name)), None)
-    return int(found) if str(found).isdigit() else None
-
-
-def _cause(error: BaseException) -> str:
-    """What an error says, in one line; its name where it says nothing."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _gone(path: str, error: AbsentError) -> UserError:
+    return UserError(f"{path}: there is no such file ({error}): correct the path, or put it there")

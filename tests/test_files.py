@@ -97,7 +97,7 @@ def test_a_fault_that_lasts_names_bucket_key_and_cause(s3: Server, folder: Path)
 
 def test_what_does_not_pass_is_not_tried_again(s3: Server, folder: Path, monkeypatch) -> None:
     url = s3.put("bucket", folder)
-    monkeypatch.setattr("frame_jax.files.WAITS", (60, 60))
+    monkeypatch.setattr("frame_jax.retries.WAITS", (60, 60))
     s3.fault = lambda request: 403
     with pytest.raises(UserError, match=rf"{url}/a\.jsonl: cannot be read \(PermissionError"):
         files.open_binary(f"{url}/a.jsonl")
@@ -170,7 +170,7 @@ def test_a_full_disk_is_no_fault_of_the_bucket(s3: Server, folder: Path, monkeyp
 def other_store(request: pytest.FixtureRequest, folder: Path, monkeypatch) -> Iterator[Any]:
     """A server for Google's storage or the Hub, and the URL of the folder there."""
     names = [p.relative_to(folder.parent).as_posix() for p in folder.rglob("*") if p.is_file()]
-    monkeypatch.setattr("frame_jax.files.WAITS", (0.01, 0.02, 0.02, 0.02, 0.02))
+    monkeypatch.setattr("frame_jax.retries.WAITS", (0.01, 0.02, 0.02, 0.02, 0.02))
     with store({name: (folder.parent / name).read_bytes() for name in names}) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks by gRPC
@@ -222,7 +222,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(params=[True, False], ids=["ranges", "no ranges"])
 def web(request: pytest.FixtureRequest, folder: Path, monkeypatch) -> Iterator[str]:
     """The URL of the folder behind a web server that knows ranges, or does not."""
-    monkeypatch.setattr("frame_jax.files.WAITS", (0.01, 0.02, 0.02, 0.02, 0.02))
+    monkeypatch.setattr("frame_jax.retries.WAITS", (0.01, 0.02, 0.02, 0.02, 0.02))
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(Handler, directory=str(folder.parent))
     )

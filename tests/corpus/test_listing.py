@@ -65,13 +65,33 @@ def test_links_to_files_stay_files_of_their_own(put) -> None:
     assert names(data) == ["a.jsonl", "b.jsonl"]
 
 
-def test_a_link_to_nothing_and_a_folder_without_rights_are_named(put) -> None:
+def test_a_link_to_nothing_is_named(put) -> None:
     data = put("a.jsonl").parent
     (data / "gone.jsonl").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"gone\.jsonl: cannot be read.*link that leads nowhere"):
         names(data)
     (data / "gone.jsonl").unlink()
     (data / "other.txt").symlink_to("nowhere")  # nobody asked for it
+    assert names(data) == ["a.jsonl"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named_unless_it_holds_no_data(
+    put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = put("a.jsonl").parent
+    for name in ("closed", ".hidden", "lost+found"):
+        put(f"{name}/b.jsonl")
+    real = os.scandir
+
+    def scandir(folder):
+        if Path(folder).name in ("closed", ".hidden", "lost+found"):
+            raise PermissionError(13, "Permission denied")
+        return real(folder)
+
+    monkeypatch.setattr("frame_jax.corpus.sources.listing.os.scandir", scandir)
+    with pytest.raises(UserError, match=r"closed: cannot be listed \(Permission denied\)"):
+        names(data)
+    (data / "closed").rename(data / ".closed")
     assert names(data) == ["a.jsonl"]
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from frame_jax import files
 from frame_jax.errors import UserError
 
+LOST = "lost+found"
+
 
 @dataclass(frozen=True)
 class File:
@@ -91,6 +93,8 @@ def _matches(
             if not entry.is_dir():
                 if not rest:
                     yield Path(folder, entry.name), linked
+            elif entry.name.startswith(".") or entry.name == LOST:
+                continue  # hidden, or of the file system: perhaps not even readable
             elif not entry.is_symlink() or os.path.realpath(entry) not in above:
                 inner = Path(folder, entry.name)
                 yield from _matches(inner, parts, above, linked or entry.is_symlink())
