@@ -45,6 +45,16 @@ def test_a_damaged_page_names_its_file(tmp_path: Path, encoding: str) -> None:
         read(SourceConfig(kind="parquet", path=str(path)))
 
 
+def test_a_letter_that_changed_is_found_where_pages_carry_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": TEXTS}), path, **ENCODINGS["checked"])
+    content = path.read_bytes()
+    assert content.count(b"document 7 with") == 1
+    path.write_bytes(content.replace(b"document 7 with", b"document 8 with"))
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file \(.*CRC"):
+        read(SourceConfig(kind="parquet", path=str(path)))
+
+
 def ids(tmp_path: Path, column: pa.Array, **settings: object) -> list:
     """What the ids of one-word documents come to; the reason where a record is rejected."""
     table = pa.table({"id": column, "text": ["word"] * len(column)})
