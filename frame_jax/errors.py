@@ -21,6 +21,11 @@ def print_error(error: UserError) -> None:
     print(f"error: {printable(str(error))}", file=sys.stderr)
 
 
+def print_note(text: str) -> None:
+    """Says on stderr what a run has decided or found, in one line."""
+    print(printable(text), file=sys.stderr, flush=True)
+
+
 def printable(text: str) -> str:
     """`text` without anything a terminal would obey: control and format characters are spelled out.
 

@@ -8,32 +8,25 @@ credentials as they always do. A fault that passes (500, 503, a broken connectio
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import os
-import random
 import re
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
+from frame_jax.retries import AbsentError, patiently
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
-MAGIC = re.compile(r"[*\[]")  # a question mark starts the query of a URL
+MAGIC = re.compile(r"[*?\[]")
+WEB_MAGIC = re.compile(r"[*\[]")  # a question mark starts the query of a URL
 BLOCK_BYTES = 4 << 20  # of one request
-WAITS = (0.5, 1, 2, 4, 8)  # seconds before each further attempt
-
-# Where the errors of these file systems come from, those of OSError apart.
-LIBRARIES = {"aiohttp", "botocore", "fsspec", "gcsfs", "google", "huggingface_hub", "s3fs"}
-LIBRARIES |= {"httpx", "httpx2", "requests"}
-PASSING_STATUS = (408, 425, 429)  # and all from 500 on
-LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Result = TypeVar("Result")
 
@@ -60,44 +53,50 @@ def is_remote(path: str) -> bool:
     return SCHEME.match(path) is not None
 
 
+def is_pattern(path: str) -> bool:
+    """Whether a URL stands for what matches it, where there is no file of that very name."""
+    return _magic(path) is not None
+
+
 def find(path: str) -> list[RemoteFile]:
     """The files that a URL stands for, in the order of their names' parts; none where it is absent.
 
     Args:
-        path: A file, a folder (searched in depth) or a pattern (`*`, `**`, `[...]`).
+        path: A file, a folder (searched in depth) or a pattern (`*`, `**`, `[...]`, `?` but in web
+            addresses).
 
     Raises:
         UserError: where the place cannot be listed, naming it and the cause.
     """
     filesystem = _filesystem(path)
+    filesystem.invalidate_cache()  # what came or went since the last call counts
 
-    def listed() -> list[RemoteFile]:
-        filesystem.invalidate_cache()  # what came or went since the last call counts
-        base = path
-        if MAGIC.search(path):
-            base = path[: MAGIC.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-            found = filesystem.glob(path, detail=True)
-        elif _is_file(filesystem, path):
-            base = path.rpartition("/")[0]
-            found = {path: filesystem.info(path)}
-        else:
-            found = filesystem.find(path, detail=True)
-        root = filesystem._strip_protocol(base).rstrip("/")
-        files = []
-        for name, info in found.items():
-            if info["type"] == "directory":
-                continue
-            if info.get("size") is None:
-                info = info | filesystem.info(name)
-            url = filesystem.unstrip_protocol(name)
-            relative = filesystem._strip_protocol(url).removeprefix(root).lstrip("/")
-            files.append(RemoteFile(url, relative, info.get("size") or 0, _version(info)))
-        return sorted(files, key=lambda file: file.name.split("/"))
+    def asked(action: Callable[[], Result]) -> Result:
+        return patiently(path, "listed", action, filesystem.invalidate_cache)
 
+    base, magic = path, _magic(path)
     try:
-        return _patiently(path, "listed", listed)
-    except _AbsentError:
+        if "*" not in path and (info := asked(lambda: _file_info(filesystem, path))):
+            base, found = path.rpartition("/")[0], {path: info}
+        elif magic:
+            base = path[: magic.start()].rpartition("/")[0]
+            found = asked(lambda: filesystem.glob(path, detail=True))
+        else:
+            base = path.rstrip("/") + "/"  # without it, links in a page lead elsewhere
+            found = asked(lambda: filesystem.find(base, detail=True))
+    except AbsentError:
         return []
+    root = filesystem._strip_protocol(base).rstrip("/")
+    files = []
+    for name, info in found.items():
+        if info["type"] == "directory" or name.endswith("/"):
+            continue
+        if info.get("size") is None:  # in the page of a web server
+            info = info | asked(partial(filesystem.info, name))
+        url = filesystem.unstrip_protocol(name)
+        relative = filesystem._strip_protocol(url).removeprefix(root).lstrip("/")
+        files.append(RemoteFile(url, relative, info.get("size") or 0, _version(info)))
+    return sorted(files, key=lambda file: file.name.split("/"))
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -108,7 +107,7 @@ def open_binary(path: str) -> BinaryIO:
         OSError: where a local one cannot be opened.
     """
     if not is_remote(path):
-        return Path(path).expanduser().open("rb")
+        return user_path(path).open("rb")
     return io.BufferedReader(_Reader(path), BLOCK_BYTES)
 
 
@@ -127,10 +126,12 @@ def cached(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path
         UserError: where there is nothing at a remote path, or it cannot be read.
     """
     if not is_remote(path):
-        return Path(path).expanduser()
-    files = [file for file in find(path) if file.path == path or wanted(file.name)]
+        return user_path(path)
+    files = [f for f in find(path) if f.name == path.rpartition("/")[2] or wanted(f.name)]
     if not files:
         raise UserError(f"{path}: there is no such file or folder: correct the path")
+    if odd := next((f for f in files if ".." in f.name.split("/")), None):
+        raise UserError(f"{odd.path}: a name with `..` has no place in a folder: rename it")
     digest = hashlib.blake2b(path.encode(), digest_size=16)
     for file in files:
         digest.update(f"{file.name} {file.size} {file.version}\n".encode())
@@ -138,7 +139,7 @@ def cached(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path
     folder = cache / "frame_jax" / digest.hexdigest()
     for file in files:
         _download(file, folder / file.name)
-    alone = len(files) == 1 and _filesystem(path).unstrip_protocol(path) == files[0].path
+    alone = len(files) == 1 and files[0].name == path.rpartition("/")[2]
     return folder / files[0].name if alone else folder
 
 
@@ -161,9 +162,9 @@ def _download(file: RemoteFile, target: Path) -> None:
             raise OSError(f"{size:,} of {file.size:,} bytes came")
 
     try:
-        _patiently(file.path, "read", fetched)
+        patiently(file.path, "read", fetched)
         temporary.replace(target)
-    except _AbsentError as error:
+    except AbsentError as error:
         raise _gone(file.path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -240,8 +241,8 @@ class _Reader(io.RawIOBase):
 
     def _try(self, action: Callable[[], Result]) -> Result:
         try:
-            return _patiently(self._path, "read", action, self._drop)
-        except _AbsentError as error:
+            return patiently(self._path, "read", action, self._drop)
+        except AbsentError as error:
             raise _gone(self._path, error) from error
 
     def _drop(self) -> None:
@@ -249,43 +250,6 @@ class _Reader(io.RawIOBase):
             with contextlib.suppress(OSError):
                 self._handle.close()
             self._handle = None
-
-
-class _AbsentError(Exception):
-    """There is nothing at a path."""
-
-
-def _gone(path: str, error: _AbsentError) -> UserError:
-    return UserError(f"{path}: there is no such file ({error}): correct the path, or put it there")
-
-
-def _patiently(
-    path: str, verb: str, action: Callable[[], Result], between: Callable[[], None] = lambda: None
-) -> Result:
-    """What `action` gives, after as many attempts as `WAITS` allows.
-
-    Raises:
-        _AbsentError: where there is no such file.
-        UserError: where it fails for good.
-    """
-    for wait in (*WAITS, None):
-        try:
-            return action()
-        except FileNotFoundError as error:
-            raise _AbsentError(str(error)) from error
-        except Exception as error:  # each library has its own
-            if not _is_of_libraries(error) or _is_full(error):
-                raise
-            if wait is None or not _passes(error):
-                tried = f" after {len(WAITS) + 1} attempts" if wait is None else ""
-                raise UserError(
-                    f"{path}: cannot be {verb}{tried} ({_cause(error)}): see that the place is "
-                    "right, that this machine reaches it and that its credentials allow it; then "
-                    "run the same command again"
-                ) from error
-        between()
-        time.sleep(wait * random.uniform(0.5, 1))
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _filesystem(path: str) -> Any:
@@ -315,11 +279,21 @@ def _filesystem(path: str) -> Any:
         ) from error
 
 
-def _is_file(filesystem: Any, path: str) -> bool:
-    """Whether there is a file at a path; a page of a web server that ends with a slash is none."""
+def _magic(path: str) -> re.Match[str] | None:
+    """Where a URL begins to be a pattern."""
+    return (WEB_MAGIC if path.lower().startswith("http") else MAGIC).search(path)
+
+
+def _file_info(filesystem: Any, path: str) -> dict[str, Any] | None:
+    """What is known of a file; None for a folder or its page, and where there is nothing."""
     if path.endswith("/"):
-        return False
-    return bool(filesystem.info(path)["type"] == "file")
+        return None
+    try:
+        info: dict[str, Any] = filesystem.info(path)
+    except FileNotFoundError:
+        return None
+    is_page = str(info.get("url", "")).endswith("/")  # where a web server has led
+    return info if info["type"] == "file" and not is_page else None
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -327,48 +301,5 @@ def _version(info: dict[str, Any]) -> str:
     return " ".join(str(info[key]) for key in keys if info.get(key))
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
-
-
-def _is_of_libraries(error: Exception) -> bool:
-    """Whether an error says something of the remote place, rather than of a fault in a program."""
-    return isinstance(error, OSError) or any(
-        cls.__module__.partition(".")[0] in LIBRARIES for cls in type(error).__mro__
-    )
-
-
-def _is_full(error: BaseException) -> bool:
-    return any(isinstance(one, OSError) and one.errno in NO_ROOM for one in _chain(error))
-
-
-def _passes(error: BaseException) -> bool:
-    """Whether another attempt may succeed."""
-    for one in _chain(error):
-        status = _status(one)
-        if status is not None:
-            return status >= 500 or status in PASSING_STATUS
-        if isinstance(one, LASTING) or "Credential" in type(one).__name__:
-            return False
-    return True
-
-
-def _status(error: Any) -> int | None:
-    """The HTTP status that an error carries, wherever its library puts it."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    else:
-        names = ((response, "status_code"), (error, "status"), (error, "code"))
-        found = next((getattr(of, name) for of, name in names if hasattr(of, name)), None)
-    return int(found) if str(found).isdigit() else None
-
-
-def _cause(error: BaseException) -> str:
-    """What an error says, in one line; its name where it says nothing."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _gone(path: str, error: AbsentError) -> UserError:
+    return UserError(f"{path}: there is no such file ({error}): correct the path, or put it there")

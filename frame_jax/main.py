@@ -77,7 +77,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     Raises:
         UserError: for anything the user can mend.
     """
-    from frame_jax.corpus.parts import signature
+    from frame_jax.corpus.inventory import known_signature
 
     directory = RunDirectory(config.run_directory)
     table = phases.units(config)
@@ -85,7 +85,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
         known = [*phases.PHASES, *(unit.name for unit in table)]
         if redo not in known:
             raise UserError(f"--redo {redo}: choose one of {', '.join(dict.fromkeys(known))}")
-    expected = markers.expectations(config, table, signature(config))
+    expected = markers.expectations(config, table, known_signature(config, directory, redo))
     todo = phases.selected(table, until)
     if redo is None:
         for unit in todo:

@@ -1,124 +1,115 @@
-"""A server of the S3 protocol on loopback, and one in front of it that fails on purpose."""
+"""A server of the S3 protocol on this machine (moto's), that fails when a test asks it to."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
-from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
 
-CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "nobody",
-    "AWS_SECRET_ACCESS_KEY": "nothing",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
+# A request, as WSGI has it, to the status to answer with; None lets it pass.
+Fault = Callable[[dict[str, Any]], int | None]
 
 
-@contextlib.contextmanager
-def serve(patch: pytest.MonkeyPatch, bucket: str = "bucket") -> Iterator[int]:
-    """Yields the port; the libraries' own settings lead them there, to an empty bucket."""
-    server_module = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        _, port = server.get_host_and_port()
-        for name, value in CREDENTIALS.items():
-            patch.setenv(name, value)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
-        yield port
-    finally:
-        server.stop()
+class Server:
+    """The server, what it was asked, and how it fails.
 
-
-class Failing(ThreadingHTTPServer):
-    """Passes requests on to `port`, but answers every `every`th with 500 or 503, `most` in all.
-
-    Args:
-        port: Of the server behind this one.
-        every: 1 fails all requests.
-        most: After so many failures it fails no more.
+    Attributes:
+        url: Where it is.
+        requests: Method and path of each request so far.
+        fault: Set by a test; asked for each request.
+        cut: Bytes after which the body of an answer to GET ends, for the next `cuts` of them.
     """
 
-    daemon_threads = True
+    def __init__(self) -> None:
+        self.requests: list[str] = []
+        self.fault: Fault = lambda request: None
+        self.cuts = 0
+        self._application = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, True, 1, Quiet)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 
-    def __init__(self, port: int, every: int, most: int):
-        super().__init__(("127.0.0.1", 0), Forward)
-        self.behind, self.every, self.most = port, every, most
-        self.requests = self.failures = 0
-        self.counting = threading.Lock()
+    def every(self, count: int, *statuses: int) -> None:
+        """Every `count`-th request is answered with one of the statuses, in turn."""
+        asked = 0
 
-    def fails(self) -> int | None:
-        with self.counting:
-            self.requests += 1
-            if self.requests % self.every or self.failures >= self.most:
-                return None
-            self.failures += 1
-            return 500 if self.failures % 2 else 503
+        def fault(request: dict[str, Any]) -> int | None:
+            nonlocal asked
+            asked += 1
+            return statuses[asked // count % len(statuses)] if asked % count == 0 else None
+
+        self.fault = fault
+
+    def put(self, bucket: str, folder: Path) -> str:
+        """Uploads the files of a folder to a new bucket, under the folder's name; its URL."""
+        store = fsspec.filesystem("s3")
+        store.mkdir(bucket)
+        store.put(str(folder), f"{bucket}/{folder.name}", recursive=True)
+        self.requests.clear()
+        return f"s3://{bucket}/{folder.name}"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Server]:
+        self._thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            self._thread.join()
+            self._server.server_close()
+
+    def _answer(self, request: dict[str, Any], start: Any) -> Iterable[bytes]:
+        self.requests.append(f"{request['REQUEST_METHOD']} {request['PATH_INFO']}")
+        status = self.fault(request)
+        if status is not None:
+            start(f"{status} Fault", [("Content-Length", "0")])
+            return [b""]
+        body = self._application(request, start)
+        if self.cuts and request["REQUEST_METHOD"] == "GET" and request.get("HTTP_RANGE"):
+            self.cuts -= 1
+            return [b"".join(body)[:10]]  # less than its length says
+        return body
 
 
-class Forward(BaseHTTPRequestHandler):
-    """One request, passed on or refused."""
-
-    protocol_version = "HTTP/1.1"
-    server: Failing
-
-    def answer(self) -> None:
-        body = self.body()
-        if (status := self.server.fails()) is not None:
-            self.reply(status, {}, b"<Error><Code>InternalError</Code></Error>")
-            return
-        behind = HTTPConnection("127.0.0.1", self.server.behind)
-        headers = {k: v for k, v in self.headers.items() if k.lower() != "transfer-encoding"}
-        behind.request(self.command, self.path, body, headers)
-        response = behind.getresponse()
-        self.reply(response.status, dict(response.getheaders()), response.read())
-        behind.close()
-
-    def body(self) -> bytes:
-        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        pieces = []
-        while size := int(self.rfile.readline().split(b";")[0], 16):
-            pieces.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(pieces)
-
-    def reply(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response_only(status)
-        for name, value in headers.items():
-            if name.lower() not in ("content-length", "transfer-encoding", "connection"):
-                self.send_header(name, value)
-        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(body))
-        self.send_header("Content-Length", length)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = answer  # noqa: N815
-
-    def log_message(self, *_: object) -> None:
+class Quiet(WSGIRequestHandler):
+    def log(self, type: str, message: str, *args: Any) -> None:
         pass
 
 
-@contextlib.contextmanager
-def failing(patch: pytest.MonkeyPatch, port: int, every: int, most: int = 40) -> Iterator[Failing]:
-    """Leads the libraries to a server that fails now and then."""
-    server = Failing(port, every, most)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        with patch.context() as inner:
-            inner.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-            yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    """A server that this process's libraries take for S3; waits between attempts are short."""
+    environment = {
+        "AWS_ACCESS_KEY_ID": "a key",
+        "AWS_SECRET_ACCESS_KEY": "a secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": str(tmp_path / "no_config"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "no_credentials"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("frame_jax.retries.WAITS", (0.01, 0.02, 0.02, 0.02, 0.02))
+    with Server().running() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        forget_file_systems()
+        yield server
+        server.fault = lambda request: None
+        import requests
+
+        requests.post(f"{server.url}/moto-api/reset", timeout=10)
+        forget_file_systems()
+
+
+def forget_file_systems() -> None:
+    """Makes fsspec look at the environment again."""
+    fsspec.get_filesystem_class("s3").clear_instance_cache()

@@ -14,15 +14,18 @@ class SourceConfig:
 
     Attributes:
         kind: The reader: `python_library` (text that every Python installation carries), `jsonl`
-            (plain, .gz or .zst), `parquet`, `text` (a folder, one document a file) or `tfds`.
-        path: A file, a folder or a glob pattern (`jsonl`, `parquet`, `text`); the data directory of
-            a prepared dataset (`tfds`).
+            (packed or not), `parquet`, `arrow` (such as a folder saved by `datasets`), `text` (a
+            folder, one document a file) or `tfds`.
+        path: A file, a folder or a glob pattern (`jsonl`, `parquet`, `arrow`, `text`), here or at
+            `s3://`, `gs://`, `hf://` or `https://`; the data directory of a prepared dataset
+            (`tfds`).
         name: The source's name in reports; defaults to the kind or the file's stem. For `tfds` the
             dataset's name, such as `my_dataset:1.0.0`.
         split: The split to read (`tfds`).
-        text_field: Field or column that holds the text.
+        text_field: Field or column that holds the text. This and the other fields may be dotted
+            paths, such as `meta.set.name`, into objects, structs and JSON texts.
         id_field: Field that holds a unique document id; where it is null or absent from a record
-            the id is made of the file's name and the record's index.
+            the id is made of `name`, the file's name and the record's index.
         source_field: Field that names the source of a record, where records carry one.
         domain_field: Field that holds the domain.
         language_field: Field that holds the language.
@@ -31,7 +34,7 @@ class SourceConfig:
         max_bytes: Stop after about this many bytes of text (`python_library`); null reads all.
     """
 
-    kind: Literal["python_library", "jsonl", "parquet", "text", "tfds"]
+    kind: Literal["python_library", "jsonl", "parquet", "arrow", "text", "tfds"]
     path: str | None = None
     name: str | None = None
     split: str = "train"
@@ -45,7 +48,7 @@ class SourceConfig:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind in ("jsonl", "parquet", "text"):
+        if self.kind in ("jsonl", "parquet", "arrow", "text"):
             require(
                 self.path is not None, f"corpus.sources: a source of kind {self.kind} needs `path`"
             )

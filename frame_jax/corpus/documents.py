@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from frame_jax.config.corpus import SourceConfig
+from frame_jax.corpus.fields import RecordError, id_of, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Document:
         language: Name of the language.
         file: The file that holds the record, as a user would look it up.
         line: The record's line or number in that file, from 1.
+        absent: Which of `domain_field` and `language_field` were looked for and not found.
     """
 
     id: str
@@ -30,6 +32,7 @@ class Document:
     language: str
     file: str
     line: int
+    absent: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +45,6 @@ class Rejection:
 
 
 Record = Document | Rejection
-
-
-class RecordError(ValueError):
-    """Why a record cannot be used; becomes the reason of its `Rejection`."""
 
 
 def from_fields(
@@ -68,53 +67,26 @@ def from_fields(
         line: Its line or number there, from 1.
     """
     try:
-        text = _string(fields, config.text_field)
+        text = text_of(fields, config.text_field)
         if text is None:
             raise RecordError(f"no text: the field {config.text_field!r} is null or absent")
         if not text.strip():
             raise RecordError("the text is empty")
+        domain = text_of(fields, config.domain_field)
+        language = text_of(fields, config.language_field)
+        looked_for = {
+            "domain_field": config.domain_field is not None and domain is None,
+            "language_field": config.language_field is not None and language is None,
+        }
         return Document(
-            id=_string(fields, config.id_field, numbers=True) or default_id,
+            id=id_of(fields, config) or default_id,
             text=text,
-            source=_string(fields, config.source_field) or default_source,
-            domain=_string(fields, config.domain_field) or config.domain,
-            language=_string(fields, config.language_field) or config.language,
+            source=text_of(fields, config.source_field) or default_source,
+            domain=domain or config.domain,
+            language=language or config.language,
             file=file,
             line=line,
+            absent=tuple(setting for setting, absent in looked_for.items() if absent),
         )
     except RecordError as error:
         return Rejection(file, line, str(error))
-
-
-def decode(data: bytes) -> str:
-    """UTF-8 bytes as text.
-
-    Raises:
-        RecordError: naming the first byte that is not UTF-8.
-    """
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RecordError(
-            f"not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}"
-        ) from error
-
-
-def _string(fields: Mapping[str, Any], name: str | None, *, numbers: bool = False) -> str | None:
-    """The text of a field; None where it is null, absent or not asked for."""
-    value = fields.get(name) if name is not None else None
-    if value is None:
-        return None
-    if isinstance(value, bytes):
-        return decode(value)
-    if numbers and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise RecordError(f"the field {name!r} holds {type(value).__name__}, not text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RecordError(
-            f"the field {name!r} holds a lone surrogate at character {error.start}"
-        ) from error
-    return value

@@ -7,12 +7,12 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from frame_jax import files
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document, Record
 from frame_jax.corpus.sources import SOURCES
 from frame_jax.corpus.sources.inputs import Input, Stripe
-from frame_jax.files import cached
 
 SAMPLE_INPUTS = 64  # read side by side
 SAMPLE_STRIDE = 16  # at most this many records are passed over for each one looked at
@@ -27,6 +27,8 @@ class Chunk:
     stripe: Stripe
 
     def read(self) -> Iterator[Record]:
+        if self.item.aside:
+            return iter(())
         return SOURCES[self.source.kind].read(self.source, self.item, self.stripe)
 
 
@@ -89,19 +91,40 @@ def signature(config: RunConfig) -> str:
     Raises:
         UserError: where a source has nothing to read.
     """
+    return signature_of([inputs_of(source) for source in config.corpus.sources], config)
+
+
+def signature_of(sources: list[list[Input]], config: RunConfig) -> str:
+    """The signature of a corpus whose sources have these inputs."""
     digest = hashlib.blake2b(digest_size=8)
-    for source, item in _inputs(config.corpus):
-        digest.update(f"{source.kind} {item.name} {item.version}\n".encode("utf-8", "replace"))
+    for source, items in zip(config.corpus.sources, sources, strict=True):
+        for item in items:
+            digest.update(f"{source.kind} {item.name} {item.version}\n".encode("utf-8", "replace"))
     if config.tokenizer.path is not None:
-        path = cached(config.tokenizer.path)
-        digest.update(path.read_bytes() if path.is_file() else b"absent")
+        content = tokenizer_bytes(config)
+        digest.update(b"absent" if content is None else content)
     return digest.hexdigest()
 
 
+def tokenizer_bytes(config: RunConfig) -> bytes | None:
+    """The content of the file in `tokenizer.path`; None where there is none."""
+    if config.tokenizer.path is None:
+        return None
+    path = files.cached(config.tokenizer.path)
+    return path.read_bytes() if path.is_file() else None
+
+
+def inputs_of(source: SourceConfig) -> list[Input]:
+    """What a source can be read from.
+
+    Raises:
+        UserError: where there is nothing.
+    """
+    return SOURCES[source.kind].inputs(source)
+
+
 def _inputs(corpus: CorpusConfig) -> list[tuple[SourceConfig, Input]]:
-    return [
-        (source, item) for source in corpus.sources for item in SOURCES[source.kind].inputs(source)
-    ]
+    return [(source, item) for source in corpus.sources for item in inputs_of(source)]
 
 
 def _stripes(sizes: list[int], parts: int) -> list[int]:

@@ -23,6 +23,12 @@ from frame_jax.sql import literal, parquet
 
 DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
 SHOWN = 3
+ARROW_SCHEMA = b"ARROW:schema"  # which every writer adds itself
+SAME_IDS = (
+    " Of {:,} the id came before: where several sources have files of the same name, give each "
+    "source a `name`, with which the ids of its records will begin; where their records carry the "
+    "same ids (parallel texts), give each a `name` and say `id_field: null`"
+)
 
 
 def rejection_line(rejection: Rejection) -> str:
@@ -98,12 +104,14 @@ def check_rejected(summary: dict[str, Any], corpus: CorpusConfig, directory: Run
         raise UserError("corpus.sources: the files hold no records at all: correct `path`")
     with directory.rejected.open(encoding="utf-8") as file:
         first = [json.loads(line) for line in itertools.islice(file, SHOWN)]
+    repeated = summary["rejected_for"].get("duplicate id", 0)
+    advice = SAME_IDS.format(repeated) if repeated else ""
     examples = "; ".join(f"{r['file']} line {r['line']}: {r['reason']}" for r in first)
     raise UserError(
         f"corpus: {rejected:,} of {records:,} records ({rejected / records:.2%}) cannot be used, "
         f"more than corpus.max_rejected_fraction ({corpus.max_rejected_fraction:.2%}). The first: "
         f"{examples}. All of them are listed in {directory.rejected}. Correct the files or the "
-        "field names in corpus.sources, or raise corpus.max_rejected_fraction"
+        f"field names in corpus.sources, or raise corpus.max_rejected_fraction.{advice}"
     )
 
 
@@ -150,6 +158,8 @@ def _mark(path: Path, rows: list[int]) -> None:
                 split = pa.array(splits[done : done + len(table)], pa.string())
                 writer.write_table(table.set_column(column, schema.field("split"), split))
                 done += len(table)
+            kept = part.metadata.metadata or {}
+            writer.add_key_value_metadata({k: v for k, v in kept.items() if k != ARROW_SCHEMA})
 
 
 def _documents(directory: RunDirectory) -> str:

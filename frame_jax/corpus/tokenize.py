@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document, Rejection
+from frame_jax.corpus.inventory import keep_inventory
 from frame_jax.corpus.parts import Chunk, plan
 from frame_jax.corpus.rejected import (
     check_rejected,
@@ -21,10 +21,16 @@ from frame_jax.corpus.rejected import (
     rejection_line,
     summarise,
 )
+from frame_jax.corpus.remarks import (
+    FieldCounts,
+    fields_never_found,
+    kinds_of_rejection,
+    remarks,
+)
 from frame_jax.corpus.splits import split_of
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from frame_jax.corpus.vocabulary import prepare_tokenizer
-from frame_jax.errors import printable
+from frame_jax.errors import print_note
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run import progress
@@ -57,21 +63,22 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """Writes RUN/tokenizer and RUN/tokens; parts that are there are left alone.
 
     Returns:
-        Documents, tokens and bytes by split, rejected records, parts, and what was decided about
-        the tokenizer; the same on every process.
+        Documents, tokens and bytes by split, rejected records and why, fields that no record has,
+        parts, and what was decided about the tokenizer; the same on every process.
 
     Raises:
         UserError: for a source or tokenizer that cannot be used, or too many unusable records.
     """
     if processes.is_first():
         _remove_leftovers(directory)
+        keep_inventory(config, directory)
         prepare_tokenizer(config, directory)
     processes.barrier("tokenizer")
     tokenizer = load_tokenizer(directory)
     said = read_json(special_tokens_path(directory)).get("notes", [])
     if processes.is_first():
         for line in said:
-            print(f"tokenizer: {printable(line)}", file=sys.stderr, flush=True)
+            print_note(f"tokenizer: {line}")
     parts = plan(config.corpus)
     waiting = [
         part
@@ -89,7 +96,12 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         reject_duplicates(directory)
     processes.barrier("rejected")
     summary = summarise(directory)
+    summary["rejected_for"] = kinds_of_rejection(directory.rejected)
+    summary["fields_never_found"] = fields_never_found(directory, config.corpus)
     check_rejected(summary, config.corpus, directory)
+    if processes.is_first():
+        for remark in [*passed_over(parts), *remarks(summary, directory)]:
+            print_note(remark)
     return {**summary, "tokenizer": said}
 
 
@@ -113,12 +125,13 @@ def write_part(
         directory: The run.
         advance: Called with the number of documents done since the last call.
     """
+    counts = FieldCounts(config.corpus)
     with (
-        _write_rows(_part_path(directory, part, config, ".parquet")) as add,
+        _write_rows(_part_path(directory, part, config, ".parquet"), counts) as add,
         _write_lines(_part_path(directory, part, config, ".rejected.jsonl")) as reject,
         write_tokens(_part_path(directory, part, config, ".arrayrecord")) as records,
     ):
-        for batch in _batches(chunks, reject):
+        for batch in _batches(chunks, reject, counts):
             documents = [document for document, _ in batch]
             encoded = tokenizer.encode_arrays([document.text for document in documents])
             for (document, size), ids in zip(batch, encoded, strict=True):
@@ -132,7 +145,7 @@ def write_part(
 
 
 def _batches(
-    chunks: Iterable[Chunk], reject: Callable[[str], Any]
+    chunks: Iterable[Chunk], reject: Callable[[str], Any], counts: FieldCounts
 ) -> Iterator[list[tuple[Document, int]]]:
     """Documents with their UTF-8 bytes, in lists of about BATCH_BYTES; the others are rejected."""
     batch: list[tuple[Document, int]] = []
@@ -142,6 +155,7 @@ def _batches(
             if isinstance(record, Rejection):
                 reject(rejection_line(record))
                 continue
+            counts.add(chunk, record)
             size = len(record.text.encode("utf-8"))
             batch.append((record, size))
             total += size
@@ -171,6 +185,15 @@ def _row(document: Document, size: int, tokens: int, part: int, row: int, config
     }
 
 
+def passed_over(parts: list[list[Chunk]]) -> list[str]:
+    """A sentence on inputs that lie among the data and are none, if there are any."""
+    names = sorted({c.item.place for chunks in parts for c in chunks if c.item.aside})
+    if not names:
+        return []
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return [f"corpus: not read, because other programs keep notes there: {names[0]}{more}"]
+
+
 def _remove_leftovers(directory: RunDirectory) -> None:
     """Deletes the temporary files (see `atomic_path`) of a run that was killed.
 
@@ -186,8 +209,8 @@ def _part_path(directory: RunDirectory, part: int, config: RunConfig, suffix: st
 
 
 @contextlib.contextmanager
-def _write_rows(path: Path) -> Iterator[Callable[[Row], None]]:
-    """Yields a function that adds one row to the Parquet file `path`."""
+def _write_rows(path: Path, counts: FieldCounts) -> Iterator[Callable[[Row], None]]:
+    """Yields a function that adds one row to the Parquet file `path`; `counts` go in at the end."""
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, COLUMNS) as writer:
         rows: list[Row] = []
 
@@ -203,6 +226,7 @@ def _write_rows(path: Path) -> Iterator[Callable[[Row], None]]:
         yield add
         if rows:
             flush()
+        writer.add_key_value_metadata(counts.metadata())
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ from rich.text import Text
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import TrainingConfig
-from frame_jax.corpus.parts import plan, signature
+from frame_jax.corpus.inventory import compare
+from frame_jax.corpus.parts import plan
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.stages import Schedule, resolve
 from frame_jax.errors import UserError
@@ -122,7 +123,8 @@ def read_states(
     """How far each unit has come."""
     directory = RunDirectory(config.run_directory)
     try:
-        corpus = signature(config)
+        corpus, changes = compare(config, directory)
+        corpus = "changed" if changes else corpus
     except UserError:
         if not corpus_may_be_absent:
             raise

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from frame_jax.config.run import RunConfig
+from frame_jax.corpus.remarks import read_remarks
 from frame_jax.models.functional import read_description
 from frame_jax.report import (
     documents,
@@ -229,6 +230,7 @@ def settings(config: RunConfig) -> list[Piece]:
     versions += [[name, metadata.version(name)] for name in LIBRARIES]
     return [
         tag("h2", "Settings and versions"),
+        *(tag("p", line) for line in read_remarks(RunDirectory(config.run_directory))),
         sections.folded("Every setting of the run", tag("pre", text)),
         sections.folded("Versions", table(["library", "version"], versions)),
     ]

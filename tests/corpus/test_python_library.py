@@ -173,3 +173,13 @@ def test_any_docstring_goes_and_the_rest_stays(text):
     source = f'def f():\n    """.{text}."""\n    return "kept"\n'
     code, _ = separate(source.encode(), "m")
     assert code == 'def f():\n    return "kept"\n'
+
+
+def test_a_dependency_that_came_later_leaves_the_corpus_as_it_was(monkeypatch):
+    def requirements(distribution):
+        is_project = distribution.metadata["Name"].lower().replace("_", "-") == installed.PROJECT
+        return ["numpy", *installed.LATER] if is_project else []
+
+    monkeypatch.setattr(installed, "_requirements", requirements)
+    found = {name for name, _ in installed.distributions.__wrapped__()}
+    assert found == {installed.PROJECT, "numpy"}

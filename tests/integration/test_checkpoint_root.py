@@ -14,7 +14,7 @@ from frame_jax.run import bucket, preemption
 from frame_jax.run.preemption import Preempted
 from frame_jax.training.trainer import train
 from tests.integration.small_run import write_config, write_corpus
-from tests.s3_server import failing, serve
+from tests.s3_proxy import failing, serve
 from tests.training.rows import make_job, write_rows
 from tests.training.test_trainer import assert_same, final_params, metrics
 

@@ -26,7 +26,6 @@ REFUSED = {
     "null text": b'{"id": "x", "text": null}\n',
     "number as text": b'{"id": "x", "text": 3}\n',
     "list as domain": b'{"id": "x", "text": "a", "domain": ["b"]}\n',
-    "object as id": b'{"id": {"a": 1}, "text": "a"}\n',
     "empty": b'{"id": "x", "text": ""}\n',
     "blank": b'{"id": "x", "text": " \\n\\t "}\n',
     "lone surrogate": b'{"id": "x", "text": "\\ud800"}\n',

@@ -21,7 +21,7 @@ from frame_jax.run import bucket, copies, markers, phases
 from frame_jax.run.bucket import Bucket
 from frame_jax.run.directory import RunDirectory
 from tests.run.test_phases import complete, config
-from tests.s3_server import failing, serve
+from tests.s3_proxy import failing, serve
 
 REPOSITORY = Path(__file__).parents[2]
 URL = "s3://bucket/run/pretrain/frame/checkpoints"

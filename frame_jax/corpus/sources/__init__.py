@@ -7,7 +7,7 @@ from typing import Protocol
 
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record
-from frame_jax.corpus.sources import jsonl, parquet, python_library, text, tfds
+from frame_jax.corpus.sources import arrow, jsonl, parquet, python_library, text, tfds
 from frame_jax.corpus.sources.inputs import Input, Stripe
 
 
@@ -34,6 +34,7 @@ class Source(Protocol):
 
 
 SOURCES: dict[str, Source] = {
+    "arrow": arrow,
     "jsonl": jsonl,
     "parquet": parquet,
     "python_library": python_library,

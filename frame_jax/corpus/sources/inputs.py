@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import glob
-import itertools
-from collections.abc import Iterable, Iterator
+import os
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from frame_jax.config.corpus import SourceConfig
+from frame_jax.corpus.sources.listing import File, list_files
 from frame_jax.errors import UserError
+from frame_jax.files import is_remote
+
+# What programs that write tables put beside the data: logs, copies not yet committed, caches.
+ASIDE_FOLDERS = {"_delta_log", "_temporary", "_change_data", "_spark_metadata", "__MACOSX"}
+ASIDE_FILES = re.compile(r"dataset_infos?\.json|dataset_dict\.json|cache-[0-9a-f]{16}\w*\.arrow")
 
 
 @dataclass(frozen=True)
@@ -17,17 +23,26 @@ class Input:
     """One thing that is read from beginning to end: a file, a folder of texts, a dataset.
 
     Attributes:
-        path: Where it is.
+        path: Where it is: a local path or a URL.
         name: How its records are called: unique in the source and the same on every machine.
         size: About how many bytes of text it holds; used to share out work.
         version: Another text whenever the input holds something else, as far as names and sizes
             tell.
+        members: The files it is made of, where it is several.
+        aside: It is no data but something that lies beside them: it has no records.
     """
 
     path: str
     name: str
     size: int
     version: str
+    members: tuple[File, ...] = ()
+    aside: bool = False
+
+    @property
+    def place(self) -> str:
+        """`path` as text, for messages and tables: bytes that are not UTF-8 are spelled out."""
+        return spelled(self.path)
 
 
 @dataclass(frozen=True)
@@ -41,45 +56,57 @@ class Stripe:
         return record % self.count == self.index
 
 
-def find_files(config: SourceConfig, suffixes: Iterable[str]) -> tuple[Path, list[Path]]:
-    """The files that `config.path` stands for, sorted, and the folder their names are relative to.
-
-    Args:
-        config: Its path is a file (whatever its suffix), a folder (searched in depth) or a pattern.
-        suffixes: What a file in a folder ends with, in lower case; hidden files are left out.
+def find_files(config: SourceConfig, suffixes: Sequence[str]) -> tuple[list[File], bool]:
+    """The files that `config.path` stands for, see `list_files`, and whether it is one file.
 
     Raises:
         UserError: where there is no such file.
     """
     assert config.path is not None  # SourceConfig sees to it
-    path = Path(config.path).expanduser()
-    if path.is_file():
-        return path.parent, [path]
-    found: Iterator[Path]
-    endings = tuple(suffixes)
-    if path.is_dir():
-        base, found, wanted = path, path.rglob("*"), f" with a file *{' or *'.join(endings)}"
-    else:
-        plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
-        base = Path(*plain)
-        found = base.glob(str(path.relative_to(base))) if base != path else iter(())
-        endings, wanted = ("",), ""
-    files = sorted(
-        file
-        for file in found
-        if file.name.lower().endswith(endings) and not _hidden(file, base) and file.is_file()
-    )
+    files, single = list_files(config.path, suffixes)
     if not files:
+        wanted = f" with a file *{' or *'.join(suffixes)}" if any(suffixes) else ""
+        there = f"working directory {Path.cwd()}"
+        if is_remote(config.path):
+            there = "as far as your credentials show: some places hide what they refuse"
         raise UserError(
             f"corpus.sources: there is no file or folder{wanted} at {config.path!r} "
-            f"(kind {config.kind}, working directory {Path.cwd()}): correct `path`"
+            f"(kind {config.kind}, {there}): correct `path`"
         )
-    return base, files
+    return files, single
 
 
-def source_name(config: SourceConfig, file: Path) -> str:
+def file_inputs(
+    config: SourceConfig, suffixes: Sequence[str], ratio: Callable[[str], int]
+) -> list[Input]:
+    """One input a file.
+
+    Args:
+        config: The source.
+        suffixes: See `find_files`.
+        ratio: The name of a file to bytes of text for a byte of it, roughly.
+
+    Raises:
+        UserError: where there is no such file.
+    """
+    files, single = find_files(config, suffixes)
+    items = []
+    for file in files:
+        name = spelled(file.name)
+        size, version = file.size * ratio(name), f"{name} {file.size}"
+        items.append(Input(file.path, name, size, version, aside=not single and _is_aside(name)))
+    return items
+
+
+def spelled(name: str) -> str:
+    r"""The name of a file as text; bytes that are not UTF-8 become `\xe9`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def source_name(config: SourceConfig, item: Input) -> str:
     """The source of records that carry none: the name in the config, or the file's stem."""
-    return config.name or file.name.split(".")[0] or file.name
+    file = item.name.rpartition("/")[2]
+    return config.name or file.split(".")[0] or file
 
 
 def record_id(config: SourceConfig, item: Input, number: int) -> str:
@@ -87,5 +114,17 @@ def record_id(config: SourceConfig, item: Input, number: int) -> str:
     return f"{config.name}/{item.name}:{number}" if config.name else f"{item.name}:{number}"
 
 
-def _hidden(file: Path, base: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(base).parts)
+def unreadable(item: Input, error: BaseException, what: str = "cannot be read") -> UserError:
+    """What to say of an input that is damaged, or that its disk or mount does not give."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return UserError(
+            f"{item.place}: cannot be read now ({error.strerror or error}): the disk, the mount or "
+            "the right to read it fails, which says nothing of the file; mend that and run the "
+            "same command again"
+        )
+    return UserError(f"{item.place}: {what} ({error}): replace it, or leave it out of `path`")
+
+
+def _is_aside(name: str) -> bool:
+    *folders, file = name.split("/")
+    return bool(ASIDE_FOLDERS & set(folders) or ASIDE_FILES.fullmatch(file))

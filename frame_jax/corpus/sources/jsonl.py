@@ -1,46 +1,48 @@
-"""Kind `jsonl`: files of one JSON object a line, plain, .gz or .zst, to documents."""
+"""Kind `jsonl`: files of one JSON object a line, packed or not, to documents."""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.documents import Record, RecordError, Rejection, decode, from_fields
-from frame_jax.corpus.sources.inputs import Input, Stripe, find_files, record_id, source_name
-from frame_jax.errors import UserError
+from frame_jax.corpus.documents import Record, Rejection, from_fields
+from frame_jax.corpus.fields import RecordError, decode
+from frame_jax.corpus.sources.inputs import (
+    Input,
+    Stripe,
+    file_inputs,
+    record_id,
+    source_name,
+    unreadable,
+)
+from frame_jax.corpus.sources.packed import HEAD_BYTES, Unpacked, refuse_other
 
 PLAIN = (".jsonl", ".ndjson", ".json")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-COMPRESSION_RATIO = 4  # of text, roughly; only shares out work
+PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
+PACKED_RATIO = 4  # of text, roughly; only shares out work
 READ_BYTES = 1 << 20
 
 
 def inputs(config: SourceConfig) -> list[Input]:
     """One input a file."""
-    suffixes = [plain + packed for plain in PLAIN for packed in ("", *COMPRESSIONS)]
-    base, files = find_files(config, suffixes)
-    items = []
-    for file in files:
-        name, size = file.relative_to(base).as_posix(), file.stat().st_size
-        ratio = COMPRESSION_RATIO if file.suffix in COMPRESSIONS else 1
-        items.append(Input(str(file), name, size * ratio, f"{name} {size}"))
-    return items
+    suffixes = [plain + packed for plain in PLAIN for packed in ("", *PACKED)]
+    return file_inputs(
+        config, suffixes, lambda name: PACKED_RATIO if name.lower().endswith(PACKED) else 1
+    )
 
 
 def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
     """Documents and rejections of a stripe's lines. Blank lines are no records.
 
     Raises:
-        UserError: for a compressed file that is damaged or cut short.
+        UserError: for a packed file that is damaged or cut short, or one that holds no text.
     """
-    source = source_name(config, Path(item.path))
-    for number, line in enumerate(_lines(item.path)):
+    source = source_name(config, item)
+    for number, line in enumerate(_lines(item)):
         if not stripe.takes(number) or line.isspace():
             continue
         if number == 0:
@@ -48,27 +50,28 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
         try:
             fields = _parse(line)
         except RecordError as error:
-            yield Rejection(item.path, number + 1, str(error))
+            yield Rejection(item.place, number + 1, str(error))
             continue
         yield from_fields(
             fields,
             config,
             default_id=record_id(config, item, number + 1),
             default_source=source,
-            file=item.path,
+            file=item.place,
             line=number + 1,
         )
 
 
-def _lines(path: str) -> Iterator[bytes]:
-    compression = COMPRESSIONS.get(Path(path).suffix)
+def _lines(item: Input) -> Iterator[bytes]:
     try:
-        with pa.input_stream(path, compression=compression) as stream:
-            yield from io.BufferedReader(stream, READ_BYTES)
+        with (
+            files.open_binary(item.path) as file,
+            io.BufferedReader(Unpacked(file), READ_BYTES) as stream,
+        ):
+            refuse_other(item.place, stream.peek(HEAD_BYTES))
+            yield from stream
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}): replace the file, or leave it out of `path`"
-        ) from error
+        raise unreadable(item, error) from error
 
 
 def _parse(line: bytes) -> dict[str, Any]:

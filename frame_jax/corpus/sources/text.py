@@ -1,48 +1,63 @@
-"""Kind `text`: a folder of UTF-8 text files to documents, one a file."""
+"""Kind `text`: a folder of UTF-8 text files, packed or not, to documents, one a file."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 from collections.abc import Iterator
 
+from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record, Rejection, from_fields
-from frame_jax.corpus.sources.inputs import Input, Stripe, find_files
+from frame_jax.corpus.sources.inputs import Input, Stripe, find_files, unreadable
+from frame_jax.corpus.sources.listing import File
+from frame_jax.corpus.sources.packed import Unpacked
 
 
 def inputs(config: SourceConfig) -> list[Input]:
     """One input for the whole folder: its records are its files, sorted by path."""
-    base, files = find_files(config, ("",))
+    found, _ = find_files(config, ("",))
     digest, total = hashlib.blake2b(digest_size=16), 0
-    for file in files:
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(base).as_posix()} {size}\n".encode("utf-8", "replace"))
-        total += size
-    return [Input(str(base), base.name, total, digest.hexdigest())]
+    for file in found:
+        digest.update(f"{file.name} {file.size}\n".encode("utf-8", "replace"))
+        total += file.size
+    base = found[0].path.removesuffix(found[0].name).rstrip("/")
+    return [Input(base, base.rpartition("/")[2], total, digest.hexdigest(), tuple(found))]
 
 
 def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
     """Documents and rejections of a stripe's files. The id is the path inside the folder."""
-    base, files = find_files(config, ("",))
-    for number, file in enumerate(files):
+    found, _ = find_files(config, ("",))
+    no_fields = dataclasses.replace(
+        config, id_field=None, source_field=None, domain_field=None, language_field=None
+    )
+    for number, file in enumerate(found):
         if not stripe.takes(number):
             continue
-        name = file.relative_to(base).as_posix()
-        data = file.read_bytes()
+        data = _content(file)
         try:
-            name.encode("utf-8")
+            file.name.encode("utf-8")
             text = data.decode("utf-8-sig")
         except UnicodeEncodeError:
-            yield Rejection(repr(str(file)), 1, "the file's name is not UTF-8")
+            yield Rejection(repr(file.path), 1, "the file's name is not UTF-8")
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
-            yield Rejection(str(file), line, f"not UTF-8: byte 0x{data[error.start]:02x}")
+            yield Rejection(file.path, line, f"not UTF-8: byte 0x{data[error.start]:02x}")
         else:
             yield from_fields(
                 {config.text_field: text},
-                config,
-                default_id=f"{config.name}/{name}" if config.name else name,
+                no_fields,
+                default_id=f"{config.name}/{file.name}" if config.name else file.name,
                 default_source=config.name or config.kind,
-                file=str(file),
+                file=file.path,
                 line=1,
             )
+
+
+def _content(file: File) -> bytes:
+    try:
+        with files.open_binary(file.path) as stream, io.BufferedReader(Unpacked(stream)) as plain:
+            return plain.read()
+    except OSError as error:
+        raise unreadable(Input(file.path, file.name, file.size, ""), error) from error

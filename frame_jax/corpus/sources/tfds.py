@@ -33,7 +33,7 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
     """
     data, info = _open(config)
     names = sorted(info.features)
-    if config.text_field not in names:
+    if not {config.text_field, config.text_field.split(".")[0]} & set(names):
         raise UserError(
             f"{item.path}: no feature {config.text_field!r} (corpus.sources: text_field); its "
             f"features are {', '.join(names)}: set text_field to one of them"
@@ -53,7 +53,9 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy scalars as Python's."""
+    """NumPy scalars as Python's, also those in the features of a feature."""
+    if isinstance(value, dict):
+        return {name: _plain(inner) for name, inner in value.items()}
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 

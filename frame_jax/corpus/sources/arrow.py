@@ -1,0 +1,74 @@
+"""Kind `arrow`: Arrow files, such as a folder that `datasets.save_to_disk` wrote, to documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from frame_jax import files
+from frame_jax.config.corpus import SourceConfig
+from frame_jax.corpus.documents import Record, from_fields
+from frame_jax.corpus.sources.columns import paths_to_read, rows
+from frame_jax.corpus.sources.inputs import (
+    Input,
+    Stripe,
+    file_inputs,
+    record_id,
+    source_name,
+    unreadable,
+)
+
+FILE_MAGIC = b"ARROW1"  # of a file with a footer; `datasets` writes streams, which have none
+BATCH_ROWS = 256
+
+
+def inputs(config: SourceConfig) -> list[Input]:
+    """One input a file."""
+    return file_inputs(config, (".arrow", ".feather"), lambda name: 1)
+
+
+def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
+    """Documents and rejections of a stripe's rows.
+
+    Raises:
+        UserError: for a file that is not Arrow or is damaged, or lacks a column that the config
+            names.
+    """
+    source = source_name(config, item)
+    try:
+        with files.open_binary(item.path) as stream:
+            number = 0
+            for batch in _batches(stream):
+                paths, size = paths_to_read(config, item.place, batch.schema), len(batch)
+                taken = range((stripe.index - number) % stripe.count, size, stripe.count)
+                if len(taken) < size:
+                    batch = batch.take(pa.array(taken, pa.int64()))
+                for index, fields in zip(taken, rows(batch, paths), strict=True):
+                    line = number + index + 1
+                    yield from_fields(
+                        fields,
+                        config,
+                        default_id=record_id(config, item, line),
+                        default_source=source,
+                        file=item.place,
+                        line=line,
+                    )
+                number += size
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(item, error, "not a readable Arrow file") from error
+
+
+def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
+    """The rows of an Arrow file of either form, some at a time."""
+    is_file = stream.read(len(FILE_MAGIC)) == FILE_MAGIC
+    stream.seek(0)
+    if is_file:
+        reader = pa.ipc.open_file(stream)
+        batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+    else:
+        batches = iter(pa.ipc.open_stream(stream))
+    for batch in batches:
+        for start in range(0, len(batch), BATCH_ROWS):
+            yield batch.slice(start, BATCH_ROWS)

@@ -1,0 +1,122 @@
+"""The columns of a table that a config names, top ones and fields of structs, as rows of values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from frame_jax.config.corpus import SourceConfig
+from frame_jax.corpus.fields import FIELDS, asked
+from frame_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class ColumnPath:
+    """Where the value of a field is: in a column, or in fields of a struct in it.
+
+    Attributes:
+        column: The column.
+        inside: Names of fields, from the column inwards.
+        rest: What is left of the field's name: a path into a map, or into a JSON text.
+    """
+
+    column: str
+    inside: tuple[str, ...]
+    rest: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """As pyarrow names what it reads."""
+        return ".".join((self.column, *self.inside))
+
+
+def paths_to_read(config: SourceConfig, place: str, schema: pa.Schema) -> dict[str, ColumnPath]:
+    """The names of fields that the config has and the table too, and where they are.
+
+    Raises:
+        UserError: for a field that must be there and is not: the text, or one asked for by name.
+    """
+    found = {}
+    for setting in FIELDS:
+        name = getattr(config, setting)
+        if name is None:
+            continue
+        path = _path(schema, name)
+        if path is not None:
+            found[name] = path
+        elif setting == "text_field" or asked(config, setting):
+            raise UserError(
+                f"{place}: no column {name!r} (corpus.sources: {setting}); its columns are "
+                f"{', '.join(_names(schema))}: set {setting} to one of them"
+            )
+    return found
+
+
+def rows(batch: pa.RecordBatch, paths: dict[str, ColumnPath]) -> Iterator[dict[str, Any]]:
+    """Rows as field to value. Text comes as bytes, because Parquet and Arrow promise UTF-8 but do
+    not check it. A field that lies in a map or a JSON text stands under its column's name."""
+    columns = {}
+    for name, path in paths.items():
+        key = name.removesuffix("." + ".".join(path.rest)) if path.rest else name
+        columns[key] = _values(batch, path)
+    for values in zip(*columns.values(), strict=True):
+        yield dict(zip(columns, values, strict=True))
+
+
+def _path(schema: pa.Schema, name: str) -> ColumnPath | None:
+    parts = tuple(name.split("."))
+    for length in range(len(parts), 0, -1):
+        column = ".".join(parts[:length])
+        if column in schema.names:
+            return _inside(schema.field(column).type, column, parts[length:])
+    return None
+
+
+def _inside(kind: pa.DataType, column: str, parts: tuple[str, ...]) -> ColumnPath | None:
+    done = 0
+    while done < len(parts) and pa.types.is_struct(kind):
+        index = kind.get_field_index(parts[done])
+        if index < 0:
+            return None
+        kind, done = kind.field(index).type, done + 1
+    if done < len(parts) and not (_is_text(kind) or pa.types.is_map(kind)):
+        return None
+    return ColumnPath(column, parts[:done], parts[done:])
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary))
+
+
+def _names(schema: pa.Schema) -> list[str]:
+    """Columns, and the fields of structs as dotted paths."""
+    names = []
+    for field in schema:
+        names.append(field.name)
+        if pa.types.is_struct(field.type):
+            names[-1:] = [f"{field.name}.{name}" for name in _names(pa.schema(list(field.type)))]
+    return names
+
+
+def _values(batch: pa.RecordBatch, path: ColumnPath) -> list[Any]:
+    column = batch.column(path.column)
+    for name in path.inside:
+        column = pc.struct_field(column, name)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_map(column.type):
+        return column.to_pylist(maps_as_pydicts="lossy")
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.string())  # Python has no nanoseconds
+    if pa.types.is_string(column.type):
+        column = column.cast(pa.binary())
+    elif pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
+        column = column.cast(pa.large_binary())
+    return column.to_pylist()

@@ -1,0 +1,151 @@
+"""A path, folder or pattern in, the files behind it out, on this machine or elsewhere."""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from frame_jax import files
+from frame_jax.errors import UserError
+
+LOST = "lost+found"
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that was found.
+
+    Attributes:
+        path: Where it is: a local path or a URL.
+        name: Its path below the folder that was searched, with slashes.
+        size: In bytes.
+    """
+
+    path: str
+    name: str
+    size: int
+
+
+def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
+    """The files at `path`, in the order of the parts of their names, and whether it is one file.
+
+    Args:
+        path: A file (whatever its ending), a folder (searched in depth) or a pattern. Links to
+            folders are followed. Hidden files and folders are left out.
+        endings: What a file in a folder ends with, in lower case.
+
+    Raises:
+        UserError: where a folder cannot be listed, or a link leads nowhere.
+    """
+    if files.is_remote(path):
+        return _remote(path, endings)
+    place = Path(path).expanduser()
+    if place.is_file():
+        return [File(str(place), place.name, place.stat().st_size)], True
+    if place.is_dir():
+        base, found = place, _matches(place, ("**",))
+    else:
+        plain = itertools.takewhile(lambda part: not glob.has_magic(part), place.parts)
+        base = Path(*plain)
+        rest = place.parts[len(base.parts) :]
+        found, endings = _matches(base, rest) if rest and base.is_dir() else iter(()), ("",)
+    listed = [
+        (file.relative_to(base), file, linked)
+        for file, linked in dict(found).items()
+        if file.name.lower().endswith(tuple(endings))
+    ]
+    visible = sorted(item for item in listed if not _hidden(item[0].parts))
+    return [
+        File(str(file), name.as_posix(), _size(file)) for name, file in _each_once(visible)
+    ], False
+
+
+def _remote(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
+    found = files.find(path)
+    single = len(found) == 1 and found[0].name == path.rpartition("/")[2]
+    if single or files.is_pattern(path):
+        endings = ("",)
+    return [
+        File(file.path, file.name, file.size)
+        for file in found
+        if file.name.lower().endswith(tuple(endings))
+        and (single or not _hidden(file.name.split("/")))
+    ], single
+
+
+def _matches(
+    folder: Path, parts: Sequence[str], above: frozenset[str] = frozenset(), linked: bool = False
+) -> Iterator[tuple[Path, bool]]:
+    """Files under a folder by a pattern's parts, each with whether `**` went through a link to it.
+
+    `above` are the real paths of the folders that `**` has come through: a link back to one of
+    them leads to nothing new.
+    """
+    head, rest = parts[0], parts[1:]
+    if head == "**":
+        above |= {os.path.realpath(folder)}
+        for entry in _entries(folder):
+            if not entry.is_dir():
+                if not rest:
+                    yield Path(folder, entry.name), linked
+            elif entry.name.startswith(".") or entry.name == LOST:
+                continue  # hidden, or of the file system: perhaps not even readable
+            elif not entry.is_symlink() or os.path.realpath(entry) not in above:
+                inner = Path(folder, entry.name)
+                yield from _matches(inner, parts, above, linked or entry.is_symlink())
+        if rest:
+            yield from _matches(folder, rest, above, linked)
+        return
+    if glob.has_magic(head):
+        names = [e.name for e in _entries(folder) if fnmatch.fnmatchcase(e.name, head)]
+    else:
+        names = [head] if os.path.lexists(folder / head) else []
+    for inner in (folder / name for name in names):
+        if rest and inner.is_dir():
+            yield from _matches(inner, rest, above, linked)
+        elif not rest and not inner.is_dir():
+            yield inner, linked
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be listed ({error.strerror}): give this program the right to read "
+            "it, or leave it out of `path`"
+        ) from error
+
+
+def _each_once(found: list[tuple[Path, Path, bool]]) -> Iterator[tuple[Path, Path]]:
+    """(name, file) pairs; what a link to a folder leads to is left out where it is there anyway."""
+    seen = set()
+    if any(linked for _, _, linked in found):
+        seen = {os.path.realpath(file) for _, file, linked in found if not linked}
+    for name, file, linked in found:
+        if linked:
+            real = os.path.realpath(file)
+            if real in seen:
+                continue
+            seen.add(real)
+        yield name, file
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise UserError(
+            f"{file}: cannot be read ({error.strerror}), as a link that leads nowhere: mend it, or "
+            "leave it out of `path`"
+        ) from error
+
+
+def _hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") and part != ".." for part in parts)

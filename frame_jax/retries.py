@@ -1,0 +1,102 @@
+"""An action at a remote place, tried again while its faults may pass; what does not, explained."""
+
+from __future__ import annotations
+
+import errno
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from frame_jax.errors import UserError
+
+WAITS = (0.5, 1, 2, 4, 8)  # seconds before each further attempt
+
+# Where the errors of these file systems come from, those of OSError apart.
+LIBRARIES = {"aiohttp", "botocore", "fsspec", "gcsfs", "google", "huggingface_hub", "s3fs"}
+LIBRARIES |= {"httpx", "httpx2", "requests"}
+PASSING_STATUS = (408, 425, 429)  # and all from 500 on
+LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Result = TypeVar("Result")
+
+
+class AbsentError(Exception):
+    """There is nothing at a path."""
+
+
+def patiently(
+    path: str, verb: str, action: Callable[[], Result], between: Callable[[], None] = lambda: None
+) -> Result:
+    """What `action` gives, after as many attempts as `WAITS` allows.
+
+    Raises:
+        AbsentError: where there is no such file.
+        UserError: where it fails for good.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return action()
+        except FileNotFoundError as error:
+            raise AbsentError(str(error)) from error
+        except Exception as error:  # each library has its own
+            if not _is_of_libraries(error) or _is_full(error):
+                raise
+            if wait is None or not _passes(error):
+                tried = f" after {len(WAITS) + 1} attempts" if wait is None else ""
+                raise UserError(
+                    f"{path}: cannot be {verb}{tried} ({_cause(error)}): see that the place is "
+                    "right, that this machine reaches it and that its credentials allow it; then "
+                    "run the same command again"
+                ) from error
+        between()
+        time.sleep(wait * random.uniform(0.5, 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and what it came from."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _is_of_libraries(error: Exception) -> bool:
+    """Whether an error says something of the remote place, rather than of a fault in a program."""
+    return isinstance(error, OSError) or any(
+        cls.__module__.partition(".")[0] in LIBRARIES for cls in type(error).__mro__
+    )
+
+
+def _is_full(error: BaseException) -> bool:
+    return any(isinstance(one, OSError) and one.errno in NO_ROOM for one in _chain(error))
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether another attempt may succeed."""
+    for one in _chain(error):
+        status = _status(one)
+        if status is not None:
+            return status >= 500 or status in PASSING_STATUS
+        if isinstance(one, LASTING) or "Credential" in type(one).__name__:
+            return False
+    return True
+
+
+def _status(error: Any) -> int | None:
+    """The HTTP status that an error carries, wherever its library puts it."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        names = ((response, "status_code"), (error, "status"), (error, "code"))
+        found = next((getattr(of, name) for of, name in names if hasattr(of, name)), None)
+    return int(found) if str(found).isdigit() else None
+
+
+def _cause(error: BaseException) -> str:
+    """What an error says, in one line; its name where it says nothing."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,229 @@
+"""Fields of Parquet, Arrow and JSON records: nested ones, ids of every type, damaged pages."""
+
+import datetime
+import decimal
+import json
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from frame_jax.config.corpus import SourceConfig
+from frame_jax.corpus.documents import Document, Rejection
+from frame_jax.errors import UserError
+from tests.corpus.reading import read, stripes
+
+ROWS = 500
+TEXTS = [f"document {k} with a few words and more of them {k * k}" for k in range(ROWS)]
+ENCODINGS: dict[str, dict] = {
+    "PLAIN": {"use_dictionary": False, "compression": "none"},
+    "dictionary": {"compression": "none", "dictionary_pagesize_limit": 1 << 20},
+    "snappy": {"use_dictionary": False, "compression": "snappy"},
+    "zstd": {"compression": "zstd"},
+    "gzip": {"compression": "gzip"},
+    "checked": {"use_dictionary": False, "compression": "none", "write_page_checksum": True},
+    "DELTA_BYTE_ARRAY": {
+        "use_dictionary": False,
+        "column_encoding": "DELTA_BYTE_ARRAY",
+        "compression": "none",
+    },
+}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_damaged_page_names_its_file(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": TEXTS}), path, **ENCODINGS[encoding])
+    column = pq.read_metadata(path).row_group(0).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content = bytearray(path.read_bytes())
+    content[start + 30 : start + 200] = b"\xff" * 170  # past the page's header; the footer is whole
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file \("):
+        read(SourceConfig(kind="parquet", path=str(path)))
+
+
+def test_a_letter_that_changed_is_found_where_pages_carry_checksums(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": TEXTS}), path, **ENCODINGS["checked"])
+    content = path.read_bytes()
+    assert content.count(b"document 7 with") == 1
+    path.write_bytes(content.replace(b"document 7 with", b"document 8 with"))
+    with pytest.raises(UserError, match=r"a\.parquet: not a readable Parquet file \(.*CRC"):
+        read(SourceConfig(kind="parquet", path=str(path)))
+
+
+def ids(tmp_path: Path, column: pa.Array, **settings: object) -> list:
+    """What the ids of one-word documents come to; the reason where a record is rejected."""
+    table = pa.table({"id": column, "text": ["word"] * len(column)})
+    found = []
+    for kind in ("parquet", "arrow"):
+        path = tmp_path / f"a.{kind}"
+        if kind == "parquet":
+            pq.write_table(table, path)
+        else:
+            with pa.ipc.new_stream(str(path), table.schema) as writer:
+                writer.write_table(table)
+        records = read(SourceConfig(kind=kind, path=str(path), **settings))
+        found.append(
+            [r.id.replace(kind, "*") if isinstance(r, Document) else r.reason for r in records]
+        )
+    assert found[0] == found[1]
+    return found[0]
+
+
+UUIDS = [uuid.UUID(int=k) for k in (1, 2**127)]
+
+
+@pytest.mark.parametrize(
+    ("column", "wanted"),
+    [
+        (pa.array(["a", None]), ["a", "a.*:2"]),
+        (pa.array(["a", "b"], pa.string_view()), ["a", "b"]),
+        (pa.array([7, 2**60]), ["7", str(2**60)]),
+        (pa.array([1.0, 2.5, float("nan"), None]), ["1", "2.5", "a.*:3", "a.*:4"]),
+        (pa.array([u.bytes for u in UUIDS], pa.uuid()), [str(u) for u in UUIDS]),
+        (pa.array([b"\xff" * 4, b"abcd"], pa.binary(4)), ["ffffffff", "abcd"]),
+        (pa.array([b"\x80", b"ok"]), ["80", "ok"]),
+        (pa.array([decimal.Decimal("1.50")]), ["1.50"]),
+        (pa.array([datetime.date(2026, 1, 2)]), ["2026-01-02"]),
+        (pa.array([1], pa.timestamp("ns")), ["1970-01-01 00:00:00.000000001"]),
+        (pa.array([True, False]), ["a.*:1", "a.*:2"]),
+        (pa.array([["x"], []]), ["a.*:1", "a.*:2"]),
+        (pa.array([{"oid": "x"}, None]), ["a.*:1", "a.*:2"]),
+    ],
+    ids=lambda value: str(getattr(value, "type", "")),
+)
+def test_an_id_column_of_any_type_refuses_nothing(tmp_path, column, wanted) -> None:
+    assert ids(tmp_path, column) == wanted
+
+
+def test_an_id_that_was_asked_for_by_name_must_be_one(tmp_path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"key": [1], "id": 1.0, "text": "a"}\n{"key": 3.0, "text": "b"}\n')
+    bad, good = read(SourceConfig(kind="jsonl", path=str(path), id_field="key"))
+    assert isinstance(bad, Rejection) and "'key' holds list" in bad.reason
+    assert good.id == "3"
+    assert [r.id for r in read(SourceConfig(kind="jsonl", path=str(path)))] == ["1", "a.jsonl:2"]
+
+
+@pytest.mark.parametrize("value", ["1.0", "true", '{"$oid": "x"}', "[1]", "1e400"])
+def test_json_ids_of_any_type_refuse_nothing(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"id": {value}, "text": "a"}}\n')
+    (record,) = read(SourceConfig(kind="jsonl", path=str(path)))
+    assert record.id == ("1" if value == "1.0" else "a.jsonl:1")
+
+
+NESTED = [
+    {"text": "a", "meta": {"set": {"name": "web"}, "lang": "en"}, "a.b": "flat"},
+    {"text": "b", "meta": {"set": None, "lang": "zh"}, "a.b": "top"},
+    {"text": "c", "meta": None, "a.b": None},
+]
+FIELDS = {
+    "domain_field": "meta.set.name",
+    "language_field": "meta.lang",
+    "source_field": "a.b",
+    "domain": "none",
+    "language": "xx",
+}
+WANTED = [("a", "web", "en", "flat"), ("b", "none", "zh", "top"), ("c", "none", "xx", "a")]
+
+
+def seen(config: SourceConfig) -> list[tuple[str, str, str, str]]:
+    return [(d.text, d.domain, d.language, d.source) for d in read(config)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "json text", "json column", "map"])
+def test_dotted_paths_reach_into_objects_structs_maps_and_json_texts(tmp_path, kind) -> None:
+    records = NESTED
+    if kind in ("json text", "json column"):
+        records = [r | {"meta": json.dumps(r["meta"])} for r in NESTED]
+    path = tmp_path / f"a.{kind}"
+    if kind in ("jsonl", "json text"):
+        path.write_text("".join(json.dumps(r) + "\n" for r in records))
+        reader = "jsonl"
+    else:
+        table = pa.Table.from_pylist(records)
+        if kind == "map":
+            inner = pa.struct([("name", pa.string())])
+            maps = [list(r["meta"].items()) if r["meta"] else None for r in NESTED]
+            maps = [m and [("set", m[0][1])] for m in maps]
+            column = pa.array(maps, pa.map_(pa.string(), inner))
+            table = table.set_column(1, "meta", column).append_column(
+                "lang", pa.array(["en", "zh", None])
+            )
+        reader = "arrow" if kind == "arrow" else "parquet"
+        if kind == "arrow":
+            with pa.ipc.new_file(str(path), table.schema) as writer:
+                writer.write_table(table)
+        else:
+            pq.write_table(table, path)
+    fields = FIELDS | ({"language_field": "lang"} if kind == "map" else {})
+    assert seen(SourceConfig(kind=reader, path=str(path), **fields)) == WANTED
+
+
+def test_text_and_id_may_be_nested_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"doc": [{"body": "inside", "key": 5, "big": b"\xff"}]}), path)
+    config = SourceConfig(kind="parquet", path=str(path), text_field="doc.body", id_field="doc.key")
+    (record,) = read(config)
+    assert (record.text, record.id) == ("inside", "5")
+
+
+def test_only_the_fields_asked_for_are_read(tmp_path: Path) -> None:
+    """Text that is not UTF-8 beside what is read harms nobody."""
+    path = tmp_path / "a.parquet"
+    bad = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers())
+    meta = pa.StructArray.from_arrays([pa.array(["web"]), bad], ["name", "bad"])
+    pq.write_table(pa.table({"text": ["a"], "meta": meta}), path)
+    (record,) = read(SourceConfig(kind="parquet", path=str(path), domain_field="meta.name"))
+    assert record.domain == "web"
+    (record,) = read(SourceConfig(kind="parquet", path=str(path), domain_field="meta.bad"))
+    assert "not UTF-8" in record.reason
+
+
+@pytest.mark.parametrize("name", ["meta.nothing", "meta.set.name.more", "other.x", "text.x.y"])
+def test_a_path_that_leads_nowhere_names_the_columns(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.parquet"
+    table = pa.table({"text": ["a"], "meta": [{"set": {"name": 1}, "n": 2}]})
+    pq.write_table(table, path)
+    config = SourceConfig(kind="parquet", path=str(path), domain_field=name)
+    if name == "text.x.y":  # a text may hold JSON
+        assert [r.domain for r in read(config)] == ["text"]
+        return
+    with pytest.raises(UserError, match=rf"no column '{name}'.*text, meta\.set\.name, meta\.n"):
+        read(config)
+
+
+def test_a_text_that_begins_as_json_and_is_none_is_a_rejection(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = [{"text": "a", "meta": "{'set': 1}"}, {"text": "b", "meta": "plain"}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bad, good = read(SourceConfig(kind="jsonl", path=str(path), domain_field="meta.set"))
+    assert "broken JSON in the text that holds 'set'" in bad.reason
+    assert good.domain == "text"
+
+
+@pytest.mark.parametrize("form", ["stream", "file"])
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_arrow_files_of_both_forms_in_stripes(tmp_path: Path, form: str, count: int) -> None:
+    table = pa.table({"text": pa.array(TEXTS).dictionary_encode(), "unread": range(ROWS)})
+    new = pa.ipc.new_stream if form == "stream" else pa.ipc.new_file
+    with new(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=300)
+    config = SourceConfig(kind="arrow", path=str(tmp_path))
+    found = sorted(stripes(config, count), key=lambda record: record.line)
+    assert [(d.text, d.line) for d in found] == list(zip(TEXTS, range(1, ROWS + 1), strict=True))
+
+
+@pytest.mark.parametrize("content", [b"not arrow", b"ARROW1\0\0cut", b""])
+def test_what_is_not_arrow_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.arrow"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.arrow: not a readable Arrow file"):
+        read(SourceConfig(kind="arrow", path=str(path)))
+    with pytest.raises(UserError, match="needs `path`"):
+        SourceConfig(kind="arrow")
