@@ -28,7 +28,7 @@ from frame_jax.run.phases import Unit
 
 T = TypeVar("T")
 
-LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # also the names of this project's extras: gs, s3
+LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # both are in this project's extra `remote`
 TRIES, FIRST_WAIT_SECONDS = 7, 0.5  # each wait is twice the one before: half a minute in all
 WHOLE, DAMAGED = "whole.json", "damaged.json"
 
