@@ -223,6 +223,16 @@ def speed(run: Trained, directory: RunDirectory) -> list[Piece]:
     ]
 
 
+def decided(directory: RunDirectory) -> list[str]:
+    """What the phases decided, rejected or doubted, as they said it on the terminal."""
+    lines = read_remarks(directory)
+    for unit, key in (("tokenize", "tokenizer"), ("score", "warnings"), ("partition", "warnings")):
+        marker = directory.marker(unit)
+        found = read_json(marker).get("summary", {}).get(key, []) if marker.exists() else []
+        lines += [line for line in found if line not in lines]
+    return lines
+
+
 def settings(config: RunConfig) -> list[Piece]:
     """Everything that is needed to make the run again."""
     text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
@@ -230,7 +240,7 @@ def settings(config: RunConfig) -> list[Piece]:
     versions += [[name, metadata.version(name)] for name in LIBRARIES]
     return [
         tag("h2", "Settings and versions"),
-        *(tag("p", line) for line in read_remarks(RunDirectory(config.run_directory))),
+        *(tag("p", line) for line in decided(RunDirectory(config.run_directory))),
         sections.folded("Every setting of the run", tag("pre", text)),
         sections.folded("Versions", table(["library", "version"], versions)),
     ]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from frame_jax.errors import UserError
-from frame_jax.report import report, task_results
+from frame_jax.report import chapters, report, task_results
 from frame_jax.report.held_out_results import (
     around,
     read_results,
@@ -118,6 +118,18 @@ def test_an_arm_without_a_task_has_a_dash() -> None:
         ("frame", "a", 3),
         ("random", "a", 9),
     ]
+
+
+def test_what_the_phases_decided_is_in_the_report(tmp_path: Path) -> None:
+    config, directory = make_run(tmp_path / "run", arms=("random",), steps=50)
+    for unit, key in (("tokenize", "tokenizer"), ("score", "warnings"), ("partition", "warnings")):
+        counts = {"documents": {"train": 3}, "rejected": 0} if unit == "tokenize" else {}
+        summary = {**counts, key: [f"<{unit}> was odd"]}
+        write_json(directory.marker(unit), {"complete": True, "seconds": 1.0, "summary": summary})
+    lines = chapters.decided(directory)
+    assert lines[-3:] == ["<tokenize> was odd", "<score> was odd", "<partition> was odd"]
+    html = "".join(str(piece) for piece in chapters.settings(config))
+    assert "&lt;score&gt; was odd" in html
 
 
 def test_nothing_to_report_is_said(finished: Any, tmp_path: Path) -> None:
