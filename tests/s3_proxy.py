@@ -30,7 +30,9 @@ def serve(patch: pytest.MonkeyPatch, bucket: str = "bucket") -> Iterator[int]:
         _, port = server.get_host_and_port()
         for name, value in CREDENTIALS.items():
             patch.setenv(name, value)
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        url = f"http://127.0.0.1:{port}"
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        pytest.importorskip("requests").post(f"{url}/moto-api/reset", timeout=10)  # one a process
         fsspec.filesystem("s3", skip_instance_cache=True).mkdir(bucket)
         yield port
     finally:

@@ -10,6 +10,7 @@ from typing import Any
 
 import fsspec
 import pytest
+import requests
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -101,13 +102,17 @@ def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     monkeypatch.setattr("frame_jax.retries.WAITS", (0.01, 0.02, 0.02, 0.02, 0.02))
     with Server().running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        reset(server.url)
         forget_file_systems()
         yield server
         server.fault = lambda request: None
-        import requests
-
-        requests.post(f"{server.url}/moto-api/reset", timeout=10)
+        reset(server.url)
         forget_file_systems()
+
+
+def reset(url: str) -> None:
+    """Empties the store: moto keeps one a process, whatever server asks for it."""
+    requests.post(f"{url}/moto-api/reset", timeout=10)
 
 
 def forget_file_systems() -> None:

@@ -174,7 +174,8 @@ def forest(rows: Rows) -> Panel:
             ],
         )
     )
-    return alt.layer(zero, bars, ticks, means).properties(height=26 * len(rows))
+    layers = [zero, *([bars] if spans else []), ticks, means]  # a chart of nothing has no extent
+    return alt.layer(*layers).properties(height=26 * len(rows))
 
 
 def training_rows(rows: Rows, arms: Sequence[str], baseline: str) -> Panel:

@@ -92,7 +92,7 @@ def differences(
     for grouping, *values, _, error in errors:
         label = label_of(grouping, values)
         own = [line for line in seeds if label_of(line[0], line[1:4]) == label]
-        if label is not None:
+        if label is not None and own:  # without a document in common there is no seed
             found[label] = Differences(tuple(line[5] for line in own), error)
     return dict(sorted(found.items(), key=lambda item: item[0] != ALL))
 

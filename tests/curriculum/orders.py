@@ -77,6 +77,5 @@ def schedules(draw: st.DrawFn) -> Schedule:
 
 def preset_map(name: str, cell_rows: dict[str, int], steps: int | None = None) -> SelectionMap:
     curriculum = expand(CurriculumConfig(preset=name), AxesConfig())
-    return SelectionMap(
-        resolve(curriculum, cell_rows, batch_rows=8, sequence_length=8, steps=steps), seed=5
-    )
+    schedule = resolve(curriculum, cell_rows, batch_rows=8, sequence_length=8, steps=steps)
+    return SelectionMap(schedule, seed=5, shuffle=curriculum.shuffle)

@@ -43,7 +43,7 @@ def test_every_figure_is_drawn_without_a_message_or_a_request(page: Page) -> Non
             panels = page.session.execute_script(
                 "return [...document.querySelectorAll('[data-figure]')].map((e) => e.id)"
             )
-            assert len(panels) == 12
+            assert len(panels) == 13
             for panel in panels:
                 found = colours(page.session, panel)
                 assert THEMES["dark" if dark else "light"]["axis"]["labelColor"] in found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax.errors import UserError
-from frame_jax.report.held_out_results import differences, document_scores, read_results
-from frame_jax.report.terminal import terminal_table
+from frame_jax.report.held_out_results import read_results
+from frame_jax.report.study import read_study
 from frame_jax.run import markers, phases
 from frame_jax.run.arm import read_plan
 from frame_jax.run.directory import RunDirectory, read_json, write_json
@@ -89,24 +90,24 @@ def test_an_arm_of_other_rows_is_known_and_not_exported(finished: RunDirectory) 
 
 
 def test_the_report_shows_no_arm_of_other_rows(tmp_path: Path) -> None:
-    _, directory = make_run(tmp_path, arms=("frame", "random"))
+    run, directory = make_run(tmp_path, arms=("frame", "random"))
+    alone = dataclasses.replace(run, curricula={"random": run.curricula["random"]})
+    assert [line["arm"] for line in read_study(alone, directory)["lines"]] == ["random"]
     complete(directory, config())
     assert set(read_results(directory)) == {"frame", "random"}
-    assert terminal_table(directory, ["random"]).row_count == 1
     marker = read_json(directory.marker("pretrain-frame"))
     write_json(
         directory.marker("pretrain-frame"), marker | {"inputs": {"partition": "of other rows"}}
     )
     assert set(read_results(directory)) == {"random"}
-    assert terminal_table(directory, ["frame", "random"]).row_count == 1
 
 
 def test_arms_without_a_common_document_have_no_difference(tmp_path: Path) -> None:
-    _, directory = make_run(tmp_path / "run", arms=("frame", "random"))
-    results = read_results(directory)
-    assert set(differences(directory, results)) == {"frame"}
-    for path in document_scores(directory, "random", results["random"]):
+    run, directory = make_run(tmp_path / "run", arms=("frame", "random"))
+    assert [c["arm"] for c in read_study(run, directory)["comparisons"]] == ["frame"]
+    last = read_results(directory)["random"]["checkpoints"][-1]["step"]
+    for path in (directory.evaluation("random").with_suffix("") / str(last)).glob("*.parquet"):
         table = pq.read_table(path)
         others = pa.array([f"other {doc_id}" for doc_id in table["doc_id"].to_pylist()])
         pq.write_table(table.set_column(table.column_names.index("doc_id"), "doc_id", others), path)
-    assert differences(directory, results) == {}
+    assert read_study(run, directory)["comparisons"] == []
