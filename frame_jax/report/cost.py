@@ -71,9 +71,14 @@ def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
 
 
 def reaching(
-    config: RunConfig, directory: RunDirectory, results: dict[Trial, Result]
+    config: RunConfig, pieces: list[dict[str, Any]], results: dict[Trial, Result]
 ) -> list[dict[str, Any]]:
     """When each arm's held-out loss reaches the final one of the baseline under the same seed.
+
+    Args:
+        config: The run.
+        pieces: What it cost, see `costs`.
+        results: Held-out results by trial.
 
     Returns:
         arm; `steps` by seed, null where it never does; `share`, their mean over the baseline's
@@ -81,7 +86,6 @@ def reaching(
         both null unless every seed gets there.
     """
     overhead: float | None = 0.0
-    pieces = costs(config, directory)
     for piece in pieces:
         if not piece["work"].startswith("pretrain"):
             known = overhead is not None and piece["flops"] is not None

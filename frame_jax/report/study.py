@@ -57,6 +57,7 @@ def read_study(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         for other in references(config, lines, line)
         if (found := compare(config, directory, results, line, other)) is not None
     ]
+    pieces = costs(config, directory)
     return {
         "unit": UNIT,
         "rule": RULE,
@@ -65,8 +66,8 @@ def read_study(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         "comparisons_made": sum(len(c["parts"]) + len(c["tasks"]) for c in compared),
         "lines": [describe(results, line) for line in lines],
         "comparisons": compared,
-        "costs": costs(config, directory),
-        "reaching": reaching(config, directory, results),
+        "costs": pieces,
+        "reaching": reaching(config, pieces, results),
     }
 
 

@@ -1,28 +1,16 @@
 """Random curricula for the property tests."""
 
+from typing import get_args
+
 from hypothesis import strategies as st
 
-from frame_jax.config.curriculum import CurriculumConfig, StageConfig
+from frame_jax.config.curriculum import CurriculumConfig, Preset, StageConfig
 from frame_jax.config.quadrants import AxesConfig
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import Schedule, resolve
 
-PRESETS = (
-    "frame",
-    "random",
-    "ppl_descending",
-    "ppl_ascending",
-    "pd_ascending",
-    "pd_descending",
-    "q3_q1_q4_q2",
-    "reverse",
-    "pdpc",
-    "folded",
-    "random_again",
-    "sawtooth",
-    "there_and_back",
-)
+PRESETS: tuple[str, ...] = get_args(Preset)
 
 
 @st.composite
