@@ -14,7 +14,7 @@ from frame_jax.config.training import TrainingConfig
 from frame_jax.models.cross_entropy import chunk_count, cross_entropy, token_nll
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
-from frame_jax.training.step import Specials, TrainState, batch_loss, make_train_step, view
+from frame_jax.training.step import Specials, TrainState, batch_sums, make_train_step, view
 
 BOS, EOS = 1, 2
 SPECIALS = Specials(BOS, EOS)
@@ -80,7 +80,7 @@ def test_a_document_does_not_see_its_neighbours() -> None:
     def loss(*documents: np.ndarray) -> float:
         row = np.concatenate([[BOS, *document, EOS] for document in documents])[None]
         rows = view(jnp.asarray(row, jnp.int32), SPECIALS, True)
-        return float(batch_loss(decoder, params, rows, 1)[1])
+        return float(batch_sums(decoder, params, rows, 1, TrainingConfig())[1].nll)
 
     assert loss(first, second) == pytest.approx(loss(first) + loss(second), rel=1e-5)
 
@@ -178,7 +178,9 @@ def test_remat_changes_nothing(remat: str) -> None:
     def gradient(remat: str) -> dict:
         decoder = Decoder(model, 64, "float32", remat)
         counted = batch.weights.sum()  # a step's objective is the mean
-        return jax.grad(lambda p: batch_loss(decoder, p, batch, 2)[0] / counted)(params)
+        return jax.grad(lambda p: batch_sums(decoder, p, batch, 2, TrainingConfig())[0] / counted)(
+            params
+        )
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
