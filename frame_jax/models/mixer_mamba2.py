@@ -6,6 +6,8 @@ start anew where a document does.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -38,7 +40,7 @@ def parameters(c: ModelConfig, make: Maker) -> dict[str, nnx.Param]:
         made["conv_x_bias"] = make.vector(m.width, 0.0)
         made["conv_b_bias"] = make.vector(state, 0.0)
         made["conv_c_bias"] = make.vector(state, 0.0)
-    steps = jnp.exp(make.uniform(m.num_heads, float(jnp.log(1e-3)), float(jnp.log(1e-1))))
+    steps = jnp.exp(make.uniform(m.num_heads, math.log(1e-3), math.log(1e-1)))
     return made | {
         "dt_bias": make.vector(m.num_heads, inverse_softplus(steps)),
         "a_log": make.vector(m.num_heads, jnp.log(make.uniform(m.num_heads, 1.0, 16.0))),
