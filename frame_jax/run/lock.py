@@ -51,7 +51,8 @@ def exclusive(directory: RunDirectory) -> Iterator[None]:
         if (elsewhere(path) if locked else holder(path)) and beats(path):
             raise in_use(directory, path)
         file.truncate(0)
-        write_beat(file.fileno(), 0)
+        with contextlib.suppress(*(OSError,) * locked):  # as in `_beat`
+            write_beat(file.fileno(), 0)
         if not locked:
             time.sleep(SETTLE_SECONDS)
             if holder(path) != me():
