@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from frame_jax.models.layers import from_bits, recomputed, saved, to_bits
 
@@ -157,7 +158,7 @@ def _backward(
     def body(grads: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple, Inputs]:
         by_state, by_d = grads
         state, (inputs, positions, grad) = chunk[0], jax.tree.map(from_bits, chunk[1])
-        pull = jax.vjp(lambda *x: one_chunk(*x, positions), state, inputs, d)[1]
+        pull = jax.vjp(functools.partial(one_chunk, positions=positions), state, inputs, d)[1]
         by_state, by_inputs, more = pull((by_state, grad))
         return (by_state, by_d + more), jax.tree.map(to_bits, by_inputs)
 
@@ -181,10 +182,10 @@ def _cut(arrays: Any, size: int) -> Any:
     return jax.tree.map(cut, arrays)
 
 
-def _joined(chunks: jax.Array, T: int) -> jax.Array:
+def _joined(chunks: jax.Array, length: int) -> jax.Array:
     """The inverse of `_cut`, for one array."""
     x = from_bits(chunks).swapaxes(0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :T]
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
 def one_chunk(
@@ -201,30 +202,31 @@ def one_chunk(
     Returns:
         [B, G, R, N, P] float32, and [B, Q, G, R, P] in the dtype of `inputs.x`.
     """
-    x, dt, log_decay, b, c = inputs
+    # Heads in front, tokens behind: plain batched matrix products.
+    x, b, c = (jnp.moveaxis(v, 1, -2) for v in (inputs.x, inputs.b, inputs.c))
+    dt, log_decay = (jnp.moveaxis(v, 1, -1) for v in (inputs.dt, inputs.log_decay))
     product = functools.partial(_product, x.dtype)
-    since_start, between = decays(jnp.moveaxis(log_decay, 1, -1), positions)
+    since_start, between = decays(log_decay, positions, x.dtype)
     x32 = x.astype(jnp.float32)
-    moved = x32 * dt[..., None]
-    scores = product("bign,bjgn->bgij", c, b)
-    y = product("bgrij,bjgrp->bigrp", scores[:, :, None] * between, moved)
-    y += product("bign,bgrnp->bigrp", c, state) * jnp.moveaxis(since_start, -1, 1)[..., None]
-    y += d[..., None] * x32
-    remaining = moved * jnp.moveaxis(between[..., -1, :], -1, 1)[..., None]
+    added = x32 * dt[..., None]
+    scores = product("bgin,bgjn->bgij", c, b)
+    y = product("bgrij,bgrjp->bgrip", scores[:, :, None] * between, added)
+    y += product("bgin,bgrnp->bgrip", c, state) * since_start[..., None]
+    y += d[..., None, None] * x32
     state = state * since_start[..., -1, None, None]
-    state += product("bjgn,bjgrp->bgrnp", b, remaining)
-    return state, y.astype(x.dtype)
+    state += product("bgjn,bgrjp->bgrnp", b, added * between[..., -1, :, None])
+    return state, jnp.moveaxis(y, -2, 1).astype(x.dtype)
 
 
-def decays(log_decay: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+def decays(
+    log_decay: jax.Array, positions: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
     """What is left of earlier contributions; 0 of what is of an earlier document.
-
-    Differences of running sums would lose, to rounding, what a token that forgets much leaves of
-    the digits after it. So multiples of `EXACT` are summed apart from what is between them.
 
     Args:
         log_decay: [B, G, R, Q], from `FORGOTTEN` to 0.
         positions: [B, Q].
+        dtype: Compute dtype.
 
     Returns:
         [B, G, R, Q], at each token, of the state before the chunk, and [B, G, R, Q, Q], at token i,
@@ -232,13 +234,44 @@ def decays(log_decay: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.A
     """
     place = jnp.arange(positions.shape[1])
     distance = place[:, None] - place
-    seen = (distance >= 0) & (distance <= positions[:, :, None])
-    coarse = jnp.round(log_decay / EXACT) * EXACT
-    sums = [jnp.cumsum(part, axis=-1) for part in (coarse, log_decay - coarse)]
-    since_start = jnp.where((positions > place)[:, None, None], sums[0] + sums[1], -jnp.inf)
-    coarse, fine = (x[..., :, None] - x[..., None, :] for x in sums)
-    between = jnp.where(seen[:, None, None], coarse + fine, -jnp.inf)
+    earlier = (distance > 0) & (distance <= positions[:, :, None])
+    itself = jnp.where(distance == 0, 0.0, -jnp.inf)
+    between = jnp.where(earlier[:, None, None], _sums_between(dtype, log_decay), itself)
+    since_start = sum(_running_sums(log_decay))
+    since_start = jnp.where((positions > place)[:, None, None], since_start, -jnp.inf)
     return jnp.exp(since_start), jnp.exp(between)
+
+
+def _running_sums(log_decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two parts of the sums up to each token: of multiples of `EXACT`, and of what is beside them.
+
+    Differences of whole sums would lose, to rounding, what a token that forgets much leaves of the
+    digits of those after it.
+    """
+    coarse = jnp.round(log_decay / EXACT) * EXACT
+    return jnp.cumsum(coarse, axis=-1), jnp.cumsum(log_decay - coarse, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums_between(dtype: jnp.dtype, log_decay: jax.Array) -> jax.Array:
+    """[..., Q] -> [..., Q, Q]: the sum over the tokens after j up to i, where j is before i.
+
+    The derivative sums, for each token, over the pairs that it is between. Autodiff would take the
+    difference of two sums over all pairs, and leave rounding where there is none.
+    """
+    coarse, fine = (x[..., :, None] - x[..., None, :] for x in _running_sums(log_decay))
+    return coarse + fine
+
+
+def _sums_between_backward(
+    dtype: jnp.dtype, residuals: None, grad: jax.Array
+) -> tuple[jax.Array]:
+    until = np.tri(grad.shape[-1], dtype=bool)  # [i, k]: k is up to i
+    sums = _product(dtype, "bgrij,jk->bgrik", grad, jnp.asarray(~until, dtype))
+    return (jnp.sum(jnp.where(until, sums, 0), axis=-2),)
+
+
+_sums_between.defvjp(lambda dtype, x: (_sums_between(dtype, x), None), _sums_between_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
