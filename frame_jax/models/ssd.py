@@ -263,9 +263,7 @@ def _sums_between(dtype: jnp.dtype, log_decay: jax.Array) -> jax.Array:
     return coarse + fine
 
 
-def _sums_between_backward(
-    dtype: jnp.dtype, residuals: None, grad: jax.Array
-) -> tuple[jax.Array]:
+def _sums_between_backward(dtype: jnp.dtype, residuals: None, grad: jax.Array) -> tuple[jax.Array]:
     until = np.tri(grad.shape[-1], dtype=bool)  # [i, k]: k is up to i
     sums = _product(dtype, "bgrij,jk->bgrik", grad, jnp.asarray(~until, dtype))
     return (jnp.sum(jnp.where(until, sums, 0), axis=-2),)
