@@ -23,7 +23,7 @@ import numpy as np
 from frame_jax.models.layers import from_bits, recomputed, saved, to_bits
 
 FORGOTTEN = -128.0  # exp of this is 0 in float32
-EXACT = 1 / 128  # sums of multiples of this are exact in float32, over 1,024 tokens and above
+EXACT = 1 / 128  # multiples of this up to 128 sum exactly in float32, 1,024 of them
 
 
 @recomputed
