@@ -19,7 +19,9 @@ from frame_jax.parallel.sharding import platform
 
 CPU_TILE = 64
 TPU_TILES = (512, 256, 128)  # rows of a tile, the largest that an expert's usual run fills
-TPU_BLOCK = 1024  # at most so many rows and columns of a matrix are multiplied at one time
+# What is multiplied at one time, with tiles of 512 rows, fits in the 16 MiB that a v5e's compiler
+# gives a kernel; operands of 1024 columns keep the matrix unit busier than memory.
+TPU_BLOCK_BYTES = 2048  # of a row of operands
 
 
 class Placement(NamedTuple):
@@ -224,8 +226,9 @@ def _run_lengths(tile_expert: jax.Array, rows: int, num_experts: int) -> jax.Arr
     return (tiles * (rows // len(tile_expert))).astype(jnp.int32)
 
 
-def _blocks(x: jax.Array, rows: int, columns: int, tile_expert: jax.Array) -> tuple[int, int, int]:
-    return len(x) // len(tile_expert), min(rows, TPU_BLOCK), min(columns, TPU_BLOCK)
+def _block(size: int, most: int) -> int:
+    """The largest multiple of 128 up to `most` that divides `size`; else the kernel masks."""
+    return next((block for block in range(most, 0, -128) if size % block == 0), min(size, most))
 
 
 def megablox_products(
@@ -234,13 +237,14 @@ def megablox_products(
     """`_products` in the Pallas kernel for TPU."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 
+    tile, most = len(x) // len(tile_expert), TPU_BLOCK_BYTES // x.itemsize
     columns = w.shape[1 if transposed else 2]
     return gmm(
         x,
         w,
         _run_lengths(tile_expert, len(x), len(w)),
         x.dtype,
-        _blocks(x, x.shape[1], columns, tile_expert),
+        (tile, _block(x.shape[1], most), _block(columns, most)),
         transpose_rhs=transposed,
         interpret=interpret,
     )
@@ -252,12 +256,13 @@ def megablox_outer_products(
     """`_outer_products` in the Pallas kernel for TPU."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
+    tile, most = len(x) // len(tile_expert), TPU_BLOCK_BYTES // x.itemsize
     return tgmm(
         x.T,
         y,
         _run_lengths(tile_expert, len(x), num_experts),
         jnp.float32,
-        _blocks(x, x.shape[1], y.shape[1], tile_expert),
+        (tile, _block(x.shape[1], most // 2), _block(y.shape[1], most)),
         interpret=interpret,
     )
 

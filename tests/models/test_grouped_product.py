@@ -27,7 +27,7 @@ def use(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "platform", lambda: backend)
     monkeypatch.setattr(module, "CPU_TILE", 8)
     monkeypatch.setattr(module, "TPU_TILES", (8,))
-    monkeypatch.setattr(module, "TPU_BLOCK", 8)  # matrices of several blocks, with a remainder
+    monkeypatch.setattr(module, "TPU_BLOCK_BYTES", 32)  # several blocks, and a remainder
     for name in ("megablox_products", "megablox_outer_products"):
         interpreted = functools.partial(getattr(module, name), interpret=True)
         monkeypatch.setattr(module, name, interpreted)
@@ -105,7 +105,6 @@ def with_derivatives(
 
 
 CASES = {
-    "even": (random_choices(1, 2, 5), 5),
     "skewed": (random_choices(2, 3, 7, skew=1.0), 7),
     "one choice": (random_choices(3, 1, 4), 4),
     "all experts": (random_choices(4, 4, 4), 4),
@@ -118,9 +117,7 @@ CASES = {
 
 
 BODIES = [("cpu", case) for case in CASES] + [
-    (backend, case)
-    for backend in ("gpu", "tpu")
-    for case in ("skewed", "first and last take all", "more experts than choices")
+    (backend, case) for backend in ("gpu", "tpu") for case in ("skewed", "first and last take all")
 ]
 
 
@@ -156,15 +153,15 @@ def test_bfloat16_keeps_dtypes_and_comes_close(body: str) -> None:
 
 
 def test_products_sum_in_float32(body: str) -> None:
-    x, w = jnp.ones((8, 4096), jnp.bfloat16), jnp.ones((1, 4096, 8), jnp.float32)
-    tile_expert = jnp.zeros(1 if body != "gpu" else 8, jnp.int32)
-    product, pull_back = jax.vjp(lambda x, w: grouped_matmul(x, w, tile_expert), x, w)
+    x, w = jnp.ones((8, 512), jnp.bfloat16), jnp.ones((1, 512, 8), jnp.float32)
+    tiles = jnp.zeros(8 // tile_rows(8, 1), jnp.int32)
+    product = grouped_matmul(x, w, tiles)
     assert product.dtype == jnp.bfloat16
-    assert np.all(np.float32(product) == 4096)  # bfloat16 sums would stop at 256
-    many = jnp.ones((512, 8), jnp.bfloat16)
-    tile_expert = jnp.zeros(64 if body != "gpu" else 512, jnp.int32)
-    _, pull_back = jax.vjp(lambda w: grouped_matmul(many, w, tile_expert), w[:, :8])
-    (grad,) = pull_back(many)
+    assert np.all(np.float32(product) == 512)  # bfloat16 sums would stop at 256
+    x, w = jnp.ones((512, 8), jnp.bfloat16), jnp.ones((1, 8, 8), jnp.float32)
+    tiles = jnp.zeros(512 // tile_rows(512, 1), jnp.int32)
+    product, pull_back = jax.vjp(lambda w: grouped_matmul(x, w, tiles), w)
+    (grad,) = pull_back(jnp.ones_like(product))
     assert grad.dtype == jnp.float32
     assert np.all(np.asarray(grad) == 512)
 
@@ -214,12 +211,12 @@ def test_shards_of_experts_and_of_columns_add_up(case: str, body: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("tile", [1, 8])
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(("tile", "first"), [(8, 0), (8, 1), (1, 1)])
 def test_every_choice_has_one_row_of_a_tile_of_its_expert(case: str, tile: int, first: int) -> None:
     experts, E = CASES[case]
     experts, E = experts - first, E - 2 * first  # the experts outside are absent
-    source, place, tile_expert = (np.asarray(a) for a in plan(jnp.asarray(experts), E, tile))
+    placement = jax.jit(plan, static_argnums=(1, 2))(jnp.asarray(experts), E, tile)
+    source, place, tile_expert = (np.asarray(a) for a in placement)
     rows, choices, here = len(source), experts.size, (experts >= 0) & (experts < E)
     assert rows % tile == 0
     assert rows == len(tile_expert) * tile
