@@ -1,5 +1,5 @@
-"""Experts on the tokens that chose them, arrays in and out: nothing is dropped, nothing is padded to
-a capacity, and no token's result depends on another token.
+"""Experts on the tokens that chose them, arrays in and out: no capacity, nothing is dropped, and no
+token's result depends on another token.
 
 Choices are sorted by expert, and each expert's run is padded to whole tiles of rows, so that a tile
 meets one expert's matrix. Moving tokens to rows and back are gathers, each the other's transpose.
@@ -9,7 +9,6 @@ The product of tiles and matrices has one body for each backend: Pallas megablox
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -20,7 +19,9 @@ from frame_jax.parallel.sharding import platform
 
 CPU_TILE = 64
 TPU_TILES = (512, 256, 128)  # rows of a tile, the largest that an expert's usual run fills
-TPU_BLOCK = 1024  # at most so many rows and columns of a matrix are multiplied at one time
+# What is multiplied at one time, with tiles of 512 rows, fits in the 16 MiB that a v5e's compiler
+# gives a kernel; operands of 1024 columns keep the matrix unit busier than memory.
+TPU_BLOCK_BYTES = 2048  # of a row of operands
 
 
 class Placement(NamedTuple):
@@ -51,13 +52,13 @@ def tile_rows(choices: int, experts: int) -> int:
             return CPU_TILE
 
 
-def plan(experts: jax.Array, E: int, tile: int) -> Placement:
+def plan(experts: jax.Array, num_experts: int, tile: int) -> Placement:
     """Rows for all choices, sorted by expert, each expert's run padded to whole tiles.
 
     Args:
         experts: [M, k] int32, different for each choice of a token; choices outside [0, E) are of
             experts that are not here, and get no row.
-        E: Number of experts here.
+        num_experts: E, experts here.
         tile: Rows of a tile.
 
     Returns:
@@ -65,13 +66,13 @@ def plan(experts: jax.Array, E: int, tile: int) -> Placement:
         M * min(k, E) + E * (tile - 1).
     """
     M, k = experts.shape
-    most = M * min(k, E)
-    tiles = (most + min(E, most) * (tile - 1)) // tile
+    most = M * min(k, num_experts)
+    tiles = (most + min(num_experts, most) * (tile - 1)) // tile
     rows = jnp.arange(tiles * tile, dtype=jnp.int32)
-    chosen = jnp.where((experts >= 0) & (experts < E), experts, E).reshape(-1)
+    chosen = jnp.where((experts >= 0) & (experts < num_experts), experts, num_experts).reshape(-1)
     order = jnp.argsort(chosen, stable=True).astype(jnp.int32)
     in_order = chosen[order]
-    starts = jnp.searchsorted(in_order, jnp.arange(E + 1)).astype(jnp.int32)
+    starts = jnp.searchsorted(in_order, jnp.arange(num_experts + 1)).astype(jnp.int32)
     lengths = jnp.diff(starts)
     ends = jnp.cumsum(-(-lengths // tile) * tile)  # [E] where the padded runs end
     shift = jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]]) - starts[:-1]
@@ -79,11 +80,11 @@ def plan(experts: jax.Array, E: int, tile: int) -> Placement:
     tile_expert = jnp.searchsorted(ends, rows[::tile], side="right").astype(jnp.int32)
     expert = jnp.repeat(tile_expert, tile)
     at = rows - shift.at[expert].get(mode="clip")  # place among the sorted choices
-    filled = (expert < E) & (at < starts[1:].at[expert].get(mode="clip"))
+    filled = (expert < num_experts) & (at < starts[1:].at[expert].get(mode="clip"))
     source = jnp.where(filled, order.at[at].get(mode="clip"), M * k)
 
     places = jnp.arange(M * k, dtype=jnp.int32) + shift.at[in_order].get(mode="clip")
-    places = jnp.where(in_order < E, places, rows.size)
+    places = jnp.where(in_order < num_experts, places, rows.size)
     _, place = jax.lax.sort((order, places), num_keys=1)  # back in the order of the tokens
     return Placement(saved(source), saved(place.reshape(M, k)), saved(tile_expert))
 
@@ -167,15 +168,17 @@ def _products(x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bo
             return looped_products(x, w, tile_expert, transposed)
 
 
-def _outer_products(x: jax.Array, y: jax.Array, tile_expert: jax.Array, E: int) -> jax.Array:
+def _outer_products(
+    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
+) -> jax.Array:
     """[R, D] and [R, F] to [E, D, F] float32: over the rows of an expert, the sum of x_d * y_f."""
     match platform():
         case "tpu":
-            return megablox_outer_products(x, y, tile_expert, E)
+            return megablox_outer_products(x, y, tile_expert, num_experts)
         case "gpu":
-            return ragged_outer_products(x, y, tile_expert, E)
+            return ragged_outer_products(x, y, tile_expert, num_experts)
         case _:
-            return looped_outer_products(x, y, tile_expert, E)
+            return looped_outer_products(x, y, tile_expert, num_experts)
 
 
 def looped_products(
@@ -197,7 +200,9 @@ def looped_products(
     return from_bits(jax.lax.fori_loop(0, jnp.sum(tile_expert < len(w)), body, out))
 
 
-def looped_outer_products(x: jax.Array, y: jax.Array, tile_expert: jax.Array, E: int) -> jax.Array:
+def looped_outer_products(
+    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
+) -> jax.Array:
     """`_outer_products`, a tile at a time, added up in place."""
     tile = len(x) // len(tile_expert)
     x, y = to_bits(x), to_bits(y)
@@ -211,50 +216,53 @@ def looped_outer_products(x: jax.Array, y: jax.Array, tile_expert: jax.Array, E:
         )
         return out.at[tile_expert[i]].add(product)
 
-    out = jnp.zeros((E, x.shape[1], y.shape[1]), jnp.float32)
-    return jax.lax.fori_loop(0, jnp.sum(tile_expert < E), body, out)
+    out = jnp.zeros((num_experts, x.shape[1], y.shape[1]), jnp.float32)
+    return jax.lax.fori_loop(0, jnp.sum(tile_expert < num_experts), body, out)
 
 
-def _run_lengths(tile_expert: jax.Array, rows: int, E: int) -> jax.Array:
+def _run_lengths(tile_expert: jax.Array, rows: int, num_experts: int) -> jax.Array:
     """[E] int32: rows of each expert's padded run."""
-    tiles = jnp.diff(jnp.searchsorted(tile_expert, jnp.arange(E + 1)))
+    tiles = jnp.diff(jnp.searchsorted(tile_expert, jnp.arange(num_experts + 1)))
     return (tiles * (rows // len(tile_expert))).astype(jnp.int32)
 
 
-def _blocks(x: jax.Array, rows: int, columns: int, tile_expert: jax.Array) -> tuple[int, int, int]:
-    return len(x) // len(tile_expert), min(rows, TPU_BLOCK), min(columns, TPU_BLOCK)
+def _block(size: int, most: int) -> int:
+    """The largest multiple of 128 up to `most` that divides `size`; else the kernel masks."""
+    return next((block for block in range(most, 0, -128) if size % block == 0), min(size, most))
 
 
 def megablox_products(
     x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool, interpret: bool = False
 ) -> jax.Array:
     """`_products` in the Pallas kernel for TPU."""
-    from jax.experimental.pallas.ops.tpu.megablox import gmm
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 
+    tile, most = len(x) // len(tile_expert), TPU_BLOCK_BYTES // x.itemsize
     columns = w.shape[1 if transposed else 2]
-    return gmm.gmm(
+    return gmm(
         x,
         w,
         _run_lengths(tile_expert, len(x), len(w)),
         x.dtype,
-        _blocks(x, x.shape[1], columns, tile_expert),
+        (tile, _block(x.shape[1], most), _block(columns, most)),
         transpose_rhs=transposed,
         interpret=interpret,
     )
 
 
 def megablox_outer_products(
-    x: jax.Array, y: jax.Array, tile_expert: jax.Array, E: int, interpret: bool = False
+    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int, interpret: bool = False
 ) -> jax.Array:
     """`_outer_products` in the Pallas kernel for TPU."""
-    from jax.experimental.pallas.ops.tpu.megablox import gmm
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
-    return gmm.tgmm(
+    tile, most = len(x) // len(tile_expert), TPU_BLOCK_BYTES // x.itemsize
+    return tgmm(
         x.T,
         y,
-        _run_lengths(tile_expert, len(x), E),
+        _run_lengths(tile_expert, len(x), num_experts),
         jnp.float32,
-        _blocks(x, x.shape[1], y.shape[1], tile_expert),
+        (tile, _block(x.shape[1], most // 2), _block(y.shape[1], most)),
         interpret=interpret,
     )
 
@@ -274,7 +282,9 @@ def ragged_products(
     return product.astype(x.dtype)
 
 
-def ragged_outer_products(x: jax.Array, y: jax.Array, tile_expert: jax.Array, E: int) -> jax.Array:
+def ragged_outer_products(
+    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
+) -> jax.Array:
     """`_outer_products` in `jax.lax.ragged_dot_general`."""
     numbers = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((0,), (0,)), ((), ())),
@@ -282,8 +292,22 @@ def ragged_outer_products(x: jax.Array, y: jax.Array, tile_expert: jax.Array, E:
         rhs_group_dimensions=[],
     )
     return jax.lax.ragged_dot_general(
-        x, y, _run_lengths(tile_expert, len(x), E), numbers, preferred_element_type=jnp.float32
+        x,
+        y,
+        _run_lengths(tile_expert, len(x), num_experts),
+        numbers,
+        preferred_element_type=jnp.float32,
     )
+
+
+@recomputed
+def _gate_and_up(
+    x: jax.Array, placement: Placement, gate: jax.Array, up: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """[M, D] to twice [R, F]. A token's k rows are made again in the backward pass, not kept."""
+    rows = dispatch(x, placement)
+    tiles = placement.tile_expert
+    return grouped_matmul(rows, gate, tiles), grouped_matmul(rows, up, tiles)
 
 
 @recomputed
@@ -322,13 +346,8 @@ def feed_forward_experts(
     """
     E = len(gate)
     placement = plan(experts - first_expert, E, tile_rows(experts.size, E))
-    rows = dispatch(x, placement)
-    product = functools.partial(grouped_matmul, tile_expert=placement.tile_expert)
+    gate_out, up_out = _gate_and_up(x, placement, gate, up)
     # A weight on the way into `down` counts for the same as one on the way out, and spares the
     # backward pass what comes out.
-    hidden = _weighted_swiglu(
-        saved(product(rows, gate)),
-        saved(product(rows, up)),
-        dispatch_choices(weights, placement),
-    )
-    return combine(product(hidden, down), placement)
+    hidden = _weighted_swiglu(saved(gate_out), saved(up_out), dispatch_choices(weights, placement))
+    return combine(grouped_matmul(hidden, down, placement.tile_expert), placement)

@@ -95,14 +95,12 @@ def _total(scores: jax.Array) -> jax.Array:
 def _chosen(score: jax.Array, experts: jax.Array) -> jax.Array:
     """`score` [M, E] at `experts` [M, k]. Comparing instead of indexing keeps a scatter out of the
     backward pass."""
-    return jnp.sum(
-        jnp.where(_is_chosen(experts, score.shape[-1]), score[..., None, :], 0.0), axis=-1
-    )
+    return jnp.sum(jnp.where(_is_chosen(experts, score.shape[-1]), score[:, None], 0.0), axis=-1)
 
 
-def _is_chosen(experts: jax.Array, E: int) -> jax.Array:
+def _is_chosen(experts: jax.Array, num_experts: int) -> jax.Array:
     """[..., k] to [..., k, E]."""
-    return experts[..., None] == jnp.arange(E)
+    return experts[..., None] == jnp.arange(num_experts)
 
 
 def statistics(
