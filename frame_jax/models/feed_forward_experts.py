@@ -112,8 +112,8 @@ def outputs(
     first: jax.Array | int = 0,
 ) -> jax.Array:
     """`mixture` on one device, of the experts from `first` on that are at hand."""
-    flat = (array.reshape(-1, array.shape[-1]) for array in (x, experts, weights))
-    return feed_forward_experts(*flat, gate, up, down, first).reshape(x.shape)
+    flat, chosen, scores = (a.reshape(-1, a.shape[-1]) for a in (x, experts, weights))
+    return feed_forward_experts(flat, chosen, scores, gate, up, down, first).reshape(x.shape)
 
 
 def local_outputs(

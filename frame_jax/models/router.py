@@ -39,7 +39,7 @@ class Statistics(NamedTuple):
 
 
 def router_logits(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """[M, D] in the compute dtype times [D, E] float32: [M, E] float32.
+    """[..., D] in the compute dtype times [D, E] float32: [..., E] float32.
 
     The backward pass chooses from the saved logits, so it cannot choose otherwise.
     """
@@ -62,7 +62,7 @@ def choose(
     """The experts of each token: those with the highest score, the first of equals.
 
     Args:
-        logits: [M, E] float32.
+        logits: [..., E] float32.
         bias: [E] float32, added to the scores for the choice only; or None.
         per_token: k, experts of a token.
         scores: `softmax` over all experts, or `sigmoid` of each expert by itself.
@@ -70,9 +70,9 @@ def choose(
         scaling: What the weights are multiplied by, last.
 
     Returns:
-        experts: [M, k] int32, all different.
-        weights: [M, k] float32, the chosen scores.
-        probabilities: [M, E] float32, the scores, which sum to 1 over experts.
+        experts: [..., k] int32, all different.
+        weights: [..., k] float32, the chosen scores.
+        probabilities: [..., E] float32, the scores, which sum to 1 over experts.
     """
     probabilities = score = jax.nn.softmax(logits)
     if scores == "sigmoid":
@@ -93,9 +93,10 @@ def _total(scores: jax.Array) -> jax.Array:
 
 @recomputed
 def _chosen(score: jax.Array, experts: jax.Array) -> jax.Array:
-    """`score` [M, E] at `experts` [M, k]. Comparing instead of indexing keeps a scatter out of the
-    backward pass."""
-    return jnp.sum(jnp.where(_is_chosen(experts, score.shape[-1]), score[:, None], 0.0), axis=-1)
+    """`score` [..., E] at `experts` [..., k]. Comparing instead of indexing keeps a scatter out of
+    the backward pass."""
+    chosen = _is_chosen(experts, score.shape[-1])
+    return jnp.sum(jnp.where(chosen, score[..., None, :], 0.0), axis=-1)
 
 
 def _is_chosen(experts: jax.Array, num_experts: int) -> jax.Array:
