@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-from frame_jax.config.base import require
+from frame_jax.config.base import added, require
+
+Mixer = Literal["attention", "mamba2"]
+FeedForward = Literal["dense", "experts", "none"]
+LayerName = Literal[
+    "attention+dense",
+    "attention+experts",
+    "attention+none",
+    "mamba2+dense",
+    "mamba2+experts",
+    "mamba2+none",
+]
+DENSE: tuple[LayerName, ...] = ("attention+dense",)
+
+
+class Kind(NamedTuple):
+    """What a layer is made of."""
+
+    mixer: Mixer
+    feed_forward: FeedForward
+
+
+class Run(NamedTuple):
+    """Equal layers, one after the other.
+
+    Attributes:
+        name: Their parameters' name among those of all layers; empty where all layers are equal.
+        kind: What they are.
+        length: How many there are in one repeat of the pattern.
+    """
+
+    name: str
+    kind: Kind
+    length: int
 
 
 @dataclass(frozen=True)
@@ -34,22 +69,127 @@ class RopeScalingConfig:
 
 
 @dataclass(frozen=True)
+class ExpertsConfig:
+    """A feed-forward layer of which each token takes a few parts, chosen by a router.
+
+    No token is dropped: what a document's tokens become does not depend on its neighbours.
+
+    Attributes:
+        count: Experts.
+        per_token: Experts that a token goes through.
+        intermediate_size: Width of one expert, a SwiGLU layer.
+        shared_size: Width of a SwiGLU layer that every token goes through beside them; 0 for none.
+        scores: What the router's logits become: `softmax` over all experts, or `sigmoid` of each.
+        renormalise: Whether the chosen scores are divided by their sum.
+        scaling: Factor on them after that.
+        balance_bias: Whether a bias, for the choice alone, evens out the load (see
+            `training.balance_bias_rate`); DeepSeek-V3's loss-free balancing.
+    """
+
+    count: int = 8
+    per_token: int = 2
+    intermediate_size: int = 352
+    shared_size: int = 0
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    renormalise: bool = False
+    scaling: float = 1.0
+    balance_bias: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("count", "per_token", "intermediate_size"):
+            value = getattr(self, key)
+            require(value >= 1, f"model.experts.{key} must be at least 1, not {value}")
+        require(
+            self.per_token <= self.count,
+            f"model.experts.per_token ({self.per_token}) must not exceed model.experts.count "
+            f"({self.count})",
+        )
+        require(self.shared_size >= 0, "model.experts.shared_size must not be negative")
+        require(self.scaling > 0, f"model.experts.scaling must be positive, not {self.scaling}")
+
+
+@dataclass(frozen=True)
+class Mamba2Config:
+    """A Mamba-2 mixer (Dao and Gu 2024, arXiv 2405.21060).
+
+    Attributes:
+        num_heads: Heads of the state-space layer.
+        head_dim: Width of a head.
+        state_size: Numbers of state for each number of a head.
+        groups: Groups of heads that share their input and output maps (B and C); divides
+            `num_heads`.
+        conv_width: Tokens that the causal convolution before it sees.
+        conv_bias: Whether that convolution has a bias.
+        chunk: Tokens that are mixed in one piece; changes speed and memory, no result.
+        min_step: Lower limit of the step size (dt), after the softplus.
+        max_step: Upper limit; null for none.
+    """
+
+    num_heads: int = 8
+    head_dim: int = 64
+    state_size: int = 64
+    groups: int = 1
+    conv_width: int = 4
+    conv_bias: bool = True
+    chunk: int = 64
+    min_step: float = 0.0
+    max_step: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("num_heads", "head_dim", "state_size", "groups", "conv_width", "chunk"):
+            value = getattr(self, key)
+            require(value >= 1, f"model.mamba2.{key} must be at least 1, not {value}")
+        require(
+            self.num_heads % self.groups == 0,
+            f"model.mamba2.num_heads ({self.num_heads}) must be a multiple of model.mamba2.groups "
+            f"({self.groups})",
+        )
+        require(
+            0 <= self.min_step < (self.max_step or float("inf")),
+            "model.mamba2: min_step must lie between 0 and max_step",
+        )
+
+    @property
+    def width(self) -> int:
+        """Width of all heads."""
+        return self.num_heads * self.head_dim
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a dense decoder. The vocabulary comes from the tokenizer.
+    """Shape of a decoder. The vocabulary comes from the tokenizer.
 
     Attributes:
         hidden_size: Width of the residual stream.
-        intermediate_size: Width of the SwiGLU feed-forward layer.
+        intermediate_size: Width of the dense feed-forward layer.
         num_layers: Decoder layers.
         num_heads: Query heads.
         num_kv_heads: Key and value heads (grouped-query attention); divides `num_heads`.
         head_dim: Width of a head; null means hidden_size / num_heads. Even (rotary pairs).
         rope_theta: Base of the rotary frequencies.
         rope_scaling: Stretch of the rotary frequencies; null leaves them.
-        norm_eps: Added to the mean square inside RMSNorm.
+        norm_eps: Added to the mean square inside RMSNorm, to the variance inside LayerNorm.
         qkv_bias: Whether queries, keys and values have a bias (Qwen2).
-        qk_norm: Whether each head's queries and keys are normed before rotation (Qwen3).
+        qk_norm: Whether queries and keys are normed before rotation (Qwen3, OLMo 2).
         tie_embeddings: Whether the output projection is the transposed embedding.
+        layers: What the layers are, from the first on: a mixer and a feed-forward, such as
+            `attention+dense` or `mamba2+none`. A shorter list is repeated up to `num_layers`.
+        experts: The mixture of experts in layers that have one.
+        mamba2: The mixer of Mamba-2 layers.
+        qk_norm_over: What `qk_norm` norms: each `head` (Qwen3), or the whole `projection` before
+            it is cut into heads (OLMo 2, OLMoE).
+        rotary_fraction: Share of a head that is rotated, from its first numbers on; 0 leaves
+            attention without positions.
+        norm: `rms`, or `layer` for LayerNorm with bias (GPT-NeoX).
+        norm_position: Whether a sublayer's input is normed (`before`) or its output (`after`,
+            OLMo 2).
+        parallel_residual: Whether mixer and feed-forward read the same input (GPT-NeoX).
+        activation: Of the dense feed-forward: `swiglu`, or `gelu` without a gate (GPT-NeoX).
+        bias: Whether the attention's output projection and the dense feed-forward have biases.
+        embedding_multiplier: Factor on the embedding (Granite).
+        residual_multiplier: Factor on what a sublayer adds to the residual stream (Granite).
+        attention_multiplier: Factor on attention scores; null means 1 / sqrt(head_dim).
+        logits_divisor: What logits are divided by (Granite).
     """
 
     hidden_size: int = 256
@@ -64,6 +204,20 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     tie_embeddings: bool = True
+    layers: tuple[LayerName, ...] = added(DENSE)
+    experts: ExpertsConfig = added(ExpertsConfig())
+    mamba2: Mamba2Config = added(Mamba2Config())
+    qk_norm_over: Literal["head", "projection"] = added("head")
+    rotary_fraction: float = added(1.0)
+    norm: Literal["rms", "layer"] = added("rms")
+    norm_position: Literal["before", "after"] = added("before")
+    parallel_residual: bool = added(False)
+    activation: Literal["swiglu", "gelu"] = added("swiglu")
+    bias: bool = added(False)
+    embedding_multiplier: float = added(1.0)
+    residual_multiplier: float = added(1.0)
+    attention_multiplier: float | None = added(None)
+    logits_divisor: float = added(1.0)
 
     def __post_init__(self) -> None:
         for key in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
@@ -85,11 +239,73 @@ class ModelConfig:
             self.head_width >= 2 and self.head_width % 2 == 0,
             f"model.head_dim must be positive and even, not {self.head_width} (rotary positions)",
         )
-        for key in ("rope_theta", "norm_eps"):
+        for key in (
+            "rope_theta",
+            "norm_eps",
+            "embedding_multiplier",
+            "residual_multiplier",
+            "attention_multiplier",
+            "logits_divisor",
+        ):
             value = getattr(self, key)
-            require(value > 0, f"model.{key} must be positive, not {value}")
+            require(value is None or value > 0, f"model.{key} must be positive, not {value}")
+        require(
+            len(self.layers) >= 1 and self.num_layers % len(self.layers) == 0,
+            f"model.layers names {len(self.layers)} layers, which must divide model.num_layers "
+            f"({self.num_layers})",
+        )
+        require(
+            0 <= self.rotary_fraction <= 1 and self.rotary_width % 2 == 0,
+            f"model.rotary_fraction ({self.rotary_fraction}) must lie between 0 and 1 and leave an "
+            f"even part of a head, not {self.rotary_width} of {self.head_width}",
+        )
+        require(
+            not (self.parallel_residual and self.norm_position == "after"),
+            "model.parallel_residual needs norm_position `before`",
+        )
+        require(
+            not self.parallel_residual or all(kind.feed_forward != "none" for kind in self.kinds),
+            "model.parallel_residual needs a feed-forward in every layer",
+        )
 
     @property
     def head_width(self) -> int:
         """Width of a head."""
         return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def rotary_width(self) -> int:
+        """Numbers of a head that are rotated."""
+        return int(self.head_width * self.rotary_fraction)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What each layer is: one entry a layer."""
+        pattern = [Kind(*name.split("+")) for name in self.layers]  # type: ignore[arg-type]
+        return tuple(pattern) * (self.num_layers // len(pattern))
+
+    def has(self, part: Mixer | FeedForward) -> bool:
+        """Whether any layer has this mixer or this feed-forward."""
+        return any(part in kind for kind in self.kinds)
+
+    @property
+    def repeats(self) -> int:
+        """How often the shortest pattern that makes all layers is repeated; 1 where all layers are
+        equal, which is one run."""
+        kinds = self.kinds
+        if len(set(kinds)) == 1:
+            return 1
+        return max(
+            n
+            for n in range(1, len(kinds) + 1)
+            if len(kinds) % n == 0 and kinds == kinds[: len(kinds) // n] * n
+        )
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The runs of equal layers in one repeat of the pattern."""
+        kinds = self.kinds[: self.num_layers // self.repeats]
+        runs = [(kind, len(list(group))) for kind, group in itertools.groupby(kinds)]
+        if len(runs) == 1:
+            return (Run("", *runs[0]),)
+        return tuple(Run(f"run_{i}", kind, length) for i, (kind, length) in enumerate(runs))

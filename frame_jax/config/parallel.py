@@ -15,6 +15,7 @@ class ParallelConfig:
         slice: Pod slices, joined by the slower network; a replica of the model on each.
         data: Replicas of the model; the batch is split over them.
         fsdp: Shards of every parameter; the batch is split over them too.
+        expert: Shards of the experts of a mixture; the batch is split over them too.
         tensor: Shards of heads and feed-forward columns.
         distributed: Start `jax.distributed` (several hosts); coordinator, count and index come from
             the cluster's environment, or from the fields below.
@@ -26,6 +27,7 @@ class ParallelConfig:
     slice: int = 1
     data: int = 1
     fsdp: int = -1
+    expert: int = 1
     tensor: int = 1
     distributed: bool = False
     coordinator: str | None = None
@@ -33,10 +35,10 @@ class ParallelConfig:
     process: int | None = None
 
     def __post_init__(self) -> None:
-        sizes = (self.slice, self.data, self.fsdp, self.tensor)
+        sizes = (self.slice, self.data, self.fsdp, self.expert, self.tensor)
         require(
             all(size == -1 or size >= 1 for size in sizes) and sizes.count(-1) <= 1,
-            "parallel: slice, data, fsdp, tensor must be positive, at most one of them -1, "
+            "parallel: slice, data, fsdp, expert, tensor must be positive, at most one of them -1, "
             f"not {sizes}",
         )
         require(

@@ -105,6 +105,12 @@ class TrainingConfig:
             memory; the sum is that of the whole batch.
         z_loss: Weight of the squared log of the softmax denominator in the objective; the reported
             loss leaves it out. 1e-4 is usual where training is unstable.
+        balance_loss: Weight of the experts' balance loss, a mean over their layers, in the
+            objective; the reported loss leaves it out. 0.01 is usual.
+        router_z_loss: Weight of the squared log of the router's softmax denominator, likewise.
+            0.001 is usual.
+        balance_bias_rate: What `model.experts.balance_bias` moves by in a step, up for experts
+            below the even load, down for those above. 0.001 is usual.
         milestones: Checkpoints kept for evaluation, evenly spaced, beside the initial weights and
             one a stage end; 0, the default of reference models, keeps the stage ends alone.
         tail_checkpoints: Further checkpoints kept for averages of weights (`evaluation.averages`),
@@ -127,6 +133,9 @@ class TrainingConfig:
     loss_chunk: int = runtime(2048)
     accumulate: int = runtime(1)
     z_loss: float = 0.0
+    balance_loss: float = added(0.01)
+    router_z_loss: float = added(0.001)
+    balance_bias_rate: float = added(0.001)
     milestones: int = 8
     tail_checkpoints: int = added(0)
     tail_fraction: float = added(0.1)
@@ -158,7 +167,9 @@ class TrainingConfig:
             f"training.tail_fraction must be above 0 and at most 1, not {self.tail_fraction}",
         )
         require(self.checkpoint_seconds > 0, "training.checkpoint_seconds must be positive")
-        require(self.z_loss >= 0, f"training.z_loss must not be negative, not {self.z_loss}")
+        for key in ("z_loss", "balance_loss", "router_z_loss", "balance_bias_rate"):
+            value = getattr(self, key)
+            require(value >= 0, f"training.{key} must not be negative, not {value}")
 
 
 @dataclass(frozen=True)

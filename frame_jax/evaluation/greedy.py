@@ -17,8 +17,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from frame_jax.models.cross_entropy import chunk_count, token_nll
 from frame_jax.models.functional import Decoder
-from frame_jax.models.transformer import Params, Transformer
-from frame_jax.scoring.step import Scorer, gather
+from frame_jax.models.transformer import Params
+from frame_jax.scoring.step import Scorer, hidden_states
 
 
 class GreedyScorer(Scorer):
@@ -79,24 +79,6 @@ class GreedyScorer(Scorer):
         return np.asarray(self._next(self._params, *arrays))
 
 
-def states(
-    decoder: Decoder,
-    specs: Any,
-    params: tuple[Params],
-    inputs: jax.Array,
-    segment_ids: jax.Array,
-    positions: jax.Array,
-) -> tuple[Transformer, jax.Array]:
-    """The model made whole from this device's shards, and its hidden states [rows, context, D]."""
-    (shards,) = params
-    layer_specs = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), specs["layers"])
-    outer = {name: spec for name, spec in specs.items() if name != "layers"}
-    whole = gather({name: shards[name] for name in outer}, outer)
-    module = decoder.bind({**whole, "layers": shards["layers"]})
-    layers = functools.partial(gather, specs=layer_specs)
-    return module, module(inputs, segment_ids, positions, gather=layers)
-
-
 def rate_rows(
     decoder: Decoder,
     specs: Any,
@@ -109,7 +91,7 @@ def rate_rows(
     chunks: int,
 ) -> jax.Array:
     """What one device does with its rows: [2, rows, context] float32, NLL and misses."""
-    module, hidden = states(decoder, specs, params, inputs, segment_ids, positions)
+    module, hidden = hidden_states(decoder, params[0], specs, inputs, segment_ids, positions)
     nll = token_nll(hidden, module.unembedding(), targets, chunks)
     best = likeliest(hidden, module.unembedding(), chunks)
     return jnp.stack([nll, (best != targets).astype(jnp.float32)])
@@ -122,7 +104,7 @@ def next_tokens(
     rows, context = ids.shape
     positions = jnp.broadcast_to(jnp.arange(context), (rows, context))
     # Attention is causal: what lies behind a row's end cannot matter.
-    module, hidden = states(decoder, specs, params, ids, jnp.zeros_like(ids), positions)
+    module, hidden = hidden_states(decoder, params[0], specs, ids, jnp.zeros_like(ids), positions)
     last = hidden[jnp.arange(rows), lengths - 1][:, None]
     return likeliest(last, module.unembedding(), 1)[:, 0]
 

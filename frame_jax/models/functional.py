@@ -14,7 +14,12 @@ from typing import Any
 import jax
 from flax import nnx
 
-from frame_jax.config.models import ModelConfig, RopeScalingConfig
+from frame_jax.config.models import (
+    ExpertsConfig,
+    Mamba2Config,
+    ModelConfig,
+    RopeScalingConfig,
+)
 from frame_jax.models.transformer import Params, Transformer
 from frame_jax.run.directory import read_json, write_json
 
@@ -87,6 +92,10 @@ def read_description(folder: Path, **settings: Any) -> Decoder:
     """The decoder described by `folder/model.json`, with e.g. `compute_dtype="float32"`."""
     value = read_json(folder / "model.json")
     shape = value["model"]
-    if shape.get("rope_scaling"):
-        shape["rope_scaling"] = RopeScalingConfig(**shape["rope_scaling"])
+    parts = {"rope_scaling": RopeScalingConfig, "experts": ExpertsConfig, "mamba2": Mamba2Config}
+    for name, part in parts.items():
+        if shape.get(name):
+            shape[name] = part(**shape[name])
+    if "layers" in shape:
+        shape["layers"] = tuple(shape["layers"])
     return Decoder(ModelConfig(**shape), value["vocab_size"], **settings)

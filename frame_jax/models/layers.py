@@ -92,6 +92,28 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (x32 * inverse * scale).astype(x.dtype)
 
 
+@functools.partial(recomputed, static_argnums=3)
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+    """Normalisation to mean 0 and variance 1 over the last axis, computed in float32.
+
+    Args:
+        x: [..., D].
+        scale: [D], float32.
+        bias: [D], float32.
+        eps: Added to the variance.
+    """
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + eps)
+    return (centred * inverse * scale + bias).astype(x.dtype)
+
+
+@recomputed
+def gelu(x: jax.Array) -> jax.Array:
+    """The Gaussian error linear unit, exact (by the error function), computed in float32."""
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+
+
 @recomputed
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """SiLU of `gate`, times `up`, computed in float32; same shape and dtype."""

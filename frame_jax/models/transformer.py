@@ -1,36 +1,33 @@
-"""The dense decoder: token ids in, final hidden states out; the loss projects them to logits.
+"""The decoder: token ids in, final hidden states out; the loss projects them to logits.
 
-The layout is Llama's: RMSNorm before each sublayer, rotary positions, grouped-query attention,
-SwiGLU. Parameters of all layers are stacked on a leading axis and the layers are scanned, so
-compile time does not depend on depth. Every parameter names its logical axes where it is born
-(`axes=...`); `frame_jax.parallel.sharding` maps those to mesh axes.
+An embedding, layers of any mix of mixers and feed-forwards (`models.block`), a final norm. Dense
+layers are Llama's unless the shape says otherwise. Parameters of equal layers are stacked and
+scanned, so compile time does not depend on depth. Every parameter names its logical axes where it
+is born (`axes=...`); `frame_jax.parallel.sharding` maps those to mesh axes.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from frame_jax.config.models import ModelConfig
-from frame_jax.models.attention import attention
+from frame_jax.config.models import ModelConfig, Run
+from frame_jax.models import block
+from frame_jax.models.context import Context
 from frame_jax.models.layer_loop import run_layers, run_layers_on_cpu
-from frame_jax.models.layers import (
-    SAVED,
-    matmul,
-    rms_norm,
-    rotary_frequencies,
-    rotary_tables,
-    rotate,
-    saved,
-    swiglu,
-)
+from frame_jax.models.layers import SAVED, rotary_frequencies, rotary_tables
+from frame_jax.models.parameters import Maker
+from frame_jax.models.router import Statistics
 from frame_jax.parallel.sharding import constrain, platform
 
 Params = dict[str, Any]  # nested dict of float32 arrays, one subtree a submodule
+# Makes parameters of one layer whole: its parameters, or shards of them, and the name of its run.
+Gather = Callable[[Params, str], Params]
 
 REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.save_only_these_names(SAVED),
@@ -38,89 +35,21 @@ REMAT_POLICIES = {
 }
 
 
-class Context(NamedTuple):
-    """What every layer needs to know about the tokens.
+class Stack(nnx.Module):
+    """The parameters of equal layers, stacked on leading axes."""
 
-    Attributes:
-        segment_ids: [B, T] int32; tokens attend inside their segment.
-        rotary: Two arrays [B, T, 1, head_dim], as `rotary_tables` makes them.
-    """
-
-    segment_ids: jax.Array
-    rotary: tuple[jax.Array, jax.Array]
+    def __init__(self, config: ModelConfig, run: Run, leading: tuple[int, ...], rngs: nnx.Rngs):
+        make = Maker(leading, config.num_layers, rngs)
+        for name, parameter in block.parameters(config, run.kind, make).items():
+            setattr(self, name, parameter)
 
 
-class Layers(nnx.Module):
-    """All decoder layers, parameters stacked on a leading `layer` axis.
-
-    Called with parameters of one layer in place of the stack (see `Transformer`), it computes that
-    layer.
-    """
+class Runs(nnx.Module):
+    """A stack for each run of equal layers, [repeats of the pattern, layers of the run, ...]."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        c, L = config, config.num_layers
-        self.config = config
-        hidden, heads = c.hidden_size, c.num_heads * c.head_width
-        kv_heads = c.num_kv_heads * c.head_width
-
-        def weight(rows: int, columns: int, axes: tuple[str, str], scale: float = 1.0) -> nnx.Param:
-            values = jax.random.normal(rngs.params(), (L, rows, columns), jnp.float32)
-            return nnx.Param(values * (scale * rows**-0.5), axes=("layer", *axes))
-
-        def norm(width: int) -> nnx.Param:
-            return nnx.Param(jnp.ones((L, width), jnp.float32), axes=("layer", "norm"))
-
-        # Both writes to the residual stream are scaled down, so its variance does not grow with L.
-        residual = (2 * L) ** -0.5
-        self.attention_norm = norm(hidden)
-        self.query = weight(hidden, heads, ("embed", "heads"))
-        self.key = weight(hidden, kv_heads, ("embed", "heads"))
-        self.value = weight(hidden, kv_heads, ("embed", "heads"))
-        self.attention_out = weight(heads, hidden, ("heads", "embed"), residual)
-        if c.qkv_bias:
-            self.query_bias, self.key_bias, self.value_bias = (
-                nnx.Param(jnp.zeros((L, width), jnp.float32), axes=("layer", "norm"))
-                for width in (heads, kv_heads, kv_heads)
-            )
-        if c.qk_norm:
-            self.query_norm, self.key_norm = norm(c.head_width), norm(c.head_width)
-        self.mlp_norm = norm(hidden)
-        self.gate = weight(hidden, c.intermediate_size, ("embed", "mlp"))
-        self.up = weight(hidden, c.intermediate_size, ("embed", "mlp"))
-        self.down = weight(c.intermediate_size, hidden, ("mlp", "embed"), residual)
-
-    def __call__(self, x: jax.Array, context: Context) -> jax.Array:
-        """One layer: [B, T, D] -> [B, T, D]."""
-        x = constrain(x, "batch", None, None)
-        x = x + self.attend(rms_norm(x, self.attention_norm[...], self.config.norm_eps), context)
-        x = saved(constrain(x, "batch", None, None))
-        return x + self.feed_forward(rms_norm(x, self.mlp_norm[...], self.config.norm_eps))
-
-    def attend(self, x: jax.Array, context: Context) -> jax.Array:
-        c = self.config
-
-        def heads(w: nnx.Param) -> jax.Array:
-            """[..., H * head_dim] -> [..., H, head_dim]. Products with weights of this shape spare
-            a TPU a new layout of queries, keys, values and of what attention makes of them."""
-            return w[...].reshape(*w.shape[:-1], -1, c.head_width)
-
-        q, k, v = (matmul(x, heads(w)) for w in (self.query, self.key, self.value))
-        if c.qkv_bias:
-            q += heads(self.query_bias).astype(q.dtype)
-            k += heads(self.key_bias).astype(k.dtype)
-            v += heads(self.value_bias).astype(v.dtype)
-        if c.qk_norm:
-            q = rms_norm(q, self.query_norm[...], c.norm_eps)
-            k = rms_norm(k, self.key_norm[...], c.norm_eps)
-        q, k = rotate(q, context.rotary), rotate(k, context.rotary)
-        q, k, v = saved(q), saved(k), saved(v)
-        mixed = attention(q, k, v, context.segment_ids)
-        out = self.attention_out[...].reshape(-1, c.head_width, x.shape[-1])
-        return matmul(mixed, out, axes=2)
-
-    def feed_forward(self, x: jax.Array) -> jax.Array:
-        gate, up = saved(matmul(x, self.gate[...])), saved(matmul(x, self.up[...]))
-        return matmul(swiglu(gate, up), self.down[...])
+        for run in config.runs:
+            setattr(self, run.name, Stack(config, run, (config.repeats, run.length), rngs))
 
 
 class Transformer(nnx.Module):
@@ -146,11 +75,16 @@ class Transformer(nnx.Module):
     ):
         self.config, self.vocab_size = config, vocab_size
         self.compute_dtype, self.remat, self.unroll = compute_dtype, remat, unroll
-        hidden = config.hidden_size
+        hidden, runs = config.hidden_size, config.runs
         table = jax.random.normal(rngs.params(), (vocab_size, hidden), jnp.float32)
         self.embedding = nnx.Param(table * 0.02, axes=("vocab", "embed"))
-        self.layers = Layers(config, rngs)
+        if len(runs) == 1:
+            self.layers: nnx.Module = Stack(config, runs[0], (config.num_layers,), rngs)
+        else:
+            self.layers = Runs(config, rngs)
         self.final_norm = nnx.Param(jnp.ones((hidden,), jnp.float32), axes=("norm",))
+        if config.norm == "layer":
+            self.final_norm_bias = nnx.Param(jnp.zeros((hidden,), jnp.float32), axes=("norm",))
         if not config.tie_embeddings:
             output = jax.random.normal(rngs.params(), (vocab_size, hidden), jnp.float32)
             self.output = nnx.Param(output * 0.02, axes=("vocab", "embed"))
@@ -160,7 +94,7 @@ class Transformer(nnx.Module):
         tokens: jax.Array,
         segment_ids: jax.Array,
         positions: jax.Array,
-        gather: Callable[[Params], Params] | None = None,
+        gather: Gather | None = None,
     ) -> jax.Array:
         """Final hidden states, normed.
 
@@ -173,25 +107,92 @@ class Transformer(nnx.Module):
         Returns:
             [B, T, D] in the compute dtype; logits are `hidden @ unembedding().T`.
         """
+        return self.forward(tokens, segment_ids, positions, gather=gather)[0]
+
+    def forward(
+        self,
+        tokens: jax.Array,
+        segment_ids: jax.Array,
+        positions: jax.Array,
+        *,
+        counted: jax.Array | None = None,
+        gather: Gather | None = None,
+    ) -> tuple[jax.Array, Statistics | None]:
+        """The same, and what the routers did.
+
+        Args:
+            tokens: As in `__call__`.
+            segment_ids: Likewise.
+            positions: Likewise.
+            counted: [B, T] float32, 1 for tokens that count in the statistics of routers; None for
+                no statistics.
+            gather: Likewise.
+
+        Returns:
+            The hidden states, and the routers' statistics, each with a leading axis over the layers
+            that have experts.
+        """
         c = self.config
-        x = constrain(self.embedding[...][tokens].astype(self.compute_dtype), "batch", None, None)
-        frequencies = rotary_frequencies(c.head_width, c.rope_theta, c.rope_scaling)
-        context = Context(segment_ids, rotary_tables(positions, frequencies))
-        layers, stacked = nnx.split(self.layers)
+        x = self.embedding[...][tokens].astype(self.compute_dtype)
+        if c.embedding_multiplier != 1:
+            x *= x.dtype.type(c.embedding_multiplier)
+        x = constrain(x, "batch", None, None)
+        frequencies = rotary_frequencies(c.rotary_width, c.rope_theta, c.rope_scaling)
+        context = Context(segment_ids, positions, rotary_tables(positions, frequencies), counted)
+        stacked = nnx.to_pure_dict(nnx.state(self.layers))
+        loop = run_layers_on_cpu if platform() == "cpu" else run_layers
 
-        def layer(x: jax.Array, params: nnx.State, context: Context) -> jax.Array:
-            if gather is not None:
-                params = nnx.State(gather(nnx.to_pure_dict(params)))
-            return nnx.merge(layers, params)(x, context)
+        def run_of_layers(
+            run: Run, x: jax.Array, stacked: Params, context: Context
+        ) -> tuple[jax.Array, Statistics | None]:
+            layer = functools.partial(self.layer, run, gather)
+            return loop(self.rematerialised(layer), self.unroll, x, stacked, context)
 
-        if self.remat != "none":
-            policy = REMAT_POLICIES[self.remat]
-            # Layers unrolled into one piece have no loop that keeps the two passes apart.
-            layer = jax.checkpoint(layer, policy=policy, prevent_cse=self.unroll > 1)
-        run = run_layers_on_cpu if platform() == "cpu" else run_layers
-        x = run(layer, self.unroll, x, stacked, context)
-        return rms_norm(x, self.final_norm[...], c.norm_eps)
+        if len(c.runs) == 1:
+            x, told = run_of_layers(c.runs[0], x, stacked, context)
+        else:
+
+            def pattern(x: jax.Array, params: Params, context: Context) -> tuple[jax.Array, Any]:
+                told = {}
+                for run in c.runs:
+                    x, told[run.name] = run_of_layers(run, x, params[run.name], context)
+                return x, told
+
+            x, told_by_run = loop(pattern, 1, x, stacked, context)
+            told = in_order([told_by_run[run.name] for run in c.runs])
+        final = {"final_norm": self.final_norm[...] / c.logits_divisor}
+        if c.norm == "layer":
+            final["final_norm_bias"] = self.final_norm_bias[...] / c.logits_divisor
+        return block.normed(c, final, "final_norm", x), told
+
+    def layer(
+        self, run: Run, gather: Gather | None, x: jax.Array, params: Params, context: Context
+    ) -> tuple[jax.Array, Statistics | None]:
+        """One layer of a run."""
+        if gather is not None:
+            params = gather(params, run.name)
+        return block.apply(self.config, run.kind, params, x, context)
+
+    def rematerialised(self, layer: Callable[..., Any]) -> Callable[..., Any]:
+        """`layer`, keeping for the backward pass what `remat` says."""
+        if self.remat == "none":
+            return layer
+        # Layers unrolled into one piece have no loop that keeps the two passes apart.
+        return jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll > 1)
 
     def unembedding(self) -> jax.Array:
         """[V, D] float32, the rows that hidden states are compared with."""
         return (self.embedding if self.config.tie_embeddings else self.output)[...]
+
+
+def in_order(told: list[Statistics | None]) -> Statistics | None:
+    """What the runs' layers told, [repeats, layers of the run, ...] each, as one axis of layers."""
+    parts = [part for part in told if part is not None]
+    if not parts:
+        return None
+
+    def joined(*arrays: jax.Array) -> jax.Array:
+        whole = jnp.concatenate(arrays, axis=1)
+        return whole.reshape(-1, *whole.shape[2:])
+
+    return jax.tree.map(joined, *parts)

@@ -1,8 +1,8 @@
 """The device mesh and the one table that maps logical axes to its axes.
 
 Mesh axes, from the slowest network to the fastest: `slice` (pod slices, each with a whole model),
-`data` (replicas), `fsdp` (shards of every parameter), `tensor` (shards of heads and feed-forward
-columns). The batch is split over the first three.
+`data` (replicas), `fsdp` (shards of every parameter), `expert` (shards of a mixture's experts),
+`tensor` (shards of heads and feed-forward columns). The batch is split over all but the last.
 """
 
 from __future__ import annotations
@@ -19,21 +19,25 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.errors import UserError
 
-AXES = ("slice", "data", "fsdp", "tensor")
+AXES = ("slice", "data", "fsdp", "expert", "tensor")
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
-    "batch": ("slice", "data", "fsdp"),
+    "batch": ("slice", "data", "fsdp", "expert"),
     "embed": "fsdp",
+    "expert": "expert",
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
     "layer": None,
     "norm": None,
+    "conv": None,
+    "router": None,
+    "state": None,
     None: None,
 }
 
 
 def mesh_shape(config: ParallelConfig, devices: int) -> tuple[int, ...]:
-    """Sizes of `slice`, `data`, `fsdp` and `tensor`, with -1 replaced by the devices left.
+    """Sizes of the axes, in the order of AXES, with -1 replaced by the devices left.
 
     Raises:
         UserError: if the sizes do not multiply to the number of devices.
@@ -57,7 +61,7 @@ def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = Non
     shape, auto = mesh_shape(config, len(devices)), (AxisType.Auto,) * len(AXES)
     if len({getattr(device, "slice_index", 0) for device in devices}) == 1:
         return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
-    grid = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), (shape[0], 1, 1, 1), devices)
+    grid = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), (shape[0], 1, 1, 1, 1), devices)
     return Mesh(grid, AXES, axis_types=auto)
 
 

@@ -51,8 +51,9 @@ def exclusive(directory: RunDirectory) -> Iterator[None]:
         if (elsewhere(path) if locked else holder(path)) and beats(path):
             raise in_use(directory, path)
         file.truncate(0)
-        if not locked:
+        with contextlib.suppress(*(OSError,) * locked):  # as in `_beat`
             write_beat(file.fileno(), 0)
+        if not locked:
             time.sleep(SETTLE_SECONDS)
             if holder(path) != me():
                 raise in_use(directory, path)

@@ -21,7 +21,7 @@ from frame_jax.errors import UserError
 from frame_jax.models.cross_entropy import chunk_count, token_nll
 from frame_jax.models.functional import Decoder
 from frame_jax.models.layers import from_bits
-from frame_jax.models.transformer import Params
+from frame_jax.models.transformer import Params, Transformer
 from frame_jax.parallel import sharding
 from frame_jax.scoring.packing import Batch
 
@@ -105,6 +105,8 @@ class Scorer:
 def place(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
     """Parameters on the devices of `mesh`, matrices in the compute dtype; their partition specs.
 
+    Routers and convolutions compute in float32 and stay it.
+
     Rounding the matrices once gives what rounding them at every use gives, in half the memory. On a
     CPU the stacked ones are kept as their bits: XLA takes a layer out of a bfloat16 stack by way of
     float32, and the loop over layers would convert every matrix twice more.
@@ -114,7 +116,8 @@ def place(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
     shardings = sharding.param_shardings(axes, shapes, mesh)
 
     def put(leaf: Any, names: tuple[str, ...], target: NamedSharding) -> jax.Array:
-        is_matrix = len(names) - ("layer" in names) == 2
+        single = {"norm", "conv", "router"} & set(names)
+        is_matrix = len(names) - names.count("layer") >= 2 and not single
         dtype = jnp.dtype(decoder.compute_dtype) if is_matrix else jnp.float32
         values = np.asarray(leaf).astype(dtype)
         if on_cpu and dtype == jnp.bfloat16 and "layer" in names:
@@ -136,6 +139,29 @@ def gather(params: Params, specs: Any) -> Params:
         return jax.lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)
 
     return jax.tree.map(whole, params, specs)
+
+
+def hidden_states(
+    decoder: Decoder,
+    shards: Params,
+    specs: Any,
+    inputs: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+) -> tuple[Transformer, jax.Array]:
+    """A model and its hidden states [rows, length, D], from this device's shards of its parameters;
+    all but the layers' are made whole in it."""
+    outer = {name: spec for name, spec in specs.items() if name != "layers"}
+    whole = gather({name: shards[name] for name in outer}, outer)
+    module = decoder.bind({**whole, "layers": shards["layers"]})
+
+    def gather_layer(params: Params, run: str) -> Params:
+        of_run = specs["layers"][run] if run else specs["layers"]
+        # Without the leading axes, over which the layers are scanned.
+        inner = {name: PartitionSpec(*of_run[name][-leaf.ndim :]) for name, leaf in params.items()}
+        return gather(params, inner)
+
+    return module, module(inputs, segment_ids, positions, gather=gather_layer)
 
 
 def score_rows(
@@ -167,16 +193,9 @@ def score_rows(
     chunks = chunk_count(inputs.shape[0], inputs.shape[1], loss_chunk)
     losses = []
     for decoder, shards, spec in zip(models, params, specs, strict=True):
-        # A layer's specs, without the leading axis over which the layers are scanned.
-        layer_specs = jax.tree.map(lambda s: PartitionSpec(*s[1:]), spec["layers"])
-        outer = {name: spec[name] for name in spec if name != "layers"}
-        whole = gather({name: shards[name] for name in outer}, outer)
-        module = decoder.bind({**whole, "layers": shards["layers"]})
         # Left alone, a TPU multiplies float32 operands rounded to bfloat16, a GPU to TF32.
         precision = "highest" if decoder.compute_dtype == "float32" else None
         with jax.default_matmul_precision(precision):
-            hidden = module(
-                inputs, segment_ids, positions, gather=functools.partial(gather, specs=layer_specs)
-            )
+            module, hidden = hidden_states(decoder, shards, spec, inputs, segment_ids, positions)
             losses.append(token_nll(hidden, module.unembedding(), targets, chunks))
     return jnp.stack(losses)

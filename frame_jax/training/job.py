@@ -87,7 +87,7 @@ def check_batch(job: Job, mesh: Mesh) -> None:
     if job.training.batch_rows % ways:
         raise UserError(
             f"training.batch_rows ({job.training.batch_rows}) must be a multiple of slice x data x "
-            f"fsdp x accumulate ({ways}); change it, or the mesh under `parallel`"
+            f"fsdp x expert x accumulate ({ways}); change it, or the mesh under `parallel`"
         )
 
 

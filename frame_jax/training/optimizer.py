@@ -18,13 +18,13 @@ from frame_jax.training.schedules import learning_rate
 
 
 def decay_mask(axes: Any) -> Any:
-    """True for parameters that weight decay shrinks: all but norms and embeddings.
+    """True for parameters that weight decay shrinks: all but norms, embeddings and convolutions.
 
     Args:
         axes: Tree of tuples of logical axis names, as `Decoder.axes()` gives it.
     """
     return jax.tree.map(
-        lambda names: "norm" not in names and "vocab" not in names,
+        lambda names: not {"norm", "vocab"} & set(names),
         axes,
         is_leaf=lambda node: isinstance(node, tuple),
     )

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from frame_jax.config.models import ModelConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.models.cross_entropy import chunk_count, cross_entropy
 from frame_jax.models.functional import Decoder
+from frame_jax.models.router import Statistics, moved_bias
 from frame_jax.models.transformer import Params
 from frame_jax.parallel.sharding import batch_ways, constrain
 
@@ -79,42 +81,111 @@ def view(rows: jax.Array, specials: Specials, document_attention: bool) -> RowVi
     return RowView(inputs, targets, segment_ids, positions, counted.astype(jnp.float32))
 
 
-def batch_loss(
-    decoder: Decoder, params: Params, batch: RowView, chunks: int, z_loss: float = 0.0
-) -> tuple[jax.Array, jax.Array]:
-    """Sums over the counted targets of the objective and of the NLL, in nats."""
+class Sums(NamedTuple):
+    """What is summed over the counted targets of a batch, so that pieces of it add up.
+
+    Attributes:
+        nll: In nats, float32.
+        routers: What the routers did; None for a model without experts.
+    """
+
+    nll: jax.Array
+    routers: Statistics | None
+
+
+def batch_sums(
+    decoder: Decoder, params: Params, batch: RowView, chunks: int, training: TrainingConfig
+) -> tuple[jax.Array, Sums]:
+    """The objective's sum over the counted targets, and what is reported of them."""
     module = decoder.bind(params)
-    hidden = module(batch.inputs, batch.segment_ids, batch.positions)
-    return cross_entropy(hidden, module.unembedding(), batch.targets, batch.weights, chunks, z_loss)
+    routed = decoder.config.has("experts")
+    hidden, routers = module.forward(
+        batch.inputs,
+        batch.segment_ids,
+        batch.positions,
+        counted=batch.weights if routed else None,
+    )
+    objective, nll = cross_entropy(
+        hidden, module.unembedding(), batch.targets, batch.weights, chunks, training.z_loss
+    )
+    if routers is not None:
+        objective += training.balance_loss * jnp.mean(routers.balance)
+        objective += training.router_z_loss * jnp.mean(routers.z)
+    return objective, Sums(nll, routers)
 
 
 def gradients(
-    loss: Callable[[Params, RowView], tuple[jax.Array, jax.Array]],
+    loss: Callable[[Params, RowView], tuple[jax.Array, Sums]],
     params: Params,
     batch: RowView,
     pieces: int,
-) -> tuple[jax.Array, Params]:
-    """The sum of NLL over a batch and the derivatives of its objective, a piece at a time.
+) -> tuple[Sums, Params]:
+    """The sums over a batch and the derivatives of its objective, a piece at a time.
 
     Sums, not means, are added, so pieces with different numbers of counted targets make exactly the
     derivative of the whole batch. Piece i is rows i, i + pieces, ...: every device has an equal
     part of each.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def of_piece(piece: RowView) -> tuple[Sums, Params]:
+        (_, sums), grads = gradient(params, piece)
+        return sums, grads
+
     if pieces == 1:
-        (_, nll_sum), grads = gradient(params, batch)
-        return nll_sum, grads
-
-    def add(carry: tuple[jax.Array, Params], piece: RowView) -> tuple[Any, None]:
-        (_, nll_sum), grads = gradient(params, piece)
-        return jax.tree.map(jnp.add, carry, (nll_sum, grads)), None
-
+        return of_piece(batch)
     cut = jax.tree.map(
         lambda x: constrain(x.reshape(-1, pieces, x.shape[1]).swapaxes(0, 1), None, "batch", None),
         batch,
     )
-    zero = jax.tree.map(jnp.zeros_like, params)
-    return jax.lax.scan(add, (jnp.zeros((), jnp.float32), zero), cut)[0]
+    shapes = jax.eval_shape(of_piece, jax.tree.map(lambda x: x[0], cut))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(carry: tuple[Sums, Params], piece: RowView) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, of_piece(piece)), None
+
+    return jax.lax.scan(add, zero, cut)[0]
+
+
+def moved_biases(params: Params, counts: jax.Array, rate: float, config: ModelConfig) -> Params:
+    """`params` with the routers' balancing biases moved by the load of this step.
+
+    Args:
+        params: The model's.
+        counts: [layers with experts, E] float32, choices of the batch's counted tokens.
+        rate: How far.
+        config: The model's shape.
+    """
+    layers, done = params["layers"], 0
+    with_experts = [run for run in config.runs if run.kind.feed_forward == "experts"]
+    if len(config.runs) == 1:
+        bias = moved_bias(layers["router_bias"], counts, rate)
+        return {**params, "layers": {**layers, "router_bias": bias}}
+    by_repeat = counts.reshape(config.repeats, -1, counts.shape[-1])
+    new = dict(layers)
+    for run in with_experts:
+        of_run = by_repeat[:, done : done + run.length]
+        bias = moved_bias(layers[run.name]["router_bias"], of_run, rate)
+        new[run.name] = {**layers[run.name], "router_bias": bias}
+        done += run.length
+    return {**params, "layers": new}
+
+
+def router_metrics(routers: Statistics) -> dict[str, jax.Array]:
+    """What is reported of the routers.
+
+    Returns:
+        `expert_load`: [layers] float32, the busiest expert's choices by an even share;
+        `dead_experts`: share of all experts that nothing chose; `router_entropy`: [layers], mean
+        over tokens, nats; `balance_loss`: 1 where the load is even.
+    """
+    tokens = jnp.maximum(routers.tokens, 1)
+    return {
+        "expert_load": jnp.max(routers.counts, -1) / jnp.maximum(jnp.mean(routers.counts, -1), 1),
+        "dead_experts": jnp.mean(routers.counts == 0),
+        "router_entropy": routers.entropy / tokens,
+        "balance_loss": jnp.mean(routers.balance / tokens),
+    }
 
 
 def make_train_step(
@@ -144,21 +215,26 @@ def make_train_step(
         counted = jnp.sum(batch.weights)
         scale = 1 / jnp.maximum(counted, 1)
 
-        def loss(params: Params, piece: RowView) -> tuple[jax.Array, jax.Array]:
-            objective, nll_sum = batch_loss(decoder, params, piece, chunks, training.z_loss)
-            return objective * scale, nll_sum
+        def loss(params: Params, piece: RowView) -> tuple[jax.Array, Sums]:
+            objective, sums = batch_sums(decoder, params, piece, chunks, training)
+            return objective * scale, sums
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            nll_sum, grads = gradients(loss, state.params, batch, training.accumulate)
+            sums, grads = gradients(loss, state.params, batch, training.accumulate)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
-            "loss": nll_sum * scale,
+            "loss": sums.nll * scale,
             "grad_norm": optax.global_norm(grads),
             "update_norm": optax.global_norm(updates),
             "learning_rate": learning_rate(state.step),
             "predicted_tokens": counted,
         }
+        if sums.routers is not None:
+            metrics |= router_metrics(sums.routers)
+            if decoder.config.experts.balance_bias:
+                rate = training.balance_bias_rate
+                params = moved_biases(params, sums.routers.counts, rate, decoder.config)
         return TrainState(state.step + 1, params, optimizer_state), metrics
 
     return train_step

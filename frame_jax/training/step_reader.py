@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from frame_jax.models.flops import model_flops_utilisation, training_flops_per_token
@@ -43,7 +44,8 @@ class StepReader:
             return None
         step, metrics, waited = self._pending
         self._pending = None
-        values = {name: float(value) for name, value in metrics.items()}
+        arrays = {name: np.asarray(value) for name, value in metrics.items()}
+        values = {name: array.tolist() for name, array in arrays.items()}
         self._bad.see(step, values)
         now = time.perf_counter()
         # The first step of an attempt includes compilation and is not timed.
@@ -57,7 +59,7 @@ class StepReader:
         if self._last_read is not None:
             self._last_read = time.perf_counter()
 
-    def _record(self, step: int, values: dict[str, float], seconds: float | None) -> dict[str, Any]:
+    def _record(self, step: int, values: dict[str, Any], seconds: float | None) -> dict[str, Any]:
         job, batch = self._job, self._job.training.batch_rows
         tokens = batch * job.sequence_length
         schedule, first_row = job.selection.schedule, step * batch
@@ -70,7 +72,7 @@ class StepReader:
             "step": step,
             "tokens": (step + 1) * tokens,
             # JSON has no word for what is not a number.
-            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+            **{name: without_nan(value) for name, value in values.items()},
             "stage": schedule.stages[schedule.stage_at(first_row)].name,
             "mixture": dict(zip(schedule.cells, mixture.tolist(), strict=True)),
             "seconds": seconds,
@@ -79,3 +81,10 @@ class StepReader:
             # Share of the time since the start, compilation and restoring included, in steps.
             "goodput": self._in_steps / (time.perf_counter() - self._began),
         }
+
+
+def without_nan(value: float | list[Any]) -> Any:
+    """A number, or lists of them, with None for those that are not finite."""
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return value if math.isfinite(value) else None

@@ -130,6 +130,9 @@ class TensorBoard:
                 self._writer.add_scalar(f"{self._phase}/{name}", value, step)
                 if name in ("loss", "grad_norm"):
                     self._writer.add_scalar(f"{self._phase}.{stage}/{name}", value, step)
+            elif isinstance(value, list):  # of layers
+                for layer, number in enumerate(value):
+                    self._writer.add_scalar(f"{self._phase}.{name}/{layer}", number, step)
         for cell, share in record["mixture"].items():
             self._writer.add_scalar(f"{self._phase}.mixture/{cell}", share, step)
 

@@ -26,7 +26,7 @@ from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, write_json
 from frame_jax.training.runs import order_of
-from frame_jax.training.step import Specials, batch_loss, view
+from frame_jax.training.step import Specials, batch_sums, view
 from tests.training.rows import BOS, EOS, LENGTH, ROWS, VOCAB, write_rows
 
 BATCH, FINAL = 4, 15  # 60 of the 88 rows
@@ -99,7 +99,7 @@ def test_losses_and_steps_are_those_of_each_row_alone(
         (path,) = (directory.quadrants / line["quadrant"]).glob("part-*.arrayrecord")
         row = np.array(TokenReader(path).read([line["row"]]), np.int32)
         seen = view(jnp.asarray(row), Specials(BOS, EOS), True)
-        _, nll = batch_loss(DECODER, params, seen, 1)
+        nll = batch_sums(DECODER, params, seen, 1, TrainingConfig())[1].nll
         assert line["predicted_tokens"] == seen.weights.sum()
         np.testing.assert_allclose(line["nll"], nll, rtol=2e-5)
     for first, after in zip(result["bins"], [*result["bins"][1:], None], strict=True):

@@ -14,8 +14,8 @@ from frame_jax.parallel.sharding import batch_sharding, make_mesh, mesh_shape, s
 
 
 def test_the_axis_left_open_takes_the_devices_that_are_left() -> None:
-    assert mesh_shape(ParallelConfig(), 8) == (1, 1, 8, 1)
-    assert mesh_shape(ParallelConfig(slice=2, tensor=2), 16) == (2, 1, 4, 2)
+    assert mesh_shape(ParallelConfig(), 8) == (1, 1, 8, 1, 1)
+    assert mesh_shape(ParallelConfig(slice=2, tensor=2), 16) == (2, 1, 4, 1, 2)
     with pytest.raises(UserError, match="does not make the 8 devices"):
         mesh_shape(ParallelConfig(data=3), 8)
 
@@ -25,7 +25,7 @@ def test_an_axis_that_does_not_divide_stays_whole(use_devices: Callable[[int], N
     mesh = make_mesh(ParallelConfig(slice=2, fsdp=2, tensor=2))
     assert tuple(spec(("embed", "heads"), (64, 64), mesh)) == ("fsdp", "tensor")
     assert tuple(spec(("embed", "heads"), (63, 64), mesh)) == (None, "tensor")
-    assert spec(("batch",), (4,), mesh)[0] == ("slice", "data", "fsdp")
+    assert spec(("batch",), (4,), mesh)[0] == ("slice", "data", "fsdp", "expert")
 
 
 def test_the_unembedding_derivative_crosses_devices_once(

@@ -1,5 +1,6 @@
 """The loss and its view of a row, against plain NumPy in float64."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -14,7 +15,8 @@ from frame_jax.config.training import TrainingConfig
 from frame_jax.models.cross_entropy import chunk_count, cross_entropy, token_nll
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
-from frame_jax.training.step import Specials, TrainState, batch_loss, make_train_step, view
+from frame_jax.training.step import Specials, TrainState, batch_sums, make_train_step, view
+from tests.models.kinds import KINDS
 
 BOS, EOS = 1, 2
 SPECIALS = Specials(BOS, EOS)
@@ -80,7 +82,7 @@ def test_a_document_does_not_see_its_neighbours() -> None:
     def loss(*documents: np.ndarray) -> float:
         row = np.concatenate([[BOS, *document, EOS] for document in documents])[None]
         rows = view(jnp.asarray(row, jnp.int32), SPECIALS, True)
-        return float(batch_loss(decoder, params, rows, 1)[1])
+        return float(batch_sums(decoder, params, rows, 1, TrainingConfig())[1].nll)
 
     assert loss(first, second) == pytest.approx(loss(first) + loss(second), rel=1e-5)
 
@@ -109,10 +111,15 @@ def test_z_loss_adds_the_squared_log_of_the_denominator() -> None:
 SMALL = ModelConfig(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2)
 
 
-def stepped(rows: np.ndarray, parallel: ParallelConfig | None = None, **settings: int) -> tuple:
+def stepped(
+    rows: np.ndarray,
+    parallel: ParallelConfig | None = None,
+    model: ModelConfig = SMALL,
+    **settings: int,
+) -> tuple:
     """The loss and the parameters after one plain gradient step, which carries the gradient."""
     mesh = make_mesh(parallel or ParallelConfig(fsdp=1), jax.devices()[: 8 if parallel else 1])
-    decoder, optimizer = Decoder(SMALL, 64, "float32"), optax.sgd(1.0)
+    decoder, optimizer = Decoder(model, 64, "float32"), optax.sgd(1.0)
     training = TrainingConfig(batch_rows=16, compute_dtype="float32", loss_chunk=8, **settings)
     step = make_train_step(
         decoder, optimizer, SPECIALS, training, mesh, lambda step: jnp.float32(1)
@@ -151,6 +158,46 @@ def test_eight_devices_over_slices_make_the_gradients_of_one(
     assert_same(stepped(ragged_rows(), parallel, accumulate=2), stepped(ragged_rows()))
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "hybrid"])
+def test_pieces_and_padding_change_nothing_of_the_routers_losses(name: str) -> None:
+    model = KINDS[name]
+    whole = stepped(ragged_rows(), model=model)
+    assert_same(stepped(ragged_rows(), model=model, accumulate=4), whole)
+    padded = np.concatenate([ragged_rows(), np.full((16, 17), BOS, np.int32)])
+    assert_same(stepped(padded, model=model), whole)
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "mamba2", "hybrid"])
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        ParallelConfig(data=2, fsdp=2, tensor=2),
+        ParallelConfig(fsdp=1, expert=4, tensor=2),
+        ParallelConfig(data=2, fsdp=2, expert=2),
+    ],
+    ids=["data-fsdp-tensor", "expert-tensor", "data-fsdp-expert"],
+)
+def test_any_mesh_makes_the_gradients_of_one_device(
+    use_devices: Callable[[int], None], name: str, parallel: ParallelConfig
+) -> None:
+    use_devices(8)
+    model = KINDS[name]
+    assert_same(stepped(ragged_rows(), parallel, model), stepped(ragged_rows(), model=model))
+
+
+def test_the_balancing_bias_moves_against_the_load_and_by_nothing_else() -> None:
+    model = dataclasses.replace(KINDS["hybrid"], experts=KINDS["sigmoid"].experts)
+    params = Decoder(model, 64, "float32").init(jax.random.key(0))
+    _, after = stepped(ragged_rows(), model=model)
+    before, moved = (p["layers"]["run_1"]["router_bias"] for p in (params, after))
+    assert np.array_equal(np.unique(np.round(np.abs(moved - before), 6)), [0.001])
+    batch = view(jnp.asarray(ragged_rows()), SPECIALS, True)
+    sums = batch_sums(Decoder(model, 64, "float32"), params, batch, 1, TrainingConfig())[1]
+    counts = np.asarray(sums.routers.counts)  # [2 layers, E]
+    expected = 0.001 * np.sign(counts.mean(1, keepdims=True) - counts)
+    np.testing.assert_allclose((moved - before)[:, 0], expected, atol=1e-7)
+
+
 def test_the_logits_of_a_batch_never_exist() -> None:
     B, T, D, V = 4, 512, 8, 4096
 
@@ -178,7 +225,9 @@ def test_remat_changes_nothing(remat: str) -> None:
     def gradient(remat: str) -> dict:
         decoder = Decoder(model, 64, "float32", remat)
         counted = batch.weights.sum()  # a step's objective is the mean
-        return jax.grad(lambda p: batch_loss(decoder, p, batch, 2)[0] / counted)(params)
+        return jax.grad(lambda p: batch_sums(decoder, p, batch, 2, TrainingConfig())[0] / counted)(
+            params
+        )
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),

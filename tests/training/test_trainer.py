@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,12 +13,14 @@ from frame_jax import checkpoints
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.training import OptimizerConfig, ReferenceModelConfig, TrainingConfig
 from frame_jax.errors import UserError
+from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import make_mesh
 from frame_jax.run.arm import averaged_steps
 from frame_jax.training.job import Job, kept_steps, tail_steps
 from frame_jax.training.state import StateFactory
 from frame_jax.training.trainer import train
-from tests.training.rows import LENGTH, make_job, write_rows
+from tests.models.kinds import KINDS
+from tests.training.rows import LENGTH, VOCAB, make_job, write_rows
 
 
 @pytest.fixture
@@ -99,6 +102,34 @@ def test_muon_trains_and_goes_on(root: Path) -> None:
     shutil.rmtree(job.folder / "checkpoints" / str(job.steps))
     train(job)
     assert [m["loss"] for m in metrics(job)] == [m["loss"] for m in whole]
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_experts_go_on_under_another_mesh(root: Path, use_devices, kind: str) -> None:
+    """Saved under expert=4, resumed under tensor=2: the same steps, the balancing bias included."""
+    use_devices(8)
+    training = TrainingConfig(
+        batch_rows=16,
+        compute_dtype="float32",
+        milestones=2,
+        optimizer=OptimizerConfig(kind=kind),  # type: ignore[arg-type]
+    )
+    decoder = Decoder(
+        dataclasses.replace(KINDS["hybrid"], experts=KINDS["sigmoid"].experts), VOCAB, "float32"
+    )
+    sharded = ParallelConfig(fsdp=2, expert=4)
+    whole = make_job(root, training=training, parallel=sharded)
+    whole = dataclasses.replace(whole, decoder=decoder)
+    train(whole)
+    before, records = final_params(whole), metrics(whole)
+    assert np.abs(before["layers"]["run_1"]["router_bias"]).max() > 0
+    assert len(records[0]["expert_load"]) == 2 and 0 <= records[0]["dead_experts"] < 1
+    shutil.rmtree(whole.folder / "checkpoints" / str(whole.steps))
+    train(dataclasses.replace(whole, parallel=ParallelConfig(data=2, fsdp=2, tensor=2)))
+    for left, right in zip(tree.leaves(before), tree.leaves(final_params(whole)), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
+    for old, new in zip(records, metrics(whole), strict=True):
+        assert old["loss"] == pytest.approx(new["loss"], rel=1e-4)
 
 
 def test_a_finished_run_trains_no_further(root: Path) -> None:

@@ -1,0 +1,147 @@
+"""The router of a mixture of experts, arrays in and out: logits, choices, and what is counted.
+
+Everything is float32, products at full precision: rounding flips choices near ties.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from frame_jax.models.layers import recomputed, saved
+
+
+class Statistics(NamedTuple):
+    """What one layer's router did: sums over tokens or rows, float32. They add, exactly, over
+    rows, pieces of a batch and devices; a row of padding adds nothing. A loss is then
+
+        (balance_weight * balance + z_weight * z) / tokens
+
+    of the summed statistics, whatever pieces and mesh they were summed over.
+
+    Attributes:
+        counts: [E] choices of each expert.
+        balance: [] the sum over rows of n * E * sum_e f_e * P_e: n the row's tokens, f_e the share
+            of expert e in their choices, P_e its mean probability (Switch Transformer, by row). n
+            where choices are even.
+        z: [] the sum over tokens of the squared log-sum-exp of the logits (ST-MoE).
+        entropy: [] the sum over tokens of the entropy of the probabilities, nats.
+        tokens: [] tokens counted.
+    """
+
+    counts: jax.Array
+    balance: jax.Array
+    z: jax.Array
+    entropy: jax.Array
+    tokens: jax.Array
+
+
+def router_logits(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """[..., D] in the compute dtype times [D, E] float32: [..., E] float32.
+
+    The backward pass chooses from the saved logits, so it cannot choose otherwise.
+    """
+    return saved(_logits(x, weight))
+
+
+@recomputed
+def _logits(x: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.dot(x.astype(jnp.float32), weight, precision="highest")
+
+
+def choose(
+    logits: jax.Array,
+    bias: jax.Array | None,
+    per_token: int,
+    scores: Literal["softmax", "sigmoid"],
+    renormalise: bool,
+    scaling: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The experts of each token: those with the highest score, the first of equals.
+
+    Args:
+        logits: [..., E] float32.
+        bias: [E] float32, added to the scores for the choice only; or None.
+        per_token: k, experts of a token.
+        scores: `softmax` over all experts, or `sigmoid` of each expert by itself.
+        renormalise: Whether a token's weights are divided by their sum.
+        scaling: What the weights are multiplied by, last.
+
+    Returns:
+        experts: [..., k] int32, all different.
+        weights: [..., k] float32, the chosen scores.
+        probabilities: [..., E] float32, the scores, which sum to 1 over experts.
+    """
+    probabilities = score = jax.nn.softmax(logits)
+    if scores == "sigmoid":
+        score = jax.nn.sigmoid(logits)
+        probabilities = score / _total(score)
+    biased = score if bias is None else score + bias
+    _, experts = jax.lax.top_k(jax.lax.stop_gradient(biased), per_token)
+    weights = _chosen(score, experts)
+    if renormalise:
+        weights /= _total(weights)
+    return experts, weights * scaling, probabilities
+
+
+def _total(scores: jax.Array) -> jax.Array:
+    """The sum over the last axis, above zero where all sigmoids underflow."""
+    return jnp.sum(scores, axis=-1, keepdims=True) + 1e-20
+
+
+@recomputed
+def _chosen(score: jax.Array, experts: jax.Array) -> jax.Array:
+    """`score` [..., E] at `experts` [..., k]. Comparing instead of indexing keeps a scatter out of
+    the backward pass."""
+    chosen = _is_chosen(experts, score.shape[-1])
+    return jnp.sum(jnp.where(chosen, score[..., None, :], 0.0), axis=-1)
+
+
+def _is_chosen(experts: jax.Array, num_experts: int) -> jax.Array:
+    """[..., k] to [..., k, E]."""
+    return experts[..., None] == jnp.arange(num_experts)
+
+
+def statistics(
+    logits: jax.Array, probabilities: jax.Array, experts: jax.Array, counted: jax.Array
+) -> Statistics:
+    """What is counted of one layer's router; see `Statistics`.
+
+    Gradients flow to `probabilities`, by way of `balance`, and to `logits`, by way of `z`.
+
+    Args:
+        logits: [B, T, E] float32.
+        probabilities: [B, T, E] float32.
+        experts: [B, T, k] int32.
+        counted: [B, T] float32, 1 where a token counts, 0 for padding.
+    """
+    E, k = logits.shape[-1], experts.shape[-1]
+    tokens = jnp.sum(counted, axis=1)  # [B]
+    chosen = jnp.sum(_is_chosen(experts, E), axis=2) * counted[:, :, None]
+    counts = jnp.sum(chosen, axis=1)  # [B, E]
+    mass = jnp.sum(probabilities * counted[:, :, None], axis=1)  # [B, E]
+    balance = E / (k * jnp.maximum(tokens, 1)) * jnp.sum(counts * mass, axis=1)  # [B]
+    z = jnp.square(jax.nn.logsumexp(logits, axis=-1))
+    # The derivative of the entropy is infinite where a probability is 0.
+    entropy = jnp.sum(jax.scipy.special.entr(jax.lax.stop_gradient(probabilities)), axis=-1)
+    return Statistics(
+        counts=jnp.sum(counts, axis=0),
+        balance=jnp.sum(balance),
+        z=jnp.sum(z * counted),
+        entropy=jnp.sum(entropy * counted),
+        tokens=jnp.sum(tokens),
+    )
+
+
+def moved_bias(bias: jax.Array, counts: jax.Array, rate: float) -> jax.Array:
+    """The bias of the next step (loss-free balancing, arXiv:2408.15664): up for experts chosen less
+    than the mean, down for others.
+
+    Args:
+        bias: [..., E] float32.
+        counts: [..., E] float32, choices in the whole batch.
+        rate: How far it moves.
+    """
+    return bias + rate * jnp.sign(jnp.mean(counts, axis=-1, keepdims=True) - counts)

@@ -1,0 +1,301 @@
+"""The arithmetic of a Mamba-2 mixer, arrays in and out: convolution, state-space sum, gated norm.
+
+Everything restarts at each document of a packed row. `positions` says where: a token at position p
+sees itself and the p tokens before it, of whatever is summed. Positions that count through the row
+(0 to T - 1) make the row one document; padding has position 0 in each place.
+
+All is batched over rows and heads, and nothing looks across heads but `gated_rms_norm` across those
+of a group: heads, and groups with their heads, may be cut over devices.
+
+The state-space sum goes chunk by chunk as in section 6 of Dao and Gu, "Transformers are SSMs"
+(2024, arXiv:2405.21060).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from frame_jax.models.layers import from_bits, recomputed, saved, to_bits
+
+FORGOTTEN = -128.0  # exp of this is 0 in float32
+EXACT = 1 / 128  # multiples of this up to 128 sum exactly in float32, 1,024 of them
+
+
+@recomputed
+def document_convolution(
+    x: jax.Array, weight: jax.Array, bias: jax.Array | None, positions: jax.Array
+) -> jax.Array:
+    """Causal convolution of each channel by itself inside documents, then SiLU; in float32.
+
+    Args:
+        x: [B, T, C].
+        weight: [W, C] float32; row j counts the token j back. (Checkpoints have the oldest first.)
+        bias: [C] float32, or None.
+        positions: [B, T] int32, position of each token inside its document.
+
+    Returns:
+        [B, T, C], dtype of `x`.
+    """
+    x32, T = x.astype(jnp.float32), x.shape[1]
+    total = x32 * weight[0]
+    for j in range(1, weight.shape[0]):
+        earlier = jnp.pad(x32, ((0, 0), (j, 0), (0, 0)))[:, :T]
+        total += jnp.where(positions[:, :, None] >= j, earlier, 0) * weight[j]
+    return jax.nn.silu(total if bias is None else total + bias).astype(x.dtype)
+
+
+@functools.partial(recomputed, static_argnums=(3, 4))
+def gated_rms_norm(
+    y: jax.Array, z: jax.Array, scale: jax.Array, eps: float, groups: int
+) -> jax.Array:
+    """`y` times SiLU of `z`, then RMSNorm over each group of the last axis, computed in float32.
+
+    Args:
+        y: [..., D].
+        z: [..., D], the gate.
+        scale: [D], float32.
+        eps: Added to the mean square.
+        groups: Equal parts of D that are normed each by itself.
+
+    Returns:
+        [..., D], dtype of `y`.
+    """
+    gated = y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
+    parts = gated.reshape(*y.shape[:-1], groups, -1)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(parts), axis=-1, keepdims=True) + eps)
+    return ((parts * inverse).reshape(y.shape) * scale).astype(y.dtype)
+
+
+def ssd(
+    x: jax.Array,
+    dt: jax.Array,
+    a: jax.Array,
+    b: jax.Array,
+    c: jax.Array,
+    d: jax.Array,
+    positions: jax.Array,
+    chunk: int,
+) -> jax.Array:
+    """The outputs of a linear recurrence that begins anew with each document.
+
+    For each head, `state[t] = exp(dt[t] * a) * state[t - 1] + dt[t] * outer(b[t], x[t])`, from zero
+    where `positions` is 0, and `y[t] = c[t] @ state[t] + d * x[t]`. Within a chunk it is a masked
+    matrix product, between chunks a scan over states. The result does not depend on the chunk.
+
+    Memory: neither pass holds the decays, [chunk, chunk] a head, of more than one chunk; the
+    backward pass keeps the state before each chunk, B * ceil(T / chunk) * H * N * P float32.
+
+    Args:
+        x: [B, T, H, P], compute dtype.
+        dt: [B, T, H] float32, not negative.
+        a: [H] float32, negative.
+        b: [B, T, G, N]; head h reads group h // (H / G).
+        c: [B, T, G, N].
+        d: [H] float32.
+        positions: [B, T] int32, position of each token inside its document.
+        chunk: Tokens a chunk, at most 1,024.
+
+    Returns:
+        [B, T, H, P], dtype of `x`.
+    """
+    B, T, H, P = x.shape
+    by_group = (B, T, b.shape[2], H // b.shape[2])
+    log_decay = jnp.maximum(dt * a, FORGOTTEN).reshape(by_group)
+    inputs = Inputs(x.reshape(*by_group, P), dt.reshape(by_group), log_decay, b, c)
+    y = _by_chunks(min(chunk, T), inputs, d.reshape(by_group[2:]), positions)
+    return saved(y.reshape(x.shape))
+
+
+class Inputs(NamedTuple):
+    """What differs from token to token; R = H / G heads read one group, Q tokens are T or a chunk.
+
+    Attributes:
+        x: [B, Q, G, R, P].
+        dt: [B, Q, G, R] float32.
+        log_decay: [B, Q, G, R] float32, from `FORGOTTEN` to 0.
+        b: [B, Q, G, N].
+        c: [B, Q, G, N].
+    """
+
+    x: jax.Array
+    dt: jax.Array
+    log_decay: jax.Array
+    b: jax.Array
+    c: jax.Array
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_chunks(size: int, inputs: Inputs, d: jax.Array, positions: jax.Array) -> jax.Array:
+    """[B, T, G, R, P]: `ssd` of inputs that are ordered by group."""
+    return _forward(size, inputs, d, positions)[0]
+
+
+def _forward(
+    size: int, inputs: Inputs, d: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, Inputs, jax.Array, jax.Array]]:
+    def body(state: jax.Array, chunk: tuple[Inputs, jax.Array]) -> tuple[jax.Array, tuple]:
+        inputs, positions = jax.tree.map(from_bits, chunk)
+        after, y = one_chunk(state, inputs, d, positions)
+        return after, (state, to_bits(y))
+
+    B, T, G, R, P = inputs.x.shape
+    empty = jnp.zeros((B, G, R, inputs.b.shape[-1], P), jnp.float32)
+    _, (states, y) = jax.lax.scan(body, empty, _cut((inputs, positions), size))
+    return _joined(y, T), (states, inputs, d, positions)
+
+
+def _backward(
+    size: int, residuals: tuple[jax.Array, Inputs, jax.Array, jax.Array], grad: jax.Array
+) -> tuple[Inputs, jax.Array, None]:
+    """Goes through the chunks from the last to the first and computes each again."""
+    states, inputs, d, positions = residuals
+
+    def body(grads: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple, Inputs]:
+        by_state, by_d = grads
+        state, (inputs, positions, grad) = chunk[0], jax.tree.map(from_bits, chunk[1])
+        pull = jax.vjp(functools.partial(one_chunk, positions=positions), state, inputs, d)[1]
+        by_state, by_inputs, more = pull((by_state, grad))
+        return (by_state, by_d + more), jax.tree.map(to_bits, by_inputs)
+
+    zero = (jnp.zeros_like(states[0]), jnp.zeros_like(d))
+    chunks = (states, _cut((inputs, positions, grad), size))
+    (_, by_d), by_inputs = jax.lax.scan(body, zero, chunks, reverse=True)
+    T = grad.shape[1]
+    return jax.tree.map(lambda x: _joined(x, T), by_inputs), by_d, None
+
+
+_by_chunks.defvjp(_forward, _backward)
+
+
+def _cut(arrays: Any, size: int) -> Any:
+    """Each [B, T, ...] as [ceil(T / size), B, size, ...], of bits; zeros fill the last chunk."""
+
+    def cut(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)) + ((0, 0),) * (x.ndim - 2))
+        return to_bits(x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1))
+
+    return jax.tree.map(cut, arrays)
+
+
+def _joined(chunks: jax.Array, length: int) -> jax.Array:
+    """The inverse of `_cut`, for one array."""
+    x = from_bits(chunks).swapaxes(0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+
+
+def one_chunk(
+    state: jax.Array, inputs: Inputs, d: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The state after a chunk, and the outputs in it.
+
+    Args:
+        state: [B, G, R, N, P] float32, before the chunk.
+        inputs: Of the chunk's Q tokens.
+        d: [G, R] float32.
+        positions: [B, Q] int32.
+
+    Returns:
+        [B, G, R, N, P] float32, and [B, Q, G, R, P] in the dtype of `inputs.x`.
+    """
+    # Heads in front, tokens behind: plain batched matrix products.
+    x, b, c = (jnp.moveaxis(v, 1, -2) for v in (inputs.x, inputs.b, inputs.c))
+    dt, log_decay = (jnp.moveaxis(v, 1, -1) for v in (inputs.dt, inputs.log_decay))
+    product = functools.partial(_product, x.dtype)
+    since_start, between = decays(log_decay, positions, x.dtype)
+    x32 = x.astype(jnp.float32)
+    added = x32 * dt[..., None]
+    scores = product("bgin,bgjn->bgij", c, b)
+    y = product("bgrij,bgrjp->bgrip", scores[:, :, None] * between, added)
+    y += product("bgin,bgrnp->bgrip", c, state) * since_start[..., None]
+    y += d[..., None, None] * x32
+    state = state * since_start[..., -1, None, None]
+    state += product("bgjn,bgrjp->bgrnp", b, added * between[..., -1, :, None])
+    return state, jnp.moveaxis(y, -2, 1).astype(x.dtype)
+
+
+def decays(
+    log_decay: jax.Array, positions: jax.Array, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """What is left of earlier contributions; 0 of what is of an earlier document.
+
+    Args:
+        log_decay: [B, G, R, Q], from `FORGOTTEN` to 0.
+        positions: [B, Q].
+        dtype: Compute dtype.
+
+    Returns:
+        [B, G, R, Q], at each token, of the state before the chunk, and [B, G, R, Q, Q], at token i,
+        of what token j added.
+    """
+    place = jnp.arange(positions.shape[1])
+    distance = place[:, None] - place
+    earlier = (distance > 0) & (distance <= positions[:, :, None])
+    itself = jnp.where(distance == 0, 0.0, -jnp.inf)
+    between = jnp.where(earlier[:, None, None], _sums_between(dtype, log_decay), itself)
+    since_start = sum(_running_sums(log_decay))
+    since_start = jnp.where((positions > place)[:, None, None], since_start, -jnp.inf)
+    return jnp.exp(since_start), jnp.exp(between)
+
+
+def _running_sums(log_decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two parts of the sums up to each token: of multiples of `EXACT`, and of what is beside them.
+
+    Differences of whole sums would lose, to rounding, what a token that forgets much leaves of the
+    digits of those after it.
+    """
+    coarse = jnp.round(log_decay / EXACT) * EXACT
+    return jnp.cumsum(coarse, axis=-1), jnp.cumsum(log_decay - coarse, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums_between(dtype: jnp.dtype, log_decay: jax.Array) -> jax.Array:
+    """[..., Q] -> [..., Q, Q]: the sum over the tokens after j up to i, where j is before i.
+
+    The derivative sums, for each token, over the pairs that it is between. Autodiff would take the
+    difference of two sums over all pairs, and leave rounding where there is none.
+    """
+    coarse, fine = (x[..., :, None] - x[..., None, :] for x in _running_sums(log_decay))
+    return coarse + fine
+
+
+def _sums_between_backward(dtype: jnp.dtype, residuals: None, grad: jax.Array) -> tuple[jax.Array]:
+    until = np.tri(grad.shape[-1], dtype=bool)  # [i, k]: k is up to i
+    sums = _product(dtype, "bgrij,jk->bgrik", grad, jnp.asarray(~until, dtype))
+    return (jnp.sum(jnp.where(until, sums, 0), axis=-2),)
+
+
+_sums_between.defvjp(lambda dtype, x: (_sums_between(dtype, x), None), _sums_between_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(dtype: jnp.dtype, terms: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The einsum of `x` and `y` rounded to `dtype`, in float32.
+
+    Its derivative rounds the cotangent too, as `layers.matmul` does.
+    """
+    x, y = x.astype(dtype), y.astype(dtype)
+    return jnp.einsum(terms, x, y, preferred_element_type=jnp.float32)
+
+
+def _product_forward(
+    dtype: jnp.dtype, terms: str, x: jax.Array, y: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(dtype, terms, x, y), (x, y)
+
+
+def _product_backward(
+    dtype: jnp.dtype, terms: str, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, y = residuals
+    of_x, of_y, out = terms.replace("->", ",").split(",")
+    by_x = _product(dtype, f"{out},{of_y}->{of_x}", grad, y)
+    by_y = _product(dtype, f"{of_x},{out}->{of_y}", x, grad)
+    return by_x.astype(x.dtype), by_y.astype(y.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)

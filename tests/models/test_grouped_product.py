@@ -1,0 +1,264 @@
+"""Experts against the dense sum over all experts in NumPy float64, on every body of the product."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from frame_jax.models import grouped_product as module
+from frame_jax.models.grouped_product import (
+    combine,
+    dispatch,
+    feed_forward_experts,
+    grouped_matmul,
+    plan,
+    tile_rows,
+)
+
+M, D, F = 37, 16, 12
+Arrays = list[np.ndarray]
+
+
+def use(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend's product, the Pallas kernels interpreted; tiles small enough to matter."""
+    monkeypatch.setattr(module, "platform", lambda: backend)
+    monkeypatch.setattr(module, "CPU_TILE", 8)
+    monkeypatch.setattr(module, "TPU_TILES", (8,))
+    monkeypatch.setattr(module, "TPU_BLOCK_BYTES", 32)  # several blocks, and a remainder
+    for name in ("megablox_products", "megablox_outer_products"):
+        interpreted = functools.partial(getattr(module, name), interpret=True)
+        monkeypatch.setattr(module, name, interpreted)
+
+
+@pytest.fixture(params=["cpu", "gpu", "tpu"])
+def body(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every backend's product in turn."""
+    use(request.param, monkeypatch)
+    return str(request.param)
+
+
+def random_choices(
+    seed: int, k: int, num_experts: int, skew: float = 0.0, tokens: int = M
+) -> np.ndarray:
+    """[tokens, k] different experts each; those with low numbers more often if skewed."""
+    noise = np.random.default_rng(seed).gumbel(size=(tokens, num_experts))
+    noise -= skew * np.arange(num_experts)
+    return np.argsort(-noise, axis=1)[:, :k].astype(np.int32)
+
+
+def make(experts: np.ndarray, num_experts: int) -> Arrays:
+    """Random x, weights, gate, up, down in float64."""
+    random = np.random.default_rng(0)
+    tokens = len(experts)
+    E = num_experts
+    shapes = [(tokens, D), experts.shape, (E, D, F), (E, D, F), (E, F, D)]
+    return [random.normal(size=shape) * (0.3 if len(shape) == 3 else 1) for shape in shapes]
+
+
+def dense(experts: np.ndarray, arrays: Arrays, cotangent: np.ndarray) -> tuple[np.ndarray, Arrays]:
+    """The sum over all experts, and its derivatives by hand; one expert after another."""
+    x, weights, gate, up, down = arrays
+    out, grads = np.zeros_like(x), [np.zeros_like(a) for a in arrays]
+    for e in range(len(gate)):
+        chosen = experts == e
+        weight = (weights * chosen).sum(axis=1, keepdims=True)  # [M, 1]
+        g, u = x @ gate[e], x @ up[e]
+        sigmoid = 1 / (1 + np.exp(-g))
+        hidden = g * sigmoid * u
+        out += weight * (hidden @ down[e])
+        grads[1] += chosen * (cotangent * (hidden @ down[e])).sum(axis=1, keepdims=True)
+        grads[4][e] = (weight * hidden).T @ cotangent
+        grad_hidden = weight * (cotangent @ down[e].T)
+        grad_g = grad_hidden * u * sigmoid * (1 + g * (1 - sigmoid))
+        grad_u = grad_hidden * g * sigmoid
+        grads[2][e], grads[3][e] = x.T @ grad_g, x.T @ grad_u
+        grads[0] += grad_g @ gate[e].T + grad_u @ up[e].T
+    return out, grads
+
+
+@functools.partial(jax.jit, static_argnames="body")
+def value_and_derivatives(
+    experts: jax.Array, first: int, cotangent: jax.Array, *arrays: jax.Array, body: object
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """`body` keeps programs of different backends apart."""
+    out, pull_back = jax.vjp(
+        lambda x, weights, *matrices: feed_forward_experts(x, experts, weights, *matrices, first),
+        *arrays,
+    )
+    return out, pull_back(cotangent)
+
+
+def with_derivatives(
+    experts: np.ndarray,
+    arrays: Arrays,
+    cotangent: np.ndarray,
+    dtype: str = "float32",
+    first: int = 0,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    x, *others = (jnp.asarray(a, jnp.float32) for a in arrays)
+    out = jnp.asarray(cotangent, dtype)
+    body = module.platform()
+    return value_and_derivatives(experts, first, out, x.astype(dtype), *others, body=body)
+
+
+CASES = {
+    "skewed": (random_choices(2, 3, 7, skew=1.0), 7),
+    "one choice": (random_choices(3, 1, 4), 4),
+    "all experts": (random_choices(4, 4, 4), 4),
+    "one expert takes all": (np.full((M, 1), 2, np.int32), 4),
+    "first and last take all": (np.tile(np.int32([8, 0]), (M, 1)), 9),
+    "nine": (random_choices(7, 4, 9, skew=0.3), 9),
+    "more experts than choices": (random_choices(5, 2, 50, tokens=3), 50),
+    "one token": (random_choices(6, 2, 3, tokens=1), 3),
+}
+
+
+BODIES = [("cpu", case) for case in CASES] + [
+    (backend, case) for backend in ("gpu", "tpu") for case in ("skewed", "first and last take all")
+]
+
+
+@pytest.mark.parametrize(("backend", "case"), BODIES)
+def test_the_sum_over_experts_and_its_derivatives(
+    backend: str, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(backend, monkeypatch)
+    experts, E = CASES[case]
+    arrays = make(experts, E)
+    cotangent = np.random.default_rng(9).normal(size=(len(experts), D))
+    out, grads = with_derivatives(experts, arrays, cotangent)
+    check(out, grads, *dense(experts, arrays, cotangent))
+
+
+def check(out: Any, grads: Any, expected: np.ndarray, expected_grads: Arrays) -> None:
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+    names = ("x", "weights", "gate", "up", "down")
+    for name, grad, reference in zip(names, grads, expected_grads, strict=True):
+        np.testing.assert_allclose(grad, reference, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_bfloat16_keeps_dtypes_and_comes_close(body: str) -> None:
+    experts, E = CASES["skewed"]
+    arrays = make(experts, E)
+    cotangent = np.random.default_rng(9).normal(size=(M, D))
+    out, grads = with_derivatives(experts, arrays, cotangent, "bfloat16")
+    assert [a.dtype.name for a in (out, *grads)] == ["bfloat16"] * 2 + ["float32"] * 4
+    expected = dense(experts, arrays, cotangent)
+    for ours, reference in zip((out, *grads), (expected[0], *expected[1]), strict=True):
+        error = np.linalg.norm(np.float32(ours) - reference) / np.linalg.norm(reference)
+        assert error < 0.01
+
+
+def test_products_sum_in_float32(body: str) -> None:
+    x, w = jnp.ones((8, 512), jnp.bfloat16), jnp.ones((1, 512, 8), jnp.float32)
+    tiles = jnp.zeros(8 // tile_rows(8, 1), jnp.int32)
+    product = grouped_matmul(x, w, tiles)
+    assert product.dtype == jnp.bfloat16
+    assert np.all(np.float32(product) == 512)  # bfloat16 sums would stop at 256
+    x, w = jnp.ones((512, 8), jnp.bfloat16), jnp.ones((1, 8, 8), jnp.float32)
+    tiles = jnp.zeros(512 // tile_rows(512, 1), jnp.int32)
+    product, pull_back = jax.vjp(lambda w: grouped_matmul(x, w, tiles), w)
+    (grad,) = pull_back(jnp.ones_like(product))
+    assert grad.dtype == jnp.float32
+    assert np.all(np.asarray(grad) == 512)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_neighbours_change_no_bit_of_a_token(dtype: str) -> None:
+    """The same tokens alone, in another order, and among others that crowd one of their experts."""
+    experts, E = random_choices(1, 2, 5), 5
+    x, weights, *matrices = (jnp.asarray(a, jnp.float32) for a in make(experts, E))
+    run = jax.jit(feed_forward_experts)
+    whole = run(x.astype(dtype), experts, weights, *matrices)
+    some = np.random.default_rng(2).permutation(M)[:7]
+    crowd = np.tile(experts[some[:1]], (50, 1))
+    among = run(
+        jnp.concatenate([100 * jnp.ones((50, D)), x[some]]).astype(dtype),
+        jnp.concatenate([crowd, experts[some]]),
+        jnp.concatenate([jnp.ones((50, 2)), weights[some]]),
+        *matrices,
+    )[50:]
+    alone = jnp.concatenate(
+        [
+            run(x[i : i + 1].astype(dtype), experts[i : i + 1], weights[i : i + 1], *matrices)
+            for i in some
+        ]
+    )
+    np.testing.assert_array_equal(np.float32(among), np.float32(whole[some]))
+    np.testing.assert_array_equal(np.float32(alone), np.float32(whole[some]))
+
+
+@pytest.mark.parametrize("case", ["nine", "first and last take all"])
+def test_shards_of_experts_and_of_columns_add_up(case: str, body: str) -> None:
+    experts, E = CASES[case]
+    arrays = make(experts, E)
+    x, weights, gate, up, down = arrays
+    cotangent = np.random.default_rng(9).normal(size=(M, D))
+    out, grads = np.zeros((M, D)), [np.zeros(a.shape) for a in arrays]
+    for first in range(0, E, 3):
+        for column in range(0, F, 6):
+            here, columns = slice(first, first + 3), slice(column, column + 6)
+            wide, narrow = (here, slice(None), columns), (here, columns)
+            shard = [x, weights, gate[wide], up[wide], down[narrow]]
+            part, pieces = with_derivatives(experts, shard, cotangent, first=first)
+            out += np.asarray(part)
+            for grad, piece, place in zip(grads, pieces, ((), (), wide, wide, narrow), strict=True):
+                grad[place] += np.asarray(piece)
+    check(out, grads, *dense(experts, arrays, cotangent))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("tile", "first"), [(8, 0), (8, 1), (1, 1)])
+def test_every_choice_has_one_row_of_a_tile_of_its_expert(case: str, tile: int, first: int) -> None:
+    experts, E = CASES[case]
+    experts, E = experts - first, E - 2 * first  # the experts outside are absent
+    placement = jax.jit(plan, static_argnums=(1, 2))(jnp.asarray(experts), E, tile)
+    source, place, tile_expert = (np.asarray(a) for a in placement)
+    rows, choices, here = len(source), experts.size, (experts >= 0) & (experts < E)
+    assert rows % tile == 0
+    assert rows == len(tile_expert) * tile
+    assert rows <= len(experts) * min(experts.shape[1], E) + E * (tile - 1)
+    assert np.all(place[~here] == rows)
+    filled = np.flatnonzero(source < choices)
+    assert sorted(source[filled]) == list(np.flatnonzero(here))
+    np.testing.assert_array_equal(source[place[here]], np.flatnonzero(here))
+    np.testing.assert_array_equal(tile_expert[place[here] // tile], experts[here])
+    assert np.all(np.diff(tile_expert) >= 0)
+    used = sum(-(-np.sum(experts == e) // tile) for e in range(E))
+    assert np.sum(tile_expert < E) == used  # no tile for an expert that nobody chose
+
+
+def test_an_expert_nobody_chose_is_not_touched() -> None:
+    experts = np.tile(np.int32([3, 1]), (M, 1))
+    arrays = make(experts, 5)
+    for w in arrays[2:]:
+        w[[0, 2, 4]] = np.nan
+    out, grads = with_derivatives(experts, arrays, np.ones((M, D)))
+    assert np.all(np.isfinite(out))
+    assert all(np.all(np.isfinite(grad)) for grad in grads)
+
+
+def test_moving_rows_needs_no_scatter() -> None:
+    experts = jnp.asarray(CASES["skewed"][0])
+
+    def moved(x: jax.Array) -> jax.Array:
+        placement = plan(experts, 7, 8)
+        return combine(dispatch(x, placement), placement)
+
+    text = jax.jit(jax.grad(lambda x: jnp.sum(moved(x) ** 2))).lower(jnp.ones((M, D))).as_text()
+    assert "gather" in text
+    assert "scatter" not in text
+
+
+@pytest.mark.parametrize(
+    ("backend", "choices", "rows"),
+    [("cpu", 10, 64), ("gpu", 10**6, 1), ("tpu", 10, 128), ("tpu", 2100, 256), ("tpu", 10**6, 512)],
+)
+def test_tiles_of_each_backend(
+    backend: str, choices: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "platform", lambda: backend)
+    assert tile_rows(choices, 8) == rows
