@@ -45,7 +45,7 @@ def number(columns: np.ndarray) -> int:
 
 
 def text(value: int) -> str:
-    """A digest as it is written down: 32 hexadecimal digits, the first byte first."""
+    """A digest as it is written down: 32 hexadecimal digits, the lowest byte first."""
     return value.to_bytes(BYTES, "little").hex()
 
 

@@ -45,6 +45,14 @@ class Pieces:
         )
 
     @property
+    def place(self) -> np.ndarray:
+        """Where in its row each piece begins, after the BOS that may lead it: int64 [pieces]."""
+        size = self.stop - self.start + self.lead
+        before = np.cumsum(size) - size
+        first = np.searchsorted(self.row, self.row)  # the first piece of the row
+        return before - before[first] + self.lead
+
+    @property
     def ids(self) -> int:
         """Ids that are not padding."""
         return int((self.stop - self.start).sum()) + self.lead * len(self.row)
