@@ -260,16 +260,14 @@ def read_rows(unit: Unit) -> Iterator[tuple[int, np.ndarray]]:
 
 def spans(documents: Documents, pieces: Pieces) -> pa.ListArray:
     """The documents of each row and where their text tokens lie in it: SPANS [rows]."""
-    tokens = documents.tokens[pieces.document]
-    begin = np.maximum(pieces.start, 1)  # of a framed document; its text begins at 1
-    length = np.maximum(np.minimum(pieces.stop, 1 + tokens) - begin, 0)
-    start = pieces.place + begin - pieces.start
+    first, stop = pieces.text(documents.tokens)
+    start = pieces.place + first + 1 - pieces.start  # a framed document has BOS before its text
     assert documents.doc_id is not None
     columns = [
         documents.doc_id.cast(pa.large_string()).combine_chunks().take(pa.array(pieces.document)),
         pa.array(start, pa.int32()),
-        pa.array(start + length, pa.int32()),
-        pa.array(begin - 1),
+        pa.array(start + stop - first, pa.int32()),
+        pa.array(first),
     ]
     offsets = np.searchsorted(pieces.row, np.arange(pieces.rows + 1))
     fields = list(SPANS.value_type)
