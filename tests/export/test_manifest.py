@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.export.packed_run import BATCH, BOS, CELLS, EOS, make_run, rows_of
 
 REPOSITORY = Path(__file__).parents[2]
+PAGE = REPOSITORY / "docs" / "order.md"
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +100,9 @@ def test_every_row_is_listed_with_the_documents_that_it_holds(
     values = [int.from_bytes(bytes.fromhex(p["digest"]), "little") for p in found["parts"]]
     assert sum(values) % 2**128 == total
     assert not (folder / ".rows").exists()
+    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
+    done = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True)
+    assert done.stdout.strip() == found["digest"], done.stderr
 
 
 def test_a_run_of_the_same_command_makes_what_is_missing(

@@ -2,7 +2,7 @@
 
 Needs the phases up to partition; nothing has to be trained here. Writes one format's files,
 NOTES.md and the tokenizer into a new folder and, with --shards, the documents of every quadrant as
-text.
+text; or a manifest of all rows (`manifest.py`).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Writes `options.out`, which appears whole or not at all.
+    """Writes `options.out`, which appears whole or not at all; a manifest does so part by part.
 
     Raises:
         UserError: if the run is not partitioned, has no such curriculum, or `out` is taken.
@@ -77,10 +77,14 @@ def export(options: argparse.Namespace) -> None:
             "(python -m frame_jax.main --config CONFIG --until partition)"
         )
     if options.to == "manifest":
+        if options.shards is not None:
+            raise UserError("--to manifest writes no texts: leave out --shards")
         join(options)
         config = load(directory.config)
         plan = make_plan(config, directory, options.curriculum)
         return write_manifest(config, directory, plan, out)
+    if options.distributed:
+        raise UserError(f"--distributed is for --to manifest: one process writes {options.to}")
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
     reads = READS.get(options.to, tuple(KINDS))

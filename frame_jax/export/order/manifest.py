@@ -32,6 +32,7 @@ from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.stages import Schedule
 from frame_jax.errors import UserError
 from frame_jax.export.order.plan import Plan
 from frame_jax.parallel import processes
@@ -53,6 +54,7 @@ from frame_jax.run.markers import fingerprint_of
 
 PART_ROWS = 1 << 18
 ROWS_AT_ONCE = 4096
+BEGUN = "order.json"  # is there from the first moment on, and says of which order
 
 NOTES = """# Rows of curriculum {curriculum}
 
@@ -100,6 +102,7 @@ def add_process_options(options: argparse.ArgumentParser) -> None:
 
 def join(options: argparse.Namespace) -> None:
     """Joins the other processes, if there are any."""
+    processes.leave_accelerators()
     fields = ("distributed", "coordinator", "processes", "process")
     processes.start(ParallelConfig(**{name: getattr(options, name) for name in fields}))
 
@@ -125,15 +128,25 @@ class Unit:
     rows: int
 
 
-def units_of(directory: RunDirectory, cells: tuple[str, ...]) -> list[Unit]:
-    """All parts of all quadrants, in order."""
+def units_of(directory: RunDirectory, schedule: Schedule) -> list[Unit]:
+    """All parts of all quadrants, in order.
+
+    Raises:
+        UserError: if they do not hold the rows that the schedule was made for.
+    """
     units = []
-    for cell, name in enumerate(cells):
+    for cell, name in enumerate(schedule.cells):
         first = 0
         for part, path in enumerate(list_parts(directory.quadrants / name, ".arrayrecord")):
             with contextlib.closing(TokenReader(path)) as reader:
                 units.append(Unit(cell, name, part, path, first, len(reader)))
             first += units[-1].rows
+        if first != schedule.available[cell]:
+            raise UserError(
+                f"{directory.quadrants / name} holds {first:,} rows, and the order is of "
+                f"{schedule.available[cell]:,}: a part is missing or has changed; redo the "
+                "partition phase"
+            )
     return units
 
 
@@ -163,14 +176,14 @@ def write_manifest(config: RunConfig, directory: RunDirectory, plan: Plan, folde
     Raises:
         UserError: if `folder` holds something else, or the rows are not those of the assignment.
     """
-    expected, begun = header(config, directory, plan), folder / "order.json"
+    expected = header(config, directory, plan)
     if processes.is_first():
-        if folder.exists() and (not begun.exists() or read_json(begun) != expected):
+        if holds_other(folder, expected):
             raise UserError(
                 f"{folder} is there already, and is no manifest of this order: choose another "
                 "--out, or remove it"
             )
-        write_json(begun, expected)
+        write_json(folder / BEGUN, expected)
         remove_temporaries(folder)
         (folder / "NOTES.md").write_text(NOTES.format(curriculum=plan.curriculum), "utf-8")
     processes.barrier("the manifest is begun")
@@ -180,7 +193,7 @@ def write_manifest(config: RunConfig, directory: RunDirectory, plan: Plan, folde
     processes.barrier("parts of the manifest listed")
     show, scratch = processes.is_first(), folder / ".rows"
     if missing:
-        units = units_of(directory, plan.schedule.cells)
+        units = units_of(directory, plan.schedule)
         gathered = [scratch / f"{unit.name}-{unit.part:05d}.arrow" for unit in units]
         left = [pair for pair in zip(units, gathered, strict=True) if not pair[1].exists()]
         processes.barrier("rows of the manifest listed")
@@ -202,6 +215,13 @@ def write_manifest(config: RunConfig, directory: RunDirectory, plan: Plan, folde
             folder / "manifest.json", {**expected, "digest": digest.text(whole), "parts": parts}
         )
     processes.barrier("the manifest is written")
+
+
+def holds_other(folder: Path, expected: dict[str, Any]) -> bool:
+    """Whether there is something in `folder` that is not the beginning of this manifest."""
+    if (folder / BEGUN).exists():
+        return read_json(folder / BEGUN) != expected
+    return folder.exists() and any(not p.name.startswith(".tmp-") for p in folder.iterdir())
 
 
 def gather(

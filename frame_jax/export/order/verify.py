@@ -31,6 +31,7 @@ from frame_jax.curriculum.digest import Consumed
 from frame_jax.errors import USAGE_ERROR, UserError, print_error
 from frame_jax.export.order.manifest import Unit, digests_of, header, read_rows, units_of
 from frame_jax.export.order.plan import Plan, make_plan
+from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
 from frame_jax.run import progress
 from frame_jax.run.arm import read_plan
@@ -126,8 +127,7 @@ def add(sums: np.ndarray, steps: np.ndarray, digests: np.ndarray) -> None:
 def read_disk(directory: RunDirectory, arms: list[Arm]) -> list[str]:
     """Fills `disk` of all arms, from one reading of the rows; says which rows cannot be read."""
     damaged: list[str] = []
-    cells = arms[0].plan.schedule.cells
-    units = units_of(directory, cells)
+    units = units_of(directory, arms[0].plan.schedule)
     with progress.bar("rows", sum(unit.rows for unit in units), "rows") as update:
         for unit in units:
             places = [places_of(arm, unit) for arm in arms]
@@ -261,6 +261,8 @@ def compare(directory: RunDirectory, arm: Arm, trained: int) -> str:
         for first, stop in joined([(int(step), int(step) + 1) for step in changed]):
             arm.problems.append(f"{steps(first, stop)}: the rows on disk are not the manifest's")
         arm.problems += changed_rows(directory, arm, changed)
+    if not found:
+        arm.problems.append("its trainer has left no digest: it was of an earlier release")
     known = joined([(first, stop) for first, stop, _ in found])
     unknown = [
         (a, b)
@@ -283,7 +285,7 @@ def steps(first: int, stop: int) -> str:
 
 def changed_rows(directory: RunDirectory, arm: Arm, changed: np.ndarray) -> list[str]:
     """The first rows, of those that `changed` steps read, that are not what the manifest says."""
-    units = units_of(directory, arm.plan.schedule.cells)
+    units = units_of(directory, arm.plan.schedule)
     named: list[str] = []
     if len(changed) == 0:
         return named
@@ -372,6 +374,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 where all is well, 2 otherwise and for bad input."""
     options = parser().parse_args(arguments)
+    processes.leave_accelerators()
     try:
         if options.manifest is not None and options.curriculum is None:
             raise UserError("--manifest is of one curriculum: say which with --curriculum")
