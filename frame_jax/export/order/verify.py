@@ -50,7 +50,7 @@ class Arm:
         plan: Its order.
         batch_rows: Rows of a step.
         folder: Its folder.
-        records: Steps done -> what was read until then, every digest that the trainer has left.
+        records: Steps done and what was read until then: all digests that the trainer has left.
         disk: uint64 [steps, 16]: sums by byte of the digests of each step's rows, from the disk.
         manifest: The folder of its manifest, or None.
         listed: As `disk`, from the manifest.
@@ -73,18 +73,27 @@ class Arm:
         return len(self.disk)
 
 
+def read_metrics(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The lines that a trainer has written, each with the steps done after it."""
+    lines: list[tuple[int, dict[str, Any]]] = []
+    if not path.exists():
+        return lines
+    with path.open(encoding="utf-8") as file:
+        for line in filter(lambda line: line.endswith("\n"), file):
+            try:
+                record = json.loads(line)
+                lines.append((record["step"] + 1, record))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path} is damaged: this is no step: {line[:80]!r}") from error
+    return lines
+
+
 def read_arm(
     config: RunConfig, directory: RunDirectory, name: str, manifest: Path | None
 ) -> tuple[Arm, int]:
     """An arm with its digests, and how many steps it was trained."""
     folder, _ = read_plan(directory, name)
-    lines: list[tuple[int, dict[str, Any]]] = []
-    path = folder / "metrics.jsonl"
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                record = json.loads(line)
-                lines.append((record["step"] + 1, record))
+    lines = read_metrics(folder / "metrics.jsonl")
     trained = max((done for done, _ in lines), default=0)
     saved = saved_orders(folder / "checkpoints")
     lines += [(done, record) for done, record in saved.items() if done <= trained]
@@ -330,10 +339,7 @@ def verify(directory: RunDirectory, curriculum: str | None, manifest: Path | Non
     ]
     names = trained if curriculum is None else [config.trial(curriculum).name]
     if not names:
-        raise UserError(
-            f"{directory.root} has no trained curriculum {curriculum or ''}".rstrip()
-            + ": run the pretrain phase first"
-        )
+        raise UserError(f"{directory.root} has no trained curriculum: run the pretrain phase first")
     found = []
     for name in names:
         own = directory.manifest(name) if manifest is None else manifest
