@@ -1,4 +1,4 @@
-"""Rows a second, and peak memory, of the manifest of an order; prints JSON.
+"""Rows a second, and peak memory, of the manifest of an order; prints JSON, a line a measurement.
 
     python tools/benchmark_manifest.py --rows 10000000
 
@@ -117,21 +117,15 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", help="where to put about a kilobyte a row for a while")
     arguments = parser.parse_args()
-    sizes = []
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        long = {"cpu_seconds_per_gigabyte_of_long_rows": round(long_rows(Path(folder)), 2)}
+        print(json.dumps({"cores": len(os.sched_getaffinity(0)), **long}), flush=True)
     for rows in (arguments.rows // 10, arguments.rows):
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             config = make_config(folder)
             generate(config, rows)
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                sizes.append(pool.submit(measure, config).result())
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        long = long_rows(Path(folder))
-    report = {
-        "cores": len(os.sched_getaffinity(0)),
-        "sizes": sizes,
-        "cpu_seconds_per_gigabyte_of_long_rows": round(long, 2),
-    }
-    print(json.dumps(report, indent=2))
+                print(json.dumps(pool.submit(measure, config).result()), flush=True)
 
 
 if __name__ == "__main__":
