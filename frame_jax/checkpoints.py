@@ -1,8 +1,9 @@
 """Training state to disk and back. The only module that calls Orbax.
 
 A checkpoint of step s holds the state before step s runs: s updates have been applied. It carries
-the fingerprint of the run that wrote it and is not continued under another, and digests of its
-arrays, because the file format notices a file that is cut short but not a bit that has changed.
+the fingerprint of the run that wrote it and is not continued under another, digests of its arrays,
+because the file format notices a file that is cut short but not a bit that has changed, and what
+the trainer notes beside them: the digest of the rows that it has read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,8 +79,20 @@ class Checkpointer:
         latest = self._orbax.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, params: Params, optimizer_state: Any) -> None:
+    def save(
+        self,
+        step: int,
+        params: Params,
+        optimizer_state: Any,
+        order: Mapping[str, Any] | None = None,
+    ) -> None:
         """Starts saving in the background; waits only for a save still under way.
+
+        Args:
+            step: Updates that have been applied.
+            params: The parameters.
+            optimizer_state: The optimizer's state.
+            order: What is known of the rows that led here, for JSON, the same on every process.
 
         Raises:
             UserError: if the disk is full, or the last copy could not be made.
@@ -89,13 +102,14 @@ class Checkpointer:
             raise no_room(self.folder / str(step), size)
         state = {"params": params, "optimizer": optimizer_state}
         digests = digests_of(params, optimizer_state)
+        metadata = {"fingerprint": self.fingerprint, "digests": digests, "order": dict(order or {})}
         with self._watched(*self._saving):
             if self._response is not None:
                 self._response.result()
         self._copies.finish()
         with self._watched(step, size):
             self._response = self._orbax.save_checkpointables_async(
-                step, state, custom_metadata={"fingerprint": self.fingerprint, "digests": digests}
+                step, state, custom_metadata=metadata
             )
         self._saving = step, size
         self._copies.begin(step)
@@ -124,6 +138,14 @@ class Checkpointer:
         if digests_of(*state) != metadata["digests"]:
             raise DamagedError("its arrays are not what was saved")
         return state
+
+    def order(self, step: int) -> dict[str, Any]:
+        """What `save` was told of the rows that led to a checkpoint; empty from an earlier release.
+
+        Raises:
+            DamagedError: if it cannot be read.
+        """
+        return read_metadata(self._orbax, step).get("order", {})
 
     def restore_newest(
         self, params: Params, optimizer_state: Any
@@ -214,7 +236,10 @@ class Checkpointer:
 
 
 def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[str, Any]:
-    """What `save` noted beside the arrays: `fingerprint`, and `digests` as `digests_of` gives."""
+    """What `save` noted beside the arrays: `fingerprint`, `digests` as `digests_of` gives, `order`.
+
+    Earlier releases noted no `order`.
+    """
     try:
         metadata = orbax.checkpointables_metadata(step).custom_metadata
     except Exception as error:  # Orbax has no common class for what it cannot read
@@ -315,6 +340,19 @@ def saved_steps(folder: Path) -> list[int]:
     with ocp.training.Checkpointer(without_patterns(folder)) as orbax:
         here = {checkpoint.step for checkpoint in orbax.checkpoints}
     return sorted(here | set(copied_steps(folder)))
+
+
+def saved_orders(folder: Path) -> dict[int, dict[str, Any]]:
+    """What each checkpoint in `folder` notes of the rows that led to it, by step.
+
+    Those that are in a bucket alone are not fetched, and those that cannot be read are left out.
+    """
+    found = {}
+    with ocp.training.Checkpointer(without_patterns(folder)) as orbax:
+        for step in sorted(checkpoint.step for checkpoint in orbax.checkpoints):
+            with contextlib.suppress(DamagedError, UnreachableError):
+                found[step] = read_metadata(orbax, step).get("order", {})
+    return found
 
 
 def load_params(

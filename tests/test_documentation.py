@@ -58,6 +58,7 @@ class Entry:
 
 
 MAIN = ".venv/bin/python -m frame_jax.main --config my_run.yaml"
+ORDER = ".venv/bin/python -m frame_jax.export_order runs/mine --curriculum frame"
 COMPILE = "tools/compile_for_tpu.py --config configs/frame_3b.yaml --topology v5p:4x4x4"
 LAYERS = "--pretrain.model.num_layers 2"  # of a program that takes a minute to compile
 COMPILED = Entry(extra=LAYERS, shows='"hbm_gib_per_device"', needs=("libtpu",), program=True)
@@ -109,6 +110,22 @@ COMMANDS = {
         (("--logdir runs/quickstart", "--inspect --logdir runs/mine"),),
         shows="pretrain.Q3/loss",
         needs=("tensorboard",),
+    ),
+    # docs/order.md
+    f"{ORDER} --to manifest": Entry(leaves="runs/mine/manifest/frame/manifest.json"),
+    "python -m frame_jax.export_order SHARED_FOLDER/frame-3b --curriculum frame --to manifest "
+    "--distributed": Entry(
+        (("SHARED_FOLDER/frame-3b", "runs/mine"),),
+        extra="--out shared_manifest --coordinator localhost:PORT --processes 1 --process 0",
+        leaves="shared_manifest/manifest.json",
+        program=True,
+    ),
+    ".venv/bin/python -m frame_jax.verify_order runs/mine": Entry(
+        shows="random: verified: steps 0 to 7 of 8 compared"
+    ),
+    f"{ORDER} --to parquet --out by_document": Entry(leaves="by_document/order.parquet"),
+    ".venv/bin/python tools/benchmark_manifest.py --rows 10000000": Entry(
+        (("10000000", "2000"),), shows='"peak_rss_gb"', program=True
     ),
     # docs/pod.md
     ".venv/bin/python -m frame_jax.main --config configs/frame_3b.yaml --plan "

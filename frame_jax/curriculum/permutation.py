@@ -8,10 +8,13 @@ numbers depend on this file alone: not on the version of a library, not on the m
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 ROUNDS = 10
 _STRIDE = np.uint64(0x9E3779B97F4A7C15)
+_ALL_STRIDES = np.uint64(ROUNDS * int(_STRIDE) % (1 << 64))
 
 
 def keys(*parts: int | np.ndarray) -> np.ndarray:
@@ -33,13 +36,24 @@ def permute(indices: np.ndarray, sizes: np.ndarray, key: np.ndarray) -> np.ndarr
     Returns:
         int64 [n].
     """
+    return _walk(_feistel, indices, sizes, key)
+
+
+def unpermute(indices: np.ndarray, sizes: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Where each index comes from: `unpermute(permute(i, n, k), n, k)` is i. As `permute`."""
+    return _walk(_unfeistel, indices, sizes, key)
+
+
+def _walk(
+    shift: Callable[..., np.ndarray], indices: np.ndarray, sizes: np.ndarray, key: np.ndarray
+) -> np.ndarray:
     sizes = sizes.astype(np.uint64)
     columns = np.ceil(np.sqrt(sizes)).astype(np.uint64)
     lines = (sizes + columns - np.uint64(1)) // columns
     result = indices.astype(np.uint64)
     outside = np.arange(len(result))
     while len(outside):
-        walked = _feistel(result[outside], lines[outside], columns[outside], key[outside])
+        walked = shift(result[outside], lines[outside], columns[outside], key[outside])
         result[outside] = walked
         outside = outside[walked >= sizes[outside]]
     return result.astype(np.int64)
@@ -54,6 +68,20 @@ def _feistel(
         key = key + _STRIDE
         column = (column + (mix(key + line) >> np.uint64(1))) % columns
         key = key + _STRIDE
+    return line * columns + column
+
+
+def _unfeistel(
+    values: np.ndarray, lines: np.ndarray, columns: np.ndarray, key: np.ndarray
+) -> np.ndarray:
+    """The rounds of `_feistel` backwards."""
+    line, column = np.divmod(values, columns)
+    key = key + _ALL_STRIDES
+    for _ in range(ROUNDS // 2):
+        key = key - _STRIDE
+        column = (column + columns - (mix(key + line) >> np.uint64(1)) % columns) % columns
+        key = key - _STRIDE
+        line = (line + lines - (mix(key + column) >> np.uint64(1)) % lines) % lines
     return line * columns + column
 
 

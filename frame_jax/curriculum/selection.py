@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from frame_jax.curriculum.permutation import keys, permute
+from frame_jax.curriculum.permutation import keys, permute, unpermute
 from frame_jax.curriculum.stages import Schedule
 
 MIN_BLOCK_ROWS = 64
@@ -75,6 +75,39 @@ class SelectionMap:
             key = keys(self.seed, epochs, 2 * self.shuffle + 1, cells)
             ranks = permute(ranks, self.counts[-1, cells], key)
         return cells, permute(ranks, self._available[cells], keys(self.seed, epochs, 1, cells))
+
+    def places(self, cell: int, rows: np.ndarray, epoch: int) -> np.ndarray:
+        """Where an epoch uses rows of a cell, the way back of `select`.
+
+        Args:
+            cell: Index of the cell.
+            rows: int64 [n], rows of the cell that exist.
+            epoch: From 0.
+
+        Returns:
+            int64 [n]: global row indices; -1 for rows that a shortened run leaves out.
+        """
+        rows = np.asarray(rows, np.int64)
+        epochs, cells = np.full(len(rows), epoch), np.full(len(rows), cell)
+        ranks = unpermute(rows, self._available[cells], keys(self.seed, epochs, 1, cells))
+        line = self.counts[:, cell]
+        used = np.flatnonzero(ranks < line[-1])
+        ranks, epochs, cells = ranks[used], epochs[used], cells[used]
+        if self.shuffle:
+            key = keys(self.seed, epochs, 2 * self.shuffle + 1, cells)
+            ranks = unpermute(ranks, line[-1][None].repeat(len(ranks)), key)
+        blocks = np.searchsorted(line, ranks, side="right") - 1
+        counts = self.counts[blocks + 1] - self.counts[blocks]  # [n, cells]
+        slots = counts[:, : cell + 1].sum(1) - (line[blocks + 1] - ranks)
+        first = self.edges[blocks]
+        inside = unpermute(
+            slots,
+            self.edges[blocks + 1] - first,
+            keys(self.seed, epochs, 2 * self.shuffle, blocks),
+        )
+        places = np.full(len(rows), -1, np.int64)
+        places[used] = epoch * self.schedule.epoch_rows + first + inside
+        return places
 
     def mixture(self, start: int, stop: int) -> np.ndarray:
         """Realised share of each cell among rows [start, stop) of the run: float64 [cells]."""

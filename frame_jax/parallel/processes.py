@@ -46,6 +46,11 @@ def start(config: ParallelConfig) -> None:
     )
 
 
+def leave_accelerators() -> None:
+    """Has JAX work on the CPU, for programs that compute nothing; before anything else of JAX."""
+    jax.config.update("jax_platforms", "cpu")
+
+
 def index() -> int:
     """This process, from 0."""
     return jax.process_index()

@@ -45,6 +45,27 @@ class Pieces:
         )
 
     @property
+    def place(self) -> np.ndarray:
+        """Where in its row each piece begins, after the BOS that may lead it: int64 [pieces]."""
+        size = self.stop - self.start + self.lead
+        before = np.cumsum(size) - size
+        first = np.searchsorted(self.row, self.row)  # the first piece of the row
+        return before - before[first] + self.lead
+
+    def text(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The text tokens of its document that each piece holds: int64 [pieces], twice.
+
+        Args:
+            tokens: Text tokens of every document.
+
+        Returns:
+            The first of them, counted in the text, and one past the last; the same where a piece
+            holds BOS or EOS alone.
+        """
+        first = np.maximum(self.start, 1) - 1  # BOS is before the text
+        return first, np.maximum(np.minimum(self.stop - 1, tokens[self.document]), first)
+
+    @property
     def ids(self) -> int:
         """Ids that are not padding."""
         return int((self.stop - self.start).sum()) + self.lead * len(self.row)

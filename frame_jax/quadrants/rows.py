@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from frame_jax.config.quadrants import RowsConfig
 from frame_jax.config.run import RunConfig
@@ -32,17 +33,19 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Documents:
-    """Documents in the order in which they enter rows; each field int64 [documents].
+    """Documents in the order in which they enter rows; each number int64 [documents].
 
     Attributes:
         part: Index of the token file that holds the document.
         row: Record in that file.
         tokens: Text tokens.
+        doc_id: Strings, where they were asked for.
     """
 
     part: np.ndarray
     row: np.ndarray
     tokens: np.ndarray
+    doc_id: pa.ChunkedArray | None = None
 
 
 def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -128,12 +131,15 @@ def listed(
     parts: int,
     seed: int,
     scratch: Path,
+    *,
+    doc_ids: bool = False,
 ) -> Iterator[Callable[[str, int], Documents]]:
     """Yields a function from a cell and a part's index, one of `units`, to its documents, shuffled.
 
     Reading part after part gives one order of all documents that does not depend on `parts`.
     """
     numbers = {unit: number for number, unit in enumerate(units)}
+    columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
     cells = " ".join(f"WHEN {test} THEN {literal(cell)}" for cell, test in conditions.items())
     with database(scratch) as connection:
         connection.execute("CREATE TABLE units (cell VARCHAR, index INTEGER, unit INTEGER)")
@@ -149,7 +155,7 @@ def listed(
         connection.execute(
             f"""
             CREATE TABLE chosen AS
-            SELECT unit, place, part::BIGINT AS part, row, tokens FROM (
+            SELECT unit, place, {", ".join(columns)} FROM (
                 SELECT *, CASE {cells} END AS cell,
                     md5_number_lower(concat($seed, ' ', doc_id)) AS place,
                     ((place::HUGEINT * {parts}) >> 64)::INTEGER AS index
@@ -160,11 +166,13 @@ def listed(
         )
 
         def select(cell: str, index: int) -> Documents:
-            columns = connection.execute(
-                "SELECT part, row, tokens FROM chosen WHERE unit = $unit ORDER BY place, part, row",
-                {"unit": numbers[cell, index]},
-            ).fetchnumpy()
-            return Documents(columns["part"], columns["row"], columns["tokens"])
+            found = connection.sql(
+                f"SELECT {', '.join(columns)} FROM chosen WHERE unit = $unit "
+                "ORDER BY place, part, row",
+                params={"unit": numbers[cell, index]},
+            ).to_arrow_table()
+            part, row, tokens = (found[name].to_numpy().astype(np.int64) for name in columns[:3])
+            return Documents(part, row, tokens, found["doc_id"] if doc_ids else None)
 
         yield select
 

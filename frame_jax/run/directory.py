@@ -79,6 +79,10 @@ class RunDirectory:
     def evaluation(self, curriculum: str) -> Path:
         return self.root / "evaluation" / f"{curriculum}.json"
 
+    def manifest(self, curriculum: str) -> Path:
+        """Where the rows of an order are listed, unless another place was asked for."""
+        return self.root / "manifest" / curriculum
+
     @property
     def report(self) -> Path:
         return self.root / "report"

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from frame_jax.curriculum.digest import Consumed
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.training.bad_steps import BadSteps
@@ -17,12 +18,13 @@ from frame_jax.training.step_reader import StepReader
 
 
 class Recorder:
-    """What is told of one attempt at a training run, from `start` on; a context manager.
+    """What is told of one attempt at a training run, from `start` on, before which the run has
+    `consumed` rows; a context manager.
 
     Every process counts bad steps; process 0 alone writes.
     """
 
-    def __init__(self, job: Job, mesh: Mesh, start: int):
+    def __init__(self, job: Job, mesh: Mesh, start: int, consumed: Consumed):
         self._stack = contextlib.ExitStack()
         first = processes.is_first()
         self.bad = BadSteps(
@@ -33,7 +35,7 @@ class Recorder:
             first_step=start,
             write=first,
         )
-        self._reader = StepReader(job, self.bad, mesh)
+        self._reader = StepReader(job, self.bad, mesh, consumed)
         self._log: MetricsLog | None = None
         if first:
             self._log = self._stack.enter_context(
@@ -71,6 +73,11 @@ class Recorder:
         self._publish(self._reader.flush())
         if self._log is not None:
             self._log.flush()
+
+    @property
+    def consumed(self) -> Consumed:
+        """The rows of all steps that were taken; after `flush`."""
+        return self._reader.consumed
 
     def restart_clock(self) -> None:
         """Keeps what was done since the last step ended out of the next step's time."""

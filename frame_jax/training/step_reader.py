@@ -10,9 +10,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from frame_jax.curriculum.digest import Consumed
 from frame_jax.models.flops import model_flops_utilisation, training_flops_per_token
 from frame_jax.training.bad_steps import BadSteps
 from frame_jax.training.job import Job
+
+ROWS = "rows"  # among the metrics: sums of the bytes of the digests of the step's rows, [16]
 
 
 class StepReader:
@@ -20,10 +23,13 @@ class StepReader:
 
     Reading the loss of the step before, not of the one just started, keeps the device busy and
     bounds the number of steps in flight to two.
+
+    Attributes:
+        consumed: The rows of all steps whose metrics were read, and before.
     """
 
-    def __init__(self, job: Job, bad: BadSteps, mesh: Mesh):
-        self._job, self._bad = job, bad
+    def __init__(self, job: Job, bad: BadSteps, mesh: Mesh, consumed: Consumed):
+        self._job, self._bad, self.consumed = job, bad, consumed
         self._device_kind, self._devices = mesh.devices.flat[0].device_kind, mesh.size
         self._began, self._in_steps = time.perf_counter(), 0.0
         self._pending: tuple[int, dict[str, jax.Array], float] | None = None
@@ -45,6 +51,7 @@ class StepReader:
         step, metrics, waited = self._pending
         self._pending = None
         arrays = {name: np.asarray(value) for name, value in metrics.items()}
+        self.consumed = self.consumed.plus(arrays.pop(ROWS))
         values = {name: array.tolist() for name, array in arrays.items()}
         self._bad.see(step, values)
         now = time.perf_counter()
@@ -80,6 +87,7 @@ class StepReader:
             "mfu": rate and model_flops_utilisation(flops, rate, self._device_kind, self._devices),
             # Share of the time since the start, compilation and restoring included, in steps.
             "goodput": self._in_steps / (time.perf_counter() - self._began),
+            **self.consumed.written(),
         }
 
 

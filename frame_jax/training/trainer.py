@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.checkpoints import Checkpointer
+from frame_jax.curriculum import digest
 from frame_jax.curriculum.loader import make_loader
 from frame_jax.models.functional import write_description
 from frame_jax.parallel import processes
@@ -28,25 +30,48 @@ from frame_jax.training.recorder import Recorder
 from frame_jax.training.schedules import learning_rate
 from frame_jax.training.state import StateFactory
 from frame_jax.training.step import make_train_step
+from frame_jax.training.step_reader import ROWS
 
 MEASURED_STEPS = 10  # steps whose mean time sets the interval between rolling checkpoints
 
 
-def batches(job: Job, mesh: Mesh, start_step: int) -> Iterator[jax.Array]:
-    """Global batches [B, T + 1] int32 on the mesh, from `start_step` on."""
+def batches(job: Job, mesh: Mesh, start_step: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+    """Global batches on the mesh, from `start_step` on, and what becomes their digest.
+
+    Every process makes the digests of the rows that it reads; the devices add them up, as they do
+    with gradients, so that a row that several of them hold counts once and every process knows the
+    sum.
+
+    Yields:
+        int32 [B, T + 1], and uint32 [16]: the sums by byte of the digests of the rows at their
+        places (`curriculum/digest.py`). Padding rows count for nothing.
+    """
     sharding = batch_sharding(mesh)
     shape = (job.training.batch_rows, job.sequence_length + 1)
+    offsets = local_rows(sharding, shape)
+    add = jax.jit(
+        lambda digests: digests.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
     loader = make_loader(
         job.parts,
         job.selection,
         batch_rows=job.training.batch_rows,
-        row_offsets=local_rows(sharding, shape),
+        row_offsets=offsets,
         row_tokens=shape[1],
         padding_id=job.specials.bos,
         start_step=start_step,
     )
-    for rows in loader:
-        yield jax.make_array_from_process_local_data(sharding, rows, shape)
+    for step, rows in enumerate(loader, start_step):
+        places = step * shape[0] + offsets
+        real = places < len(job.selection)
+        digests = np.zeros((len(rows), digest.BYTES), np.uint32)
+        digests[real] = digest.of_places(places[real], digest.of_rows(rows[real]))
+        yield (
+            jax.make_array_from_process_local_data(sharding, rows, shape),
+            add(
+                jax.make_array_from_process_local_data(sharding, digests, (shape[0], digest.BYTES))
+            ),
+        )
 
 
 def train(job: Job) -> dict[str, Any]:
@@ -112,26 +137,29 @@ def compile_step(job: Job, mesh: Mesh, factory: StateFactory) -> Any:
 def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) -> dict[str, Any]:
     factory = StateFactory(job, mesh)
     start, state = factory.newest(checkpointer)
+    consumed = digest.Consumed(start)
+    if start > 0:
+        consumed = digest.read(checkpointer.order(start)) or consumed
     if 0 in kept and checkpointer.latest() is None:
-        checkpointer.save(0, state.params, state.optimizer)
+        checkpointer.save(0, state.params, state.optimizer, consumed.written())
     train_step = compile_step(job, mesh, factory)
     trace = Trace(job.folder / "profile", job.profile)
     rolling = RollingSaves(job.training.checkpoint_seconds, start)
-    with preemption.deferred(), Recorder(job, mesh, start) as recorder:
+    with preemption.deferred(), Recorder(job, mesh, start, consumed) as recorder:
         loader = batches(job, mesh, start)
         for step in range(start, job.steps):
             asked = time.perf_counter()
-            rows = next(loader)
+            rows, digests = next(loader)
             waited = time.perf_counter() - asked
             trace.before(step, state)
             state, metrics = train_step(state, rows)
-            recorder.push(step, metrics, waited)
+            recorder.push(step, {**metrics, ROWS: digests}, waited)
             done = step + 1
             due = rolling.due(done)
             stop = preemption.requested(done)
             if stop or recorder.bad.too_many() or done in kept or due:
                 recorder.flush()
-                checkpointer.save(done, state.params, state.optimizer)
+                checkpointer.save(done, state.params, state.optimizer, recorder.consumed.written())
                 recorder.restart_clock()
             if recorder.bad.too_many():
                 raise recorder.bad.error()

@@ -194,3 +194,18 @@ def test_another_shuffle_is_another_order_of_the_same_rows(steps: int | None) ->
     # No row keeps its place more often than chance would have it.
     for order in orders[1:]:
         assert sum(a == b for a, b in zip(orders[0], order, strict=True)) < len(one) / 20
+
+
+@settings(max_examples=80, deadline=None)
+@given(schedules(), st.integers(0, 3), st.integers(0, 2))
+def test_places_lead_back(schedule: Schedule, seed: int, shuffle: int) -> None:
+    selection = SelectionMap(schedule, seed, shuffle)
+    cells, rows = selection.select(np.arange(len(selection)))
+    epoch_of = np.arange(len(selection)) // schedule.epoch_rows
+    for epoch in range(schedule.epochs):
+        for cell, available in enumerate(schedule.available):
+            found = selection.places(cell, np.arange(available), epoch)
+            wanted = np.full(available, -1)
+            mine = np.flatnonzero((cells == cell) & (epoch_of == epoch))
+            wanted[rows[mine]] = mine
+            np.testing.assert_array_equal(found, wanted)

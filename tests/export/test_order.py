@@ -122,7 +122,7 @@ def test_documents_come_in_the_order_in_which_training_reads_them(
     config, directory = run
     export(directory, tmp_path / "out", "--curriculum", curriculum, "--to", "parquet")
     order = pq.read_table(tmp_path / "out" / "order.parquet").to_pylist()
-    assert [line["position"] for line in order] == list(range(len(order)))
+    assert [line["rank"] for line in order] == list(range(len(order)))
     plan = make_plan(config, directory, curriculum)
     begins = {cell: first_rows(directory, cell) for cell in CELLS}
     lines = iter(order)

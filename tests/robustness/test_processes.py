@@ -89,6 +89,7 @@ def assert_same_curve(one: Job, other: Job) -> None:
     assert [record["step"] for record in found] == list(range(6))
     for left, right in zip(metrics(one), found, strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=2e-5)
+        assert left["order_digest"] == right["order_digest"]
 
 
 @pytest.mark.processes

@@ -17,6 +17,7 @@ import pytest
 
 from frame_jax import checkpoints
 from frame_jax.config.training import TrainingConfig
+from frame_jax.curriculum import digest
 from frame_jax.errors import UserError
 from frame_jax.main import main, user_error
 from frame_jax.records import TokenReader, write_tokens
@@ -25,6 +26,7 @@ from frame_jax.run.directory import atomic_path, write_json
 from frame_jax.run.preemption import Preempted
 from frame_jax.training import trainer
 from frame_jax.training.bad_steps import skip_bad
+from frame_jax.training.job import Job
 from frame_jax.training.step import TrainState
 from frame_jax.training.trainer import train
 from tests.integration.small_run import write_config, write_corpus
@@ -108,6 +110,16 @@ def test_a_step_that_is_not_a_number_is_skipped_and_its_rows_are_noted(
     }
     assert noted[0]["rows"] == expected and noted[0]["loss"] == "nan"
     assert "step 2 is not applied" in capsys.readouterr().err
+    for step, record in enumerate(metrics(job)):  # the rows of a bad step were read, too
+        assert record["order_digest"] == digest.text(read_until(job, step))
+
+
+def read_until(job: Job, step: int) -> int:
+    """The digest of all rows up to and with those of a step."""
+    places = np.arange(min((step + 1) * 16, len(job.selection)))
+    cells = [TokenReader(parts[0]).read(range(22)) for parts in job.parts.values()]
+    rows = np.array([cells[cell][row] for cell, row in map(job.selection.__getitem__, places)])
+    return digest.number(digest.of_places(places, digest.of_rows(rows)).sum(0, dtype=np.uint64))
 
 
 def test_training_stops_after_too_many_and_keeps_the_state_before_them(

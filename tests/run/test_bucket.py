@@ -48,15 +48,19 @@ def state(step: int) -> tuple[Any, Any]:
     return {"w": weights}, {"m": weights * 2}
 
 
+def order(step: int) -> dict[str, str]:
+    return {"order_digest": f"of {step}"}
+
+
 def save(folder: Path, *steps: int, kept: tuple[int, ...] = (2,)) -> None:
     checkpointer = Checkpointer(folder, kept, "fingerprint")
     for step in steps:
-        checkpointer.save(step, *state(step))
+        checkpointer.save(step, *state(step), order(step))
     checkpointer.close()
 
 
 def restored(folder: Path) -> int | None:
-    """The step that training would go on from; its arrays are those that were saved."""
+    """The step that training would go on from; its arrays and its order are what was saved."""
     where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), state(0)
@@ -64,11 +68,13 @@ def restored(folder: Path) -> int | None:
     checkpointer = Checkpointer(folder, (2,), "fingerprint")
     try:
         found = checkpointer.restore_newest(*like)
+        noted = found and checkpointer.order(found[0])
     finally:
         checkpointer.close()
     if found is None:
         return None
     step, params, optimizer = found
+    assert noted == order(step)
     for saved, given in zip(state(step), (params, optimizer), strict=True):
         jax.tree.map(np.testing.assert_array_equal, saved, given)
     return step
@@ -130,11 +136,11 @@ def test_a_damaged_copy_is_set_aside_and_the_one_before_found(
 KILLED = """
 import sys
 from pathlib import Path
-from tests.run.test_bucket import save, state
+from tests.run.test_bucket import order, state
 from frame_jax.checkpoints import Checkpointer
 checkpointer = Checkpointer(Path(sys.argv[1]), (2,), "fingerprint")
 for step in range(1, 200):
-    checkpointer.save(step, *state(step))
+    checkpointer.save(step, *state(step), order(step))
     print(step, flush=True)
 """
 

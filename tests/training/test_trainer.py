@@ -67,6 +67,7 @@ def test_a_run_resumed_from_any_checkpoint_ends_bit_identical(root: Path) -> Non
         for before, after in zip(metrics(whole), metrics(resumed), strict=True):
             for key in ("step", "loss", "grad_norm", "learning_rate", "stage", "mixture"):
                 assert before[key] == after[key]
+            assert before["order_digest"] == after["order_digest"]
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -212,6 +213,7 @@ def test_eight_devices_train_like_one(root: Path, use_devices, parallel: Paralle
         assert left["loss"] == pytest.approx(right["loss"], rel=2e-5)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
         assert left["mixture"] == right["mixture"]
+        assert left["order_digest"] == right["order_digest"]
 
 
 def test_a_run_goes_on_under_another_mesh(root: Path, use_devices) -> None:

@@ -2,7 +2,7 @@
 
 Needs the phases up to partition; nothing has to be trained here. Writes one format's files,
 NOTES.md and the tokenizer into a new folder and, with --shards, the documents of every quadrant as
-text.
+text; or a manifest of all rows (`manifest.py`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError, print_error
 from frame_jax.export.order.documents import write_documents
 from frame_jax.export.order.formats import FORMATS, READS
+from frame_jax.export.order.manifest import add_process_options, join, write_manifest
 from frame_jax.export.order.plan import Trainer, make_plan
 from frame_jax.export.order.shards import KINDS, write_shards
 from frame_jax.models.hugging_face.export import write_tokenizer
@@ -36,8 +37,12 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("run", help="run directory, partitioned")
     options.add_argument("--curriculum", default="frame", help="which order (default: frame)")
-    options.add_argument("--to", choices=("parquet", *FORMATS), required=True, help="format")
-    options.add_argument("--out", required=True, help="new folder")
+    options.add_argument(
+        "--to", choices=("parquet", "manifest", *FORMATS), required=True, help="format"
+    )
+    options.add_argument(
+        "--out", help="new folder (a manifest goes to RUN/manifest/CURRICULUM without it)"
+    )
     options.add_argument(
         "--shards", choices=KINDS, help="also write each quadrant's documents as text"
     )
@@ -52,21 +57,34 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--sequence_length", type=positive, help="tokens in its sequences (default: here's)"
     )
+    add_process_options(options)
     return options
 
 
 def export(options: argparse.Namespace) -> None:
-    """Writes `options.out`, which appears whole or not at all.
+    """Writes `options.out`, which appears whole or not at all; a manifest does so part by part.
 
     Raises:
         UserError: if the run is not partitioned, has no such curriculum, or `out` is taken.
     """
-    directory, out = RunDirectory(options.run), user_path(options.out)
+    directory = RunDirectory(options.run)
+    if options.out is None and options.to != "manifest":
+        raise UserError(f"--to {options.to} needs --out, a new folder")
+    out = user_path(options.out or directory.manifest(options.curriculum))
     if not (directory.quadrants / "rows.json").exists():
         raise UserError(
             f"{directory.root} has no quadrants: run the phases up to partition first "
             "(python -m frame_jax.main --config CONFIG --until partition)"
         )
+    if options.to == "manifest":
+        if options.shards is not None:
+            raise UserError("--to manifest writes no texts: leave out --shards")
+        join(options)
+        config = load(directory.config)
+        plan = make_plan(config, directory, options.curriculum)
+        return write_manifest(config, directory, plan, out)
+    if options.distributed:
+        raise UserError(f"--distributed is for --to manifest: one process writes {options.to}")
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
     reads = READS.get(options.to, tuple(KINDS))
@@ -117,5 +135,5 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print_error(error)
         return 2
-    print(f"{options.curriculum} for {options.to}: {options.out}")
+    print(f"{options.curriculum} for {options.to}: {options.out or 'in the run directory'}")
     return 0

@@ -1,0 +1,83 @@
+"""Rows and their places in an order in, digests that anyone can compute again out.
+
+The digest of a row is the first 16 bytes of SHA-256 of its ids as they lie on disk (uint32,
+little-endian). The digest of a row at a place is that of the place (the global row index from 0,
+int64, little-endian) and the row's digest, made the same way. The digest of an order, or of any
+stretch of it, is the sum of those of its places as little-endian integers, modulo 2**128: the same
+whoever reads which rows, in whatever pieces, and another when a row is changed, left out, repeated
+or put elsewhere.
+
+A sum finds accidents and careless edits. It is no seal against somebody who makes rows to fit it:
+that takes the digests of rows one by one, which a manifest holds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+BYTES = 16
+MODULUS = 1 << 8 * BYTES
+
+
+def of_rows(rows: np.ndarray) -> np.ndarray:
+    """Digests of rows of ids, integers [n, ids] below 2**32: uint8 [n, 16]."""
+    lines = np.ascontiguousarray(rows, "<u4").view(np.uint8)
+    return _joined([sha256(line).digest()[:BYTES] for line in lines])
+
+
+def of_places(places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Digests of rows at places, int64 [n] and uint8 [n, 16]: uint8 [n, 16]."""
+    lines = np.concatenate([places.astype("<i8").view(np.uint8).reshape(-1, 8), rows], axis=1)
+    return _joined([sha256(line).digest()[:BYTES] for line in lines])
+
+
+def _joined(digests: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, BYTES)
+
+
+def number(columns: np.ndarray) -> int:
+    """The sum of digests as one number, from the sums of their bytes, integers [16]."""
+    return sum(int(column) << 8 * place for place, column in enumerate(columns)) % MODULUS
+
+
+def text(value: int) -> str:
+    """A digest as it is written down: 32 hexadecimal digits, the lowest byte first."""
+    return value.to_bytes(BYTES, "little").hex()
+
+
+def value_of(text: str) -> int:
+    """The number that `text` has written down."""
+    return int.from_bytes(bytes.fromhex(text), "little")
+
+
+@dataclass(frozen=True)
+class Consumed:
+    """What a training run has read.
+
+    Attributes:
+        first_step: The step from which rows are counted: 0, or that of the checkpoint of an earlier
+            release, which kept no digest.
+        value: The digest of all rows from there on.
+    """
+
+    first_step: int
+    value: int = 0
+
+    def plus(self, columns: np.ndarray) -> Consumed:
+        """With the next rows, of whose digests `columns` are the sums by byte."""
+        return Consumed(self.first_step, (self.value + number(columns)) % MODULUS)
+
+    def written(self) -> dict[str, Any]:
+        """As a line of metrics and a checkpoint hold it."""
+        return {"order_digest": text(self.value), "order_digest_from": self.first_step}
+
+
+def read(record: dict[str, Any]) -> Consumed | None:
+    """What a line of metrics or a checkpoint holds; None from an earlier release."""
+    if "order_digest" not in record:
+        return None
+    return Consumed(record["order_digest_from"], value_of(record["order_digest"]))

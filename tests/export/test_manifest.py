@@ -1,0 +1,182 @@
+"""The manifest of an order, against the rows on disk, hashlib and the trainer's own digest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from frame_jax.export.order import manifest
+from frame_jax.export.order.export import main
+from frame_jax.export.order.plan import make_plan
+from frame_jax.quadrants.rows import write_cells
+from frame_jax.records import TokenReader
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from tests.export.packed_run import BATCH, BOS, CELLS, EOS, make_run, rows_of
+
+REPOSITORY = Path(__file__).parents[2]
+PAGE = REPOSITORY / "docs" / "order.md"
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "PART_ROWS", 37)
+    monkeypatch.setattr(manifest, "ROWS_AT_ONCE", 5)
+
+
+def export(directory: RunDirectory, curriculum: str, *options: str) -> Path:
+    command = [str(directory.root), "--curriculum", curriculum, "--to", "manifest", *options]
+    assert main(command) == 0
+    return directory.manifest(curriculum)
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    tables = [pq.read_table(path) for path in sorted(folder.glob("*.parquet"))]
+    return [line for table in tables for line in table.to_pylist()]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def sha(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "packing", "steps"),
+    [("frame", "concat", None), ("twice", "best_fit", None), ("again", "concat", 10)],
+)
+def test_every_row_is_listed_with_the_documents_that_it_holds(
+    tmp_path: Path, curriculum: str, packing: str, steps: int | None
+) -> None:
+    config, directory = make_run(tmp_path / "run", packing=packing, steps=steps)
+    folder = export(directory, curriculum)
+    plan = make_plan(config, directory, curriculum)
+    lines, rows = lines_of(folder), {cell: rows_of(directory, cell) for cell in CELLS}
+    files = list_parts(directory.tokens, ".arrayrecord")
+    tokens = {
+        line["doc_id"]: TokenReader(files[line["part"]]).read([line["row"]])[0]
+        for line in pq.read_table(directory.assignment).to_pylist()
+    }
+    assert [line["row"] for line in lines] == list(range(plan.schedule.rows))
+    seen: dict[str, int] = {}
+    total = 0
+    for place, line in enumerate(lines):
+        cell, row = plan.selection[place]
+        ids = rows[CELLS[cell]][row]
+        assert (line["quadrant"], line["quadrant_row"]) == (CELLS[cell], row)
+        assert line["step"] == place // BATCH
+        assert line["stage"] == plan.schedule.stages[plan.schedule.stage_at(place)].name
+        assert line["digest"] == sha(ids.astype("<u4").tobytes())
+        placed = sha(place.to_bytes(8, "little") + line["digest"])
+        total = (total + int.from_bytes(placed, "little")) % 2**128
+        text = np.zeros(len(ids), bool)
+        for span in line["documents"]:
+            start, stop, first = span["start"], span["stop"], span["first"]
+            own = tokens[span["doc_id"]][first : first + stop - start]
+            np.testing.assert_array_equal(ids[start:stop], own)
+            assert not text[start:stop].any()
+            text[start:stop] = True
+            seen[span["doc_id"]] = seen.get(span["doc_id"], 0) + stop - start
+        assert set(ids[~text].tolist()) <= {BOS, EOS}  # the spans leave out no text
+    if steps is None:
+        epochs = plan.schedule.epochs
+        training = pq.read_table(directory.assignment).to_pylist()
+        wanted = {d["doc_id"]: epochs * d["tokens"] for d in training if d["split"] == "train"}
+        assert seen == wanted
+    found = read_json(folder / "manifest.json")
+    assert found["digest"] == total.to_bytes(16, "little").hex() and len(found["parts"]) > 1
+    values = [int.from_bytes(bytes.fromhex(p["digest"]), "little") for p in found["parts"]]
+    assert sum(values) % 2**128 == total
+    assert not (folder / ".rows").exists()
+    (program,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
+    done = subprocess.run([sys.executable, "-c", program, folder], capture_output=True, text=True)
+    assert done.stdout.strip() == found["digest"], done.stderr
+
+
+def test_a_run_of_the_same_command_makes_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, directory = make_run(tmp_path / "run")
+    folder = export(directory, "frame")
+    whole = content(folder)
+    other = shutil.copytree(directory.root, tmp_path / "other")
+    resumed = RunDirectory(other).manifest("frame")
+    shutil.rmtree(resumed)
+
+    write_part, done = manifest.write_part, []
+
+    def dying(*arguments: Any) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(write_part(*arguments))
+
+    monkeypatch.setattr(manifest, "write_part", dying)
+    with pytest.raises(KeyboardInterrupt):
+        export(RunDirectory(other), "frame")
+    assert not (resumed / "manifest.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in resumed.glob("part-*.parquet")}
+    assert len(kept) == 2
+    monkeypatch.setattr(manifest, "write_part", write_part)
+    monkeypatch.setattr(manifest, "write_lines", None)  # the rows are not read a second time
+    export(RunDirectory(other), "frame")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert content(resumed) == whole
+
+    command = [str(directory.root), "--curriculum", "twice", "--to", "manifest"]
+    assert main([*command, "--out", str(folder)]) == 2
+    assert "no manifest of this order" in capsys.readouterr().err
+
+
+@pytest.mark.processes
+def test_two_programs_write_what_one_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, directory = make_run(tmp_path / "run")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "frame_jax.export_order", str(directory.root)]
+    command += ["--to", "manifest", "--distributed", "--coordinator", f"localhost:{port}"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
+    programs = [
+        subprocess.Popen(
+            [*command, "--processes", "2", "--process", str(index)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    for program in programs:
+        output = program.communicate(timeout=300)[0]
+        assert program.returncode == 0, output
+    monkeypatch.undo()  # the parts of those programs are large
+    found = content(directory.manifest("frame"))
+    shutil.rmtree(directory.manifest("frame"))
+    assert content(export(directory, "frame")) == found
+
+
+def test_rows_of_other_documents_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, directory = make_run(tmp_path / "run")
+    conditions = {cell: f"split = 'train' AND quadrant = '{cell}'" for cell in CELLS}
+    shutil.rmtree(directory.quadrants / "Q1")
+    write_cells(
+        config.partition.rows, directory, directory.quadrants, [directory.assignment], conditions, 1
+    )
+    assert main([str(directory.root), "--to", "manifest"]) == 2
+    assert "does not hold the documents" in capsys.readouterr().err
