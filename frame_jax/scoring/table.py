@@ -8,6 +8,7 @@ quadrant; a training document must have them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_
 from frame_jax.sql import database, identifier, parquet, write_parquet
 
 SHOWN = 3  # documents named in a message
-NUMBERS = ("INT", "FLOAT", "DOUBLE", "DECIMAL", "HUGEINT", "BOOLEAN", "VARCHAR")  # or their text
+NUMBERS = re.compile(  # or their text, in DuckDB's words
+    r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL\(.*\)|BOOLEAN|VARCHAR"
+)
 
 
 def check_table(config: RunConfig) -> None:
@@ -50,7 +53,7 @@ def check_table(config: RunConfig) -> None:
                 f"{', '.join(kinds)}"
             )
     for key, column in (("ppl", table.ppl), ("pd", table.pd)):
-        if column is not None and not any(name in kinds[column] for name in NUMBERS):
+        if column is not None and not NUMBERS.fullmatch(kinds[column]):
             raise UserError(
                 f"scoring.table.{key}: the column {column!r} of {table.path} holds "
                 f"{kinds[column]}, not numbers: name another"
@@ -179,7 +182,7 @@ def wrong(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> Iterator
                 f"FROM joined WHERE {condition} ORDER BY part, row LIMIT {SHOWN}) USING (doc_id) "
                 "ORDER BY part, row"
             ).fetchall()
-            shown = ", ".join(f"{doc_id!r}: {value}" for doc_id, value in examples)
+            shown = ", ".join(f"{doc_id!r}: {value or 'null'}" for doc_id, value in examples)
             yield f"{number:,} training documents have no number in the column {column!r} ({shown})"
 
 
