@@ -1,8 +1,6 @@
 """How a model reads a run's documents: as the tokens that are stored, or by a tokenizer of its own.
 
-The second is for `scoring.unit: byte`. [ours] The text is had from the stored tokens where the run
-has trained its tokenizer, which loses nothing; one that was given may compose characters, so then
-the text is read from the corpus again.
+The second is for `scoring.unit: byte`, which is ours and not the paper's.
 """
 
 from __future__ import annotations
@@ -18,11 +16,12 @@ import pyarrow.parquet as pq
 from frame_jax.config.corpus import TokenizerConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document
-from frame_jax.corpus.parts import plan
-from frame_jax.corpus.tokenizer import Tokenizer, make_tokenizer
+from frame_jax.corpus.parts import Chunk, plan
+from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from frame_jax.corpus.vocabulary import adopt
 from frame_jax.errors import UserError
 from frame_jax.files import cached, is_checkpoint
+from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, special_tokens_path
 from frame_jax.scoring.tokenizers import (
@@ -33,7 +32,8 @@ from frame_jax.scoring.tokenizers import (
     tokenizer_of,
 )
 
-TEXTS_BYTES = 2_000_000  # encoded at one time
+TEXTS_CHARACTERS = 2_000_000  # encoded at one time
+READ_DOCUMENTS = 1024  # documents read from a token shard at one time
 
 
 class Reading(NamedTuple):
@@ -94,13 +94,13 @@ def own_tokenizer(
             f"({', '.join(names)}): add the one that the model was trained with"
         )
     backend, chosen = adopt(TokenizerConfig(path=str(path), bos_token=asked))
-    beyond = max(i for token, i in ids.items() if token not in special_tokens(parsed))
-    beyond = max(beyond, ids[chosen.bos])
-    if vocab_size is not None and beyond >= vocab_size:
+    silent = special_tokens(parsed) - {chosen.bos}
+    largest = max(index for token, index in ids.items() if token not in silent)
+    if vocab_size is not None and largest >= vocab_size:
         raise UserError(
-            f"{key}: the model knows {vocab_size:,} tokens, but {path} has a token {beyond:,} that "
-            "text may hold: put the tokenizer.json there that the model was trained with. A token "
-            "that is no text, such as one for padding, needs `special: true`"
+            f"{key}: the model knows {vocab_size:,} tokens, but a document may hold the token "
+            f"{largest:,} of {path}: put the tokenizer.json there that the model was trained with. A token that is "
+            "no text, such as one for padding, needs `special: true`"
         )
     return make_tokenizer(backend, ids[chosen.bos], ids[chosen.eos])
 
@@ -112,22 +112,59 @@ def encoded(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     for text in texts:
         batch.append(text)
         size += len(text)
-        if size >= TEXTS_BYTES:
+        if size >= TEXTS_CHARACTERS:
             yield from tokenizer.encode_arrays(batch)
             batch, size = [], 0
     yield from tokenizer.encode_arrays(batch)
 
 
-def texts_again(config: RunConfig, directory: RunDirectory, part: Path) -> Iterator[str]:
-    """The texts of a part's scored documents, in its order, read from the corpus.
+def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The token ids of the documents at `rows`, in that order."""
+    reader = TokenReader(path)
+    try:
+        for start in range(0, len(rows), READ_DOCUMENTS):
+            yield from reader.read(rows[start : start + READ_DOCUMENTS])
+    finally:
+        reader.close()
+
+
+class Texts:
+    """The texts of a run's documents.
+
+    The run's own tokens give them where it has trained its tokenizer, which loses nothing. One that
+    was given may compose characters (NFC), so then the corpus is read again.
+    """
+
+    def __init__(self, config: RunConfig, directory: RunDirectory):
+        self._tokenizer = load_tokenizer(directory)
+        self._parts = list_parts(directory.tokens, ".parquet")
+        self._chunks = None if config.tokenizer.path is None else plan(config.corpus)
+
+    def of(self, part: Path, rows: np.ndarray) -> Iterator[str]:
+        """The texts of all scored documents of a part, which are at `rows`, in that order.
+
+        Raises:
+            UserError: as `read_again`.
+        """
+        if self._chunks is None:
+            return self.decoded(part, rows)
+        return read_again(self._chunks[self._parts.index(part)], part)
+
+    def decoded(self, part: Path, rows: np.ndarray) -> Iterator[str]:
+        """The texts that the tokens at `rows` of a part spell."""
+        documents = read_documents(part.with_suffix(".arrayrecord"), rows)
+        return map(self._tokenizer.decode, documents)
+
+
+def read_again(chunks: list[Chunk], part: Path) -> Iterator[str]:
+    """The texts of a part's scored documents, in its order, from the corpus.
 
     Args:
-        config: The run.
-        directory: The run.
+        chunks: What the part was made of.
         part: The table of a token shard.
 
     Raises:
-        UserError: where the corpus is not there, or is not what was tokenized.
+        UserError: where the corpus is not what was tokenized.
     """
     columns = ["doc_id", "file", "line", "bytes", "split"]
     wanted = (
@@ -137,16 +174,13 @@ def texts_again(config: RunConfig, directory: RunDirectory, part: Path) -> Itera
         if row["split"] in ("train", "held_out")
     )
     row = next(wanted, None)
-    for chunk in plan(config.corpus)[list_parts(directory.tokens, ".parquet").index(part)]:
+    for record in (record for chunk in chunks for record in chunk.read()):
         if row is None:
             return
-        for record in chunk.read():
-            if row is None:
-                return
-            if not isinstance(record, Document):
-                continue
-            if (record.id, record.file, record.line) != (row["doc_id"], row["file"], row["line"]):
-                continue
+        if not isinstance(record, Document):
+            continue
+        place = record.id, record.file, record.line
+        if place == (row["doc_id"], row["file"], row["line"]):
             if len(record.text.encode()) != row["bytes"]:
                 break
             yield record.text

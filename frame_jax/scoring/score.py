@@ -22,12 +22,10 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
-from frame_jax.records import TokenReader
 from frame_jax.run import progress
 from frame_jax.run.directory import (
     RunDirectory,
@@ -39,12 +37,11 @@ from frame_jax.run.directory import (
 from frame_jax.scoring.checks import too_long
 from frame_jax.scoring.documents import Scores, score_documents
 from frame_jax.scoring.meter import Meter, judge, weak_is_better
-from frame_jax.scoring.readings import Reading, encoded, reading_of, texts_again
+from frame_jax.scoring.readings import Reading, Texts, encoded, read_documents, reading_of
 from frame_jax.scoring.references import NAMES, digest, load_references
 from frame_jax.scoring.step import Scorer
 
 SCORED = [("split", "in", ("train", "held_out"))]
-READ_DOCUMENTS = 1024  # documents read from a token shard at one time
 SAMPLED_PARTS, SAMPLED_DOCUMENTS = 8, 64  # looked at before all else
 
 
@@ -187,10 +184,12 @@ def score_parts(
 ) -> None:
     """Scores `parts` (token shards' parquet files), one after the other."""
     show = processes.is_first()
+    by_text = any(each.reading.tokenizer is not None for each in passes)
+    texts = Texts(config, directory) if by_text else None
     for each in passes:
         sample = score_documents(
             each.scorer,
-            sampled(parts, directory, each, config.scoring.context),
+            sampled(parts, config.scoring.context, each, texts),
             bos_id=each.reading.bos_id,
         )
         for line in judge(sample, each.vocab_sizes, each.names):
@@ -207,7 +206,7 @@ def score_parts(
             scores = [
                 score_documents(
                     each.scorer,
-                    documents_of(config, directory, part, index["row"].to_numpy(), each),
+                    documents_of(part, index["row"].to_numpy(), each, texts),
                     bos_id=each.reading.bos_id,
                     overlap=config.scoring.overlap,
                     report=meter.add,
@@ -220,21 +219,13 @@ def score_parts(
 
 
 def documents_of(
-    config: RunConfig, directory: RunDirectory, part: Path, rows: np.ndarray, models: Pass
+    part: Path, rows: np.ndarray, models: Pass, texts: Texts | None
 ) -> Iterator[np.ndarray]:
     """The ids that the models of a pass read in a part's scored documents, which are at `rows`."""
     own = models.reading.tokenizer
-    if own is None:
+    if own is None or texts is None:
         return known(part, rows, models.vocab_sizes, models.names)
-    if config.tokenizer.path is not None:
-        return encoded(texts_again(config, directory, part), own)
-    return encoded(decoded(directory, part, rows), own)
-
-
-def decoded(directory: RunDirectory, part: Path, rows: np.ndarray) -> Iterator[str]:
-    """The texts of the documents at `rows` of a token shard, by the run's tokenizer."""
-    tokenizer = load_tokenizer(directory)
-    yield from map(tokenizer.decode, read_documents(part.with_suffix(".arrayrecord"), rows))
+    return encoded(texts.of(part, rows), own)
 
 
 def read_index(part: Path) -> pa.Table:
@@ -257,16 +248,6 @@ def scored_documents(part: Path) -> int:
     return len(read_tokens(part))
 
 
-def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The token ids of the documents at `rows`, in that order."""
-    reader = TokenReader(path)
-    try:
-        for start in range(0, len(rows), READ_DOCUMENTS):
-            yield from reader.read(rows[start : start + READ_DOCUMENTS])
-    finally:
-        reader.close()
-
-
 def known(
     part: Path, rows: np.ndarray, vocab_sizes: Sequence[int], names: Sequence[str]
 ) -> Iterator[np.ndarray]:
@@ -287,19 +268,20 @@ def known(
 
 
 def sampled(
-    parts: list[Path], directory: RunDirectory, models: Pass, context: int
+    parts: list[Path], context: int, models: Pass, texts: Texts | None
 ) -> Iterator[np.ndarray]:
     """First tokens, as many as a window holds, of documents from all over `parts`.
 
-    Their texts are the run's tokenizer's, which is near enough to judge a model by.
+    Texts are those of the run's tokens, which is near enough to judge a model by.
     """
     chosen = evenly(parts, SAMPLED_PARTS)
     for part in chosen:
         rows = evenly(read_index(part)["row"].to_numpy(), SAMPLED_DOCUMENTS // len(chosen))
-        if models.reading.tokenizer is None:
+        own = models.reading.tokenizer
+        if own is None or texts is None:
             documents = known(part, rows, models.vocab_sizes, models.names)
         else:
-            documents = encoded(decoded(directory, part, rows), models.reading.tokenizer)
+            documents = encoded(texts.decoded(part, rows), own)
         for document in documents:
             yield document[:context]
 

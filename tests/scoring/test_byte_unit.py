@@ -109,7 +109,7 @@ def test_documents_rank_by_losses_a_byte(checkpoints, tmp_path, monkeypatch, rea
     """With the run's own tokenizer, whose tokens give the text, and with one that composes."""
     folder, found = checkpoints
     path = folder / "composing/tokenizer.json" if read_again else "null"
-    monkeypatch.setattr(readings, "TEXTS_BYTES", 300)
+    monkeypatch.setattr(readings, "TEXTS_CHARACTERS", 300)
     assert main(arguments(folder, tmp_path, **{"tokenizer.path": path})) == 0
     table = tmp_path / "scores.parquet"
     assert export_scores([str(tmp_path / "run"), "--out", str(table)]) == 0
