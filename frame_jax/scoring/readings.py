@@ -99,8 +99,8 @@ def own_tokenizer(
     if vocab_size is not None and largest >= vocab_size:
         raise UserError(
             f"{key}: the model knows {vocab_size:,} tokens, but a document may hold the token "
-            f"{largest:,} of {path}: put the tokenizer.json there that the model was trained with. A token that is "
-            "no text, such as one for padding, needs `special: true`"
+            f"{largest:,} of {path}: put the tokenizer.json there that the model was trained with. "
+            "A token that is no text, such as one for padding, needs `special: true`"
         )
     return make_tokenizer(backend, ids[chosen.bos], ids[chosen.eos])
 
