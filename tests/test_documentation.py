@@ -216,11 +216,10 @@ def test_every_example_of_scores_made_elsewhere_is_a_config(tmp_path: Path) -> N
         config = load(path)
         assert config.scoring.table is not None
         for curriculum in config.curricula.values():
-            rows = dict.fromkeys(config.partition.axes.cells, 1000)
             expanded = expand(curriculum, config.partition.axes)
-            assert resolve(expanded, rows, batch_rows=8, sequence_length=64).rows == 1000 * len(
-                rows
-            )
+            rows = dict.fromkeys(config.partition.axes.cells, 1000)
+            schedule = resolve(expanded, rows, batch_rows=8, sequence_length=64)
+            assert schedule.rows == 1000 * len(rows)
 
 
 def free_port() -> int:
