@@ -29,11 +29,6 @@ class TableConfig:
         for key in ("path", "ppl", "doc_id"):
             require(getattr(self, key) != "", f"scoring.table.{key} must not be empty")
 
-    @property
-    def columns(self) -> list[str]:
-        """The columns with numbers."""
-        return [self.ppl] if self.pd is None else [self.ppl, self.pd]
-
 
 @dataclass(frozen=True)
 class ScoringConfig:

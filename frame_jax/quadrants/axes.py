@@ -44,7 +44,7 @@ def axes_of(scoring: ScoringConfig) -> Axes:
     """
     if scoring.table is not None:
         return Axes(
-            names=(scoring.table.ppl, scoring.table.pd or "(no second column)"),
+            names=(scoring.table.ppl, scoring.table.pd or "no second number"),
             scored="SELECT doc_id, 1 AS counted, ppl AS loss, pd AS gap FROM {scores}",
             ppl=("{}", float),
             pd=("{}", float),

@@ -108,7 +108,7 @@ def score(imported: list[str], trained: list[str]) -> Unit:
 SCORES_MADE_ELSEWHERE = Unit(
     "score",
     phase="score",
-    settings=("scoring",),
+    settings=("scoring.table",),
     needs=("tokenize",),
     run="scoring.table:run",
     outputs=("scores",),

@@ -142,8 +142,9 @@ def require_same_models(path: Path, found: dict[str, str]) -> None:
     for name in NAMES:
         if begun[name] != found[name]:
             raise UserError(
-                f"reference.{name}: its weights are not those that the parts in {path.parent} were "
-                "scored with. Put those back, or score everything again: --redo score"
+                f"reference.{name}: its weights or its tokenizer are not those that the parts in "
+                f"{path.parent} were scored with. Put those back, or score everything again: "
+                "--redo score"
             )
 
 

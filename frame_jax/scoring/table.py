@@ -21,7 +21,14 @@ from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError, print_note
 from frame_jax.files import cached
 from frame_jax.parallel import processes
-from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
+from frame_jax.run.directory import (
+    RunDirectory,
+    atomic_path,
+    is_full,
+    list_parts,
+    read_json,
+    write_json,
+)
 from frame_jax.sql import database, identifier, parquet, write_parquet
 
 SHOWN = 3  # documents named in a message
@@ -87,8 +94,8 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """Writes every part; called on every process, of which the first does it.
 
     Returns:
-        documents with numbers; `held_out_without`: held-out documents that have none; `ignored`:
-        lines of the table that name no document of these splits.
+        documents with numbers, and which held-out documents and lines of the table found no partner
+        (`warnings`).
 
     Raises:
         UserError: where a training document has no number or any document several lines, or where
@@ -97,8 +104,19 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     if processes.is_first():
         import_table(config, directory)
     processes.barrier("score: table imported")
-    found: dict[str, Any] = read_json(directory.scores / "table.json")
-    return {key: value for key, value in found.items() if key != "digest"}
+    found = read_json(directory.scores / "table.json")
+    warnings = [
+        f"scoring.table: {found[key]:,} {text}"
+        for key, text in (
+            ("ignored", "lines name no training or held-out document of the corpus: ignored"),
+            ("held_out_without", "held-out documents have no numbers, and are in no quadrant"),
+        )
+        if found[key]
+    ]
+    if processes.is_first():
+        for line in warnings:
+            print_note(line)
+    return {"documents": found["documents"], "warnings": warnings}
 
 
 def import_table(config: RunConfig, directory: RunDirectory) -> None:
@@ -110,6 +128,8 @@ def import_table(config: RunConfig, directory: RunDirectory) -> None:
         try:
             join(connection, table, parts)
         except duckdb.Error as error:
+            if is_full(error) or isinstance(error, duckdb.OutOfMemoryException):
+                raise
             raise unreadable(table, error) from error
         problems = list(wrong(connection, table))
         if problems:
@@ -121,12 +141,6 @@ def import_table(config: RunConfig, directory: RunDirectory) -> None:
                 query = f"SELECT doc_id, ppl, pd FROM joined WHERE part = {number} AND fine"
                 connection.execute(write_parquet(f"{query} ORDER BY row", path, "zstd"))
     write_json(directory.scores / "table.json", found)
-    for key, text in (
-        ("ignored", "lines name no training or held-out document of the corpus, and are ignored"),
-        ("held_out_without", "held-out documents have no numbers, and are in no quadrant"),
-    ):
-        if found[key]:
-            print_note(f"scoring.table: {found[key]:,} {text}")
 
 
 def join(connection: duckdb.DuckDBPyConnection, table: TableConfig, parts: list[Path]) -> None:
@@ -145,7 +159,7 @@ def join(connection: duckdb.DuckDBPyConnection, table: TableConfig, parts: list[
             WHERE split IN ('train', 'held_out'))
         SELECT wanted.*, count(given.doc_id) AS lines, any_value(try_cast(ppl AS DOUBLE)) AS ppl,
             any_value(try_cast(pd AS DOUBLE)) AS pd,
-            lines = 1 AND coalesce(isfinite(any_value(try_cast(ppl AS DOUBLE)) )
+            lines = 1 AND coalesce(isfinite(any_value(try_cast(ppl AS DOUBLE)))
                 AND isfinite(any_value(try_cast(pd AS DOUBLE))), false) AS fine
         FROM wanted LEFT JOIN given USING (doc_id) GROUP BY ALL ORDER BY part, row
         """
@@ -156,9 +170,8 @@ def wrong(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> Iterator
     """What makes the table useless for this corpus, in words, with counts and first examples."""
 
     def documents(condition: str) -> tuple[int, str]:
-        (number,) = connection.execute(f"SELECT count(*) FROM joined WHERE {condition}").fetchall()[
-            0
-        ]
+        count = f"SELECT count(*) FROM joined WHERE {condition}"
+        [(number,)] = connection.execute(count).fetchall()
         first = connection.execute(
             f"SELECT doc_id FROM joined WHERE {condition} ORDER BY part, row LIMIT {SHOWN}"
         ).fetchall()
@@ -187,14 +200,15 @@ def wrong(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> Iterator
 
 
 def counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """What table.json holds: see `run`, and a digest of the documents' numbers."""
-    (documents, without, used, digest) = connection.execute(
+    """What table.json holds: `documents` with numbers, held-out ones without, lines of the table
+    that name none of these (`ignored`), and a digest of the documents' numbers."""
+    [(documents, without, used, digest)] = connection.execute(
         """
         SELECT count(*) FILTER (fine), count(*) FILTER (NOT fine), sum(lines)::BIGINT,
             bit_xor(md5_number_lower(concat_ws(' ', doc_id, ppl, pd))) FROM joined
         """
-    ).fetchall()[0]
-    (lines,) = connection.execute("SELECT count(*) FROM given").fetchall()[0]
+    ).fetchall()
+    [(lines,)] = connection.execute("SELECT count(*) FROM given").fetchall()
     return {
         "documents": documents,
         "held_out_without": without,

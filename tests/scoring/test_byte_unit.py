@@ -197,7 +197,7 @@ def test_a_lost_part_comes_back_unless_a_tokenizer_has_changed(
         assert [part.read_bytes() for part in parts if part.exists()] == (
             [before[0], before[2]] if changed else before
         )
-    assert "reference.strong: its weights are not those" in capsys.readouterr().err
+    assert "reference.strong: its weights or its tokenizer are not those" in capsys.readouterr().err
 
 
 def test_different_tokenizers_are_refused_by_default_with_the_way_out(
