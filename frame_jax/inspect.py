@@ -18,7 +18,7 @@ from rich.text import Text
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import USAGE_ERROR, UserError, print_error, printable
 from frame_jax.records import TokenReader
-from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.directory import RunDirectory, axis_names, list_parts
 from frame_jax.sql import parquet
 
 ORDERS = {
@@ -104,6 +104,7 @@ def choose(directory: RunDirectory, options: argparse.Namespace) -> list[dict[st
 def show(directory: RunDirectory, rows: list[dict[str, Any]], characters: int) -> None:
     """Prints each document with its scores above the beginning of its text."""
     console = Console(highlight=False)
+    ppl, pd = axis_names(directory)
     tokenizer = load_tokenizer(directory)
     parts = list_parts(directory.tokens, ".arrayrecord")
     for row in rows:
@@ -111,12 +112,12 @@ def show(directory: RunDirectory, rows: list[dict[str, Any]], characters: int) -
         ids = reader.read([row["row"]])[0][:characters]  # a token is at least one byte
         reader.close()
         text = tokenizer.decode(ids.tolist())[:characters]
-        title = f"{row['quadrant']}  PPL {row['ppl']:,.2f}  PD {row['pd']:+.4f}"
+        title = f"{row['quadrant']}  {ppl} {row['ppl']:,.2f}  {pd} {row['pd']:+.4f}"
         place = f"{row['source']} / {row['domain']} / {row['language']}, {row['tokens']:,} tokens"
         console.print(
             Panel(
                 Text(printable(text)),
-                title=title,
+                title=Text(printable(title)),
                 subtitle=Text(printable(f"{row['doc_id']}  {place}")),
                 title_align="left",
                 subtitle_align="left",

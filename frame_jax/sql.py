@@ -1,4 +1,4 @@
-"""Values and files in, pieces of DuckDB's SQL out.
+"""Values and files in, pieces of DuckDB's SQL out; and a database that spills to disk.
 
 Every file that DuckDB reads or writes is named here and nowhere else (a test sees to it): left to
 itself, it reads `runs/a[1]` as a pattern, which `runs/a1` meets, makes a folder `split=train` on
@@ -8,11 +8,31 @@ the way to a file a column, and takes a leading `~` for somebody's home.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import duckdb
 
 # Of these names no pattern can be made that means them alone.
 UNREADABLE = re.compile(r"\\.*[*?[]|[*?[].*\\", re.DOTALL)
+
+
+@contextmanager
+def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """An empty DuckDB database that spills to a temporary folder in `scratch`.
+
+    It takes half a gigabyte a thread, at least 2 GiB, however large the corpus.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=scratch, prefix=".tmp-") as spill, duckdb.connect() as connection:
+        connection.execute(f"SET temp_directory = {literal(spill)}")
+        threads = connection.execute("SELECT current_setting('threads')").fetchall()[0][0]
+        connection.execute(f"SET memory_limit = '{max(4, threads) * 512}MiB'")
+        connection.execute("SET preserve_insertion_order = false")
+        connection.execute("SET enable_progress_bar = false")
+        yield connection
 
 
 def literal(value: str | Path) -> str:
@@ -22,6 +42,15 @@ def literal(value: str | Path) -> str:
     "'it''s'"
     """
     return "'" + str(value).replace("'", "''") + "'"
+
+
+def identifier(name: str) -> str:
+    """The name of a column in SQL.
+
+    >>> identifier("score of it")
+    '"score of it"'
+    """
+    return '"' + name.replace('"', '""') + '"'
 
 
 def pattern(path: Path) -> str:
@@ -56,3 +85,8 @@ def write_parquet(query: str, path: Path, compression: str = "snappy") -> str:
     """The statement that writes the rows of a query to this Parquet file."""
     where = literal(path.absolute())
     return f"COPY ({query}) TO {where} (FORMAT parquet, COMPRESSION {compression})"
+
+
+def write_json_lines(query: str, path: Path) -> str:
+    """The statement that writes the rows of a query to this file, a JSON object a line."""
+    return f"COPY ({query}) TO {literal(path.absolute())} (FORMAT json)"

@@ -135,6 +135,12 @@ COMMANDS = {
     "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm/frame-3b/tokens/part-*.parquet"),
     # docs/report.md
     f"{MAIN} --redo report": Entry(shows="report: runs/mine/report/index.html"),
+    # docs/scoring.md
+    ".venv/bin/python -m frame_jax.export_scores runs/mine --out scores.parquet": Entry(
+        leaves="scores.parquet", shows="scores: scores.parquet"
+    ),
+    # docs/importing.md
+    f"{MAIN} --until tokenize": Entry(shows="nothing to do"),
     # docs/tasks.md
     f"{MAIN} --redo evaluate": Entry(shows="Held-out loss after pretraining"),
     ".venv/bin/python -m frame_jax.evaluation.lm_eval_adapter run "
@@ -217,6 +223,20 @@ def test_every_curriculum_of_the_docs_has_a_schedule(tmp_path: Path) -> None:
     assert config.arm_training("frame").schedule == rate
     own = config.arm_training("frame_constant").schedule
     assert own == dataclasses.replace(rate, kind="constant") != rate
+
+
+def test_every_example_of_scores_made_elsewhere_is_a_config(tmp_path: Path) -> None:
+    for block in blocks(REPOSITORY / "docs" / "importing.md", "yaml"):
+        path = tmp_path / "run.yaml"
+        given = {"run_directory": "x", "corpus": {"sources": [{"kind": "text", "path": "x"}]}}
+        path.write_text(yaml.safe_dump(given | yaml.safe_load(block)))
+        config = load(path)
+        assert config.scoring.table is not None
+        for curriculum in config.curricula.values():
+            expanded = expand(curriculum, config.partition.axes)
+            rows = dict.fromkeys(config.partition.axes.cells, 1000)
+            schedule = resolve(expanded, rows, batch_rows=8, sequence_length=64)
+            assert schedule.rows == 1000 * len(rows)
 
 
 def free_port() -> int:

@@ -29,11 +29,10 @@ from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.export.order.manifest import Unit, read_rows, write_manifest
 from frame_jax.export.order.plan import make_plan
-from frame_jax.quadrants.assign import database
 from frame_jax.quadrants.rows import listed, training_documents
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, write_json
-from frame_jax.sql import write_parquet
+from frame_jax.sql import database, write_parquet
 
 LENGTH, LONG, PARTS, BOS, EOS = 127, 2048, 4, 1, 2
 DOCUMENT = 41  # text tokens of the mean document: with BOS and EOS, three fill a row

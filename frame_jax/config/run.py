@@ -140,6 +140,13 @@ class RunConfig:
             "evaluation.average needs pretrain.training.optimizer.average_decay, such as 0.999",
         )
         require(
+            self.scoring.table is None
+            or self.scoring.table.pd is not None
+            or self.partition.axes.pd == 1,
+            "scoring.table names one column: name another in scoring.table.pd, or cut along one "
+            "axis (partition.axes: {ppl: 4, pd: 1})",
+        )
+        require(
             self.tracker is None or re.fullmatch(r"[\w.]+:\w+", self.tracker) is not None,
             f"tracker must be module:function, not {self.tracker!r}",
         )

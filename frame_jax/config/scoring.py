@@ -5,7 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from frame_jax.config.base import require, runtime
+from frame_jax.config.base import added, require, runtime
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Scores or an order made elsewhere: a Parquet table with a line for each document.
+
+    Attributes:
+        path: A file, folder or pattern, on this machine or a URL.
+        ppl: The column that takes the place of PPL.
+        pd: The column that takes the place of PD; null where the table has one number a document,
+            such as a rank, which needs partition.axes.pd: 1.
+        doc_id: The column with the documents' ids, as RUN/tokens/part-*.parquet has them.
+    """
+
+    path: str
+    ppl: str
+    pd: str | None = None
+    doc_id: str = "doc_id"
+
+    def __post_init__(self) -> None:
+        for key in ("path", "ppl", "doc_id"):
+            require(getattr(self, key) != "", f"scoring.table.{key} must not be empty")
 
 
 @dataclass(frozen=True)
@@ -21,6 +43,9 @@ class ScoringConfig:
         ppl_model: The reference model whose perplexity is the PPL axis.
         compute_dtype: Type of matrix-product operands.
         loss_chunk: Tokens whose logits exist at one time, per device.
+        unit: What a loss is a mean over: `token`, as in the paper, which needs one tokenizer for
+            both models, or `byte` of the text, under which an imported model may have its own.
+        table: Scores made elsewhere, in place of both reference models.
     """
 
     context: int = 1024
@@ -30,6 +55,8 @@ class ScoringConfig:
     ppl_model: Literal["strong", "weak"] = "strong"
     compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
     loss_chunk: int = runtime(512)
+    unit: Literal["token", "byte"] = added("token")
+    table: TableConfig | None = added(None)
 
     def __post_init__(self) -> None:
         require(self.context >= 2, f"scoring.context must be at least 2, not {self.context}")
@@ -41,3 +68,7 @@ class ScoringConfig:
         require(self.rows_per_device >= 1, "scoring.rows_per_device must be at least 1")
         require(self.fsdp >= 1, "scoring.fsdp must be at least 1")
         require(self.loss_chunk >= 1, "scoring.loss_chunk must be at least 1")
+        require(
+            self.table is None or self.unit == "token",
+            "scoring.unit is of no use beside scoring.table: leave one of them out",
+        )

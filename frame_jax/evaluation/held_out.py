@@ -37,7 +37,7 @@ from frame_jax.run.directory import (
     write_json,
 )
 from frame_jax.scoring.documents import BatchScores, Scores, score_documents
-from frame_jax.scoring.score import read_documents
+from frame_jax.scoring.readings import read_documents
 from frame_jax.sql import parquet
 
 DIMENSIONS = ("domain", "language", "quadrant")

@@ -24,7 +24,7 @@ from frame_jax.errors import UserError, print_error
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.run.arm import averaged_steps, choose_step, read_plan
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory, axis_names, read_json
 
 
 def parser() -> argparse.ArgumentParser:
@@ -207,17 +207,22 @@ Stages with a smooth transition overlap: around a boundary both neighbours are m
 {data_counts(directory)}{held_out(directory, curriculum, step, average, mean)}"""
 
 
+DATA = "Documents by perplexity (PPL) and perplexity difference (PD) of two reference models."
+DATA_ELSEWHERE = "Documents by two numbers that were made elsewhere."
+
+
 def data_counts(directory: RunDirectory) -> str:
     """The section on what each quadrant holds; empty for a run without quadrants."""
     if not directory.partition.exists():
         return ""
+    partition = read_json(directory.partition)
     lines = [
         "\n## Data\n",
-        "Documents by perplexity (PPL) and perplexity difference (PD) of two reference models.\n",
-        "| quadrant | documents | text tokens | PPL | PD |",
+        f"{DATA if partition['ppl_model'] else DATA_ELSEWHERE}\n",
+        f"| quadrant | documents | text tokens | {' | '.join(axis_names(directory))} |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, cell in read_json(directory.partition)["cells"].items():
+    for name, cell in partition["cells"].items():
         ppl, pd = (f"{cell[key]:.3f}" if cell[key] is not None else "" for key in ("ppl", "pd"))
         lines.append(f"| {name} | {cell['documents']:,} | {cell['tokens']:,} | {ppl} | {pd} |")
     return "\n".join(lines) + "\n"

@@ -124,7 +124,12 @@ def list_work(
     """Everything that computes, and notes on it; `steps` are those of each arm."""
     work: list[Work] = []
     notes: list[str] = []
-    for name in ("weak", "strong"):
+    if config.scoring.table is not None:
+        notes.append(
+            f"scores are those of {config.scoring.table.path} (scoring.table): no reference model "
+            "is trained and nothing is scored"
+        )
+    for name in ("weak", "strong") if config.scoring.table is None else ():
         decoder, note = reference_decoder(config, name)
         if note is None:
             training = getattr(config.reference, name).training

@@ -11,46 +11,28 @@ only the documents around that bucket are sorted, with the same result.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import duckdb
 
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.errors import UserError
+from frame_jax.quadrants.axes import Axes
 from frame_jax.sql import literal, parquet, write_parquet
 
-BUCKETS_PER_NAT = 1024
+BUCKETS_PER_UNIT = 1024
 FATES = ("placed", "unscored", "no_tokens", "not_finite")
 
 
-@contextmanager
-def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """An empty DuckDB database that spills to a temporary folder in `scratch`.
-
-    It takes half a gigabyte a thread, at least 2 GiB, however large the corpus.
-    """
-    scratch.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=scratch, prefix=".tmp-") as spill, duckdb.connect() as connection:
-        connection.execute(f"SET temp_directory = {literal(spill)}")
-        threads = connection.execute("SELECT current_setting('threads')").fetchall()[0][0]
-        connection.execute(f"SET memory_limit = '{max(4, threads) * 512}MiB'")
-        connection.execute("SET preserve_insertion_order = false")
-        connection.execute("SET enable_progress_bar = false")
-        yield connection
-
-
 def load(
-    connection: duckdb.DuckDBPyConnection, ppl_model: str, tokens: list[Path], scores: list[Path]
+    connection: duckdb.DuckDBPyConnection, axes: Axes, tokens: list[Path], scores: list[Path]
 ) -> None:
     """Makes `documents` (numbers) and `labels` (each combination of strings once).
 
-    loss is the mean NLL of `ppl_model` and gap the mean loss of the weak minus that of the strong
-    model, in nats a token: PPL = exp(loss) and PD = 1 - exp(-gap), so both rank alike. fate is an
-    index into FATES; documents that are not placed have neither loss nor gap.
+    loss and gap are as `axes` says. fate is an index into FATES; documents that are not placed have
+    neither loss nor gap.
     """
+    shown = f"{axes.ppl[0].format('loss')} + {axes.pd[0].format('gap')}"
     connection.execute(
         "CREATE TABLE labels AS SELECT row_number() OVER ()::INTEGER AS label, * FROM (SELECT "
         f"DISTINCT split, source, domain, language FROM {parquet(*tokens)} "
@@ -72,15 +54,12 @@ def load(
         connection.execute(
             f"""
             INSERT INTO documents
-            WITH scored AS NOT MATERIALIZED (
-                SELECT doc_id, predicted_tokens, nll_{ppl_model} / predicted_tokens AS loss,
-                    nll_weak / predicted_tokens - nll_strong / predicted_tokens AS gap
-                FROM {parquet(score_part)}),
+            WITH scored AS NOT MATERIALIZED ({axes.query(score_part)}),
             judged AS NOT MATERIALIZED (
                 SELECT t.*, loss, gap, CASE
-                    WHEN predicted_tokens IS NULL THEN 1
-                    WHEN predicted_tokens = 0 OR tokens = 0 THEN 2
-                    WHEN NOT coalesce(isfinite(exp(loss) + exp(-gap) + loss + gap), false) THEN 3
+                    WHEN counted IS NULL THEN 1
+                    WHEN counted = 0 OR tokens = 0 THEN 2
+                    WHEN NOT coalesce(isfinite({shown} + loss + gap), false) THEN 3
                     ELSE 0 END AS fate
                 FROM {parquet(token_part)} t LEFT JOIN scored USING (doc_id))
             SELECT doc_id, part, row, tokens, bytes, label, fate,
@@ -151,7 +130,7 @@ def cut(connection: duckdb.DuckDBPyConnection, name: str, ranked: str, bins: int
             (value, doc_id), whose middle lies at or beyond b / bins of the cell's tokens. A bin
             without documents begins at infinity.
     """
-    bucket = f"floor(value * {BUCKETS_PER_NAT}) + 0.0"  # + 0.0 makes -0.0 and 0.0 one bucket
+    bucket = f"floor(value * {BUCKETS_PER_UNIT}) + 0.0"  # + 0.0 makes -0.0 and 0.0 one bucket
     ends = "".join(
         f", coalesce(max(value) FILTER (boundary = {b}), 'infinity') AS value_{b}"
         f", coalesce(max(doc_id) FILTER (boundary = {b}), '') AS doc_{b}"
@@ -201,7 +180,9 @@ def bin_of(value: str, cuts: str, bins: int) -> str:
     return f"coalesce({' + '.join(passed)}, 0)" if bins > 1 else "0"
 
 
-def place(connection: duckdb.DuckDBPyConnection, config: PartitionConfig, assignment: Path) -> None:
+def place(
+    connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
+) -> None:
     """Cuts both axes and writes one line for every document of the train and held-out splits.
 
     Columns: doc_id, ppl, pd, quadrant (these null for documents without a place), split, source,
@@ -231,7 +212,7 @@ def place(connection: duckdb.DuckDBPyConnection, config: PartitionConfig, assign
         WITH half AS NOT MATERIALIZED (
             SELECT documents.*, sets.* EXCLUDE (label), {ppl_bin} AS ppl_bin, {cell} AS pd_cell
             FROM documents JOIN sets USING (label) LEFT JOIN ppl_cuts ON ppl_cuts.cell = set)
-        SELECT doc_id, exp(loss) AS ppl, 1 - exp(-gap) AS pd,
+        SELECT doc_id, {axes.ppl[0].format("loss")} AS ppl, {axes.pd[0].format("gap")} AS pd,
             CASE WHEN fate = 0 AND set IS NOT NULL THEN {quadrant} END AS quadrant,
             split, source, domain, language, tokens, bytes, part, row
         FROM half LEFT JOIN pd_cuts ON pd_cuts.cell = pd_cell

@@ -10,16 +10,17 @@ from frame_jax.errors import UserError
 SEVERAL = 0.1  # share of the documents that is worth a word
 
 
-def doubts(summary: dict[str, Any]) -> Iterator[str]:
+def doubts(summary: dict[str, Any], ppl_model: str | None) -> Iterator[str]:
     """In words, what makes the quadrants differ by something else than PPL and PD.
 
     Args:
         summary: As `summary.summarise` gives it.
+        ppl_model: The model of the PPL axis; None where scores were made elsewhere.
     """
     documents, thin = total(summary), summary["thin_groups"]
     if thin["groups"] > 1 and thin["documents"] > SEVERAL * documents:
         yield f"{crumbs(summary)} {REMEDY}"
-    if 2 * summary["negative_pd"] > documents:
+    if ppl_model is not None and 2 * summary["negative_pd"] > documents:
         yield (
             f"PD is negative for {summary['negative_pd']:,} of {documents:,} training documents: "
             "the weak reference model predicts them better than the strong one. Are "

@@ -7,13 +7,16 @@ from typing import Any
 
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.run import RunConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
+from frame_jax.quadrants.axes import axes_of
 from frame_jax.quadrants.doubts import doubts, require_groups
 from frame_jax.quadrants.rows import training_documents, write_cells
 from frame_jax.quadrants.summary import summarise
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
+from frame_jax.sql import database
 
 
 def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
             are so small that a quadrant is empty.
     """
     if processes.is_first() and not directory.partition.exists():
-        place_documents(config.partition, config.scoring.ppl_model, directory)
+        place_documents(config.partition, config.scoring, directory)
     processes.barrier("documents placed")
     placed = read_json(directory.partition)
     warnings = placed.get("warnings", [])
@@ -49,8 +52,11 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     return {**rows, "without_place": placed["without_place"], "warnings": warnings}
 
 
-def place_documents(config: PartitionConfig, ppl_model: str, directory: RunDirectory) -> None:
-    """Writes assignment.parquet and then partition.json."""
+def place_documents(
+    config: PartitionConfig, scoring: ScoringConfig, directory: RunDirectory
+) -> None:
+    """Writes assignment.parquet and then partition.json, whose `ppl_model` is null where scores
+    were made elsewhere."""
     tokens = list_parts(directory.tokens, ".parquet")
     scores = list_parts(directory.scores, ".parquet")
     if not tokens or [path.name for path in tokens] != [path.name for path in scores]:
@@ -58,16 +64,18 @@ def place_documents(config: PartitionConfig, ppl_model: str, directory: RunDirec
             f"{directory.tokens} has {len(tokens)} parts and {directory.scores} has {len(scores)}, "
             "which should have the same names: redo the score phase"
         )
-    with assign.database(directory.quadrants) as connection:
-        assign.load(connection, ppl_model, tokens, scores)
+    axes = axes_of(scoring)
+    with database(directory.quadrants) as connection:
+        assign.load(connection, axes, tokens, scores)
         assign.group(connection, config)
         with atomic_path(directory.assignment) as path:
-            assign.place(connection, config, path)
-        summary = summarise(connection, config, directory.assignment)
+            assign.place(connection, config, axes, path)
+        summary = summarise(connection, config, axes, directory.assignment)
     try:
         require_groups(summary)
     except UserError:
         directory.assignment.unlink()  # its quadrants are none
         raise
-    found = {"ppl_model": ppl_model, **summary, "warnings": list(doubts(summary))}
+    ppl_model = scoring.ppl_model if scoring.table is None else None
+    found = {"ppl_model": ppl_model, **summary, "warnings": list(doubts(summary, ppl_model))}
     write_json(directory.partition, found)

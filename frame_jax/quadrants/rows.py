@@ -21,12 +21,11 @@ import pyarrow as pa
 from frame_jax.config.quadrants import RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.parallel import processes
-from frame_jax.quadrants.assign import database
 from frame_jax.quadrants.packing import best_fit, concat
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json, write_json
-from frame_jax.sql import literal, parquet
+from frame_jax.sql import database, literal, parquet
 
 ROWS_AT_ONCE = 1024
 

@@ -11,22 +11,24 @@ import duckdb
 
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.quadrants.assign import FATES
+from frame_jax.quadrants.axes import Axes
 from frame_jax.sql import parquet
 
 
 def summarise(
-    connection: duckdb.DuckDBPyConnection, config: PartitionConfig, assignment: Path
+    connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
 ) -> dict[str, Any]:
     """Thresholds and contents of every group and cell, after `assign.place`.
 
     Returns:
-        mode, axes, group_by; `without_place`: documents and tokens without a quadrant, by split and
-        reason; `small_groups`: groups below `min_group_tokens`, which share the thresholds of their
-        language (`of`), with their training documents and tokens; `thin_groups`: those whose
-        thresholds come from fewer training documents than there are cells; `negative_pd`: training
-        documents that the weak model predicts better; `cells` and `groups`: for each
+        mode, axes, their `names`, group_by; `without_place`: documents and tokens without a
+        quadrant, by split and reason; `small_groups`: groups below `min_group_tokens`, which share
+        the thresholds of their language (`of`), with their training documents and tokens;
+        `thin_groups`: those whose thresholds come from fewer training documents than there are
+        cells; `negative_pd`: training documents with a PD below 0; `cells` and `groups`: for each
         cell its training documents and tokens, its held-out documents, and PPL and PD of its
-        training tokens (the exponential of their mean loss, and their mean PD). `thresholds` of a
+        training tokens (the exponential of their mean loss, and their mean PD; of columns in their
+        places, both means). `thresholds` of a
         group are where each bin but the first begins: at document `doc_id`, in the order of
         (value, doc_id); null where no document is left for the bin. Those of PD are one list for
         each PPL bin, or a single one under `independent`.
@@ -38,15 +40,12 @@ def summarise(
         pd_cells = [number * config.axes.ppl + ppl_bin for ppl_bin in nested]
         return {
             "of": "language" if number % 2 else "group",
-            "ppl": begins(ppl_cuts.get(number), config.axes.ppl, math.exp),
-            "pd": [
-                begins(pd_cuts.get(cell), config.axes.pd, lambda gap: 1 - math.exp(-gap))
-                for cell in pd_cells
-            ],
+            "ppl": begins(ppl_cuts.get(number), config.axes.ppl, axes.ppl[1]),
+            "pd": [begins(pd_cuts.get(cell), config.axes.pd, axes.pd[1]) for cell in pd_cells],
         }
 
     groups = defaultdict(list)
-    for line in cell_lines(connection, config, assignment):
+    for line in cell_lines(connection, config, axes, assignment):
         names = tuple((column, line[column]) for column in config.group_by)
         groups[names, line["set"]].append(line)
     cells = config.axes.cells
@@ -54,6 +53,7 @@ def summarise(
     return {
         "mode": config.mode,
         "axes": {"ppl": config.axes.ppl, "pd": config.axes.pd},
+        "names": list(axes.names),
         "group_by": list(config.group_by),
         "without_place": without_place(connection),
         "small_groups": {
@@ -68,9 +68,9 @@ def summarise(
             "SELECT count(*) AS n FROM documents JOIN sets "
             "USING (label) WHERE fate = 0 AND gap < 0 AND split = 'train'",
         )[0]["n"],
-        "cells": contents([line for lines in groups.values() for line in lines], cells),
+        "cells": contents([line for lines in groups.values() for line in lines], cells, axes),
         "groups": [
-            {**dict(names), "thresholds": thresholds(number), "cells": contents(lines, cells)}
+            {**dict(names), "thresholds": thresholds(number), "cells": contents(lines, cells, axes)}
             for (names, number), lines in groups.items()
         ],
     }
@@ -115,7 +115,7 @@ def begins(line: dict[str, Any] | None, bins: int, unit: Any) -> list[dict[str, 
 
 
 def cell_lines(
-    connection: duckdb.DuckDBPyConnection, config: PartitionConfig, assignment: Path
+    connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
 ) -> list[dict[str, Any]]:
     """Sums over the documents of each group, set of thresholds and cell."""
     return query(
@@ -123,7 +123,7 @@ def cell_lines(
         f"""
         WITH sums AS (
             SELECT split, source, domain, language, quadrant, count(*) AS documents,
-                sum(tokens) AS tokens, sum(tokens * ln(ppl)) AS loss, sum(tokens * pd) AS pd
+                sum(tokens) AS tokens, sum(tokens * {axes.loss}) AS loss, sum(tokens * pd) AS pd
             FROM {parquet(assignment)} WHERE quadrant IS NOT NULL GROUP BY ALL)
         SELECT {"".join(f"sums.{column}, " for column in config.group_by)} set, quadrant,
             sum(documents) FILTER (sums.split = 'train')::BIGINT AS documents,
@@ -140,7 +140,9 @@ def cell_lines(
     )
 
 
-def contents(lines: list[dict[str, Any]], cells: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def contents(
+    lines: list[dict[str, Any]], cells: tuple[str, ...], axes: Axes
+) -> dict[str, dict[str, Any]]:
     """What each cell holds, from its lines."""
 
     def total(cell: str, key: str) -> Any:
@@ -153,7 +155,7 @@ def contents(lines: list[dict[str, Any]], cells: tuple[str, ...]) -> dict[str, d
             "documents": total(cell, "documents"),
             "tokens": tokens,
             "held_out_documents": total(cell, "held_out_documents"),
-            "ppl": rounded(math.exp(total(cell, "loss") / tokens)) if tokens else None,
+            "ppl": rounded(axes.ppl[1](total(cell, "loss") / tokens)) if tokens else None,
             "pd": rounded(total(cell, "pd") / tokens) if tokens else None,
         }
     return summary

@@ -6,7 +6,7 @@ import dataclasses
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -29,7 +29,7 @@ from frame_jax.report.held_out_results import (
 )
 from frame_jax.report.html import Html, table, tag
 from frame_jax.report.training_curves import Arm
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory, axis_names, read_json
 
 LIBRARIES = (
     *("frame-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record"),
@@ -176,26 +176,32 @@ def quadrants(directory: RunDirectory) -> list[Piece]:
     """Where the documents lie, how many tokens each quadrant has, and what is in them."""
     partition = read_json(directory.partition)
     columns, cells = documents.label_columns(partition), list(partition["cells"])
-    tiles = documents.density(directory.assignment, columns)
+    names, model = axis_names(directory), partition["ppl_model"]
+    scale: Literal["log", "linear"] = "linear" if model is None else "log"
+    tiles = documents.density(directory.assignment, columns, scale)
     labels = list(dict.fromkeys(row["label"] for row in tiles))
     lines = documents.thresholds(partition, labels)
     balance = documents.balance(directory.assignment, columns)
-    meanings = sections.meanings(cells)
+    meanings = sections.meanings(cells, names)
+    title, note = "Perplexity and perplexity difference", notes.DENSITY.format(model=model)
+    if model is None:
+        title = f"{names[0]} and {names[1]}"
+        note = notes.DENSITY_ELSEWHERE.format(ppl=names[0], pd=names[1])
     return [
-        tag("h2", "Perplexity and perplexity difference"),
+        tag("h2", title),
         Figure(
             "density",
-            [figures.density(tiles, lines, label) for label in labels],
-            notes.DENSITY.format(model=partition["ppl_model"]),
+            [figures.density(tiles, lines, label, names, scale) for label in labels],
+            note,
             renderer="canvas",
         ),
         tag("h2", "The quadrants"),
-        sections.quadrant_table(partition["cells"], meanings),
+        sections.quadrant_table(partition["cells"], meanings, names),
         Figure("balance", [figures.balance(balance, cells)], notes.BALANCE),
         sections.folded("Tokens by group", sections.balance_table(balance, cells)),
         tag("h2", "Example documents"),
         tag("p", notes.EXAMPLES, class_="note"),
-        *sections.example_documents(documents.examples(directory, columns), meanings),
+        *sections.example_documents(documents.examples(directory, columns), meanings, names),
     ]
 
 

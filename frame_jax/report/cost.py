@@ -15,8 +15,9 @@ from frame_jax.run.phases import REFERENCES
 def costs(config: RunConfig, directory: RunDirectory) -> list[dict[str, Any]]:
     """What was computed: `work`, `flops` and `seconds` of each finished piece of the run.
 
-    FLOPs are those of `models.flops`. Scoring's are null where a reference model was imported: its
-    shape is not in the run directory. Seconds are wall-clock, all that the unit did included.
+    FLOPs are those of `models.flops`. Scoring's are null where a reference model was imported,
+    whose shape is not in the run directory, or scores were made elsewhere. Seconds are wall-clock,
+    all that the unit did included.
     """
     found = []
     for name in REFERENCES:
@@ -56,6 +57,8 @@ def training_flops(decoder: Decoder, length: int) -> float:
 
 def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
     """FLOPs of scoring the train and held-out splits under both reference models."""
+    if config.scoring.table is not None:
+        return None
     marker = finished(directory, "tokenize")
     folders = [directory.reference(name) for name in REFERENCES]
     if marker is None or not all((folder / "model.json").exists() for folder in folders):

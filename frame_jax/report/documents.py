@@ -9,7 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import duckdb
 
@@ -47,8 +47,13 @@ def query(
         return [dict(zip(keys, row, strict=True)) for row in cursor.fetchall()]
 
 
-def density(assignment: Path, columns: Sequence[str], bins: int = BINS) -> list[dict[str, Any]]:
-    """Token counts of training documents on a grid of PPL (logarithmic) and PD, by group.
+def density(
+    assignment: Path,
+    columns: Sequence[str],
+    scale: Literal["log", "linear"] = "log",
+    bins: int = BINS,
+) -> list[dict[str, Any]]:
+    """Token counts of training documents on a grid of PPL (on that scale) and PD, by group.
 
     All groups share one grid, which spans all but the outermost thousandth on each side; what lies
     outside is counted in the outermost cells.
@@ -56,26 +61,28 @@ def density(assignment: Path, columns: Sequence[str], bins: int = BINS) -> list[
     Returns:
         Rows of label, ppl, ppl_end, pd, pd_end and tokens, one for each cell that is not empty.
     """
+    value, ppl, pd = "ppl", "x0 + {} * dx", "y0 + {} * dy"
+    if scale == "log":
+        value, ppl, pd = "log10(ppl)", f"round(pow(10, {ppl}), 4)", f"round({pd}, 5)"
     return query(
-        """
-        , train AS (SELECT label, log10(ppl) AS x, pd AS y, tokens FROM documents),
+        f"""
+        , train AS (SELECT label, {value} AS x, pd AS y, tokens FROM documents),
         largest AS (SELECT label FROM train GROUP BY label ORDER BY sum(tokens) DESC, label
                     LIMIT ?),
         edges AS (SELECT approx_quantile(x, 0.001) AS x0, approx_quantile(x, 0.999) AS x1,
                          approx_quantile(y, 0.001) AS y0, approx_quantile(y, 0.999) AS y1
                   FROM train SEMI JOIN largest USING (label)),
-        grid AS (SELECT x0, greatest(x1 - x0, 1e-6) / $bins AS dx, y0,
-                        greatest(y1 - y0, 1e-6) / $bins AS dy FROM edges),
+        grid AS (SELECT x0, greatest(x1 - x0, 1e-6) / {int(bins)} AS dx, y0,
+                        greatest(y1 - y0, 1e-6) / {int(bins)} AS dy FROM edges),
         cells AS (SELECT label, x0, dx, y0, dy, tokens,
-                         least(greatest(floor((x - x0) / dx), 0), $bins - 1) AS i,
-                         least(greatest(floor((y - y0) / dy), 0), $bins - 1) AS j
+                         least(greatest(floor((x - x0) / dx), 0), {int(bins)} - 1) AS i,
+                         least(greatest(floor((y - y0) / dy), 0), {int(bins)} - 1) AS j
                   FROM train SEMI JOIN largest USING (label), grid)
-        SELECT label, round(pow(10, x0 + i * dx), 4) AS ppl,
-               round(pow(10, x0 + (i + 1) * dx), 4) AS ppl_end,
-               round(y0 + j * dy, 5) AS pd, round(y0 + (j + 1) * dy, 5) AS pd_end,
+        SELECT label, {ppl.format("i")} AS ppl, {ppl.format("(i + 1)")} AS ppl_end,
+               {pd.format("j")} AS pd, {pd.format("(j + 1)")} AS pd_end,
                CAST(sum(tokens) AS BIGINT) AS tokens
         FROM cells GROUP BY label, x0, dx, y0, dy, i, j ORDER BY label, i, j
-        """.replace("$bins", str(int(bins))),
+        """,
         assignment,
         columns,
         GROUPS,

@@ -8,7 +8,7 @@ the reader's light or dark mode. Charts of arms read the parameters `shown_arms`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import numpy as np
@@ -274,31 +274,40 @@ def mixture(rows: Rows, quadrants: Sequence[str], arm: str) -> Panel:
     )
 
 
-def density(cells: Rows, thresholds: Rows, label: str) -> Panel:
+def density(
+    cells: Rows,
+    thresholds: Rows,
+    label: str,
+    names: tuple[str, str] = ("PPL", "PD"),
+    scale: Literal["log", "linear"] = "log",
+) -> Panel:
     """Tokens over PPL and PD of one group, with its thresholds.
 
     Args:
         cells: Rows as `documents.density` gives them, of all groups: they share both axes.
         thresholds: Rows of label and x, x2, y, y2 (PPL and PD), the ends of a line.
         label: The group to draw.
+        names: Of both axes.
+        scale: Of the first.
     """
+    x_name, y_name = names
     x_domain = [min(row["ppl"] for row in cells), max(row["ppl_end"] for row in cells)]
     y_domain = [min(row["pd"] for row in cells), max(row["pd_end"] for row in cells)]
-    x_scale = alt.Scale(type="log", domain=x_domain, nice=False)
+    x_scale = alt.Scale(type=scale, domain=x_domain, nice=False)
     y_scale = alt.Scale(domain=y_domain, nice=False)
     own = [{k: v for k, v in row.items() if k != "label"} for row in cells if row["label"] == label]
     tiles = (
         alt.Chart(_data(own))
         .mark_rect()
         .encode(
-            x=alt.X("ppl:Q", title="PPL", scale=x_scale, axis=alt.Axis(tickCount=4, format="~g")),
+            x=alt.X("ppl:Q", title=x_name, scale=x_scale, axis=alt.Axis(tickCount=4, format="~g")),
             x2="ppl_end:Q",
-            y=alt.Y("pd:Q", title="PD", scale=y_scale, axis=alt.Axis(tickCount=4)),
+            y=alt.Y("pd:Q", title=y_name, scale=y_scale, axis=alt.Axis(tickCount=4)),
             y2="pd_end:Q",
             color=alt.Color("tokens:Q", scale=alt.Scale(type="log"), legend=None),
             tooltip=[
-                alt.Tooltip("ppl:Q", title="PPL from", format=".3~g"),
-                alt.Tooltip("pd:Q", title="PD from", format=".3f"),
+                alt.Tooltip("ppl:Q", title=f"{x_name} from", format=".3~g"),
+                alt.Tooltip("pd:Q", title=f"{y_name} from", format=".3f"),
                 alt.Tooltip("tokens:Q", format=","),
             ],
         )

@@ -73,6 +73,12 @@ DENSITY = (
     "on a logarithmic scale. Lines: thresholds between quadrants. Documents beyond the axes are "
     "counted in the outermost cells."
 )
+DENSITY_ELSEWHERE = (
+    "Training tokens by {ppl} and {pd}, numbers made elsewhere (scoring.table), in the places of "
+    "perplexity and perplexity difference: no reference model has scored these documents. Darker "
+    "cells (in dark mode brighter ones) hold more, on a logarithmic scale. Lines: thresholds "
+    "between quadrants. Documents beyond the axes are counted in the outermost cells."
+)
 BALANCE = "Training tokens of each group."
 EXAMPLES = (
     "The beginnings of training documents, chosen by a hash of their ids, one from each group "

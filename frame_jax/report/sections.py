@@ -154,26 +154,28 @@ def balance_table(rows: Sequence[dict[str, Any]], quadrants: Sequence[str]) -> H
     return table(["group", *quadrants, "largest minus smallest"], lines)
 
 
-def example_documents(examples: Sequence[Example], meanings: dict[str, str]) -> list[Html]:
+def example_documents(
+    examples: Sequence[Example], meanings: dict[str, str], names: tuple[str, str]
+) -> list[Html]:
     """The beginnings of a few documents of each quadrant."""
     found = []
     for quadrant in dict.fromkeys(example.quadrant for example in examples):
         found.append(tag("h3", f"{quadrant}{meanings.get(quadrant, '')}"))
-        found += [_example(example) for example in examples if example.quadrant == quadrant]
+        found += [_example(example, names) for example in examples if example.quadrant == quadrant]
     return found
 
 
-def _example(example: Example) -> Html:
-    about = (
-        f" {example.label} · {example.source} · PPL {example.ppl:.1f} · PD {example.pd:+.3f} · "
-        f"{example.tokens:,} tokens"
-    )
+def _example(example: Example, names: tuple[str, str]) -> Html:
+    numbers = f"{names[0]} {example.ppl:.4g} · {names[1]} {example.pd:+.3f}"
+    about = f" {example.label} · {example.source} · {numbers} · {example.tokens:,} tokens"
     title = join([example.doc_id, tag("span", about, class_="note")])
     text = example.text + (" […]" if example.cut else "")
     return folded(title, tag("pre", text, dir="auto"))
 
 
-def quadrant_table(cells: dict[str, dict[str, Any]], meanings: dict[str, str]) -> Html:
+def quadrant_table(
+    cells: dict[str, dict[str, Any]], meanings: dict[str, str], names: tuple[str, str]
+) -> Html:
     """What `partition.json` says about each quadrant."""
     rows = [
         [
@@ -186,7 +188,8 @@ def quadrant_table(cells: dict[str, dict[str, Any]], meanings: dict[str, str]) -
         ]
         for name, cell in cells.items()
     ]
-    header = ["quadrant", "documents", "tokens", "PPL", "mean PD", "held-out documents"]
+    numbers = [names[0], f"mean {names[1]}"]
+    header = ["quadrant", "documents", "tokens", *numbers, "held-out documents"]
     return table(header, rows)
 
 
@@ -224,11 +227,12 @@ def models_table(models: Sequence[tuple[Arm, Decoder, dict[str, float | None]]])
     return table(header, rows)
 
 
-def meanings(quadrants: Sequence[str]) -> dict[str, str]:
+def meanings(quadrants: Sequence[str], names: tuple[str, str]) -> dict[str, str]:
     """What the paper's four quadrants are; nothing for other grids."""
     if list(quadrants) != ["Q1", "Q2", "Q3", "Q4"]:
         return {}
-    levels = [f": {ppl} PPL, {pd} PD" for ppl in ("low", "high") for pd in ("low", "high")]
+    first, second = ([f"{level} {name}" for level in ("low", "high")] for name in names)
+    levels = [f": {ppl}, {pd}" for ppl in first for pd in second]
     return dict(zip(quadrants, levels, strict=True))
 
 

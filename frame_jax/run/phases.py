@@ -46,11 +46,14 @@ def units(config: RunConfig) -> list[Unit]:
     """All units of a run, in the order in which they run."""
     imported = [name for name in REFERENCES if getattr(config.reference, name).checkpoint]
     trained = [name for name in REFERENCES if name not in imported]
-    return [
-        TOKENIZE,
+    scored = [
         *([REFERENCE_ROWS] if trained else []),
         *(reference(name) for name in trained),
         score(imported, trained),
+    ]
+    return [
+        TOKENIZE,
+        *(scored if config.scoring.table is None else [SCORES_MADE_ELSEWHERE]),
         PARTITION,
         *(pretrain(trial) for trial in config.trials),
         *(evaluate(trial.name) for trial in config.trials),
@@ -101,6 +104,15 @@ def score(imported: list[str], trained: list[str]) -> Unit:
         outputs=("scores",),
     )
 
+
+SCORES_MADE_ELSEWHERE = Unit(
+    "score",
+    phase="score",
+    settings=("scoring.table",),
+    needs=("tokenize",),
+    run="scoring.table:run",
+    outputs=("scores",),
+)
 
 PARTITION = Unit(
     "partition",

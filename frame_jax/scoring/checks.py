@@ -21,7 +21,9 @@ from frame_jax.models.hugging_face.weights import (
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import choose, special_tokens_path
+from frame_jax.scoring.readings import own_tokenizer
 from frame_jax.scoring.references import NAMES, special_tokens
+from frame_jax.scoring.table import check_table
 from frame_jax.scoring.tokenizers import (
     read_tokenizer,
     require_rows,
@@ -43,10 +45,15 @@ def check_references(
         tokenizer_anew: Whether this run makes its tokenizer anew, so that the one that is there
             does not matter.
 
+    In their place it looks at a table of scores made elsewhere, where there is one.
+
     Raises:
         UserError: for an imported model that `load_references` would refuse once the corpus is
             tokenized, and for two models that are the same.
     """
+    if config.scoring.table is not None:
+        check_table(config)
+        return
     anew = tokenizer_anew or not special_tokens_path(directory).exists()
     found = {name: check_imported(config, directory, name, anew) for name in NAMES}
     require_two_models(config, found)
@@ -71,6 +78,9 @@ def check_imported(
         raise UserError(f"{key}: there is no folder {checkpoint}: correct the path")
     decoder = read_decoder(folder, longest=config.scoring.context)
     tensors = find_tensors(folder, decoder)
+    if config.scoring.unit == "byte":
+        own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
+        return decoder, tensors
     tokenizer = directory.tokenizer
     if tokenizer_anew:
         if config.tokenizer.path is None:

@@ -18,15 +18,16 @@ FEWEST = 8  # documents of a sample that says something
 SURE = 3  # standard errors
 
 
-def judge(sample: Scores, vocab_sizes: list[int]) -> Iterator[str]:
+def judge(sample: Scores, vocab_sizes: list[int], names: tuple[str, ...] = NAMES) -> Iterator[str]:
     """What a sample of the corpus says of the models, in a few thousand tokens.
 
     Args:
         sample: Scores of documents from all over the corpus.
         vocab_sizes: Of each model.
+        names: Of each model: both, or one that reads its own tokens.
 
     Yields:
-        A warning, where the weak model predicts better than the strong one.
+        A warning, where of both the weak model predicts better than the strong one.
 
     Raises:
         UserError: for a model that predicts worse than a uniform guess by three standard errors.
@@ -34,10 +35,12 @@ def judge(sample: Scores, vocab_sizes: list[int]) -> Iterator[str]:
     if np.count_nonzero(sample.predicted_tokens) < FEWEST:
         return
     tokens = int(sample.predicted_tokens.sum())
-    for name, nll, vocab_size in zip(NAMES, sample.nll, vocab_sizes, strict=True):
+    for name, nll, vocab_size in zip(names, sample.nll, vocab_sizes, strict=True):
         mean, error = mean_and_error(nll, sample.predicted_tokens)
         if not mean - SURE * error <= math.log(vocab_size):
             raise worse_than_chance(name, mean, tokens, vocab_size)
+    if names != NAMES:
+        return
     weak, strong = sample.nll
     gap, error = mean_and_error(weak - strong, sample.predicted_tokens)
     if gap + SURE * error < 0:
@@ -72,10 +75,15 @@ def worse_than_chance(name: str, mean: float, tokens: int, vocab_size: int) -> U
 
 
 class Meter:
-    """Running totals over the batches of this process: what the progress bar shows."""
+    """Running totals over the batches of this process: what the progress bar shows.
 
-    def __init__(self, update: progress.Update, vocab_sizes: list[int]):
-        self._update, self._vocab_sizes = update, vocab_sizes
+    Of both models together tokens advance it; of one that reads its own tokens, documents.
+    """
+
+    def __init__(
+        self, update: progress.Update, vocab_sizes: list[int], names: tuple[str, ...] = NAMES
+    ):
+        self._update, self._vocab_sizes, self._names = update, vocab_sizes, names
         self._documents, self._tokens = 0, 0
         self._nll = np.zeros(len(vocab_sizes))
         self._checked, self._started = False, time.monotonic()
@@ -85,14 +93,13 @@ class Meter:
         self._documents += batch.documents
         self._tokens += batch.tokens
         self._nll += batch.nll
-        weak, strong = self._nll / max(self._tokens, 1)
-        rate = self._documents / max(time.monotonic() - self._started, 1e-9)
-        with np.errstate(all="ignore"):  # a broken model's numbers are shown until it is refused
-            ppl, pd = np.exp(strong), 1 - np.exp(strong - weak)
-        self._update(
-            batch.tokens,
-            f"{self._documents:,} documents, {rate:,.1f} documents/s, PPL {ppl:,.1f}, PD {pd:+.3f}",
-        )
+        means = self._nll / max(self._tokens, 1)
+        if self._names == NAMES:
+            rate = self._documents / max(time.monotonic() - self._started, 1e-9)
+            speed = f"{self._documents:,} documents, {rate:,.1f} documents/s"
+            self._update(batch.tokens, f"{speed}, {ppl_and_pd(*means)}")
+        else:
+            self._update(batch.documents, f"{self._names[0]} {means[0]:.3f} nats a token")
         if self._tokens >= CHECK_TOKENS:
             self.check()
 
@@ -106,6 +113,13 @@ class Meter:
             return
         self._checked = True
         means = self._nll / self._tokens
-        for name, mean, vocab_size in zip(NAMES, means, self._vocab_sizes, strict=True):
+        for name, mean, vocab_size in zip(self._names, means, self._vocab_sizes, strict=True):
             if not mean <= math.log(vocab_size):
                 raise worse_than_chance(name, mean, self._tokens, vocab_size)
+
+
+def ppl_and_pd(weak: float, strong: float) -> str:
+    """Both for people, from mean losses."""
+    with np.errstate(all="ignore"):  # a broken model's numbers are shown until it is refused
+        ppl, pd = np.exp(strong), 1 - np.exp(strong - weak)
+    return f"PPL {ppl:,.1f}, PD {pd:+.3f}"

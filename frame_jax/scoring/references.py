@@ -19,6 +19,7 @@ from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Params
 from frame_jax.run.directory import RunDirectory, read_json
 from frame_jax.run.special_tokens import special_tokens_path
+from frame_jax.scoring.readings import own_tokenizer
 from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
 
 NAMES = ("weak", "strong")
@@ -45,9 +46,13 @@ def load_reference(
     if reference.checkpoint is not None:
         key, folder = f"reference.{name}.checkpoint", cached(reference.checkpoint, is_checkpoint)
         bos_id = special_tokens(directory)["bos_id"]
-        require_same_tokenizer(folder, directory.tokenizer, key, bos_id)
+        if config.scoring.unit == "token":
+            require_same_tokenizer(folder, directory.tokenizer, key, bos_id)
         decoder, params = import_checkpoint(folder, longest=config.scoring.context)
-        require_rows(decoder.vocab_size, read_tokenizer(directory.tokenizer), bos_id, key)
+        if config.scoring.unit == "token":
+            require_rows(decoder.vocab_size, read_tokenizer(directory.tokenizer), bos_id, key)
+        else:
+            own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
         return dataclasses.replace(decoder, compute_dtype=compute_dtype), params
     folder = directory.reference(name)
     if not (folder / "model.json").exists():

@@ -3,7 +3,9 @@
 Reads RUN/tokens/part-*, writes RUN/scores/part-*.parquet with the same names: doc_id,
 predicted_tokens, nll_weak, nll_strong (sums in nats). Documents of the splits train and held_out
 are scored. One without tokens has nothing to predict: it is kept with zeros, and the partition
-gives it no quadrant.
+gives it no quadrant. Under `scoring.unit: byte` each model is scored by itself, on the tokens that
+it reads, and in place of predicted_tokens stand bytes (UTF-8, of the text), predicted_tokens_weak
+and predicted_tokens_strong.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +21,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
-from frame_jax.records import TokenReader
 from frame_jax.run import progress
 from frame_jax.run.directory import (
     RunDirectory,
@@ -35,11 +37,11 @@ from frame_jax.run.directory import (
 from frame_jax.scoring.checks import too_long
 from frame_jax.scoring.documents import Scores, score_documents
 from frame_jax.scoring.meter import Meter, judge, weak_is_better
-from frame_jax.scoring.references import NAMES, digest, load_references, special_tokens
+from frame_jax.scoring.readings import Reading, Texts, encoded, read_documents, reading_of
+from frame_jax.scoring.references import NAMES, digest, load_references
 from frame_jax.scoring.step import Scorer
 
 SCORED = [("split", "in", ("train", "held_out"))]
-READ_DOCUMENTS = 1024  # documents read from a token shard at one time
 SAMPLED_PARTS, SAMPLED_DOCUMENTS = 8, 64  # looked at before all else
 
 
@@ -61,15 +63,20 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     processes.barrier("score: parts listed")
     if missing:
         references = load_references(config, directory)
-        found = {name: digest(*model) for name, model in zip(NAMES, references, strict=True)}
+        readings = [reading_of(config, directory, name) for name in NAMES]
+        found = {
+            name: digest(*model) + reading.digest
+            for name, model, reading in zip(NAMES, references, readings, strict=True)
+        }
         require_different(found)
         if processes.is_first() and len(missing) == len(parts):
             write_json(models_path(directory), found)
         processes.barrier("score: models known")
         require_same_models(models_path(directory), found)
-        score_parts(config, directory, references, processes.mine(missing))
+        passes = make_passes(config.scoring, references, readings)
+        score_parts(config, directory, passes, processes.mine(missing))
     processes.barrier("score: parts written")
-    found = summary(directory, parts)
+    found = summary(directory, parts, config.scoring.unit)
     warnings = list(oddities(config, found, parts))
     if processes.is_first():
         for line in warnings:
@@ -135,51 +142,96 @@ def require_same_models(path: Path, found: dict[str, str]) -> None:
     for name in NAMES:
         if begun[name] != found[name]:
             raise UserError(
-                f"reference.{name}: its weights are not those that the parts in {path.parent} were "
-                "scored with. Put those back, or score everything again: --redo score"
+                f"reference.{name}: its weights or its tokenizer are not those that the parts in "
+                f"{path.parent} were scored with. Put those back, or score everything again: "
+                "--redo score"
             )
+
+
+class Pass(NamedTuple):
+    """Models that read the same tokens and are scored in one call."""
+
+    names: tuple[str, ...]
+    scorer: Scorer
+    reading: Reading
+
+    @property
+    def vocab_sizes(self) -> list[int]:
+        return [decoder.vocab_size for decoder in self.scorer.models]
+
+
+def make_passes(
+    scoring: ScoringConfig,
+    references: Sequence[tuple[Decoder, Params]],
+    readings: Sequence[Reading],
+) -> list[Pass]:
+    """Both models in one pass, or, where losses are compared by the byte, each in its own."""
+
+    def over(first: int, stop: int) -> Pass:
+        scorer = Scorer(
+            references[first:stop],
+            scoring.context,
+            rows_per_device=scoring.rows_per_device,
+            loss_chunk=scoring.loss_chunk,
+            fsdp=scoring.fsdp,
+        )
+        return Pass(NAMES[first:stop], scorer, readings[first])
+
+    return [over(0, 2)] if scoring.unit == "token" else [over(0, 1), over(1, 2)]
 
 
 def score_parts(
-    config: RunConfig,
-    directory: RunDirectory,
-    references: Sequence[tuple[Decoder, Params]],
-    parts: list[Path],
+    config: RunConfig, directory: RunDirectory, passes: Sequence[Pass], parts: list[Path]
 ) -> None:
     """Scores `parts` (token shards' parquet files), one after the other."""
-    scoring = config.scoring
-    scorer = Scorer(
-        references,
-        scoring.context,
-        rows_per_device=scoring.rows_per_device,
-        loss_chunk=scoring.loss_chunk,
-        fsdp=scoring.fsdp,
-    )
-    bos_id = special_tokens(directory)["bos_id"]
-    vocab_sizes = [decoder.vocab_size for decoder in scorer.models]
-    sample = score_documents(scorer, sampled(parts, scoring.context, vocab_sizes), bos_id=bos_id)
-    for line in judge(sample, vocab_sizes):
-        if processes.is_first():
-            print(f"warning: {line}", file=sys.stderr, flush=True)
-    total = sum(scored_tokens(part) for part in parts)
-    with progress.bar("score", total, "tokens", show=processes.is_first()) as update:
-        meter = Meter(update, vocab_sizes)
+    show = processes.is_first()
+    by_text = any(each.reading.tokenizer is not None for each in passes)
+    texts = Texts(config, directory) if by_text else None
+    for each in passes:
+        sample = score_documents(
+            each.scorer,
+            sampled(parts, config.scoring.context, each, texts),
+            bos_id=each.reading.bos_id,
+        )
+        for line in judge(sample, each.vocab_sizes, each.names):
+            if show:
+                print(f"warning: {line}", file=sys.stderr, flush=True)
+    together = len(passes) == 1
+    count = scored_tokens if together else scored_documents
+    total = len(passes) * sum(count(part) for part in parts)
+    unit = "tokens" if together else "documents"
+    with progress.bar("score", total, unit, show=show) as update:
+        meters = [Meter(update, each.vocab_sizes, each.names) for each in passes]
         for part in parts:
             index = read_index(part)
-            scores = score_documents(
-                scorer,
-                known(part, index["row"].to_numpy(), vocab_sizes),
-                bos_id=bos_id,
-                overlap=scoring.overlap,
-                report=meter.add,
-            )
-            meter.check()
-            write_scores(scores_path(directory, part), index["doc_id"], scores)
+            scores = [
+                score_documents(
+                    each.scorer,
+                    documents_of(part, index["row"].to_numpy(), each, texts),
+                    bos_id=each.reading.bos_id,
+                    overlap=config.scoring.overlap,
+                    report=meter.add,
+                )
+                for each, meter in zip(passes, meters, strict=True)
+            ]
+            for meter in meters:
+                meter.check()
+            write_scores(scores_path(directory, part), index, scores)
+
+
+def documents_of(
+    part: Path, rows: np.ndarray, models: Pass, texts: Texts | None
+) -> Iterator[np.ndarray]:
+    """The ids that the models of a pass read in a part's scored documents, which are at `rows`."""
+    own = models.reading.tokenizer
+    if own is None or texts is None:
+        return known(part, rows, models.vocab_sizes, models.names)
+    return encoded(texts.of(part, rows), own)
 
 
 def read_index(part: Path) -> pa.Table:
-    """The documents of a token shard that are scored: doc_id, row."""
-    return pq.read_table(part, columns=["doc_id", "row"], filters=SCORED)
+    """The documents of a token shard that are scored: doc_id, row, bytes."""
+    return pq.read_table(part, columns=["doc_id", "row", "bytes"], filters=SCORED)
 
 
 def read_tokens(part: Path) -> pa.ChunkedArray:
@@ -192,17 +244,14 @@ def scored_tokens(part: Path) -> int:
     return pc.sum(read_tokens(part)).as_py() or 0
 
 
-def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The token ids of the documents at `rows`, in that order."""
-    reader = TokenReader(path)
-    try:
-        for start in range(0, len(rows), READ_DOCUMENTS):
-            yield from reader.read(rows[start : start + READ_DOCUMENTS])
-    finally:
-        reader.close()
+def scored_documents(part: Path) -> int:
+    """How many they are."""
+    return len(read_tokens(part))
 
 
-def known(part: Path, rows: np.ndarray, vocab_sizes: Sequence[int]) -> Iterator[np.ndarray]:
+def known(
+    part: Path, rows: np.ndarray, vocab_sizes: Sequence[int], names: Sequence[str]
+) -> Iterator[np.ndarray]:
     """The documents at `rows` of a token shard.
 
     Raises:
@@ -212,19 +261,29 @@ def known(part: Path, rows: np.ndarray, vocab_sizes: Sequence[int]) -> Iterator[
     for document in read_documents(part.with_suffix(".arrayrecord"), rows):
         if len(document) and document.max() >= smallest:
             raise UserError(
-                f"reference.{NAMES[int(np.argmin(vocab_sizes))]}: a document of {part.name} holds "
+                f"reference.{names[int(np.argmin(vocab_sizes))]}: a document of {part.name} holds "
                 f"token {document.max()}, but the model knows {smallest} tokens: both reference "
                 "models must share the run's tokenizer"
             )
         yield document
 
 
-def sampled(parts: list[Path], context: int, vocab_sizes: Sequence[int]) -> Iterator[np.ndarray]:
-    """First tokens, as many as a window holds, of documents from all over `parts`."""
+def sampled(
+    parts: list[Path], context: int, models: Pass, texts: Texts | None
+) -> Iterator[np.ndarray]:
+    """First tokens, as many as a window holds, of documents from all over `parts`.
+
+    Texts are those of the run's tokens, which is near enough to judge a model by.
+    """
     chosen = evenly(parts, SAMPLED_PARTS)
     for part in chosen:
         rows = evenly(read_index(part)["row"].to_numpy(), SAMPLED_DOCUMENTS // len(chosen))
-        for document in known(part, rows, vocab_sizes):
+        own = models.reading.tokenizer
+        if own is None or texts is None:
+            documents = known(part, rows, models.vocab_sizes, models.names)
+        else:
+            documents = encoded(texts.decoded(part, rows), own)
+        for document in documents:
             yield document[:context]
 
 
@@ -233,28 +292,36 @@ def evenly(items: Any, most: int) -> Any:
     return items[:: max(1, -(-len(items) // most))]
 
 
-def write_scores(path: Path, doc_id: pa.ChunkedArray, scores: Scores) -> None:
-    """Writes one part of RUN/scores."""
-    bad = np.flatnonzero(~np.isfinite(scores.nll).all(axis=0))
+def write_scores(path: Path, index: pa.Table, scores: Sequence[Scores]) -> None:
+    """Writes one part of RUN/scores, from what each pass has found of its documents."""
+    nll = np.concatenate([each.nll for each in scores])
+    bad = np.flatnonzero(~np.isfinite(nll).all(axis=0))
     if len(bad):
         raise UserError(
-            f"{path.name}: the NLL of document {doc_id[int(bad[0])].as_py()!r} and {len(bad) - 1} "
-            "others is not a number; check the reference models' weights, or score with "
-            "scoring.compute_dtype: float32"
+            f"{path.name}: the NLL of document {index['doc_id'][int(bad[0])].as_py()!r} and "
+            f"{len(bad) - 1} others is not a number; check the reference models' weights, or score "
+            "with scoring.compute_dtype: float32"
         )
-    columns = {"doc_id": doc_id, "predicted_tokens": scores.predicted_tokens}
-    columns |= {f"nll_{name}": nll for name, nll in zip(NAMES, scores.nll, strict=True)}
+    columns = {"doc_id": index["doc_id"]}
+    if len(scores) == 1:
+        columns["predicted_tokens"] = scores[0].predicted_tokens
+    else:
+        columns["bytes"] = index["bytes"]
+        for name, each in zip(NAMES, scores, strict=True):
+            columns[f"predicted_tokens_{name}"] = each.predicted_tokens
+    columns |= {f"nll_{name}": sums for name, sums in zip(NAMES, nll, strict=True)}
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
-def summary(directory: RunDirectory, parts: list[Path]) -> dict[str, Any]:
-    """Totals over all scores.
+def summary(directory: RunDirectory, parts: list[Path], unit: str) -> dict[str, Any]:
+    """Totals over all scores; means are over tokens, or over bytes where that is the unit.
 
     Raises:
         UserError: if the scores of a part are missing.
     """
-    totals = {"documents": 0, "predicted_tokens": 0, "nll_weak": 0.0, "nll_strong": 0.0}
+    counted = "predicted_tokens" if unit == "token" else "bytes"
+    totals = {"documents": 0, counted: 0, "nll_weak": 0.0, "nll_strong": 0.0}
     negative = 0
     for part in parts:
         path = scores_path(directory, part)
@@ -265,11 +332,10 @@ def summary(directory: RunDirectory, parts: list[Path]) -> dict[str, Any]:
         negative += pc.sum(pc.less(table["nll_weak"], table["nll_strong"])).as_py() or 0
         for name in table.column_names:
             totals[name] += pc.sum(table[name]).as_py() or 0
-    predicted = max(totals["predicted_tokens"], 1)
     return {
         "documents": totals["documents"],
-        "predicted_tokens": totals["predicted_tokens"],
-        "mean_nll_weak": totals["nll_weak"] / predicted,
-        "mean_nll_strong": totals["nll_strong"] / predicted,
+        counted: totals[counted],
+        "mean_nll_weak": totals["nll_weak"] / max(totals[counted], 1),
+        "mean_nll_strong": totals["nll_strong"] / max(totals[counted], 1),
         "negative_pd": negative,
     }

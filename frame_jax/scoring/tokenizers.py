@@ -32,6 +32,23 @@ def require_same_tokenizer(
         key: The setting that names the checkpoint, for the message.
         bos_id: What the run starts a document with, which the checkpoint must know too.
     """
+    path = tokenizer_of(checkpoint, key)
+    found = list(differences(read_tokenizer(path), read_tokenizer(run_tokenizer), bos_id))
+    if found:
+        raise UserError(
+            f"{key}: the tokenizer of {checkpoint} is not the run's ({run_tokenizer}): "
+            f"{'; '.join(found)}. Both reference models must share one tokenizer; set "
+            "tokenizer.path to theirs in a new run directory, use models that share one, or have "
+            "losses compared by the byte (scoring.unit: byte)"
+        )
+
+
+def tokenizer_of(checkpoint: Path, key: str) -> Path:
+    """The tokenizer.json of a Hugging Face checkpoint folder, which the setting `key` names.
+
+    Raises:
+        UserError: if it has none.
+    """
     path = checkpoint / "tokenizer.json"
     if not path.is_file():
         raise UserError(
@@ -39,13 +56,7 @@ def require_same_tokenizer(
             "the run's tokenizer; write one with "
             "AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)"
         )
-    found = list(differences(read_tokenizer(path), read_tokenizer(run_tokenizer), bos_id))
-    if found:
-        raise UserError(
-            f"{key}: the tokenizer of {checkpoint} is not the run's ({run_tokenizer}): "
-            f"{'; '.join(found)}. Both reference models must share one tokenizer; set "
-            "tokenizer.path to theirs in a new run directory, or use models that share one"
-        )
+    return path
 
 
 def read_tokenizer(path: Path) -> dict[str, Any]:

@@ -8,15 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax.config.quadrants import AxesConfig, PartitionConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.quadrants.partition import place_documents
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.quadrants.corpus import Corpus, expected_cells, make_corpus, write
 
 
-def placed(directory: RunDirectory, config: PartitionConfig | None = None, **kwargs) -> dict:
+def placed(directory: RunDirectory, config: PartitionConfig | None = None, **scoring) -> dict:
     """{doc_id: line of assignment.parquet}."""
-    place_documents(config or PartitionConfig(), kwargs.get("ppl_model", "strong"), directory)
+    place_documents(config or PartitionConfig(), ScoringConfig(**scoring), directory)
     return {line["doc_id"]: line for line in pq.read_table(directory.assignment).to_pylist()}
 
 
@@ -239,7 +240,7 @@ def test_a_run_directory_is_not_a_pattern_for_another(tmp_path: Path) -> None:
         directory = write(wanted, tmp_path / pattern)
         write(other, tmp_path / met)
         lines = placed(directory)
-        place_documents(PartitionConfig(), "strong", RunDirectory(tmp_path / met))
+        place_documents(PartitionConfig(), ScoringConfig(), RunDirectory(tmp_path / met))
         assert set(lines) == set(wanted.doc_id[wanted.scored])
         for document in np.flatnonzero(wanted.scored):
             line = lines[wanted.doc_id[document]]

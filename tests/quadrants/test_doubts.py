@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from frame_jax.config.quadrants import PartitionConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.quadrants import partition
 from frame_jax.quadrants.partition import place_documents
@@ -31,7 +32,7 @@ def test_groups_of_one_document_are_refused_and_the_ways_on_are_named(tmp_path: 
         "tokens": {"min_group_tokens": 1_000_000},
     }.items():
         directory = write(corpus, tmp_path / name)
-        place_documents(PartitionConfig(**ways), "strong", directory)
+        place_documents(PartitionConfig(**ways), ScoringConfig(), directory)
         summary = read_json(directory.partition)
         assert all(cell["documents"] > 20 for cell in summary["cells"].values())
         assert summary["thin_groups"] == {"groups": 0, "documents": 0}
@@ -54,14 +55,14 @@ def test_some_groups_of_few_documents_are_said(tmp_path: Path, capsys) -> None:
 def test_negative_pd_of_most_documents_is_said(tmp_path: Path) -> None:
     corpus = make_corpus(400)
     directory = write(corpus, tmp_path / "right")
-    place_documents(PartitionConfig(), "strong", directory)
+    place_documents(PartitionConfig(), ScoringConfig(), directory)
     summary = read_json(directory.partition)
     trains = corpus.split == "train"
     assert summary["negative_pd"] == int((trains & (stored(corpus).gap < 0)).sum())
     assert summary["warnings"] == []
     corpus.loss, corpus.gap = corpus.loss + corpus.gap, -corpus.gap  # the models exchanged
     directory = write(corpus, tmp_path / "exchanged")
-    place_documents(PartitionConfig(), "strong", directory)
+    place_documents(PartitionConfig(), ScoringConfig(), directory)
     summary = read_json(directory.partition)
     [warning] = summary["warnings"]
     assert f"negative for {summary['negative_pd']} of" in warning and "exchanged?" in warning

@@ -50,6 +50,7 @@ def write_part(directory, index, count):
         "row": np.arange(len(documents)),
         "split": [splits[row % 4] for row in range(len(documents))],
         "tokens": [len(tokens) for tokens in documents],
+        "bytes": [4 * len(tokens) for tokens in documents],
     }
     pq.write_table(pa.table(columns), directory.tokens / part_name(index, count, ".parquet"))
 

@@ -18,11 +18,10 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
 from frame_jax.export.order.plan import Plan
-from frame_jax.quadrants.assign import database
 from frame_jax.quadrants.packing import Pieces, best_fit, concat
 from frame_jax.quadrants.rows import listed, training_documents
 from frame_jax.run.directory import RunDirectory, read_json
-from frame_jax.sql import parquet, write_parquet
+from frame_jax.sql import database, parquet, write_parquet
 
 ROWS_AT_ONCE = 1 << 20
 

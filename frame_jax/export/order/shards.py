@@ -22,7 +22,6 @@ from frame_jax import sql
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.export.order.plan import Plan
-from frame_jax.quadrants.assign import database
 from frame_jax.records import TokenReader
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts
@@ -41,7 +40,7 @@ def write_shards(
 ) -> None:
     """Writes the files of every quadrant under `folder`; memory does not grow with the corpus."""
     assignment = sql.parquet(directory.assignment)
-    with database(folder) as connection:
+    with sql.database(folder) as connection:
         for cell in plan.schedule.cells:
             found = connection.sql(
                 f"""

@@ -1,0 +1,193 @@
+"""How a model reads a run's documents: as the tokens that are stored, or by a tokenizer of its own.
+
+The second is for `scoring.unit: byte`, which is ours and not the paper's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from frame_jax.config.corpus import TokenizerConfig
+from frame_jax.config.run import RunConfig
+from frame_jax.corpus.documents import Document
+from frame_jax.corpus.parts import Chunk, plan
+from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from frame_jax.corpus.vocabulary import adopt
+from frame_jax.errors import UserError
+from frame_jax.files import cached, is_checkpoint
+from frame_jax.records import TokenReader
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, special_tokens_path
+from frame_jax.scoring.tokenizers import (
+    differences,
+    read_tokenizer,
+    special_tokens,
+    token_ids,
+    tokenizer_of,
+)
+
+TEXTS_CHARACTERS = 2_000_000  # encoded at one time
+READ_DOCUMENTS = 1024  # documents read from a token shard at one time
+
+
+class Reading(NamedTuple):
+    """How one model reads.
+
+    Attributes:
+        bos_id: What it starts a document with.
+        tokenizer: Its own; None where it reads the run's tokens.
+        digest: Of its own tokenizer; empty for the run's.
+    """
+
+    bos_id: int
+    tokenizer: Tokenizer | None = None
+    digest: str = ""
+
+
+def reading_of(config: RunConfig, directory: RunDirectory, name: str) -> Reading:
+    """How the weak or the strong model reads.
+
+    Raises:
+        UserError: as `own_tokenizer`.
+    """
+    bos_id: int = read_json(special_tokens_path(directory))["bos_id"]
+    checkpoint = getattr(config.reference, name).checkpoint
+    if config.scoring.unit == "token" or checkpoint is None:
+        return Reading(bos_id)
+    folder, key = cached(checkpoint, is_checkpoint), f"reference.{name}.checkpoint"
+    path = tokenizer_of(folder, key)
+    if not any(differences(read_tokenizer(path), read_tokenizer(directory.tokenizer), bos_id)):
+        return Reading(bos_id)
+    own = own_tokenizer(folder, key, config.tokenizer.bos_token)
+    return Reading(own.bos_id, own, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest())
+
+
+def own_tokenizer(
+    folder: Path, key: str, bos_token: str | None, vocab_size: int | None = None
+) -> Tokenizer:
+    """The tokenizer of a checkpoint, which starts documents as the run's does, if it has that
+    token, or with the first usual name that it has.
+
+    Args:
+        folder: A Hugging Face checkpoint.
+        key: The setting that names it, for messages.
+        bos_token: What `tokenizer.bos_token` says.
+        vocab_size: Rows of the model's embedding, to be compared.
+
+    Raises:
+        UserError: where it has none, none of the usual tokens that start or end a text, or a token
+            of text that the model has no row for.
+    """
+    path = tokenizer_of(folder, key)
+    parsed = read_tokenizer(path)
+    ids, names = token_ids(parsed), (*BOS_NAMES, *EOS_NAMES)
+    asked = bos_token if bos_token in ids else None
+    if asked is None and not any(name in ids for name in names):
+        raise UserError(
+            f"{key}: {path} has none of the usual tokens that start or end a text "
+            f"({', '.join(names)}): add the one that the model was trained with"
+        )
+    backend, chosen = adopt(TokenizerConfig(path=str(path), bos_token=asked))
+    silent = special_tokens(parsed) - {chosen.bos}
+    largest = max(index for token, index in ids.items() if token not in silent)
+    if vocab_size is not None and largest >= vocab_size:
+        raise UserError(
+            f"{key}: the model knows {vocab_size:,} tokens, but a document may hold the token "
+            f"{largest:,} of {path}: put the tokenizer.json there that the model was trained with. "
+            "A token that is no text, such as one for padding, needs `special: true`"
+        )
+    return make_tokenizer(backend, ids[chosen.bos], ids[chosen.eos])
+
+
+def encoded(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The ids of each text, in order; a few texts are held at one time."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= TEXTS_CHARACTERS:
+            yield from tokenizer.encode_arrays(batch)
+            batch, size = [], 0
+    yield from tokenizer.encode_arrays(batch)
+
+
+def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The token ids of the documents at `rows`, in that order."""
+    reader = TokenReader(path)
+    try:
+        for start in range(0, len(rows), READ_DOCUMENTS):
+            yield from reader.read(rows[start : start + READ_DOCUMENTS])
+    finally:
+        reader.close()
+
+
+class Texts:
+    """The texts of a run's documents.
+
+    The run's own tokens give them where it has trained its tokenizer, which loses nothing. One that
+    was given may compose characters (NFC), so then the corpus is read again.
+    """
+
+    def __init__(self, config: RunConfig, directory: RunDirectory):
+        self._tokenizer = load_tokenizer(directory)
+        self._parts = list_parts(directory.tokens, ".parquet")
+        self._chunks = None if config.tokenizer.path is None else plan(config.corpus)
+
+    def of(self, part: Path, rows: np.ndarray) -> Iterator[str]:
+        """The texts of all scored documents of a part, which are at `rows`, in that order.
+
+        Raises:
+            UserError: as `read_again`.
+        """
+        if self._chunks is None:
+            return self.decoded(part, rows)
+        return read_again(self._chunks[self._parts.index(part)], part)
+
+    def decoded(self, part: Path, rows: np.ndarray) -> Iterator[str]:
+        """The texts that the tokens at `rows` of a part spell."""
+        documents = read_documents(part.with_suffix(".arrayrecord"), rows)
+        return map(self._tokenizer.decode, documents)
+
+
+def read_again(chunks: list[Chunk], part: Path) -> Iterator[str]:
+    """The texts of a part's scored documents, in its order, from the corpus.
+
+    Args:
+        chunks: What the part was made of.
+        part: The table of a token shard.
+
+    Raises:
+        UserError: where the corpus is not what was tokenized.
+    """
+    columns = ["doc_id", "file", "line", "bytes", "split"]
+    wanted = (
+        row
+        for batch in pq.ParquetFile(part).iter_batches(columns=columns)
+        for row in batch.to_pylist()
+        if row["split"] in ("train", "held_out")
+    )
+    row = next(wanted, None)
+    for record in (record for chunk in chunks for record in chunk.read()):
+        if row is None:
+            return
+        if not isinstance(record, Document):
+            continue
+        place = record.id, record.file, record.line
+        if place == (row["doc_id"], row["file"], row["line"]):
+            if len(record.text.encode()) != row["bytes"]:
+                break
+            yield record.text
+            row = next(wanted, None)
+    if row is not None:
+        raise UserError(
+            f"{row['file']} line {row['line']}: document {row['doc_id']!r} is not what it was when "
+            "it was tokenized, and scoring.unit: byte reads the corpus again where tokenizer.path "
+            "is given: put it back, or leave tokenizer.path out in a new run directory"
+        )
