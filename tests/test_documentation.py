@@ -103,6 +103,25 @@ COMMANDS = {
     ".venv/bin/python -m frame_jax.main --config configs/study_cpu.yaml": Entry(
         extra="--plan", shows="pretrain frame_wide-seed2"
     ),
+    **{
+        f".venv/bin/python -m frame_jax.main --config configs/study_decoders.yaml{options}": Entry(
+            extra="--plan", shows="pretrain frame-seed2"
+        )
+        for options in (
+            "",
+            " --run_directory runs/study_decoders/experts "
+            """--pretrain.model.layers '["attention+experts"]'""",
+            " --run_directory runs/study_decoders/mamba2 "
+            """--pretrain.model.layers '["mamba2+none"]' --pretrain.model.num_layers 8""",
+        )
+    },
+    **{
+        f"cp -r runs/study_decoders/dense runs/study_decoders/{kind}": Entry(
+            (("runs/study_decoders/dense", "runs/mine"), ("runs/study_decoders/", "copied_")),
+            leaves=f"copied_{kind}/config.yaml",
+        )
+        for kind in ("experts", "mamba2")
+    },
     # docs/curricula.md
     ".venv/bin/python -m frame_jax.curriculum.presets frame": Entry(shows="weights: {Q3: 1.0}"),
     # docs/metrics.md
