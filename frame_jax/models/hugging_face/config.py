@@ -138,13 +138,13 @@ def find_layout(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
     Raises:
         UserError: if there is none, naming the settings that the nearest families lack.
     """
-    c = essential(c)
     found = {}
     for family in FAMILIES.values():
         if set(c.layers) <= set(family.layers):
             written = family.write(c)
             again = ModelConfig(**family.read(Settings(written, Path("config.json"))))
-            found[family.model_type] = lacking = list(differences(c, essential(again)))
+            lacking = list(differences(essential(c), essential(again)))
+            found[family.model_type] = lacking
             if not lacking:
                 return family, written
     if not found:
@@ -176,7 +176,7 @@ def essential(c: ModelConfig) -> ModelConfig:
     elif c.attention_multiplier == c.head_width**-0.5:
         changes["attention_multiplier"] = None
     if not attention or c.rotary_width == 0:
-        changes |= {"rope_theta": 1.0, "rope_scaling": None}
+        changes |= {"rope_theta": 10_000.0, "rope_scaling": None}
     if not attention or not c.qk_norm:
         changes["qk_norm_over"] = "head"
     if not attention and not dense:

@@ -8,6 +8,7 @@ how a tensor is made says how it is taken apart.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -99,21 +100,11 @@ class Tensor:
     rule: Rule
     stack: tuple[str, ...]
     index: tuple[int, ...]
-    shape: tuple[int, ...] = ()
+    shape: tuple[int, ...]
 
     def views(self, params: Params) -> list[np.ndarray]:
         """Its parameters as they are stored, one by one."""
-        return [
-            self.rule.view(self.config, inside(params, self.stack)[name][self.index])
-            for name in self.rule.parameters
-        ]
-
-    def shaped(self, params: Params) -> Tensor:
-        """Itself with the shape that these parameters give it."""
-        form = joined_shape(self.views(params), self.rule.axis)
-        merged = self.rule.merged
-        shape = (math.prod(form[:merged]), *form[merged:])
-        return dataclasses.replace(self, shape=shape)
+        return views(self.config, self.rule, inside(params, self.stack), self.index)
 
     def stored(self, params: Params) -> np.ndarray:
         """What the checkpoint holds: contiguous float32."""
@@ -127,6 +118,11 @@ class Tensor:
         parts = np.split(values.reshape(joined_shape(views, axis)), ends, axis)
         for view, part in zip(views, parts, strict=True):
             view[...] = part
+
+
+def views(c: ModelConfig, rule: Rule, stacked: Params, index: tuple[int, ...]) -> list[np.ndarray]:
+    """The parameters of a tensor as they are stored, one by one."""
+    return [rule.view(c, stacked[name][index]) for name in rule.parameters]
 
 
 def joined_shape(views: list[np.ndarray], axis: int) -> tuple[int, ...]:
@@ -159,22 +155,29 @@ def tensors_of(decoder: Decoder, layout: Layout) -> dict[str, Tensor]:
     c = decoder.config
     # As large as the parameters, without their memory: a view tells its shape.
     params = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), decoder.shapes())
+
+    @functools.cache
+    def shape(rule: Rule, stack: tuple[str, ...], axes: int) -> tuple[int, ...]:
+        form = joined_shape(views(c, rule, inside(params, stack), (0,) * axes), rule.axis)
+        return (math.prod(form[: rule.merged]), *form[rule.merged :])
+
+    def tensor(rule: Rule, stack: tuple[str, ...] = (), index: tuple[int, ...] = ()) -> Tensor:
+        return Tensor(c, rule, stack, index, shape(rule, stack, len(index)))
+
+    outer = [name for name in params if name != "layers"]
     tensors = {
-        layout.outer[name]: Tensor(c, Rule(layout.outer[name], (name,), plain), (), ())
-        for name in params
-        if name != "layers"
+        layout.outer[name]: tensor(Rule(layout.outer[name], (name,), plain)) for name in outer
     }
     for layer, (stack, index) in enumerate(layer_places(c)):
         for rule in layout.rules:
+            name = layout.prefix.format(layer=layer) + rule.tensor
             if rule.parameters[0] not in inside(params, stack):
                 continue
-            name = layout.prefix.format(layer=layer) + rule.tensor
             if "{expert}" not in name:
-                tensors[name] = Tensor(c, rule, stack, index)
+                tensors[name] = tensor(rule, stack, index)
                 continue
             for expert in range(c.experts.count):
-                tensors[name.format(expert=expert)] = Tensor(c, rule, stack, (*index, expert))
-    tensors = {name: tensor.shaped(params) for name, tensor in tensors.items()}
+                tensors[name.format(expert=expert)] = tensor(rule, stack, (*index, expert))
     size = sum(math.prod(tensor.shape) for tensor in tensors.values())
     assert size == decoder.parameter_count(), "a parameter has no tensor, or two"
     return tensors

@@ -38,12 +38,15 @@ def read(s: Settings) -> Fields:
         raise s.error(f"partial_rotary_factor other than {ROTATED} is not supported in Bamba")
     attention = s.listed("attn_layer_indices")
     mixers = ["attention" if i in attention else "mamba2" for i in range(shape["num_layers"])]
-    return shape | {
-        "intermediate_size": s.size("intermediate_size"),
-        "layers": pattern([f"{mixer}+dense" for mixer in mixers]),
-        "mamba2": read_mamba2(s, HYBRID),
-        "rotary_fraction": ROTATED,
-    }
+    return (
+        shape
+        | {
+            "intermediate_size": s.size("intermediate_size"),
+            "layers": pattern([f"{mixer}+dense" for mixer in mixers]),
+            "rotary_fraction": ROTATED,
+        }
+        | ({"mamba2": read_mamba2(s, HYBRID)} if "mamba2" in mixers else {})
+    )
 
 
 def write(c: ModelConfig) -> dict[str, Any]:

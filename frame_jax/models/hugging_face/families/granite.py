@@ -38,18 +38,20 @@ MULTIPLIERS = {
     "residual_multiplier": "residual_multiplier",
     "logits_scaling": "logits_divisor",
 }
+SHARED_IN, SHARED_OUT = "shared_mlp.input_linear.weight", "shared_mlp.output_linear.weight"
 COMMON = (
     *NORMS,
     *single({"input_layernorm.weight": "mamba_norm"}),
     *ATTENTION,
     *mamba2("mamba"),
-    # One of the two: the dense layer of a model without experts, or the shared expert.
-    Rule("shared_mlp.input_linear.weight", ("gate", "up")),
-    Rule("shared_mlp.input_linear.weight", ("shared_gate", "shared_up")),
-    *single(
-        {"shared_mlp.output_linear.weight": "down"},
-    ),
-    *single({"shared_mlp.output_linear.weight": "shared_down"}),
+    # The dense layer of a model without experts, or the shared expert, which is there even if its
+    # width is 0: the last of these rules that applies is taken.
+    Rule(SHARED_IN, ("expert_gate",), lambda c, values: values[0, :, :0].T),
+    Rule(SHARED_OUT, ("expert_down",), lambda c, values: values[0, :0].T),
+    Rule(SHARED_IN, ("shared_gate", "shared_up")),
+    Rule(SHARED_OUT, ("shared_down",)),
+    Rule(SHARED_IN, ("gate", "up")),
+    Rule(SHARED_OUT, ("down",)),
 )
 STORED = fused_experts(
     "block_sparse_moe.router.layer.weight",
@@ -75,6 +77,7 @@ def read(s: Settings) -> Fields:
     unknown = [name for name in types if name not in MIXERS]
     if unknown or len(types) != shape["num_layers"]:
         raise s.error(f"layer_types must be num_hidden_layers names, each of {', '.join(MIXERS)}")
+    mixers = [MIXERS[name] for name in types]
     experts = s.size("num_local_experts", least=0)
     kind = "experts" if experts else "dense"
     head_width = shape["head_dim"] or shape["hidden_size"] // shape["num_heads"]
@@ -83,12 +86,12 @@ def read(s: Settings) -> Fields:
         shape
         | {ours: s.number(theirs, 1.0) for theirs, ours in MULTIPLIERS.items()}
         | {
-            "layers": pattern([f"{MIXERS[name]}+{kind}" for name in types]),
+            "layers": pattern([f"{mixer}+{kind}" for mixer in mixers]),
             "attention_multiplier": None if scale == head_width**-0.5 else scale,
             "rotary_fraction": 1.0 if positions == "rope" else 0.0,
-            "mamba2": read_mamba2(s, HYBRID),
         }
         | read_feed_forward(s, experts)
+        | ({"mamba2": read_mamba2(s, HYBRID)} if "mamba2" in mixers else {})
     )
 
 
