@@ -53,7 +53,8 @@ NOT_COMPUTED = {
     "qwen3_next": "gated delta rule",
     "zamba2": "layers that share their weights",
 }
-WINDOWS = {"mistral": 4096, "mixtral": None}  # what an absent sliding_window means
+# Families whose attention slides unasked, and what an absent sliding_window means there.
+WINDOWS = {"mistral": 4096, "mixtral": None}
 
 
 def read_config(values: dict[str, Any], path: Path, longest: int | None) -> ModelConfig:
@@ -89,13 +90,14 @@ def family_of(values: dict[str, Any], path: Path) -> Family:
         UserError: for one that is not computed.
     """
     name = values.get("model_type")
-    if name in FAMILIES:
-        return FAMILIES[name]
-    why = NOT_COMPUTED.get(str(name), "multimodal models and other kinds of layers")
-    raise UserError(
-        f"{path}: model_type {name!r} is not supported ({why}: not computed here); "
-        f"{', '.join(FAMILIES)} are"
-    )
+    family = FAMILIES.get(str(name))
+    if family is None:
+        why = NOT_COMPUTED.get(str(name), "multimodal models and other kinds of layers")
+        raise UserError(
+            f"{path}: model_type {name!r} is not supported ({why}: not computed here); "
+            f"{', '.join(FAMILIES)} are"
+        )
+    return family
 
 
 def unsupported(s: Settings, longest: int | None) -> Iterator[str]:
@@ -123,11 +125,10 @@ def unsupported(s: Settings, longest: int | None) -> Iterator[str]:
 def sliding_window(s: Settings) -> int | None:
     """Tokens that attention looks back in at least one layer; None if it looks at all."""
     window, family = s.optional("sliding_window"), s.values["model_type"]
-    if family in WINDOWS:
-        return window if "sliding_window" in s.values else WINDOWS[family]
-    if "sliding_attention" in s.listed("layer_types") or s.flag("use_sliding_window"):
-        return window or 4096
-    return None
+    slides = "sliding_attention" in s.listed("layer_types") or s.flag("use_sliding_window")
+    if family not in WINDOWS and not slides:
+        return None
+    return window if "sliding_window" in s.values else WINDOWS.get(family, 4096)
 
 
 def find_layout(c: ModelConfig) -> tuple[Family, dict[str, Any]]:

@@ -59,8 +59,7 @@ class Settings:
 
     def size(self, key: str, default: int | None = None, least: int = 1) -> int:
         """A whole number of at least 1, or 0."""
-        value = self.values.get(key, default)
-        value = default if value is None else value
+        value = first(self.values.get(key), default)
         if type(value) is not int or value < least:
             what = "a positive whole number" if least else "a whole number"
             raise self.error(f"{key} is {value!r}, must be {what}")
@@ -68,8 +67,7 @@ class Settings:
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number."""
-        value = self.values.get(key)
-        return self.positive(default if value is None else value, key)
+        return self.positive(first(self.values.get(key), default), key)
 
     def positive(self, value: Any, key: str) -> float:
         """`value`, which was found under `key`, if it is a positive number."""
@@ -97,16 +95,16 @@ class Settings:
 
     def rotary_fraction(self, default: float = 1.0, spelling: str = "partial_rotary_factor") -> Any:
         """Share of a head that is rotated, in the newer or the older place."""
-        return self.rope()[1].get("partial_rotary_factor", self.values.get(spelling, default))
+        _, rope = self.rope()
+        return first(rope.get("partial_rotary_factor"), self.values.get(spelling), default)
 
     def read_rope(
         self, default: float = 10_000.0, spelling: str = "rope_theta"
     ) -> tuple[float, RopeScalingConfig | None]:
         """Base of the rotary frequencies and their stretch."""
         key, rope = self.rope()
-        theta = self.positive(
-            rope.get("rope_theta", self.values.get(spelling, default)), "rope_theta"
-        )
+        theta = first(rope.get("rope_theta"), self.values.get(spelling), default)
+        theta = self.positive(theta, "rope_theta")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind == "default":
             return theta, None
@@ -117,6 +115,11 @@ class Settings:
         numbers = [self.positive(rope.get(name), f"{key}.{name}") for name in (*names, original)]
         factor, low, high, context = numbers
         return theta, RopeScalingConfig(factor, low, high, int(context))
+
+
+def first(*values: Any) -> Any:
+    """The first of these that is not None."""
+    return next((value for value in values if value is not None), None)
 
 
 def write_rope(c: ModelConfig) -> dict[str, Any]:

@@ -43,8 +43,7 @@ MAMBA = {
     "mamba_chunk_size": 16,
 }
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2}
-GRANITE = ATTENTION | MAMBA | {"layer_types": ["mamba", "attention", "mamba"]}
-GRANITE |= {"shared_intermediate_size": 20}
+GRANITE = ATTENTION | MAMBA | {"shared_intermediate_size": 20}
 FAMILIES = {
     "olmo2": ("Olmo2", ATTENTION),
     "gpt_neox": (
@@ -72,16 +71,19 @@ FAMILIES = {
         | {"num_heads": 8, "head_dim": 8, "state_size": 6, "n_groups": 2, "chunk_size": 16}
         | {"time_step_limit": [0.05, 2.0], "use_conv_bias": False, "tie_word_embeddings": True},
     ),
-    "bamba": ("Bamba", ATTENTION | MAMBA | {"attn_layer_indices": [1]}),
+    "bamba": ("Bamba", ATTENTION | MAMBA | {"attn_layer_indices": [2]}),
     "granite_experts": (
         "GraniteMoeHybrid",
         GRANITE
         | {"num_local_experts": 5, "num_experts_per_tok": 2, "attention_multiplier": 0.3}
+        | {"num_hidden_layers": 4, "layer_types": ["mamba", "attention"] * 2}
         | {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5},
     ),
     "granite_dense": (
         "GraniteMoeHybrid",
-        GRANITE | {"num_local_experts": 0, "position_embedding_type": "rope"},
+        GRANITE
+        | {"num_local_experts": 0, "position_embedding_type": "rope"}
+        | {"layer_types": ["mamba", "attention", "attention"]},
     ),
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -150,9 +149,9 @@ def pattern(layers: Sequence[str]) -> tuple[LayerName, ...]:
     return names[: next(whole)]
 
 
-def layer_names(c: ModelConfig) -> list[str]:
+def layer_names(c: ModelConfig) -> tuple[LayerName, ...]:
     """What each layer is."""
-    return list(itertools.islice(itertools.cycle(c.layers), c.num_layers))
+    return c.layers * (c.num_layers // len(c.layers))
 
 
 # Settings of a Mamba-2 mixer: ours -> theirs, as hybrids spell them, and as Mamba-2 itself does.

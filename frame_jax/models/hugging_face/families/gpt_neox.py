@@ -54,7 +54,7 @@ def read(s: Settings) -> Fields:
         "num_kv_heads": s.size("num_attention_heads"),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "rotary_fraction": s.rotary_fraction(0.25, "rotary_pct"),
+        "rotary_fraction": s.positive(s.rotary_fraction(0.25, "rotary_pct"), "rotary_pct"),
         "norm": "layer",
         "norm_eps": s.number("layer_norm_eps"),
         "parallel_residual": s.flag("use_parallel_residual", True),

@@ -27,11 +27,12 @@ from frame_jax.models.hugging_face.families.family import (
 from frame_jax.models.hugging_face.settings import Settings
 from frame_jax.models.hugging_face.tensors import Layout, Rule, single
 
+WRITTEN = {"mamba2": "mamba", "attention": "attention"}  # which all versions read
 MIXERS = {
     "mamba": "mamba2",
-    "linear_attention": "mamba2",  # transformers 5
     "attention": "attention",
-    "full_attention": "attention",  # transformers 5
+    "linear_attention": "mamba2",  # transformers 5
+    "full_attention": "attention",
 }
 MULTIPLIERS = {
     "embedding_multiplier": "embedding_multiplier",
@@ -74,7 +75,7 @@ def read(s: Settings) -> Fields:
     if positions not in (None, "nope", "rope"):
         raise s.error(f"position_embedding_type {positions!r} is not supported")
     types = s.listed("layer_types") or ["mamba"] * shape["num_layers"]
-    unknown = [name for name in types if name not in MIXERS]
+    unknown = [name for name in types if name not in list(MIXERS)]
     if unknown or len(types) != shape["num_layers"]:
         raise s.error(f"layer_types must be num_hidden_layers names, each of {', '.join(MIXERS)}")
     mixers = [MIXERS[name] for name in types]
@@ -113,7 +114,6 @@ def read_feed_forward(s: Settings, count: int) -> Fields:
 def write(c: ModelConfig) -> dict[str, Any]:
     """What config.json says."""
     experts = c.experts if c.has("experts") else None
-    mixers = {ours: theirs for theirs, ours in MIXERS.items() if not theirs.endswith("_attention")}
     scale = c.attention_multiplier
     return (
         write_shape(c)
@@ -125,7 +125,7 @@ def write(c: ModelConfig) -> dict[str, Any]:
             "shared_intermediate_size": experts.shared_size if experts else c.intermediate_size,
             "num_local_experts": experts.count if experts else 0,
             "num_experts_per_tok": experts.per_token if experts else 0,
-            "layer_types": [mixers[name.split("+")[0]] for name in layer_names(c)],
+            "layer_types": [WRITTEN[name.split("+")[0]] for name in layer_names(c)],
             "position_embedding_type": "rope" if c.rotary_fraction else "nope",
             "mamba_proj_bias": False,
         }
