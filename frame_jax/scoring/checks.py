@@ -127,7 +127,7 @@ def require_two_models(config: RunConfig, found: dict[str, tuple[Decoder, Tensor
 def same_weights(one: tuple[Decoder, Tensors], other: tuple[Decoder, Tensors]) -> bool:
     """Whether two checkpoints hold the same model. Reads as far as the first difference."""
     (decoder, places), (other_decoder, other_places) = one, other
-    if decoder != other_decoder:
+    if decoder != other_decoder or places.keys() != other_places.keys():
         return False
     return all(
         np.array_equal(read_tensor(places[name], name), read_tensor(other_places[name], name))

@@ -1,43 +1,67 @@
-"""A Hugging Face config.json in, the shape of our decoder out, or the reason why there is none.
-
-A model that is nearly right gives fluent, wrong numbers, so every setting that changes what is
-computed is either understood or refused by name.
-"""
+"""A Hugging Face config.json in, the shape of our decoder out, and back; or why there is none."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from frame_jax.config.models import ModelConfig, RopeScalingConfig
+from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.errors import UserError
-
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
+from frame_jax.models.hugging_face.families import (
+    bamba,
+    experts,
+    gpt_neox,
+    granite,
+    llama,
+    mamba2,
+    olmo2,
 )
-# Settings that may be absent or null, and what they are where they are not.
-OPTIONAL = {
-    "head_dim": (int, "a whole number"),
-    "max_position_embeddings": (int, "a whole number"),
-    "sliding_window": (int, "a whole number"),
-    "layer_types": (list, "a list"),
-    "tie_word_embeddings": (bool, "true or false"),
+from frame_jax.models.hugging_face.families.family import Family, pattern
+from frame_jax.models.hugging_face.settings import Settings
+
+# In the order in which a layout for a decoder is looked for.
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        *llama.FAMILIES,
+        olmo2.FAMILY,
+        gpt_neox.FAMILY,
+        *experts.FAMILIES,
+        mamba2.FAMILY,
+        bamba.FAMILY,
+        granite.FAMILY,
+    )
 }
+# What the decoder does not compute of families that look like those it does.
+NOT_COMPUTED = {
+    "deepseek_v2": "multi-head latent attention",
+    "deepseek_v3": "multi-head latent attention",
+    "dots1": "groups of experts",
+    "falcon_h1": "attention and Mamba-2 side by side in a layer",
+    "falcon_mamba": "Mamba-1",
+    "gemma2": "capped logits",
+    "gpt_oss": "attention sinks",
+    "jamba": "Mamba-1",
+    "mamba": "Mamba-1",
+    "nemotron_h": "squared ReLU",
+    "olmo": "a norm without parameters",
+    "olmo3": "attention that slides in some layers",
+    "phi": "one norm for mixer and feed-forward",
+    "qwen2_moe": "a gate on the shared expert",
+    "qwen3_next": "gated delta rule",
+    "zamba2": "layers that share their weights",
+}
+# Families whose attention slides unasked, and what an absent sliding_window means there.
+WINDOWS = {"mistral": 4096, "mixtral": None}
 
 
-def read_config(settings: dict[str, Any], path: Path, longest: int | None) -> ModelConfig:
+def read_config(values: dict[str, Any], path: Path, longest: int | None) -> ModelConfig:
     """The shape that a config.json describes.
 
     Args:
-        settings: What is in the file.
+        values: What is in the file.
         path: The file, for messages.
         longest: As in `models.hugging_face.import_checkpoint`.
 
@@ -45,80 +69,52 @@ def read_config(settings: dict[str, Any], path: Path, longest: int | None) -> Mo
         UserError: naming the setting that is absent, malformed or not known to this project's
             decoder.
     """
-    family = settings.get("model_type")
-    if family == "llama":  # checkpoints older than grouped-query attention
-        settings.setdefault("num_key_value_heads", settings.get("num_attention_heads"))
-    for key, (kind, name) in OPTIONAL.items():
-        if settings.get(key) is not None and type(settings[key]) is not kind:
-            raise UserError(f"{path}: {key} is {settings[key]!r}, must be {name}")
-    for problem in unsupported(settings, longest):
-        raise UserError(f"{path}: {problem}")
-    # Qwen3 is the only family whose heads are not hidden_size / num_heads by default.
-    sizes = [*SIZES, "head_dim"] if family == "qwen3" else SIZES
-    absent = [key for key in (*sizes, "rms_norm_eps") if settings.get(key) is None]
-    if absent:
-        raise UserError(f"{path} does not say {', '.join(absent)}")
-    for key in sizes:
-        if type(settings[key]) is not int or settings[key] < 1:
-            raise UserError(f"{path}: {key} is {settings[key]!r}, must be a positive whole number")
-    theta, scaling = read_rope(settings, path)
+    s = Settings(values, path)
+    family = family_of(values, path)
+    s.require("vocab_size")
+    s.size("vocab_size")
+    for problem in unsupported(s, longest):
+        raise s.error(problem)
     try:
-        return ModelConfig(
-            hidden_size=settings["hidden_size"],
-            intermediate_size=settings["intermediate_size"],
-            num_layers=settings["num_hidden_layers"],
-            num_heads=settings["num_attention_heads"],
-            num_kv_heads=settings["num_key_value_heads"],
-            head_dim=settings.get("head_dim"),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            norm_eps=number(settings["rms_norm_eps"], "rms_norm_eps", path),
-            qkv_bias=family == "qwen2",
-            qk_norm=family == "qwen3",
-            tie_embeddings=settings.get("tie_word_embeddings") or False,
-        )
+        return ModelConfig(**family.read(s))
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        if str(path) in str(error):
+            raise
+        raise s.error(str(error)) from error
 
 
-def number(value: Any, key: str, path: Path) -> float:
-    """`value` if it is a positive number."""
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-        raise UserError(f"{path}: {key} is {value!r}, must be a positive number")
-    return float(value)
+def family_of(values: dict[str, Any], path: Path) -> Family:
+    """The family of a config.json.
 
-
-def unsupported(settings: dict[str, Any], longest: int | None) -> Iterator[str]:
-    """Each reason why the model cannot be computed here."""
-    family = settings.get("model_type")
-    if family not in FAMILIES:
-        yield (
-            f"model_type {family!r} is not supported; {', '.join(FAMILIES)} are (mixtures of "
-            "experts, multimodal models and other kinds of attention are not)"
+    Raises:
+        UserError: for one that is not computed.
+    """
+    name = values.get("model_type")
+    family = FAMILIES.get(str(name))
+    if family is None:
+        why = NOT_COMPUTED.get(str(name), "multimodal models and other kinds of layers")
+        raise UserError(
+            f"{path}: model_type {name!r} is not supported ({why}: not computed here); "
+            f"{', '.join(FAMILIES)} are"
         )
-        return
-    if settings.get("quantization_config"):
+    return family
+
+
+def unsupported(s: Settings, longest: int | None) -> Iterator[str]:
+    """Each reason, common to all families, why the model cannot be computed here."""
+    if s.values.get("quantization_config"):
         yield (
             "the weights are quantized (quantization_config); use the original checkpoint in "
             "float32 or bfloat16"
         )
-    for key in ("attention_bias", "mlp_bias"):
-        if settings.get(key):
-            yield f"{key} is not supported (Qwen2's bias of queries, keys and values is)"
-    activation = settings.get("hidden_act", "silu")
-    if activation != "silu":
-        yield f"hidden_act {activation!r} is not supported, only 'silu'"
-    for place in (settings, rope_settings(settings)[1]):
-        if isinstance(place, dict) and place.get("partial_rotary_factor", 1) != 1:
-            yield "partial_rotary_factor is not supported: all of a head is rotated"
-    window = sliding_window(settings)
+    window = sliding_window(s)
     if window is not None and (longest is None or longest > window):
         yield (
             f"attention slides over {window} tokens (sliding_window), which is supported only for "
             f"sequences of at most {window} tokens"
             + (f"; these have {longest} (scoring.context)" if longest else "")
         )
-    trained = settings.get("max_position_embeddings")
+    trained = s.optional("max_position_embeddings")
     if longest and trained and longest > trained:
         yield (
             f"the model reads at most {trained} tokens (max_position_embeddings), not {longest}; "
@@ -126,38 +122,79 @@ def unsupported(settings: dict[str, Any], longest: int | None) -> Iterator[str]:
         )
 
 
-def sliding_window(settings: dict[str, Any]) -> int | None:
+def sliding_window(s: Settings) -> int | None:
     """Tokens that attention looks back in at least one layer; None if it looks at all."""
-    if settings["model_type"] == "mistral":
-        return settings.get("sliding_window", 4096)
-    if "sliding_attention" in (settings.get("layer_types") or ()) or settings.get(
-        "use_sliding_window"
-    ):
-        return settings.get("sliding_window", 4096)
-    return None
+    window, family = s.optional("sliding_window"), s.values["model_type"]
+    slides = "sliding_attention" in s.listed("layer_types") or s.flag("use_sliding_window")
+    if family not in WINDOWS and not slides:
+        return None
+    return window if "sliding_window" in s.values else WINDOWS.get(family, 4096)
 
 
-def rope_settings(settings: dict[str, Any]) -> tuple[str, Any]:
-    """The key under which the rotary settings are, in either of the two spellings, and they."""
-    key = "rope_parameters" if settings.get("rope_parameters") else "rope_scaling"
-    return key, settings.get(key) or {}
+def find_layout(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
+    """A family that computes what a decoder computes, and what its config.json says of it.
 
+    It is one whose config.json, read again, is the same model.
 
-def read_rope(settings: dict[str, Any], path: Path) -> tuple[float, RopeScalingConfig | None]:
-    """Base of the rotary frequencies and their stretch."""
-    key, rope = rope_settings(settings)
-    if not isinstance(rope, dict):
-        raise UserError(f"{path}: {key} is {rope!r}, must be an object")
-    theta = rope.get("rope_theta", settings.get("rope_theta", 10_000.0))
-    theta = number(theta, "rope_theta", path)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    if kind != "llama3":
+    Raises:
+        UserError: if there is none, naming the settings that the nearest families lack.
+    """
+    found = {}
+    for family in FAMILIES.values():
+        if set(c.layers) <= set(family.layers):
+            written = family.write(c)
+            again = ModelConfig(**family.read(Settings(written, Path("config.json"))))
+            lacking = list(differences(essential(c), essential(again)))
+            found[family.model_type] = lacking
+            if not lacking:
+                return family, written
+    if not found:
         raise UserError(
-            f"{path}: {key} of type {kind!r} is not supported; 'default' and 'llama3' are"
+            "transformers has no model of these layers together, so it cannot be exported: "
+            f"model.layers is {', '.join(c.layers)}"
         )
-    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    numbers = [number(rope.get(name), f"{key}.{name}", path) for name in names]
-    factor, low, high, original = numbers
-    return theta, RopeScalingConfig(factor, low, high, int(original))
+    least = min(map(len, found.values()))
+    nearest = [
+        f"{family} has no {', no '.join(lacking)}"
+        for family, lacking in found.items()
+        if len(lacking) == least
+    ]
+    raise UserError(
+        f"no model of transformers computes this one, so it cannot be exported: "
+        f"{'; '.join(nearest)}"
+    )
+
+
+def essential(c: ModelConfig) -> ModelConfig:
+    """The same model with settings that change nothing in it at one fixed value."""
+    attention, dense = c.has("attention"), c.has("dense")
+    changes: dict[str, Any] = {"layers": pattern(c.layers), "head_dim": c.head_width}
+    if not dense:
+        changes |= {"intermediate_size": 1, "activation": "swiglu"}
+    if not attention:
+        changes |= {"num_heads": 1, "num_kv_heads": 1, "head_dim": 2, "attention_multiplier": None}
+        changes |= {"qkv_bias": False, "qk_norm": False, "rotary_fraction": 1.0}
+    elif c.attention_multiplier == c.head_width**-0.5:
+        changes["attention_multiplier"] = None
+    if not attention or c.rotary_width == 0:
+        changes |= {"rope_theta": 10_000.0, "rope_scaling": None}
+    if not attention or not c.qk_norm:
+        changes["qk_norm_over"] = "head"
+    if not attention and not dense:
+        changes["bias"] = False
+    if not c.has("experts"):
+        changes["experts"] = ExpertsConfig()
+    if not c.has("mamba2"):
+        changes["mamba2"] = Mamba2Config()
+    return dataclasses.replace(c, **changes)
+
+
+def differences(one: Any, other: Any, place: str = "model") -> Iterator[str]:
+    """The settings of `one` that are other in `other`, with their values."""
+    for field in dataclasses.fields(one):
+        ours, theirs = getattr(one, field.name), getattr(other, field.name)
+        name = f"{place}.{field.name}"
+        if dataclasses.is_dataclass(ours) and dataclasses.is_dataclass(theirs):
+            yield from differences(ours, theirs, name)
+        elif ours != theirs:
+            yield f"{name} = {ours!r}"

@@ -1,8 +1,8 @@
 """A decoder and its parameters in, a Hugging Face checkpoint folder out; PyTorch is not needed.
 
 The inverse of `models.hugging_face`: config.json, generation_config.json, the tokenizer, and
-safetensors in float32, so that importing the folder gives the same bits back. A plain decoder is
-written as Llama, one with biases as Qwen2, one with normed heads as Qwen3.
+safetensors in float32, so that importing the folder gives the same bits back. A decoder is written
+as the first family (`models.hugging_face.config`) that computes it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers.processors import TemplateProcessing
 
-from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
-from frame_jax.models.hugging_face.weights import Expected, expected_tensors
+from frame_jax.models.hugging_face.config import find_layout
+from frame_jax.models.hugging_face.tensors import Tensor, tensors_of
 from frame_jax.models.transformer import Params
 from frame_jax.run.directory import write_json
 
@@ -64,40 +64,18 @@ def model_config(decoder: Decoder, bos_id: int, eos_id: int, context: int) -> di
     """What config.json says.
 
     Raises:
-        UserError: for biases and normed heads at once.
+        UserError: if no family of `transformers` computes what the decoder computes.
     """
-    c = decoder.config
-    if c.qkv_bias and c.qk_norm:
-        raise UserError(
-            "a model with both qkv_bias and qk_norm has no counterpart in transformers (Qwen2 has "
-            "the one, Qwen3 the other), so it cannot be exported"
-        )
-    family = "qwen2" if c.qkv_bias else "qwen3" if c.qk_norm else "llama"
-    scaling = c.rope_scaling and {
-        "rope_type": "llama3",
-        "factor": c.rope_scaling.factor,
-        "low_freq_factor": c.rope_scaling.low_freq_factor,
-        "high_freq_factor": c.rope_scaling.high_freq_factor,
-        "original_max_position_embeddings": c.rope_scaling.original_context,
-    }
+    family, settings = find_layout(decoder.config)
     return {
-        "architectures": [f"{family.capitalize()}ForCausalLM"],
-        "model_type": family,
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "vocab_size": decoder.vocab_size,
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
-        "num_hidden_layers": c.num_layers,
-        "num_attention_heads": c.num_heads,
-        "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.head_width,
-        "hidden_act": "silu",
+        **settings,
         "max_position_embeddings": context,
-        "rms_norm_eps": c.norm_eps,
-        "rope_theta": c.rope_theta,
-        "rope_scaling": scaling,
-        "tie_word_embeddings": c.tie_embeddings,
         "bos_token_id": bos_id,
         "eos_token_id": eos_id,
+        "pad_token_id": None,
         "torch_dtype": "float32",
         "use_cache": True,
     }
@@ -107,7 +85,7 @@ def padding(backend: tokenizers.Tokenizer, eos_id: int, vocab_size: int) -> int:
     """The token that fills up a batch: one of that name which the model has a row for, else EOS.
 
     config.json does not name it: `transformers` would then keep its row from being trained, which
-    EOS must be.
+    EOS must be. It says null, because some families name one by default.
     """
     named = (backend.token_to_id(name) for name in PAD_NAMES)
     return next((i for i in named if i is not None and i < vocab_size), eos_id)
@@ -145,13 +123,14 @@ def write_tokenizer(
 
 def write_weights(folder: Path, decoder: Decoder, params: Params, shard_bytes: int) -> None:
     """model.safetensors, or several files of about `shard_bytes` and their index."""
-    shards = list(cut(expected_tensors(decoder), shard_bytes))
+    family, _ = find_layout(decoder.config)
+    shards = list(cut(tensors_of(decoder, family.layouts[0]), shard_bytes))
     weight_map: dict[str, str] = {}
     for index, shard in enumerate(shards, 1):
         file = "model.safetensors"
         if len(shards) > 1:
             file = f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: stored(tensor, params) for name, tensor in shard.items()}
+        tensors = {name: tensor.stored(params) for name, tensor in shard.items()}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         (folder / file).chmod(0o644)  # safetensors makes it private
         weight_map |= dict.fromkeys(shard, file)
@@ -161,9 +140,9 @@ def write_weights(folder: Path, decoder: Decoder, params: Params, shard_bytes: i
         write_json(folder / "model.safetensors.index.json", index_file)
 
 
-def cut(tensors: dict[str, Expected], shard_bytes: int) -> Iterator[dict[str, Expected]]:
+def cut(tensors: dict[str, Tensor], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
     """Consecutive groups of tensors, each of at most `shard_bytes` in float32 or of one tensor."""
-    shard: dict[str, Expected] = {}
+    shard: dict[str, Tensor] = {}
     filled = 0
     for name, tensor in tensors.items():
         size = 4 * int(np.prod(tensor.shape))
@@ -173,13 +152,3 @@ def cut(tensors: dict[str, Expected], shard_bytes: int) -> Iterator[dict[str, Ex
         shard[name] = tensor
         filled += size
     yield shard
-
-
-def stored(tensor: Expected, params: Params) -> np.ndarray:
-    """A parameter as the checkpoint holds it: one layer, [out, in], contiguous float32."""
-    values: Any = params
-    for key in tensor.path:
-        values = values[key]
-    if tensor.layer is not None:
-        values = values[tensor.layer]
-    return np.ascontiguousarray(values.T if tensor.transposed else values, np.float32)

@@ -1,15 +1,14 @@
 """A Hugging Face checkpoint folder in, a decoder and its parameters out; PyTorch is not needed.
 
-Reads config.json and safetensors, whole or sharded. Families: Llama (SmolLM and SmolLM2 are
-Llama), Mistral, Qwen2, Qwen3, where they compute what `models.transformer` computes; anything else
-is refused by name (`models.hugging_face.config`).
+Reads config.json and safetensors, whole or sharded, of the families of `models.hugging_face.config`
+where they compute what `models.transformer` computes; anything else is refused by name.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_dtypes  # noqa: F401  (tells NumPy about bfloat16, which safetensors needs)
@@ -18,37 +17,13 @@ import safetensors
 
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
-from frame_jax.models.hugging_face.config import read_config
+from frame_jax.models.hugging_face.config import family_of, read_config
+from frame_jax.models.hugging_face.tensors import Layout, tensors_of
 from frame_jax.models.transformer import Params
 
 WHOLE = "model.safetensors"  # the whole model in one file
 OTHERS = ("consolidated", "adapter_")  # how files begin that are not the model as it is read here
 DTYPES = ("F64", "F32", "F16", "BF16")
-
-LAYER = "model.layers.{layer}."
-# Our parameter -> their tensor. Matrices are stored [out, in] there and [in, out] here, except the
-# two tables over the vocabulary.
-OUTER = {
-    "embedding": "model.embed_tokens.weight",
-    "final_norm": "model.norm.weight",
-    "output": "lm_head.weight",
-}
-LAYERS = {
-    "attention_norm": "input_layernorm.weight",
-    "query": "self_attn.q_proj.weight",
-    "key": "self_attn.k_proj.weight",
-    "value": "self_attn.v_proj.weight",
-    "query_bias": "self_attn.q_proj.bias",
-    "key_bias": "self_attn.k_proj.bias",
-    "value_bias": "self_attn.v_proj.bias",
-    "query_norm": "self_attn.q_norm.weight",
-    "key_norm": "self_attn.k_norm.weight",
-    "attention_out": "self_attn.o_proj.weight",
-    "mlp_norm": "post_attention_layernorm.weight",
-    "gate": "mlp.gate_proj.weight",
-    "up": "mlp.up_proj.weight",
-    "down": "mlp.down_proj.weight",
-}
 
 
 def import_checkpoint(folder: Path, longest: int | None = None) -> tuple[Decoder, Params]:
@@ -96,36 +71,18 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-class Expected(NamedTuple):
-    """A tensor that the checkpoint must hold.
-
-    Attributes:
-        path: Where it goes in the parameters, e.g. `("layers", "query")`.
-        layer: Its layer, for a stacked parameter.
-        shape: Its shape there.
-        transposed: Whether it is stored the other way round.
-    """
-
-    path: tuple[str, ...]
-    layer: int | None
-    shape: tuple[int, ...]
-    transposed: bool
-
-
-def expected_tensors(decoder: Decoder) -> dict[str, Expected]:
-    """Every tensor of a model by its name in a checkpoint."""
-    tensors: dict[str, Expected] = {}
-    shapes = decoder.shapes()
-    for name, leaf in shapes.items():
-        if name != "layers":
-            tensors[OUTER[name]] = Expected((name,), None, leaf.shape, False)
-    for name, leaf in shapes["layers"].items():
-        shape = leaf.shape[1:]
-        for layer in range(leaf.shape[0]):
-            tensors[LAYER.format(layer=layer) + LAYERS[name]] = Expected(
-                ("layers", name), layer, shape[::-1], len(shape) == 2
-            )
-    return tensors
+def layout_in(folder: Path, decoder: Decoder) -> Layout:
+    """In which of its family's ways the tensors of a checkpoint are stored: the one that most of
+    them fit."""
+    path = folder / "config.json"
+    family = family_of(read_object(path), path)
+    if len(family.layouts) == 1:
+        return family.layouts[0]
+    names = set()
+    for file in weight_files(folder):
+        with open_weights(file) as opened:
+            names |= set(opened.keys())
+    return max(family.layouts, key=lambda layout: len(names & tensors_of(decoder, layout).keys()))
 
 
 def read_weights(folder: Path, decoder: Decoder) -> Params:
@@ -134,13 +91,13 @@ def read_weights(folder: Path, decoder: Decoder) -> Params:
     Raises:
         UserError: naming every missing, extra or misshapen tensor.
     """
-    expected = expected_tensors(decoder)
+    expected = tensors_of(decoder, layout_in(folder, decoder))
     params = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), decoder.shapes())
     places = find_tensors(folder, decoder)
     for path in sorted(set(places.values())):
         with open_weights(path) as file:
             for name in (name for name in places if places[name] == path):
-                copy_tensor(file.get_tensor(name), expected[name], params)
+                expected[name].load(file.get_tensor(name), params)
     return params
 
 
@@ -150,7 +107,8 @@ def find_tensors(folder: Path, decoder: Decoder) -> dict[str, Path]:
     Raises:
         UserError: naming every missing, extra or misshapen tensor.
     """
-    expected = expected_tensors(decoder)
+    layout = layout_in(folder, decoder)
+    expected = tensors_of(decoder, layout)
     places: dict[str, Path] = {}
     problems: list[str] = []
     for path in weight_files(folder):
@@ -164,7 +122,7 @@ def find_tensors(folder: Path, decoder: Decoder) -> dict[str, Path]:
     problems += [
         f"extra: {name} in {path.name}"
         for name, path in places.items()
-        if name not in expected and not is_repetition(name, places)
+        if name not in expected and not is_repetition(name, places, layout)
     ]
     problems += [
         f"missing: {name} {list(expected[name].shape)}" for name in expected if name not in places
@@ -259,22 +217,13 @@ def misfits(stored: Any, name: str, shape: tuple[int, ...]) -> list[str]:
     return []
 
 
-def copy_tensor(values: np.ndarray, tensor: Expected, params: Params) -> None:
-    """Copies a tensor to its place."""
-    target: Any = params
-    for key in tensor.path:
-        target = target[key]
-    place = ... if tensor.layer is None else tensor.layer
-    target[place] = values.T if tensor.transposed else values
-
-
-def is_repetition(name: str, places: dict[str, Path]) -> bool:
-    """Whether an extra tensor says nothing new: rotary frequencies, or the output of a model whose
-    output is tied to its embedding."""
-    if name.endswith(".rotary_emb.inv_freq"):
+def is_repetition(name: str, places: dict[str, Path], layout: Layout) -> bool:
+    """Whether an extra tensor says nothing new: buffers, or the output of a model whose output is
+    tied to its embedding."""
+    if name.endswith(layout.buffers):
         return True
-    pair = (name, OUTER["embedding"])
-    if name != OUTER["output"] or pair[1] not in places:
+    pair = (name, layout.outer["embedding"])
+    if name != layout.outer["output"] or pair[1] not in places:
         return False
     output, embedding = (read_tensor(places[tensor], tensor) for tensor in pair)
     return bool(np.array_equal(output, embedding))

@@ -251,8 +251,13 @@ ORIGINAL = {"original_max_position_embeddings": 32}
 REFUSED: dict[str, tuple[dict, str]] = {
     "family": ({"model_type": "gpt2"}, "model_type 'gpt2'"),
     "no family": ({"model_type": None}, "model_type None"),
-    "mixture of experts": ({"model_type": "mixtral"}, "model_type 'mixtral'"),
-    "mixture of experts, Qwen": ({"model_type": "qwen3_moe"}, "model_type 'qwen3_moe'"),
+    "another kind of attention": ({"model_type": "deepseek_v3"}, "multi-head latent attention"),
+    "another mixture of experts": ({"model_type": "qwen2_moe"}, "a gate on the shared expert"),
+    "another state-space model": ({"model_type": "jamba"}, "model_type 'jamba'.*Mamba-1"),
+    "rope that differs between layers": (
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        "rope_parameters that differ between layers",
+    ),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config"),
     "bias of attention": ({"attention_bias": True}, "attention_bias"),
     "bias of the feed-forward layer": ({"mlp_bias": True}, "mlp_bias"),

@@ -1,0 +1,134 @@
+"""What a Hugging Face config.json says, key by key, or the reason why it cannot be computed.
+
+A model that is nearly right gives fluent, wrong numbers, so every setting that changes what is
+computed is either understood or refused by name.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from frame_jax.config.models import ModelConfig, RopeScalingConfig
+from frame_jax.errors import UserError
+
+
+class Settings:
+    """A config.json. What is null there counts as absent.
+
+    Attributes:
+        values: What is in the file.
+        path: The file, for messages.
+    """
+
+    def __init__(self, values: dict[str, Any], path: Path):
+        self.values, self.path = values, path
+
+    def error(self, problem: str) -> UserError:
+        """What to raise."""
+        return UserError(f"{self.path}: {problem}")
+
+    def get(self, key: str, kind: type, name: str, default: Any = None) -> Any:
+        """The value of a key, if it is of this kind."""
+        value = self.values.get(key)
+        if value is None:
+            return default
+        if type(value) is not kind:
+            raise self.error(f"{key} is {value!r}, must be {name}")
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false."""
+        return bool(self.get(key, bool, "true or false", default))
+
+    def listed(self, key: str) -> list[Any]:
+        """A list; absent, an empty one."""
+        return list(self.get(key, list, "a list", ()))
+
+    def optional(self, key: str) -> int | None:
+        """A whole number, or None."""
+        value = self.get(key, int, "a whole number")
+        return None if value is None else int(value)
+
+    def require(self, *keys: str) -> None:
+        """Names all of these keys that are absent."""
+        absent = [key for key in keys if self.values.get(key) is None]
+        if absent:
+            raise UserError(f"{self.path} does not say {', '.join(absent)}")
+
+    def size(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """A whole number of at least 1, or 0."""
+        value = first(self.values.get(key), default)
+        if type(value) is not int or value < least:
+            what = "a positive whole number" if least else "a whole number"
+            raise self.error(f"{key} is {value!r}, must be {what}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive number."""
+        return self.positive(first(self.values.get(key), default), key)
+
+    def positive(self, value: Any, key: str) -> float:
+        """`value`, which was found under `key`, if it is a positive number."""
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise self.error(f"{key} is {value!r}, must be a positive number")
+        return float(value)
+
+    def only(self, **computed: Any) -> None:
+        """Refuses any other value of these keys; absent, they have the one that is computed."""
+        for key, one in computed.items():
+            value = self.values.get(key)
+            if value is not None and value != one:
+                known = f", only {one!r}" if one else ""
+                raise self.error(f"{key} {value!r} is not supported{known}")
+
+    def rope(self) -> tuple[str, dict[str, Any]]:
+        """The rotary settings, and the key under which they are in either of two spellings."""
+        key = "rope_parameters" if self.values.get("rope_parameters") else "rope_scaling"
+        rope = self.values.get(key) or {}
+        if not isinstance(rope, dict):
+            raise self.error(f"{key} is {rope!r}, must be an object")
+        if any(isinstance(value, dict) for value in rope.values()):
+            raise self.error(f"{key} that differ between layers are not supported")
+        return key, rope
+
+    def rotary_fraction(self, default: float = 1.0, spelling: str = "partial_rotary_factor") -> Any:
+        """Share of a head that is rotated, in the newer or the older place."""
+        _, rope = self.rope()
+        return first(rope.get("partial_rotary_factor"), self.values.get(spelling), default)
+
+    def read_rope(
+        self, default: float = 10_000.0, spelling: str = "rope_theta"
+    ) -> tuple[float, RopeScalingConfig | None]:
+        """Base of the rotary frequencies and their stretch."""
+        key, rope = self.rope()
+        theta = first(rope.get("rope_theta"), self.values.get(spelling), default)
+        theta = self.positive(theta, "rope_theta")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind == "default":
+            return theta, None
+        if kind != "llama3":
+            raise self.error(f"{key} of type {kind!r} is not supported; 'default' and 'llama3' are")
+        names = ("factor", "low_freq_factor", "high_freq_factor")
+        original = "original_max_position_embeddings"
+        numbers = [self.positive(rope.get(name), f"{key}.{name}") for name in (*names, original)]
+        factor, low, high, context = numbers
+        return theta, RopeScalingConfig(factor, low, high, int(context))
+
+
+def first(*values: Any) -> Any:
+    """The first of these that is not None."""
+    return next((value for value in values if value is not None), None)
+
+
+def write_rope(c: ModelConfig) -> dict[str, Any]:
+    """The rotary settings as all versions of `transformers` read them."""
+    scaling = c.rope_scaling and {
+        "rope_type": "llama3",
+        "factor": c.rope_scaling.factor,
+        "low_freq_factor": c.rope_scaling.low_freq_factor,
+        "high_freq_factor": c.rope_scaling.high_freq_factor,
+        "original_max_position_embeddings": c.rope_scaling.original_context,
+    }
+    return {"rope_theta": c.rope_theta, "rope_scaling": scaling}
