@@ -83,12 +83,14 @@ def mixture(
     """
     mesh = context_mesh()
     if mesh is None or mesh.are_all_axes_manual:
-        return outputs(x, experts, weights, gate, up, down)
+        return outputs(x, experts, weights, gate, up, down, count=len(gate))
     (rows,) = spec(("batch",), x.shape[:1], mesh)
     shards, _, columns = spec(("expert", None, "mlp"), gate.shape, mesh)
     split = PartitionSpec(rows)
     return jax.shard_map(
-        functools.partial(local_outputs, rows=rows, shards=shards, columns=columns),
+        functools.partial(
+            local_outputs, count=len(gate), rows=rows, shards=shards, columns=columns
+        ),
         in_specs=(
             split,
             split,
@@ -109,11 +111,15 @@ def outputs(
     gate: jax.Array,
     up: jax.Array,
     down: jax.Array,
+    *,
+    count: int,
     first: jax.Array | int = 0,
 ) -> jax.Array:
-    """`mixture` on one device, of the experts from `first` on that are at hand."""
+    """`mixture` on one device, of those of the `count` experts that are at hand, `first` and on."""
     flat, chosen, scores = (a.reshape(-1, a.shape[-1]) for a in (x, experts, weights))
-    return feed_forward_experts(flat, chosen, scores, gate, up, down, first).reshape(x.shape)
+    return feed_forward_experts(
+        flat, chosen, scores, gate, up, down, first_expert=first, count=count
+    ).reshape(x.shape)
 
 
 def local_outputs(
@@ -124,6 +130,7 @@ def local_outputs(
     up: jax.Array,
     down: jax.Array,
     *,
+    count: int,
     rows: tuple[str, ...] | None,
     shards: str | None,
     columns: str | None,
@@ -141,7 +148,7 @@ def local_outputs(
         x, experts, weights = (
             jax.lax.all_gather(array, shards, axis=0, tiled=True) for array in (x, experts, weights)
         )
-    out = outputs(x, experts, weights, gate, up, down, first)
+    out = outputs(x, experts, weights, gate, up, down, count=count, first=first)
     # Sums over devices in float32, as inside a product.
     partial = out.astype(jnp.float32)
     if columns is not None:

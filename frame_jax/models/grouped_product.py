@@ -325,6 +325,7 @@ def feed_forward_experts(
     up: jax.Array,
     down: jax.Array,
     first_expert: int | jax.Array = 0,
+    count: int | None = None,
 ) -> jax.Array:
     """The weighted sum of what each token's experts, SwiGLU each, make of it.
 
@@ -340,12 +341,13 @@ def feed_forward_experts(
         up: [E, D, F].
         down: [E, F, D].
         first_expert: The first expert here; those here are `first_expert` + [0, E).
+        count: Experts here and elsewhere; null means E.
 
     Returns:
         [M, D], dtype of `x`.
     """
     E = len(gate)
-    placement = plan(experts - first_expert, E, tile_rows(experts.size, E))
+    placement = plan(experts - first_expert, E, tile_rows(experts.size, count or E))
     gate_out, up_out = _gate_and_up(x, placement, gate, up)
     # A weight on the way into `down` counts for the same as one on the way out, and spares the
     # backward pass what comes out.
