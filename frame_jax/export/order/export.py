@@ -2,7 +2,7 @@
 
 Needs the phases up to partition; nothing has to be trained here. Writes one format's files,
 NOTES.md and the tokenizer into a new folder and, with --shards, the documents of every quadrant as
-text.
+text or, for trainers that read rows, the rows of every stage.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from frame_jax.errors import UserError, print_error
 from frame_jax.export.order.documents import write_documents
 from frame_jax.export.order.formats import FORMATS, READS
 from frame_jax.export.order.plan import Trainer, make_plan
-from frame_jax.export.order.shards import KINDS, write_shards
+from frame_jax.export.order.shards import KINDS, ROWS, TEXT, write_shards
 from frame_jax.models.hugging_face.export import write_tokenizer
 from frame_jax.run.directory import RunDirectory, read_json
 
@@ -39,10 +39,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--to", choices=("parquet", *FORMATS), required=True, help="format")
     options.add_argument("--out", required=True, help="new folder")
     options.add_argument(
-        "--shards", choices=KINDS, help="also write each quadrant's documents as text"
+        "--shards",
+        choices=KINDS,
+        help="also write the data: each quadrant's documents as text, or each stage's rows",
     )
     options.add_argument(
-        "--data", default="data", help="where the quadrants' documents will lie (default: data)"
+        "--data", default="data", help="where the documents or rows will lie (default: data)"
     )
     options.add_argument(
         "--batch_rows",
@@ -69,13 +71,18 @@ def export(options: argparse.Namespace) -> None:
         )
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    reads = READS.get(options.to, tuple(KINDS))
+    reads = READS.get(options.to, tuple(TEXT))
     if options.shards not in (None, *reads):
         raise UserError(
             f"{options.to} does not read {options.shards}: choose --shards {' or '.join(reads)}"
         )
     config = load(directory.config)
     plan = make_plan(config, directory, options.curriculum)
+    if reads[0] in ROWS and options.sequence_length not in (None, plan.sequence_length):
+        raise UserError(
+            f"{options.to} reads the run's own rows, which predict {plan.sequence_length:,} tokens "
+            "each: leave out --sequence_length"
+        )
     trainer = Trainer(
         batch_rows=options.batch_rows or config.pretrain.training.batch_rows,
         sequence_length=options.sequence_length or config.partition.rows.sequence_length,
