@@ -124,7 +124,7 @@ def maxtext(plan: Plan, trainer: Trainer) -> Files:
         'python3 -m maxtext.trainers.pre_train.train "$CONFIG" run_name="$RUN_NAME" '
         "dataset_type=grain grain_file_type=arrayrecord tokenizer_type=huggingface "
         "tokenizer_path=tokenizer add_bos=true add_eos=true use_truncation=false packing=true "
-        "grain_packing_type=first_fit enable_data_shuffling=true "
+        "grain_packing_type=concat_then_split enable_data_shuffling=true "
         f"num_epoch={plan.schedule.epochs + 1} max_target_length={trainer.sequence_length}"
     )
     files["train.sh"] = script(*(f"{program} {line}" for line in lines))
@@ -135,7 +135,8 @@ time from the checkpoint of the stage before and up to a later `steps`. Set CONF
 quadrants are in every file under the same names, so that MaxText finds each one's place again after
 a change of weights and reads no document twice. MaxText draws documents, not sequences: a weight is
 the quadrant's share of the tokens divided by the mean length of its documents. Documents are cut
-into pieces of a sequence each (`use_truncation=false`; by default all but the first is dropped).
+into pieces (`use_truncation=false`; by default all but the first is dropped) that fill sequences
+without padding (`concat_then_split`, which puts BOS in place of a sequence's first token).
 An epoch is one more than the order has, because the mixture ends where its first quadrant does.
 Grain mixtures need ArrayRecord files (`--shards arrayrecord`: records are tf.train.Example with
 `text`). Inside a stage the weights are constant: a smooth transition becomes a step between the
