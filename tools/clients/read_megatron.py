@@ -6,7 +6,6 @@ package's own builder, a document as the tokenizer gives it without special toke
 """
 
 import json
-import re
 import shlex
 import sys
 import tempfile
@@ -30,33 +29,38 @@ asked = SimpleNamespace(
 )
 launches = [line for line in Path("train.sh").read_text("utf-8").splitlines() if "torchrun" in line]
 options = [shlex.split(line, comments=True) for line in launches]
-blends = [words[words.index("--data-args-path") + 1] for words in options]
-changes = [words[words.index("--phase-transition-iterations") + 1] for words in options]
-samples = int(options[0][options[0].index("--train-samples") + 1])
-edges = [0, *map(int, changes[0].split(",")), samples // batch_rows]
+
+
+def value(words: list[str], name: str) -> str:
+    """What a launch gives for an option; empty without it."""
+    return words[words.index(name) + 1] if name in words else ""
+
+
+blends = [value(words, "--data-args-path") for words in options]
+transitions = value(options[0], "--phase-transition-iterations").split(",")
+steps = int(value(options[0], "--train-samples")) // batch_rows
+edges = [0, *(int(step) for step in transitions if step), steps]
 assert len(edges) == len(blends) + 1
 
-torch.distributed.init_process_group(
-    "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-)
-for prefix in sorted(
-    set(re.findall(r"\S+_text_document", " ".join(Path(b).read_text() for b in blends)))
-):
+store = torch.distributed.HashStore()
+torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+named = {name: Path(name).read_text("utf-8").split() for name in blends}
+for prefix in sorted({word for words in named.values() for word in words[1::2]}):
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.int32)
     folder = Path(prefix.removesuffix("_text_document"))
     for file in sorted(folder.glob("*.jsonl")):
         for line in file.open(encoding="utf-8"):
-            ids = tokenizer.encode(json.loads(line)["text"], add_special_tokens=False).ids + [eos]
-            builder.add_document(torch.tensor(ids), [len(ids)])
+            ids = tokenizer.encode(json.loads(line)["text"], add_special_tokens=False).ids
+            builder.add_document(torch.tensor([*ids, eos]), [len(ids) + 1])
     builder.finalize(f"{prefix}.idx")
 
 found = []
 with tempfile.TemporaryDirectory() as cache:
-    for blend, first, stop in zip(blends, edges, edges[1:]):
+    for blend, first, stop in zip(blends, edges[:-1], edges[1:], strict=True):
         config = GPTDatasetConfig(
             random_seed=1234,
             sequence_length=length,
-            blend=get_blend_from_list(Path(blend).read_text().split()),
+            blend=get_blend_from_list(named[blend]),
             split="100,0,0",
             path_to_cache=cache,
             tokenizer=asked,

@@ -1,7 +1,7 @@
 """The rows that MosaicML streaming yields for an export: OUT.npy, in order.
 
-Run in the client's environment, in the folder of the export: read_mosaicml.py OUT.npy BATCH_ROWS. Its
-data sets of pictures, which need a build of torchvision, are not imported.
+Run in the client's environment, in the folder of the export: read_mosaicml.py OUT.npy BATCH_ROWS.
+Its data sets of pictures, which need a build of torchvision, are not imported.
 """
 
 import sys

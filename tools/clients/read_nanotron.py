@@ -2,7 +2,7 @@
 
 Run in the client's environment, in the folder of the export: read_nanotron.py OUT.npy. The release
 on PyPI cannot read tokenized folders, so that only what is written for it can be checked: int64
-[quadrants, 2], in the order of the first launch's names, which sort.
+[quadrants, 2], sorted by name.
 """
 
 import runpy

@@ -136,7 +136,7 @@ quadrants are in every file under the same names, so that MaxText finds each one
 a change of weights and reads no document twice. MaxText draws documents, not sequences: a weight is
 the quadrant's share of the tokens divided by the mean length of its documents. Documents are cut
 into pieces (`use_truncation=false`; by default all but the first is dropped) that fill sequences
-without padding (`concat_then_split`, which puts BOS in place of a sequence's first token).
+without padding (`concat_then_split`).
 An epoch is one more than the order has, because the mixture ends where its first quadrant does.
 Grain mixtures need ArrayRecord files (`--shards arrayrecord`: records are tf.train.Example with
 `text`). Inside a stage the weights are constant: a smooth transition becomes a step between the
