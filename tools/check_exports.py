@@ -138,13 +138,21 @@ def interpreter(version: str) -> str:
     return other if other and works else sys.executable
 
 
+def prepare(name: str, environments: Path) -> tuple[bool, str]:
+    """Whether a client's environment is there now, and what to say of it."""
+    try:
+        return True, f"{name}: {install(name, environments)}"
+    except NotInstalled as reason:
+        return False, f"{name}: {CLIENTS[name].package} cannot be installed here: {reason}"
+
+
 def check(name: str, run: RunDirectory, curriculum: str, environments: Path) -> tuple[bool, str]:
     """Whether nothing is wrong, and the client's line."""
     client = CLIENTS[name]
-    try:
-        python = install(name, environments)
-    except NotInstalled as reason:
-        return True, f"{name}: {client.package} cannot be installed here: {reason}"
+    installed, line = prepare(name, environments)
+    if not installed:
+        return True, line
+    python = environments / name / "bin" / "python"
     script = f"from importlib.metadata import version; print(version({client.package!r}))"
     version = subprocess.check_output([python, "-c", script], text=True).strip()
     title = f"{name}: {client.package} {version}"
@@ -310,10 +318,10 @@ def main() -> int:
         environments.mkdir(parents=True, exist_ok=True)
         for name in options.clients:
             if options.run is None:
-                print(install(name, environments.resolve()))
-                continue
-            run = RunDirectory(Path(options.run).resolve())
-            good, line = check(name, run, options.curriculum, environments.resolve())
+                good, line = prepare(name, environments.resolve())
+            else:
+                run = RunDirectory(Path(options.run).resolve())
+                good, line = check(name, run, options.curriculum, environments.resolve())
             print(line, flush=True)
             fine &= good
     return 0 if fine else 1
