@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.file import load
 from frame_jax.curriculum.loader import Cell
+from frame_jax.errors import UserError, print_error
 from frame_jax.export.order import export
 from frame_jax.export.order.plan import Plan, Trainer, make_plan
 from frame_jax.export.order.shards import read_rows
@@ -161,8 +162,7 @@ def check(name: str, run: RunDirectory, curriculum: str, environments: Path) -> 
     with tempfile.TemporaryDirectory() as scratch:
         out, found = Path(scratch) / "export", Path(scratch) / "found.npy"
         options = ["--to", name, "--curriculum", curriculum, "--shards", client.shards]
-        if export.main([str(run.root), *options, "--out", str(out)]):
-            return False, f"{title}: not exported"
+        export.export(export.parser().parse_args([str(run.root), *options, "--out", str(out)]))
         environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         sizes = [str(trainer.batch_rows), str(trainer.sequence_length)]
         done = subprocess.run(
@@ -328,4 +328,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print_error(error)
+        sys.exit(2)

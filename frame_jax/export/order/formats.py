@@ -130,17 +130,17 @@ def maxtext(plan: Plan, trainer: Trainer) -> Files:
     files["train.sh"] = script(*(f"{program} {line}" for line in lines))
     text = f"""
 One mixture file a stage, for `dataset_type=grain`; `train.sh` starts MaxText once a stage, each
-time from the checkpoint of the stage before and up to a later `steps`. Set CONFIG and RUN_NAME, and
-`per_device_batch_size` so that all devices together have {trainer.batch_rows} sequences. All
-quadrants are in every file under the same names, so that MaxText finds each one's place again after
-a change of weights and reads no document twice. MaxText draws documents, not sequences: a weight is
-the quadrant's share of the tokens divided by the mean length of its documents. Documents are cut
-into pieces (`use_truncation=false`; by default all but the first is dropped) that fill sequences
-without padding (`concat_then_split`).
-An epoch is one more than the order has, because the mixture ends where its first quadrant does.
-Grain mixtures need ArrayRecord files (`--shards arrayrecord`: records are tf.train.Example with
-`text`). Inside a stage the weights are constant: a smooth transition becomes a step between the
-stages' mean mixtures. The module's name has changed between releases (`MaxText.train` before)."""
+time from the checkpoint of the stage before and up to a later `steps`. Set CONFIG (as seen from
+this folder, or absolute) and RUN_NAME, and `per_device_batch_size` so that all devices together
+have {trainer.batch_rows} sequences. All quadrants are in every file under the same names, so that
+MaxText finds each one's place again after a change of weights. It draws documents, not sequences: a
+weight is the quadrant's share of the tokens divided by the mean length of its documents. They are
+cut into pieces (`use_truncation=false`; by default all but the first is dropped) that fill
+sequences without padding (`concat_then_split`). `num_epoch` is one more than the order has, because
+a mixture ends with the first of its quadrants. Grain mixtures need ArrayRecord files (`--shards
+arrayrecord`: records are tf.train.Example with `text`). Inside a stage the weights are constant: a
+smooth transition becomes a step between the stages' mean mixtures. The module's name has changed
+between releases (`MaxText.train` before)."""
     files["NOTES.md"] = notes(plan, trainer, text, spans)
     return files
 
@@ -150,6 +150,7 @@ def documents(plan: Plan, trainer: Trainer, span: Span) -> dict[str, dict[str, A
     drawn = {
         cell: max(share, LEAST) * plan.counts[cell]["documents"] / plan.counts[cell]["tokens"]
         for cell, share in span.mixture.items()
+        if plan.counts[cell]["documents"]
     }
     return {
         cell: {
