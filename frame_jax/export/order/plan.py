@@ -172,14 +172,11 @@ def mixture(schedule: Schedule, shares: np.ndarray) -> dict[str, float]:
     return dict(zip(schedule.cells, rounded.tolist(), strict=True))
 
 
-def row_stages(plan: Plan) -> list[tuple[str, str, int, int]]:
-    """Folder, name, first row and end of each stage of the run that has rows, epochs included."""
-    names = [stage.name for stage in plan.schedule.stages] * plan.schedule.epochs
+def row_stages(plan: Plan) -> list[tuple[str, int, int]]:
+    """Folder, first row and end of each stage of the run that has rows, epochs included."""
     ends = [0, *plan.schedule.boundaries.tolist()]
     return [
-        (f"{number:02d}", name, start, stop)
-        for number, (name, (start, stop)) in enumerate(
-            zip(names, itertools.pairwise(ends), strict=True), 1
-        )
+        (f"{number:02d}", start, stop)
+        for number, (start, stop) in enumerate(itertools.pairwise(ends), 1)
         if start < stop
     ]

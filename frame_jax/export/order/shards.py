@@ -61,7 +61,7 @@ def write_rows(directory: RunDirectory, plan: Plan, kind: str, folder: Path) -> 
     cells = [Cell(name, parts) for name, parts in zip(plan.schedule.cells, files, strict=True)]
     at_once = max(1, ROW_BYTES // (TOKEN_DTYPE.itemsize * (plan.sequence_length + 1)))
     with progress.bar("write rows", plan.schedule.rows, "rows") as update:
-        for name, _, start, stop in row_stages(plan):
+        for name, start, stop in row_stages(plan):
             (folder / name).mkdir(parents=True)
             shards = []
             for number, first in enumerate(range(start, stop, at_once)):
