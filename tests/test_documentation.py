@@ -124,6 +124,11 @@ COMMANDS = {
     },
     # docs/curricula.md
     ".venv/bin/python -m frame_jax.curriculum.presets frame": Entry(shows="weights: {Q3: 1.0}"),
+    # docs/exports.md; tests/tools checks what it does without a package index.
+    ".venv/bin/python tools/check_exports.py runs/mine --curriculum frame "
+    "--environments clients": Entry(
+        (("runs/mine --curriculum frame --environments clients", "--help"),), shows="--curriculum"
+    ),
     # docs/metrics.md
     "tensorboard --logdir runs/quickstart": Entry(
         (("--logdir runs/quickstart", "--inspect --logdir runs/mine"),),

@@ -1,5 +1,6 @@
 """A curriculum for other trainers is the one this run trains: same documents, order and lengths."""
 
+import ast
 import dataclasses
 import importlib
 import itertools
@@ -20,9 +21,10 @@ from frame_jax.config.quadrants import PartitionConfig, RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import PretrainConfig, TrainingConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
+from frame_jax.curriculum.loader import make_loader
 from frame_jax.export.order.export import main
 from frame_jax.export.order.formats import FORMATS
-from frame_jax.export.order.plan import Trainer, make_plan, pieces, stages
+from frame_jax.export.order.plan import Trainer, make_plan, pieces, stages, whole
 from frame_jax.main import write_config
 from frame_jax.quadrants.rows import write_cells
 from frame_jax.records import TokenReader, write_tokens
@@ -41,8 +43,12 @@ CURRICULA = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[RunConfig, RunDirectory]:
+    return make_run(tmp_path_factory.mktemp("order") / "run")
+
+
+def make_run(root: Path) -> tuple[RunConfig, RunDirectory]:
     """A run directory as the partition phase leaves it, of short distinct documents."""
-    directory = RunDirectory(tmp_path_factory.mktemp("order") / "run")
+    directory = RunDirectory(root)
     write_tokenizer(directory)
     tokenizer = load_tokenizer(directory)
     config = RunConfig(
@@ -161,7 +167,7 @@ def test_stages_hold_the_same_tokens_in_another_trainer_s_steps(run, batch) -> N
         for spans in (
             stages(plan, trainer, smooth=True),
             stages(plan, trainer, smooth=False),
-            pieces(plan, trainer, 40),
+            pieces(plan, trainer, 40, 1),
         ):
             assert spans[0].first == 0
             assert all(a.stop == b.first for a, b in itertools.pairwise(spans))
@@ -175,20 +181,42 @@ def test_stages_hold_the_same_tokens_in_another_trainer_s_steps(run, batch) -> N
             np.testing.assert_allclose(total / spans[-1].stop, held, atol=0.02)
 
 
-def test_levanter_follows_the_schedule(run, tmp_path) -> None:
-    _, directory = run
-    export(directory, tmp_path / "out", "--to", "levanter", "--shards", "jsonl")
-    value = yaml.safe_load((tmp_path / "out" / "levanter.yaml").read_text())
-    data, trainer = value["data"], value["trainer"]
+@pytest.mark.parametrize("curriculum", list(CURRICULA))
+def test_levanter_follows_the_schedule(run, tmp_path, curriculum) -> None:
+    config, directory = run
+    options = ("--curriculum", curriculum, "--to", "levanter", "--shards", "jsonl")
+    export(directory, tmp_path / "out", *options, "--batch_rows", "12")
+    text = (tmp_path / "out" / "levanter.yaml").read_text()
+    assert "-0.0" not in text
+    value = yaml.safe_load(text)
+    data, trainer, block = value["data"], value["trainer"], value["data"]["mixture_block_size"]
+    assert value["train_seq_len"] == LENGTH and block == 4
     weights = data["train_weights"]
-    assert weights[0][0] == 0 and len(weights) > 8
-    for step, mixture in weights:
-        assert step * trainer["train_batch_size"] % data["mixture_block_size"] == 0
-        assert mixture.keys() == data["components"].keys() == set(CELLS)
-    assert [max(m, key=m.get) for _, m in (weights[0], weights[-1])] == ["Q3", "Q2"]
+    steps = [step for step, _ in weights] + [trainer["num_train_steps"]]
+    assert steps[0] == 0 and trainer["train_batch_size"] % block == 0
+    plan = make_plan(config, directory, curriculum)
+    asked = np.zeros(4)
+    for (_, mixture), (first, stop) in zip(weights, itertools.pairwise(steps), strict=True):
+        rows = np.array([mixture[cell] * block for cell in CELLS])
+        assert rows.sum() == block and (rows == rows.astype(int)).all()
+        asked += rows * (stop - first) * 12 // block
+    # Rounding to whole rows of a block costs no quadrant more than a piece's rounding.
+    wanted = np.array(plan.schedule.cumulative(np.array([plan.schedule.epoch_rows]))[0])
+    wanted *= plan.schedule.epochs * 12 * steps[-1] / plan.schedule.rows
+    np.testing.assert_allclose(asked, wanted, atol=12)
     for cell, component in data["components"].items():
         (url,) = component["source"]["train_urls"]
         assert list((tmp_path / "out").glob(url)), cell
+
+
+def test_rounding_carries_its_error() -> None:
+    """A share far below a block's resolution still gets its rows over the run."""
+    given = np.zeros(3)
+    for piece in range(1, 201):
+        rows = whole(np.array([0.01, 0.3, 0.69]) * 16 * piece - given, 16)
+        assert rows.sum() == 16 and (rows >= 0).all()
+        given += rows
+    np.testing.assert_allclose(given, np.array([0.01, 0.3, 0.69]) * 3200, atol=1)
 
 
 def test_trainers_that_restart_a_stage_s_data_get_hard_stages(run) -> None:
@@ -206,26 +234,35 @@ def test_trainers_that_restart_a_stage_s_data_get_hard_stages(run) -> None:
     # Megatron-LM compares phases with --train-samples, which --train-iters leaves None.
     assert blends["train.sh"].count(f"--train-samples {ends[-1] * BATCH} ") == 4
     assert "--train-iters" not in blends["train.sh"]
-    config = yaml.safe_load(FORMATS["nanotron"](plan, trainer)["nanotron.yaml"])
-    begins = [stage["start_training_step"] for stage in config["data_stages"]]
-    assert begins == [1, *(end + 1 for end in ends[:-1])]
-    assert config["data_stages"][0]["data"]["dataset"]["dataset_folder"] == ["gs://bucket/Q3"]
-    assert config["tokens"]["train_steps"] == ends[-1]
+    assert blends["train.sh"].count("--tokenizer-model tokenizer ") == 4
+    for name in ("train.sh", "tokenize.sh"):  # every path is one seen from the script's folder
+        assert blends[name].splitlines()[2] == 'cd "$(dirname "$0")"'
+    assert "--workers" in blends["tokenize.sh"]
 
 
 @pytest.mark.parametrize(("curriculum", "batch_rows"), [("twice", 4), ("hard", 60)])
 def test_nanotron_accepts_the_stages(run, curriculum, batch_rows) -> None:
-    """Its rules: unique names, rising first steps of which the lowest is 1, weights by folder."""
+    """Its rules: unique names, rising first steps of which the lowest is 1, weights by folder.
+
+    It reads the last stage of a config only: one launch a stage, each going on after the other.
+    """
     plan = make_plan(*run, curriculum)
     trainer = Trainer(batch_rows, LENGTH, "data", ".jsonl")
-    config = yaml.safe_load(FORMATS["nanotron"](plan, trainer)["nanotron.yaml"])
-    found = config["data_stages"]
-    assert len({stage["name"] for stage in found}) == len(found)
-    begins = [stage["start_training_step"] for stage in found]
-    assert begins[0] == 1 and begins == sorted(set(begins))
-    assert begins[-1] <= config["tokens"]["train_steps"]
-    for dataset in (stage["data"]["dataset"] for stage in found):
-        assert len(dataset["dataset_folder"]) == len(dataset["dataset_weights"])
+    files = FORMATS["nanotron"](plan, trainer)
+    configs = [yaml.safe_load(files[name]) for name in sorted(files) if name.endswith(".yaml")]
+    assert len(configs) == len(stages(plan, trainer, smooth=True))
+    done = 0
+    for number, config in enumerate(configs, 1):
+        found = config["data_stages"]
+        assert len(found) == number == len({stage["name"] for stage in found})
+        assert found[:-1] == (configs[number - 2]["data_stages"] if number > 1 else [])
+        assert found[-1]["start_training_step"] == done + 1
+        done = config["tokens"]["train_steps"]
+        assert done >= found[-1]["start_training_step"]
+        for dataset in (stage["data"]["dataset"] for stage in found):
+            assert len(dataset["dataset_folder"]) == len(dataset["dataset_weights"])
+    assert done == trainer.step(plan, plan.schedule.rows)
+    compile(files["tokenize_documents.py"], "tokenize_documents.py", "exec")
 
 
 def test_maxtext_finds_every_component_in_every_stage(run) -> None:
@@ -237,6 +274,76 @@ def test_maxtext_finds_every_component_in_every_stage(run) -> None:
         assert mixture.keys() == set(CELLS)
         assert all(component["weight"] > 0 for component in mixture.values())
         assert max(mixture, key=lambda name: mixture[name]["weight"]) == cell
+    for setting in ("use_truncation=false", "packing=true", "add_bos=true", "add_eos=true"):
+        assert files["train.sh"].count(f" {setting} ") == 4
+    assert files["train.sh"].count(" num_epoch=2 ") == 4
+
+
+def test_maxtext_s_documents_give_the_stage_s_share_of_tokens(run) -> None:
+    """It draws documents, whose mean length differs from quadrant to quadrant."""
+    plan = make_plan(*run, "random")
+    files = FORMATS["maxtext"](plan, Trainer(BATCH, LENGTH, "data", ".arrayrecord"))
+    mixture = json.loads(files["mixture-01.json"])
+    tokens = {
+        cell: mixture[cell]["weight"] * plan.counts[cell]["tokens"] / plan.counts[cell]["documents"]
+        for cell in CELLS
+    }
+    (span,) = stages(plan, Trainer(BATCH, LENGTH, "data", ""), smooth=True)
+    for cell in CELLS:
+        share = tokens[cell] / sum(tokens.values())
+        assert share == pytest.approx(span.mixture[cell], abs=1e-4)
+
+
+def read_mds(folder: Path) -> np.ndarray:
+    """Rows of an MDS folder, read as its format is written down."""
+    rows = []
+    for shard in json.loads((folder / "index.json").read_text())["shards"]:
+        data = (folder / shard["raw_data"]["basename"]).read_bytes()
+        assert len(data) == shard["raw_data"]["bytes"] < 2**32
+        (count,) = np.frombuffer(data[:4], "<u4")
+        offsets = np.frombuffer(data[4 : 4 * (count + 2)], "<u4")
+        assert count == shard["samples"] and offsets[-1] == len(data)
+        settings = json.loads(data[4 * (count + 2) : offsets[0]])
+        assert settings.items() <= shard.items()
+        rows += [np.frombuffer(data[a:b], "<i4") for a, b in itertools.pairwise(offsets)]
+    return np.stack(rows)
+
+
+@pytest.mark.parametrize(("to", "kind"), [("olmo_core", "npy"), ("mosaicml", "mds")])
+@pytest.mark.parametrize("curriculum", ["frame", "twice"])
+def test_rows_come_as_the_loader_here_reads_them(
+    run, tmp_path, to, kind, curriculum, monkeypatch
+) -> None:
+    from frame_jax.export.order import shards
+
+    monkeypatch.setattr(shards, "ROW_BYTES", 7 * 4 * (LENGTH + 1))
+    config, directory = run
+    out = tmp_path / "out"
+    export(directory, out, "--to", to, "--shards", kind, "--curriculum", curriculum)
+    tree = ast.parse((out / "order.py").read_text("utf-8"))
+    (folders,) = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FOLDERS"
+    ]
+    stage_rows = []
+    for folder in folders:
+        if kind == "mds":
+            stage_rows.append(read_mds(out / "data" / folder))
+        else:
+            files = sorted((out / "data" / folder).iterdir())
+            assert len(files) > 1
+            ids = np.concatenate([np.fromfile(file, "<u4") for file in files])
+            stage_rows.append(ids.reshape(-1, LENGTH + 1))
+    plan = make_plan(config, directory, curriculum)
+    assert [len(rows) for rows in stage_rows] == np.diff(
+        plan.schedule.boundaries, prepend=0
+    ).tolist()
+    parts = {c: list_parts(directory.quadrants / c, ".arrayrecord") for c in CELLS}
+    loader = make_loader(
+        parts, plan.selection, batch_rows=1, row_offsets=[0], row_tokens=LENGTH + 1, padding_id=0
+    )
+    np.testing.assert_array_equal(np.concatenate(stage_rows), np.concatenate(list(loader)))
 
 
 def read_shard(path: Path) -> list[str]:
@@ -283,6 +390,9 @@ def test_what_cannot_be_exported_is_said(run, tmp_path, capsys) -> None:
         ([root, "--to", "maxtext", "--shards", "jsonl"], "choose --shards arrayrecord"),
         ([str(tmp_path), "--to", "levanter"], "up to partition first"),
         ([root, "--to", "nanotron", "--batch_rows", "100000"], "lower --batch_rows"),
+        ([root, "--to", "levanter", "--batch_rows", "100000"], "lower --batch_rows"),
+        ([root, "--to", "olmo_core", "--sequence_length", "64"], "leave out --sequence_length"),
+        ([root, "--to", "parquet", "--shards", "mds"], "choose --shards jsonl or"),
     ):
         assert main([*arguments, "--out", out]) == 2
         assert message in capsys.readouterr().err

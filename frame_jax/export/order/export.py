@@ -2,7 +2,8 @@
 
 Needs the phases up to partition; nothing has to be trained here. Writes one format's files,
 NOTES.md and the tokenizer into a new folder and, with --shards, the documents of every quadrant as
-text; or a manifest of all rows (`manifest.py`).
+text or, for trainers that read rows, the rows of every stage; or a manifest of all rows
+(`manifest.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from frame_jax.export.order.documents import write_documents
 from frame_jax.export.order.formats import FORMATS, READS
 from frame_jax.export.order.manifest import add_process_options, join, write_manifest
 from frame_jax.export.order.plan import Trainer, make_plan
-from frame_jax.export.order.shards import KINDS, write_shards
+from frame_jax.export.order.shards import KINDS, ROWS, TEXT, write_shards
 from frame_jax.models.hugging_face.export import write_tokenizer
 from frame_jax.run.directory import RunDirectory, read_json
 
@@ -44,10 +45,12 @@ def parser() -> argparse.ArgumentParser:
         "--out", help="new folder (a manifest goes to RUN/manifest/CURRICULUM without it)"
     )
     options.add_argument(
-        "--shards", choices=KINDS, help="also write each quadrant's documents as text"
+        "--shards",
+        choices=KINDS,
+        help="also write the data: each quadrant's documents as text, or each stage's rows",
     )
     options.add_argument(
-        "--data", default="data", help="where the quadrants' documents will lie (default: data)"
+        "--data", default="data", help="where the documents or rows will lie (default: data)"
     )
     options.add_argument(
         "--batch_rows",
@@ -87,13 +90,18 @@ def export(options: argparse.Namespace) -> None:
         raise UserError(f"--distributed is for --to manifest: one process writes {options.to}")
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    reads = READS.get(options.to, tuple(KINDS))
+    reads = READS.get(options.to, tuple(TEXT))
     if options.shards not in (None, *reads):
         raise UserError(
             f"{options.to} does not read {options.shards}: choose --shards {' or '.join(reads)}"
         )
     config = load(directory.config)
     plan = make_plan(config, directory, options.curriculum)
+    if reads[0] in ROWS and options.sequence_length not in (None, plan.sequence_length):
+        raise UserError(
+            f"{options.to} reads the run's own rows, which predict {plan.sequence_length:,} tokens "
+            "each: leave out --sequence_length"
+        )
     trainer = Trainer(
         batch_rows=options.batch_rows or config.pretrain.training.batch_rows,
         sequence_length=options.sequence_length or config.partition.rows.sequence_length,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -23,12 +25,16 @@ class Plan(NamedTuple):
         schedule: Stages and exact counts.
         selection: Which row comes when.
         sequence_length: Tokens a row predicts here.
+        counts: Of each cell: rows, documents, tokens, padding.
+        special: bos_id, eos_id and vocab_size of the run's tokenizer.
     """
 
     curriculum: str
     schedule: Schedule
     selection: SelectionMap
     sequence_length: int
+    counts: Mapping[str, Mapping[str, int]]
+    special: Mapping[str, int]
 
 
 class Trainer(NamedTuple):
@@ -80,7 +86,8 @@ def make_plan(config: RunConfig, directory: RunDirectory, curriculum: str) -> Pl
         steps=training.steps,
     )
     selection = SelectionMap(schedule, trial.seed, order.shuffle)
-    return Plan(curriculum, schedule, selection, sequence_length)
+    special = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    return Plan(curriculum, schedule, selection, sequence_length, counts, special)
 
 
 def stages(plan: Plan, trainer: Trainer, *, smooth: bool) -> list[Span]:
@@ -114,30 +121,62 @@ def stages(plan: Plan, trainer: Trainer, *, smooth: bool) -> list[Span]:
     return spans
 
 
-def pieces(plan: Plan, trainer: Trainer, count: int) -> list[Span]:
-    """The run cut into about `count` pieces of equally many steps, each with its mean mixture.
+def pieces(plan: Plan, trainer: Trainer, count: int, block: int) -> list[Span]:
+    """The run cut into about `count` pieces, in which each `block` of rows has the same mixture.
 
-    Neighbours with the same mixture are joined.
+    Shares are whole rows of a block. What a piece gets too much or too little of a quadrant by that
+    is made up for by the pieces after it. Neighbours with the same mixture are joined.
+
+    Args:
+        plan: The curriculum.
+        trainer: Whose steps to count.
+        count: Pieces of a smooth curriculum; with hard transitions pieces also end with stages.
+        block: Rows; divides the trainer's batch.
     """
     schedule = plan.schedule
-    steps = max(trainer.step(plan, schedule.rows), 1)
-    edges = [*range(0, steps, max(1, steps // count)), steps]
-    rows = [round(edge * schedule.rows / steps) for edge in edges]
-    epochs, inside = np.divmod(rows, schedule.epoch_rows)
+    ends = np.concatenate([[0], schedule.boundaries])
+    steps = np.array([trainer.step(plan, int(row)) for row in ends])
+    edges = np.union1d(np.arange(0, steps[-1], max(1, steps[-1] // count)), steps[-1:])
+    if math.isinf(schedule.steepness):
+        edges = np.union1d(edges, steps)
+    epochs, inside = np.divmod(np.interp(edges, steps, ends), schedule.epoch_rows)
     epoch = schedule.cumulative(np.array([schedule.epoch_rows]))
-    asked = epochs[:, None] * epoch + schedule.cumulative(inside)
-    shares = np.diff(asked, axis=0) / np.maximum(np.diff(rows), 1)[:, None]
+    asked = (epochs[:, None] * epoch + schedule.cumulative(inside)) / schedule.rows
+    asked *= edges[-1] * trainer.batch_rows
+    given = np.zeros(len(schedule.cells))
     spans: list[Span] = []
-    for number, (first, stop) in enumerate(itertools.pairwise(edges)):
-        span = Span(f"piece {number + 1}", first, stop, mixture(schedule, shares[number]))
+    for number, (first, stop) in enumerate(itertools.pairwise(edges.tolist())):
+        blocks = (stop - first) * trainer.batch_rows // block
+        rows = whole((asked[number + 1] - given) / blocks, block)
+        given += rows * blocks
+        shares = dict(zip(schedule.cells, (rows / block).tolist(), strict=True))
+        span = Span(f"piece {number + 1}", first, stop, shares)
         if spans and spans[-1].mixture == span.mixture:
             span = spans.pop()._replace(stop=stop)
         spans.append(span)
     return spans
 
 
+def whole(owed: np.ndarray, total: int) -> np.ndarray:
+    """`owed`, which sums to about `total`, as whole numbers of at least 0 that sum to it: int64."""
+    share = np.maximum(owed, 0)
+    share *= total / share.sum()
+    rows = share.astype(np.int64)
+    rows[np.argsort(rows - share, kind="stable")[: total - rows.sum()]] += 1
+    return rows
+
+
 def mixture(schedule: Schedule, shares: np.ndarray) -> dict[str, float]:
     """Shares by quadrant, in four digits."""
-    return {
-        cell: round(float(share), 4) for cell, share in zip(schedule.cells, shares, strict=True)
-    }
+    rounded = np.round(shares, 4) + 0.0  # which makes -0 a 0
+    return dict(zip(schedule.cells, rounded.tolist(), strict=True))
+
+
+def row_stages(plan: Plan) -> list[tuple[str, int, int]]:
+    """Folder, first row and end of each stage of the run that has rows, epochs included."""
+    ends = [0, *plan.schedule.boundaries.tolist()]
+    return [
+        (f"{number:02d}", start, stop)
+        for number, (start, stop) in enumerate(itertools.pairwise(ends), 1)
+        if start < stop
+    ]

@@ -1,15 +1,20 @@
-"""A partitioned run in, the training documents of every quadrant as text files out.
+"""A partitioned run in, what another trainer reads out: documents of quadrants, or rows in order.
 
-DIR/<quadrant>/00000.jsonl (or .parquet, .arrayrecord): doc_id, text, source, domain, language,
-tokens, ppl, pd, in the shuffled order in which the run's own rows hold them. ArrayRecord files hold
-tf.train.Example messages with the one feature `text`, which MaxText reads.
+Kinds of text hold the training documents: DIR/<quadrant>/00000.jsonl (or .parquet, .arrayrecord)
+with doc_id, text, source, domain, language, tokens, ppl, pd, in the shuffled order in which the
+run's own rows hold them. ArrayRecord files hold tf.train.Example messages with the one feature
+`text`, which MaxText reads.
+
+Kinds of rows hold the training rows in the order of the curriculum, a folder a stage and every row
+of an epoch once: DIR/01/00000.npy is uint32 ids without a header, which OLMo-core memory-maps;
+DIR/01/shard.00000.mds and index.json are what MosaicML streaming reads.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +26,19 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from frame_jax import sql
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.export.order.plan import Plan
-from frame_jax.records import TokenReader
+from frame_jax.curriculum.loader import Cell
+from frame_jax.export.order.plan import Plan, row_stages
+from frame_jax.records import TOKEN_DTYPE, TokenReader
 from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.directory import RunDirectory, list_parts, write_json
 
-KINDS = {"jsonl": ".jsonl", "parquet": ".parquet", "arrayrecord": ".arrayrecord"}
+TEXT = {"jsonl": ".jsonl", "parquet": ".parquet", "arrayrecord": ".arrayrecord"}
+ROWS = {"npy": ".npy", "mds": ".mds"}
+KINDS = TEXT | ROWS
 COLUMNS = ("doc_id", "source", "domain", "language", "tokens", "ppl", "pd")
 DOCUMENTS_AT_ONCE = 2048
 SHARD_BYTES = 256_000_000  # of text in a file, about
+ROW_BYTES = 1 << 26  # of rows in a file; MosaicML's own limit, whole shards are fetched
 
 Document = dict[str, Any]
 Append = Callable[[list[Document]], None]
@@ -38,7 +47,72 @@ Append = Callable[[list[Document]], None]
 def write_shards(
     config: RunConfig, directory: RunDirectory, plan: Plan, kind: str, folder: Path
 ) -> None:
-    """Writes the files of every quadrant under `folder`; memory does not grow with the corpus."""
+    """Writes the files under `folder`; memory does not grow with the corpus."""
+    if kind in ROWS:
+        write_rows(directory, plan, kind, folder)
+    else:
+        write_documents(config, directory, plan, kind, folder)
+
+
+def write_rows(directory: RunDirectory, plan: Plan, kind: str, folder: Path) -> None:
+    """The rows of every stage, in order."""
+    files = [list_parts(directory.quadrants / name, ".arrayrecord") for name in plan.schedule.cells]
+    cells = [Cell(name, parts) for name, parts in zip(plan.schedule.cells, files, strict=True)]
+    at_once = max(1, ROW_BYTES // (TOKEN_DTYPE.itemsize * (plan.sequence_length + 1)))
+    with progress.bar("write rows", plan.schedule.rows, "rows") as update:
+        for name, start, stop in row_stages(plan):
+            (folder / name).mkdir(parents=True)
+            shards = []
+            for number, first in enumerate(range(start, stop, at_once)):
+                rows = read_rows(cells, plan, first, min(first + at_once, stop))
+                if kind == "npy":
+                    (folder / name / f"{number:05d}.npy").write_bytes(rows.tobytes())
+                else:
+                    shards.append(write_mds(rows, folder / name / f"shard.{number:05d}.mds"))
+                update(len(rows))
+            if kind == "mds":
+                write_json(folder / name / "index.json", {"version": 2, "shards": shards})
+
+
+def read_rows(cells: Sequence[Cell], plan: Plan, start: int, stop: int) -> np.ndarray:
+    """Rows [start, stop) of the curriculum: uint32 [stop - start, sequence_length + 1]."""
+    chosen, places = plan.selection.select(np.arange(start, stop))
+    rows = np.empty((stop - start, plan.sequence_length + 1), TOKEN_DTYPE)
+    for number, cell in enumerate(cells):
+        lines = np.flatnonzero(chosen == number)
+        cell.read_into(rows, lines, places[lines])
+    return rows
+
+
+def write_mds(rows: np.ndarray, path: Path) -> dict[str, Any]:
+    """A shard of MosaicML's MDS format, and its entry in index.json.
+
+    The file: number of samples; where each begins, and the end; the settings as JSON; the samples.
+    Each sample is one column, `tokens`, an array of fixed shape without a header.
+    """
+    settings = {
+        "version": 2,
+        "format": "mds",
+        "compression": None,
+        "hashes": [],
+        "size_limit": ROW_BYTES,
+        "column_names": ["tokens"],
+        "column_encodings": [f"ndarray:int32:{rows.shape[1]}"],
+        "column_sizes": [4 * rows.shape[1]],
+    }
+    header = json.dumps(settings, sort_keys=True).encode()
+    before = 4 * (len(rows) + 2) + len(header)
+    begins = before + 4 * rows.shape[1] * np.arange(len(rows) + 1)
+    numbers = np.concatenate([[len(rows)], begins]).astype("<u4")
+    path.write_bytes(numbers.tobytes() + header + rows.astype("<i4").tobytes())
+    file = {"basename": path.name, "bytes": path.stat().st_size, "hashes": {}}
+    return settings | {"samples": len(rows), "raw_data": file, "zip_data": None}
+
+
+def write_documents(
+    config: RunConfig, directory: RunDirectory, plan: Plan, kind: str, folder: Path
+) -> None:
+    """The documents of every quadrant."""
     assignment = sql.parquet(directory.assignment)
     with sql.database(folder) as connection:
         for cell in plan.schedule.cells:
