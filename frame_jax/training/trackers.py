@@ -132,7 +132,8 @@ class TensorBoard:
                     self._writer.add_scalar(f"{self._phase}.{stage}/{name}", value, step)
             elif isinstance(value, list):  # of layers
                 for layer, number in enumerate(value):
-                    self._writer.add_scalar(f"{self._phase}.{name}/{layer}", number, step)
+                    if number is not None:
+                        self._writer.add_scalar(f"{self._phase}.{name}/{layer}", number, step)
         for cell, share in record["mixture"].items():
             self._writer.add_scalar(f"{self._phase}.mixture/{cell}", share, step)
 
