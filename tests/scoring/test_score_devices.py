@@ -2,12 +2,14 @@
 
 import jax
 import numpy as np
-from scoring_helpers import BFLOAT16_TOLERANCE, BOS, make_documents, make_model
+from scoring_helpers import BFLOAT16_TOLERANCE, BOS, VOCAB, make_documents, make_model
 
 from frame_jax.config.parallel import ParallelConfig
+from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import make_mesh
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.step import Scorer, place
+from tests.models.kinds import KINDS
 
 CONTEXT = 256  # rows of 512 tokens: the attention that real runs use
 TOLERANCES = 2e-6, BFLOAT16_TOLERANCE  # of a document's NLL sum, relative, for each model
@@ -31,6 +33,24 @@ def test_eight_devices_score_what_one_scores_however_they_share_the_models(use_d
         print(f"data {8 // fsdp} x fsdp {fsdp}: largest relative differences {differences}")
         for ours, theirs, tolerance in zip(eight, one, TOLERANCES, strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+
+
+def test_models_of_other_kinds_are_gathered_layer_by_layer(use_devices) -> None:
+    """A mixture of experts, and a hybrid in bfloat16 whose layers lie in runs."""
+
+    def score(fsdp: int) -> np.ndarray:
+        models = []
+        for name, dtype in (("sigmoid", "float32"), ("hybrid", "bfloat16")):
+            decoder = Decoder(KINDS[name], VOCAB, dtype)
+            models.append((decoder, jax.tree.map(np.asarray, decoder.init(jax.random.key(0)))))
+        scorer = Scorer(models, 64, rows_per_device=2, loss_chunk=300, fsdp=fsdp)
+        lengths = np.random.default_rng(0).lognormal(3, 1.2, 60).astype(int)
+        return score_documents(scorer, make_documents(lengths=lengths), bos_id=BOS, overlap=8).nll
+
+    one = score(1)
+    use_devices(4)
+    for ours, theirs, tolerance in zip(score(2), one, TOLERANCES, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance)
 
 
 def test_fsdp_leaves_each_device_its_share_of_the_matrices(use_devices) -> None:
