@@ -165,8 +165,8 @@ def out_of_files(path: Path) -> UserError:
     """What to tell the user when the operating system opens no more files."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return UserError(
-        f"{path} cannot be opened: this process may hold {limit:,} files open, and it opens every "
-        "part that it reads from. Raise the limit (`ulimit -n`, or that of the service or "
+        f"{path} cannot be opened: this process may hold {limit:,} files open, and it opens many "
+        "parts. Raise the limit (`ulimit -n`, or that of the service or "
         "container), or use fewer corpus.parts and rows.parts in a new run directory"
     )
 

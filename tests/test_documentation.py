@@ -118,6 +118,13 @@ COMMANDS = {
     "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm/frame-3b/tokens/part-*.parquet"),
     # docs/report.md
     f"{MAIN} --redo report": Entry(shows="report: runs/mine/report/index.html"),
+    # docs/scale.md
+    ".venv/bin/python tools/benchmark_scale.py": Entry(
+        extra="--only start step select --scale 0.01 --turns 1", shows='"name": "select"'
+    ),
+    ".venv/bin/python tools/benchmark_partition.py --documents 3000000": Entry(
+        (("--documents 3000000", "--help"),), shows="--documents"
+    ),
     # docs/tasks.md
     f"{MAIN} --redo evaluate": Entry(shows="Held-out loss after pretraining"),
     ".venv/bin/python -m frame_jax.evaluation.lm_eval_adapter run "

@@ -27,17 +27,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
 import platform
 import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
@@ -87,39 +90,47 @@ def token_file(path: Path, records: int, ids: int = 64) -> Path:
 
 
 def measure_tokenize(root: Path, scale: float, turns: int) -> Iterator[Line]:
-    for index, size in enumerate((2_000_000, 8_000_000)):
+    for size in (2_000_000, 8_000_000):
         source = SourceConfig("python_library", max_bytes=int(size * scale))
-        corpus = CorpusConfig([source], parts=1)
-        found: Line = {}
+        directory = RunDirectory(root / str(size))
+        config = RunConfig(str(directory.root), CorpusConfig([source], parts=1))
+        tokenize.prepare_tokenizer(config, directory)
+        tokenizer = tokenize.load_tokenizer(directory)
 
-        def work(name: str, corpus: CorpusConfig = corpus, found: Line = found) -> None:
-            directory = RunDirectory(root / name)
-            config = RunConfig(str(directory.root), corpus)
-            tokenize.prepare_tokenizer(config, directory)
-            wall, cpu = time.perf_counter(), time.process_time()
-            tokenizer = tokenize.load_tokenizer(directory)
-            (chunks,) = tokenize.plan(corpus)
+        def work(
+            config: RunConfig = config,
+            directory: RunDirectory = directory,
+            tokenizer: tokenize.Tokenizer = tokenizer,
+        ) -> None:
+            (chunks,) = tokenize.plan(config.corpus)
             tokenize.write_part(chunks, 0, config, tokenizer, directory, lambda documents: None)
-            spent = time.perf_counter() - wall, time.process_time() - cpu
-            table = pq.read_table(list_parts(directory.tokens, ".parquet")[0])
-            found["n"] = sum(table["tokens"].to_pylist())
-            found["documents"], found["bytes"] = table.num_rows, sum(table["bytes"].to_pylist())
-            for key, value in zip(("seconds", "cpu_seconds"), spent, strict=True):
-                found[key] = min(found.get(key, math.inf), value)
 
-        for turn in range(turns):
-            work(f"{index}-{turn}")
-        yield found
+        spent = fastest(turns, work)
+        table = pq.read_table(list_parts(directory.tokens, ".parquet")[0])
+        yield {
+            "n": pc.sum(table["tokens"]).as_py(),
+            "documents": table.num_rows,
+            "bytes": pc.sum(table["bytes"]).as_py(),
+            **spent,
+        }
+
+
+def reader_bytes(path: Path, readers: int = 8) -> int:
+    """What each of some open readers keeps in memory."""
+    kept = [TokenReader(path)]
+    before = resident()
+    kept += [TokenReader(path) for _ in range(readers)]
+    return (resident() - before) // readers
 
 
 def measure_open(root: Path, scale: float, turns: int) -> Iterator[Line]:
     for records in (10_000, 100_000, 1_000_000):
         records = int(records * scale)
         path = token_file(root / f"{records}.arrayrecord", records)
-        readers = []
-        before = resident()
-        found = fastest(turns, lambda path=path, readers=readers: readers.append(TokenReader(path)))
-        yield {"n": records, **found, "bytes": (resident() - before) // turns}
+        found = fastest(turns, lambda path=path: TokenReader(path))
+        # In a process of its own, whose memory no writer has used before.
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield {"n": records, **found, "bytes": pool.submit(reader_bytes, path).result()}
 
 
 def measure_read(root: Path, scale: float, turns: int) -> Iterator[Line]:
