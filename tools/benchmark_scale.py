@@ -9,7 +9,8 @@ threads; on a machine that others use, they are the ones to trust.
 
   tokenize    Python's own library to RUN/tokens; n is tokens
   open        a token file; n is its records, bytes what an open reader keeps in memory
-  read        eight records at random from one open file; n is the file's records
+  read        eight records at random from one open file, as a list and as we read them; n is the
+              file's records
   start       rows in 4,096 parts of 1,000 rows: listed, counted by opening, counted as recorded
   step        a batch of 64 rows from four cells of 64 parts; n is rows; a second line with an
               eighth of the files kept open
@@ -139,11 +140,18 @@ def measure_read(root: Path, scale: float, turns: int) -> Iterator[Line]:
         reader = TokenReader(token_file(root / f"{records}.arrayrecord", records))
         chosen = np.random.default_rng(0).integers(records, size=(100, 8))
 
-        def work(reader: TokenReader = reader, chosen: np.ndarray = chosen) -> None:
+        def work(read: Callable[[np.ndarray], Any], chosen: np.ndarray = chosen) -> None:
             for indices in chosen:
-                reader.read(indices)
+                read(indices)
 
-        yield {"n": records, **fastest(turns, work), "records_read": chosen.size}
+        as_list = fastest(turns, lambda reader=reader, work=work: work(reader._dense))
+        found = fastest(turns, lambda reader=reader, work=work: work(reader.read))
+        yield {
+            "n": records,
+            "records_read": chosen.size,
+            "list_cpu_seconds": as_list["cpu_seconds"],
+            **found,
+        }
 
 
 def measure_start(root: Path, scale: float, turns: int) -> Iterator[Line]:
