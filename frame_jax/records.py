@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import resource
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -122,7 +123,8 @@ class OpenFiles:
     def __init__(self, records: int | None = None, files: int | None = None):
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self._records = records or memory // READERS_SHARE // READER_BYTES
-        self._files = files or max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._files = files or (sys.maxsize if limit == resource.RLIM_INFINITY else limit // 2)
         self._readers: OrderedDict[Path, TokenReader] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
