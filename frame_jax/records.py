@@ -11,6 +11,9 @@ import contextlib
 import errno
 import os
 import resource
+import sys
+import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,10 +21,15 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from frame_jax.errors import UserError
-from frame_jax.run.directory import atomic_path, how_to_remake
+from frame_jax.run.directory import atomic_path, how_to_remake, read_json
 from frame_jax.run.faults import fault, is_fault
 
 TOKEN_DTYPE = np.dtype("<u4")
+LENGTHS = "lengths.json"
+# A call for a list of records takes a few ns for every record of the file, whatever it asks for.
+DENSE = 1024
+READER_BYTES = 12  # an open reader's memory for each record of its file
+READERS_SHARE = 32  # readers that are kept open take at most this part of the machine's memory
 
 
 class TokenWriter:
@@ -73,8 +81,9 @@ class TokenReader:
         """
         if len(indices) == 0:
             return []
+        wanted = np.asarray(indices, np.int64)
         try:
-            records = self._reader.read([int(i) for i in indices])
+            records = self._dense(wanted) if len(wanted) * DENSE > len(self) else self._runs(wanted)
         except (RuntimeError, IndexError, ValueError) as error:
             if os.strerror(errno.EMFILE) in str(error):
                 raise out_of_files(self._path) from error
@@ -83,16 +92,83 @@ class TokenReader:
             raise damaged(self._path, error) from error
         return [np.frombuffer(record, TOKEN_DTYPE) for record in records]
 
+    def _dense(self, wanted: np.ndarray) -> list[bytes]:
+        return self._reader.read(wanted.tolist())
+
+    def _runs(self, wanted: np.ndarray) -> list[bytes]:
+        """Reads runs of neighbours one after another, in time that does not grow with the file."""
+        edges = np.flatnonzero(np.diff(wanted) != 1) + 1
+        firsts, lasts = wanted[np.append(0, edges)], wanted[np.append(edges, len(wanted)) - 1]
+        return [
+            record
+            for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True)
+            for record in self._reader.read(first, last + 1)
+        ]
+
     def close(self) -> None:
         self._reader.close()
+
+
+class OpenFiles:
+    """Readers of any number of files, of which those used last are kept open.
+
+    An open reader holds an index of its file, so what is kept is bounded by the records of the
+    files, not by how many records a run has. Threads may share it.
+
+    Args:
+        records: Records of all files that are kept open; one file is, whatever its records.
+        files: How many are kept open.
+    """
+
+    def __init__(self, records: int | None = None, files: int | None = None):
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self._records = records or memory // READERS_SHARE // READER_BYTES
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._files = files or (sys.maxsize if limit == resource.RLIM_INFINITY else limit // 2)
+        self._readers: OrderedDict[Path, TokenReader] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def reader(self, path: Path) -> TokenReader:
+        """The reader of a file. Nobody closes it: it is freed when its last user lets go of it."""
+        with self._lock:
+            if path in self._readers:
+                self._readers.move_to_end(path)
+                return self._readers[path]
+        reader = TokenReader(path)  # beside other threads: it takes a while
+        with self._lock:
+            known = self._readers.setdefault(path, reader)
+            self._readers.move_to_end(path)
+            if known is reader:
+                self._held += len(reader)
+            while len(self._readers) > 1 and (
+                self._held > self._records or len(self._readers) > self._files
+            ):
+                self._held -= len(self._readers.popitem(last=False)[1])
+        return known
+
+
+def lengths(paths: Sequence[Path]) -> np.ndarray:
+    """Records of each file of a cell, int64 [files]: as FOLDER/lengths.json says, or by opening.
+
+    Opening takes time by the records; a run of an earlier release has no such file.
+    """
+    if not paths:
+        return np.zeros(0, np.int64)
+    known = paths[0].parents[1] / LENGTHS
+    said = read_json(known).get(paths[0].parent.name, {}) if known.exists() else {}
+    return np.array(
+        [said[path.stem] if path.stem in said else len(TokenReader(path)) for path in paths],
+        np.int64,
+    )
 
 
 def out_of_files(path: Path) -> UserError:
     """What to tell the user when the operating system opens no more files."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return UserError(
-        f"{path} cannot be opened: this process may hold {limit:,} files open, and it opens every "
-        "part that it reads from. Raise the limit (`ulimit -n`, or that of the service or "
+        f"{path} cannot be opened: this process may hold {limit:,} files open, and it opens many "
+        "parts. Raise the limit (`ulimit -n`, or that of the service or "
         "container), or use fewer corpus.parts and rows.parts in a new run directory"
     )
 

@@ -165,6 +165,13 @@ COMMANDS = {
     ),
     # docs/importing.md
     f"{MAIN} --until tokenize": Entry(shows="nothing to do"),
+    # docs/scale.md
+    ".venv/bin/python tools/benchmark_scale.py": Entry(
+        extra="--only start step select --scale 0.01 --turns 1", shows='"name": "select"'
+    ),
+    ".venv/bin/python tools/benchmark_partition.py --documents 3000000": Entry(
+        (("--documents 3000000", "--help"),), shows="--documents"
+    ),
     # docs/tasks.md
     f"{MAIN} --redo evaluate": Entry(shows="Held-out loss after pretraining"),
     ".venv/bin/python -m frame_jax.evaluation.lm_eval_adapter run "

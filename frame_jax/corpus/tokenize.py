@@ -34,7 +34,7 @@ from frame_jax.errors import print_note
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, atomic_path, part_name, read_json
+from frame_jax.run.directory import RunDirectory, atomic_path, part_name, read_json, write_json
 from frame_jax.run.special_tokens import special_tokens_path
 
 # `file` and `line` say where the record was read: which of several with one id came first.
@@ -55,6 +55,7 @@ COLUMNS = pa.schema(
 )
 GROUP_ROWS = 1 << 16
 BATCH_BYTES = 2_000_000
+SUMMARY = "summary.json"  # so that one process alone reads all tables
 
 Row = dict[str, Any]
 
@@ -94,10 +95,12 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     processes.barrier("tokens")
     if processes.is_first():
         reject_duplicates(directory)
+        found = summarise(directory)
+        found["rejected_for"] = kinds_of_rejection(directory.rejected)
+        found["fields_never_found"] = fields_never_found(directory, config.corpus)
+        write_json(directory.tokens / SUMMARY, found)
     processes.barrier("rejected")
-    summary = summarise(directory)
-    summary["rejected_for"] = kinds_of_rejection(directory.rejected)
-    summary["fields_never_found"] = fields_never_found(directory, config.corpus)
+    summary = read_json(directory.tokens / SUMMARY)
     check_rejected(summary, config.corpus, directory)
     if processes.is_first():
         for remark in [*passed_over(parts), *remarks(summary, directory)]:

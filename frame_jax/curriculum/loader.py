@@ -14,27 +14,37 @@ import numpy as np
 
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
-from frame_jax.records import TokenReader
+from frame_jax.records import OpenFiles, lengths
 
 
 class Cell:
-    """The rows of one cell, numbered across its parts."""
+    """The rows of one cell, numbered across its parts, which are opened when a row is asked for."""
 
-    def __init__(self, name: str, parts: Sequence[Path]):
+    def __init__(self, name: str, parts: Sequence[Path], files: OpenFiles):
         self.name = name
-        self._readers = [TokenReader(path) for path in parts]
-        self._ends = np.cumsum([len(reader) for reader in self._readers])
+        self._parts, self._files = parts, files
+        self._lengths = lengths(parts)
+        self._ends = np.cumsum(self._lengths)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read_into(self, out: np.ndarray, lines: np.ndarray, rows: np.ndarray) -> None:
-        """Puts row `rows[i]` of the cell into `out[lines[i]]`."""
+        """Puts row `rows[i]` of the cell into `out[lines[i]]`.
+
+        Raises:
+            UserError: when a part does not hold the rows that were recorded of it.
+        """
         parts = np.searchsorted(self._ends, rows, side="right")
         for part in np.unique(parts):
             chosen = np.flatnonzero(parts == part)
-            reader = self._readers[part]
-            records = reader.read(rows[chosen] - (self._ends[part] - len(reader)))
+            reader = self._files.reader(self._parts[part])
+            if len(reader) != self._lengths[part]:
+                raise UserError(
+                    f"{self._parts[part]} holds {len(reader):,} rows, and {self._lengths[part]:,} "
+                    "were written to it: the rows have changed since; redo the partition phase"
+                )
+            records = reader.read(rows[chosen] - (self._ends[part] - self._lengths[part]))
             for line, record in zip(lines[chosen], records, strict=True):
                 out[line] = record
 
@@ -56,7 +66,8 @@ class Batches:
         padding_id: int,
     ):
         schedule = selection.schedule
-        self._cells = [Cell(name, parts.get(name, [])) for name in schedule.cells]
+        files = OpenFiles()
+        self._cells = [Cell(name, parts.get(name, []), files) for name in schedule.cells]
         for cell, rows in zip(self._cells, schedule.available, strict=True):
             if len(cell) != rows:
                 raise UserError(

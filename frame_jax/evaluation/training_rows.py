@@ -22,6 +22,7 @@ from frame_jax.curriculum.loader import Cell
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.evaluation.checkpoint_scorer import CheckpointScorer, Weights, checkpoint_scorers
 from frame_jax.parallel import processes
+from frame_jax.records import OpenFiles
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path, part_name, read_json
 from frame_jax.scoring.packing import Batch
@@ -68,7 +69,8 @@ def run(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]
     missing = [i for i, path in enumerate(paths) if not path.exists()]
     processes.barrier(f"training rows {name}: parts listed")
     if missing:
-        cells = [Cell(cell, parts[cell]) for cell in selection.schedule.cells]
+        files = OpenFiles()
+        cells = [Cell(cell, parts[cell], files) for cell in selection.schedule.cells]
         special = read_json(directory.tokenizer.with_name("special_tokens.json"))
         specials = Specials(special["bos_id"], special["eos_id"])
         show = processes.is_first()

@@ -22,12 +22,14 @@ from frame_jax.config.quadrants import RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.parallel import processes
 from frame_jax.quadrants.packing import best_fit, concat
-from frame_jax.records import TokenReader, write_tokens
+from frame_jax.records import LENGTHS, OpenFiles, write_tokens
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json, write_json
 from frame_jax.sql import database, literal, parquet
 
-ROWS_AT_ONCE = 1024
+# Ids of rows that are made together (64 MiB): documents lie in all token files, and where these
+# cannot all be kept open, each is opened again every time.
+IDS_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def write_cells(
     conditions: Mapping[str, str],
     seed: int,
 ) -> dict[str, Any]:
-    """Writes FOLDER/CELL/part-*.arrayrecord, a record a row, and FOLDER/rows.json.
+    """Writes FOLDER/CELL/part-*.arrayrecord, a record a row, and FOLDER/{rows,lengths}.json.
 
     Called on every process, each of which makes its share of the parts. A part whose counts are
     there is complete and kept.
@@ -90,20 +92,20 @@ def write_cells(
         padding ids.
     """
     special = read_json(directory.tokenizer.with_name("special_tokens.json"))
-    files = list_parts(directory.tokens, ".arrayrecord")
+    token_files, open_files = list_parts(directory.tokens, ".arrayrecord"), OpenFiles()
     names = [part_name(index, config.parts, "") for index in range(config.parts)]
     units = processes.mine([(cell, index) for cell in conditions for index in range(config.parts)])
     left = [u for u in units if not (folder / u[0] / f"{names[u[1]]}.json").exists()]
     show = processes.is_first()
     with contextlib.ExitStack() as stack:
         select = stack.enter_context(listed(tables, conditions, left, config.parts, seed, folder))
-        readers = [stack.enter_context(contextlib.closing(TokenReader(f))) for f in files if left]
         update = stack.enter_context(progress.bar("rows", len(left), "parts", show=show))
         for cell, index in left:
             path = folder / cell / names[index]
             counts = write_part(
                 select(cell, index),
-                readers,
+                token_files,
+                open_files,
                 config,
                 special["bos_id"],
                 special["eos_id"],
@@ -113,10 +115,12 @@ def write_cells(
             update(1, f"{cell} {names[index]}")
     processes.barrier(f"rows in {folder.name}")
     if processes.is_first():
-        totals = {}
+        totals, lengths = {}, {}
         for cell in conditions:
             parts = [read_json(folder / cell / f"{name}.json") for name in names]
             totals[cell] = {key: sum(part[key] for part in parts) for key in parts[0]}
+            lengths[cell] = {n: part["rows"] for n, part in zip(names, parts, strict=True)}
+        write_json(folder / LENGTHS, lengths)
         write_json(folder / "rows.json", totals)
     processes.barrier(f"counts in {folder.name}")
     return read_json(folder / "rows.json")
@@ -178,7 +182,8 @@ def listed(
 
 def write_part(
     documents: Documents,
-    readers: Sequence[TokenReader],
+    token_files: Sequence[Path],
+    open_files: OpenFiles,
     config: RowsConfig,
     bos: int,
     eos: int,
@@ -188,7 +193,8 @@ def write_part(
 
     Args:
         documents: What goes in, in order.
-        readers: The token files, by part.
+        token_files: The token files, by part.
+        open_files: Keeps some of them open.
         config: Length and packing.
         bos: Id before every document, and padding.
         eos: Id after every document, unless it is `bos`.
@@ -201,10 +207,12 @@ def write_part(
     pack = concat if config.packing == "concat" else best_fit
     end = [] if bos == eos else [eos]
     pieces = pack(documents.tokens + 1 + len(end), row_ids)
+    at_once = max(IDS_AT_ONCE // row_ids, 1)
     with write_tokens(path) as writer:
-        for first in range(0, pieces.rows, ROWS_AT_ONCE):
-            batch = pieces.of_rows(first, min(first + ROWS_AT_ONCE, pieces.rows))
-            framed = read(documents, np.unique(batch.document), readers, bos, end)
+        for first in range(0, pieces.rows, at_once):
+            batch = pieces.of_rows(first, min(first + at_once, pieces.rows))
+            chosen = np.unique(batch.document)
+            framed = read(documents, chosen, token_files, open_files, bos, end)
             rows = np.full((batch.rows, row_ids), bos, np.uint32)
             filled = [0] * batch.rows
             columns = (batch.row, batch.document, batch.start, batch.stop)
@@ -225,7 +233,8 @@ def write_part(
 def read(
     documents: Documents,
     chosen: np.ndarray,
-    readers: Sequence[TokenReader],
+    token_files: Sequence[Path],
+    open_files: OpenFiles,
     bos: int,
     end: list[int],
 ) -> dict[int, np.ndarray]:
@@ -234,7 +243,7 @@ def read(
     parts = documents.part[chosen]
     for part in np.unique(parts):
         wanted = chosen[parts == part]
-        tokens = readers[part].read(documents.row[wanted])
+        tokens = open_files.reader(token_files[part]).read(documents.row[wanted])
         for index, ids in zip(wanted.tolist(), tokens, strict=True):
             framed[index] = np.concatenate([[bos], ids, end], dtype=np.uint32, casting="unsafe")
     return framed

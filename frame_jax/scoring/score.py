@@ -76,12 +76,14 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         passes = make_passes(config.scoring, references, readings)
         score_parts(config, directory, passes, processes.mine(missing))
     processes.barrier("score: parts written")
-    found = summary(directory, parts, config.scoring.unit)
-    warnings = list(oddities(config, found, parts))
     if processes.is_first():
+        found = summary(directory, parts, config.scoring.unit)
+        warnings = list(oddities(config, found, parts))
+        write_json(summary_path(directory), {**found, "warnings": warnings})
         for line in warnings:
             print(f"warning: {line}", file=sys.stderr, flush=True)
-    return {**found, "warnings": warnings}
+    processes.barrier("score: summed up")
+    return read_json(summary_path(directory))
 
 
 def oddities(config: RunConfig, found: dict[str, Any], parts: list[Path]) -> Iterator[str]:
@@ -114,6 +116,11 @@ def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
 def models_path(directory: RunDirectory) -> Path:
     """Digests of the models that all parts are scored with, by name."""
     return directory.scores / "models.json"
+
+
+def summary_path(directory: RunDirectory) -> Path:
+    """What `run` returns, so that one process alone reads all scores."""
+    return directory.scores / "summary.json"
 
 
 def require_different(found: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve, shuffled
 from frame_jax.models.functional import Decoder
-from frame_jax.records import TokenReader
+from frame_jax.records import lengths
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.markers import fingerprint_of
 from frame_jax.training import trackers
@@ -118,7 +118,7 @@ def make_job(
 
 def count_rows(parts: dict[str, list[Path]]) -> dict[str, int]:
     """Rows in the files of each quadrant."""
-    return {cell: sum(len(TokenReader(path)) for path in paths) for cell, paths in parts.items()}
+    return {cell: int(lengths(paths).sum()) for cell, paths in parts.items()}
 
 
 def padded_vocabulary(vocab_size: int) -> int:

@@ -231,3 +231,12 @@ def test_processes_share_the_parts(config, monkeypatch, tmp_path):
         summaries.append(tokenize.run(shared, directory))
     assert contents(directory) == contents(whole)
     assert summaries[-1]["parts"] == 3
+
+
+def test_one_process_alone_reads_all_tables(config, monkeypatch):
+    summary, _ = run(config)
+    for name, value in (("index", 1), ("count", 2), ("is_first", False), ("barrier", None)):
+        monkeypatch.setattr(tokenize.processes, name, lambda *_, value=value: value)
+    for name in ("reject_duplicates", "summarise", "kinds_of_rejection", "fields_never_found"):
+        monkeypatch.setattr(tokenize, name, None)
+    assert run(config)[0] == summary

@@ -1,5 +1,6 @@
 """The loader: files to batches, the same rows for any number of processes and from any step."""
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import grain
 import numpy as np
 import pytest
 
+from frame_jax.curriculum import loader
 from frame_jax.curriculum.loader import make_loader
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
-from frame_jax.records import TokenReader, write_tokens
+from frame_jax.records import LENGTHS, OpenFiles, TokenReader, write_tokens
 from tests.curriculum.orders import preset_map
 
 CELL_ROWS = {"Q1": 37, "Q2": 41, "Q3": 29, "Q4": 40}
@@ -100,3 +102,28 @@ def test_resuming_continues_on_another_number_of_processes(parts, selection, ste
 def test_rows_that_changed_since_the_schedule_are_refused(parts, selection) -> None:
     with pytest.raises(UserError, match="29 rows of Q3, but its files hold 20"):
         load({**parts, "Q3": parts["Q3"][:-1]}, selection)
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_the_same_rows_with_one_file_open_at_a_time(
+    parts, selection, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load(parts, selection)
+    monkeypatch.setattr(loader, "OpenFiles", lambda: OpenFiles(files=1))
+    np.testing.assert_array_equal(load(parts, selection, start_step=step), whole[step:])
+
+
+def test_a_part_that_is_not_what_was_recorded_is_refused(parts, selection, tmp_path: Path) -> None:
+    """Its lengths are taken on trust until a row of it is wanted."""
+    moved: dict[str, list[Path]] = {}
+    for cell, paths in parts.items():
+        moved[cell] = [tmp_path / cell / path.name for path in paths]
+        for new, old in zip(moved[cell], paths, strict=True):
+            new.parent.mkdir(exist_ok=True)
+            new.write_bytes(old.read_bytes())
+    said = {c: {p.stem: len(TokenReader(p)) for p in paths} for c, paths in moved.items()}
+    (tmp_path / LENGTHS).write_text(json.dumps(said))
+    np.testing.assert_array_equal(load(moved, selection), load(parts, selection))
+    moved["Q2"][2].write_bytes(moved["Q2"][0].read_bytes())  # 9 rows in place of 11
+    with pytest.raises(UserError, match=r"Q2-2.*holds 9 rows, and 11 were written"):
+        load(moved, selection)

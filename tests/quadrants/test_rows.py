@@ -14,9 +14,10 @@ from frame_jax.errors import UserError
 from frame_jax.main import allow_open_files
 from frame_jax.parallel import processes
 from frame_jax.quadrants import partition
+from frame_jax.quadrants import rows as row_files
 from frame_jax.quadrants.packing import Pieces, best_fit, concat
 from frame_jax.quadrants.rows import write_reference_rows
-from frame_jax.records import TokenReader
+from frame_jax.records import LENGTHS, OpenFiles, TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.quadrants.corpus import (
     BOS,
@@ -93,6 +94,9 @@ def test_concat_holds_every_document_whole_and_in_one_piece(
             "padding": sum(rows.size for rows in parts) - ids,
         }
         assert counts[cell]["padding"] < len(parts) * ROW
+        recorded = read_json(directory.quadrants / LENGTHS)[cell]
+        paths = list_parts(directory.quadrants / cell, ".arrayrecord")
+        assert recorded == {p.stem: len(rows) for p, rows in zip(paths, parts, strict=True)}
 
 
 def test_best_fit_cuts_only_long_documents(corpus: Corpus, tmp_path: Path) -> None:
@@ -175,8 +179,21 @@ def test_a_lost_part_is_made_again_and_the_others_are_kept(corpus: Corpus, tmp_p
     rows = RowsConfig(sequence_length=LENGTH, parts=3)
     partition.run(run_config(directory, rows=rows), directory)
     assert {path: path.read_bytes() for path in files} == before
-    del times[directory.quadrants / "rows.json"]
+    for name in ("rows.json", LENGTHS):
+        del times[directory.quadrants / name]
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_rows_are_the_same_with_one_token_file_open_and_few_rows_made_together(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = make(tmp_path / "plain", corpus)
+    monkeypatch.setattr(row_files, "OpenFiles", lambda: OpenFiles(files=1))
+    monkeypatch.setattr(row_files, "IDS_AT_ONCE", 5 * ROW)
+    bounded = make(tmp_path / "bounded", corpus)
+    for path in plain.quadrants.rglob("part-*"):
+        other = bounded.quadrants / path.relative_to(plain.quadrants)
+        assert other.read_bytes() == path.read_bytes()
 
 
 def test_two_processes_make_what_one_makes(

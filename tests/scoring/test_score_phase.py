@@ -58,6 +58,16 @@ def test_models_are_not_loaded_when_every_part_is_there(make_run, monkeypatch):
     assert score.run(config, directory) == first
 
 
+def test_one_process_alone_reads_all_scores(make_run, monkeypatch):
+    config, directory = make_run(parts=1)
+    first = score.run(config, directory)
+    for name, value in (("index", 1), ("count", 2), ("is_first", False), ("barrier", None)):
+        monkeypatch.setattr(score.processes, name, lambda *_, value=value: value)
+    for name in ("summary", "oddities"):
+        monkeypatch.setattr(score, name, None)
+    assert score.run(config, directory) == first
+
+
 def test_parts_are_not_completed_with_other_weights(make_run):
     config, directory = make_run()
     score.run(config, directory)
