@@ -28,7 +28,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import Cell
 from frame_jax.export.order.plan import Plan, row_stages
-from frame_jax.records import TOKEN_DTYPE, TokenReader
+from frame_jax.records import TOKEN_DTYPE, OpenFiles, TokenReader
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, write_json
 
@@ -56,8 +56,11 @@ def write_shards(
 
 def write_rows(directory: RunDirectory, plan: Plan, kind: str, folder: Path) -> None:
     """The rows of every stage, in order."""
-    files = [list_parts(directory.quadrants / name, ".arrayrecord") for name in plan.schedule.cells]
-    cells = [Cell(name, parts) for name, parts in zip(plan.schedule.cells, files, strict=True)]
+    files = OpenFiles()
+    cells = [
+        Cell(name, list_parts(directory.quadrants / name, ".arrayrecord"), files)
+        for name in plan.schedule.cells
+    ]
     at_once = max(1, ROW_BYTES // (TOKEN_DTYPE.itemsize * (plan.sequence_length + 1)))
     with progress.bar("write rows", plan.schedule.rows, "rows") as update:
         for name, start, stop in row_stages(plan):
