@@ -357,11 +357,12 @@ def resume(small: bool) -> Iterator[Finding]:
         return max(float(np.max(np.abs(a - b))) for a, b in zip(left, right, strict=True))
 
     with tempfile.TemporaryDirectory() as name:
-        jobs = [small_job(Path(name), folder) for folder in ("whole", "again", "resumed")]
-        whole, again = weights(jobs[0]), weights(jobs[1])
-        shutil.copytree(jobs[0].folder, jobs[2].folder)
-        shutil.rmtree(jobs[2].folder / "checkpoints" / str(jobs[2].steps))
-        yield finding("resume", difference(whole, weights(jobs[2])), difference(whole, again))
+        whole, resumed, again = (small_job(Path(name), f) for f in ("whole", "resumed", "again"))
+        straight = weights(whole)
+        shutil.copytree(whole.folder, resumed.folder)
+        shutil.rmtree(resumed.folder / "checkpoints" / str(resumed.steps))
+        apart = difference(straight, weights(resumed))
+        yield finding("resume", apart, difference(straight, weights(again)) if apart else 0.0)
 
 
 def rate(step: Callable[[], Any], tokens: int, seconds: float) -> float:

@@ -90,18 +90,20 @@ def test_an_error_is_a_finding(tool: ModuleType, monkeypatch) -> None:
     assert not line["ok"] and "ZeroDivisionError" in line["error"]
 
 
-@pytest.mark.parametrize(("code", "printed"), [("0", 0), ("time.sleep(60)", 1), ("1 / 0", 1)])
+@pytest.mark.parametrize(
+    ("code", "seconds", "failures"), [("0", 60, 0), ("time.sleep(60)", 8, 1), ("1 / 0", 60, 1)]
+)
 def test_a_group_that_fails_or_hangs_fails_the_whole(
-    tool: ModuleType, monkeypatch, capsys, tmp_path: Path, code: str, printed: int
+    tool: ModuleType, monkeypatch, capsys, tmp_path: Path, code: str, seconds: int, failures: int
 ) -> None:
     line = {"check": "x", "ok": True, "value": 2.0, "limit": None, "seconds": 0}
     other = tmp_path / "other.py"
     other.write_text(f"import time\nprint({json.dumps(json.dumps(line))}, flush=True)\n{code}\n")
     monkeypatch.setattr(tool, "__file__", str(other))
-    monkeypatch.setitem(tool.GROUPS, "step", (tool.step, 5))
-    assert tool.main(["--only", "step"]) == printed
+    monkeypatch.setitem(tool.GROUPS, "step", (tool.step, seconds))
+    assert tool.main(["--only", "step"]) == failures
     lines = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
-    assert lines[0] == line and len(lines) == 1 + printed
+    assert lines[0] == line and len(lines) == 1 + failures
     assert all(not each["ok"] and each["error"] for each in lines[1:])
 
 
