@@ -33,7 +33,7 @@ def recorded(config: RunConfig, directory: RunDirectory) -> RunConfig:
     """
     keys, known = left_open(settings_of(config)), dict[str, str]()
     for unit in phases.units(config):
-        settings = (read_marker(directory, unit) or {"settings": {}})["settings"]
+        settings = (read_marker(directory, unit) or {}).get("settings", {})
         known |= {k: settings[k] for k in keys if k in settings and k not in known}
     usual = next(iter(known.values()), AUTO)
     for key in keys:
