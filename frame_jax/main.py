@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from frame_jax.config.file import make_parser, parse
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import USAGE_ERROR, UserError, print_error
-from frame_jax.run import markers, phases
+from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
@@ -85,13 +85,13 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
         known = [*phases.PHASES, *(unit.name for unit in table)]
         if redo not in known:
             raise UserError(f"--redo {redo}: choose one of {', '.join(dict.fromkeys(known))}")
-    expected = markers.expectations(config, table, known_signature(config, directory, redo))
+    signature = known_signature(config, directory, redo)
+    given, config = config, compute_dtype.recorded(config, directory)
+    expected = markers.expectations(config, table, signature)
     todo = phases.selected(table, until)
-    if redo is None:
-        for unit in todo:
-            markers.check_current(directory, unit, expected[unit.name])
-        if all(markers.is_complete(directory, unit, expected[unit.name]) for unit in todo):
-            return 0
+    decided = not any(compute_dtype.left_open(expected[unit.name].settings) for unit in todo)
+    if redo is None and decided and is_finished(directory, todo, expected):
+        return 0
 
     from frame_jax.curriculum.presets import expand
     from frame_jax.evaluation.items import check_tasks
@@ -103,6 +103,11 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
 
     processes.start(config.parallel)
     preemption.install()
+    if until != "tokenize":  # which computes nothing
+        config = compute_dtype.decided(given, config)
+        expected = markers.expectations(config, table, signature)
+    if redo is None:
+        is_finished(directory, todo, expected)
     # What cannot work is refused before anything is written.
     mesh_shape(config.parallel, processes.devices())
     for curriculum in config.curricula.values():
@@ -124,6 +129,15 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
         with exclusive(directory):
             return _run_units(config, directory, table, todo, expected, redo)
     return _run_units(config, directory, table, todo, expected, redo)
+
+
+def is_finished(
+    directory: RunDirectory, todo: list[phases.Unit], expected: dict[str, markers.Expected]
+) -> bool:
+    """Whether all of `todo` is complete; refuses what was made under other settings."""
+    for unit in todo:
+        markers.check_current(directory, unit, expected[unit.name])
+    return all(markers.is_complete(directory, unit, expected[unit.name]) for unit in todo)
 
 
 def _run_units(

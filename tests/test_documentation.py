@@ -155,6 +155,8 @@ COMMANDS = {
     ".venv/bin/python -m frame_jax.main --config configs/frame_3b.yaml --plan "
     "--corpus_tokens 1e12": Entry(shows="as given by --corpus_tokens"),
     f".venv/bin/python {COMPILE}": COMPILED,
+    # Minutes on a CPU; tests/tools has the checks.
+    ".venv/bin/python tools/check_device.py": Entry(extra="--help", shows="--only"),
     "kubectl apply -f docs/launch/gke_tpu.yaml": Entry(shows="learning rate"),
     "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm/frame-3b/tokens/part-*.parquet"),
     # docs/report.md

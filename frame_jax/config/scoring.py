@@ -41,7 +41,7 @@ class ScoringConfig:
         fsdp: Devices of a process that share one copy of the models' parameters; 1 keeps a copy on
             each, which is faster where both models fit.
         ppl_model: The reference model whose perplexity is the PPL axis.
-        compute_dtype: Type of matrix-product operands.
+        compute_dtype: Type of matrix-product operands, in evaluation too; `auto` as in training.
         loss_chunk: Tokens whose logits exist at one time, per device.
         unit: What a loss is a mean over: `token`, as in the paper, which needs one tokenizer for
             both models, or `byte` of the text, under which an imported model may have its own.
@@ -53,7 +53,7 @@ class ScoringConfig:
     rows_per_device: int = runtime(8)
     fsdp: int = runtime(1)
     ppl_model: Literal["strong", "weak"] = "strong"
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     loss_chunk: int = runtime(512)
     unit: Literal["token", "byte"] = added("token")
     table: TableConfig | None = added(None)

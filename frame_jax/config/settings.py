@@ -55,3 +55,10 @@ def lookup(config: RunConfig, key: str) -> Any:
     for name in key.split("."):
         value = value[name] if isinstance(value, dict) else getattr(value, name)
     return value
+
+
+def replaced(value: Any, key: str, leaf: Any) -> Any:
+    """A copy of a config value of dataclasses with `leaf` at a dotted key."""
+    name, _, rest = key.partition(".")
+    inner = replaced(getattr(value, name), rest, leaf) if rest else leaf
+    return dataclasses.replace(value, **{name: inner})

@@ -98,6 +98,9 @@ class TrainingConfig:
         optimizer: The update rule.
         document_attention: Keep attention inside documents.
         compute_dtype: Type of matrix-product operands; weights and accumulation stay float32.
+            `auto` is bfloat16 where the device multiplies it (TPU, NVIDIA GPU since Ampere, CPU
+            with AVX512-BF16 or AMX) and float32 elsewhere; what has begun in one type goes on in
+            it, on any machine.
         remat: What the backward pass recomputes: `none`, `minimal` (all but matrix products) or
             `full`.
         loss_chunk: Tokens whose logits exist at one time, per device.
@@ -128,7 +131,7 @@ class TrainingConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     document_attention: bool = True
-    compute_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     remat: Literal["none", "minimal", "full"] = runtime("none")
     loss_chunk: int = runtime(2048)
     accumulate: int = runtime(1)

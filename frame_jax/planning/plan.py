@@ -23,7 +23,7 @@ from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.stages import Schedule, resolve
 from frame_jax.errors import UserError
 from frame_jax.planning.costs import Corpus, cost_table
-from frame_jax.run import markers, phases
+from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.phases import Unit
 from frame_jax.training.schedules import learning_rate
@@ -68,6 +68,7 @@ def print_plan(
     console = Console(
         highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPED_WIDTH
     )
+    config = compute_dtype.recorded(config, RunDirectory(config.run_directory))
     corpus = read_corpus(config, corpus_tokens)
     units = phases.selected(phases.units(config), until)
     states = read_states(config, units, corpus_tokens is not None)

@@ -11,10 +11,12 @@ import pytest
 from frame_jax import main
 from frame_jax.config.file import load
 from frame_jax.corpus.parts import signature
-from frame_jax.run import markers, phases
+from frame_jax.parallel import hardware
+from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory
 
 FINISHED = Path(__file__).parent / "finished_run"
+COMPUTING = ("reference.weak", "reference.strong", "pretrain")
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def test_nothing_is_left_to_do(place: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_fingerprint_is_that_of_the_markers(place: Path) -> None:
-    config = load("config.yaml")
+    config = compute_dtype.recorded(load("config.yaml"), RunDirectory("run"))
     table = phases.units(config)
     expected = markers.expectations(config, table, signature(config))
     kept = {path.stem: json.loads(path.read_text()) for path in FINISHED.glob("*.json")}
@@ -48,3 +50,19 @@ def test_every_fingerprint_is_that_of_the_markers(place: Path) -> None:
 def test_another_setting_is_still_noticed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["--config", "config.yaml", "--curricula.frame.width", "0.2"]) == 2
     assert "curricula.frame.width: None then, 0.2 now" in capsys.readouterr().err
+
+
+def test_a_marker_that_is_gone_leaves_the_rest_current(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where only scores are left to the device, nothing else says what they were made in."""
+    for name in ("score", "evaluate-frame", "evaluate-random", "evaluate-own"):
+        Path("run", f"{name}.json").unlink()
+    asked: list[dict[str, markers.Expected]] = []
+    monkeypatch.setattr(main, "_run_units", lambda *given: asked.append(given[4]) or 0)
+    monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda device: True)
+    named = [f"--{part}.training.compute_dtype=bfloat16" for part in COMPUTING]
+    assert main.main(["--config", "config.yaml", "--until", "partition", *named]) == 0
+    assert "auto is bfloat16" in capsys.readouterr().err
+    marker = json.loads((FINISHED / "partition.json").read_text())
+    assert asked[0]["partition"].fingerprint == marker["fingerprint"]

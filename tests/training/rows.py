@@ -51,13 +51,14 @@ def make_job(
         batch_rows=training.batch_rows,
         sequence_length=LENGTH,
     )
+    dtype = "bfloat16" if training.compute_dtype == "auto" else training.compute_dtype
     model = ModelConfig(
         hidden_size=32, intermediate_size=64, num_layers=2, num_heads=4, num_kv_heads=2
     )
     return Job(
         name="test",
         folder=root / folder,
-        decoder=Decoder(model, VOCAB, training.compute_dtype),
+        decoder=Decoder(model, VOCAB, dtype),
         training=training,
         parallel=parallel or ParallelConfig(),
         specials=Specials(BOS, EOS),

@@ -1,0 +1,29 @@
+"""What a device can do that JAX does not say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jax
+
+AMPERE = 8  # the first compute capability with bfloat16
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def multiplies_bfloat16(device: jax.Device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: TPUs, NVIDIA GPUs since Ampere, and x86
+    with AVX512-BF16 or AMX do."""
+    if device.platform == "tpu":
+        return True
+    if device.platform == "gpu":
+        number = re.match(r"\d+", str(getattr(device, "compute_capability", "")))
+        return number is not None and int(number[0]) >= AMPERE
+    return device.platform == "cpu" and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def cpu_flags() -> set[str]:
+    """What Linux on x86 calls the features of this processor; none elsewhere."""
+    text = CPU_INFO.read_text("utf-8") if CPU_INFO.exists() else ""
+    line = re.search(r"^flags\s*:(.*)$", text, re.M)
+    return set(line[1].split()) if line else set()

@@ -1,0 +1,77 @@
+"""`compute_dtype: auto` decided, once a run: bfloat16 where the device multiplies it, else float32.
+
+The record is in the markers, each of which holds the type that its unit began under. What has begun
+in one type goes on in it, on whatever machine; so does a run of an earlier release, whose default
+was bfloat16.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from frame_jax.config.run import RunConfig
+from frame_jax.config.settings import lookup, replaced, settings_of
+from frame_jax.run import phases
+from frame_jax.run.directory import RunDirectory
+from frame_jax.run.markers import read_marker
+
+AUTO = "auto"
+TYPES = ("bfloat16", "float32")
+
+
+def left_open(settings: dict[str, Any]) -> list[str]:
+    """The dotted keys, among flattened settings, of types that are left to the device."""
+    return [k for k, value in settings.items() if k.endswith(".compute_dtype") and value == AUTO]
+
+
+def recorded(config: RunConfig, directory: RunDirectory) -> RunConfig:
+    """`config` with the run's own types in the place of `auto`; does not import JAX.
+
+    A setting that no unit has begun under takes the type of the first unit that began under one
+    left to the device, so that a run computes in one type. Where nothing has begun, `auto` stays.
+    """
+    keys, known = left_open(settings_of(config)), dict[str, str]()
+    for unit in phases.units(config):
+        settings = (read_marker(directory, unit) or {}).get("settings", {})
+        known |= {k: settings[k] for k in keys if k in settings and k not in known}
+    usual = next(iter(known.values()), AUTO)
+    for key in keys:
+        config = replaced(config, key, known.get(key, usual))
+    return config
+
+
+def decided(config: RunConfig, so_far: RunConfig) -> RunConfig:
+    """`config` without `auto`; called on every process, and the same on all.
+
+    Process 0 decides, and says what it did.
+
+    Args:
+        config: As the user gave it.
+        so_far: What `recorded` made of it.
+    """
+    import jax
+
+    from frame_jax.parallel import processes
+    from frame_jax.parallel.hardware import multiplies_bfloat16
+
+    device = jax.local_devices()[0]
+    native = "bfloat16" if multiplies_bfloat16(device) else "float32"
+    fresh, kept = False, dict[str, str]()
+    for key in left_open(settings_of(config)):
+        choice = lookup(so_far, key)
+        if choice == AUTO:
+            choice, fresh = native, True
+        elif choice != native:
+            kept[key] = choice
+        config = replaced(config, key, TYPES[processes.agree(TYPES.index(choice))])
+    if processes.is_first():
+        if fresh:
+            print(f"compute_dtype: auto is {native} on {device.device_kind}", file=sys.stderr)
+        for key, choice in kept.items():
+            print(
+                f"{key}: auto stays {choice}, in which this run began; {device.device_kind} would "
+                f"take {native}. For that, say --{key} {native} and repeat the phase (--redo)",
+                file=sys.stderr,
+            )
+    return config
