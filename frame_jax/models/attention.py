@@ -37,14 +37,13 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
         [B, T, H, head_dim] in the dtype of `q`.
     """
     mesh = context_mesh()
-    kernel = _kernel_for(q, k)
     if mesh is None or mesh.are_all_axes_manual:
-        return kernel(q, k, v, segment_ids)
+        return _kernel_for(q, k)(q, k, v, segment_ids)
     # The partitioner cannot cut a kernel; each device calls it on its own rows and heads.
     rows, heads = spec(("batch", "heads"), (q.shape[0], k.shape[2]), mesh)
     split = PartitionSpec(rows, None, heads)
     return jax.shard_map(
-        kernel,
+        lambda q, k, v, ids: _kernel_for(q, k)(q, k, v, ids),
         in_specs=(split, split, split, PartitionSpec(rows)),
         out_specs=split,
         check_vma=False,
@@ -52,6 +51,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
 
 
 def _kernel_for(q: jax.Array, k: jax.Array) -> Callable[..., jax.Array]:
+    """The path for what one device has of the queries and keys."""
     backend = platform()
     if backend == "tpu" and q.shape[1] % SPLASH_BLOCKS[-1] == 0:
         return splash_attention

@@ -2,8 +2,8 @@
 
 The kernel takes lists of segments, their lengths and offsets, and never meets two segments in one
 tile of work: what the documents hide is neither computed nor described by a mask [T, T]. A call
-has a fixed number of places for segments. A batch with more of them takes more calls, in a loop
-that nearly always turns once: the result is exact for any batch.
+has a fixed number of places for segments, and takes working memory for T tokens at each; a batch
+with more segments takes more calls, in a loop. The result is exact for any batch.
 
 JAX has the kernel's operations, but no public function for them; its internal one scales the keys'
 offsets by the number of query heads up to JAX 0.10.2, which is wrong where heads share keys
@@ -29,7 +29,10 @@ import jax.numpy as jnp
 from frame_jax.models.layers import saved
 from frame_jax.parallel.sharding import device_kind
 
-PLACES = 32  # segments that a call takes, for each row; the rows of a device share them
+# Segments that a call takes. The rows of a device share the places, and each brings two at least.
+# The backward pass needs 8 bytes for each number of the queries at each place (says
+# cudnn-frontend's source: sums of dQ in float32, dK and dV of every query head).
+PLACES = 16
 HEAD_DIMS = range(8, 257, 8)
 # Data-centre chips from Hopper on, which is what the kernel's packed layout needs.
 CHIPS = re.compile(r"\b(?:GH|H|GB|B)\d{2,3}\b")
@@ -38,10 +41,10 @@ Kernel = Callable[..., Any]
 
 
 class Segments(NamedTuple):
-    """Where the segments of a batch lie in its B * T tokens.
+    """Where the segments of a batch lie in its B * T tokens. A call has places for B * P of them.
 
     Attributes:
-        starts: [B * T + B * PLACES + 1] int32, the first token of each segment; then B * T.
+        starts: [B * T + B * P + 1] int32, the first token of each segment; then B * T.
         index: [B, T] int32, which segment a token is in, counted through all rows.
         position: [B, T] int32, a token's place in its segment.
         calls: [] int32, how many calls of the kernel take all segments.
@@ -53,16 +56,22 @@ class Segments(NamedTuple):
     calls: jax.Array
 
 
+def places_of_row(rows: int) -> int:
+    """Places that each of so many rows brings to a call."""
+    return max(2, PLACES // rows)
+
+
 def find_segments(segment_ids: jax.Array) -> Segments:
     """The segments of a batch, [B, T] int32; equal ids of one segment stand side by side."""
     B, T = segment_ids.shape
     begins = segment_ids[:, 1:] != segment_ids[:, :-1]
     begins = jnp.pad(begins, ((0, 0), (1, 0)), constant_values=True).reshape(-1)
     index = jnp.cumsum(begins, dtype=jnp.int32) - 1
-    size = B * T + B * PLACES + 1
+    places = B * places_of_row(B)
+    size = B * T + places + 1
     starts = jnp.nonzero(begins, size=size, fill_value=B * T)[0].astype(jnp.int32)
     position = jnp.arange(B * T, dtype=jnp.int32) - starts[index]
-    calls = index[-1] // (B * PLACES) + 1
+    calls = index[-1] // places + 1
     return Segments(starts, index.reshape(B, T), position.reshape(B, T), calls)
 
 
@@ -70,9 +79,8 @@ class Call(NamedTuple):
     """What one call of the kernel takes.
 
     Attributes:
-        lengths: [B, PLACES] int32 of the segments at its places, 0 for none.
-        starts: [B, PLACES + 1] int32, first tokens in the B * T of the batch; the first
-            B * PLACES + 1 of them count.
+        lengths: [B, P] int32 of the segments at its places, 0 for none.
+        starts: [B, P + 1] int32, first tokens in the B * T of the batch; the first B * P + 1 count.
         place: [B, T] int32, where a token's segment is among the call's places, if it is.
         mine: [B, T] bool, whether it is.
     """
@@ -86,11 +94,11 @@ class Call(NamedTuple):
 def call_of(segments: Segments, number: jax.Array) -> Call:
     """The call of that number."""
     B, T = segments.index.shape
-    places = B * PLACES
+    places = B * places_of_row(B)
     starts = jax.lax.dynamic_slice(segments.starts, (number * places,), (places + 1,))
     place = segments.index - number * places
-    padded = jnp.pad(starts, (0, B - 1), constant_values=B * T).reshape(B, PLACES + 1)
-    lengths = jnp.diff(starts).reshape(B, PLACES)
+    padded = jnp.pad(starts, (0, B - 1), constant_values=B * T).reshape(B, -1)
+    lengths = jnp.diff(starts).reshape(B, -1)
     return Call(lengths, padded, place, (place >= 0) & (place < places))
 
 
@@ -115,7 +123,7 @@ def _forward(
         mixed, log_total = done
         part = call_of(segments, number)
         new, statistics = forward_kernel(q, k, v, part.lengths, part.starts)
-        place = jnp.clip(part.place, 0, B * PLACES - 1)
+        place = jnp.clip(part.place, 0, part.lengths.size - 1)
         of_token = statistics[place, :, segments.position]  # [B, T, H]
         of_token = jnp.where(part.mine[:, :, None], of_token, log_total)
         return jnp.where(part.mine[:, :, None, None], new, mixed), of_token
@@ -137,9 +145,9 @@ def _backward(
 
     def call(number: jax.Array, done: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         part = call_of(segments, number)
-        starts = part.starts.reshape(-1)[: B * PLACES]
+        starts = part.starts.reshape(-1)[: part.lengths.size]
         token = jnp.minimum(starts[:, None] + jnp.arange(T), B * T - 1)
-        statistics = by_token[token].transpose(0, 2, 1)  # [B * PLACES, H, T]
+        statistics = by_token[token].transpose(0, 2, 1)  # [B * P, H, T]
         new = backward_kernel(q, k, v, statistics, mixed, grad, part.lengths, part.starts)
         mine = part.mine[:, :, None, None]
         return tuple(jnp.where(mine, x, y) for x, y in zip(new, done, strict=True))
@@ -166,7 +174,7 @@ def forward_kernel(
 
     Returns:
         Mixed values, the shape of `q`, anything for tokens of other segments; logarithms of the
-        softmax's denominators, [B * PLACES, H, T] float32 by place and position, anything after a
+        softmax's denominators, [B * P, H, T] float32 by place and position, anything after a
         segment's end.
     """
     library = _library()
