@@ -1,6 +1,7 @@
-"""Our train step against Hugging Face Llama on PyTorch, on this machine; one JSON line a shape.
+"""Our train step against Hugging Face models on PyTorch, on this machine; one JSON line a shape.
 
     python tools/benchmark_train.py          # needs torch and transformers
+    python tools/benchmark_train.py --shapes experts mamba2
 
 Both train the same model in bfloat16 (float32 weights, AdamW, clipping) from the same weights on
 the same batches, alternately, a step each. `ratio` is the median over the steps, compilation left
@@ -18,11 +19,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 
-from frame_jax.config.models import ModelConfig
+from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.training import ScheduleConfig, TrainingConfig
 from frame_jax.main import prefer_huge_pages
@@ -34,9 +36,13 @@ from frame_jax.training.optimizer import make_optimizer
 from frame_jax.training.schedules import learning_rate
 from frame_jax.training.step import Specials, TrainState, make_train_step
 
-# Smaller pieces of the loss than the default: their logits stay near the cores.
+# Smaller pieces of the loss than the default: their logits stay near the cores. Both minimise the
+# loss of the tokens alone.
 TRAINING = TrainingConfig(
-    schedule=ScheduleConfig(kind="constant", warmup_fraction=0), loss_chunk=1024
+    schedule=ScheduleConfig(kind="constant", warmup_fraction=0),
+    loss_chunk=1024,
+    balance_loss=0,
+    router_z_loss=0,
 )
 WARM_UP = 2  # steps that are not timed
 Step = Callable[[np.ndarray], float]  # rows [B, T + 1] to the loss before the update
@@ -47,6 +53,7 @@ class Shape:
     """What is trained.
 
     Attributes:
+        family: The peer's model: Llama, OLMoE (64 experts, 8 a token) or Mamba-2.
         hidden_size: Width.
         num_layers: Depth.
         vocab_size: Rows of the embedding.
@@ -54,6 +61,7 @@ class Shape:
         length: Tokens in a row.
     """
 
+    family: Literal["Llama", "Olmoe", "Mamba2"]
     hidden_size: int
     num_layers: int
     vocab_size: int
@@ -65,6 +73,17 @@ class Shape:
         heads = self.hidden_size // 64
         inner = -(-8 * self.hidden_size // 3 // 64) * 64
         config = ModelConfig(self.hidden_size, inner, self.num_layers, heads, heads)
+        if self.family == "Olmoe":
+            config = dataclasses.replace(
+                config,
+                layers=("attention+experts",),
+                experts=ExpertsConfig(64, 8, self.hidden_size // 2),
+                qk_norm=True,
+                qk_norm_over="projection",
+            )
+        elif self.family == "Mamba2":
+            mixer = Mamba2Config(num_heads=2 * heads, state_size=128)
+            config = dataclasses.replace(config, layers=("mamba2+none",), mamba2=mixer)
         return Decoder(config, self.vocab_size, remat=TRAINING.remat)
 
     def batch(self, index: int) -> np.ndarray:
@@ -74,11 +93,13 @@ class Shape:
         return np.minimum(random.zipf(1.2, shape) + 2, self.vocab_size - 1).astype(np.int32)
 
 
-SHAPES = [
-    Shape(256, 6, 8192, 16, 512),
-    Shape(512, 8, 16384, 8, 512),
-    Shape(768, 12, 32768, 4, 1024),
-]
+SHAPES = {
+    "small": Shape("Llama", 256, 6, 8192, 16, 512),
+    "medium": Shape("Llama", 512, 8, 16384, 8, 512),
+    "large": Shape("Llama", 768, 12, 32768, 4, 1024),
+    "experts": Shape("Olmoe", 256, 4, 8192, 8, 512),
+    "mamba2": Shape("Mamba2", 256, 6, 8192, 8, 512),
+}
 
 
 def our_step(decoder: Decoder, params: dict) -> Step:
@@ -107,9 +128,9 @@ def peer_step(folder: Path, compiled: bool) -> Step:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     o, peak = TRAINING.optimizer, TRAINING.schedule.peak
-    named = list(model.named_parameters())
-    spared = [p for name, p in named if "norm" in name or "embed" in name]
-    decayed = [p for name, p in named if "norm" not in name and "embed" not in name]
+    decayed, spared = [], []
+    for name, p in model.named_parameters():
+        (spared if p.ndim < 2 or "embed" in name or "conv1d" in name else decayed).append(p)
     groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
         groups, peak, (o.b1, o.b2), o.eps, weight_decay=o.weight_decay, fused=True
@@ -172,7 +193,7 @@ def compare(shape: Shape, steps: int, modes: list[str]) -> dict:
         "shape": dataclasses.asdict(shape),
         "ours_tokens_per_second": round(tokens / statistics.median(a for a, _ in seconds)),
         "peer_tokens_per_second": round(tokens / statistics.median(b for _, b in seconds)),
-        "peer": f"Hugging Face Llama, PyTorch, {chosen}",
+        "peer": f"Hugging Face {shape.family}, PyTorch, {chosen}",
         "ratio": round(statistics.median(b / a for a, b in seconds), 3),
         "ratio_quartiles": np.quantile([b / a for a, b in seconds], [0.25, 0.75]).round(3).tolist(),
         "largest_loss_difference": round(max(abs(a - b) for (a, _), (b, _) in pairs), 4),
@@ -182,12 +203,12 @@ def compare(shape: Shape, steps: int, modes: list[str]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--peers", nargs="+", default=["eager", "compile"])
     options = parser.parse_args()
-    for index in options.shapes:
-        result = compare(SHAPES[index], options.steps, options.peers)
+    for name in options.shapes:
+        result = compare(SHAPES[name], options.steps, options.peers)
         print(json.dumps(result), flush=True)
 
 

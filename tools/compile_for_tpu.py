@@ -5,8 +5,8 @@ The real TPU compiler runs on any machine (`pip install libtpu`), no TPU needed:
     python tools/compile_for_tpu.py --config configs/frame_3b.yaml --topology v5p:4x4x4
 
 Memory is the compiler's for the whole step. Time is the compiler's own estimate, extrapolated from
-programs of two and four layers (see `estimate`). It is for comparing programs; how long chips wait
-for each other is not in it.
+programs of two and four layers of each kind (see `estimate`). It is for comparing programs; how
+long chips wait for each other is not in it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import math
 import re
 import sys
+from collections import Counter
 from typing import Any
 
 import jax
@@ -29,11 +30,17 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, PartitionSpec
 
 from frame_jax.config.file import make_parser, parse
+from frame_jax.config.models import Kind
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.models.cross_entropy import chunk_count
-from frame_jax.models.flops import HBM_GIB, PEAK_FLOPS, forward_flops_per_token
+from frame_jax.models.flops import (
+    HBM_GIB,
+    PEAK_FLOPS,
+    active_parameter_count,
+    forward_flops_per_token,
+)
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import batch_sharding, batch_ways, make_mesh, param_shardings
 from frame_jax.scoring.step import score_rows
@@ -122,10 +129,11 @@ def plan(config: RunConfig, step: str, mesh: Mesh) -> tuple[list[Decoder], Any, 
     return [Decoder(model, vocab_size) for model in models], compile_score, tokens, flops
 
 
-def shallow(decoder: Decoder, layers: int) -> Decoder:
-    """The same model with so many layers, unrolled."""
-    config = dataclasses.replace(decoder.config, num_layers=layers)
-    return dataclasses.replace(decoder, config=config, unroll=layers)
+def shallow(decoder: Decoder, depth: dict[Kind, int]) -> Decoder:
+    """The same model with so many layers of each kind, unrolled."""
+    layers = tuple(name for kind, count in depth.items() for name in ["+".join(kind)] * count)
+    config = dataclasses.replace(decoder.config, layers=layers, num_layers=len(layers))
+    return dataclasses.replace(decoder, config=config, unroll=max(depth.values()))
 
 
 def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str, Any]:
@@ -146,6 +154,7 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
         "parameters": [decoder.parameter_count() for decoder in decoders],
+        "active_parameters": [active_parameter_count(d.config, d.vocab_size) for d in decoders],
         "tokens_per_step": tokens,
         "model_flops_per_step_per_device": flops,
         "hbm_gib_available": HBM_GIB[kind],
@@ -153,7 +162,8 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
     try:
         compiled = compile_step(config, mesh, *decoders)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        # A kernel that asks for too much on-chip memory is a mistake of ours, on any device.
+        if "RESOURCE_EXHAUSTED" not in str(error) or "memory space vmem" in str(error):
             raise
         used = re.search(r"Used ([\d.]+)G of", str(error))
         change = "scoring.rows_per_device, scoring.loss_chunk, or raise scoring.fsdp"
@@ -180,28 +190,57 @@ def estimate(
     """The compiler's seconds for a step, from programs without long loops, and how many operations
     of the shallowest it has no estimate for.
 
-    It counts the body of a loop once. So layers are unrolled, two of each model and then four of
+    It counts the body of a loop once. So layers are unrolled, two of each kind and then four of
     one, and the line is extended to the model's depth; and a piece of the loss costs twice what a
-    step gets cheaper by when pieces are halved. Accumulation repeats all of it.
+    step gets cheaper by when pieces are halved. In a Mamba-2 layer, a chunk costs what the layer
+    gets dearer by when there are twice as many rows of half the length: one chunk is counted of
+    either, and of nothing else is there more. Accumulation repeats all of it.
     """
 
-    def cost(config: RunConfig, depths: list[int]) -> tuple[float, int]:
-        models = [shallow(decoder, n) for decoder, n in zip(decoders, depths, strict=True)]
+    def cost(config: RunConfig, depths: list[dict[Kind, int]]) -> tuple[float, int]:
+        models = [shallow(decoder, depth) for decoder, depth in zip(decoders, depths, strict=True)]
         return split_cost(compile_step(config, mesh, *models).cost_analysis()["optimal_seconds"])
 
-    def seconds(config: RunConfig, depths: list[int]) -> float:
+    def seconds(config: RunConfig, depths: list[dict[Kind, int]]) -> float:
         return cost(config, depths)[0]
 
-    two = [2] * len(decoders)
+    two = [dict.fromkeys(decoder.config.kinds, 2) for decoder in decoders]
     base, unknown = cost(config, two)
     total = base
+    rows, length = halved_length(config, step)
+    wide = seconds(rows, two) if any(d.config.has("mamba2") for d in decoders) else 0.0
     for i, decoder in enumerate(decoders):
-        layer = (seconds(config, [*two[:i], 4, *two[i + 1 :]]) - base) / 2
-        total += (decoder.config.num_layers - 2) * layer
+        for kind, count in Counter(decoder.config.kinds).items():
+            deeper = [*two[:i], two[i] | {kind: 4}, *two[i + 1 :]]
+            layer = (seconds(config, deeper) - base) / 2
+            total += (count - 2) * layer
+            if kind.mixer == "mamba2":
+                chunk = (seconds(rows, deeper) - wide) / 2 - layer
+                total += count * (2 * -(-length // decoder.config.mamba2.chunk) - 1) * chunk
     pieces, halved = loss_pieces(config, step, mesh)
     if pieces > 1:
         total += (pieces - 1) * 2 * (base - seconds(halved, two))
     return total * (config.pretrain.training.accumulate if step == "train" else 1), unknown
+
+
+def halved_length(config: RunConfig, step: str) -> tuple[RunConfig, int]:
+    """The config with twice as many rows of half the length, and that length."""
+    if step == "score":
+        scoring = config.scoring
+        length = scoring.context // 2
+        more = dataclasses.replace(
+            scoring, context=length, rows_per_device=2 * scoring.rows_per_device
+        )
+        return dataclasses.replace(config, scoring=more), length
+    rows, training = config.partition.rows, config.pretrain.training
+    length = rows.sequence_length // 2
+    partition = dataclasses.replace(
+        config.partition, rows=dataclasses.replace(rows, sequence_length=length)
+    )
+    pretrain = dataclasses.replace(
+        config.pretrain, training=dataclasses.replace(training, batch_rows=2 * training.batch_rows)
+    )
+    return dataclasses.replace(config, partition=partition, pretrain=pretrain), length
 
 
 def split_cost(optimal_seconds: float) -> tuple[float, int]:

@@ -1,13 +1,14 @@
 """How much arithmetic a model is: a shape in, floating-point operations out.
 
 Convention: a multiply and an add are two operations; only matrix products count; attention is
-causal, so a query meets half of the keys; the backward pass is twice the forward pass; what remat
-computes again does not count. Model FLOPs utilisation (MFU) is these over what the chips could do.
+causal, so a query meets half of the keys; Mamba-2 is its recurrence; of a mixture, the router and
+the experts of a token; the backward pass is twice the forward pass; what remat computes again does
+not count. Model FLOPs utilisation (MFU) is these over what the chips could do.
 """
 
 from __future__ import annotations
 
-from frame_jax.config.models import ModelConfig
+from frame_jax.config.models import Kind, ModelConfig
 
 # Dense bfloat16 FLOPs a second of one device, from the makers' data sheets, by JAX `device_kind`.
 PEAK_FLOPS = {
@@ -25,28 +26,76 @@ HBM_GIB = {"TPU v4": 31.75, "TPU v5 lite": 15.75, "TPU v5": 95.74, "TPU v6 lite"
 
 
 def matrix_parameters(config: ModelConfig, vocab_size: int) -> int:
-    """Parameters that take part in a matrix product for every token.
+    """Parameters that take part in a matrix product for a token: of experts, those of its own.
 
     The embedding lookup is none; the output projection is one, tied or not.
     """
-    heads, kv_heads = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
-    attention = config.hidden_size * (2 * heads + 2 * kv_heads)
-    feed_forward = 3 * config.hidden_size * config.intermediate_size
-    return config.num_layers * (attention + feed_forward) + vocab_size * config.hidden_size
+    c = config
+    layers = sum(mixer(c, kind) + feed_forward(c, kind, c.experts.per_token) for kind in c.kinds)
+    return layers + vocab_size * c.hidden_size
+
+
+def mixer(c: ModelConfig, kind: Kind) -> int:
+    """Parameters of the matrices of a layer's mixer."""
+    if kind.mixer == "mamba2":
+        m = c.mamba2
+        gate_input_and_output, maps = 3 * m.width, 2 * m.groups * m.state_size
+        return c.hidden_size * (gate_input_and_output + maps + m.num_heads)
+    heads, kv_heads = c.num_heads * c.head_width, c.num_kv_heads * c.head_width
+    return c.hidden_size * (2 * heads + 2 * kv_heads)
+
+
+def feed_forward(c: ModelConfig, kind: Kind, experts: int) -> int:
+    """Parameters of the matrices of a layer's feed-forward, with so many of its experts."""
+    match kind.feed_forward:
+        case "none":
+            return 0
+        case "dense":
+            return (3 if c.activation == "swiglu" else 2) * c.hidden_size * c.intermediate_size
+        case "experts":
+            e = c.experts
+            widths = experts * e.intermediate_size + e.shared_size
+            return c.hidden_size * (e.count + 3 * widths)
+
+
+def vectors(c: ModelConfig, kind: Kind) -> int:
+    """All other parameters of a layer: norms, biases, convolutions and the like."""
+    norm = c.hidden_size * (2 if c.norm == "layer" else 1)
+    count = norm if kind.feed_forward == "none" else 2 * norm
+    if kind.mixer == "mamba2":
+        m = c.mamba2
+        channels = m.width + 2 * m.groups * m.state_size
+        count += channels * (m.conv_width + m.conv_bias) + 3 * m.num_heads + m.width
+    else:
+        heads, kv_heads = c.num_heads * c.head_width, c.num_kv_heads * c.head_width
+        count += (heads + 2 * kv_heads) * c.qkv_bias + c.hidden_size * c.bias
+        whole = c.qk_norm_over == "projection"
+        count += (heads + kv_heads if whole else 2 * c.head_width) * c.qk_norm
+    if kind.feed_forward == "dense":
+        inner = c.intermediate_size * (2 if c.activation == "swiglu" else 1)
+        count += (inner + c.hidden_size) * c.bias
+    elif kind.feed_forward == "experts":
+        count += c.experts.count * c.experts.balance_bias
+    return count
 
 
 def parameter_count(config: ModelConfig, vocab_size: int) -> int:
     """All parameters: matrices, embeddings, norms and biases."""
-    heads, kv_heads = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
-    layer = 2 * config.hidden_size
-    layer += (heads + 2 * kv_heads) * config.qkv_bias + 2 * config.head_width * config.qk_norm
-    tables = 1 if config.tie_embeddings else 2
-    return (
-        matrix_parameters(config, 0)
-        + tables * vocab_size * config.hidden_size
-        + config.num_layers * layer
-        + config.hidden_size
+    return _parameters(config, vocab_size, config.experts.count)
+
+
+def active_parameter_count(config: ModelConfig, vocab_size: int) -> int:
+    """Those of them that a token meets: all but the experts that its router leaves out."""
+    return _parameters(config, vocab_size, config.experts.per_token)
+
+
+def _parameters(c: ModelConfig, vocab_size: int, experts: int) -> int:
+    layers = sum(
+        mixer(c, kind) + feed_forward(c, kind, experts) + vectors(c, kind) for kind in c.kinds
     )
+    tables = 1 if c.tie_embeddings else 2
+    final_norm = c.hidden_size * (2 if c.norm == "layer" else 1)
+    return layers + tables * vocab_size * c.hidden_size + final_norm
 
 
 def forward_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -> float:
@@ -57,9 +106,22 @@ def forward_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -
     >>> forward_flops_per_token(tiny, vocab_size=5, length=8)  # 2 * (16 + 18 + 10) + 4 * 4 * 2
     120.0
     """
-    heads = config.num_heads * config.head_width
-    scores_and_mix = 2 * 2 * (length / 2) * heads * config.num_layers
-    return 2 * matrix_parameters(config, vocab_size) + scores_and_mix
+    mixed = sum(mixing(config, kind, length) for kind in config.kinds)
+    return 2 * matrix_parameters(config, vocab_size) + mixed
+
+
+def mixing(c: ModelConfig, kind: Kind, length: int) -> float:
+    """Forward FLOPs of a token in a layer's mixer beside its projections.
+
+    Attention: scores and their mix, over half of the row. Mamba-2: its recurrence (Dao and
+    Gu 2024, arXiv 2405.21060, section 2), h[t] = a[t] * h[t-1] + b[t] x[t]^T and y[t] = c[t]^T h[t]
+    for each head: a product that adds to a state [N, P] and one that reads it, 2 * N * P each,
+    whatever the length; what computing it in chunks costs beyond that does not count. The decay of
+    the state, the skip and the convolution, number by number, are no matrix products.
+    """
+    if kind.mixer == "mamba2":
+        return 2 * 2 * c.mamba2.state_size * c.mamba2.width
+    return 2 * 2 * (length / 2) * c.num_heads * c.head_width
 
 
 def training_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -> float:

@@ -13,6 +13,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
 from frame_jax.files import cached
 from frame_jax.models.flops import (
+    active_parameter_count,
     forward_flops_per_token,
     parameter_count,
     training_flops_per_token,
@@ -166,7 +167,7 @@ def cost_table(
     work, notes = list_work(config, corpus, steps)
     work = [item for item in work if item.unit in left]
     table = Table(title="cost", title_justify="left")
-    columns = ["parameters", "weights GiB", "optimizer GiB", "tokens", "FLOPs", "share"]
+    columns = ["parameters", "active", "weights GiB", "optimizer GiB", "tokens", "FLOPs", "share"]
     table.add_column("work")
     for column in columns + (["time left"] if tokens_per_second else []):
         table.add_column(column, justify="right", overflow="fold")
@@ -177,9 +178,11 @@ def cost_table(
     total = sum(item.flops for item in work)
     hours = [item.flops * left[item.unit] / speed / 3600 for item in work]
     for item, time in zip(work, hours, strict=True):
+        shape = (item.decoder.config, item.decoder.vocab_size)
         table.add_row(
             item.name,
-            f"{parameter_count(item.decoder.config, item.decoder.vocab_size):,}",
+            f"{parameter_count(*shape):,}",
+            f"{active_parameter_count(*shape):,}",
             f"{item.weight_bytes / 2**30:,.3f}",
             f"{item.optimizer_bytes / 2**30:,.3f}",
             f"{item.tokens:,}",
@@ -188,11 +191,15 @@ def cost_table(
             *([f"{time:,.2f} h"] if tokens_per_second else []),
         )
     end = [f"{sum(hours):,.2f} h"] if tokens_per_second else []
-    table.add_row("all", "", "", "", "", f"{total:.2e}", "", *end)
+    table.add_row("all", "", "", "", "", "", f"{total:.2e}", "", *end)
     notes.append(
         "memory: of all devices together; gradients and activations come on top, see "
         "tools/compile_for_tpu.py"
     )
+    if any(item.decoder.config.has("experts") for item in work):
+        notes.append(
+            "active: parameters that a token meets, of experts its own; FLOPs are of these"
+        )
     if tokens_per_second:
         notes.append(
             f"time: at {tokens_per_second:,.0f} tokens a second in pretraining, all else at the "

@@ -1,8 +1,45 @@
+"""Parameters and arithmetic of every kind of layer, against sums done by hand."""
+
+import dataclasses
+
 import pytest
 
-from frame_jax.config.models import ModelConfig
-from frame_jax.models.flops import parameter_count, training_flops_per_token
+from frame_jax.config.models import ExpertsConfig, LayerName, Mamba2Config, ModelConfig
+from frame_jax.models.flops import (
+    active_parameter_count,
+    forward_flops_per_token,
+    matrix_parameters,
+    parameter_count,
+    training_flops_per_token,
+)
 from frame_jax.models.functional import Decoder
+
+TINY = ModelConfig(
+    hidden_size=4,
+    intermediate_size=7,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    experts=ExpertsConfig(count=8, per_token=2, intermediate_size=3),
+    mamba2=Mamba2Config(num_heads=2, head_dim=3, state_size=5),
+)
+# Query and output 4 x 4, key and value 4 x 2; scores and mix of half of 10 tokens, width 4.
+ATTENTION, ATTENDED = 16 + 16 + 8 + 8, 2 * 2 * 5 * 4
+# Gate, input and output 4 x 6, B and C 4 x 5, step size 4 x 2; two heads make and read 5 x 3.
+MAMBA2, RECURRED = 3 * 24 + 2 * 20 + 8, 2 * (2 * 15 + 2 * 15)
+DENSE = 3 * 4 * 7
+EXPERTS = 4 * 8 + 2 * 3 * 4 * 3  # the router, and two of its experts
+NEOX = dataclasses.replace(
+    TINY, norm="layer", bias=True, qkv_bias=True, activation="gelu", parallel_residual=True
+)
+ALL: tuple[LayerName, ...] = (
+    "attention+dense",
+    "attention+experts",
+    "attention+none",
+    "mamba2+dense",
+    "mamba2+experts",
+    "mamba2+none",
+)
 
 
 @pytest.mark.parametrize(
@@ -11,10 +48,61 @@ from frame_jax.models.functional import Decoder
         ModelConfig(),
         ModelConfig(tie_embeddings=False, num_layers=3),
         ModelConfig(qkv_bias=True, qk_norm=True, head_dim=32),
+        ModelConfig(qk_norm=True, qk_norm_over="projection"),
+        NEOX,
+        dataclasses.replace(NEOX, activation="swiglu", tie_embeddings=False),
+        *[dataclasses.replace(TINY, layers=(name,)) for name in ALL],
+        dataclasses.replace(TINY, num_layers=12, layers=ALL, norm="layer", bias=True),
+        dataclasses.replace(
+            TINY,
+            num_layers=4,
+            layers=("mamba2+experts", "attention+experts"),
+            experts=ExpertsConfig(shared_size=24, balance_bias=True),
+            mamba2=Mamba2Config(groups=4, conv_bias=False, conv_width=3),
+        ),
     ],
 )
 def test_parameters_are_counted_without_making_them(config: ModelConfig) -> None:
     assert parameter_count(config, 640) == Decoder(config, 640).parameter_count()
+
+
+@pytest.mark.parametrize(
+    ("name", "matrices", "beside"),
+    [
+        ("attention+dense", ATTENTION + DENSE, ATTENDED),
+        ("attention+experts", ATTENTION + EXPERTS, ATTENDED),
+        ("attention+none", ATTENTION, ATTENDED),
+        ("mamba2+dense", MAMBA2 + DENSE, RECURRED),
+        ("mamba2+experts", MAMBA2 + EXPERTS, RECURRED),
+        ("mamba2+none", MAMBA2, RECURRED),
+    ],
+)
+def test_a_layer_costs_what_its_token_meets(name: LayerName, matrices: int, beside: int) -> None:
+    config = dataclasses.replace(TINY, layers=(name,))
+    assert matrix_parameters(config, 11) == matrices + 4 * 11
+    assert forward_flops_per_token(config, 11, 10) == 2 * (matrices + 4 * 11) + beside
+    assert training_flops_per_token(config, 11, 10) == 3 * forward_flops_per_token(config, 11, 10)
+
+
+def test_layers_of_a_pattern_add_up_and_only_attention_looks_back() -> None:
+    config = dataclasses.replace(TINY, num_layers=4, layers=("mamba2+dense", "attention+experts"))
+    matrices = 2 * (MAMBA2 + DENSE + ATTENTION + EXPERTS) + 4 * 11
+    assert forward_flops_per_token(config, 11, 10) == 2 * matrices + 2 * (RECURRED + ATTENDED)
+    longer = forward_flops_per_token(config, 11, 20) - forward_flops_per_token(config, 11, 10)
+    assert longer == 2 * ATTENDED
+    alone = dataclasses.replace(TINY, layers=("mamba2+none",))
+    assert forward_flops_per_token(alone, 11, 10) == forward_flops_per_token(alone, 11, 10_000)
+
+
+def test_experts_that_a_token_does_not_meet_are_parameters_but_not_active() -> None:
+    config = dataclasses.replace(TINY, num_layers=3, layers=("attention+experts",))
+    idle = 3 * (8 - 2) * 3 * 4 * 3
+    assert parameter_count(config, 11) - active_parameter_count(config, 11) == idle
+    assert active_parameter_count(TINY, 11) == parameter_count(TINY, 11)
+
+
+def test_biases_and_a_feed_forward_without_a_gate_cost_their_matrices() -> None:
+    assert matrix_parameters(NEOX, 11) == ATTENTION + 2 * 4 * 7 + 4 * 11
 
 
 def test_flops_approach_six_times_parameters_where_attention_is_short() -> None:

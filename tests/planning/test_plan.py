@@ -12,7 +12,7 @@ from rich.console import Console
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.curriculum import CurriculumConfig, StageConfig
 from frame_jax.config.file import load
-from frame_jax.config.models import ModelConfig
+from frame_jax.config.models import ExpertsConfig, ModelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import (
     OptimizerConfig,
@@ -48,10 +48,13 @@ PARAMETERS = 3 * (400 + 600 + 20) + 2000 + 10
 SCORING = 8_500_000 * (2 * (3 * 1000 + 1000) + 3 * 4 * 10 * 1024 / 2)
 
 
-def costs(weak: Path | None = None) -> tuple[dict[str, list[str]], str]:
+def costs(
+    weak: Path | None = None, model: ModelConfig | None = None
+) -> tuple[dict[str, list[str]], str]:
     """Lines of the table by what they are about, and all of its text."""
+    checkpoint = None if weak is None else str(weak)
     reference = ReferenceConfig(
-        weak=ReferenceModelConfig(checkpoint=None if weak is None else str(weak))
+        weak=ReferenceModelConfig(model=model or ModelConfig(), checkpoint=checkpoint)
     )
     config = RunConfig(
         run_directory="nowhere",
@@ -71,10 +74,11 @@ def test_an_imported_model_costs_no_training_and_is_scored_at_its_own_size(tmp_p
     (tmp_path / "config.json").write_text(json.dumps(CHECKPOINT))
     lines, text = costs(weak=tmp_path)
     assert "reference weak" not in lines
-    parameters, _, _, tokens, flops, _ = lines["scoring, weak"]
-    assert (parameters, tokens, flops) == (f"{PARAMETERS:,}", "8,500,000", f"{SCORING:.2e}")
+    parameters, active, _, _, tokens, flops, _ = lines["scoring, weak"]
+    assert parameters == active == f"{PARAMETERS:,}"
+    assert (tokens, flops) == ("8,500,000", f"{SCORING:.2e}")
     assert f"reference.weak is imported; its shape is from {tmp_path / 'config.json'}" in text
-    assert float(lines["reference strong"][4]) > 0 and "reference.strong" not in text
+    assert float(lines["reference strong"][5]) > 0 and "reference.strong" not in text
 
 
 def test_a_checkpoint_that_is_not_there_yet_is_assumed_and_said_to_be(tmp_path: Path) -> None:
@@ -83,7 +87,7 @@ def test_a_checkpoint_that_is_not_there_yet_is_assumed_and_said_to_be(tmp_path: 
     assert lines["scoring, weak"][0] == own["scoring, weak"][0]
     assert "reference weak" not in lines
     assert "config.json is not there; its shape is assumed to be reference.weak.model" in text
-    assert own["reference weak"][3] != "0"
+    assert own["reference weak"][4] != "0"
 
 
 def test_a_checkpoint_that_cannot_be_scored_is_refused_by_the_plan(tmp_path: Path) -> None:
@@ -94,6 +98,21 @@ def test_a_checkpoint_that_cannot_be_scored_is_refused_by_the_plan(tmp_path: Pat
     (tmp_path / "config.json").write_text(json.dumps(short))
     with pytest.raises(UserError, match="at most 512 tokens"):
         costs(weak=tmp_path)
+
+
+def test_experts_take_memory_and_only_those_of_a_token_take_time() -> None:
+    dense = ModelConfig(hidden_size=32, intermediate_size=24, num_heads=2, num_layers=2)
+    experts = ExpertsConfig(count=64, per_token=2, intermediate_size=12)
+    mixture = dataclasses.replace(dense, layers=("attention+experts",), experts=experts)
+    (lines, text), (plain, silent) = costs(model=mixture), costs(model=dense)
+    idle, router = 2 * 62 * 3 * 32 * 12, 2 * 32 * 64
+    for work in ("reference weak", "scoring, weak"):
+        parameters, active = (int(cell.replace(",", "")) for cell in lines[work][:2])
+        assert active == int(plain[work][0].replace(",", "")) + router
+        assert parameters == active + idle
+    assert "of experts its own" in text and "of experts its own" not in silent
+    with_experts, without = (float(table["scoring, weak"][5]) for table in (lines, plain))
+    assert with_experts == pytest.approx(without, rel=0.02)  # all experts would add a seventh
 
 
 @pytest.mark.parametrize(
@@ -139,10 +158,10 @@ def test_epochs_are_planned_and_paid_for(tmp_path: Path, capsys) -> None:
     once, double = (line_of(shown, f"pretrain {name}") for name in ("once", "twice"))
     steps = [int(re.search(rf"{name}: (\d+) steps", shown)[1]) for name in ("once", "twice")]
     assert 2 * steps[0] - 1 <= steps[1] <= 2 * steps[0]
-    assert [int(line[3].replace(",", "")) for line in (once, double)] == [
+    assert [int(line[4].replace(",", "")) for line in (once, double)] == [
         count * 16 * 64 for count in steps
     ]
-    assert float(once[6].split()[0]) == pytest.approx(steps[0] * 16 * 64 / 1000 / 3600, abs=0.006)
+    assert float(once[7].split()[0]) == pytest.approx(steps[0] * 16 * 64 / 1000 / 3600, abs=0.006)
     plot = shown[shown.index("twice:") :]
     (q3,) = re.findall(r"Q3 \|(.*)\|", plot[: plot.index("cost")])
     assert q3[1] == q3[31] == "█" and q3[16] == q3[46] == " "

@@ -1,11 +1,24 @@
-"""How the check for TPUs reads the compiler's seconds."""
+"""How the check for TPUs reads the compiler's seconds, and what it has it compile."""
 
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-TOOL = Path(__file__).parents[2] / "tools" / "compile_for_tpu.py"
+from frame_jax.config.file import load
+from frame_jax.config.models import Kind, ModelConfig
+from frame_jax.models.functional import Decoder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the tool defines."""
+    for name in ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.setenv(name, "")  # the tool sets them; this puts them back
+    return runpy.run_path(str(ROOT / "tools" / "compile_for_tpu.py"))
 
 
 @pytest.mark.parametrize(
@@ -13,9 +26,52 @@ TOOL = Path(__file__).parents[2] / "tools" / "compile_for_tpu.py"
     [(0.875, 0.875, 0), (1.5, 1.5, 0), (-35.9677887, 0.0322113, 36), (-0.25, 0.75, 1)],
 )
 def test_an_operation_without_an_estimate_is_counted_and_costs_nothing(
-    reported: float, seconds: float, unknown: int, monkeypatch: pytest.MonkeyPatch
+    reported: float, seconds: float, unknown: int, tool: dict[str, Any]
 ) -> None:
-    for name in ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
-        monkeypatch.setenv(name, "")  # the tool sets them; this puts them back
-    split_cost = runpy.run_path(str(TOOL))["split_cost"]
-    assert split_cost(reported) == (pytest.approx(seconds), unknown)
+    assert tool["split_cost"](reported) == (pytest.approx(seconds), unknown)
+
+
+class Priced:
+    """A stand-in for the compiler: it counts the body of every loop once."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def cost_analysis(self) -> dict[str, float]:
+        return {"optimal_seconds": self.seconds}
+
+
+def test_the_seconds_of_a_step_come_from_two_and_four_layers_of_each_kind(
+    tool: dict[str, Any],
+) -> None:
+    """Prices by kind, a chunk of a Mamba-2 layer and a piece of the loss each counted once."""
+    config = load(ROOT / "configs" / "frame_hybrid.yaml")
+    mamba2, attention = Kind("mamba2", "dense"), Kind("attention", "dense")
+    layer, chunk, piece, rest = {mamba2: 0.003, attention: 0.005}, 0.0001, 0.02, 0.01
+    seen = []
+
+    def compile_step(config: Any, mesh: Any, decoder: Decoder) -> Priced:
+        assert decoder.unroll >= max(run.length for run in decoder.config.runs)
+        kinds, training = decoder.config.kinds, config.pretrain.training
+        seen.append(kinds)
+        rows = training.batch_rows / 256  # of 4,096 tokens
+        seconds = rest + sum(layer[kind] for kind in kinds)
+        seconds += kinds.count(mamba2) * chunk * rows + piece * training.loss_chunk / 4096
+        return Priced(seconds)
+
+    class Mesh:
+        shape = dict.fromkeys(("slice", "data", "expert", "tensor"), 1) | {"fsdp": 64}
+
+    seconds, unknown = tool["estimate"](
+        config, "train", Mesh(), [Decoder(config.pretrain.model, 512)], compile_step
+    )
+    # Four rows of 4,096 a device: 16 chunks of 256 tokens, and four pieces of the loss.
+    whole = rest + 36 * (layer[mamba2] + 16 * chunk) + 4 * layer[attention] + 4 * piece
+    assert (seconds, unknown) == (pytest.approx(whole), 0)
+    assert max(map(len, seen)) == 6
+
+
+def test_a_model_of_one_kind_is_made_shallow_as_it_is(tool: dict[str, Any]) -> None:
+    decoder = Decoder(ModelConfig(num_layers=8), 512)
+    shallow = tool["shallow"](decoder, {Kind("attention", "dense"): 4})
+    assert shallow.config.runs[0].length == shallow.unroll == 4 and shallow.config.repeats == 1
