@@ -58,7 +58,7 @@ class Entry:
 
 
 MAIN = ".venv/bin/python -m frame_jax.main --config my_run.yaml"
-COMPILE = "tools/compile_for_tpu.py --config configs/frame_3b.yaml --topology v5p:4x4x4"
+COMPILE = "tools/compile_ahead.py --config configs/frame_3b.yaml --topology v5p:4x4x4"
 LAYERS = "--pretrain.model.num_layers 2"  # of a program that takes a minute to compile
 COMPILED = Entry(extra=LAYERS, shows='"hbm_gib_per_device"', needs=("libtpu",), program=True)
 

@@ -45,13 +45,13 @@ class Segments(NamedTuple):
 
     Attributes:
         starts: [B * T + B * P + 1] int32, the first token of each segment; then B * T.
-        index: [B, T] int32, which segment a token is in, counted through all rows.
+        segment: [B, T] int32, which segment a token is in, counted through all rows.
         position: [B, T] int32, a token's place in its segment.
         calls: [] int32, how many calls of the kernel take all segments.
     """
 
     starts: jax.Array
-    index: jax.Array
+    segment: jax.Array
     position: jax.Array
     calls: jax.Array
 
@@ -93,19 +93,17 @@ class Call(NamedTuple):
 
 def call_of(segments: Segments, number: jax.Array) -> Call:
     """The call of that number."""
-    B, T = segments.index.shape
+    B, T = segments.segment.shape
     places = B * places_of_row(B)
     starts = jax.lax.dynamic_slice(segments.starts, (number * places,), (places + 1,))
-    place = segments.index - number * places
+    place = segments.segment - number * places
     padded = jnp.pad(starts, (0, B - 1), constant_values=B * T).reshape(B, -1)
     lengths = jnp.diff(starts).reshape(B, -1)
     return Call(lengths, padded, place, (place >= 0) & (place < places))
 
 
 @jax.custom_vjp
-def packed_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
-) -> jax.Array:
+def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """`models.attention.attention`, where `obstacle` finds none.
 
     Segments must be contiguous: equal ids stand side by side.

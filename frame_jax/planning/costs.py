@@ -194,7 +194,7 @@ def cost_table(
     table.add_row("all", "", "", "", "", "", f"{total:.2e}", "", *end)
     notes.append(
         "memory: of all devices together; gradients and activations come on top, see "
-        "tools/compile_for_tpu.py"
+        "tools/compile_ahead.py"
     )
     if any(item.decoder.config.has("experts") for item in work):
         notes.append(

@@ -1,29 +1,22 @@
 """Attention by offsets: cuDNN's kernel cannot run here, so its contract stands in for it.
 
-`KERNELS` compute one segment at a time from lengths and offsets, as cuDNN does, in plain JAX, and
-leave not-a-number wherever cuDNN promises nothing. What is ours is tested around them: which segment
-is in which call, what becomes of the parts, the derivatives. That the real kernel is called, once
-forward and once backward, shows the program compiled for an H100, where the CUDA plugin is
-installed.
+`forward` and `backward` compute one segment at a time from lengths and offsets, as cuDNN does, in
+NumPy, and leave not-a-number wherever cuDNN promises nothing. What is ours is tested around them:
+which segment is in which call, what becomes of the parts, the derivatives.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import re
-import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.models import packed_attention as module
-from frame_jax.models.attention import attention
-from tests.models.test_attention import B, H, HEAD, K, T, reference
+from tests.models.test_attention import HEAD, B, H, K, T, reference
 
 
 def segment(starts: Any, lengths: Any, place: int) -> tuple[int, int]:
@@ -71,9 +64,8 @@ def backward(
         of_key = np.einsum("hqk,qhd->khd", by_score, queries)
         of_value = np.einsum("hqk,qhd->khd", weights, by_out)
         grouped = (stop - start, K, H // K, HEAD)
-        for whole, part in zip(
-            grads, (of_query, of_key.reshape(grouped).sum(2), of_value.reshape(grouped).sum(2))
-        ):
+        of_key, of_value = (x.reshape(grouped).sum(2) for x in (of_key, of_value))
+        for whole, part in zip(grads, (of_query, of_key, of_value), strict=True):
             whole[start:stop] = part
     return tuple(x.reshape(B, T, -1, HEAD) for x in grads)
 

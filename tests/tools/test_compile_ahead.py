@@ -18,7 +18,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the tool defines."""
     for name in ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "")  # the tool sets them; this puts them back
-    return runpy.run_path(str(ROOT / "tools" / "compile_for_tpu.py"))
+    return runpy.run_path(str(ROOT / "tools" / "compile_ahead.py"))
 
 
 @pytest.mark.parametrize(
