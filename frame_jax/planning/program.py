@@ -429,6 +429,11 @@ def lower_bound(program: Program, machine: Machine) -> Bound:
                     transfers[kind].bytes_hidden += amount if clock.busy > busy else 0
                     clock.now = max(clock.now, end)
             elif not operation.kind.endswith("-update"):
+                fused = operation.called() if operation.kind == "fusion" else None
+                for inner in program.computations[fused].values() if fused else ():
+                    if program.collective(inner):  # TPUs have transfers inside of products
+                        kind, amount, _ = communicate(str(fused), inner, times)
+                        transfers[kind].bytes_hidden += amount
                 flops = matrix_flops(inside, operation) + nested(operation)
                 moved = program.read_and_written(name, operation)
                 seconds = max(flops / machine.flops, moved / machine.memory)

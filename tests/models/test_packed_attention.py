@@ -8,14 +8,22 @@ which segment is in which call, what becomes of the parts, the derivatives.
 from __future__ import annotations
 
 import functools
+import importlib.util
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.models import packed_attention as module
+from frame_jax.models.attention import _kernel_for as kernel_for
+from frame_jax.models.attention import attention, lean_attention, library_attention
+from frame_jax.models.transformer import REMAT_POLICIES
+from frame_jax.planning.chips import CHIPS
+from frame_jax.planning.program import Program
 from tests.models.test_attention import HEAD, B, H, K, T, reference
 
 
@@ -144,3 +152,53 @@ def test_another_version_of_jax_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "_missing", functools.cache(module._missing.__wrapped__))
     q = jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)
     assert "other operations for cuDNN" in str(module.obstacle(q, q))
+
+
+def test_the_fallback_is_chosen_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frame_jax.models.attention.platform", lambda: "gpu")
+    monkeypatch.setattr(module, "device_kind", lambda: "NVIDIA H100 80GB HBM3")
+    q = jax.ShapeDtypeStruct((2, 256, 4, 128), jnp.bfloat16)
+    assert kernel_for(q, q) is module.packed_attention
+    monkeypatch.setattr(module, "device_kind", lambda: "NVIDIA A100-SXM4-80GB")
+    with pytest.warns(UserWarning, match="mask of all pairs: .*Hopper or Blackwell"):
+        assert kernel_for(q, q).func is library_attention  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match="plain XLA"):
+        assert kernel_for(q.update(dtype=jnp.float32), q) is lean_attention
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs XLA's compiler for GPUs"
+)
+def test_compiled_for_an_h100_one_kernel_runs_each_way_without_a_mask() -> None:
+    """Under remat `minimal`, on two devices; memory grows as the row does."""
+    from jax.experimental import topologies
+
+    from frame_jax.parallel.sharding import AXES
+
+    target = CHIPS["h100"].target_config()
+    devices = topologies.get_topology_desc(
+        platform="cuda", topology_name="", topology="1x1x2", target_config=target
+    ).devices
+    auto = (AxisType.Auto,) * len(AXES)
+    mesh = Mesh(np.array(devices).reshape(1, 1, 2, 1, 1), AXES, axis_types=auto)
+    rows = NamedSharding(mesh, PartitionSpec("fsdp"))
+    held = []
+    for length in (4096, 8192):
+        q, k = (
+            jax.ShapeDtypeStruct((4, length, heads, 128), jnp.bfloat16, sharding=rows)
+            for heads in (24, 8)
+        )
+        ids = jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=rows)
+
+        def loss(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
+            layer = jax.checkpoint(attention, policy=REMAT_POLICIES["minimal"])
+            return layer(q, k, v, ids).astype(jnp.float32).sum()
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, ids)
+        compiled = lowered.compile()
+        program = Program(compiled.as_text())
+        assert program.kernels() == {"__cudnn$fmhaSoftmax": 1, "__cudnn$fmhaSoftmaxBackward": 1}
+        assert not re.search(rf"\[[\d,]*{length},{length}\]", compiled.as_text())
+        held.append(compiled.memory_analysis().temp_size_in_bytes)
+    assert held[1] < 2.1 * held[0]
