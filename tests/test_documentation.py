@@ -60,7 +60,7 @@ class Entry:
 MAIN = ".venv/bin/python -m frame_jax.main --config my_run.yaml"
 COMPILE = "tools/compile_ahead.py --config configs/frame_3b.yaml --topology v5p:4x4x4"
 LAYERS = "--pretrain.model.num_layers 2"  # of a program that takes a minute to compile
-COMPILED = Entry(extra=LAYERS, shows='"hbm_gib_per_device"', needs=("libtpu",), program=True)
+COMPILED = Entry(extra=LAYERS, shows="GiB a device: fits", needs=("libtpu",), program=True)
 
 COMMANDS = {
     # README.md
@@ -114,6 +114,9 @@ COMMANDS = {
     ".venv/bin/python -m frame_jax.main --config configs/frame_3b.yaml --plan "
     "--corpus_tokens 1e12": Entry(shows="as given by --corpus_tokens"),
     f".venv/bin/python {COMPILE}": COMPILED,
+    f".venv/bin/python {COMPILE.replace('v5p:4x4x4', 'h100:8x8')}": dataclasses.replace(
+        COMPILED, needs=("jax_cuda13_plugin",)
+    ),
     "kubectl apply -f docs/launch/gke_tpu.yaml": Entry(shows="learning rate"),
     "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm/frame-3b/tokens/part-*.parquet"),
     # docs/report.md

@@ -301,10 +301,11 @@ def table(answer: dict[str, Any]) -> str:
             f"(MFU {answer['estimated_mfu']:.0%}; "
             f"{answer['operations_without_estimate']} operations not estimated)"
         )
-    if "lower_bound_step_seconds" in answer:
+    if seconds := answer.get("lower_bound_step_seconds"):
         lines["time"] = (
-            f"at least {answer['lower_bound_step_seconds']:.3f} s a step, every operation at the "
-            f"chip's peaks (MFU at most {answer['upper_bound_mfu']:.0%}): a lower bound, which no "
+            f"at least {seconds:.3f} s a step, every operation at the chip's peaks, "
+            f"{seconds - answer['lower_bound_seconds_without_waiting']:.3f} s of it waiting for "
+            f"transfers (MFU at most {answer['upper_bound_mfu']:.0%}): a lower bound, which no "
             "device reaches"
         )
     width = max(map(len, lines))
