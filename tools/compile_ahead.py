@@ -26,7 +26,10 @@ import json
 import math
 import re
 import sys
+import tempfile
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -65,6 +68,7 @@ STEPS = 1000  # length of the schedule; the program's cost does not depend on it
 # Of a GPU's memory, what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 MEMORY_FRACTION = 0.75
 Compiled = Any
+Options = dict[str, Any] | None  # the compiler's
 
 
 def arrays(shapes: Any, shardings: Any) -> Any:
@@ -76,7 +80,9 @@ def arrays(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def compile_train(config: RunConfig, mesh: Mesh, decoder: Decoder) -> Compiled:
+def compile_train(
+    config: RunConfig, mesh: Mesh, decoder: Decoder, options: Options = None
+) -> Compiled:
     """The train step of the target model."""
     training = config.pretrain.training
     optimizer = make_optimizer(training, decoder, STEPS)
@@ -98,11 +104,13 @@ def compile_train(config: RunConfig, mesh: Mesh, decoder: Decoder) -> Compiled:
     return (
         jax.jit(step, out_shardings=(shardings, replicated), donate_argnums=0)
         .lower(arrays(shapes, shardings), arrays(rows, batch_sharding(mesh)))
-        .compile()
+        .compile(compiler_options=options)
     )
 
 
-def compile_score(config: RunConfig, mesh: Mesh, *decoders: Decoder) -> Compiled:
+def compile_score(
+    config: RunConfig, mesh: Mesh, *decoders: Decoder, options: Options = None
+) -> Compiled:
     """The scoring step of both reference models, parameters in bfloat16."""
     scoring, context = config.scoring, config.scoring.context
     shapes = tuple(decoder.shapes() for decoder in decoders)
@@ -118,7 +126,8 @@ def compile_score(config: RunConfig, mesh: Mesh, *decoders: Decoder) -> Compiled
         out_specs=PartitionSpec(None, *batch.spec),
         check_vma=False,
     )
-    return jax.jit(score).lower(arrays(params, shardings), *[arrays(tokens, batch)] * 4).compile()
+    lowered = jax.jit(score).lower(arrays(params, shardings), *[arrays(tokens, batch)] * 4)
+    return lowered.compile(compiler_options=options)
 
 
 def hbm_gib(compiled: Compiled) -> float:
@@ -211,14 +220,14 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
         "hbm_gib_available": round(available, 2),
     }
     try:
-        compiled = compile_step(config, mesh, *decoders)
+        compiled, text = compile_with_text(functools.partial(compile_step, config, mesh, *decoders))
     except jax.errors.JaxRuntimeError as error:
         # A kernel that asks for too much on-chip memory is a mistake of ours, on any device.
         if "RESOURCE_EXHAUSTED" not in str(error) or "memory space vmem" in str(error):
             raise
         used = re.search(r"Used ([\d.]+)G of", str(error))
         return answer | fit(step, float(used[1]) if used else None, available)
-    program = Program(compiled.as_text())
+    program = Program(text)
     extra = library_workspace(program) / GIB
     answer |= fit(step, round(hbm_gib(compiled) + extra, 2), available)
     answer["library_workspace_gib"] = round(extra, 2)
@@ -243,6 +252,16 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
         "matrix_flops_per_step_per_device": bound.matrix_flops,
         "memory_bytes_per_step_per_device": bound.memory_bytes,
     }
+
+
+def compile_with_text(compile_step: Callable[..., Compiled]) -> tuple[Compiled, str]:
+    """A step's program, and its text as the compiler itself writes it: JAX cannot print some of the
+    transfers in a program for TPUs."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = compile_step(options=options)
+        written = Path(folder).glob("*after_optimizations.txt")
+        return compiled, max(written, key=lambda path: path.stat().st_size).read_text()
 
 
 def fit(step: str, used: float | None, available: float) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,8 +35,6 @@ PLACES = 16
 HEAD_DIMS = range(8, 257, 8)
 # Data-centre chips from Hopper on, which is what the kernel's packed layout needs.
 CHIPS = re.compile(r"\b(?:GH|H|GB|B)\d{2,3}\b")
-
-Kernel = Callable[..., Any]
 
 
 class Segments(NamedTuple):
@@ -66,13 +63,13 @@ def find_segments(segment_ids: jax.Array) -> Segments:
     B, T = segment_ids.shape
     begins = segment_ids[:, 1:] != segment_ids[:, :-1]
     begins = jnp.pad(begins, ((0, 0), (1, 0)), constant_values=True).reshape(-1)
-    index = jnp.cumsum(begins, dtype=jnp.int32) - 1
+    segment = jnp.cumsum(begins, dtype=jnp.int32) - 1
     places = B * places_of_row(B)
     size = B * T + places + 1
     starts = jnp.nonzero(begins, size=size, fill_value=B * T)[0].astype(jnp.int32)
-    position = jnp.arange(B * T, dtype=jnp.int32) - starts[index]
-    calls = index[-1] // places + 1
-    return Segments(starts, index.reshape(B, T), position.reshape(B, T), calls)
+    position = jnp.arange(B * T, dtype=jnp.int32) - starts[segment]
+    calls = segment[-1] // places + 1
+    return Segments(starts, segment.reshape(B, T), position.reshape(B, T), calls)
 
 
 class Call(NamedTuple):

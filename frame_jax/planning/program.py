@@ -40,7 +40,7 @@ class Operation:
         name: Its name.
         kind: What it does, e.g. `fusion`.
         shape: The text of its result's shape.
-        operands: Names of what it reads.
+        operands: Names of what it reads; of a constant or a parameter, the text in the brackets.
         rest: The text after them.
         root: Whether it is what its computation returns.
     """
@@ -122,7 +122,7 @@ class Program:
                 shape, kind, operands, rest = split_line(found[3])
                 names = tuple(re.findall(r"%([\w.\-]+)", operands))
                 operation = Operation(found[2], kind, shape, names, rest, bool(found[1]))
-                if kind == "parameter":
+                if kind in ("parameter", "constant"):
                     operation = dataclasses.replace(operation, operands=(operands,))
                 inside[operation.name] = operation
 
@@ -132,10 +132,25 @@ class Program:
         name = name or self.entry
         for operation in self.computations[name].values():
             yield name, operation, times
-            turns = trips(operation) if operation.kind == "while" else 1
+            turns = self.trips(operation) if operation.kind == "while" else 1
             for attribute in ("body", "calls", "true_computation", "false_computation"):
                 if called := operation.called(attribute):
                     yield from self.walk(called, times * turns)
+
+    def trips(self, loop: Operation) -> int:
+        """How often the body of a loop runs; 1 where only the run knows.
+
+        The compiler for GPUs writes the number down. For TPUs it is what the condition compares
+        with; the loops of JAX start at 0.
+        """
+        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
+            return int(found[1])
+        condition = self.computations[str(loop.called("condition"))]
+        root = next(operation for operation in condition.values() if operation.root)
+        limit = condition.get(root.operands[-1]) if root.operands else None
+        if limit and limit.kind == "constant" and "direction=LT" in root.rest:
+            return int(limit.operands[0])
+        return 1
 
     def kernels(self) -> Counter[str]:
         """Library kernels in the program's text, and how often each stands there."""
@@ -185,12 +200,6 @@ class Program:
             if inner.root:
                 total += sum(part_written(inside, root) for root in roots(inside, inner))
         return total
-
-
-def trips(operation: Operation) -> int:
-    """How often the body of a loop runs; 1 where only the run knows."""
-    found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', operation.rest)
-    return int(found[1]) if found else 1
 
 
 def part_read(parameter: Operation, users: dict[str, list[Operation]]) -> float:
@@ -408,7 +417,7 @@ def lower_bound(program: Program, machine: Machine) -> Bound:
             if operation.kind in NO_WORK:
                 continue
             if operation.kind == "while":
-                turns = trips(operation)
+                turns = program.trips(operation)
                 one = run(str(operation.called("body")), times * turns)
                 add(clock, one, turns)
             elif operation.kind in ("call", "conditional"):

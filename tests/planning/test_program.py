@@ -96,6 +96,18 @@ def test_work_and_transfers_are_counted_by_hand() -> None:
     assert bound.seconds == pytest.approx(bound.busy_seconds + reduced / 1e3)
 
 
+def test_turns_are_read_off_the_condition_where_nobody_wrote_them_down() -> None:
+    unwritten = TEXT.replace(', backend_config={"known_trip_count":{"n":"2"}}', "")
+    once = lower_bound(Program(unwritten), Machine(1e3, 1e3, 1e3, 1e3, 4, 4))
+    compared = unwritten.replace(
+        "ROOT %more = pred[] constant(true)",
+        "%turn = s32[] get-tuple-element(%state), index=0\n  %limit = s32[] constant(3)\n"
+        "  ROOT %more = pred[] compare(%turn, %limit), direction=LT",
+    )
+    thrice = lower_bound(Program(compared), Machine(1e3, 1e3, 1e3, 1e3, 4, 4))
+    assert thrice.matrix_flops == 3 * once.matrix_flops > 0
+
+
 def test_a_transfer_longer_than_the_work_beside_it_is_waited_for() -> None:
     slow = Machine(flops=1e9, memory=1e9, link=1.0, network=1.0, devices=4, host=4)
     bound = lower_bound(Program(TEXT), slow)
