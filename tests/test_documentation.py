@@ -59,9 +59,9 @@ class Entry:
 
 MAIN = ".venv/bin/python -m frame_jax.main --config my_run.yaml"
 ORDER = ".venv/bin/python -m frame_jax.export_order runs/mine --curriculum frame"
-COMPILE = "tools/compile_for_tpu.py --config configs/frame_3b.yaml --topology v5p:4x4x4"
+COMPILE = "tools/compile_ahead.py --config configs/frame_3b.yaml --topology v5p:4x4x4"
 LAYERS = "--pretrain.model.num_layers 2"  # of a program that takes a minute to compile
-COMPILED = Entry(extra=LAYERS, shows='"hbm_gib_per_device"', needs=("libtpu",), program=True)
+COMPILED = Entry(extra=LAYERS, shows="GiB a device: fits", needs=("libtpu",), program=True)
 
 COMMANDS = {
     # README.md
@@ -155,6 +155,9 @@ COMMANDS = {
     ".venv/bin/python -m frame_jax.main --config configs/frame_3b.yaml --plan "
     "--corpus_tokens 1e12": Entry(shows="as given by --corpus_tokens"),
     f".venv/bin/python {COMPILE}": COMPILED,
+    f".venv/bin/python {COMPILE.replace('v5p:4x4x4', 'h100:8x8')}": dataclasses.replace(
+        COMPILED, needs=("jax_cuda13_plugin",)
+    ),
     # Minutes on a CPU; tests/tools has the checks.
     ".venv/bin/python tools/check_device.py": Entry(extra="--help", shows="--only"),
     "kubectl apply -f docs/launch/gke_tpu.yaml": Entry(shows="learning rate"),

@@ -1,12 +1,14 @@
 """Causal grouped-query attention inside segments: queries, keys, values in, mixed values out.
 
 One interface, the library kernel of each backend behind it: Pallas splash attention on TPU, cuDNN
-on GPU; elsewhere, and for shapes a kernel does not take, plain XLA that never holds all scores.
+by the documents' offsets on GPU (`packed_attention`); elsewhere, and for shapes a kernel does not
+take, plain XLA that never holds all scores.
 """
 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from frame_jax.models import segment_attention
+from frame_jax.models import packed_attention, segment_attention
 from frame_jax.models.layers import SAVED, saved
 from frame_jax.parallel.sharding import context_mesh, platform, spec
 
@@ -35,28 +37,35 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
         [B, T, H, head_dim] in the dtype of `q`.
     """
     mesh = context_mesh()
-    kernel = _kernel_for(q)
     if mesh is None or mesh.are_all_axes_manual:
-        return kernel(q, k, v, segment_ids)
+        return _kernel_for(q, k)(q, k, v, segment_ids)
     # The partitioner cannot cut a kernel; each device calls it on its own rows and heads.
     rows, heads = spec(("batch", "heads"), (q.shape[0], k.shape[2]), mesh)
     split = PartitionSpec(rows, None, heads)
     return jax.shard_map(
-        kernel,
+        lambda q, k, v, ids: _kernel_for(q, k)(q, k, v, ids),
         in_specs=(split, split, split, PartitionSpec(rows)),
         out_specs=split,
         check_vma=False,
     )(q, k, v, segment_ids)
 
 
-def _kernel_for(q: jax.Array) -> Callable[..., jax.Array]:
+def _kernel_for(q: jax.Array, k: jax.Array) -> Callable[..., jax.Array]:
+    """The path for what one device has of the queries and keys."""
     backend = platform()
     if backend == "tpu" and q.shape[1] % SPLASH_BLOCKS[-1] == 0:
         return splash_attention
     if backend == "cpu" and q.shape[1] % segment_attention.QUERY_BLOCK == 0:
         return segment_attention.segment_attention
-    if backend == "gpu" and q.dtype == jnp.bfloat16:
-        return functools.partial(library_attention, implementation="cudnn")
+    if backend == "gpu":
+        obstacle = packed_attention.obstacle(q, k)
+        if obstacle is None:
+            return packed_attention.packed_attention
+        dense = q.dtype == jnp.bfloat16
+        instead = "cuDNN with a mask of all pairs" if dense else "plain XLA"
+        warnings.warn(f"attention runs in {instead}: {obstacle}", stacklevel=2)
+        if dense:
+            return functools.partial(library_attention, implementation="cudnn")
     return lean_attention
 
 

@@ -77,6 +77,12 @@ def platform() -> str:
     return mesh.abstract_device.platform if mesh else jax.default_backend()
 
 
+def device_kind() -> str:
+    """JAX's name of that device, e.g. `NVIDIA H100 80GB HBM3`."""
+    mesh = context_mesh()
+    return mesh.abstract_device.device_kind if mesh else jax.devices()[0].device_kind
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins how `x`, with these logical axes, is split; nothing without a mesh, or inside
     `shard_map`.

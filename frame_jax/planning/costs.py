@@ -198,8 +198,9 @@ def cost_table(
     end = [f"{sum(hours):,.2f} h"] if tokens_per_second else []
     table.add_row("all", "", "", "", "", "", f"{total:.2e}", "", *end)
     notes.append(
-        "memory: of all devices together; gradients and activations come on top, see "
-        "tools/compile_for_tpu.py"
+        "memory: of all devices together; gradients and activations come on top. Whether a step "
+        "fits, without the devices: python tools/compile_ahead.py --config FILE --topology "
+        "v5p:4x4x4 (or h100:8x8, ...)"
     )
     if any(item.decoder.config.has("experts") for item in work):
         notes.append(

@@ -1,12 +1,17 @@
-"""A config and a TPU topology in, one JSON object out: does the step fit, and how fast might it be?
+"""A config and devices in; does the step fit, what does it run and move, how fast might it be?
 
-The real TPU compiler runs on any machine (`pip install libtpu`), no TPU needed:
+The real compilers run on any machine, for TPUs (`pip install libtpu`) and for NVIDIA GPUs
+(`pip install "jax[cuda13]"`, of the version that JAX has), without the device:
 
-    python tools/compile_for_tpu.py --config configs/frame_3b.yaml --topology v5p:4x4x4
+    python tools/compile_ahead.py --config configs/frame_3b.yaml --topology v5p:4x4x4
+    python tools/compile_ahead.py --config configs/frame_3b.yaml --topology h100:8x8
 
-Memory is the compiler's for the whole step. Time is the compiler's own estimate, extrapolated from
-programs of two and four layers of each kind (see `estimate`). It is for comparing programs; how
-long chips wait for each other is not in it.
+A topology of GPUs is hosts x GPUs of a host. Memory is the compiler's for the whole step, on GPUs
+with what cuDNN takes beside it. Time on TPUs is the compiler's own estimate, extrapolated from
+programs of two and four layers of each kind (see `estimate`). The compiler for GPUs gives none:
+there, the program's operations are added up at the chip's peaks, which no chip reaches (see
+`frame_jax.planning.program.lower_bound`). Both are for comparing programs; how long devices wait
+for each other is in neither.
 """
 
 from __future__ import annotations
@@ -21,7 +26,10 @@ import json
 import math
 import re
 import sys
+import tempfile
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -43,14 +51,24 @@ from frame_jax.models.flops import (
 )
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import batch_sharding, batch_ways, make_mesh, param_shardings
+from frame_jax.planning.chips import CHIPS, GIB, Chip
+from frame_jax.planning.program import (
+    Bound,
+    Machine,
+    Program,
+    library_workspace,
+    lower_bound,
+)
 from frame_jax.scoring.step import score_rows
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
 from frame_jax.training.runs import VOCAB_MULTIPLE
 from frame_jax.training.step import Specials, TrainState, make_train_step
 
 STEPS = 1000  # length of the schedule; the program's cost does not depend on it
-GIB = 2**30
+# Of a GPU's memory, what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+MEMORY_FRACTION = 0.75
 Compiled = Any
+Options = dict[str, Any] | None  # the compiler's
 
 
 def arrays(shapes: Any, shardings: Any) -> Any:
@@ -62,7 +80,9 @@ def arrays(shapes: Any, shardings: Any) -> Any:
     )
 
 
-def compile_train(config: RunConfig, mesh: Mesh, decoder: Decoder) -> Compiled:
+def compile_train(
+    config: RunConfig, mesh: Mesh, decoder: Decoder, options: Options = None
+) -> Compiled:
     """The train step of the target model."""
     training = config.pretrain.training
     optimizer = make_optimizer(training, decoder, STEPS)
@@ -84,11 +104,13 @@ def compile_train(config: RunConfig, mesh: Mesh, decoder: Decoder) -> Compiled:
     return (
         jax.jit(step, out_shardings=(shardings, replicated), donate_argnums=0)
         .lower(arrays(shapes, shardings), arrays(rows, batch_sharding(mesh)))
-        .compile()
+        .compile(compiler_options=options)
     )
 
 
-def compile_score(config: RunConfig, mesh: Mesh, *decoders: Decoder) -> Compiled:
+def compile_score(
+    config: RunConfig, mesh: Mesh, *decoders: Decoder, options: Options = None
+) -> Compiled:
     """The scoring step of both reference models, parameters in bfloat16."""
     scoring, context = config.scoring, config.scoring.context
     shapes = tuple(decoder.shapes() for decoder in decoders)
@@ -104,7 +126,8 @@ def compile_score(config: RunConfig, mesh: Mesh, *decoders: Decoder) -> Compiled
         out_specs=PartitionSpec(None, *batch.spec),
         check_vma=False,
     )
-    return jax.jit(score).lower(arrays(params, shardings), *[arrays(tokens, batch)] * 4).compile()
+    lowered = jax.jit(score).lower(arrays(params, shardings), *[arrays(tokens, batch)] * 4)
+    return lowered.compile(compiler_options=options)
 
 
 def hbm_gib(compiled: Compiled) -> float:
@@ -136,10 +159,45 @@ def shallow(decoder: Decoder, depth: dict[Kind, int]) -> Decoder:
     return dataclasses.replace(decoder, config=config, unroll=max(depth.values()))
 
 
+def describe(topology: str, slices: int) -> tuple[list[Any], Chip | None, int]:
+    """Devices that are not there, the chip if it is a GPU, and the devices of a host.
+
+    Raises:
+        UserError: for a topology that neither compiler knows, or a compiler that is not installed.
+    """
+    name, _, shape = topology.partition(":")
+    gpu = CHIPS.get(name)
+    if gpu is None:
+        options = {"num_slices": slices} if slices > 1 else {}
+        try:
+            found = topologies.get_topology_desc(topology, "tpu", **options).devices
+        except Exception as error:  # of libtpu, or that there is none
+            raise UserError(
+                f"--topology {topology}: {error}. Give a TPU as type:AxB[xC], e.g. v5p:4x4x4 "
+                f"(needs pip install libtpu), or a GPU, {', '.join(CHIPS)}, as name:HOSTSxGPUS"
+            ) from error
+        return found, None, 0
+    if not re.fullmatch(r"\d+(x\d+)?", shape):
+        raise UserError(f"--topology {topology}: GPUs are {name}:GPUS or {name}:HOSTSxGPUS")
+    hosts, host = map(int, ("1x" + shape).split("x")[-2:])
+    try:
+        found = topologies.get_topology_desc(
+            platform="cuda",
+            topology_name="",
+            topology=f"{slices}x{hosts}x{host}",
+            target_config=gpu.target_config(),
+        ).devices
+    except Exception as error:
+        raise UserError(
+            f'--topology {topology}: {error}. Compiling for GPUs needs pip install "jax[cuda13]=='
+            f'{jax.__version__}"'
+        ) from error
+    return found, gpu, host
+
+
 def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str, Any]:
     """Compiles and describes; out of memory is an answer."""
-    options = {"num_slices": slices} if slices > 1 else {}
-    devices = topologies.get_topology_desc(topology, "tpu", **options).devices
+    devices, gpu, host = describe(topology, slices)
     parallel = config.parallel
     if step == "score":
         parallel = ParallelConfig(data=-1, fsdp=config.scoring.fsdp)
@@ -147,6 +205,8 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
     decoders, compile_step, tokens, flops_per_token = plan(config, step, mesh)
     kind = devices[0].device_kind
     flops = flops_per_token * tokens / mesh.size
+    fraction = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", MEMORY_FRACTION))
+    available = gpu.memory_gib * fraction if gpu else HBM_GIB[kind]
     answer: dict[str, Any] = {
         "step": step,
         "topology": topology,
@@ -157,31 +217,118 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
         "active_parameters": [active_parameter_count(d.config, d.vocab_size) for d in decoders],
         "tokens_per_step": tokens,
         "model_flops_per_step_per_device": flops,
-        "hbm_gib_available": HBM_GIB[kind],
+        "hbm_gib_available": round(available, 2),
     }
     try:
-        compiled = compile_step(config, mesh, *decoders)
+        compiled, text = compile_with_text(functools.partial(compile_step, config, mesh, *decoders))
     except jax.errors.JaxRuntimeError as error:
         # A kernel that asks for too much on-chip memory is a mistake of ours, on any device.
         if "RESOURCE_EXHAUSTED" not in str(error) or "memory space vmem" in str(error):
             raise
         used = re.search(r"Used ([\d.]+)G of", str(error))
-        change = "scoring.rows_per_device, scoring.loss_chunk, or raise scoring.fsdp"
-        if step == "train":
-            change = "training.batch_rows or loss_chunk, or raise training.accumulate, or set "
-            change += "training.remat to minimal or full"
+        return answer | fit(step, float(used[1]) if used else None, available)
+    program = Program(text)
+    extra = library_workspace(program) / GIB
+    answer |= fit(step, round(hbm_gib(compiled) + extra, 2), available)
+    answer["library_workspace_gib"] = round(extra, 2)
+    answer["kernels"] = dict(program.kernels())
+    peak = PEAK_FLOPS[kind]
+    if gpu is None:
+        idle = Machine(peak, math.inf, math.inf, math.inf, mesh.size, mesh.size)
+        answer["collectives"] = moved(lower_bound(program, idle))
+        seconds, unknown = estimate(config, step, mesh, decoders, compile_step)
         return answer | {
-            "fits": False,
-            "hbm_gib_per_device": float(used[1]) if used else None,
-            "change": f"out of device memory: lower {change}, or use more chips",
+            "estimated_step_seconds": seconds,
+            "estimated_mfu": flops / seconds / peak,
+            "operations_without_estimate": unknown,
         }
-    answer |= {"fits": True, "hbm_gib_per_device": round(hbm_gib(compiled), 2)}
-    seconds, unknown = estimate(config, step, mesh, decoders, compile_step)
+    machine = Machine(peak, gpu.memory_bandwidth, gpu.link, gpu.network, mesh.size, host)
+    bound = lower_bound(program, machine)
     return answer | {
-        "estimated_step_seconds": seconds,
-        "estimated_mfu": flops / seconds / PEAK_FLOPS[kind],
-        "operations_without_estimate": unknown,
+        "collectives": moved(bound),
+        "lower_bound_step_seconds": bound.seconds,
+        "lower_bound_seconds_without_waiting": bound.busy_seconds,
+        "upper_bound_mfu": flops / bound.seconds / peak,
+        "matrix_flops_per_step_per_device": bound.matrix_flops,
+        "memory_bytes_per_step_per_device": bound.memory_bytes,
     }
+
+
+def compile_with_text(compile_step: Callable[..., Compiled]) -> tuple[Compiled, str]:
+    """A step's program, and its text as the compiler itself writes it: JAX cannot print some of the
+    transfers in a program for TPUs."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = compile_step(options=options)
+        written = Path(folder).glob("*after_optimizations.txt")
+        return compiled, max(written, key=lambda path: path.stat().st_size).read_text()
+
+
+def fit(step: str, used: float | None, available: float) -> dict[str, Any]:
+    """Whether so many GiB are there, and what to change if they are not."""
+    if used is not None and used <= available:
+        spare = round(1 - used / available, 3)
+        return {"fits": True, "hbm_gib_per_device": used, "spare_fraction": spare}
+    change = "scoring.rows_per_device, scoring.loss_chunk, or raise scoring.fsdp"
+    if step == "train":
+        change = "training.batch_rows or loss_chunk, or raise training.accumulate, or set "
+        change += "training.remat to minimal or full"
+    return {
+        "fits": False,
+        "hbm_gib_per_device": used,
+        "change": f"out of device memory: lower {change}, or use more chips",
+    }
+
+
+def moved(bound: Bound) -> dict[str, Any]:
+    """What the collectives move, by kind."""
+    return {
+        kind: {
+            "gib_received_per_device": round(found.bytes / GIB, 3),
+            "fraction_beside_work": round(found.bytes_hidden / found.bytes, 3),
+        }
+        for kind, found in bound.transfers.items()
+        if found.bytes
+    }
+
+
+def table(answer: dict[str, Any]) -> str:
+    """The answer, one line a thing."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in answer["mesh"].items() if size > 1)
+    used = answer["hbm_gib_per_device"]
+    memory = f"{'?' if used is None else used} of {answer['hbm_gib_available']} GiB a device"
+    verdict = f"fits, {answer['spare_fraction']:.0%} to spare" if answer["fits"] else "DOES NOT FIT"
+    lines = {
+        "step": f"{answer['step']}, {answer['tokens_per_step']:,} tokens",
+        "devices": f"{answer['devices']} x {answer['device_kind']} ({mesh or 'one'})",
+        "memory": f"{memory}: {verdict}",
+    }
+    if not answer["fits"]:
+        lines["change"] = answer["change"]
+    if answer.get("library_workspace_gib"):
+        lines["memory of cuDNN"] = f"{answer['library_workspace_gib']} GiB of these, by its source"
+    if kernels := answer.get("kernels"):
+        lines["kernels"] = ", ".join(f"{count} {name}" for name, count in sorted(kernels.items()))
+    for kind, found in answer.get("collectives", {}).items():
+        lines[kind] = (
+            f"{found['gib_received_per_device']:.3f} GiB received a device, "
+            f"{found['fraction_beside_work']:.0%} of it beside work"
+        )
+    if "estimated_step_seconds" in answer:
+        lines["time"] = (
+            f"{answer['estimated_step_seconds']:.3f} s a step by the compiler's estimate "
+            f"(MFU {answer['estimated_mfu']:.0%}; "
+            f"{answer['operations_without_estimate']} operations not estimated)"
+        )
+    if seconds := answer.get("lower_bound_step_seconds"):
+        lines["time"] = (
+            f"at least {seconds:.3f} s a step, every operation at the chip's peaks, "
+            f"{seconds - answer['lower_bound_seconds_without_waiting']:.3f} s of it waiting for "
+            f"transfers (MFU at most {answer['upper_bound_mfu']:.0%}): a lower bound, which no "
+            "device reaches"
+        )
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
 
 
 def estimate(
@@ -275,14 +422,21 @@ def loss_pieces(config: RunConfig, step: str, mesh: Mesh) -> tuple[int, RunConfi
 
 def main() -> None:
     parser = make_parser(description=__doc__)
-    parser.add_argument("--topology", default="v5p:4x4x4", help="type:AxB[xC], e.g. v6e:16x16")
+    parser.add_argument(
+        "--topology",
+        default="v5p:4x4x4",
+        help=f"TPUs as type:AxB[xC], e.g. v6e:16x16; {', '.join(CHIPS)} as name:HOSTSxGPUS",
+    )
     parser.add_argument("--slices", type=int, default=1, help="pod slices of that topology")
     parser.add_argument("--step", choices=("train", "score"), default="train")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     try:
         config, options = parse(sys.argv[1:], parser)
-        print(json.dumps(check(config, options["topology"], options["step"], options["slices"])))
+        answer = check(config, options["topology"], options["step"], options["slices"])
     except UserError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(json.dumps(answer) if options["json"] else table(answer))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""How the check for TPUs reads the compiler's seconds, and what it has it compile."""
+"""How the check reads the compiler's seconds, what it has it compile, and what it says."""
 
+import importlib.util
 import runpy
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from frame_jax.config.file import load
 from frame_jax.config.models import Kind, ModelConfig
+from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +20,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the tool defines."""
     for name in ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "")  # the tool sets them; this puts them back
-    return runpy.run_path(str(ROOT / "tools" / "compile_for_tpu.py"))
+    return runpy.run_path(str(ROOT / "tools" / "compile_ahead.py"))
 
 
 @pytest.mark.parametrize(
@@ -75,3 +77,30 @@ def test_a_model_of_one_kind_is_made_shallow_as_it_is(tool: dict[str, Any]) -> N
     decoder = Decoder(ModelConfig(num_layers=8), 512)
     shallow = tool["shallow"](decoder, {Kind("attention", "dense"): 4})
     assert shallow.config.runs[0].length == shallow.unroll == 4 and shallow.config.repeats == 1
+
+
+@pytest.mark.parametrize(
+    ("topology", "said"),
+    [("h100:8x", "h100:HOSTSxGPUS"), ("h100:2x8x8", "h100:HOSTSxGPUS"), ("h300:8", "v5p:4x4x4")],
+)
+def test_a_topology_that_is_none_is_refused(topology: str, said: str, tool: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=said):
+        tool["describe"](topology, 1)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is not None, reason="the compiler is installed"
+)
+def test_a_compiler_that_is_not_installed_is_named(tool: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"pip install \"jax\[cuda13\]"):
+        tool["describe"]("h100:8", 1)
+
+
+def test_a_verdict_says_what_to_change(tool: dict[str, Any]) -> None:
+    assert tool["fit"]("train", 30.0, 40.0)["spare_fraction"] == 0.25
+    tight = tool["fit"]("train", 41.0, 40.0)
+    assert not tight["fits"] and "training.remat" in tight["change"]
+    assert "scoring.fsdp" in tool["fit"]("score", None, 40.0)["change"]
+    answer = {"step": "train", "tokens_per_step": 10, "devices": 8, "device_kind": "a chip"}
+    text = tool["table"](answer | {"mesh": {"fsdp": 8}, "hbm_gib_available": 40.0} | tight)
+    assert "41.0 of 40.0 GiB a device: DOES NOT FIT" in text and "training.remat" in text
