@@ -54,6 +54,7 @@ from frame_jax.models.grouped_product import grouped_matmul, plan, tile_rows
 from frame_jax.models.hugging_face.export import model_config
 from frame_jax.models.ssd import ssd
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
+from frame_jax.planning.chips import CHIPS
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import write_json
 from frame_jax.scoring.documents import score_documents
@@ -483,18 +484,36 @@ def training_speed(name: str, small: bool) -> Iterator[Finding]:
 def estimate(check: str, shape: Shape, rows: int, measured: float, small: bool) -> Finding:
     """Seconds of the step that `tools/compile_ahead.py` estimates, over those measured."""
     tool = ROOT / "tools" / "compile_ahead.py"
-    if not tool.exists():
-        return skipped(check, f"tools/{tool.name} is not there")
+    devices = topology(jax.devices()[0].device_kind, jax.device_count())
     if small:
         return skipped(check, "not for tiny shapes")
+    if devices is None:
+        return skipped(check, f"tools/{tool.name} does not know these devices")
     command = [sys.executable, str(tool), "--json", "--config", str(shape.config)]
-    command += [f"--pretrain.training.batch_rows={rows}"]
+    command += ["--topology", devices, f"--pretrain.training.batch_rows={rows}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-        seconds = json.loads(done.stdout.splitlines()[-1])["estimated_step_seconds"]
+        answer = json.loads(done.stdout.splitlines()[-1])
+        seconds = answer.get("estimated_step_seconds") or answer["lower_bound_step_seconds"]
     except (subprocess.TimeoutExpired, ValueError, LookupError) as error:
         return skipped(check, f"tools/{tool.name} gave no estimate: {error!r}")
     return finding(check, seconds / measured, unit="estimated/measured seconds of a step")
+
+
+def topology(kind: str, count: int) -> str | None:
+    """The devices of one host, as `tools/compile_ahead.py` names them.
+
+    >>> topology("NVIDIA H100 80GB HBM3", 8), topology("TPU v5", 4), topology("cpu", 1)
+    ('h100:8', 'v5p:2x2x1', None)
+    """
+    gpu = next((name for name, chip in CHIPS.items() if chip.kind == kind), None)
+    if gpu is not None:
+        return f"{gpu}:{count}"
+    flat = {1: "1x1", 4: "2x2", 8: "2x4"}.get(count)
+    tpu = {"TPU v5": "v5p", "TPU v5 lite": "v5e", "TPU v6 lite": "v6e"}.get(kind)
+    if tpu is None or flat is None:
+        return None
+    return f"{tpu}:{flat}x1" if tpu == "v5p" else f"{tpu}:{flat}"
 
 
 def scoring_speed(small: bool) -> Iterator[Finding]:

@@ -115,3 +115,18 @@ def test_speeds_are_tokens_over_the_median_step(tool: ModuleType, monkeypatch) -
     clock = iter(np.cumsum([0, 1, 0, 4, 0, 2]).tolist())
     monkeypatch.setattr(tool.time, "perf_counter", lambda: next(clock))
     assert tool.rate(lambda: None, 100, 0) == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", 8, "h100:8"),
+        ("TPU v5", 4, "v5p:2x2x1"),
+        ("TPU v6 lite", 8, "v6e:2x4"),
+        ("cpu", 1, None),
+    ],
+)
+def test_devices_are_named_as_the_compiler_tool_names_them(
+    tool: ModuleType, kind: str, count: int, name: str | None
+) -> None:
+    assert tool.topology(kind, count) == name
