@@ -84,9 +84,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Notebook]:
     return job, notebook
 
 
+def documented_keys(section: str) -> list[str]:
+    """The keys in the table of a section of docs/metrics.md."""
+    text = DOCS.read_text("utf-8").split(f"## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+
+
 def test_the_documented_keys_are_those_of_the_file(trained: tuple[Job, Notebook]) -> None:
-    section = DOCS.read_text("utf-8").split("## metrics.jsonl")[1].split("\n## ")[0]
-    documented = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    documented = documented_keys("metrics.jsonl")
     lines = (trained[0].folder / "metrics.jsonl").read_text().splitlines()
     for line in lines:
         assert sorted(json.loads(line)) == sorted(documented)

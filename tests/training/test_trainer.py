@@ -21,6 +21,7 @@ from frame_jax.training.state import StateFactory
 from frame_jax.training.trainer import train
 from tests.models.kinds import KINDS
 from tests.training.rows import LENGTH, VOCAB, make_job, write_rows
+from tests.training.test_metrics import documented_keys
 
 
 @pytest.fixture
@@ -125,6 +126,7 @@ def test_experts_go_on_under_another_mesh(root: Path, use_devices, kind: str) ->
     before, records = final_params(whole), metrics(whole)
     assert np.abs(before["layers"]["run_1"]["router_bias"]).max() > 0
     assert len(records[0]["expert_load"]) == 2 and 0 <= records[0]["dead_experts"] < 1
+    assert set(documented_keys("What a mixture of experts adds")) < set(records[0])
     shutil.rmtree(whole.folder / "checkpoints" / str(whole.steps))
     train(dataclasses.replace(whole, parallel=ParallelConfig(data=2, fsdp=2, tensor=2)))
     for left, right in zip(tree.leaves(before), tree.leaves(final_params(whole)), strict=True):

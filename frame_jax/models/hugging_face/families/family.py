@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
-import numpy as np
+import ml_dtypes
 
 from frame_jax.config.models import LayerName, Mamba2Config, ModelConfig
 from frame_jax.errors import UserError
 from frame_jax.models.hugging_face.settings import Settings, write_rope
 from frame_jax.models.hugging_face.tensors import Layout, Rule, plain, single, taps
 
-FLOAT_MAX = float(np.finfo(np.float32).max)  # stands for no limit, which JSON cannot say
+# Stands for no limit, which JSON cannot say: the largest number that bfloat16 can, too.
+NO_LIMIT = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 
 Fields = dict[str, Any]  # of ModelConfig
 
@@ -198,12 +199,12 @@ def read_mamba2(s: Settings, spelling: dict[str, str]) -> Mamba2Config:
 def read_limits(s: Settings) -> tuple[float, float | None]:
     """Limits of the step size: [low, high]. Infinity is a number to Python and an object to
     transformers 5."""
-    limits = s.listed("time_step_limit") or [0.0, FLOAT_MAX]
+    limits = s.listed("time_step_limit") or [0.0, NO_LIMIT]
     found = [math.inf if x == {"__float__": "Infinity"} else x for x in limits]
     if len(found) != 2 or any(type(x) not in (int, float) for x in found):
         raise s.error(f"time_step_limit is {limits!r}, must be two numbers")
     low, high = found
-    return float(low), None if high >= FLOAT_MAX else float(high)
+    return float(low), None if high >= NO_LIMIT else float(high)
 
 
 def write_mamba2(c: ModelConfig, spelling: dict[str, str]) -> dict[str, Any]:
@@ -222,4 +223,4 @@ def write_mamba2(c: ModelConfig, spelling: dict[str, str]) -> dict[str, Any]:
     values = {key: getattr(m, key) for key in (*MIXER_SIZES, "head_dim", "conv_bias")}
     values["expand"] = m.width // c.hidden_size
     written = {spelling[key]: value for key, value in values.items()}
-    return written | {"time_step_limit": [m.min_step, m.max_step or FLOAT_MAX]}
+    return written | {"time_step_limit": [m.min_step, m.max_step or NO_LIMIT]}
