@@ -122,6 +122,10 @@ COMMANDS = {
         )
         for kind in ("experts", "mamba2")
     },
+    # docs/decoders.md: minutes, and PyTorch.
+    ".venv/bin/python tools/benchmark_train.py --shapes experts mamba2": Entry(
+        (("--shapes experts mamba2", "--help"),), shows="--peers"
+    ),
     # docs/curricula.md
     ".venv/bin/python -m frame_jax.curriculum.presets frame": Entry(shows="weights: {Q3: 1.0}"),
     # docs/exports.md; tests/tools checks what it does without a package index.
