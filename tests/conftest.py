@@ -11,6 +11,11 @@ from jax.extend import backend
 
 
 def _use_devices(count: int) -> None:
+    # XLA takes as many threads as there are cores. A device that waits for others inside a
+    # collective holds one, and with several collectives under way none may be left to end them.
+    os.environ.pop("NPROC", None)
+    if count > 1:
+        os.environ["NPROC"] = str(4 * count)
     backend.clear_backends()
     jax.clear_caches()
     jax.config.update("jax_num_cpu_devices", count)
