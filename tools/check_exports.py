@@ -33,7 +33,7 @@ from frame_jax.errors import UserError, print_error
 from frame_jax.export.order import export
 from frame_jax.export.order.plan import Plan, Trainer, make_plan
 from frame_jax.export.order.shards import read_rows
-from frame_jax.records import TokenReader
+from frame_jax.records import OpenFiles, TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts
 
 SCRIPTS = Path(__file__).with_name("clients")
@@ -193,7 +193,8 @@ def compare_rows(
     The last rows, less than a batch, may be missing.
     """
     names = plan.schedule.cells
-    cells = [Cell(name, list_parts(run.quadrants / name, ".arrayrecord")) for name in names]
+    files = OpenFiles()
+    cells = [Cell(name, list_parts(run.quadrants / name, ".arrayrecord"), files) for name in names]
     wanted = read_rows(cells, plan, 0, plan.schedule.rows)
     count = min(len(wanted), len(yielded))
     equal = (yielded[:count] == wanted[:count]).all(axis=1)

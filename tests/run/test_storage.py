@@ -206,6 +206,9 @@ def test_files_that_the_storage_does_not_give_are_not_called_damaged(
     words = f"{os.strerror(errno.EIO)}; reading {path}"
 
     class Refusing:
+        def num_records(self) -> int:
+            return 1
+
         def read(self, _: object) -> None:
             raise RuntimeError(words)
 

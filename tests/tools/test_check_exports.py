@@ -45,7 +45,8 @@ def test_mosaicml_streaming_yields_the_run_s_rows(tool, run, curriculum) -> None
 def rows_of(tool, run, plan) -> np.ndarray:
     names = plan.schedule.cells
     cells = [
-        tool.Cell(name, tool.list_parts(run[1].quadrants / name, ".arrayrecord")) for name in names
+        tool.Cell(name, tool.list_parts(run[1].quadrants / name, ".arrayrecord"), tool.OpenFiles())
+        for name in names
     ]
     return read_rows(cells, plan, 0, plan.schedule.rows)
 

@@ -267,7 +267,7 @@ from datatrove.pipeline.readers import {reader}
 from datatrove.pipeline.tokens import DocumentTokenizer
 
 DATA = {data!r}
-EOS = json.loads(Path("tokenizer/tokenizer_config.json").read_bytes())["eos_token"]
+EOS = json.load(Path("tokenizer/tokenizer_config.json").open(encoding="utf-8"))["eos_token"]
 
 if __name__ == "__main__":
     for cell in {cells}:
