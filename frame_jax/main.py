@@ -103,8 +103,9 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
 
     processes.start(config.parallel)
     preemption.install()
+    said: list[str] = []
     if until != "tokenize":  # which computes nothing
-        config = compute_dtype.decided(given, config)
+        config, said = compute_dtype.decided(given, config)
         expected = markers.expectations(config, table, signature)
     if redo is None:
         is_finished(directory, todo, expected)
@@ -127,6 +128,7 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     storage.check(directory)
     if processes.is_first():
         with exclusive(directory):
+            print(*said, sep="\n", end="\n" * bool(said), file=sys.stderr)
             return _run_units(config, directory, table, todo, expected, redo)
     return _run_units(config, directory, table, todo, expected, redo)
 

@@ -7,7 +7,6 @@ was bfloat16.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from frame_jax.config.run import RunConfig
@@ -41,10 +40,9 @@ def recorded(config: RunConfig, directory: RunDirectory) -> RunConfig:
     return config
 
 
-def decided(config: RunConfig, so_far: RunConfig) -> RunConfig:
-    """`config` without `auto`; called on every process, and the same on all.
-
-    Process 0 decides, and says what it did.
+def decided(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[str]]:
+    """`config` without `auto`, and what is to be said of it; called on every process, and the same
+    on all: process 0 decides.
 
     Args:
         config: As the user gave it.
@@ -57,21 +55,16 @@ def decided(config: RunConfig, so_far: RunConfig) -> RunConfig:
 
     device = jax.local_devices()[0]
     native = "bfloat16" if multiplies_bfloat16(device) else "float32"
-    fresh, kept = False, dict[str, str]()
+    fresh, kept = False, list[str]()
     for key in left_open(settings_of(config)):
         choice = lookup(so_far, key)
         if choice == AUTO:
             choice, fresh = native, True
         elif choice != native:
-            kept[key] = choice
-        config = replaced(config, key, TYPES[processes.agree(TYPES.index(choice))])
-    if processes.is_first():
-        if fresh:
-            print(f"compute_dtype: auto is {native} on {device.device_kind}", file=sys.stderr)
-        for key, choice in kept.items():
-            print(
+            kept.append(
                 f"{key}: auto stays {choice}, in which this run began; {device.device_kind} would "
-                f"take {native}. For that, say --{key} {native} and repeat the phase (--redo)",
-                file=sys.stderr,
+                f"take {native}. For that, say --{key} {native} and repeat the phase (--redo)"
             )
-    return config
+        config = replaced(config, key, TYPES[processes.agree(TYPES.index(choice))])
+    taken = f"compute_dtype: auto is {native} on {device.device_kind}"
+    return config, [taken, *kept] if fresh else kept

@@ -74,28 +74,29 @@ def test_a_setting_has_the_type_of_its_own_marker(directory: RunDirectory) -> No
 
 @pytest.mark.parametrize("bfloat16", [True, False])
 def test_the_device_decides_what_is_open(
-    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys, bfloat16: bool
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, bfloat16: bool
 ) -> None:
     on(monkeypatch, bfloat16=bfloat16)
     expected = "bfloat16" if bfloat16 else "float32"
     given = config(directory, "--scoring.compute_dtype=float32")
-    found = types(compute_dtype.decided(given, given))
-    assert found == [expected, expected, "float32", expected]
-    assert f"auto is {expected} on cpu" in capsys.readouterr().err
+    found, said = compute_dtype.decided(given, given)
+    assert types(found) == [expected, expected, "float32", expected]
+    assert said == [f"compute_dtype: auto is {expected} on cpu"]
 
 
 def test_a_machine_that_would_choose_otherwise_is_named(
-    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(directory, "score", KEYS[2], "bfloat16")
     given = config(directory)
     so_far = compute_dtype.recorded(given, directory)
     on(monkeypatch, bfloat16=True)
-    assert types(compute_dtype.decided(given, so_far)) == ["bfloat16"] * 4
-    assert capsys.readouterr().err == ""
+    found, said = compute_dtype.decided(given, so_far)
+    assert types(found) == ["bfloat16"] * 4 and not said
     on(monkeypatch, bfloat16=False)
-    assert types(compute_dtype.decided(given, so_far)) == ["bfloat16"] * 4
-    message = capsys.readouterr().err
+    found, said = compute_dtype.decided(given, so_far)
+    assert types(found) == ["bfloat16"] * 4
+    message = "\n".join(said)
     assert f"{KEYS[2]}: auto stays bfloat16" in message and "--redo" in message
 
 
@@ -107,7 +108,7 @@ def test_every_process_computes_as_the_first(
     monkeypatch.setattr(processes, "agree", lambda value: compute_dtype.TYPES.index("bfloat16"))
     monkeypatch.setattr(processes, "is_first", lambda: False)
     given = config(directory)
-    assert types(compute_dtype.decided(given, given)) == ["bfloat16"] * 4
+    assert types(compute_dtype.decided(given, given)[0]) == ["bfloat16"] * 4
     assert capsys.readouterr().err == ""
 
 
