@@ -10,7 +10,7 @@ A topology of GPUs is hosts x GPUs of a host. Memory is the compiler's for the w
 with what cuDNN takes beside it. Time on TPUs is the compiler's own estimate, extrapolated from
 programs of two and four layers of each kind (see `estimate`). The compiler for GPUs gives none:
 there, the program's operations are added up at the chip's peaks, which no chip reaches (see
-`frame_jax.planning.program.lower_bound`). Both are for comparing programs; how long devices wait
+`frame_jax.planning.bound.lower_bound`). Both are for comparing programs; how long devices wait
 for each other is in neither.
 """
 
@@ -51,14 +51,9 @@ from frame_jax.models.flops import (
 )
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import batch_sharding, batch_ways, make_mesh, param_shardings
+from frame_jax.planning.bound import Bound, Machine, library_workspace, lower_bound
 from frame_jax.planning.chips import CHIPS, GIB, Chip
-from frame_jax.planning.program import (
-    Bound,
-    Machine,
-    Program,
-    library_workspace,
-    lower_bound,
-)
+from frame_jax.planning.program import Program
 from frame_jax.scoring.step import score_rows
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
 from frame_jax.training.runs import VOCAB_MULTIPLE

@@ -7,6 +7,7 @@ float32: rounded to bfloat16 it would choose differently near ties.
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +51,8 @@ def apply(
     experts, weights, probabilities = choose(
         logits, p.get("router_bias"), e.per_token, e.scores, e.renormalise, e.scaling
     )
-    out = mixture(x, experts, weights, p["expert_gate"], p["expert_up"], p["expert_down"])
+    matrices = Matrices(p["expert_gate"], p["expert_up"], p["expert_down"])
+    out = mixture(Routed(x, experts, weights), matrices)
     if e.shared_size:
         gate = saved(matmul(x, p["shared_gate"]))
         up = saved(matmul(x, p["shared_up"]))
@@ -60,75 +62,57 @@ def apply(
     return out, statistics(logits, probabilities, experts, context.counted)
 
 
-def mixture(
-    x: jax.Array,
-    experts: jax.Array,
-    weights: jax.Array,
-    gate: jax.Array,
-    up: jax.Array,
-    down: jax.Array,
-) -> jax.Array:
-    """The weighted sum of the chosen experts' outputs, on any mesh.
+class Routed(NamedTuple):
+    """Tokens and where they go.
 
-    Args:
+    Attributes:
         x: [B, T, D], compute dtype.
         experts: [B, T, k] int32.
         weights: [B, T, k] float32.
-        gate: [E, D, F].
-        up: [E, D, F].
-        down: [E, F, D].
-
-    Returns:
-        [B, T, D] in the dtype of `x`.
     """
-    mesh = context_mesh()
+
+    x: jax.Array
+    experts: jax.Array
+    weights: jax.Array
+
+
+class Matrices(NamedTuple):
+    """The experts' matrices, float32: `gate` and `up` [E, D, F], `down` [E, F, D]."""
+
+    gate: jax.Array
+    up: jax.Array
+    down: jax.Array
+
+
+def mixture(routed: Routed, matrices: Matrices) -> jax.Array:
+    """The weighted sum of what the chosen experts make of each token, on any mesh: [B, T, D]."""
+    mesh, count = context_mesh(), len(matrices.gate)
     if mesh is None or mesh.are_all_axes_manual:
-        return outputs(x, experts, weights, gate, up, down, count=len(gate))
-    (rows,) = spec(("batch",), x.shape[:1], mesh)
-    shards, _, columns = spec(("expert", None, "mlp"), gate.shape, mesh)
-    split = PartitionSpec(rows)
+        return outputs(routed, matrices, count=count)
+    (rows,) = spec(("batch",), routed.x.shape[:1], mesh)
+    shards, _, columns = spec(("expert", None, "mlp"), matrices.gate.shape, mesh)
+    split, columnwise = PartitionSpec(rows), PartitionSpec(shards, None, columns)
     return jax.shard_map(
-        functools.partial(
-            local_outputs, count=len(gate), rows=rows, shards=shards, columns=columns
-        ),
-        in_specs=(
-            split,
-            split,
-            split,
-            PartitionSpec(shards, None, columns),
-            PartitionSpec(shards, None, columns),
-            PartitionSpec(shards, columns),
-        ),
+        functools.partial(local_outputs, count=count, rows=rows, shards=shards, columns=columns),
+        in_specs=(split, Matrices(columnwise, columnwise, PartitionSpec(shards, columns))),  # type: ignore[arg-type]
         out_specs=split,
         check_vma=False,
-    )(x, experts, weights, gate, up, down)
+    )(routed, matrices)
 
 
 def outputs(
-    x: jax.Array,
-    experts: jax.Array,
-    weights: jax.Array,
-    gate: jax.Array,
-    up: jax.Array,
-    down: jax.Array,
-    *,
-    count: int,
-    first: jax.Array | int = 0,
+    routed: Routed, matrices: Matrices, *, count: int, first: jax.Array | int = 0
 ) -> jax.Array:
     """`mixture` on one device, of those of the `count` experts that are at hand, `first` and on."""
-    flat, chosen, scores = (a.reshape(-1, a.shape[-1]) for a in (x, experts, weights))
-    return feed_forward_experts(
-        flat, chosen, scores, gate, up, down, first_expert=first, count=count
-    ).reshape(x.shape)
+    x, experts, weights = (array.reshape(-1, array.shape[-1]) for array in routed)
+    gate, up, down = matrices
+    out = feed_forward_experts(x, experts, weights, gate, up, down, first_expert=first, count=count)
+    return out.reshape(routed.x.shape)
 
 
 def local_outputs(
-    x: jax.Array,
-    experts: jax.Array,
-    weights: jax.Array,
-    gate: jax.Array,
-    up: jax.Array,
-    down: jax.Array,
+    routed: Routed,
+    matrices: Matrices,
     *,
     count: int,
     rows: tuple[str, ...] | None,
@@ -143,18 +127,15 @@ def local_outputs(
     first: jax.Array | int = 0
     gathered = shards is not None and rows is not None
     if shards is not None:
-        first = jax.lax.axis_index(shards) * gate.shape[0]
+        first = jax.lax.axis_index(shards) * len(matrices.gate)
     if gathered:
-        x, experts, weights = (
-            jax.lax.all_gather(array, shards, axis=0, tiled=True) for array in (x, experts, weights)
-        )
-    out = outputs(x, experts, weights, gate, up, down, count=count, first=first)
+        routed = jax.tree.map(lambda a: jax.lax.all_gather(a, shards, axis=0, tiled=True), routed)
     # Sums over devices in float32, as inside a product.
-    partial = out.astype(jnp.float32)
+    partial = outputs(routed, matrices, count=count, first=first).astype(jnp.float32)
     if columns is not None:
         partial = jax.lax.psum(partial, columns)
     if gathered:
         partial = jax.lax.psum_scatter(partial, shards, scatter_dimension=0, tiled=True)
     elif shards is not None:
         partial = jax.lax.psum(partial, shards)
-    return partial.astype(x.dtype)
+    return partial.astype(routed.x.dtype)

@@ -23,7 +23,7 @@ from frame_jax.config.training import PretrainConfig, TrainingConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import make_loader
 from frame_jax.export.order.export import main
-from frame_jax.export.order.formats import FORMATS
+from frame_jax.export.order.formats.table import FORMATS
 from frame_jax.export.order.plan import Trainer, make_plan, pieces, stages, whole
 from frame_jax.main import write_config
 from frame_jax.quadrants.rows import write_cells
@@ -223,7 +223,7 @@ def test_trainers_that_restart_a_stage_s_data_get_hard_stages(run) -> None:
     plan = make_plan(*run, "frame")
     trainer = Trainer(BATCH, LENGTH, "gs://bucket", ".jsonl")
     ends = [span.stop for span in stages(plan, trainer, smooth=False)]
-    blends = FORMATS["megatron"](plan, trainer)
+    blends = FORMATS["megatron"].files(plan, trainer)
     for number, cell in enumerate(("Q3", "Q4", "Q1", "Q2"), 1):
         assert blends[f"blend-{number:02d}.txt"].split() == [
             "1.0",
@@ -248,7 +248,7 @@ def test_nanotron_accepts_the_stages(run, curriculum, batch_rows) -> None:
     """
     plan = make_plan(*run, curriculum)
     trainer = Trainer(batch_rows, LENGTH, "data", ".jsonl")
-    files = FORMATS["nanotron"](plan, trainer)
+    files = FORMATS["nanotron"].files(plan, trainer)
     configs = [yaml.safe_load(files[name]) for name in sorted(files) if name.endswith(".yaml")]
     assert len(configs) == len(stages(plan, trainer, smooth=True))
     done = 0
@@ -267,7 +267,7 @@ def test_nanotron_accepts_the_stages(run, curriculum, batch_rows) -> None:
 
 def test_maxtext_finds_every_component_in_every_stage(run) -> None:
     plan = make_plan(*run, "frame")
-    files = FORMATS["maxtext"](plan, Trainer(BATCH, LENGTH, "data", ".arrayrecord"))
+    files = FORMATS["maxtext"].files(plan, Trainer(BATCH, LENGTH, "data", ".arrayrecord"))
     mixtures = [json.loads(text) for name, text in files.items() if name.startswith("mixture")]
     assert len(mixtures) == 4
     for mixture, cell in zip(mixtures, ("Q3", "Q4", "Q1", "Q2"), strict=True):
@@ -282,7 +282,7 @@ def test_maxtext_finds_every_component_in_every_stage(run) -> None:
 def test_maxtext_s_documents_give_the_stage_s_share_of_tokens(run) -> None:
     """It draws documents, whose mean length differs from quadrant to quadrant."""
     plan = make_plan(*run, "random")
-    files = FORMATS["maxtext"](plan, Trainer(BATCH, LENGTH, "data", ".arrayrecord"))
+    files = FORMATS["maxtext"].files(plan, Trainer(BATCH, LENGTH, "data", ".arrayrecord"))
     mixture = json.loads(files["mixture-01.json"])
     tokens = {
         cell: mixture[cell]["weight"] * plan.counts[cell]["tokens"] / plan.counts[cell]["documents"]

@@ -6,16 +6,8 @@ import math
 
 import pytest
 
-from frame_jax.planning.program import (
-    Machine,
-    Operation,
-    Program,
-    group,
-    library_workspace,
-    lower_bound,
-    size,
-    split_line,
-)
+from frame_jax.planning.bound import Machine, library_workspace, lower_bound
+from frame_jax.planning.program import Operation, Program, group, size, split_line
 
 # Two turns of a loop that gathers a matrix over four devices while it multiplies, and adds a slice
 # of a stack to the product; then a sum over all devices that nothing hides.

@@ -106,8 +106,10 @@ def test_zooming_changes_the_loss_and_reset_undoes_it(page: Page) -> None:
     whole = picture(session, "training-loss-0")
     press(session, "Zoom in")
     until(lambda: picture(session, "training-loss-0") != whole)
+    assert picture(session, "training-loss-0") != whole
     press(session, "Reset")
     until(lambda: picture(session, "training-loss-0") == whole)
+    assert picture(session, "training-loss-0") == whole
 
 
 def test_choosing_a_part_of_the_held_out_split_draws_it(page: Page) -> None:

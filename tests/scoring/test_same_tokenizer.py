@@ -7,7 +7,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from frame_jax.errors import UserError
-from frame_jax.scoring.tokenizers import require_rows, require_same_tokenizer
+from frame_jax.scoring.tokenizers import (
+    differences,
+    read_tokenizer,
+    require_rows,
+    require_same_tokenizer,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,8 @@ def test_a_tokenizer_is_itself_however_it_is_written(tokenizer, tmp_path):
     other["added_tokens"][0]["special"] = False  # the run makes its BOS special
     (tmp_path / "run.json").write_text(json.dumps(tokenizer))
     require_same_tokenizer(write(tmp_path, other), tmp_path / "run.json", "key")
+    theirs, ours = (read_tokenizer(tmp_path / f"{name}.json") for name in ("tokenizer", "run"))
+    assert list(differences(theirs, ours)) == []
 
 
 def swap_two_ids(other):

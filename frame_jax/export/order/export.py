@@ -13,9 +13,9 @@ import shutil
 
 from frame_jax.config.file import load
 from frame_jax.config.paths import user_path
-from frame_jax.errors import UserError, print_error
+from frame_jax.errors import USAGE_ERROR, UserError, print_error
 from frame_jax.export.order.documents import write_documents
-from frame_jax.export.order.formats import FORMATS, READS
+from frame_jax.export.order.formats.table import FORMATS
 from frame_jax.export.order.manifest import add_process_options, join, write_manifest
 from frame_jax.export.order.plan import Trainer, make_plan
 from frame_jax.export.order.shards import KINDS, ROWS, TEXT, write_shards
@@ -90,7 +90,7 @@ def export(options: argparse.Namespace) -> None:
         raise UserError(f"--distributed is for --to manifest: one process writes {options.to}")
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    reads = READS.get(options.to, tuple(TEXT))
+    reads = FORMATS[options.to].READS if options.to in FORMATS else tuple(TEXT)
     if options.shards not in (None, *reads):
         raise UserError(
             f"{options.to} does not read {options.shards}: choose --shards {' or '.join(reads)}"
@@ -116,7 +116,7 @@ def export(options: argparse.Namespace) -> None:
         if options.to == "parquet":
             write_documents(config, directory, plan, temporary)
         else:
-            for name, text in FORMATS[options.to](plan, trainer).items():
+            for name, text in FORMATS[options.to].files(plan, trainer).items():
                 (temporary / name).write_text(text, "utf-8")
         special = read_json(directory.tokenizer.with_name("special_tokens.json"))
         (temporary / "tokenizer").mkdir()
@@ -142,6 +142,6 @@ def main(arguments: list[str] | None = None) -> int:
         export(options)
     except UserError as error:
         print_error(error)
-        return 2
+        return USAGE_ERROR
     print(f"{options.curriculum} for {options.to}: {options.out or 'in the run directory'}")
     return 0

@@ -1,0 +1,55 @@
+"""Megatron-LM: a blend and a launch for each stage."""
+
+from __future__ import annotations
+
+from frame_jax.export.order.formats.notes import Files, notes, script
+from frame_jax.export.order.plan import Plan, Trainer, stages
+
+READS = ("jsonl",)
+
+
+def files(plan: Plan, trainer: Trainer) -> Files:
+    """A blend file for each stage, the launches in order, and what tokenizes the quadrants."""
+    spans = stages(plan, trainer, smooth=False)
+    made: Files = {}
+    lines = []
+    for number, span in enumerate(spans, 1):
+        name = f"blend-{number:02d}.txt"
+        used = {cell: share for cell, share in span.mixture.items() if share > 0}
+        blend = [f"{share} {trainer.data}/{cell}_text_document" for cell, share in used.items()]
+        made[name] = " ".join(blend) + "\n"
+        lines.append(f"--data-args-path {name}  # {span.name}, ends at iteration {span.stop}")
+    transitions = ",".join(str(span.stop) for span in spans[:-1])
+    tokenizer = "--tokenizer-type HuggingFaceTokenizer --tokenizer-model tokenizer"
+    program = (
+        f'torchrun $TORCHRUN_ARGS "$MEGATRON/pretrain_gpt.py" $MODEL_ARGS {tokenizer} '
+        '--load "$CHECKPOINTS" --save "$CHECKPOINTS" --split 100,0,0 --eval-iters 0 '
+        + (f"--phase-transition-iterations {transitions} " if transitions else "")
+        + f"--global-batch-size {trainer.batch_rows} --seq-length {trainer.sequence_length} "
+        f"--train-samples {spans[-1].stop * trainer.batch_rows}"
+    )
+    made["train.sh"] = script(*(f"{program} {line}" for line in lines))
+    cells = " ".join(plan.schedule.cells)
+    source = f'"{trainer.data}/$cell{trainer.suffix}"'
+    made["tokenize.sh"] = script(
+        f"for cell in {cells}; do",
+        f'  cat "{trainer.data}/$cell"/*{trainer.suffix} > {source}',
+        f'  python3 "$MEGATRON/tools/preprocess_data.py" --input {source} \\',
+        f'    --output-prefix "{trainer.data}/$cell" --append-eod --workers "${{WORKERS:-8}}" \\',
+        f"    {tokenizer}",
+        "done",
+    )
+    text = f"""
+One blend a stage, for `--data-args-path`. Set MEGATRON to Megatron-LM's folder and run
+`tokenize.sh`, which makes one prefix a quadrant, `{trainer.data}/<quadrant>_text_document`. Then
+set TORCHRUN_ARGS, MODEL_ARGS and CHECKPOINTS (folders as seen from this one, or absolute):
+`train.sh` starts Megatron-LM once a stage, in this folder. With `--phase-transition-iterations` it
+saves and stops at each boundary and begins the next blend at its start. The length is given as
+`--train-samples`, because many releases cannot cut phases out of `--train-iters`; the learning rate
+is then counted in samples, too (`--lr-decay-samples`, `--lr-warmup-samples`). Because a stage
+begins its data anew, transitions are hard here (a smooth one would repeat what it read ahead), and
+a quadrant that occurs in several stages is read from its start in each. Sequences overlap by a
+token there and rows do not here, so that a stage leaves up to 1 in {trainer.sequence_length} of its
+quadrants' tokens unread, and what rounding to whole steps leaves."""
+    made["NOTES.md"] = notes(plan, trainer, text, spans)
+    return made

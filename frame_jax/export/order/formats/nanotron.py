@@ -1,0 +1,84 @@
+"""nanotron: a config and a launch for each stage."""
+
+from __future__ import annotations
+
+from frame_jax.export.order.formats.notes import Files, as_yaml, notes
+from frame_jax.export.order.plan import Plan, Trainer, stages
+
+READS = ("jsonl", "parquet")
+
+DATATROVE = """# Tokenizes each quadrant's documents for nanotron; needs datatrove[io,processing].
+import json
+from pathlib import Path
+
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.pipeline.readers import {reader}
+from datatrove.pipeline.tokens import DocumentTokenizer
+
+DATA = {data!r}
+EOS = json.load(Path("tokenizer/tokenizer_config.json").open(encoding="utf-8"))["eos_token"]
+
+if __name__ == "__main__":
+    for cell in {cells}:
+        folder = f"{{DATA}}/{{cell}}"
+        steps = [
+            {reader}(folder, glob_pattern="{pattern}", text_key="text", id_key="doc_id"),
+            DocumentTokenizer(
+                folder,
+                tokenizer_name_or_path="tokenizer/tokenizer.json",
+                eos_token=EOS,
+                shuffle_documents=False,
+            ),
+        ]
+        LocalPipelineExecutor(steps, tasks=1, skip_completed=False).run()
+"""
+
+
+def files(plan: Plan, trainer: Trainer) -> Files:
+    """A config for each stage, and what tokenizes the quadrants."""
+    spans = stages(plan, trainer, smooth=True)
+    listed = [
+        {
+            "name": f"{number} {span.name}",  # a name may not occur twice
+            "start_training_step": span.first + 1,
+            "data": {
+                "dataset": {
+                    "dataset_folder": [f"{trainer.data}/{cell}" for cell in used],
+                    "dataset_weights": list(used.values()),
+                },
+                "num_loading_workers": 1,
+                "seed": 42,
+            },
+        }
+        for number, span in enumerate(spans, 1)
+        for used in [{cell: share for cell, share in span.mixture.items() if share > 0}]
+    ]
+    made = {
+        f"nanotron-{number:02d}.yaml": as_yaml(
+            {
+                "data_stages": listed[:number],
+                "tokens": {"sequence_length": trainer.sequence_length, "train_steps": span.stop},
+                "tokenizer": {"tokenizer_name_or_path": "tokenizer"},
+                "checkpoints": {"save_final_state": True},
+            }
+        )
+        for number, span in enumerate(spans, 1)
+    }
+    made["tokenize_documents.py"] = DATATROVE.format(
+        cells=tuple(plan.schedule.cells),
+        data=trainer.data,
+        reader={".jsonl": "JsonlReader", ".parquet": "ParquetReader"}[trainer.suffix],
+        pattern=f"*{trainer.suffix}",
+    )
+    text = f"""
+Run `python3 tokenize_documents.py` in this folder: it tokenizes each quadrant's documents with
+datatrove, beside them. Then one launch a stage: nanotron reads only the last of a config's
+`data_stages`. `nanotron-01.yaml` and so on hold the stages up to each and the settings that belong
+to them; merge each into your config and run `run_train.py --config-file` with one after the other,
+each from the checkpoint that the one before leaves at its last step
+(`checkpoints.resume_checkpoint_path`). Give the learning rate its own length
+(`learning_rate_scheduler.lr_decay_steps`), or it would end with each launch. Steps count from 1.
+The global batch is dp x micro_batch_size x batch_accumulation_per_replica: make it
+{trainer.batch_rows}. A quadrant goes on in a stage where the stage before left it. Inside a stage
+the weights are constant: a smooth transition becomes a step between the stages' mean mixtures."""
+    return {**made, "NOTES.md": notes(plan, trainer, text, spans)}

@@ -1,0 +1,67 @@
+"""What the formats share: YAML, scripts, and NOTES.md.
+
+Field names of all formats are those of the trainers' public sources, late 2026;
+`tools/check_exports.py` feeds what is written to their own code. OLMo-core and MosaicML read the
+rows of the run itself. The others tokenize and pack on their own, so that their rows differ from
+the rows here; quadrants, order and lengths are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from frame_jax.export.order.plan import Plan, Span, Trainer
+
+Files = dict[str, str]
+
+
+def as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+def table(spans: list[Span]) -> str:
+    """The stages in Markdown."""
+    cells = list(spans[0].mixture)
+    lines = [
+        f"| stage | from step | to step | {' | '.join(cells)} |",
+        f"|---|---:|---:|{'---:|' * len(cells)}",
+    ]
+    for span in spans:
+        shares = " | ".join(f"{span.mixture[cell]:.3f}" for cell in cells)
+        lines.append(f"| {span.name} | {span.first:,} | {span.stop:,} | {shares} |")
+    return "\n".join(lines)
+
+
+def notes(plan: Plan, trainer: Trainer, text: str, spans: list[Span], where: str = "") -> str:
+    """NOTES.md: what the files are and how they are used.
+
+    Args:
+        plan: The curriculum.
+        trainer: Who reads the files.
+        text: What is particular to it.
+        spans: The stages.
+        where: What belongs in the data folder; by default the quadrants' documents.
+    """
+    where = where or f"The documents of each quadrant belong in `{trainer.data}/<quadrant>/`"
+    return (
+        f"# Curriculum {plan.curriculum}\n\n{text.strip()}\n\n{table(spans)}\n\n"
+        f"Steps are of {trainer.batch_rows:,} sequences of {trainer.sequence_length:,} tokens, "
+        "counted with the run's tokenizer, which is in `tokenizer/`.\n"
+        f"{where}; `--shards` writes them.\n"
+        "Use one learning-rate schedule over the whole run, constant or warmup-stable-decay, not "
+        "one for each stage.\n"
+    )
+
+
+def script(*commands: str) -> str:
+    """A shell script that runs in the folder in which it lies."""
+    return "\n".join(
+        ["#!/usr/bin/env bash", "set -euo pipefail", 'cd "$(dirname "$0")"', *commands, ""]
+    )
+
+
+def rows_in(trainer: Trainer) -> str:
+    """What NOTES.md says of the data folder where the run's own rows are read."""
+    return f"The rows of each stage belong in `{trainer.data}/<number of the stage>/`"
