@@ -2,17 +2,20 @@
 
     python tools/benchmark_train.py          # needs torch and transformers
     python tools/benchmark_train.py --shapes experts mamba2
+    python tools/benchmark_train.py --dtypes float32
 
-Both train the same model in bfloat16 (float32 weights, AdamW, clipping) from the same weights on
-the same batches, alternately, a step each. `ratio` is the median over the steps, compilation left
-out, of our tokens a second over theirs; the losses of all steps are compared. The peer is the
-better of eager and `torch.compile`. Both run under the same allocator.
+Both train the same model (float32 weights, AdamW, clipping) from the same weights on the same
+batches, alternately, a step each. `ratio` is the median over the steps, compilation left out, of
+our tokens a second over theirs; the losses of all steps are compared. Each side multiplies in the
+type it is fastest in, of those that the processor multiplies; the peer is the better of eager and
+`torch.compile`. Both run under the same allocator.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import statistics
 import tempfile
@@ -30,6 +33,7 @@ from frame_jax.config.training import ScheduleConfig, TrainingConfig
 from frame_jax.main import prefer_huge_pages
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import model_config, write_weights
+from frame_jax.parallel.hardware import multiplies_bfloat16, processor
 from frame_jax.parallel.sharding import batch_sharding, make_mesh
 from frame_jax.run.directory import write_json
 from frame_jax.training.optimizer import make_optimizer
@@ -68,8 +72,8 @@ class Shape:
     rows: int
     length: int
 
-    @property
-    def decoder(self) -> Decoder:
+    def decoder(self, dtype: str) -> Decoder:
+        """Ours, multiplying in this type."""
         heads = self.hidden_size // 64
         inner = -(-8 * self.hidden_size // 3 // 64) * 64
         config = ModelConfig(self.hidden_size, inner, self.num_layers, heads, heads)
@@ -84,7 +88,7 @@ class Shape:
         elif self.family == "Mamba2":
             mixer = Mamba2Config(num_heads=2 * heads, state_size=128)
             config = dataclasses.replace(config, layers=("mamba2+none",), mamba2=mixer)
-        return Decoder(config, self.vocab_size, remat=TRAINING.remat)
+        return Decoder(config, self.vocab_size, dtype, TRAINING.remat)
 
     def batch(self, index: int) -> np.ndarray:
         """Tokens with the frequencies of a language and no order, int32."""
@@ -94,6 +98,7 @@ class Shape:
 
 
 SHAPES = {
+    "quickstart": Shape("Llama", 64, 4, 2048, 16, 256),
     "small": Shape("Llama", 256, 6, 8192, 16, 512),
     "medium": Shape("Llama", 512, 8, 16384, 8, 512),
     "large": Shape("Llama", 768, 12, 32768, 4, 1024),
@@ -111,7 +116,7 @@ def our_step(decoder: Decoder, params: dict) -> Step:
     step = jax.jit(
         make_train_step(decoder, optimizer, specials, TRAINING, mesh, rate), donate_argnums=0
     )
-    state = TrainState(np.int32(0), params, optimizer.init(params))
+    state = jax.device_put(TrainState(np.int32(0), params, optimizer.init(params)))
 
     def run(rows: np.ndarray) -> float:
         nonlocal state
@@ -121,8 +126,8 @@ def our_step(decoder: Decoder, params: dict) -> Step:
     return run
 
 
-def peer_step(folder: Path, compiled: bool) -> Step:
-    """A plain, well-set PyTorch loop over the checkpoint in `folder`."""
+def peer_step(folder: Path, mode: str, dtype: str) -> Step:
+    """A plain, well-set PyTorch loop over the checkpoint in `folder`, `eager` or `compile`."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -142,10 +147,10 @@ def peer_step(folder: Path, compiled: bool) -> Step:
             logits.float().flatten(0, 1), rows[:, 1:].flatten()
         )
 
-    forward = torch.compile(loss_of) if compiled else loss_of
+    forward = torch.compile(loss_of) if mode == "compile" else loss_of
 
     def run(rows: np.ndarray) -> float:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = forward(torch.from_numpy(rows).long())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip_norm)
@@ -163,37 +168,44 @@ def timed(step: Step, rows: np.ndarray) -> tuple[float, float]:
     return loss, time.perf_counter() - start
 
 
-def better(peers: dict[str, Step], shape: Shape) -> str:
-    """The name of the peer whose second and third step are the faster."""
-    seconds = {
-        name: sum(timed(step, shape.batch(i))[1] for i in range(3)[1:])
-        for name, step in peers.items()
-        if step(shape.batch(0))
-    }
+def fastest(makers: dict[str, Callable[[], Step]], shape: Shape) -> str:
+    """The name of the step whose best of some turns is the least."""
+    seconds = {}
+    for name, make in makers.items():
+        step = make()
+        turns = [timed(step, shape.batch(i))[1] for i in range(WARM_UP + 3)]
+        seconds[name] = min(turns[WARM_UP:])
     return min(seconds, key=seconds.__getitem__)
 
 
-def compare(shape: Shape, steps: int, modes: list[str]) -> dict:
+def compare(shape: Shape, steps: int, modes: list[str], dtypes: list[str]) -> dict:
     """All of one shape."""
-    decoder = shape.decoder
-    params = jax.jit(decoder.init)(jax.random.key(0))
+    decoder = shape.decoder("float32")
+    params = jax.tree.map(np.asarray, jax.jit(decoder.init)(jax.random.key(0)))
+    ours = {t: functools.partial(our_step, shape.decoder(t), params) for t in dtypes}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_json(folder / "config.json", model_config(decoder, 0, 1, shape.length))
-        write_weights(folder, decoder, jax.tree.map(np.asarray, params), 2**62)
-        chosen = better({m: peer_step(folder, m == "compile") for m in modes}, shape)
-        peer = peer_step(folder, chosen == "compile")
-    ours = our_step(decoder, params)
+        write_weights(folder, decoder, params, 2**62)
+        peers = {
+            f"{mode}, {dtype}": functools.partial(peer_step, folder, mode, dtype)
+            for mode in modes
+            for dtype in dtypes
+        }
+        chosen, chosen_peer = fastest(ours, shape), fastest(peers, shape)
+        step, peer = ours[chosen](), peers[chosen_peer]()
     pairs = [
-        (timed(ours, rows), timed(peer, rows)) for rows in (shape.batch(i) for i in range(steps))
+        (timed(step, rows), timed(peer, rows)) for rows in (shape.batch(i) for i in range(steps))
     ]
     seconds = [(a, b) for (_, a), (_, b) in pairs[WARM_UP:]]
     tokens = shape.rows * shape.length
     return {
         "shape": dataclasses.asdict(shape),
+        "processor": processor(),
+        "ours": chosen,
         "ours_tokens_per_second": round(tokens / statistics.median(a for a, _ in seconds)),
+        "peer": f"Hugging Face {shape.family}, PyTorch, {chosen_peer}",
         "peer_tokens_per_second": round(tokens / statistics.median(b for _, b in seconds)),
-        "peer": f"Hugging Face {shape.family}, PyTorch, {chosen}",
         "ratio": round(statistics.median(b / a for a, b in seconds), 3),
         "ratio_quartiles": np.quantile([b / a for a, b in seconds], [0.25, 0.75]).round(3).tolist(),
         "largest_loss_difference": round(max(abs(a - b) for (a, _), (b, _) in pairs), 4),
@@ -206,9 +218,17 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--peers", nargs="+", default=["eager", "compile"])
+    native = ["float32", *["bfloat16"] * multiplies_bfloat16(jax.local_devices()[0])]
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=["float32", "bfloat16"],
+        default=native,
+        help="types each side may multiply in (default: what this processor multiplies)",
+    )
     options = parser.parse_args()
     for name in options.shapes:
-        result = compare(SHAPES[name], options.steps, options.peers)
+        result = compare(SHAPES[name], options.steps, options.peers, options.dtypes)
         print(json.dumps(result), flush=True)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
 from pathlib import Path
 
@@ -20,6 +22,15 @@ def multiplies_bfloat16(device: jax.Device) -> bool:
         number = re.match(r"\d+", str(getattr(device, "compute_capability", "")))
         return number is not None and int(number[0]) >= AMPERE
     return device.platform == "cpu" and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def processor() -> str:
+    """This machine's processor and those of its features that decide how fast matrices multiply."""
+    features = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    text = CPU_INFO.read_text("utf-8") if CPU_INFO.exists() else ""
+    name = re.search(r"^model name\s*:\s*(.*)$", text, re.M)
+    known = [feature for feature in features if feature in cpu_flags()]
+    return ", ".join([name[1] if name else platform.machine(), f"{os.cpu_count()} cores", *known])
 
 
 def cpu_flags() -> set[str]:
