@@ -55,8 +55,9 @@ def _kernel_for(q: jax.Array, k: jax.Array) -> Callable[..., jax.Array]:
     backend = platform()
     if backend == "tpu" and q.shape[1] % SPLASH_BLOCKS[-1] == 0:
         return splash_attention
-    if backend == "cpu" and q.shape[1] % segment_attention.QUERY_BLOCK == 0:
-        return segment_attention.segment_attention
+    if backend == "cpu" and q.shape[1] > QUERY_BLOCK:  # of shorter rows there is little to skip
+        if q.shape[1] % segment_attention.QUERY_BLOCK == 0:
+            return segment_attention.segment_attention
     if backend == "gpu":
         obstacle = packed_attention.obstacle(q, k)
         if obstacle is None:
@@ -120,10 +121,8 @@ def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Ar
     blocks = []
     for start in range(0, T, QUERY_BLOCK):
         stop = min(start + QUERY_BLOCK, T)
-        mask = segment_ids[:, start:stop, None] == segment_ids[:, None, :stop]
-        mask &= jnp.arange(start, stop)[:, None] >= jnp.arange(stop)
         blocks.append(
-            _attend(q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop], mask[:, None])
+            _attend(q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop], segment_ids[:, :stop])
         )
     mixed = jnp.concatenate(blocks, axis=3)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, head_dim)
@@ -132,37 +131,43 @@ def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Ar
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _scores(q: jax.Array, k: jax.Array, mask: jax.Array) -> jax.Array:
-    """[B, K, G, Q, head_dim] x [B, K, S, head_dim] -> masked scores [B, K, G, Q, S], float32."""
+def _scores(q: jax.Array, k: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """[B, K, G, Q, head_dim] x [B, K, S, head_dim] -> masked scores [B, K, G, Q, S], float32.
+
+    The queries are the last of the S places.
+    """
+    Q, S = q.shape[3], k.shape[2]
+    mask = segment_ids[:, S - Q :, None] == segment_ids[:, None]
+    mask &= jnp.arange(S - Q, S)[:, None] >= jnp.arange(S)
     scores = _dot("bkgqd,bksd->bkgqs", q, k) * q.shape[-1] ** -0.5
-    return jnp.where(mask[:, :, None], scores, -1e30)
+    return jnp.where(mask[:, None, None], scores, -1e30)
 
 
 @jax.custom_vjp
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """One block of queries against all keys it may see; mask [B, 1, Q, S]."""
-    return _attend_forward(q, k, v, mask)[0]
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """One block of queries against all keys up to its end; segment_ids [B, S] of the keys."""
+    return _attend_forward(q, k, v, segment_ids)[0]
 
 
 def _attend_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    scores = _scores(q, k, mask)
+    scores = _scores(q, k, segment_ids)
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     mixed = (_dot("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v) / total).astype(q.dtype)
     mixed, log_total = saved(mixed), saved(top + jnp.log(total))
-    return mixed, (q, k, v, mask, mixed, log_total)
+    return mixed, (q, k, v, segment_ids, mixed, log_total)
 
 
 def _attend_backward(
     residuals: tuple[jax.Array, ...], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     """Recomputes the probabilities instead of saving them: memory linear in the keys."""
-    q, k, v, mask, mixed, log_total = residuals
+    q, k, v, segment_ids, mixed, log_total = residuals
     grad = grad.astype(q.dtype)
-    weights = jnp.exp(_scores(q, k, mask) - log_total)  # [B, K, G, Q, S]
+    weights = jnp.exp(_scores(q, k, segment_ids) - log_total)  # [B, K, G, Q, S]
     inner = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
     grad_v = _dot("bkgqs,bkgqd->bksd", weights.astype(q.dtype), grad)
     grad_weights = _dot("bkgqd,bksd->bkgqs", grad, v)

@@ -133,18 +133,19 @@ def _cross_entropy_forward(
         grad = probabilities * steepness[..., None] - is_target * weights[..., None]
         grad = grad.astype(hidden.dtype)
         grad_hidden = _dot("gbtv,vd->gbtd", grad, w).astype(hidden.dtype)
-        grad_w = constrain(grad_w + _dot("gbtv,gbtd->gvd", grad, hidden), "batch", "vocab", None)
+        # Of the two, the hidden states are the cheaper to lay out anew for a product over tokens.
+        grad_w = constrain(grad_w + _dot("gbtd,gbtv->gdv", hidden, grad), "batch", None, "vocab")
         nll_sum += jnp.sum(nll * weights)
         objective += jnp.sum((nll + z_loss * jnp.square(log_total)) * weights)
         return (objective, nll_sum, grad_w), grad_hidden
 
     zero = jnp.zeros((), jnp.float32)
-    grad_w = jnp.zeros((groups, *unembedding.shape), jnp.float32)
+    grad_w = jnp.zeros((groups, *unembedding.shape[::-1]), jnp.float32)
     (objective, nll_sum, grad_w), grad_hidden = jax.lax.scan(
         piece, (zero, zero, grad_w), (grouped(hidden), grouped(targets), grouped(weights))
     )
     grad_hidden = _whole(grad_hidden.reshape(chunks, hidden.shape[0], -1, hidden.shape[2]))
-    grad_w = constrain(jnp.sum(grad_w, axis=0), "vocab", "embed")
+    grad_w = constrain(jnp.sum(grad_w, axis=0).T, "vocab", "embed")
     return (objective, nll_sum), (grad_hidden, grad_w.astype(unembedding.dtype))
 
 

@@ -7,7 +7,7 @@ from flax import nnx
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.context import Context
-from frame_jax.models.layers import gelu, matmul, saved, swiglu
+from frame_jax.models.layers import gelu, matmul, recomputed, saved, swiglu
 from frame_jax.models.parameters import Maker
 
 
@@ -34,7 +34,8 @@ def apply(
         y = matmul(x, p[name])
         return y + p[f"{name}_bias"].astype(y.dtype) if c.bias else y
 
+    # What the last product reads costs more to keep for its derivative than to make again.
     if c.activation == "gelu":
-        return linear(gelu(saved(linear(x, "up"))), "down"), None
+        return recomputed(lambda up: linear(gelu(up), "down"))(saved(linear(x, "up"))), None
     gate, up = saved(linear(x, "gate")), saved(linear(x, "up"))
-    return linear(swiglu(gate, up), "down"), None
+    return recomputed(lambda gate, up: linear(swiglu(gate, up), "down"))(gate, up), None

@@ -7,6 +7,7 @@ float32. TPU and GPU matrix units work that way, and so do the CPU's.
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,22 @@ def _matmul_backward(
     grad, batch = grad.astype(x.dtype), range(x.ndim - axes)
     columns = range(len(batch), grad.ndim)
     grad_x = _product(grad, w.astype(x.dtype), columns, range(axes, w.ndim)).astype(x.dtype)
-    return grad_x, _product(x, grad, batch, batch).astype(w.dtype)
+    return grad_x, _over_tokens(x, grad, batch).astype(w.dtype)
+
+
+def _over_tokens(x: jax.Array, grad: jax.Array, tokens: range) -> jax.Array:
+    """The sum over the leading axes of both, [*K, *N] float32.
+
+    XLA for CPUs lays out the left operand anew, element by element, for a sum over its first axis.
+    There the narrower of the two is the left one.
+    """
+    width = math.prod(x.shape[len(tokens) :])
+    if platform() != "cpu" or width <= math.prod(grad.shape[len(tokens) :]):
+        return _product(x, grad, tokens, tokens)
+    # Without the barrier XLA would exchange the operands again.
+    turned = jax.lax.optimization_barrier(_product(grad, x, tokens, tokens))
+    columns = range(grad.ndim - len(tokens))
+    return turned.transpose(*range(len(columns), turned.ndim), *columns)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
