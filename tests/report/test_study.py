@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import json
 import math
@@ -135,7 +136,10 @@ def test_one_seed_is_told_to_prove_nothing(tmp_path: Path) -> None:
     config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=50)
     report.run(config, directory)
     page = (directory.report / "index.html").read_text("utf-8")
-    assert "one seed proves nothing" in page and "configs/study_cpu.yaml" in page
+    assert "one seed proves nothing" in page and "found FRAME's order no better than random" in (
+        html.unescape(page)
+    )
+    assert "python -m frame_jax.main --config configs/study_cpu.yaml" in page
     console = Console(file=io.StringIO(), width=120)
     console.print(terminal_table(read_study(config, directory)))
     text = console.file.getvalue()
