@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -142,6 +143,23 @@ def test_a_finished_run_trains_no_further(root: Path) -> None:
     train(job)
     assert_same(before, final_params(job))
     assert len(metrics(job)) == 6
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_update_norm_is_that_of_the_change_of_all_weights(root: Path, kind: str) -> None:
+    """Between checkpoints that lie one step apart."""
+    optimizer = OptimizerConfig(kind=kind)  # type: ignore[arg-type]
+    job = make_job(root, training=TrainingConfig(batch_rows=22, milestones=4, optimizer=optimizer))
+    train(job)
+    folder = job.folder / "checkpoints"
+    weights = [
+        np.concatenate([np.ravel(leaf) for leaf in tree.leaves(params)])
+        for params in (checkpoints.load_params(folder, job.decoder, step) for step in range(5))
+    ]
+    changes = [np.linalg.norm(b - a) for a, b in itertools.pairwise(weights)]
+    noted = [record["update_norm"] for record in metrics(job)]
+    assert min(changes) > 1e-4
+    np.testing.assert_allclose(noted, changes, rtol=1e-3)
 
 
 def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
