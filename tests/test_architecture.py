@@ -85,6 +85,19 @@ def test_no_module_imports_itself_through_others() -> None:
     assert set(needs) <= done, f"these wait for each other: {sorted(set(needs) - done)}"
 
 
+def test_every_folder_has_its_tests_in_a_folder_of_its_name() -> None:
+    """Folders in folders too, where they have tests of their own; each is a package."""
+    tests = REPOSITORY / "tests"
+    rooms = {path.parent.relative_to(PACKAGE) for path in PACKAGE.glob("*/__init__.py")}
+    assert len(rooms) > 10
+    for room in rooms:
+        assert list((tests / room).rglob("test_*.py")), f"tests/{room} has no test"
+    folders = {path.parent for path in tests.rglob("test_*.py")}
+    assert [f for f in folders if not (f / "__init__.py").exists()] == []
+    inner = {f.relative_to(tests) for f in folders if len(f.relative_to(tests).parts) > 1}
+    assert inner == {f for f in inner if (PACKAGE / f).is_dir()}
+
+
 @pytest.mark.parametrize("module", ["frame_jax.main", "frame_jax.training.trainer"])
 def test_an_import_upward_is_named(module: str) -> None:
     files = {"frame_jax/models/layers.py": [(7, module)]}

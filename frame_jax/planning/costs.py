@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import jax
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from frame_jax.config.run import RunConfig
+from frame_jax.config.paths import user_path
+from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
+from frame_jax.curriculum.stages import Schedule
+from frame_jax.evaluation.items import answers, prompts, read_items, spread
 from frame_jax.files import cached
 from frame_jax.models.flops import (
     active_parameter_count,
@@ -21,10 +25,12 @@ from frame_jax.models.flops import (
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import read_decoder
 from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.training.job import kept_steps, stage_ends
 from frame_jax.training.optimizer import make_optimizer
 from frame_jax.training.runs import padded_vocabulary
 
 TRAINED, SCORED = 4, 2  # bytes of a weight: float32 where it is trained, bfloat16 where it scores
+BYTES_PER_TOKEN = 4.0  # of text that is not tokenized yet
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,15 @@ class Corpus:
         train: Tokens of the training split.
         held_out: Tokens kept for evaluation.
         source: Where the numbers are from.
+        measured: Tokens of the held-out documents that evaluation measures; None where they are
+            not counted yet, and all of them are taken for measured.
     """
 
     reference: int
     train: int
     held_out: int
     source: str
+    measured: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,18 +80,24 @@ def trained(
     name: str, unit: str, decoder: Decoder, training: TrainingConfig, steps: int, length: int
 ) -> Work:
     """Training a model over `steps` batches of rows that predict `length` tokens."""
-    optimizer = make_optimizer(training, decoder, steps)
-    state = jax.tree.leaves(jax.eval_shape(optimizer.init, decoder.shapes()))
     tokens = steps * training.batch_rows * length
     return Work(
         name,
         unit,
         decoder,
         parameter_count(decoder.config, decoder.vocab_size) * TRAINED,
-        sum(leaf.size * leaf.dtype.itemsize for leaf in state),
+        state_bytes(decoder, training, steps),
         tokens,
         tokens * training_flops_per_token(decoder.config, decoder.vocab_size, length),
     )
+
+
+@functools.cache
+def state_bytes(decoder: Decoder, training: TrainingConfig, steps: int) -> int:
+    """Bytes of the state of a model's optimizer."""
+    optimizer = make_optimizer(training, decoder, steps)
+    state = jax.tree.leaves(jax.eval_shape(optimizer.init, decoder.shapes()))
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in state)
 
 
 def scored(name: str, unit: str, decoder: Decoder, tokens: int, length: int) -> Work:
@@ -90,6 +105,66 @@ def scored(name: str, unit: str, decoder: Decoder, tokens: int, length: int) -> 
     weights = parameter_count(decoder.config, decoder.vocab_size) * SCORED
     flops = tokens * forward_flops_per_token(decoder.config, decoder.vocab_size, length)
     return Work(name, unit, decoder, weights, 0, tokens, flops)
+
+
+def evaluated(
+    config: RunConfig, corpus: Corpus, trial: Trial, schedule: Schedule, task_tokens: int
+) -> Work:
+    """What is measured on a trained trial.
+
+    That is every kept checkpoint and every average on the held-out documents, some of them on the
+    tasks, and the final weights on a sample of training rows.
+
+    Args:
+        config: The run.
+        corpus: Its tokens.
+        trial: Which.
+        schedule: The order it was trained in.
+        task_tokens: Tokens of all tasks together.
+    """
+    training, evaluation = config.arm_training(trial.arm), config.evaluation
+    decoder = Decoder(config.pretrain.model, vocabulary(config))
+    averages = len(evaluation.averages)
+    doing_tasks = {schedule.steps(training.batch_rows)}
+    if evaluation.tasks_at == "stage_ends":
+        doing_tasks |= stage_ends(schedule, training)
+    held_out = corpus.held_out if corpus.measured is None else corpus.measured
+    tokens = held_out * (len(kept_steps(schedule, training)) + averages)
+    tokens += task_tokens * (len(doing_tasks) + averages)
+    unit = f"evaluate-{trial.name}"
+    work = scored(f"evaluate {trial.name}", unit, decoder, tokens, config.scoring.context)
+    if evaluation.training_rows == 0:
+        return work
+    used, length = schedule.epoch_rows, config.partition.rows.sequence_length
+    rows = used // max(1, used // evaluation.training_rows)
+    sample = scored("", "", decoder, rows * length, length)
+    return replace(work, tokens=tokens + sample.tokens, flops=work.flops + sample.flops)
+
+
+def answer_tokens(config: RunConfig) -> tuple[int, list[str]]:
+    """Tokens that a model reads to answer every task, by the size of their text, and notes on it.
+
+    Raises:
+        UserError: for a file that holds something else than items, or has too few examples.
+    """
+    total, notes = 0.0, []
+    for task in config.evaluation.tasks:
+        absent = [
+            path
+            for path in (task.path, task.examples)
+            if path is not None and not user_path(path).is_file()
+        ]
+        if absent:
+            notes.append(f"task {task.name}: {absent[0]} is not there, and its cost not counted")
+            continue
+        items = spread(read_items(user_path(task.path)), task.max_items)
+        for prompt, item in zip(prompts(task, items), items, strict=True):
+            for answer in answers(task, item):
+                size = len((prompt + task.separator + answer).encode()) / BYTES_PER_TOKEN
+                total += min(size, config.scoring.context)
+    if total:
+        notes.append(f"tasks: counted at {BYTES_PER_TOKEN:g} bytes a token")
+    return round(total), notes
 
 
 def vocabulary(config: RunConfig) -> int:
@@ -120,9 +195,13 @@ def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None
 
 
 def list_work(
-    config: RunConfig, corpus: Corpus, steps: dict[str, int]
+    config: RunConfig, corpus: Corpus, schedules: dict[str, Schedule]
 ) -> tuple[list[Work], list[str]]:
-    """Everything that computes, and notes on it; `steps` are those of each arm."""
+    """Everything that computes, and notes on it; `schedules` are those of each trial.
+
+    Raises:
+        UserError: for a reference model or a task that could not be computed.
+    """
     work: list[Work] = []
     notes: list[str] = []
     if config.scoring.table is not None:
@@ -144,18 +223,31 @@ def list_work(
         work.append(scored(f"scoring, {name}", "score", decoder, tokens, config.scoring.context))
     decoder = Decoder(config.pretrain.model, vocabulary(config))
     length = config.partition.rows.sequence_length
-    for name, count in steps.items():
+    for name, schedule in schedules.items():
         training = config.arm_training(config.trial(name).arm)
+        count = schedule.steps(training.batch_rows)
         work.append(
             trained(f"pretrain {name}", f"pretrain-{name}", decoder, training, count, length)
         )
+    if schedules:
+        tokens, more = answer_tokens(config)
+        notes += more
+        if corpus.measured is None and config.evaluation.max_documents is not None:
+            notes.append(
+                "evaluate: at most; how long the documents of evaluation.max_documents are is "
+                "known once the corpus is tokenized, and the whole held-out split stands for them"
+            )
+        work += [
+            evaluated(config, corpus, config.trial(name), schedule, tokens)
+            for name, schedule in schedules.items()
+        ]
     return work, notes
 
 
 def cost_table(
     config: RunConfig,
     corpus: Corpus,
-    steps: dict[str, int],
+    schedules: dict[str, Schedule],
     left: dict[str, float],
     tokens_per_second: float | None,
 ) -> RenderableType:
@@ -164,16 +256,16 @@ def cost_table(
     Args:
         config: The run.
         corpus: Its tokens.
-        steps: Steps of each arm that is to be trained.
+        schedules: The order of each trial that is to be trained.
         left: Share of the work that remains of each unit that is to run.
         tokens_per_second: Training speed of the target model. All else is taken to run at the same
             FLOPs a second.
     """
-    work, notes = list_work(config, corpus, steps)
+    work, notes = list_work(config, corpus, schedules)
     work = [item for item in work if item.unit in left]
     table = Table(title="cost", title_justify="left")
     columns = ["parameters", "active", "weights GiB", "optimizer GiB", "tokens", "FLOPs", "share"]
-    table.add_column("work")
+    table.add_column("work", overflow="fold")
     for column in columns + (["time left"] if tokens_per_second else []):
         table.add_column(column, justify="right", overflow="fold")
     length = config.partition.rows.sequence_length

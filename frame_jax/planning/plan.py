@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -22,16 +23,16 @@ from frame_jax.corpus.parts import plan
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.stages import Schedule, resolve
 from frame_jax.errors import UserError
-from frame_jax.planning.costs import Corpus, cost_table
+from frame_jax.evaluation.held_out import held_out_documents
+from frame_jax.planning.costs import BYTES_PER_TOKEN, Corpus, cost_table
 from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.phases import Unit
 from frame_jax.training.schedules import learning_rate
 
-BYTES_PER_TOKEN = 4.0  # of a corpus that is not tokenized yet
 SHADES, LEVELS = " ░▒▓█", " ▁▂▃▄▅▆▇█"
 COLUMNS = 60
-PIPED_WIDTH = 120  # of the tables where there is no terminal
+PIPED_WIDTH = 150  # of the tables where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,17 @@ def print_plan(
     units = phases.selected(phases.units(config), until)
     states = read_states(config, units, corpus_tokens is not None)
     console.print(phase_table(config, units, states))
-    steps: dict[str, int] = {}
+    schedules: dict[str, Schedule] = {}
     for name in config.curricula:
         trials = [t.name for t in config.trials if t.arm == name and f"pretrain-{t.name}" in states]
         if trials:
             schedule, note = schedule_of(config, corpus, name)
-            steps |= dict.fromkeys(trials, schedule.steps(config.pretrain.training.batch_rows))
+            schedules |= dict.fromkeys(trials, schedule)
             console.print(arm(config, schedule, name))
             if note:
                 console.print(note, style="yellow")
     left = {name: state.left for name, state in states.items()}
-    console.print(cost_table(config, corpus, steps, left, tokens_per_second))
+    console.print(cost_table(config, corpus, schedules, left, tokens_per_second))
     console.print(f"tokens: {corpus.source}", style="dim")
 
 
@@ -93,11 +94,13 @@ def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
     marker = directory.marker("tokenize")
     if marker.exists() and read_json(marker)["complete"]:
         tokens = read_json(marker)["summary"]["tokens"]
+        held_out = tokens.get("held_out", 0)
         return Corpus(
             tokens.get("reference", 0),
             tokens.get("train", 0),
-            tokens.get("held_out", 0),
+            held_out,
             "counted by the tokenize phase",
+            measured_tokens(config, directory) if held_out else 0,
         )
     if corpus_tokens is not None:
         total, source = corpus_tokens, "as given by --corpus_tokens"
@@ -116,6 +119,12 @@ def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
         int(total * held_out),
         source,
     )
+
+
+def measured_tokens(config: RunConfig, directory: RunDirectory) -> int:
+    """Tokens of the held-out documents that evaluation measures, of a corpus that is tokenized."""
+    documents = held_out_documents(directory, config.evaluation.max_documents)
+    return sum(pc.sum(part["tokens"]).as_py() for part in documents.values())
 
 
 def read_states(

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.stages import Schedule
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import batch_ways
@@ -64,13 +65,17 @@ class Job:
         return self.selection.schedule.stage_starts(self.training.batch_rows)
 
 
-def kept_steps(job: Job) -> list[int]:
+def kept_steps(schedule: Schedule, training: TrainingConfig) -> list[int]:
     """Steps whose checkpoints stay: the stage ends, the last of which ends the run, and the
     milestones with the initial weights, where the first stage's drop begins."""
-    ends = {-(-int(row) // job.training.batch_rows) for row in job.selection.schedule.boundaries}
-    count = job.training.milestones
-    even = {round(job.steps * i / count) for i in range(count + 1)} if count else set()
-    return sorted(step for step in ends | even if step <= job.steps)
+    steps, count = schedule.steps(training.batch_rows), training.milestones
+    even = {round(steps * i / count) for i in range(count + 1)} if count else set()
+    return sorted(step for step in stage_ends(schedule, training) | even if step <= steps)
+
+
+def stage_ends(schedule: Schedule, training: TrainingConfig) -> set[int]:
+    """Updates made when each stage ends, a step that two stages share being the first one's."""
+    return {-(-int(row) // training.batch_rows) for row in schedule.boundaries}
 
 
 def tail_steps(job: Job) -> list[int]:

@@ -85,7 +85,7 @@ def train(job: Job) -> dict[str, Any]:
     """
     mesh = make_mesh(job.parallel)
     check_batch(job, mesh)
-    kept = kept_steps(job)
+    kept = kept_steps(job.selection.schedule, job.training)
     if processes.is_first():
         write_description(job.folder, job.decoder)
         write_json(job.folder / "curriculum.json", description(job, kept))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_kinds import CHINESE, ENGLISH, KINDS
 
 from frame_jax.corpus import tokenizer as module
 from frame_jax.corpus.tokenizer import Tokenizer, make_tokenizer
+from tests.corpus.tokenizer_kinds import CHINESE, ENGLISH, KINDS
 
 # What texts are made of: runs of one character, line ends, numbers, and words.
 PIECES = st.one_of(

@@ -10,7 +10,6 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_kinds import KINDS
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from frame_jax.config.corpus import SourceConfig, TokenizerConfig
@@ -19,6 +18,7 @@ from frame_jax.corpus.tokenizer import load_tokenizer, make_tokenizer
 from frame_jax.corpus.vocabulary import BOS, EOS, cut, prepare_tokenizer, train
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, read_json, remove
+from tests.corpus.tokenizer_kinds import KINDS
 
 TEXTS = [
     "The quick brown fox — it's 12345 years old, isn't it?\r\n\r\n  Yes.\t\n",

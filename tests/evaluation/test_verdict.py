@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from frame_jax.evaluation.verdict import BETTER, NONE, UNTESTED, WORSE, judge, sentence
+from frame_jax.evaluation.verdict import (
+    BETTER,
+    NONE,
+    UNTESTED,
+    WORSE,
+    detectable,
+    judge,
+    power,
+    sentence,
+)
 
 # Two-sided 95% points of Student's t, from a printed table, by degrees of freedom.
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262}
-T80 = {1: 1.376, 2: 1.061, 3: 0.978, 4: 0.941, 9: 0.883}  # one-sided 80%
 
 
 @pytest.mark.parametrize("freedom", T)
@@ -25,12 +35,10 @@ def test_the_interval_is_that_of_students_table(freedom: int) -> None:
     mean = sum(values) / len(values)
     spread = math.sqrt(sum((v - mean) ** 2 for v in values) / freedom)
     half = T[freedom] * spread / math.sqrt(freedom + 1)
-    assert found.low is not None and found.high is not None and found.detectable is not None
+    assert found.low is not None and found.high is not None
     assert found.mean == pytest.approx(mean)
     assert found.low == pytest.approx(mean - half, abs=1e-3 * half)
     assert found.high == pytest.approx(mean + half, abs=1e-3 * half)
-    detectable = half + T80[freedom] * spread / math.sqrt(freedom + 1)
-    assert found.detectable == pytest.approx(detectable, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -88,20 +96,80 @@ def test_two_arms_of_the_same_order_differ_in_one_study_of_twenty_at_most(seeds:
     assert words.count(BETTER) + words.count(WORSE) + right == 4000
 
 
+def test_how_often_equal_orders_differ_if_both_chances_are_alike() -> None:
+    """As docs/studies.md says: each bar is for one chance, and a mean is off by both."""
+    shares = np.geomspace(0.01, 100, 200)
+    worst = {
+        seeds: max(2 * power(0.0, 1.0, float(share), seeds) for share in shares)
+        for seeds in (3, 5, 10)
+    }
+    assert worst == pytest.approx({3: 0.058, 5: 0.087, 10: 0.115}, abs=0.003)
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text("utf-8")
+    said = "six in a hundred under three seeds, nine under five and twelve under ten"
+    assert said in " ".join(page.split())
+
+
 def test_without_the_error_over_documents_the_rule_is_the_interval_alone() -> None:
     random = np.random.default_rng(0)
     words = [judge(random.normal(0, 1, 3).tolist(), 0.0).verdict for _ in range(4000)]
     assert abs(words.count(NONE) / 4000 - 0.95) < 3 * math.sqrt(0.05 * 0.95 / 4000)
 
 
-def test_a_difference_of_the_size_called_detectable_is_mostly_seen() -> None:
-    """Where documents are no obstacle: four in five, up to the guess at the spread."""
-    random = np.random.default_rng(1)
-    spread, seeds = 0.01, 5
-    exact = (T[4] + T80[4]) * spread / math.sqrt(seeds)
-    seen = [judge(random.normal(exact, spread, seeds).tolist(), 0.0).verdict for _ in range(2000)]
-    assert 0.75 < seen.count(WORSE) / len(seen) < 0.92
-    assert seen.count(BETTER) == 0
+@pytest.mark.parametrize("freedom", T)
+def test_without_documents_the_detectable_difference_is_that_of_a_t_test(freedom: int) -> None:
+    """The power of a t test is a tail of the noncentral t, by SciPy."""
+    effect = detectable(0.01, 0.0, freedom + 1)
+    seen = stats.nct.sf(stats.t.ppf(0.975, freedom), freedom, effect / 0.01)
+    assert seen == pytest.approx(0.8, abs=1e-3)
+
+
+def test_without_a_spread_over_seeds_it_is_that_of_a_normal() -> None:
+    normal = NormalDist()
+    expected = (normal.inv_cdf(0.975) + normal.inv_cdf(0.8)) * 0.02
+    assert detectable(0.0, 0.02, 3) == pytest.approx(expected, rel=1e-4)
+    assert detectable(0.0, 0.0, 3) == 0
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 2.0, 20.0])
+def test_a_difference_of_the_size_called_detectable_is_seen_four_times_in_five(
+    seeds: int, share: float
+) -> None:
+    """Of 1,000 studies whose mean is off by seeds and by documents, and whose verdict is `judge`'s.
+
+    Args:
+        seeds: Of each study.
+        share: The bar of documents over the mean bar of seeds.
+    """
+    random = np.random.default_rng(seeds)
+    error = 0.01 / math.sqrt(seeds)
+    of_documents = share * T[seeds - 1] * error / NormalDist().inv_cdf(0.975)
+    effect = detectable(error, of_documents, seeds)
+    by_seed = effect + random.normal(0, of_documents, (1000, 1))
+    by_seed = by_seed + random.normal(0, 0.01, (1000, seeds))
+    seen = [judge(values.tolist(), of_documents).verdict for values in by_seed]
+    assert seen.count(WORSE) / 1000 == pytest.approx(0.8, abs=3 * math.sqrt(0.16 / 1000))
+
+
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=8), st.floats(0, 1))
+def test_what_is_called_no_difference_is_not_above_what_would_have_been_seen(
+    values: list[float], document_error: float
+) -> None:
+    found = judge(values, document_error)
+    assert found.high is not None and found.detectable is not None
+    bar = max(found.high - found.mean, 1.96 * document_error)
+    assert found.detectable >= bar * (1 - 1e-9) - 1e-12
+    if found.verdict == NONE:
+        assert abs(found.mean) <= found.detectable * (1 + 1e-9) + 1e-12
+
+
+def test_the_sentence_on_no_difference_does_not_contradict_itself() -> None:
+    """A mean outside its interval over seeds and within the error over documents."""
+    found = judge([0.0099, 0.0181, 0.0263], 0.0107)
+    assert found.verdict == NONE and found.detectable is not None
+    assert found.mean < found.detectable
+    said = sentence(found, "frame", "random", "bits per byte")
+    assert said.endswith(f"it would have seen {found.detectable:.4f} four times in five.")
 
 
 def test_both_kinds_of_chance_are_needed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import io
 import json
 import math
@@ -11,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 from scipy import stats
 
 from frame_jax.config.curriculum import CurriculumConfig
+from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import ScheduleConfig
 from frame_jax.evaluation.verdict import BETTER, NONE
+from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
+from frame_jax.models.functional import Decoder, write_description
 from frame_jax.report import report
 from frame_jax.report.cost import first_at
 from frame_jax.report.study import Line, read_study, references
@@ -135,7 +140,10 @@ def test_one_seed_is_told_to_prove_nothing(tmp_path: Path) -> None:
     config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=50)
     report.run(config, directory)
     page = (directory.report / "index.html").read_text("utf-8")
-    assert "one seed proves nothing" in page and "configs/study_cpu.yaml" in page
+    assert "one seed proves nothing" in page and "found FRAME's order no better than random" in (
+        html.unescape(page)
+    )
+    assert "python -m frame_jax.main --config configs/study_cpu.yaml" in page
     console = Console(file=io.StringIO(), width=120)
     console.print(terminal_table(read_study(config, directory)))
     text = console.file.getvalue()
@@ -218,3 +226,71 @@ def test_cost_is_flops_of_what_was_run_and_the_saving_is_net_of_scoring(tmp_path
         )
     assert frame["share"] == pytest.approx(sum(frame["steps"]) / 2 / 400)
     assert frame["share_with_scoring"] == pytest.approx(frame["share"])  # nothing was scored here
+
+
+def test_scoring_is_paid_by_the_order_that_needs_it(tmp_path: Path) -> None:
+    """References and scoring, over what one model of the baseline costs, come on top."""
+    config, directory = make_run(tmp_path / "run", arms=("frame", "random"), seeds=2)
+
+    def finish(unit: str, summary: dict[str, Any]) -> None:
+        marker = {"complete": True, "seconds": 1.0, "summary": summary}
+        write_json(directory.marker(unit), marker)
+
+    shapes = {
+        name: Decoder(ModelConfig(hidden_size=64, num_layers=layers), vocab_size=258)
+        for name, layers in (("weak", 1), ("strong", 2))
+    }
+    for name, decoder in shapes.items():
+        directory.reference(name).mkdir(parents=True)
+        write_description(directory.reference(name), decoder)
+        finish(f"reference-{name}", {"tokens": 3000})
+    finish("tokenize", {"tokens": {"reference": 7, "train": 4000, "held_out": 1000}})
+    finish("score", {})
+    tokens = 400 * 8 * 64
+    for trial in config.trials:
+        finish(f"pretrain-{trial.name}", {"tokens": tokens})
+    context, rows = config.scoring.context, config.reference.rows.sequence_length
+    overhead = sum(
+        5000 * forward_flops_per_token(d.config, d.vocab_size, context)
+        + 3000 * training_flops_per_token(d.config, d.vocab_size, rows)
+        for d in shapes.values()
+    )
+    length = config.partition.rows.sequence_length
+    whole = tokens * training_flops_per_token(ModelConfig(), 258, length)
+    (frame,) = read_study(config, directory)["reaching"]
+    assert overhead / whole > 0.001
+    assert frame["share_with_scoring"] == pytest.approx(frame["share"] + overhead / whole)
+    directory.reference("weak").joinpath("model.json").unlink()  # as of one that was imported
+    directory.marker("reference-weak").unlink()
+    (frame,) = read_study(config, directory)["reaching"]
+    assert frame["share"] is not None and frame["share_with_scoring"] is None
+
+
+def test_studies_of_two_equal_orders_end_in_no_difference(tmp_path: Path) -> None:
+    """19 of 20 of them and three standard errors, from losses of documents to the verdict.
+
+    A model's loss has its seed, which moves both arms, a chance of its own, and a taste of its arm
+    for each document.
+    """
+    studies = 60
+    config, directory = make_run(
+        tmp_path / "run", arms=("random", "random_again"), steps=8, seeds=SEEDS, documents=400
+    )
+    random, words = np.random.default_rng(0), []
+    tables = {}
+    for trial in config.trials:
+        step = read_json(directory.evaluation(trial.name))["checkpoints"][-1]["step"]
+        path = directory.evaluation(trial.name).with_suffix("") / str(step)
+        (tables[trial],) = path.glob("part-*.parquet")
+    about = pq.read_table(tables[config.trials[0]])
+    tokens = about["predicted_tokens"].to_numpy()
+    for _ in range(studies):
+        of_seed = dict(zip(config.all_seeds, random.normal(3, 0.2, SEEDS), strict=True))
+        taste = {arm: random.normal(0, 0.05, len(tokens)) for arm in config.curricula}
+        for trial, path in tables.items():
+            level = of_seed[trial.seed] + random.normal(0, 0.004) + taste[trial.arm]
+            nll = pa.array(tokens * level)
+            pq.write_table(about.set_column(about.schema.get_field_index("nll"), "nll", nll), path)
+        (comparison,) = read_study(config, directory)["comparisons"]
+        words.append(comparison["parts"]["all"]["verdict"])
+    assert words.count(NONE) >= 0.95 * studies - 3 * math.sqrt(studies * 0.05 * 0.95)

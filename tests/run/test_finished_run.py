@@ -36,6 +36,13 @@ def test_nothing_is_left_to_do(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
 
 
+def test_nor_is_the_report_made_again(place: Path) -> None:
+    """Of all phases; what is printed then is of outputs, which are not kept beside the markers."""
+    before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
+    assert main.run(load("config.yaml")) == 0
+    assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
+
+
 def test_every_fingerprint_is_that_of_the_markers(place: Path) -> None:
     config = compute_dtype.recorded(load("config.yaml"), RunDirectory("run"))
     table = phases.units(config)

@@ -3,7 +3,9 @@
 import json
 
 import pytest
-from scoring_helpers import (
+
+from frame_jax.run.directory import RunDirectory
+from tests.scoring.scoring_helpers import (
     BOS,
     VOCAB,
     make_documents,
@@ -12,8 +14,6 @@ from scoring_helpers import (
     write_model,
     write_part,
 )
-
-from frame_jax.run.directory import RunDirectory
 
 
 @pytest.fixture

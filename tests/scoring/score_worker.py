@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import jax
-from scoring_helpers import run_config
 
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
 from frame_jax.scoring import score
+from tests.scoring.scoring_helpers import run_config
 
 
 def die_after(parts: int) -> None:

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from numpy_decoder import document_nll
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from frame_jax.config.models import ModelConfig
@@ -19,6 +18,7 @@ from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.run.directory import list_parts, read_json
 from frame_jax.scoring import readings
+from tests.scoring.numpy_decoder import document_nll
 
 CONTEXT, OVERLAP = 16, 4
 WORDS = ["quad", "rant", "order", "école", "四", " ", "e\u0301t\u00e9", "<s>", "\n"]

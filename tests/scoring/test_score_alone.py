@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from numpy_decoder import document_nll
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.main import main
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import export_checkpoint
+from tests.scoring.numpy_decoder import document_nll
 
 CONTEXT, OVERLAP = 32, 8
 LETTERS = "abcdefghij"

@@ -2,7 +2,6 @@
 
 import jax
 import numpy as np
-from scoring_helpers import BFLOAT16_TOLERANCE, BOS, VOCAB, make_documents, make_model
 
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.models.functional import Decoder
@@ -10,6 +9,7 @@ from frame_jax.parallel.sharding import make_mesh
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.step import Scorer, place
 from tests.models.kinds import KINDS
+from tests.scoring.scoring_helpers import BFLOAT16_TOLERANCE, BOS, VOCAB, make_documents, make_model
 
 CONTEXT = 256  # rows of 512 tokens: the attention that real runs use
 TOLERANCES = 2e-6, BFLOAT16_TOLERANCE  # of a document's NLL sum, relative, for each model

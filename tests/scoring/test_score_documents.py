@@ -7,13 +7,19 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from numpy_decoder import document_nll
-from scoring_helpers import BFLOAT16_TOLERANCE, BOS, LENGTHS, make_documents, make_model
 
 from frame_jax.errors import UserError
 from frame_jax.scoring import documents as documents_module
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.step import Scorer, score_rows
+from tests.scoring.numpy_decoder import document_nll
+from tests.scoring.scoring_helpers import (
+    BFLOAT16_TOLERANCE,
+    BOS,
+    LENGTHS,
+    make_documents,
+    make_model,
+)
 
 
 def make_scorer(models, *, context=32, rows=8, loss_chunk=64):

@@ -7,8 +7,6 @@ import weakref
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from numpy_decoder import document_nll
-from scoring_helpers import BOS, FREQUENT, LENGTHS, VOCAB, make_documents, make_model, write_model
 
 from frame_jax.config.quadrants import RowsConfig
 from frame_jax.errors import UserError
@@ -17,6 +15,16 @@ from frame_jax.run.directory import list_parts, remove
 from frame_jax.scoring import score
 from frame_jax.scoring.documents import BatchScores, Scores
 from frame_jax.scoring.meter import judge
+from tests.scoring.numpy_decoder import document_nll
+from tests.scoring.scoring_helpers import (
+    BOS,
+    FREQUENT,
+    LENGTHS,
+    VOCAB,
+    make_documents,
+    make_model,
+    write_model,
+)
 
 
 def test_scores_are_those_of_a_float64_decoder(make_run, models):

@@ -22,7 +22,7 @@ def start(run: Path, cache: Path, count: int, devices: int, dies: int | None = N
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(FOLDER), str(FOLDER.parents[1])]),
+        "PYTHONPATH": str(FOLDER.parents[1]),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

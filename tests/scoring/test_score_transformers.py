@@ -4,12 +4,12 @@ import json
 
 import numpy as np
 import pytest
-from scoring_helpers import BOS
 
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.step import Scorer
+from tests.scoring.scoring_helpers import BOS
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -9,7 +9,7 @@ import pytest
 
 from frame_jax.export.order.plan import Trainer, make_plan
 from frame_jax.export.order.shards import read_rows
-from tests.export.test_order import BATCH, CELLS, CURRICULA, LENGTH, make_run
+from tests.export.order.test_order import BATCH, CELLS, CURRICULA, LENGTH, make_run
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENTS = REPOSITORY / ".venv" / "clients"

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -144,9 +145,27 @@ def test_a_finished_run_trains_no_further(root: Path) -> None:
     assert len(metrics(job)) == 6
 
 
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_update_norm_is_that_of_the_change_of_all_weights(root: Path, kind: str) -> None:
+    """Between checkpoints that lie one step apart."""
+    optimizer = OptimizerConfig(kind=kind)  # type: ignore[arg-type]
+    job = make_job(root, training=TrainingConfig(batch_rows=22, milestones=4, optimizer=optimizer))
+    train(job)
+    folder = job.folder / "checkpoints"
+    weights = [
+        np.concatenate([np.ravel(leaf) for leaf in tree.leaves(params)])
+        for params in (checkpoints.load_params(folder, job.decoder, step) for step in range(5))
+    ]
+    changes = [np.linalg.norm(b - a) for a, b in itertools.pairwise(weights)]
+    noted = [record["update_norm"] for record in metrics(job)]
+    assert min(changes) > 1e-4
+    np.testing.assert_allclose(noted, changes, rtol=1e-3)
+
+
 def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
     job = make_job(root, training=TrainingConfig(batch_rows=8, milestones=2))
-    assert kept_steps(job) == [0, 3, 6, 9, 11]  # 88 rows of 8: stages end at rows 22, 44, 66, 88
+    kept = kept_steps(job.selection.schedule, job.training)
+    assert kept == [0, 3, 6, 9, 11]  # 88 rows of 8: stages end at rows 22, 44, 66, 88
     train(job)
     assert set(checkpoints.saved_steps(job.folder / "checkpoints")) >= {0, 3, 6, 9, 11}
     assert json.loads((job.folder / "curriculum.json").read_text())["kept_steps"] == [
@@ -165,7 +184,8 @@ def test_the_end_of_a_run_keeps_checkpoints_for_averages(root: Path) -> None:
     train(job)
     plan = json.loads((job.folder / "curriculum.json").read_text())
     assert plan["tail_steps"] == [7, 9, 11]
-    assert plan["kept_steps"] == kept_steps(job)  # what evaluation reads one by one
+    kept = kept_steps(job.selection.schedule, job.training)
+    assert plan["kept_steps"] == kept  # what evaluation reads one by one
     saved = checkpoints.saved_steps(job.folder / "checkpoints")
     assert {*plan["kept_steps"], 7} <= set(saved)
     assert averaged_steps(plan, 2) == [9, 11]
@@ -176,7 +196,7 @@ def test_without_milestones_only_stage_ends_are_saved(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(root, training=TrainingConfig(batch_rows=8, milestones=0))
-    assert kept_steps(job) == [3, 6, 9, 11]
+    assert kept_steps(job.selection.schedule, job.training) == [3, 6, 9, 11]
     save, asked = checkpoints.Checkpointer.save, []
 
     def noting(self: checkpoints.Checkpointer, step: int, *state: Any) -> None:

@@ -22,9 +22,9 @@ from frame_jax.export.order.plan import make_plan
 from frame_jax.quadrants.rows import write_cells
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
-from tests.export.packed_run import BATCH, BOS, CELLS, EOS, make_run, rows_of
+from tests.export.order.packed_run import BATCH, BOS, CELLS, EOS, make_run, rows_of
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 PAGE = REPOSITORY / "docs" / "order.md"
 
 

@@ -16,7 +16,7 @@ from frame_jax.export.order.documents import row_tokens, write_documents
 from frame_jax.export.order.manifest import write_manifest
 from frame_jax.export.order.plan import make_plan
 from frame_jax.quadrants.packing import best_fit, concat
-from tests.export.packed_run import CELLS, make_run
+from tests.export.order.packed_run import CELLS, make_run
 
 
 @settings(max_examples=60, deadline=None)

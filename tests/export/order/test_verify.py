@@ -23,7 +23,7 @@ from frame_jax.run import preemption
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.preemption import Preempted
 from frame_jax.training.runs import pretrain
-from tests.export.packed_run import BATCH, make_run
+from tests.export.order.packed_run import BATCH, make_run
 
 ARM = "frame"
 

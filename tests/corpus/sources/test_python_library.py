@@ -80,7 +80,7 @@ def test_another_process_elsewhere_finds_the_same_texts(tmp_path, documents):
         "for x in p.read(c, p.inputs(c)[0], inputs.Stripe()): d.update((x.id + x.text).encode())\n"
         "print(d.hexdigest())"
     )
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(__file__).resolve().parents[3])
     environment = dict(os.environ, PYTHONHASHSEED="7", PYTHONPATH=root)
     done = subprocess.run(
         [sys.executable, "-c", program],

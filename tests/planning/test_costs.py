@@ -1,0 +1,178 @@
+"""What a study costs: evaluation by trial, and what the studies' configs say of themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from frame_jax.config.corpus import CorpusConfig, SourceConfig
+from frame_jax.config.curriculum import CurriculumConfig
+from frame_jax.config.evaluation import AverageConfig, EvaluationConfig, TaskConfig
+from frame_jax.config.file import load
+from frame_jax.config.quadrants import PartitionConfig, RowsConfig
+from frame_jax.config.run import RunConfig
+from frame_jax.config.scoring import ScoringConfig
+from frame_jax.config.training import (
+    OptimizerConfig,
+    PretrainConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.evaluation.training_rows import choose
+from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
+from frame_jax.planning.costs import Corpus, Work, list_work, vocabulary
+from frame_jax.planning.plan import read_corpus, schedule_of, time_scale
+
+REPOSITORY = Path(__file__).parents[2]
+CORPUS = Corpus(reference=10_000, train=100_000, held_out=5_000, source="a test")
+STEPS, BATCH, LENGTH, CONTEXT = 80, 8, 64, 32
+
+
+def config(evaluation: EvaluationConfig) -> RunConfig:
+    return RunConfig(
+        run_directory="nowhere",
+        corpus=CorpusConfig([SourceConfig("python_library")]),
+        scoring=ScoringConfig(context=CONTEXT),
+        partition=PartitionConfig(rows=RowsConfig(sequence_length=LENGTH)),
+        pretrain=PretrainConfig(
+            training=TrainingConfig(batch_rows=BATCH, steps=STEPS, milestones=5)
+        ),
+        curricula={
+            "frame": CurriculumConfig(preset="frame"),
+            "random": CurriculumConfig(preset="random"),
+        },
+        seeds=2,
+        evaluation=evaluation,
+    )
+
+
+def evaluate(run: RunConfig, corpus: Corpus = CORPUS) -> tuple[dict[str, Work], str]:
+    """The lines of evaluation, by trial, and all notes."""
+    schedules = {t.name: schedule_of(run, corpus, t.arm)[0] for t in run.trials}
+    work, notes = list_work(run, corpus, schedules)
+    found = {item.name.split()[1]: item for item in work if item.name.startswith("evaluate ")}
+    return found, "\n".join(notes)
+
+
+def forward(run: RunConfig, length: int) -> float:
+    return forward_flops_per_token(run.pretrain.model, vocabulary(run), length)
+
+
+def test_every_trial_is_measured_at_each_of_its_checkpoints_and_averages() -> None:
+    """Random order has one stage; frame's ends are no milestones."""
+    run = config(EvaluationConfig())
+    lines, notes = evaluate(run)
+    assert [lines[t.name].unit for t in run.trials] == [f"evaluate-{t.name}" for t in run.trials]
+    milestones = {0, 16, 32, 48, 64, 80}
+    assert lines["random"].tokens == lines["random-seed1"].tokens == 5_000 * len(milestones)
+    assert lines["frame"].tokens == 5_000 * len(milestones | {20, 40, 60})
+    assert lines["frame"].flops == lines["frame"].tokens * forward(run, CONTEXT)
+    assert "evaluate" not in notes
+    averaged, _ = evaluate(config(EvaluationConfig(averages=[AverageConfig(2), AverageConfig(3)])))
+    assert averaged["random"].tokens == 5_000 * (len(milestones) + 2)
+
+
+def test_documents_that_are_left_out_cost_nothing_once_they_are_counted() -> None:
+    run = config(EvaluationConfig(max_documents=3))
+    whole, said = evaluate(run)
+    assert whole["random"].tokens == 5_000 * 6 and "evaluate: at most" in said
+    part, silent = evaluate(run, dataclasses.replace(CORPUS, measured=700))
+    assert part["random"].tokens == 700 * 6 and "at most" not in silent
+
+
+def test_training_rows_are_read_once_under_the_final_weights() -> None:
+    run = config(EvaluationConfig(training_rows=100))
+    (plain, _), (more, _) = evaluate(config(EvaluationConfig())), evaluate(run)
+    schedule, _ = schedule_of(run, CORPUS, "frame")
+    rows = len(choose(SelectionMap(schedule, 0), 100, BATCH).row)
+    extra = more["frame"].tokens - plain["frame"].tokens
+    assert abs(extra / LENGTH - rows) <= 4  # one a quadrant, by where its strides end
+    flops = more["frame"].flops - plain["frame"].flops
+    assert flops == pytest.approx(extra * forward(run, LENGTH))
+
+
+def test_tasks_are_counted_by_their_text_where_they_are_done(tmp_path: Path) -> None:
+    item = {"question": "q" * 5, "choices": ["a" * 7, "b" * 3, "c" * 4000], "answer": 1}
+    path = tmp_path / "items.jsonl"
+    path.write_text(2 * (json.dumps(item) + "\n"))
+    task = TaskConfig("cloze", str(path), prompt="{question}\nAnswer:")
+    prompt = len("qqqqq\nAnswer: ")
+    each = 2 * ((prompt + 7) / 4 + (prompt + 3) / 4 + CONTEXT)  # the longest is cut
+    (plain, _) = evaluate(config(EvaluationConfig()))
+    averages = [AverageConfig(2)]
+    last, said = evaluate(config(EvaluationConfig(tasks=[task], averages=averages)))
+    own = last["frame"].tokens - plain["frame"].tokens - 5_000
+    assert own == 2 * round(each) and "tasks: counted at 4 bytes a token" in said
+    ends, _ = evaluate(config(EvaluationConfig(tasks=[task], tasks_at="stage_ends")))
+    assert ends["frame"].tokens - plain["frame"].tokens == 4 * round(each)
+    assert ends["random"].tokens - plain["random"].tokens == round(each)
+    absent = dataclasses.replace(task, path=str(tmp_path / "absent.jsonl"))
+    without, said = evaluate(config(EvaluationConfig(tasks=[absent])))
+    assert without["frame"].tokens == plain["frame"].tokens
+    assert "absent.jsonl is not there, and its cost not counted" in said
+
+
+STATED = re.compile(
+    r"python -m frame_jax\.main --config (configs/\S+) --plan (.*?) (?:which )?says "
+    r"(\d+) models of ([\d.]+[MB]) tokens each, ([\d.]+e\d+) FLOPs and ([\d.]+) hours in all"
+)
+
+
+def stated() -> list[tuple[str, ...]]:
+    """What the heads of the studies' configs say: config, options, models, tokens, FLOPs, hours."""
+    found = []
+    for path in sorted((REPOSITORY / "configs").glob("study_*.yaml")):
+        head = path.read_text("utf-8").partition("\nrun_directory:")[0]
+        text = " ".join(line.lstrip("# ").rstrip("\\ ") for line in head.splitlines())
+        found += STATED.findall(" ".join(text.split()))
+    return found
+
+
+def test_all_three_scales_say_what_they_cost() -> None:
+    named = [path for path, *_ in stated()]
+    assert named == [f"configs/study_{name}.yaml" for name in ("cpu", "gpu", "pod", "pod")]
+
+
+@pytest.mark.parametrize("claim", stated(), ids=lambda claim: " ".join(claim[:2]))
+def test_a_config_costs_what_it_says(claim: tuple[str, ...], tmp_path: Path) -> None:
+    """To the digits that it gives."""
+    path, options, models, tokens, flops, hours = claim
+    words = shlex.split(options)
+    given = {words.pop(at): float(words.pop(at)) for at in (0, 0)}
+    run = load(REPOSITORY / path, *words, "--run_directory", str(tmp_path))
+    corpus = read_corpus(run, given["--corpus_tokens"])
+    schedules = {t.name: schedule_of(run, corpus, t.arm)[0] for t in run.trials}
+    work, _ = list_work(run, corpus, schedules)
+    trained = [item.tokens for item in work if item.name.startswith("pretrain ")]
+    assert len(trained) == int(models) and len(set(trained)) == 1
+    size = float(tokens[:-1]) * {"M": 1e6, "B": 1e9}[tokens[-1]]
+    assert trained[0] == pytest.approx(size, rel=0.005)
+    total = sum(item.flops for item in work)
+    assert f"{total:.1e}".replace("e+", "e") == flops
+    length = run.partition.rows.sequence_length
+    each = training_flops_per_token(run.pretrain.model, vocabulary(run), length)
+    took = total / (given["--tokens_per_second"] * each) / 3600
+    assert took == pytest.approx(float(hours), rel=0.01)
+
+
+def test_the_time_scale_is_that_of_the_mean_rate_of_the_stage() -> None:
+    """One over rate times weight decay: in steps, and in lengths of the stage."""
+    rate = ScheduleConfig(kind="constant", peak=0.002, warmup_fraction=0.0)
+    optimizer = OptimizerConfig(weight_decay=0.05)
+    training = TrainingConfig(schedule=rate, optimizer=optimizer)
+    assert time_scale(training, 100, 199, 400, [0, 100, 300]) == "10,000 steps, 100.0 stages"
+    falling = dataclasses.replace(rate, kind="wsd", decay_fraction=1.0, final_fraction=0.0)
+    training = dataclasses.replace(training, schedule=falling)  # 0.002 * (1 - (step + 1) / 400)
+    means = {at: 0.002 * (1 - (at + 50.5) / 400) for at in (0, 300)}
+    for at, mean in means.items():
+        steps = 1 / (mean * 0.05)
+        expected = f"{steps:,.0f} steps, {steps / 100:.1f} stages"
+        assert time_scale(training, at, at + 99, 400, [0]) == expected
+    still = dataclasses.replace(training, optimizer=OptimizerConfig(weight_decay=0.0))
+    assert time_scale(still, 0, 99, 400, [0]) == "endless"
