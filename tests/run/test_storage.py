@@ -18,11 +18,12 @@ import pytest
 
 from frame_jax import checkpoints
 from frame_jax.errors import UserError
-from frame_jax.main import main, user_error
+from frame_jax.main import main
 from frame_jax.models.functional import read_description
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run import integrity, lock, storage
 from frame_jax.run.directory import RunDirectory, read_json, write_json
+from frame_jax.run.ending import user_error
 from frame_jax.run.lock import exclusive
 from tests.arm import make_arm
 from tests.integration.small_run import write_config, write_corpus
