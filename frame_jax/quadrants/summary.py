@@ -29,9 +29,10 @@ def summarise(
         cells; `tied`: see there; `negative_pd`: training documents with a PD below 0; `cells` and
         `groups`: for each cell its training documents and tokens, its held-out documents, and PPL
         and PD of its training tokens (the exponential of their mean loss, and their mean PD; of
-        columns in their places, both means). `thresholds` of a group are where each bin but the first begins: at document `doc_id`, in the order of
-        (value, doc_id); null where no document is left for the bin. Those of PD are one list for
-        each PPL bin, or a single one under `independent`.
+        columns in their places, both means). `thresholds` of a group are where each bin but the
+        first begins: at document `doc_id`, in the order of (value, doc_id); null where no document
+        is left for the bin. Those of PD are one list for each PPL bin, or a single one under
+        `independent`.
     """
     ppl_cuts, pd_cuts = (cuts_by_cell(connection, table) for table in ("ppl_cuts", "pd_cuts"))
     nested = range(config.axes.ppl) if config.mode == "nested" else range(1)
