@@ -159,7 +159,8 @@ def _run_units(
         if redo is not None:
             removed = markers.redo(directory, table, redo)
             print(f"removed: {', '.join(removed)}", file=sys.stderr)
-        remove_temporaries(directory.root)
+        # Exports write manifests there beside a run, and clear up by themselves.
+        remove_temporaries(directory.root, apart=directory.manifest("any").parent)
         write_config(config, directory)
     processes.barrier("the run directory is ready")
     for unit in todo:

@@ -100,10 +100,12 @@ def export(options: argparse.Namespace) -> None:
             f"{options.to} reads the run's own rows, which predict {plan.sequence_length:,} tokens "
             "each: leave out --sequence_length"
         )
+    data = options.data.rstrip("/")
     trainer = Trainer(
         batch_rows=options.batch_rows or config.pretrain.training.batch_rows,
         sequence_length=options.sequence_length or config.partition.rows.sequence_length,
-        data=options.data.rstrip("/"),
+        # Elsewhere nobody expands a `~`: it would stand in quotes, or in a file of settings.
+        data=str(user_path(data)) if data.startswith("~") else data,
         suffix=KINDS[options.shards or reads[0]],
     )
     out.parent.mkdir(parents=True, exist_ok=True)
