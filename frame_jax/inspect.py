@@ -77,7 +77,7 @@ def choose(directory: RunDirectory, options: argparse.Namespace) -> list[dict[st
             f"{directory.assignment} is missing: run the phases up to partition first "
             "(python -m frame_jax.main --config CONFIG --until partition)"
         )
-    integrity.verify(directory, ["partition"])
+    integrity.verify(directory, ["partition"], integrity.HASHED)
     wanted = {
         name: getattr(options, name)
         for name in ("quadrant", "domain", "language", "source", "split")

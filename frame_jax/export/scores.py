@@ -67,7 +67,7 @@ def export(options: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: its name must end in {' or '.join(WRITERS)}")
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    integrity.verify(directory, ["score", "partition"])
+    integrity.verify(directory, ["score", "partition"], integrity.HASHED)
     if not list_parts(directory.scores, ".parquet"):
         raise UserError(
             f"{directory.scores} has no parts: have them made again (--redo score), or put them "

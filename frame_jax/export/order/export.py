@@ -145,7 +145,7 @@ def planned(directory: RunDirectory, curriculum: str) -> tuple[RunConfig, Plan]:
     require_quadrants(directory)
     config = load(directory.config)
     plan = make_plan(config, directory, curriculum)
-    integrity.verify(directory, ["partition"])
+    integrity.verify(directory, ["partition"], integrity.HASHED)
     return config, plan
 
 
