@@ -7,7 +7,6 @@ This is how one comes to trust or to doubt a partition.
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 import duckdb
@@ -16,9 +15,12 @@ from rich.panel import Panel
 from rich.text import Text
 
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.errors import USAGE_ERROR, UserError, print_error, printable
+from frame_jax.errors import UserError, printable
+from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
+from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, axis_names, list_parts
+from frame_jax.run.ending import refusal, run_to_end
 from frame_jax.sql import parquet
 
 ORDERS = {
@@ -68,13 +70,14 @@ def choose(directory: RunDirectory, options: argparse.Namespace) -> list[dict[st
     """The documents to show: rows of the assignment.
 
     Raises:
-        UserError: if the run is not partitioned or nothing matches.
+        UserError: if the run is not partitioned, what was made then is damaged, or nothing matches.
     """
     if not directory.assignment.exists():
         raise UserError(
             f"{directory.assignment} is missing: run the phases up to partition first "
             "(python -m frame_jax.main --config CONFIG --until partition)"
         )
+    integrity.verify(directory, ["partition"], integrity.HASHED)
     wanted = {
         name: getattr(options, name)
         for name in ("quadrant", "domain", "language", "source", "split")
@@ -128,14 +131,14 @@ def show(directory: RunDirectory, rows: list[dict[str, Any]], characters: int) -
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for bad input."""
     options = parser().parse_args(arguments)
+    processes.leave_accelerators()
     try:
         directory = RunDirectory(options.run)
         show(directory, choose(directory, options), options.characters)
-    except UserError as error:
-        print_error(error)
-        return USAGE_ERROR
+    except Exception as error:
+        return refusal(error)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_to_end(main)

@@ -9,21 +9,19 @@ from __future__ import annotations
 import os
 import resource
 import sys
-import traceback
-from typing import Any, NoReturn
+from typing import Any
 
 from frame_jax.config.file import make_parser, parse
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import USAGE_ERROR, UserError, print_error
+from frame_jax.errors import UserError
 from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
-    is_full,
     read_json,
     remove_temporaries,
 )
-from frame_jax.run.faults import disk_fault
+from frame_jax.run.ending import refusal, run_to_end, together
 from frame_jax.run.lock import exclusive
 from frame_jax.run.preemption import STOPPED, Preempted
 
@@ -109,22 +107,25 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
         expected = markers.expectations(config, table, signature)
     if redo is None:
         is_finished(directory, todo, expected)
-    # What cannot work is refused before anything is written.
-    mesh_shape(config.parallel, processes.devices())
-    for curriculum in config.curricula.values():
-        expand(curriculum, config.partition.axes)
-    if config.tracker is not None:
-        trackers.find(config.tracker)
     again = [] if redo is None else markers.downstream(table, table, redo)
     left = {
         u.phase
         for u in todo
         if u.name in again or not markers.is_complete(directory, u, expected[u.name])
     }
-    if "score" in left:
-        check_references(config, directory, tokenizer_anew="tokenize" in again)
-    if "evaluate" in left:
-        check_tasks(config.evaluation.tasks)
+
+    def check() -> None:
+        mesh_shape(config.parallel, processes.devices())
+        for curriculum in config.curricula.values():
+            expand(curriculum, config.partition.axes)
+        if config.tracker is not None:
+            trackers.find(config.tracker)
+        if "score" in left:
+            check_references(config, directory, tokenizer_anew="tokenize" in again)
+        if "evaluate" in left:
+            check_tasks(config.evaluation.tasks)
+
+    together(check)  # what cannot work is refused before anything is written
     storage.check(directory)
     if processes.is_first():
         with exclusive(directory):
@@ -158,7 +159,8 @@ def _run_units(
         if redo is not None:
             removed = markers.redo(directory, table, redo)
             print(f"removed: {', '.join(removed)}", file=sys.stderr)
-        remove_temporaries(directory.root)
+        # Exports write manifests there beside a run, and clear up by themselves.
+        remove_temporaries(directory.root, apart=directory.manifest("any").parent)
         write_config(config, directory)
     processes.barrier("the run directory is ready")
     for unit in todo:
@@ -166,7 +168,7 @@ def _run_units(
     left = [u for u in todo if not markers.is_complete(directory, u, expected[u.name])]
     if first:
         bucket.settle(directory, left, config.checkpoint_root)
-    integrity.verify(directory, phases.sources(table, left))
+    together(lambda: integrity.verify(directory, phases.sources(table, left)))
     processes.barrier("the work is known")
     for unit in left:
         if first:
@@ -222,26 +224,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"stopped by SIGTERM: {stop}; run the same command to go on", file=sys.stderr)
         return STOPPED
     except Exception as error:
-        known = user_error(error)
-        if known is None:
-            raise
-        print_error(known)
-        return USAGE_ERROR
+        return refusal(error)
     return 0
-
-
-def user_error(error: BaseException) -> UserError | None:
-    """The `UserError` that `error` is or came from: libraries wrap what is raised inside them."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, UserError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    if not is_full(error):
-        return disk_fault(error)
-    return UserError(
-        f"no room: {error}. Make room and run the same command again; every finished part is kept"
-    )
 
 
 def prefer_huge_pages() -> None:
@@ -263,20 +247,7 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
 
 
-def end(code: int) -> NoReturn:
-    """Ends this program, after an error without waiting for other processes of the run."""
-    joined = sys.modules.get("frame_jax.parallel.processes")
-    if code not in (0, STOPPED) and joined is not None:
-        joined.leave(code)
-    sys.exit(code)
-
-
 if __name__ == "__main__":
     allow_open_files()
     prefer_huge_pages()
-    try:
-        code = main()
-    except Exception:
-        traceback.print_exc()
-        code = 1
-    end(code)
+    run_to_end(main)

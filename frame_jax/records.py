@@ -63,12 +63,18 @@ class TokenReader:
     """Random access to one file of token arrays.
 
     Every record carries a hash, which is checked when it is read.
+
+    Raises:
+        UserError: if the file is missing or damaged, with how to make it again, or cannot be read.
     """
 
     def __init__(self, path: Path):
         self._path = path
         # One reader thread: callers read large batches, and many readers are open at one time.
-        self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+        with explained(path):
+            self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+            if not self._reader.ok():  # it would seem to have no records
+                self._reader.close()  # which says why
 
     def __len__(self) -> int:
         return self._reader.num_records()
@@ -82,14 +88,8 @@ class TokenReader:
         if len(indices) == 0:
             return []
         wanted = np.asarray(indices, np.int64)
-        try:
+        with explained(self._path):
             records = self._dense(wanted) if len(wanted) * DENSE > len(self) else self._runs(wanted)
-        except (RuntimeError, IndexError, ValueError) as error:
-            if os.strerror(errno.EMFILE) in str(error):
-                raise out_of_files(self._path) from error
-            if is_fault(error):
-                raise fault(self._path, error) from error
-            raise damaged(self._path, error) from error
         return [np.frombuffer(record, TOKEN_DTYPE) for record in records]
 
     def _dense(self, wanted: np.ndarray) -> list[bytes]:
@@ -161,6 +161,23 @@ def lengths(paths: Sequence[Path]) -> np.ndarray:
         [said[path.stem] if path.stem in said else len(TokenReader(path)) for path in paths],
         np.int64,
     )
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Around whatever opens or reads a file of token arrays: says what its library's errors mean.
+
+    Raises:
+        UserError: if the file is damaged, with how to make it again, or cannot be read.
+    """
+    try:
+        yield
+    except (RuntimeError, IndexError, ValueError) as error:
+        if os.strerror(errno.EMFILE) in str(error):
+            raise out_of_files(path) from error
+        if is_fault(error):
+            raise fault(path, error) from error
+        raise damaged(path, error) from error
 
 
 def out_of_files(path: Path) -> UserError:

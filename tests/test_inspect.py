@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +8,7 @@ import pytest
 
 from frame_jax import inspect
 from frame_jax.main import main
+from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts
 from tests.integration.small_run import write_config, write_corpus
 
@@ -92,3 +94,18 @@ def test_a_terminal_obeys_nothing_in_a_document() -> None:
     assert not any(ord(c) < 32 and c not in "\n\t" for c in shown)
     assert not set("\x7f\x9b\u202e\u2066") & set(shown)
     assert shown.endswith(" plain\n\ttext 中文") and "\\x1b" in shown
+
+
+def test_a_damaged_assignment_is_refused_in_words(directory, tmp_path, capsys) -> None:
+    run = RunDirectory(shutil.copytree(directory.root, tmp_path / "run"))
+    rows = run.quadrants / "Q1" / "part-00000-of-00001.arrayrecord"
+    rows.parent.mkdir()
+    rows.touch()
+    integrity.record(run, "partition", ["quadrants"])
+    rows.unlink()  # which shows no documents: not missed
+    assert inspect.main([str(run.root)]) == 0
+    run.assignment.write_bytes(run.assignment.read_bytes()[:-200])
+    capsys.readouterr()
+    assert inspect.main([str(run.root)]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: {run.assignment} is damaged") and "--redo partition" in shown

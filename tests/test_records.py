@@ -1,6 +1,8 @@
 """Token files: records in any order, few files open at one time, lengths without opening."""
 
+import errno
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -116,3 +118,38 @@ def test_recorded_lengths_spare_opening(
     finally:
         known.unlink()
     assert opened == paths[:1]  # of which nothing was recorded
+
+
+@pytest.mark.parametrize("damage", ["cut short", "emptied", "gone"])
+def test_a_file_that_cannot_be_opened_is_named_with_the_way_on(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "run" / "quadrants" / "Q1" / "part-00000-of-00001.arrayrecord"
+    with write_tokens(path) as writer:
+        for record in range(ROWS):
+            writer.append([record] * 500)
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:1000] if damage == "cut short" else b"")
+    with pytest.raises(UserError) as error:
+        len(TokenReader(path))
+    assert str(error.value).startswith(f"{path} is damaged (")
+    assert f"rm {path.with_suffix('.*')} {tmp_path / 'run' / 'partition.json'}" in str(error.value)
+
+
+def test_a_file_that_the_storage_does_not_give_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        def __init__(self, path: str, _: str):
+            self._path = path
+
+        def ok(self) -> bool:
+            return False
+
+        def close(self) -> None:
+            raise RuntimeError(f"{os.strerror(errno.EIO)}; reading {self._path}")
+
+    monkeypatch.setattr(records, "ArrayRecordReader", Refusing)
+    with pytest.raises(UserError, match="the storage or the network failed") as error:
+        TokenReader(tmp_path / "part-00000-of-00001.arrayrecord")
+    assert "rm " not in str(error.value)

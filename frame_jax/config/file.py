@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.config.base import require
+from frame_jax.config.paths import user_path
 from frame_jax.config.run import BASELINE, RunConfig
 from frame_jax.config.study import expand_study
 from frame_jax.errors import UserError
@@ -109,7 +110,7 @@ def refuse_repeated_keys(path: str) -> None:
     import yaml
 
     try:
-        pending = [yaml.compose(Path(path).read_text("utf-8"))]
+        pending = [yaml.compose(user_path(path).read_text("utf-8"))]
     except (OSError, ValueError, yaml.YAMLError):
         return  # the parser says what is wrong with the file
     done: set[int] = set()  # an anchor may stand for a node in many places

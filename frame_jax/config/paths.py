@@ -15,6 +15,10 @@ from frame_jax.errors import UserError
 def user_path(text: str | Path) -> Path:
     """The local path that a setting or an option names; `~` and `~name` at its head are homes.
 
+    What comes out means the same when it is asked about again: a file that is really called `~` or
+    `~name` comes out absolute, because nothing else would tell it from a home (pathlib drops the
+    `./` of `./~name`).
+
     Raises:
         UserError: for the home of nobody, and for a URL.
     """
@@ -30,7 +34,12 @@ def user_path(text: str | Path) -> Path:
             f"{written}: no home folder is known for {written.split('/')[0]}; for a folder of that "
             f"name write ./{written}"
         )
-    return Path(path)
+    return settled(Path(path))
+
+
+def settled(path: Path) -> Path:
+    """A path that is one already and no longer somebody's words, so that no `~` in it is a home."""
+    return path.absolute() if str(path).startswith("~") else path
 
 
 def scheme_of(text: str) -> str | None:

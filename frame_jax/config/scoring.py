@@ -28,6 +28,13 @@ class TableConfig:
     def __post_init__(self) -> None:
         for key in ("path", "ppl", "doc_id"):
             require(getattr(self, key) != "", f"scoring.table.{key} must not be empty")
+        for one, other in (("ppl", "pd"), ("ppl", "doc_id"), ("pd", "doc_id")):
+            name = getattr(self, one)
+            require(
+                name != getattr(self, other),
+                f"scoring.table.{one} and scoring.table.{other} name one column, {name!r}: name "
+                "another in one of them",
+            )
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,7 @@ def notes(config: RunConfig, tokenizer: Tokenizer, chosen: Chosen) -> Iterator[s
     )
     if config.tokenizer.path is not None:
         for file, named in named_starts(config):
-            token = named if isinstance(named, str) else tokenizer.id_to_token(named)
-            if token is None or tokenizer.token_to_id(token) is None:
-                yield f"{file} names a start of text that the tokenizer does not have: {named!r}"
-            elif token != chosen.bos:
-                yield (
-                    f"{file} names another start of text, {token!r} "
-                    f"(id {tokenizer.token_to_id(token)}): a model is best scored with what it was "
-                    f"trained on; tokenizer.bos_token: {token!r} takes it"
-                )
+            yield from other_start(tokenizer, chosen, file, named)
     if tokenizer.strips_blank:
         yield (
             "a document that begins with exactly one blank loses it: this tokenizer gives it the "
@@ -43,22 +35,44 @@ def notes(config: RunConfig, tokenizer: Tokenizer, chosen: Chosen) -> Iterator[s
         )
 
 
+def other_start(
+    tokenizer: Tokenizer, chosen: Chosen, file: Path, named: int | str
+) -> Iterator[str]:
+    """That a file names another BOS, an id or a token, than the one that was chosen; if it does."""
+    token = named if isinstance(named, str) else tokenizer.id_to_token(named)
+    if token is None or tokenizer.token_to_id(token) is None:
+        yield f"{file} names a start of text that the tokenizer does not have: {named!r}"
+    elif token != chosen.bos:
+        yield (
+            f"{file} names another start of text, {token!r} (id {tokenizer.token_to_id(token)}): a "
+            f"model is best scored with what it was trained on; tokenizer.bos_token: {token!r} "
+            "takes it"
+        )
+
+
 def named_starts(config: RunConfig) -> Iterator[tuple[Path, int | str]]:
     """(file, BOS as an id or a token) for each file of the tokenizer's or a checkpoint's folder
     that names one."""
     folders = [cached(str(config.tokenizer.path)).parent]  # of a remote one, this file alone
-    for reference in (config.reference.weak, config.reference.strong):
-        if reference.checkpoint is not None:
-            folders.append(cached(reference.checkpoint, is_checkpoint))
+    if config.scoring.unit == "token":  # by the byte, a model reads with its own tokenizer
+        for reference in (config.reference.weak, config.reference.strong):
+            if reference.checkpoint is not None:
+                folders.append(cached(reference.checkpoint, is_checkpoint))
     for folder in dict.fromkeys(folders):
-        token = read(folder / "tokenizer_config.json").get("bos_token")
-        if isinstance(token, dict):  # an added token with its rules
-            token = token.get("content")
-        if isinstance(token, str):
-            yield folder / "tokenizer_config.json", token
-        token_id = read(folder / "config.json").get("bos_token_id")
-        if isinstance(token_id, int):
-            yield folder / "config.json", token_id
+        yield from starts_named_in(folder)
+
+
+def starts_named_in(folder: Path) -> Iterator[tuple[Path, int | str]]:
+    """(file, BOS as an id or a token) for each file of a model's or tokenizer's folder that names
+    one."""
+    token = read(folder / "tokenizer_config.json").get("bos_token")
+    if isinstance(token, dict):  # an added token with its rules
+        token = token.get("content")
+    if isinstance(token, str):
+        yield folder / "tokenizer_config.json", token
+    token_id = read(folder / "config.json").get("bos_token_id")
+    if isinstance(token_id, int):
+        yield folder / "config.json", token_id
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -10,11 +10,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
 from frame_jax.config.evaluation import TaskConfig
 from frame_jax.config.paths import user_path
+from frame_jax.corpus.fields import RecordError, decode
+from frame_jax.corpus.sources.packed import (
+    BYTE_ORDER_MARK,
+    HEAD_BYTES,
+    Unpacked,
+    other_format,
+)
 from frame_jax.errors import UserError
+from frame_jax.run.faults import fault, is_fault
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Item(NamedTuple):
@@ -34,7 +42,7 @@ class Item(NamedTuple):
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a file of JSON lines (plain, .gz or .zst), in order.
+    """The items of a file of JSON lines, plain or packed whatever its name says, in order.
 
     Raises:
         UserError: for a file that cannot be read or has no items, and for a line that is none.
@@ -42,25 +50,32 @@ def read_items(path: Path) -> list[Item]:
     if not path.is_file():
         raise UserError(f"evaluation.tasks: there is no file {path}")
     try:
-        with pa.input_stream(str(path), compression="detect") as stream:
-            lines = stream.read().decode("utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        with path.open("rb") as file:
+            content = Unpacked(file).readall().removeprefix(BYTE_ORDER_MARK)
+    except OSError as error:
+        if is_fault(error):
+            raise fault(path, error) from error
+        raise UserError(f"{path}: cannot be read ({error}): replace it") from error
+    if (other := other_format(content[:HEAD_BYTES])) is not None:
+        raise UserError(f"{path}: is no text but {other[0]}: {other[1]}")
+    lines = content.split(b"\n")
     items = [parse(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
     if not items:
         raise UserError(f"{path}: has no items")
     return items
 
 
-def parse(line: str, where: str) -> Item:
+def parse(line: bytes | str, where: str) -> Item:
     """The item of a line.
 
     Raises:
         UserError: saying what is wrong with it.
     """
     try:
-        value: Any = json.loads(line)
-    except ValueError as error:
+        value: Any = json.loads(line if isinstance(line, str) else decode(line))
+    except RecordError as error:
+        raise UserError(f"{where}: {error}") from error
+    except (ValueError, RecursionError) as error:  # lists nested too deep
         raise UserError(f"{where}: not JSON ({error})") from error
     if not isinstance(value, dict) or not {"question", "choices", "answer"} <= value.keys():
         raise UserError(f"{where}: an item has the keys question, choices and answer")
@@ -69,6 +84,8 @@ def parse(line: str, where: str) -> Item:
         raise UserError(f"{where}: choices must be a list of 2 to 26 texts")
     if not all(isinstance(text, str) and text for text in (value["question"], *choices)):
         raise UserError(f"{where}: question and choices must be texts that are not empty")
+    if SURROGATE.search("".join((value["question"], *choices, str(value.get("subject"))))):
+        raise UserError(f"{where}: half a character (a lone surrogate) is no text")
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise UserError(f"{where}: answer must be an index from 0 to {len(choices) - 1}")
     return Item(value["question"], tuple(choices), answer, str(value.get("subject") or ""))

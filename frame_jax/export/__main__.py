@@ -1,7 +1,6 @@
 """The door of `python -m frame_jax.export`."""
 
-import sys
-
 from frame_jax.export.checkpoint import main
+from frame_jax.run.ending import run_to_end
 
-sys.exit(main())
+run_to_end(main)

@@ -20,11 +20,12 @@ import yaml
 from frame_jax import checkpoints
 from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.paths import user_path
-from frame_jax.errors import UserError, print_error
+from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.run.arm import averaged_steps, choose_step, read_plan
 from frame_jax.run.directory import RunDirectory, axis_names, read_json
+from frame_jax.run.ending import refusal
 
 
 def parser() -> argparse.ArgumentParser:
@@ -271,9 +272,8 @@ def main(arguments: list[str] | None = None) -> int:
             license=options.license,
             languages=options.language,
         )
-    except UserError as error:
-        print_error(error)
-        return 2
+    except Exception as error:
+        return refusal(error)
     print(f"{options.curriculum}, step {step:,}: {options.out}")
     left = [f"--{key}" for key in ("license", "language") if not getattr(options, key)]
     if left:

@@ -25,8 +25,11 @@ import argparse
 from frame_jax.config.file import load
 from frame_jax.config.paths import user_path
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.errors import USAGE_ERROR, UserError, print_error
+from frame_jax.errors import UserError
+from frame_jax.parallel import processes
+from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
+from frame_jax.run.ending import refusal
 from frame_jax.sql import database, parquet, write_json_lines, write_parquet
 
 WRITERS = {
@@ -51,7 +54,8 @@ def export(options: argparse.Namespace) -> None:
     corpus.
 
     Raises:
-        UserError: if the run is not partitioned, or `out` is taken or of no known format.
+        UserError: if the run is not partitioned, its scores or quadrants are damaged, or `out` is
+            taken or of no known format.
     """
     directory, out = RunDirectory(options.run), user_path(options.out)
     if not directory.partition.exists():
@@ -63,6 +67,12 @@ def export(options: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: its name must end in {' or '.join(WRITERS)}")
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
+    integrity.verify(directory, ["score", "partition"], integrity.HASHED)
+    if not list_parts(directory.scores, ".parquet"):
+        raise UserError(
+            f"{directory.scores} has no parts: have them made again (--redo score), or put them "
+            "back"
+        )
     query = scores_query(load(directory.config).scoring, directory)
     with atomic_path(out) as temporary, database(out.parent) as connection:
         connection.execute("SET preserve_insertion_order = true")
@@ -110,10 +120,10 @@ def stored(scoring: ScoringConfig) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for bad input."""
     options = parser().parse_args(arguments)
+    processes.leave_accelerators()
     try:
         export(options)
-    except UserError as error:
-        print_error(error)
-        return USAGE_ERROR
+    except Exception as error:
+        return refusal(error)
     print(f"scores: {options.out}")
     return 0

@@ -55,9 +55,10 @@ def _kernel_for(q: jax.Array, k: jax.Array) -> Callable[..., jax.Array]:
     backend = platform()
     if backend == "tpu" and q.shape[1] % SPLASH_BLOCKS[-1] == 0:
         return splash_attention
-    if backend == "cpu" and q.shape[1] > QUERY_BLOCK:  # of shorter rows there is little to skip
-        if q.shape[1] % segment_attention.QUERY_BLOCK == 0:
-            return segment_attention.segment_attention
+    if backend == "cpu" and q.shape[1] % segment_attention.QUERY_BLOCK == 0:
+        if q.shape[1] <= QUERY_BLOCK:
+            return lean_attention  # of short rows there is little to skip
+        return segment_attention.segment_attention
     if backend == "gpu":
         obstacle = packed_attention.obstacle(q, k)
         if obstacle is None:

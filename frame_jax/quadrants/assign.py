@@ -180,6 +180,23 @@ def bin_of(value: str, cuts: str, bins: int) -> str:
     return f"coalesce({' + '.join(passed)}, 0)" if bins > 1 else "0"
 
 
+def ranked(config: PartitionConfig) -> dict[str, str]:
+    """Queries for (cell, value, tokens, doc_id) of the training documents, by the axis, `ppl` or
+    `pd`, that they are cut along; PD's needs the table `ppl_cuts`."""
+    return {
+        "ppl": "SELECT set AS cell, loss AS value, tokens, doc_id FROM training",
+        "pd": f"SELECT {pd_cell(config)} AS cell, gap AS value, tokens, doc_id "
+        "FROM training JOIN ppl_cuts ON ppl_cuts.cell = set",
+    }
+
+
+def pd_cell(config: PartitionConfig) -> str:
+    """SQL for what PD is cut within: a set of documents, nested one of its PPL bins."""
+    bins = config.axes.ppl
+    ppl_bin = bin_of("loss", "ppl_cuts", bins)
+    return f"set * {bins} + {ppl_bin}" if config.mode == "nested" else f"set * {bins}"
+
+
 def place(
     connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
 ) -> None:
@@ -190,21 +207,10 @@ def place(
     of them took 13 to 18 s of processor time, all the rest 21 to 25 s.
     """
     ppl, pd = config.axes.ppl, config.axes.pd
-    cut(
-        connection,
-        "ppl_cuts",
-        "SELECT set AS cell, loss AS value, tokens, doc_id FROM training",
-        ppl,
-    )
-    ppl_bin = bin_of("loss", "ppl_cuts", ppl)
-    cell = f"set * {ppl} + {ppl_bin}" if config.mode == "nested" else f"set * {ppl}"
-    cut(
-        connection,
-        "pd_cuts",
-        f"SELECT {cell} AS cell, gap AS value, tokens, doc_id "
-        "FROM training JOIN ppl_cuts ON ppl_cuts.cell = set",
-        pd,
-    )
+    queries = ranked(config)
+    cut(connection, "ppl_cuts", queries["ppl"], ppl)
+    ppl_bin, cell = bin_of("loss", "ppl_cuts", ppl), pd_cell(config)
+    cut(connection, "pd_cuts", queries["pd"], pd)
     names = ", ".join(literal(name) for name in config.axes.cells)
     connection.execute(f"CREATE TYPE quadrant_names AS ENUM ({names})")
     quadrant = f"([{names}]::quadrant_names[])[1 + ppl_bin * {pd} + {bin_of('gap', 'pd_cuts', pd)}]"

@@ -8,6 +8,7 @@ from typing import Any
 from frame_jax.errors import UserError
 
 SEVERAL = 0.1  # share of the documents that is worth a word
+TIED = 0.2  # share of the tokens, likewise, that nothing but ids puts on a side of a threshold
 
 
 def doubts(summary: dict[str, Any], ppl_model: str | None) -> Iterator[str]:
@@ -20,6 +21,13 @@ def doubts(summary: dict[str, Any], ppl_model: str | None) -> Iterator[str]:
     documents, thin = total(summary), summary["thin_groups"]
     if thin["groups"] > 1 and thin["documents"] > SEVERAL * documents:
         yield f"{crumbs(summary)} {REMEDY}"
+    for name, share in zip(summary["names"], summary["tied"].values(), strict=True):
+        if share > TIED:
+            yield (
+                f"{share:.0%} of the training tokens are in documents whose {name} is exactly a "
+                "threshold's, as others' is: on which side they come is decided by their ids, in "
+                f"alphabetical order. Numbers with more different values than {name} has tell more"
+            )
     if ppl_model is not None and 2 * summary["negative_pd"] > documents:
         yield (
             f"PD is negative for {summary['negative_pd']:,} of {documents:,} training documents: "
@@ -43,6 +51,21 @@ def require_groups(summary: dict[str, Any]) -> None:
     crowded = documents >= len(cells) and thin["groups"] > 1
     if empty and crowded and 2 * thin["documents"] > documents:
         raise UserError(f"{crumbs(summary)} Nothing is left for {', '.join(empty)}. {REMEDY}")
+
+
+def require_values(summary: dict[str, Any]) -> None:
+    """Refuses a partition along an axis on which all documents of each cell have one value.
+
+    Raises:
+        UserError: naming the axis.
+    """
+    for name, share in zip(summary["names"], summary["tied"].values(), strict=True):
+        if share == 1:
+            raise UserError(
+                f"{name} has one value for all training documents that it should tell apart, and "
+                "quadrants would be cut by the alphabetical order of their ids: name another "
+                "column in scoring.table, or cut along the other axis alone (partition.axes)"
+            )
 
 
 REMEDY = (

@@ -12,7 +12,7 @@ from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
 from frame_jax.quadrants.axes import axes_of
-from frame_jax.quadrants.doubts import doubts, require_groups
+from frame_jax.quadrants.doubts import doubts, require_groups, require_values
 from frame_jax.quadrants.rows import training_documents, write_cells
 from frame_jax.quadrants.summary import summarise
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
@@ -30,8 +30,8 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         why the quadrants may mean little (`warnings`).
 
     Raises:
-        UserError: when scores are missing, do not match the tokens or place no document, or groups
-            are so small that a quadrant is empty.
+        UserError: when scores are missing, do not match the tokens or place no document, groups are
+            so small that a quadrant is empty, or an axis tells no documents apart.
     """
     if processes.is_first() and not directory.partition.exists():
         place_documents(config.partition, config.scoring, directory)
@@ -73,6 +73,7 @@ def place_documents(
         summary = summarise(connection, config, axes, directory.assignment)
     try:
         require_groups(summary)
+        require_values(summary)
     except UserError:
         directory.assignment.unlink()  # its quadrants are none
         raise

@@ -11,6 +11,7 @@ import duckdb
 
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.quadrants.assign import FATES
+from frame_jax.quadrants.assign import ranked as ranked_documents
 from frame_jax.quadrants.axes import Axes
 from frame_jax.sql import parquet
 
@@ -25,13 +26,13 @@ def summarise(
         quadrant, by split and reason; `small_groups`: groups below `min_group_tokens`, which share
         the thresholds of their language (`of`), with their training documents and tokens;
         `thin_groups`: those whose thresholds come from fewer training documents than there are
-        cells; `negative_pd`: training documents with a PD below 0; `cells` and `groups`: for each
-        cell its training documents and tokens, its held-out documents, and PPL and PD of its
-        training tokens (the exponential of their mean loss, and their mean PD; of columns in their
-        places, both means). `thresholds` of a
-        group are where each bin but the first begins: at document `doc_id`, in the order of
-        (value, doc_id); null where no document is left for the bin. Those of PD are one list for
-        each PPL bin, or a single one under `independent`.
+        cells; `tied`: see there; `negative_pd`: training documents with a PD below 0; `cells` and
+        `groups`: for each cell its training documents and tokens, its held-out documents, and PPL
+        and PD of its training tokens (the exponential of their mean loss, and their mean PD; of
+        columns in their places, both means). `thresholds` of a group are where each bin but the
+        first begins: at document `doc_id`, in the order of (value, doc_id); null where no document
+        is left for the bin. Those of PD are one list for each PPL bin, or a single one under
+        `independent`.
     """
     ppl_cuts, pd_cuts = (cuts_by_cell(connection, table) for table in ("ppl_cuts", "pd_cuts"))
     nested = range(config.axes.ppl) if config.mode == "nested" else range(1)
@@ -63,6 +64,7 @@ def summarise(
             "tokens": sum(line["tokens"] or 0 for line in small),
         },
         "thin_groups": thin_groups(connection, groups, len(cells)),
+        "tied": tied(connection, config),
         "negative_pd": query(
             connection,
             "SELECT count(*) AS n FROM documents JOIN sets "
@@ -89,6 +91,31 @@ def thin_groups(
         "groups": len(lines),
         "documents": sum(line["documents"] or 0 for of_group in lines for line in of_group),
     }
+
+
+def tied(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> dict[str, float]:
+    """Of each axis, `ppl` and `pd`, the share of the training tokens whose documents have, with
+    others of their cell, the very value at which a bin begins: ids alone tell them apart."""
+    found = {}
+    for (axis, ranked), bins in zip(
+        ranked_documents(config).items(), (config.axes.ppl, config.axes.pd), strict=True
+    ):
+        values = ", ".join(f"value_{b}" for b in range(1, bins))
+        [line] = query(
+            connection,
+            f"""
+            WITH ranked AS ({ranked}),
+            begins AS (
+                SELECT DISTINCT cell, unnest([{values}]::DOUBLE[]) AS value FROM {axis}_cuts),
+            same AS (
+                SELECT sum(tokens) AS tokens FROM ranked SEMI JOIN begins USING (cell, value)
+                GROUP BY cell, value HAVING count(*) > 1)
+            SELECT coalesce((SELECT sum(tokens) FROM same), 0)
+                / greatest((SELECT sum(tokens) FROM ranked), 1) AS share
+            """,
+        )
+        found[axis] = rounded(float(line["share"]))
+    return found
 
 
 def query(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:

@@ -179,10 +179,12 @@ def how_to_remake(root: Path, path: Path, unit: str) -> str:
     return f"To have it made again, {remedy} and run the same command"
 
 
-def remove_temporaries(root: Path) -> None:
-    """Removes what killed programs left under temporary names; none may be at work in `root`."""
+def remove_temporaries(root: Path, *, apart: Path | None = None) -> None:
+    """Removes what killed programs left under temporary names; none may be at work in `root`, but
+    in the folder `apart`, which is left as it is."""
     for path in list(root.rglob(".tmp-*")):
-        remove(path)
+        if apart not in path.parents:
+            remove(path)
 
 
 def write_json(path: Path, value: Any) -> None:

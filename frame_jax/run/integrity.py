@@ -9,7 +9,7 @@ carries a hash that ArrayRecord checks when it is read: no corpus is read twice.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from frame_jax.errors import UserError
@@ -54,8 +54,15 @@ def describe(file: Path) -> list[int | str]:
         return [size, hashlib.file_digest(content, hashlib.sha256).hexdigest()[:32]]
 
 
-def verify(directory: RunDirectory, units: Sequence[str]) -> None:
+def verify(
+    directory: RunDirectory, units: Sequence[str], kinds: Container[str] = frozenset(HASHED | SIZED)
+) -> None:
     """Compares the files of complete units with their checksums; each process takes a share.
+
+    Args:
+        directory: The run.
+        units: Names of units; those of a release that kept no checksums are passed over.
+        kinds: Suffixes of the files that will be read.
 
     Raises:
         UserError: for the first file that is missing or damaged, with how to make it again, and
@@ -64,7 +71,8 @@ def verify(directory: RunDirectory, units: Sequence[str]) -> None:
     for unit in units:
         path = checksums(directory, unit)
         expected = read_json(path) if path.exists() else {}
-        for name in processes.mine(sorted(expected)):
+        wanted = [name for name in sorted(expected) if Path(name).suffix in kinds]
+        for name in processes.mine(wanted):
             file = directory.root / name
             try:
                 found = describe(file)

@@ -15,6 +15,7 @@ from pathlib import Path
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, is_full, no_room
+from frame_jax.run.ending import together
 from frame_jax.sql import UNREADABLE
 
 SEEN_SECONDS = 20.0  # in which what one host writes must be seen by the others
@@ -36,31 +37,49 @@ def check(directory: RunDirectory) -> None:
             f"run_directory: {directory.root}: DuckDB reads no path with both a backslash and one "
             "of * ? [; choose another --run_directory"
         )
-    trace = directory.root / f".tmp-seen-{processes.agree(secrets.randbits(48)):x}"
-    problem: UserError | None = None
-    if processes.is_first():
-        try:
-            probe(directory.root)
+    seen_by_all(
+        directory.root,
+        lambda: probe(directory.root),
+        "run_directory",
+        "All processes of a run need one and the same folder, on a file system that all hosts "
+        "share: name it with --run_directory",
+    )
+
+
+def seen_by_all(folder: Path, prepare: Callable[[], None], key: str, remedy: str) -> None:
+    """Prepares a folder on process 0, and sees that all processes have that one before them.
+
+    Called on every process.
+
+    Args:
+        folder: Where all processes will write.
+        prepare: Makes it, and refuses one that is of no use.
+        key: The setting or option that names it, for messages.
+        remedy: What to do where a process has another folder of that name.
+
+    Raises:
+        UserError: on every process, saying what `prepare` does or which processes see another
+            folder.
+    """
+    trace = folder / f".tmp-seen-{processes.agree(secrets.randbits(48)):x}"
+
+    def begin() -> None:
+        if processes.is_first():
+            prepare()
             if processes.count() > 1:
                 trace.write_bytes(NEW)
-        except UserError as error:
-            problem = error
-    processes.barrier("the run directory has been tried")
+
+    together(begin)
     # A process that finds nothing waits: some network file systems show a new name late.
-    seen = problem is None and (processes.is_first() or appears(trace))
+    seen = processes.is_first() or appears(trace)
     blind = processes.dissenters(seen, os.uname().nodename)
     if processes.is_first() and processes.count() > 1:
         trace.unlink(missing_ok=True)
-    if problem is not None:
-        raise problem
-    if 0 in blind:
-        raise UserError(f"run_directory: process 0, on {blind[0]}, cannot use {directory.root}")
     if blind:
         names = ", ".join(f"{index} (on {host})" for index, host in sorted(blind.items()))
         raise UserError(
-            f"run_directory: process {names} did not see within {SEEN_SECONDS:.0f} s what process "
-            f"0 wrote to {directory.root.absolute()}. All processes of a run need one and the same "
-            "folder, on a file system that all hosts share: name it with --run_directory"
+            f"{key}: process {names} did not see within {SEEN_SECONDS:.0f} s what process 0 wrote "
+            f"to {folder.absolute()}. {remedy}"
         )
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError, printable
-from frame_jax.files import cached, is_checkpoint
+from frame_jax.errors import UserError, print_note, printable
+from frame_jax.files import cached, find, is_checkpoint, is_remote
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import (
     adapter_beside,
@@ -21,7 +21,7 @@ from frame_jax.models.hugging_face.weights import (
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import choose, special_tokens_path
-from frame_jax.scoring.readings import own_tokenizer
+from frame_jax.scoring.readings import own_tokenizer, require_corpus, starts
 from frame_jax.scoring.references import NAMES, special_tokens
 from frame_jax.scoring.table import check_table
 from frame_jax.scoring.tokenizers import (
@@ -49,7 +49,8 @@ def check_references(
 
     Raises:
         UserError: for an imported model that `load_references` would refuse once the corpus is
-            tokenized, and for two models that are the same.
+            tokenized, for two models that are the same, and for a corpus that has gone and is to be
+            read again.
     """
     if config.scoring.table is not None:
         check_table(config)
@@ -57,7 +58,11 @@ def check_references(
     anew = tokenizer_anew or not special_tokens_path(directory).exists()
     found = {name: check_imported(config, directory, name, anew) for name in NAMES}
     require_two_models(config, found)
+    if not anew:
+        require_corpus(config, directory)
     if processes.is_first():
+        for line in starts(config):
+            print_note(line)
         for line in oddities(config):
             print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
 
@@ -76,6 +81,8 @@ def check_imported(
     key, folder = f"reference.{name}.checkpoint", cached(checkpoint, is_checkpoint)
     if not folder.is_dir():
         raise UserError(f"{key}: there is no folder {checkpoint}: correct the path")
+    if is_remote(checkpoint):
+        refuse_pickled(key, checkpoint, folder)
     decoder = read_decoder(folder, longest=config.scoring.context)
     tensors = find_tensors(folder, decoder)
     if config.scoring.unit == "byte":
@@ -101,6 +108,24 @@ def check_imported(
     require_same_tokenizer(folder, tokenizer, key, bos_id)
     require_rows(decoder.vocab_size, parsed, bos_id, key)
     return decoder, tensors
+
+
+def refuse_pickled(key: str, checkpoint: str, folder: Path) -> None:
+    """Refuses a remote checkpoint of pickled weights, which are not fetched, so that `folder`, what
+    was fetched, does not show them.
+
+    Raises:
+        UserError: naming them.
+    """
+    if any(folder.glob("*.safetensors")):
+        return
+    pickled = [f.name for f in find(checkpoint) if f.name.endswith((".bin", ".pt", ".pth"))]
+    if pickled:
+        raise UserError(
+            f"{key}: {checkpoint} has pickled weights ({', '.join(pickled)}), which can run code "
+            "when they are read. Convert them where you trust them: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+        )
 
 
 def require_two_models(config: RunConfig, found: dict[str, tuple[Decoder, Tensors] | None]) -> None:

@@ -16,14 +16,15 @@ import pyarrow.parquet as pq
 from frame_jax.config.corpus import TokenizerConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document
-from frame_jax.corpus.parts import Chunk, plan
+from frame_jax.corpus.parts import Chunk, inputs_of, plan
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from frame_jax.corpus.tokenizer_notes import other_start, starts_named_in
 from frame_jax.corpus.vocabulary import adopt
 from frame_jax.errors import UserError
 from frame_jax.files import cached, is_checkpoint
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
-from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, special_tokens_path
+from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, Chosen, special_tokens_path
 from frame_jax.scoring.tokenizers import (
     differences,
     read_tokenizer,
@@ -64,15 +65,15 @@ def reading_of(config: RunConfig, directory: RunDirectory, name: str) -> Reading
     path = tokenizer_of(folder, key)
     if not any(differences(read_tokenizer(path), read_tokenizer(directory.tokenizer), bos_id)):
         return Reading(bos_id)
-    own = own_tokenizer(folder, key, config.tokenizer.bos_token)
+    own, _ = own_tokenizer(folder, key, config.tokenizer.bos_token)
     return Reading(own.bos_id, own, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest())
 
 
 def own_tokenizer(
     folder: Path, key: str, bos_token: str | None, vocab_size: int | None = None
-) -> Tokenizer:
+) -> tuple[Tokenizer, Chosen]:
     """The tokenizer of a checkpoint, which starts documents as the run's does, if it has that
-    token, or with the first usual name that it has.
+    token, or with the first usual name that it has; and what was chosen, and why.
 
     Args:
         folder: A Hugging Face checkpoint.
@@ -102,7 +103,55 @@ def own_tokenizer(
             f"{largest:,} of {path}: put the tokenizer.json there that the model was trained with. "
             "A token that is no text, such as one for padding, needs `special: true`"
         )
-    return make_tokenizer(backend, ids[chosen.bos], ids[chosen.eos])
+    return make_tokenizer(backend, ids[chosen.bos], ids[chosen.eos]), chosen
+
+
+def starts(config: RunConfig) -> Iterator[str]:
+    """What each imported model starts documents with where it reads by its own tokenizer, and whose
+    own files name another start, in words; nothing where all read the run's tokens.
+
+    Raises:
+        UserError: as `own_tokenizer`, and for a damaged file of a checkpoint.
+    """
+    for name in ("weak", "strong"):
+        checkpoint = getattr(config.reference, name).checkpoint
+        if config.scoring.unit == "token" or checkpoint is None:
+            continue
+        folder, key = cached(checkpoint, is_checkpoint), f"reference.{name}.checkpoint"
+        tokenizer, chosen = own_tokenizer(folder, key, config.tokenizer.bos_token)
+        others = [
+            other
+            for file, named in starts_named_in(folder)
+            for other in other_start(tokenizer, chosen, file, named)
+        ]
+        yield "; but ".join(
+            [
+                f"{key}: the {name} model starts documents with {chosen.bos!r} (id "
+                f"{tokenizer.bos_id}), {chosen.bos_reason}",
+                *others,
+            ]
+        )
+
+
+def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
+    """Refuses a run whose corpus has gone though its texts will be read again, see `Texts`; once
+    the run has its tokenizer.
+
+    Raises:
+        UserError: naming the source that is not there.
+    """
+    if config.scoring.unit == "token" or config.tokenizer.path is None:
+        return
+    if all(reading_of(config, directory, name).tokenizer is None for name in ("weak", "strong")):
+        return
+    for source in config.corpus.sources:
+        try:
+            inputs_of(source)
+        except UserError as error:
+            raise UserError(
+                "scoring.unit: byte reads the corpus again where tokenizer.path is given and a "
+                f"model has a tokenizer of its own. {error}, or put it back"
+            ) from error
 
 
 def encoded(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:

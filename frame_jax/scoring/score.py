@@ -37,7 +37,7 @@ from frame_jax.run.directory import (
 from frame_jax.scoring.checks import too_long
 from frame_jax.scoring.documents import Scores, score_documents
 from frame_jax.scoring.meter import Meter, judge, weak_is_better
-from frame_jax.scoring.readings import Reading, Texts, encoded, read_documents, reading_of
+from frame_jax.scoring.readings import Reading, Texts, encoded, read_documents, reading_of, starts
 from frame_jax.scoring.references import NAMES, digest, load_references
 from frame_jax.scoring.step import Scorer
 
@@ -50,7 +50,8 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
 
     Returns:
         documents, predicted_tokens, the mean NLL of each model over all parts, documents whose
-        PD is negative, and what makes the scores mean little (`warnings`).
+        PD is negative, and what each model with its own tokenizer starts documents with and what
+        makes the scores mean little (`warnings`).
 
     Raises:
         UserError: for a missing or unfit reference model, one worse than the uniform
@@ -79,7 +80,8 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     if processes.is_first():
         found = summary(directory, parts, config.scoring.unit)
         warnings = list(oddities(config, found, parts))
-        write_json(summary_path(directory), {**found, "warnings": warnings})
+        said = [*starts(config), *warnings]  # the first when the run began
+        write_json(summary_path(directory), {**found, "warnings": said})
         for line in warnings:
             print(f"warning: {line}", file=sys.stderr, flush=True)
     processes.barrier("score: summed up")

@@ -17,6 +17,7 @@ import duckdb
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import TableConfig
+from frame_jax.corpus.sources.inputs import is_aside, spelled
 from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError, print_note
 from frame_jax.files import cached
@@ -29,42 +30,39 @@ from frame_jax.run.directory import (
     read_json,
     write_json,
 )
-from frame_jax.sql import database, identifier, parquet, write_parquet
+from frame_jax.run.ending import together
+from frame_jax.run.faults import fault, is_fault
+from frame_jax.sql import UNREADABLE, database, identifier, parquet, write_parquet
 
 SHOWN = 3  # documents named in a message
 NUMBERS = re.compile(  # or their text, in DuckDB's words
     r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL\(.*\)|BOOLEAN|VARCHAR"
 )
+IDS = re.compile(
+    r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL\(.*\)|VARCHAR|UUID|BLOB|DATE"
+)
+
+Files = dict[tuple[str, ...], list[Path]]  # those whose columns have the same types
 
 
 def check_table(config: RunConfig) -> None:
     """Refuses a table that cannot be used, before the corpus is tokenized; on the first process.
 
     Raises:
-        UserError: where it is not there, is no Parquet, lacks a column, or one holds no numbers.
+        UserError: where it is not there, is no Parquet, or a file of it lacks a column or has one
+            that holds no ids or no numbers.
     """
     table = config.scoring.table
     if table is None or not processes.is_first():
         return
-    files = table_files(table)
-    try:
-        with duckdb.connect() as connection:
-            described = connection.execute(f"DESCRIBE SELECT * FROM {parquet(*files)}").fetchall()
-    except duckdb.Error as error:
-        raise unreadable(table, error) from error
-    kinds = {name: kind for name, kind, *_ in described}
-    for key, column in (("doc_id", table.doc_id), ("ppl", table.ppl), ("pd", table.pd)):
-        if column is not None and column not in kinds:
-            raise UserError(
-                f"scoring.table.{key}: {table.path} has no column {column!r}; it has: "
-                f"{', '.join(kinds)}"
-            )
-    for key, column in (("ppl", table.ppl), ("pd", table.pd)):
-        if column is not None and not NUMBERS.fullmatch(kinds[column]):
-            raise UserError(
-                f"scoring.table.{key}: the column {column!r} of {table.path} holds "
-                f"{kinds[column]}, not numbers: name another"
-            )
+    files, aside = table_files(table)
+    files_by_type(table, files)
+    if aside:
+        more = f" and {len(aside) - SHOWN:,} more" if len(aside) > SHOWN else ""
+        print_note(
+            f"scoring.table.path: left out what other programs keep in {table.path} beside the "
+            f"data: {', '.join(aside[:SHOWN])}{more}"
+        )
     if config.corpus.reference_fraction > 0:
         print_note(
             f"corpus.reference_fraction is {config.corpus.reference_fraction}: with scoring.table "
@@ -73,21 +71,80 @@ def check_table(config: RunConfig) -> None:
         )
 
 
-def table_files(table: TableConfig) -> list[Path]:
-    """The files of the table, on this machine.
+def table_files(table: TableConfig) -> tuple[dict[str, Path], list[str]]:
+    """The files of the table, on this machine, by where they are; and the names of those that lie
+    beside them and are no data, as in a corpus.
 
     Raises:
-        UserError: where there are none.
+        UserError: where there are none, or one has a name that DuckDB does not read.
     """
-    files, _ = list_files(table.path, (".parquet",))
+    listed, single = list_files(table.path, (".parquet",))
+    files = [file for file in listed if single or not is_aside(spelled(file.name))]
     if not files:
         raise UserError(f"scoring.table.path: there is no Parquet file at {table.path}: correct it")
-    return [cached(file.path) for file in files]
+    found = {file.path: cached(file.path) for file in files}
+    for path in map(str, map(Path.absolute, found.values())):
+        if spelled(path) != path or UNREADABLE.search(path) is not None:
+            raise UserError(
+                f"scoring.table.path: {spelled(path)}: DuckDB reads no path that is not UTF-8, and "
+                "none with both a backslash and one of * ? [: rename it"
+            )
+    return found, [spelled(file.name) for file in listed if file not in files]
 
 
-def unreadable(table: TableConfig, error: Exception) -> UserError:
-    """That the table is not what it should be."""
-    return UserError(f"scoring.table.path: {table.path} cannot be read as a Parquet table: {error}")
+def files_by_type(table: TableConfig, files: dict[str, Path]) -> Files:
+    """The files of the table by the types of their ids and numbers, in DuckDB's words.
+
+    Raises:
+        UserError: naming the first file that is no Parquet, lacks a column, or has one that holds
+            no ids or no numbers.
+    """
+    found: Files = {}
+    with duckdb.connect() as connection:
+        for place, path in files.items():
+            try:
+                query = f"DESCRIBE SELECT * FROM {parquet(path)}"
+                lines = connection.execute(query).fetchall()
+            except duckdb.Error as error:
+                raise unreadable(place, error) from error
+            types = {name: kind for name, kind, *_ in lines}
+            found.setdefault(types_of(table, place, types), []).append(path)
+    return found
+
+
+def types_of(table: TableConfig, place: str, types: dict[str, str]) -> tuple[str, ...]:
+    """The types of a file's columns that the table names: of ids, PPL and, if there is one, PD.
+
+    Raises:
+        UserError: where one is not there or of no use.
+    """
+    found = []
+    for key, wanted, what in (
+        ("doc_id", IDS, "ids: write them as text, as RUN/tokens/part-*.parquet has them"),
+        ("ppl", NUMBERS, "numbers: name another"),
+        ("pd", NUMBERS, "numbers: name another"),
+    ):
+        column = getattr(table, key)
+        if column is None:
+            continue
+        if column not in types:
+            raise UserError(
+                f"scoring.table.{key}: {place} has no column {column!r}; it has: {', '.join(types)}"
+            )
+        if not wanted.fullmatch(types[column]):
+            raise UserError(
+                f"scoring.table.{key}: the column {column!r} of {place} holds {types[column]}, not "
+                f"{what}"
+            )
+        found.append(types[column])
+    return tuple(found)
+
+
+def unreadable(place: str, error: Exception) -> UserError:
+    """That a file is not what it should be, or that the storage does not give it."""
+    if is_fault(error):
+        return fault(place, error)
+    return UserError(f"scoring.table.path: {place} cannot be read as a Parquet table: {error}")
 
 
 def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -101,8 +158,12 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         UserError: where a training document has no number or any document several lines, or where
             the numbers are not those that an earlier start has written.
     """
-    if processes.is_first():
-        import_table(config, directory)
+
+    def work() -> None:
+        if processes.is_first():
+            import_table(config, directory)
+
+    together(work)
     processes.barrier("score: table imported")
     found = read_json(directory.scores / "table.json")
     warnings = [
@@ -130,7 +191,7 @@ def import_table(config: RunConfig, directory: RunDirectory) -> None:
         except duckdb.Error as error:
             if is_full(error) or isinstance(error, duckdb.OutOfMemoryException):
                 raise
-            raise unreadable(table, error) from error
+            raise unreadable(table.path, error) from error
         problems = list(wrong(connection, table))
         if problems:
             raise UserError(f"scoring.table: {table.path}: {'; '.join(problems)}")
@@ -147,10 +208,14 @@ def join(connection: duckdb.DuckDBPyConnection, table: TableConfig, parts: list[
     """Makes the view `given` (doc_id, ppl, pd: the table as it is) and the table `joined`: a line
     for each document of the splits train and held_out, in the order of parts."""
     pd = "0" if table.pd is None else identifier(table.pd)
-    connection.execute(
-        f"CREATE VIEW given AS SELECT {identifier(table.doc_id)}::VARCHAR AS doc_id, "
-        f"{identifier(table.ppl)} AS ppl, {pd} AS pd FROM {parquet(*table_files(table))}"
-    )
+    files, _ = table_files(table)
+    # Those of one type each, because DuckDB takes the types of the first file for those of all.
+    queries = [
+        f"SELECT {id_in_sql(table.doc_id, types[0])} AS doc_id, {identifier(table.ppl)} AS ppl, "
+        f"{pd} AS pd FROM {parquet(*paths)}"
+        for types, paths in files_by_type(table, files).items()
+    ]
+    connection.execute(f"CREATE VIEW given AS {' UNION ALL '.join(queries)}")
     connection.execute(
         f"""
         CREATE TABLE joined AS
@@ -164,6 +229,18 @@ def join(connection: duckdb.DuckDBPyConnection, table: TableConfig, parts: list[
         FROM wanted LEFT JOIN given USING (doc_id) GROUP BY ALL ORDER BY part, row
         """
     )
+
+
+def id_in_sql(column: str, kind: str) -> str:
+    """A column of ids as text, in SQL: what `corpus.fields.id_of` makes of the same values."""
+    name = identifier(column)
+    if kind == "BLOB":
+        return f"coalesce(try(decode({name})), lower(hex({name})))"
+    if kind in ("FLOAT", "DOUBLE"):
+        value = f"{name}::DOUBLE"
+        whole = f"CASE WHEN {value} = trunc({value}) THEN try_cast({value} AS HUGEINT)::VARCHAR END"
+        return f"CASE WHEN isfinite({value}) THEN coalesce({whole}, {value}::VARCHAR) END"
+    return f"{name}::VARCHAR"
 
 
 def wrong(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> Iterator[str]:

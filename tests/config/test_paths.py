@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from frame_jax import inspect
+from frame_jax import files, inspect
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.config.file import load
 from frame_jax.config.paths import scheme_of, user_path
 from frame_jax.config.settings import settings_of
@@ -17,6 +18,7 @@ from frame_jax.export.order import export as export_order
 from frame_jax.main import main
 from frame_jax.run.directory import RunDirectory
 from tests.arm import make_arm
+from tests.corpus.reading import texts
 from tests.integration.small_run import settings, write_config, write_corpus
 
 
@@ -34,7 +36,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_tilde_is_expanded_as_a_shell_would(home: Path) -> None:
     assert user_path("~/runs/x") == home / "runs" / "x" and user_path("~") == home
-    assert user_path("./~/x") == Path("~/x")
+    for written in ("./~/x", ".//~/x", str(Path.cwd() / "~/x")):
+        assert user_path(written) == user_path(user_path(written)) == Path.cwd() / "~/x"
     assert user_path("a/~") == Path("a/~") and user_path(Path("a")) == Path("a")
     with pytest.raises(UserError, match=r"no home folder is known for ~nobody-at-all.*\./~nobody"):
         user_path("~nobody-at-all/x")
@@ -130,3 +133,42 @@ def test_fingerprints_hold_what_was_written(home: Path) -> None:
     changes = {"tokenizer": {"path": "~/t.json"}}
     config = load(write_config(home, **changes))
     assert settings_of(config)["tokenizer.path"] == "~/t.json"
+
+
+def sources(*paths: str) -> dict[str, object]:
+    return {"sources": [{"kind": "jsonl", "path": path} for path in paths]}
+
+
+def test_a_corpus_in_nobody_s_home_is_refused_in_words(home: Path, capsys) -> None:
+    shown = refused(home, capsys, corpus=sources("~nobody-at-all/x.jsonl"))
+    assert "no home folder is known for ~nobody-at-all" in shown
+    assert "write ./~nobody-at-all/x.jsonl" in shown
+
+
+def test_a_table_in_nobody_s_home_is_refused_in_words(home: Path, capsys) -> None:
+    table = {"path": "~nobody-at-all/t.parquet", "ppl": "a", "pd": "b"}
+    shown = refused(home, capsys, scoring={"table": table})
+    assert "no home folder is known for ~nobody-at-all" in shown
+
+
+@pytest.mark.parametrize("path", ["./~x.jsonl", ".", "*.jsonl", "./~*.jsonl", "./~/*.jsonl"])
+def test_a_file_that_is_really_called_so_is_read(home: Path, path: str) -> None:
+    for name in ("~x.jsonl", "~/y.jsonl"):
+        Path(f"./{name}").absolute().parent.mkdir(exist_ok=True)
+        Path(f"./{name}").absolute().write_text(json.dumps({"text": name}) + "\n")
+    found = texts(SourceConfig(kind="jsonl", path=path))
+    assert found == {".": ["~/y.jsonl", "~x.jsonl"], "./~/*.jsonl": ["~/y.jsonl"]}.get(
+        path, ["~x.jsonl"]
+    )
+    model = Path.cwd() / "~m"
+    assert files.cached("./~m") == files.cached(str(files.cached("./~m"))) == model
+    assert RunDirectory("./~r").root == Path.cwd() / "~r"
+
+
+@pytest.mark.parametrize("option", [["--config=~/twice.yaml"], ["--config", "~/twice.yaml"]])
+def test_a_config_in_the_home_folder_is_looked_at_for_keys_set_twice(
+    home: Path, option: list[str], capsys
+) -> None:
+    (home / "twice.yaml").write_text(write_config(home).read_text() + "seed: 1\nseed: 2\n")
+    assert main([*option, "--until", "tokenize"]) == 2
+    assert "`seed` is set twice" in capsys.readouterr().err

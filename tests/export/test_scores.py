@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from frame_jax.export import scores
 from frame_jax.export.scores import main
 from frame_jax.main import write_config
 from frame_jax.quadrants.partition import place_documents
+from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts
 from tests.quadrants.corpus import make_corpus, run_config, write
 
@@ -44,7 +49,7 @@ def test_every_number_follows_from_the_parts(
 ) -> None:
     table = export(directory, tmp_path / f"new folder/scores{suffix}")
     parts = list_parts(directory.scores, ".parquet")
-    scores = {row["doc_id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
+    stored = {row["doc_id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
     tokens = [
         row
         for part in list_parts(directory.tokens, ".parquet")
@@ -63,7 +68,7 @@ def test_every_number_follows_from_the_parts(
             unplaced += 1
             assert row["ppl_rank"] is row["pd_rank"] is row["loss_weak"] is None
             continue
-        own = scores[row["doc_id"]]
+        own = stored[row["doc_id"]]
         for name in ("weak", "strong"):
             assert row[f"predicted_tokens_{name}"] == own["predicted_tokens"]
             assert row[f"nll_{name}"] == own[f"nll_{name}"]
@@ -99,3 +104,49 @@ def test_what_cannot_be_exported_is_said(
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [there] and there.read_bytes() == b""
+
+
+def test_a_run_whose_files_are_damaged_is_refused_in_words(
+    directory: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(shutil.copytree(directory.root, tmp_path / "run"))
+    command = [str(run.root), "--out", str(tmp_path / "scores.parquet")]
+
+    def refused() -> str:
+        assert main(command) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith("error: ") and shown.count("\n") == 1
+        assert not (tmp_path / "scores.parquet").exists()
+        return shown
+
+    shutil.rmtree(run.scores)
+    assert f"{run.scores} has no parts" in refused()  # a run of before there were checksums
+    shutil.copytree(directory.scores, run.scores)
+    for unit, outputs in (("score", ["scores"]), ("partition", ["quadrants"])):
+        integrity.record(run, unit, outputs)
+    part = list_parts(run.scores, ".parquet")[1]
+    for path, unit in ((part, "score"), (run.assignment, "partition")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-100])
+        assert f"{path} is damaged" in (shown := refused()) and unit in shown
+        path.unlink()
+        assert f"{path} is missing" in refused()
+        path.symlink_to("/proc/self/mem")  # whose first byte the system refuses with EIO
+        assert "the storage or the network failed" in (shown := refused())
+        assert "--redo" not in shown and "rm " not in shown
+        path.unlink()
+        path.write_bytes(whole)
+    assert main(command) == 0
+
+
+def test_a_full_disk_and_a_dead_mount_are_no_defects(
+    directory: RunDirectory, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, text in ((errno.ENOSPC, "no room"), (errno.ENOTCONN, "the storage or the network")):
+
+        def fails(*_: object, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(scores, "scores_query", fails)
+        assert main([str(directory.root), "--out", str(tmp_path / "x.parquet")]) == 2
+        assert text in capsys.readouterr().err

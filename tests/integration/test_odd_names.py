@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,11 +13,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from frame_jax import checkpoints, inspect
+from frame_jax.config.file import load
+from frame_jax.config.scoring import TableConfig
 from frame_jax.export import checkpoint as export
+from frame_jax.export import scores as export_scores
 from frame_jax.export.order import export as export_order
+from frame_jax.export.order import verify as verify_order
 from frame_jax.main import main
 from frame_jax.models.functional import read_description
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.scoring import table
 from tests.integration.small_run import settings, write_config, write_corpus
 
 NAMES = ("split=train", "quadrant=Q1", "a[1]", "it's", "tokens=10B/part=0/a*", "back\\slash")
@@ -114,6 +120,78 @@ def test_the_exported_weights_are_the_same(
         export.export(directory, "frame", tmp_path / name)
     left, right = (load_file(tmp_path / n / "model.safetensors") for n in ("plain", "stage=Q3[1]"))
     assert all((left[name] == right[name]).all() for name in left)
+
+
+def scores(directory: RunDirectory, out: Path, given: str | None = None) -> list[dict]:
+    """The lines of the table of scores that is written to `out`, a name that may be `given` so."""
+    assert export_scores.main([str(directory.root), "--out", given or str(out)]) == 0
+    if out.suffix == ".parquet":
+        return pq.ParquetFile(out).read().to_pylist()
+    return [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def plain_scores(plain: RunDirectory, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    rows = scores(plain, tmp_path_factory.mktemp("scores") / "scores.parquet")
+    quadrants = {row["quadrant"] for row in rows if row["split"] == "train"}
+    assert quadrants == {"Q1", "Q2", "Q3", "Q4"} and len(rows) > 100
+    assert {row["split"] for row in rows} == {"train", "held_out"}
+    return rows
+
+
+def test_the_scores_are_the_same(
+    plain_scores: list[dict], odd: RunDirectory, tmp_path: Path
+) -> None:
+    for name in ("stage=Q3/it's.parquet", "back\\slash[1].parquet", "o[1]/split=train.jsonl"):
+        assert scores(odd, tmp_path / name) == plain_scores
+
+
+def test_scores_in_a_file_that_is_really_called_so(
+    plain: RunDirectory, plain_scores: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert scores(plain, tmp_path / "~.parquet", "./~.parquet") == plain_scores
+
+
+def test_the_manifest_is_the_same_and_verified(
+    plain: RunDirectory, odd: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    digests = []
+    for directory, name in ((plain, "plain"), (odd, "stage=Q3[1]")):
+        command = [str(directory.root), "--to", "manifest", "--out", str(tmp_path / name)]
+        assert export_order.main(command) == 0
+        digests.append(read_json(tmp_path / name / "manifest.json")["digest"])
+        given = ["--curriculum", "frame", "--manifest", str(tmp_path / name)]
+        capsys.readouterr()
+        assert verify_order.main([str(directory.root), *given]) == 0
+        assert f"frame: verified: steps 0 to 11 of 12 compared; manifest {tmp_path / name}" in (
+            capsys.readouterr().out
+        )
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "~/x"])
+def test_a_table_of_scores_may_lie_anywhere(plain: RunDirectory, tmp_path: Path, name: str) -> None:
+    """As a file, and as its folder; a neighbour that its name as a pattern means is not read."""
+    folder = tmp_path / name
+    for there, shift in ((folder, 0), (tmp_path / "a1", 1)):
+        there.mkdir(parents=True)
+        columns = pq.read_table(plain.assignment, columns=["doc_id", "ppl", "pd"]).to_pydict()
+        columns["ppl"] = [value + shift for value in columns["ppl"]]
+        pq.write_table(pa.table(columns), there / "scores.parquet")
+    config = load(plain.root.parent / "run.yaml")
+    for number, path in enumerate((folder / "scores.parquet", folder)):
+        directory = RunDirectory(tmp_path / f"run-{number}")
+        shutil.copytree(plain.tokens, directory.tokens)
+        given = TableConfig(str(path), "ppl", "pd")
+        scoring = dataclasses.replace(config.scoring, table=given)
+        changed = dataclasses.replace(config, scoring=scoring)
+        table.check_table(changed)
+        table.run(changed, directory)
+        parts = list_parts(directory.scores, ".parquet")
+        found = {row["doc_id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
+        placed = pq.read_table(plain.assignment, columns=["doc_id", "ppl", "pd"]).to_pylist()
+        assert found == {row["doc_id"]: row for row in placed}
 
 
 def test_a_run_made_under_such_a_name_comes_out_the_same(plain: RunDirectory) -> None:

@@ -66,3 +66,45 @@ def test_negative_pd_of_most_documents_is_said(tmp_path: Path) -> None:
     summary = read_json(directory.partition)
     [warning] = summary["warnings"]
     assert f"negative for {summary['negative_pd']} of" in warning and "exchanged?" in warning
+
+
+def tokens_tied(values: np.ndarray, corpus, cells: np.ndarray) -> float:
+    """Share of the tokens at the value of the first document whose middle is in the upper half."""
+    tied = 0
+    for cell in np.unique(cells):
+        inside = np.flatnonzero(cells == cell)
+        order = inside[np.lexsort((corpus.doc_id[inside], values[inside]))]
+        tokens = corpus.tokens[order]
+        first = order[np.argmax(2 * np.cumsum(tokens) - tokens >= tokens.sum())]
+        same = inside[values[inside] == values[first]]
+        tied += corpus.tokens[same].sum() if len(same) > 1 else 0
+    return tied / corpus.tokens.sum()
+
+
+def test_values_that_many_documents_share_at_a_threshold_are_said(tmp_path: Path) -> None:
+    """As an education score from 0 to 5 is shared."""
+    corpus = make_corpus(600)
+    corpus.split[:], corpus.language[:], corpus.domain[:] = "train", "en", "prose"
+    corpus.scored[:], corpus.tokens[:] = True, 2 ** np.arange(600) % 64 + 1
+    corpus.loss = np.random.default_rng(0).integers(0, 4, 600) / 4.0
+    directory = write(corpus, tmp_path)
+    place_documents(PartitionConfig(), ScoringConfig(), directory)
+    summary = read_json(directory.partition)
+    wanted = tokens_tied(corpus.loss, corpus, np.zeros(600))
+    assert summary["tied"] == {"ppl": pytest.approx(wanted), "pd": 0} and 0.2 < wanted < 0.6
+    [warning] = summary["warnings"]
+    assert warning.startswith(f"{wanted:.0%} of the training tokens are in documents whose PPL is")
+
+
+@pytest.mark.parametrize("constant", ["loss", "gap"])
+def test_an_axis_with_one_value_is_refused(tmp_path: Path, constant: str) -> None:
+    corpus = make_corpus(300)
+    corpus.tokens[:] = 16  # sums come back exactly
+    setattr(corpus, constant, np.full(300, 0.5))
+    if constant == "gap":
+        corpus.loss = np.rint(corpus.loss * 8) / 8
+    directory = write(corpus, tmp_path)
+    name = "PPL" if constant == "loss" else "PD"
+    with pytest.raises(UserError, match=f"{name} has one value for all training documents"):
+        place_documents(PartitionConfig(), ScoringConfig(), directory)
+    assert not directory.partition.exists() and not directory.assignment.exists()

@@ -19,10 +19,11 @@ from frame_jax import checkpoints
 from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum import digest
 from frame_jax.errors import UserError
-from frame_jax.main import main, user_error
+from frame_jax.main import main
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run import preemption
 from frame_jax.run.directory import atomic_path, write_json
+from frame_jax.run.ending import user_error
 from frame_jax.run.preemption import Preempted
 from frame_jax.training import trainer
 from frame_jax.training.bad_steps import skip_bad

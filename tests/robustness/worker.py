@@ -13,9 +13,9 @@ from pathlib import Path
 import jax
 
 from frame_jax.config.parallel import ParallelConfig
-from frame_jax.main import end
 from frame_jax.parallel import processes
 from frame_jax.run import preemption
+from frame_jax.run.ending import end
 from frame_jax.training.trainer import train
 from tests.training.rows import make_job
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from frame_jax.records import TokenReader, write_tokens
-from frame_jax.run.directory import atomic_path, list_parts, part_name, read_json, write_json
+from frame_jax.run.directory import (
+    atomic_path,
+    list_parts,
+    part_name,
+    read_json,
+    remove_temporaries,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -40,3 +47,14 @@ def test_tokens_come_back_in_any_order(tmp_path: Path) -> None:
     assert len(reader) == 4
     for index, got in zip([2, 0, 1, 2], reader.read([2, 0, 1, 2]), strict=True):
         np.testing.assert_array_equal(got, arrays[index])
+
+
+def test_what_lies_under_temporary_names_goes_but_for_one_folder(tmp_path: Path) -> None:
+    for name in ("a/.tmp-1-x", "manifest/frame/.tmp-2-y", ".tmp-discarded-b/c"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    remove_temporaries(tmp_path, apart=tmp_path / "manifest")
+    left = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == [Path("manifest/frame/.tmp-2-y")]
+    remove_temporaries(tmp_path)
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))

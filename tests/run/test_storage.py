@@ -14,15 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from frame_jax import checkpoints
 from frame_jax.errors import UserError
-from frame_jax.main import main, user_error
+from frame_jax.main import main
 from frame_jax.models.functional import read_description
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run import integrity, lock, storage
 from frame_jax.run.directory import RunDirectory, read_json, write_json
+from frame_jax.run.ending import user_error
 from frame_jax.run.lock import exclusive
 from tests.arm import make_arm
 from tests.integration.small_run import write_config, write_corpus
@@ -131,31 +134,57 @@ def test_a_lock_that_cannot_be_asked_for_is_no_other_program(tmp_path: Path, mon
         pass
 
 
-@pytest.mark.processes
-def test_processes_with_a_folder_each_end_at_once_and_say_so(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.jsonl")
-    command = [sys.executable, "-m", "frame_jax.main", "--config", str(write_config(tmp_path))]
-    command += ["--parallel.distributed", "true", "--parallel.processes", "2"]
+def refused_together(config: Path, *arguments: list[str]) -> list[str]:
+    """What the processes of a run print, each with its own arguments, that refuse it with one
+    message and leave at once."""
+    command = [sys.executable, "-m", "frame_jax.main", "--config", str(config)]
+    command += ["--parallel.distributed", "true", "--parallel.processes", str(len(arguments))]
     command += ["--parallel.coordinator", f"localhost:{free_port()}"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
     programs = [
         subprocess.Popen(
-            [*command, "--parallel.process", str(i), "--run_directory", str(tmp_path / f"run-{i}")],
+            [*command, "--parallel.process", str(index), *own],
             cwd=REPOSITORY,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for i in range(2)
+        for index, own in enumerate(arguments)
     ]
     outputs = [program.communicate(timeout=200)[0] for program in programs]
     for program, output in zip(programs, outputs, strict=True):
         assert program.returncode == 2, output
         assert output.count("error: ") == 1 and "Traceback" not in output, output
+    return outputs
+
+
+@pytest.mark.processes
+def test_processes_with_a_folder_each_end_at_once_and_say_so(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    config = write_config(tmp_path)
+    folders = [["--run_directory", str(tmp_path / f"run-{index}")] for index in range(2)]
+    for output in refused_together(config, *folders):
         assert re.search(r"process 1 \(on .*\) did not see .* process 0 wrote to", output), output
         assert "one and the same folder" in output
     assert [p.name for p in (tmp_path / "run-0").iterdir()] == []
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("there", [False, True])
+def test_what_only_process_0_reads_all_processes_refuse(tmp_path: Path, there: bool) -> None:
+    """A table of scores that is not there, or that has no line for a document of the corpus."""
+    write_corpus(tmp_path / "corpus.jsonl")
+    path = tmp_path / "scores.parquet"
+    if there:
+        pq.write_table(pa.table({"doc_id": ["other"], "a": [1.0], "b": [2.0]}), path)
+    table = {"path": str(path), "ppl": "a", "pd": "b"}
+    config = write_config(tmp_path, scoring={"table": table})
+    until = ["--until", "score"]
+    first, second = refused_together(config, until, until)
+    text = "training documents have no line" if there else "there is no Parquet file at"
+    assert text in first and text in second and "process 0, on " in second
+    assert (tmp_path / "run").exists() == there
 
 
 def test_a_checkpoint_that_the_storage_does_not_give_is_not_called_damaged(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from frame_jax.config.file import parse
 from frame_jax.config.models import ModelConfig
+from frame_jax.config.training import ReferenceModelConfig
 from frame_jax.export.scores import main as export_scores
 from frame_jax.main import main
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import export_checkpoint
-from frame_jax.run.directory import list_parts, read_json
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.scoring import readings
 from tests.scoring.numpy_decoder import document_nll
 
@@ -267,4 +271,44 @@ def test_a_corpus_that_is_not_what_it_was_is_refused(checkpoints, tmp_path, caps
     assert "document 'd30' is not what it was when it was tokenized" in capsys.readouterr().err
     path.unlink()
     assert main(run) == 2
-    assert str(path) in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "error: scoring.unit: byte reads the corpus again where tokenizer.path is given" in said
+    assert str(path) in said and "score begins" not in said  # before a reference is trained
+    # Without a tokenizer of its own, no model needs the corpus.
+    for name in ("weak", "strong"):
+        (tmp_path / name).mkdir()
+        for file in (folder / name).iterdir():
+            (tmp_path / name / file.name).write_bytes(file.read_bytes())
+        shutil.copy(folder / "composing/tokenizer.json", tmp_path / name)
+    config, _ = parse([r for r in run if not r.startswith("--until")])
+    both = {
+        name: ReferenceModelConfig(checkpoint=str(tmp_path / name)) for name in ("weak", "strong")
+    }
+    config = dataclasses.replace(config, reference=dataclasses.replace(config.reference, **both))
+    readings.require_corpus(config, RunDirectory(config.run_directory))
+
+
+def test_what_each_model_starts_documents_with_is_said(checkpoints, tmp_path, capsys) -> None:
+    """On the terminal before the corpus is read, and in the marker that the report reads."""
+    folder, found = checkpoints
+    strong = shutil.copytree(folder / "strong", tmp_path / "strong")
+    described = json.loads((strong / "config.json").read_text())
+    bos_id = found["strong"][1]
+    (strong / "config.json").write_text(json.dumps(described | {"bos_token_id": bos_id + 1}))
+    other = found["strong"][0].id_to_token(bos_id + 1)
+    run = arguments(folder, tmp_path, **{"reference.strong.checkpoint": strong, "until": "score"})
+    assert main(run) == 0
+    said = capsys.readouterr().err
+    weak = f"reference.weak.checkpoint: the weak model starts documents with '<s>' (id {bos_id}), "
+    lines = [
+        f"{weak}found by its usual name",
+        f"reference.strong.checkpoint: the strong model starts documents with '<bos>' (id "
+        f"{bos_id}), found by its usual name; but {strong / 'config.json'} names another start of "
+        f"text, {other!r} (id {bos_id + 1}): a model is best scored with what it was trained on; "
+        f"tokenizer.bos_token: {other!r} takes it",
+    ]
+    for line in lines:
+        assert f"{line}\n" in said and said.index(line) < said.index("tokenize begins")
+    assert read_json(tmp_path / "run/score.json")["summary"]["warnings"][:2] == lines
+    for source in (strong / "config.json", folder / "strong" / "config.json"):
+        assert f"{source} names a start of text that the tokenizer does not have" not in said

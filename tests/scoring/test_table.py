@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
 import json
+import os
+import uuid
 from pathlib import Path
 
+import duckdb
 import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.config.file import load
 from frame_jax.config.quadrants import AxesConfig, PartitionConfig
 from frame_jax.config.run import RunConfig
@@ -20,6 +26,8 @@ from frame_jax.errors import UserError
 from frame_jax.quadrants.partition import place_documents
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.scoring import table
+from frame_jax.sql import database
+from tests.corpus.reading import read
 from tests.quadrants.corpus import Corpus, make_corpus, run_config, write
 
 
@@ -258,6 +266,8 @@ def test_what_is_no_parquet_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("scoring: {table: {path: x, ppl: rank}}", "scoring.table names one column"),
+        ("scoring: {table: {path: x, ppl: a, pd: a}}", "ppl and scoring.table.pd name one column"),
+        ("scoring: {table: {path: x, ppl: a, pd: b, doc_id: b}}", "doc_id name one column, 'b'"),
         ("scoring: {unit: byte, table: {path: x, ppl: a, pd: b}}", "scoring.unit is of no use"),
         ("scoring: {table: {path: '', ppl: a, pd: b}}", "scoring.table.path must not be empty"),
         ("scoring: {table: {path: x, pdd: b}}", "pdd"),
@@ -268,3 +278,138 @@ def test_settings_that_mean_nothing_are_refused(tmp_path: Path, line: str, messa
     path.write_text(f"run_directory: x\ncorpus: {{sources: [{{kind: text, path: x}}]}}\n{line}\n")
     with pytest.raises(UserError, match=message):
         load(path)
+
+
+def test_what_other_programs_keep_in_the_tables_folder_is_left_out_and_named(
+    corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, directory = set_up(corpus, tmp_path, path=str(tmp_path / "theirs"))
+    columns = numbers(corpus)
+    for name in ("part-0.parquet", "_temporary/0/part-0.parquet"):
+        path = tmp_path / "theirs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
+    log = tmp_path / "theirs/_delta_log/00010.checkpoint.parquet"
+    log.parent.mkdir()
+    pq.write_table(pa.table({"add": ["no score"]}), log)
+    table.check_table(config)
+    said = capsys.readouterr().err
+    assert "_delta_log/00010.checkpoint.parquet, _temporary/0/part-0.parquet\n" in said
+    assert table.run(config, directory)["documents"] == (corpus.split != "reference").sum()
+    # Asked for by name, a file is data.
+    scoring = ScoringConfig(table=TableConfig(str(log), "education", "toxicity"))
+    with pytest.raises(UserError, match="has no column 'doc_id'; it has: add"):
+        table.check_table(dataclasses.replace(config, scoring=scoring))
+
+
+UUIDS = [uuid.UUID(int=k) for k in (1, 2**127)]
+IDS = [
+    pa.array(["a", "b"], pa.string_view()),
+    pa.array(["a", "b"]).dictionary_encode(),
+    pa.array([7, 2**60]),
+    pa.array([2**64 - 1], pa.uint64()),
+    pa.array([1.0, 2.5, -0.0, 1e22, 0.1, 5e-324, 123456789012345680.0]),
+    pa.array([0.1, 3.0], pa.float32()),
+    pa.array([u.bytes for u in UUIDS], pa.uuid()),
+    pa.array([b"\xff" * 4, b"abcd"], pa.binary(4)),
+    pa.array([b"\x80", b"ok", "中".encode()]),
+    pa.array([decimal.Decimal("1.50")]),
+    pa.array([datetime.date(2026, 1, 2)]),
+]
+
+
+@pytest.mark.parametrize("ids", IDS, ids=lambda column: str(column.type))
+def test_ids_are_those_that_a_corpus_with_the_same_column_has(tmp_path: Path, ids) -> None:
+    columns = {"id": ids, "text": ["word"] * len(ids), "x": np.arange(len(ids)) / 2}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    wanted = [record.id for record in read(SourceConfig("parquet", str(tmp_path / "a.parquet")))]
+    given = TableConfig(str(tmp_path / "a.parquet"), "x", doc_id="id")
+    documents = {"doc_id": wanted, "part": 0, "row": range(len(ids)), "split": "train"}
+    documents = {k: [v] * len(ids) if k in ("part", "split") else v for k, v in documents.items()}
+    pq.write_table(pa.table(documents), tmp_path / "part-00000-of-00001.parquet")
+    with database(tmp_path / "scratch") as connection:
+        table.join(connection, given, [tmp_path / "part-00000-of-00001.parquet"])
+        assert list(table.wrong(connection, given)) == []
+        found = connection.execute("SELECT doc_id, ppl FROM joined ORDER BY row").fetchall()
+    assert found == [(doc_id, row / 2) for row, doc_id in enumerate(wanted)]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([True] * 3),
+        pa.array([["x"]] * 3),
+        pa.array([{"oid": "x"}] * 3),
+        pa.array([1, 2, 3], pa.timestamp("ns")),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_a_column_that_holds_no_ids_is_refused(corpus: Corpus, tmp_path: Path, ids) -> None:
+    config, _ = set_up(corpus, tmp_path)
+    give(tmp_path, {"doc_id": ids, "education": [1.0] * 3, "toxicity": [2.0] * 3})
+    with pytest.raises(UserError, match=r"scoring.table.doc_id: the column .* not ids: write"):
+        table.check_table(config)
+
+
+def test_every_file_of_a_table_is_looked_at(corpus: Corpus, tmp_path: Path) -> None:
+    """Ids and numbers may have a type of their own in each; a column must be in all."""
+    corpus.doc_id = np.array([str(number) for number in np.random.default_rng(3).permutation(900)])
+    config, directory = set_up(corpus, tmp_path, path=str(tmp_path / "theirs"))
+    columns = numbers(corpus)
+    chosen = np.array_split(np.arange(900), 3)
+    (tmp_path / "theirs").mkdir()
+    for number, (rows, kind) in enumerate(zip(chosen, (int, float, str), strict=True)):
+        given = {name: values[rows] for name, values in columns.items()}
+        given["doc_id"] = given["doc_id"].astype(int).astype(kind)
+        whole = np.rint(given["education"])
+        given["education"] = whole.astype(int) if number == 0 else given["education"]
+        pq.write_table(pa.table(given), tmp_path / f"theirs/{number}.parquet")
+    table.check_table(config)
+    table.run(config, directory)
+    parts = list_parts(directory.scores, ".parquet")
+    found = {row["doc_id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
+    columns["education"][chosen[0]] = np.rint(columns["education"][chosen[0]])
+    for number in np.flatnonzero(corpus.split != "reference"):
+        assert found[corpus.doc_id[number]]["ppl"] == columns["education"][number]
+    second = tmp_path / "theirs/1.parquet"
+    pq.write_table(pa.table({"doc_id": [1], "education": [1.0]}), second)
+    with pytest.raises(UserError, match=rf"pd: {second} has no column 'toxicity'; it has: doc_id,"):
+        table.check_table(config)
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9.parquet"), "back\\slash[1].parquet"])
+def test_a_file_name_that_duckdb_does_not_read_is_refused(
+    corpus: Corpus, tmp_path: Path, name: str
+) -> None:
+    config, _ = set_up(corpus, tmp_path, path=str(tmp_path / "theirs"))
+    give(tmp_path, numbers(corpus))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs.parquet").rename(tmp_path / "theirs" / name)
+    with pytest.raises(UserError, match=r"scoring.table.path: .*: rename it") as error:
+        table.check_table(config)
+    str(error.value).encode("utf-8")
+
+
+def test_a_fault_of_the_storage_is_no_fault_of_the_table(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, directory = set_up(corpus, tmp_path)
+    give(tmp_path, numbers(corpus))
+
+    def fails(*_: object) -> None:
+        raise duckdb.IOException('Could not read from file "x": Input/output error')
+
+    monkeypatch.setattr(table, "id_in_sql", fails)
+    with pytest.raises(UserError, match="the storage or the network failed"):
+        table.run(config, directory)
+    monkeypatch.setattr(table, "parquet", fails)
+    with pytest.raises(UserError, match="the storage or the network failed"):
+        table.check_table(config)
+
+
+def test_a_column_of_one_value_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    config, directory = set_up(corpus, tmp_path)
+    give(tmp_path, numbers(corpus) | {"toxicity": np.full(900, 3)})
+    table.run(config, directory)
+    with pytest.raises(UserError, match=r"toxicity has one value for all .*scoring.table"):
+        place_documents(config.partition, config.scoring, directory)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
@@ -61,7 +62,12 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
 
 
 def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
-    """The rows of an Arrow file of either form, some at a time."""
+    """The rows of an Arrow file of either form, some at a time.
+
+    Raises:
+        pa.ArrowInvalid: for offsets or indices that lead out of their column: reading there would
+            end the program.
+    """
     is_file = stream.read(len(FILE_MAGIC)) == FILE_MAGIC
     stream.seek(0)
     if is_file:
@@ -70,5 +76,43 @@ def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
     else:
         batches = iter(pa.ipc.open_stream(stream))
     for batch in batches:
+        for column in batch.columns:
+            _validate(column)
         for start in range(0, len(batch), BATCH_ROWS):
             yield batch.slice(start, BATCH_ROWS)
+
+
+def _validate(column: pa.Array) -> None:
+    """Looks at all offsets and indices of a column; its texts may be other than UTF-8, which is
+    said of each record."""
+    if pa.types.is_dictionary(column.type):
+        bounds = pc.min_max(column.indices).as_py()
+        if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < len(
+            column.dictionary
+        ):
+            raise pa.ArrowInvalid(f"index {bounds['max']} is not in the dictionary")
+        column = column.dictionary
+    kind = _without_text(column.type)
+    (column if kind == column.type else column.view(kind)).validate(full=True)
+
+
+def _without_text(kind: pa.DataType) -> pa.DataType:
+    """A type of the same layout with bytes in place of texts."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_text(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_without_text(kind.key_type), _without_text(kind.item_type))
+    for is_list, make in (
+        (pa.types.is_list, pa.list_),
+        (pa.types.is_large_list, pa.large_list),
+    ):
+        if is_list(kind):
+            return make(kind.value_field.with_type(_without_text(kind.value_type)))
+    for is_text, raw in (
+        (pa.types.is_string, pa.binary()),
+        (pa.types.is_large_string, pa.large_binary()),
+        (pa.types.is_string_view, pa.binary_view()),
+    ):
+        if is_text(kind):
+            return raw
+    return kind

@@ -94,7 +94,7 @@ def file_inputs(
     for file in files:
         name = spelled(file.name)
         size, version = file.size * ratio(name), f"{name} {file.size}"
-        items.append(Input(file.path, name, size, version, aside=not single and _is_aside(name)))
+        items.append(Input(file.path, name, size, version, aside=not single and is_aside(name)))
     return items
 
 
@@ -125,6 +125,8 @@ def unreadable(item: Input, error: BaseException, what: str = "cannot be read") 
     return UserError(f"{item.place}: {what} ({error}): replace it, or leave it out of `path`")
 
 
-def _is_aside(name: str) -> bool:
+def is_aside(name: str) -> bool:
+    """Whether a file in a folder is no data but what a program keeps beside them, by its name
+    there."""
     *folders, file = name.split("/")
     return bool(ASIDE_FOLDERS & set(folders) or ASIDE_FILES.fullmatch(file))

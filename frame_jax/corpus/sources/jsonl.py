@@ -19,7 +19,7 @@ from frame_jax.corpus.sources.inputs import (
     source_name,
     unreadable,
 )
-from frame_jax.corpus.sources.packed import HEAD_BYTES, Unpacked, refuse_other
+from frame_jax.corpus.sources.packed import BYTE_ORDER_MARK, HEAD_BYTES, Unpacked, refuse_other
 
 PLAIN = (".jsonl", ".ndjson", ".json")
 PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
@@ -46,7 +46,7 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
         if not stripe.takes(number) or line.isspace():
             continue
         if number == 0:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(BYTE_ORDER_MARK)
         try:
             fields = _parse(line)
         except RecordError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frame_jax import files
+from frame_jax.config.paths import settled, user_path
 from frame_jax.errors import UserError
 
 LOST = "lost+found"
@@ -40,11 +41,12 @@ def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
         endings: What a file in a folder ends with, in lower case.
 
     Raises:
-        UserError: where a folder cannot be listed, or a link leads nowhere.
+        UserError: where a folder cannot be listed, a link leads nowhere, or `~name` is nobody's
+            home.
     """
     if files.is_remote(path):
         return _remote(path, endings)
-    place = Path(path).expanduser()
+    place = user_path(path)
     if place.is_file():
         return [File(str(place), place.name, place.stat().st_size)], True
     if place.is_dir():
@@ -61,7 +63,7 @@ def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
     ]
     visible = sorted(item for item in listed if not _hidden(item[0].parts))
     return [
-        File(str(file), name.as_posix(), _size(file)) for name, file in _each_once(visible)
+        File(str(settled(file)), name.as_posix(), _size(file)) for name, file in _each_once(visible)
     ], False
 
 

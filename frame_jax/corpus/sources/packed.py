@@ -27,17 +27,20 @@ PACKINGS: dict[re.Pattern[bytes], Callable[[], Any]] = {
 }
 DAMAGED = (zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, OSError)
 
-# First bytes -> what the file is instead of text.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # of UTF-8, before the first line
+
+# First bytes -> what the file is instead of text, and what can be done.
 OTHERS = {
-    rb"PAR1[\x15\x1c]": "Parquet: say `kind: parquet`",
-    rb"ARROW1\0\0|\xff{4}[\s\S]{4}\x10\0\0\0": "Arrow: say `kind: arrow`",
-    rb"PK\x03\x04[\n-?]\0": "a zip archive: unpack it",
-    rb"[\s\S]{257}ustar": "a tar archive: unpack it",
-    rb"\x04\x22\x4d\x18[@-\x7f]": "packed with LZ4: unpack it, or pack it with zstd",
-    rb"\xff\x06\0\0sNaPpY": "packed with Snappy: unpack it, or pack it with zstd",
-    rb"\xff\xfe[\t-~]\0|\xfe\xff\0[\t-~]": "UTF-16: convert it (iconv -f UTF-16 -t UTF-8)",
-    rb"Obj\x01[\s\S]{4}": "Avro: convert it to Parquet or JSON lines",
+    rb"PAR1[\x15\x1c]": ("Parquet", "convert it to JSON lines"),
+    rb"ARROW1\0\0|\xff{4}[\s\S]{4}\x10\0\0\0": ("Arrow", "convert it to JSON lines"),
+    rb"PK\x03\x04[\n-?]\0": ("a zip archive", "unpack it"),
+    rb"[\s\S]{257}ustar": ("a tar archive", "unpack it"),
+    rb"\x04\x22\x4d\x18[@-\x7f]": ("packed with LZ4", "unpack it, or pack it with zstd"),
+    rb"\xff\x06\0\0sNaPpY": ("packed with Snappy", "unpack it, or pack it with zstd"),
+    rb"\xff\xfe[\t-~]\0|\xfe\xff\0[\t-~]": (*("UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"),),
+    rb"Obj\x01[\s\S]{4}": ("Avro", "convert it to Parquet or JSON lines"),
 }
+KINDS = {"Parquet": "say `kind: parquet`", "Arrow": "say `kind: arrow`"}  # of a corpus
 
 
 class Unpacked(io.RawIOBase):
@@ -75,14 +78,21 @@ class Unpacked(io.RawIOBase):
 
 
 def refuse_other(place: str, head: bytes) -> None:
-    """Refuses a file whose unpacked bytes begin as those of another format do.
+    """Refuses a file of a corpus whose unpacked bytes begin as those of another format do.
 
     Raises:
         UserError: naming the format, and what to do.
     """
-    for magic, what in OTHERS.items():
-        if re.match(magic, head):
-            raise UserError(f"{place}: is no text but {what}, or leave it out of `path`")
+    if (found := other_format(head)) is not None:
+        what, remedy = found
+        raise UserError(
+            f"{place}: is no text but {what}: {KINDS.get(what, remedy)}, or leave it out of `path`"
+        )
+
+
+def other_format(head: bytes) -> tuple[str, str] | None:
+    """The format other than text that unpacked bytes begin as, and what can be done; or None."""
+    return next((found for magic, found in OTHERS.items() if re.match(magic, head)), None)
 
 
 def _plain(file: BinaryIO) -> Iterator[bytes]:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from frame_jax.config.corpus import SourceConfig
+from frame_jax.config.paths import user_path
 from frame_jax.corpus.documents import Record, from_fields
 from frame_jax.corpus.sources.inputs import Input, Stripe
 from frame_jax.errors import UserError
+from frame_jax.files import is_remote
 
 BATCH_RECORDS = 64
 
@@ -64,16 +66,17 @@ def _open(config: SourceConfig) -> tuple[Any, Any]:
     import tensorflow_datasets as tfds
 
     where = f"in {config.path}" if config.path else "in the default data directory"
+    folder = config.path
+    if folder is not None and not is_remote(folder):
+        folder = str(user_path(folder))
     try:
-        builder = tfds.builder(config.name, data_dir=config.path)
+        builder = tfds.builder(config.name, data_dir=folder)
         if not builder.is_prepared():
             raise UserError(
                 f"corpus.sources: the TFDS dataset {config.name!r} is not prepared {where}: "
                 'prepare it once with download_and_prepare(file_format="array_record")'
             )
-        data = tfds.data_source(
-            config.name, split=config.split, data_dir=config.path, download=False
-        )
+        data = tfds.data_source(config.name, split=config.split, data_dir=folder, download=False)
     except (tfds.core.DatasetNotFoundError, AssertionError) as error:
         raise UserError(
             f"corpus.sources: no prepared TFDS dataset {config.name!r} {where}: correct `name` "

@@ -13,14 +13,18 @@ import shutil
 
 from frame_jax.config.file import load
 from frame_jax.config.paths import user_path
-from frame_jax.errors import USAGE_ERROR, UserError, print_error
+from frame_jax.config.run import RunConfig
+from frame_jax.errors import UserError
 from frame_jax.export.order.documents import write_documents
 from frame_jax.export.order.formats.table import FORMATS
 from frame_jax.export.order.manifest import add_process_options, join, write_manifest
-from frame_jax.export.order.plan import Trainer, make_plan
+from frame_jax.export.order.plan import Plan, Trainer, make_plan
 from frame_jax.export.order.shards import KINDS, ROWS, TEXT, write_shards
 from frame_jax.models.hugging_face.export import write_tokenizer
+from frame_jax.parallel import processes
+from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.ending import refusal, together
 
 
 def positive(text: str) -> int:
@@ -74,20 +78,15 @@ def export(options: argparse.Namespace) -> None:
     if options.out is None and options.to != "manifest":
         raise UserError(f"--to {options.to} needs --out, a new folder")
     out = user_path(options.out or directory.manifest(options.curriculum))
-    if not (directory.quadrants / "rows.json").exists():
-        raise UserError(
-            f"{directory.root} has no quadrants: run the phases up to partition first "
-            "(python -m frame_jax.main --config CONFIG --until partition)"
-        )
     if options.to == "manifest":
         if options.shards is not None:
             raise UserError("--to manifest writes no texts: leave out --shards")
         join(options)
-        config = load(directory.config)
-        plan = make_plan(config, directory, options.curriculum)
+        config, plan = together(lambda: planned(directory, options.curriculum))
         return write_manifest(config, directory, plan, out)
     if options.distributed:
         raise UserError(f"--distributed is for --to manifest: one process writes {options.to}")
+    require_quadrants(directory)
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
     reads = FORMATS[options.to].READS if options.to in FORMATS else tuple(TEXT)
@@ -95,17 +94,18 @@ def export(options: argparse.Namespace) -> None:
         raise UserError(
             f"{options.to} does not read {options.shards}: choose --shards {' or '.join(reads)}"
         )
-    config = load(directory.config)
-    plan = make_plan(config, directory, options.curriculum)
+    config, plan = planned(directory, options.curriculum)
     if reads[0] in ROWS and options.sequence_length not in (None, plan.sequence_length):
         raise UserError(
             f"{options.to} reads the run's own rows, which predict {plan.sequence_length:,} tokens "
             "each: leave out --sequence_length"
         )
+    data = options.data.rstrip("/")
     trainer = Trainer(
         batch_rows=options.batch_rows or config.pretrain.training.batch_rows,
         sequence_length=options.sequence_length or config.partition.rows.sequence_length,
-        data=options.data.rstrip("/"),
+        # Elsewhere nobody expands a `~`: it would stand in quotes, or in a file of settings.
+        data=str(user_path(data)) if data.startswith("~") else data,
         suffix=KINDS[options.shards or reads[0]],
     )
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -135,13 +135,36 @@ def export(options: argparse.Namespace) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def planned(directory: RunDirectory, curriculum: str) -> tuple[RunConfig, Plan]:
+    """The run's settings and the order of one of its curricula.
+
+    Raises:
+        UserError: if the run is not partitioned, what was made then is damaged, or it has no such
+            curriculum.
+    """
+    require_quadrants(directory)
+    config = load(directory.config)
+    plan = make_plan(config, directory, curriculum)
+    integrity.verify(directory, ["partition"], integrity.HASHED)
+    return config, plan
+
+
+def require_quadrants(directory: RunDirectory) -> None:
+    """Raises UserError if the run is not partitioned."""
+    if not (directory.quadrants / "rows.json").exists():
+        raise UserError(
+            f"{directory.root} has no quadrants: run the phases up to partition first "
+            "(python -m frame_jax.main --config CONFIG --until partition)"
+        )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for bad input."""
     options = parser().parse_args(arguments)
+    processes.leave_accelerators()
     try:
         export(options)
-    except UserError as error:
-        print_error(error)
-        return USAGE_ERROR
+    except Exception as error:
+        return refusal(error)
     print(f"{options.curriculum} for {options.to}: {options.out or 'in the run directory'}")
     return 0

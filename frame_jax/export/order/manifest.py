@@ -50,7 +50,9 @@ from frame_jax.run.directory import (
     remove_temporaries,
     write_json,
 )
+from frame_jax.run.ending import together
 from frame_jax.run.markers import fingerprint_of
+from frame_jax.run.storage import seen_by_all
 
 PART_ROWS = 1 << 18
 ROWS_AT_ONCE = 4096
@@ -102,7 +104,6 @@ def add_process_options(options: argparse.ArgumentParser) -> None:
 
 def join(options: argparse.Namespace) -> None:
     """Joins the other processes, if there are any."""
-    processes.leave_accelerators()
     fields = ("distributed", "coordinator", "processes", "process")
     processes.start(ParallelConfig(**{name: getattr(options, name) for name in fields}))
 
@@ -174,19 +175,23 @@ def write_manifest(config: RunConfig, directory: RunDirectory, plan: Plan, folde
     Called on every process.
 
     Raises:
-        UserError: if `folder` holds something else, or the rows are not those of the assignment.
+        UserError: if `folder` holds something else, some process sees another folder or another
+            run, or the rows are not those of the assignment.
     """
     expected = header(config, directory, plan)
+    seen_by_all(
+        folder,
+        lambda: make_folder(folder, expected),
+        "--out",
+        "All processes that write a manifest need one and the same folder, on a file system that "
+        "all hosts share: name it with --out",
+    )
     if processes.is_first():
-        if holds_other(folder, expected):
-            raise UserError(
-                f"{folder} is there already, and is no manifest of this order: choose another "
-                "--out, or remove it"
-            )
         write_json(folder / BEGUN, expected)
         remove_temporaries(folder)
         (folder / "NOTES.md").write_text(NOTES.format(curriculum=plan.curriculum), "utf-8")
     processes.barrier("the manifest is begun")
+    together(lambda: require_same_order(directory, read_json(folder / BEGUN), expected))
     count = -(-plan.schedule.rows // PART_ROWS)
     paths = [folder / part_name(index, count, ".parquet") for index in range(count)]
     missing = [i for i, path in enumerate(paths) if not path.with_suffix(".json").exists()]
@@ -215,6 +220,36 @@ def write_manifest(config: RunConfig, directory: RunDirectory, plan: Plan, folde
             folder / "manifest.json", {**expected, "digest": digest.text(whole), "parts": parts}
         )
     processes.barrier("the manifest is written")
+
+
+def make_folder(folder: Path, expected: dict[str, Any]) -> None:
+    """Makes the folder of a manifest, or finds it as an earlier start has left it.
+
+    Raises:
+        UserError: if it holds something else.
+    """
+    if holds_other(folder, expected):
+        raise UserError(
+            f"{folder} is there already, and is no manifest of this order: choose another --out, "
+            "or remove it"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def require_same_order(
+    directory: RunDirectory, begun: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """Refuses a process whose run has another order than that of process 0.
+
+    Raises:
+        UserError: naming its run directory.
+    """
+    if begun != expected:
+        keys = [key for key in begun if begun[key] != expected.get(key)]
+        raise UserError(
+            f"{directory.root.absolute()} is not the run that process 0 writes a manifest of: "
+            f"they differ in {', '.join(keys)}. Give every process one and the same run directory"
+        )
 
 
 def holds_other(folder: Path, expected: dict[str, Any]) -> bool:

@@ -28,7 +28,7 @@ from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.curriculum.digest import Consumed
-from frame_jax.errors import USAGE_ERROR, UserError, print_error
+from frame_jax.errors import USAGE_ERROR, UserError
 from frame_jax.export.order.manifest import Unit, digests_of, header, read_rows, units_of
 from frame_jax.export.order.plan import Plan, make_plan
 from frame_jax.parallel import processes
@@ -36,6 +36,7 @@ from frame_jax.records import TokenReader
 from frame_jax.run import progress
 from frame_jax.run.arm import read_plan
 from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.ending import refusal
 from frame_jax.run.faults import is_fault
 
 NAMED = 20  # rows that are named of each kind
@@ -114,11 +115,12 @@ def read_arm(
     )
     if manifest is not None:
         found = read_json(manifest / "manifest.json")
-        expected = header(config, directory, plan) | {"part_rows": found["part_rows"]}
-        if {key: found[key] for key in expected} != expected:
+        expected = header(config, directory, plan) | {"part_rows": found.get("part_rows")}
+        if {key: found.get(key) for key in expected} != expected:
             raise UserError(
                 f"{manifest} is not the manifest of {name} in {directory.root}: its order or its "
-                "rows are others"
+                "rows are others, as after a phase was repeated. Remove it to verify without one; "
+                f"then export_order RUN --curriculum {name} --to manifest lists the rows of now"
             )
         arm.manifest = manifest
     return arm, trained
@@ -174,13 +176,26 @@ def whole_rows(unit: Unit, damaged: list[str]) -> Iterator[tuple[int, np.ndarray
             raise
     with contextlib.closing(TokenReader(unit.path)) as reader:
         for record in range(done, unit.rows):
-            try:
-                row = reader.read([record])[0]
-                ids = len(row)
-            except UserError:
+            row = read_row(reader, record)
+            if row is None:
                 damaged.append(f"{where(unit, record)} cannot be read")
                 row = np.zeros(max(ids, 1), np.uint32)
+            ids = len(row)
             yield record, row[None]
+
+
+def read_row(reader: TokenReader, record: int) -> np.ndarray | None:
+    """The ids of a row, uint32; None where it is damaged.
+
+    Raises:
+        UserError: where the storage fails, which says nothing of the row.
+    """
+    try:
+        return reader.read([record])[0]
+    except UserError as error:
+        if is_fault(error.__cause__):
+            raise
+        return None
 
 
 def where(unit: Unit, record: int) -> str:
@@ -189,19 +204,33 @@ def where(unit: Unit, record: int) -> str:
 
 
 def read_manifest(arm: Arm) -> None:
-    """Fills `listed` of an arm that has a manifest."""
+    """Fills `listed` of an arm that has a manifest, unless a part of it is not what was written:
+    then it is among the arm's problems, and the manifest is no witness."""
     assert arm.manifest is not None
-    arm.listed = np.zeros_like(arm.disk)
+    listed = np.zeros_like(arm.disk)
     for part in parts_of(arm, 0, arm.steps):
         path = arm.manifest / part["file"]
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, hashlib.sha256).hexdigest() != part["sha256"]:
-                arm.problems.append(f"{path} is not what was written: remove it and its .json")
+        if sha256_of(path) != part["sha256"]:
+            arm.problems.append(
+                f"{path} is not what was written: remove it and its .json, and export the manifest "
+                "again"
+            )
+            continue
         table = pq.read_table(path, columns=["row", "digest"])
         rows, digests = table["row"].to_numpy(), digests_of(table["digest"])
         read = rows < arm.steps * arm.batch_rows
         each = digest.of_places(rows[read], digests[read])
-        add(arm.listed, rows[read] // arm.batch_rows, each)
+        add(listed, rows[read] // arm.batch_rows, each)
+    arm.listed = None if arm.problems else listed
+
+
+def sha256_of(path: Path) -> str | None:
+    """A file's checksum in hexadecimal; None where there is no file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, hashlib.sha256).hexdigest()
+    except FileNotFoundError:
+        return None
 
 
 def parts_of(arm: Arm, first: int, stop: int) -> list[dict[str, Any]]:
@@ -311,10 +340,8 @@ def changed_rows(directory: RunDirectory, arm: Arm, changed: np.ndarray) -> list
                 if unit.name == line["quadrant"] and unit.first <= row < unit.first + unit.rows
             )
             with contextlib.closing(TokenReader(unit.path)) as reader:
-                try:
-                    own = digest.of_rows(reader.read([row - unit.first])[0][None])[0].tobytes()
-                except UserError:
-                    own = b""
+                ids = read_row(reader, row - unit.first)
+            own = b"" if ids is None else digest.of_rows(ids[None])[0].tobytes()
             if own != line["digest"]:
                 named.append(
                     f"{where(unit, row - unit.first)}, read at step {line['step']:,}, has changed "
@@ -386,7 +413,6 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError("--manifest is of one curriculum: say which with --curriculum")
         manifest = None if options.manifest is None else user_path(options.manifest)
         well = verify(RunDirectory(options.run), options.curriculum, manifest)
-    except UserError as error:
-        print_error(error)
-        return USAGE_ERROR
+    except Exception as error:
+        return refusal(error)
     return 0 if well else USAGE_ERROR

@@ -3,9 +3,11 @@
 import datetime
 import decimal
 import json
+import re
 import uuid
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -227,3 +229,61 @@ def test_what_is_not_arrow_is_named(tmp_path: Path, content: bytes) -> None:
         read(SourceConfig(kind="arrow", path=str(path)))
     with pytest.raises(UserError, match="needs `path`"):
         SourceConfig(kind="arrow")
+
+
+SHAPES = {
+    "text": lambda words: pa.table({"text": words}),
+    "large": lambda words: pa.table({"text": pa.array(words, pa.large_string())}),
+    "struct": lambda words: pa.table({"text": words, "meta": [{"a": word} for word in words]}),
+    "list": lambda words: pa.table({"text": words, "meta": [[word] for word in words]}),
+    "map": lambda words: pa.table(
+        {"text": words, "meta": pa.array([[(w, w)] for w in words], pa.map_("string", "string"))}
+    ),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_offsets_that_lead_out_of_an_arrow_file_end_no_program(tmp_path: Path, shape: str) -> None:
+    """Without a look at them, the reader takes bytes from anywhere, or is killed."""
+    words = [f"{k:03d} " + "word " * k for k in range(50)]
+    table, path = SHAPES[shape](words), tmp_path / "a.arrow"
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    assert len(read(SourceConfig(kind="arrow", path=str(path)))) == 50
+    kind = "<i8" if shape == "large" else "<i4"
+    offsets = np.cumsum([0] + [len(word) for word in words]).astype(kind).tobytes()
+    content = bytearray(path.read_bytes())
+    places = [found.start() for found in re.finditer(re.escape(offsets), content)]
+    assert len(places) == {"struct": 2, "list": 2, "map": 3}.get(shape, 1)
+    at = places[-1] + 10 * np.dtype(kind).itemsize
+    content[at : at + 4] = (2**30).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.arrow: not a readable Arrow file \(.*[Oo]ffset"):
+        read(SourceConfig(kind="arrow", path=str(path)))
+
+
+def test_an_index_that_is_in_no_dictionary_ends_no_program(tmp_path: Path) -> None:
+    indices = pa.array([0, 1, 2, 1], pa.int32())
+    table = pa.table({"text": pa.DictionaryArray.from_arrays(indices, ["a", "b", "c"])})
+    path = tmp_path / "a.arrow"
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    content, found = path.read_bytes(), np.array([0, 1, 2, 1], "<i4").tobytes()
+    assert content.count(found) == 1
+    path.write_bytes(content.replace(found, np.array([0, 1, 1 << 28, 1], "<i4").tobytes()))
+    with pytest.raises(UserError, match=r"not a readable Arrow file \(index 268435456 is not in"):
+        read(SourceConfig(kind="arrow", path=str(path)))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_text_of_an_arrow_file_that_is_not_utf8_is_one_rejection(
+    tmp_path: Path, packed: bool
+) -> None:
+    column = pa.array([b"good", b"\xff", None, b"too"]).view(pa.string())
+    column = column.dictionary_encode() if packed else column
+    path = tmp_path / "a.arrow"
+    with pa.ipc.new_stream(str(path), pa.schema({"text": column.type})) as writer:
+        writer.write_table(pa.table({"text": column}))
+    found = read(SourceConfig(kind="arrow", path=str(path)))
+    assert [isinstance(record, Document) for record in found] == [True, False, False, True]
+    assert "not UTF-8" in found[1].reason

@@ -40,12 +40,11 @@ PACKED = {
     "bz2": bz2.compress(DATA),
     "xz": lzma.compress(DATA),
 }
+NAMES = ("A.JSONL.GZ", "a.jsonl.zstd", "a.zstd.jsonl", "a.jsonl", "a.jsonl.gz", "a.json.bz2")
 
 
 @pytest.mark.parametrize("packing", PACKED)
-@pytest.mark.parametrize(
-    "name", ["A.JSONL.GZ", "a.jsonl.zstd", "a.zstd.jsonl", "a.jsonl", "a.jsonl.gz", "a.json.bz2"]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_any_packing_under_any_name(tmp_path: Path, packing: str, name: str) -> None:
     (tmp_path / name).write_bytes(PACKED[packing])
     assert texts(SourceConfig(kind="jsonl", path=str(tmp_path))) == TEXTS

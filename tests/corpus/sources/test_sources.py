@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -239,6 +240,15 @@ def test_tfds_reads_a_prepared_dataset_without_tensorflow(prepared_dataset):
     ids = [d.id for d in read(dataclasses.replace(config, id_field="year")) if d != rejection]
     assert all(2000 < int(number) < 2030 for number in ids if number.isdigit())
     assert "tensorflow" not in sys.modules
+
+
+def test_a_prepared_dataset_in_the_home_folder(prepared_dataset, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(prepared_dataset).parent))
+    path = f"~/{Path(prepared_dataset).name}"
+    config = SourceConfig(kind="tfds", path=path, name="tiny_texts:1.0.0")
+    assert len(read(config)) == 30
+    with pytest.raises(UserError, match="no home folder is known for ~nobody-at-all"):
+        read(dataclasses.replace(config, path="~nobody-at-all/x"))
 
 
 @pytest.mark.parametrize(

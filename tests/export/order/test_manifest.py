@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +15,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from frame_jax.errors import UserError
 from frame_jax.export.order import manifest
 from frame_jax.export.order.export import main
 from frame_jax.export.order.plan import make_plan
 from frame_jax.quadrants.rows import write_cells
 from frame_jax.records import TokenReader
+from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.export.order.packed_run import BATCH, BOS, CELLS, EOS, make_run, rows_of
+from tests.test_documentation import free_port
 
 REPOSITORY = Path(__file__).parents[3]
 PAGE = REPOSITORY / "docs" / "order.md"
@@ -139,34 +141,76 @@ def test_a_run_of_the_same_command_makes_what_is_missing(
     assert "no manifest of this order" in capsys.readouterr().err
 
 
-@pytest.mark.processes
-def test_two_programs_write_what_one_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, directory = make_run(tmp_path / "run")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "frame_jax.export_order", str(directory.root)]
-    command += ["--to", "manifest", "--distributed", "--coordinator", f"localhost:{port}"]
+def two_programs(*arguments: list[str]) -> list[tuple[int, str]]:
+    """Exit code and output of two programs that write a manifest together, each with its own
+    arguments."""
+    command = [sys.executable, "-m", "frame_jax.export_order", "--to", "manifest", "--distributed"]
+    command += ["--coordinator", f"localhost:{free_port()}", "--processes", "2"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
     programs = [
         subprocess.Popen(
-            [*command, "--processes", "2", "--process", str(index)],
+            [*command, "--process", str(index), *own],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for index in range(2)
+        for index, own in enumerate(arguments)
     ]
-    for program in programs:
-        output = program.communicate(timeout=300)[0]
-        assert program.returncode == 0, output
+    outputs = [program.communicate(timeout=300)[0] for program in programs]
+    return [(p.returncode, output) for p, output in zip(programs, outputs, strict=True)]
+
+
+@pytest.mark.processes
+def test_two_programs_write_what_one_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, directory = make_run(tmp_path / "run")
+    for code, output in two_programs([str(directory.root)], [str(directory.root)]):
+        assert code == 0, output
     monkeypatch.undo()  # the parts of those programs are large
     found = content(directory.manifest("frame"))
     shutil.rmtree(directory.manifest("frame"))
     assert content(export(directory, "frame")) == found
+
+
+@pytest.mark.processes
+def test_programs_with_a_folder_each_end_at_once_and_say_so(tmp_path: Path) -> None:
+    _, directory = make_run(tmp_path / "run")
+    outs = [tmp_path / f"out-{index}" for index in range(2)]
+    for code, output in two_programs(*([str(directory.root), "--out", str(o)] for o in outs)):
+        assert code == 2, output
+        assert output.count("error: ") == 1 and "Traceback" not in output, output
+        assert re.search(r"process 1 \(on .*\) did not see .* process 0 wrote to", output), output
+        assert "one and the same folder" in output and "--out" in output
+    assert not any(path for out in outs if out.exists() for path in out.iterdir())
+
+
+@pytest.mark.processes
+def test_what_one_program_refuses_both_end_with(tmp_path: Path) -> None:
+    """A run that the second does not have, and a folder that the first will not write to."""
+    _, directory = make_run(tmp_path / "run")
+    out = tmp_path / "out"
+    shared = ["--out", str(out)]
+    missing = two_programs([str(directory.root), *shared], [str(tmp_path / "no"), *shared])
+    assert not out.exists()
+    out.mkdir()
+    (out / "other").write_text("no manifest")
+    taken = two_programs(*([str(directory.root), *shared] for _ in range(2)))
+    for programs, text in ((missing, "has no quadrants"), (taken, "is there already")):
+        for code, output in programs:
+            assert code == 2, output
+            assert output.count("error: ") == 1 and "Traceback" not in output, output
+            assert text in output
+    assert "process 1, on " in missing[0][1] and "process 0, on " in taken[1][1]
+    assert [path.name for path in out.iterdir()] == ["other"]
+
+
+def test_another_run_than_that_of_process_0_is_refused(tmp_path: Path) -> None:
+    _, directory = make_run(tmp_path / "run")
+    begun = read_json(export(directory, "frame") / manifest.BEGUN)
+    with pytest.raises(UserError, match=r"run is not the run .* differ in seed, partition"):
+        manifest.require_same_order(directory, begun, begun | {"seed": 1, "partition": "other"})
 
 
 def test_rows_of_other_documents_are_refused(
@@ -180,3 +224,25 @@ def test_rows_of_other_documents_are_refused(
     )
     assert main([str(directory.root), "--to", "manifest"]) == 2
     assert "does not hold the documents" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("to", ["manifest", "parquet"])
+def test_a_run_whose_files_are_damaged_is_refused_in_words(
+    tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, directory = make_run(tmp_path / "run")
+    integrity.record(directory, "partition", ["quadrants"])
+    part = list_parts(directory.quadrants / "Q2", ".arrayrecord")[1]
+    out = tmp_path / "out"
+    capsys.readouterr()
+    for path in (directory.assignment, part)[: 2 if to == "manifest" else 1]:
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        assert not out.exists()
+        assert main([str(directory.root), "--to", to, "--out", str(out)]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith(f"error: {path} is damaged") and shown.count("\n") == 1
+        path.write_bytes(whole)
+    if to == "manifest":
+        assert not list(out.glob("part-*"))
+        assert main([str(directory.root), "--to", to, "--out", str(out)]) == 0

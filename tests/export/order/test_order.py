@@ -414,3 +414,17 @@ def test_a_shortened_run_leaves_out_what_it_does_not_reach(run, tmp_path) -> Non
     order = pq.read_table(tmp_path / "out" / "order.parquet").to_pylist()
     assert 0 < len(order) < DOCUMENTS * 0.7
     assert max(line["step"] for line in order) < 20
+
+
+@pytest.mark.parametrize(
+    ("data", "written"), [("~/x/", "HOME/x"), ("gs://b/x", "gs://b/x"), ("./x", "./x")]
+)
+def test_a_home_folder_is_written_out_where_nobody_expands_it(
+    run, tmp_path, monkeypatch, data, written
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written = written.replace("HOME", str(tmp_path))
+    command = [str(run[1].root), "--to", "megatron", f"--data={data}"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert f'cat "{written}/$cell"/*' in (tmp_path / "out/tokenize.sh").read_text()
+    assert f" {written}/Q3_text_document" in (tmp_path / "out/blend-01.txt").read_text()

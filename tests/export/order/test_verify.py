@@ -18,9 +18,10 @@ from frame_jax.errors import UserError
 from frame_jax.export.order import manifest
 from frame_jax.export.order.export import main as export_order
 from frame_jax.export.order.verify import main
-from frame_jax.records import TokenReader, write_tokens
+from frame_jax.records import TokenReader, damaged, write_tokens
 from frame_jax.run import preemption
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.faults import fault
 from frame_jax.run.preemption import Preempted
 from frame_jax.training.runs import pretrain
 from tests.export.order.packed_run import BATCH, make_run
@@ -228,3 +229,74 @@ def test_what_cannot_be_verified_is_said(
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_part_of_a_manifest_that_is_damaged_or_gone_is_named(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(manifest, "PART_ROWS", 37)
+    part = sorted(export(run).glob("part-*.parquet"))[1]
+    capsys.readouterr()
+    for damage in (lambda: part.write_bytes(b"PAR1"), part.unlink):
+        damage()
+        assert main([str(run.root)]) == 2
+        said = capsys.readouterr().out
+        assert f"{part} is not what was written: remove it and its .json, and export" in said
+        assert "trained on other rows" not in said  # the disk says otherwise
+    part.with_suffix(".json").unlink()
+    (run.manifest(ARM) / "manifest.json").unlink()
+    export(run)
+    assert main([str(run.root)]) == 0
+
+
+def test_a_stale_manifest_is_refused_with_the_way_on(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = export(run)
+    stale = read_json(folder / "manifest.json") | {"partition": "before it was made again"}
+    (folder / "manifest.json").write_text(json.dumps(stale))
+    capsys.readouterr()
+    assert main([str(run.root)]) == 2
+    said = capsys.readouterr().err
+    assert f"{folder} is not the manifest of {ARM}" in said
+    assert "Remove it to verify without one" in said and "--to manifest" in said
+    shutil.rmtree(folder)
+    assert main([str(run.root)]) == 0
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_fault_of_the_storage_is_no_change_of_a_row(
+    run: RunDirectory,
+    listed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if listed:
+        export(run)
+    path = change_row(run, "Q1", part=1, record=2)
+    real, again = TokenReader.read, []
+
+    def read(reader: TokenReader, indices: list[int]) -> list[np.ndarray]:
+        if len(indices) == 1 and reader._path == path:  # as single rows are read again
+            again.append(indices)
+            raise fault(path, OSError(5, "Input/output error")) from OSError(
+                5, "Input/output error"
+            )
+        if not listed and reader._path == path:
+            raise damaged(path, ValueError("a bad record"))
+        return real(reader, indices)
+
+    monkeypatch.setattr(TokenReader, "read", read)
+    assert main([str(run.root)]) == 2
+    shown = capsys.readouterr()
+    assert len(again) == 1 and "the storage or the network failed" in shown.err
+    assert "cannot be read\n" not in shown.out and "has changed since" not in shown.out
+
+
+def test_a_part_that_is_cut_short_is_named(
+    run: RunDirectory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = list_parts(run.quadrants / "Q2", ".arrayrecord")[1]
+    path.write_bytes(path.read_bytes()[:1000])
+    assert main([str(run.root)]) == 2
+    assert f"{path} is damaged" in capsys.readouterr().err
