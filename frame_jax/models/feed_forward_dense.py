@@ -9,6 +9,7 @@ from frame_jax.config.models import ModelConfig
 from frame_jax.models.context import Context
 from frame_jax.models.layers import gelu, matmul, recomputed, saved, swiglu
 from frame_jax.models.parameters import Maker
+from frame_jax.parallel.sharding import platform
 
 
 def parameters(c: ModelConfig, make: Maker) -> dict[str, nnx.Param]:
@@ -34,8 +35,10 @@ def apply(
         y = matmul(x, p[name])
         return y + p[f"{name}_bias"].astype(y.dtype) if c.bias else y
 
-    # What the last product reads costs more to keep for its derivative than to make again.
-    if c.activation == "gelu":
-        return recomputed(lambda up: linear(gelu(up), "down"))(saved(linear(x, "up"))), None
-    gate, up = saved(linear(x, "gate")), saved(linear(x, "up"))
-    return recomputed(lambda gate, up: linear(swiglu(gate, up), "down"))(gate, up), None
+    def down(*wide: jax.Array) -> jax.Array:
+        return linear(gelu(*wide) if c.activation == "gelu" else swiglu(*wide), "down")
+
+    names = ("up",) if c.activation == "gelu" else ("gate", "up")
+    wide = [saved(linear(x, name)) for name in names]
+    # A CPU makes the last product's operand again sooner than it keeps and reads it; a TPU does not.
+    return (recomputed(down) if platform() == "cpu" else down)(*wide), None

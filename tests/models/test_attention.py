@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frame_jax.models.attention import lean_attention, library_attention, splash_attention
+from frame_jax.models import attention as module
+from frame_jax.models.attention import (
+    attention,
+    lean_attention,
+    library_attention,
+    splash_attention,
+)
 
 B, T, H, K, HEAD = 2, 384, 4, 2, 128
 PATHS = {
@@ -52,3 +58,26 @@ def test_agrees_with_float64_on_ragged_segments(path: str) -> None:
     mixed, pull = jax.vjp(attend, *(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
     for ours, theirs in zip((mixed, *pull(jnp.asarray(grad, jnp.float32))), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("length", "taken"),
+    [
+        (128, "lean_attention"),
+        (256, "lean_attention"),
+        (384, "segment_attention"),
+        (200, "lean_attention"),
+    ],
+)
+def test_a_cpu_skips_other_documents_in_long_rows(
+    length: int, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    for owner, name in (
+        (module, "lean_attention"),
+        (module.segment_attention, "segment_attention"),
+    ):
+        monkeypatch.setattr(owner, name, lambda q, *_, name=name: called.append(name) or q)
+    q = jnp.zeros((1, length, 2, 8))
+    attention(q, q, q, jnp.zeros((1, length), jnp.int32))
+    assert called == [taken]

@@ -15,7 +15,10 @@ def random(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
 
 
-@pytest.mark.parametrize(("axes", "kept"), [(1, (7,)), (1, (H, WIDTH)), (2, (7,))])
+# What is summed is narrower, wider, and as wide as what is kept.
+@pytest.mark.parametrize(
+    ("axes", "kept"), [(1, (7,)), (1, (H, WIDTH)), (2, (7,)), (2, (H, WIDTH)), (1, (2, 3))]
+)
 def test_a_product_and_its_derivatives(axes: int, kept: tuple[int, ...]) -> None:
     summed = (H, WIDTH)[-axes:]
     x, w = random(0, B, T, *summed), random(1, *summed, *kept)
@@ -29,6 +32,18 @@ def test_a_product_and_its_derivatives(axes: int, kept: tuple[int, ...]) -> None
     np.testing.assert_allclose(grad_x, expected, rtol=1e-4, atol=1e-5)
     expected = np.tensordot(x, cotangent, ((0, 1), (0, 1)))
     np.testing.assert_allclose(grad_w, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [(192, 64), (64, 192)])
+def test_a_cpu_lays_out_the_narrower_operand_anew(wide: int, narrow: int) -> None:
+    """For the derivative of the weights; the other of the two would cost several times as much."""
+    tokens = 4096
+    x, w = jnp.ones((1, tokens, wide)), jnp.ones((wide, narrow))
+    grad = jnp.ones((1, tokens, narrow))
+    of_weights = jax.jit(lambda x, w, grad: jax.vjp(lambda w: matmul(x, w), w)[1](grad))
+    program = of_weights.lower(x, w, grad).compile().as_text()
+    assert f"f32[{min(wide, narrow)},{tokens}]" in program
+    assert f"f32[{max(wide, narrow)},{tokens}]" not in program
 
 
 def test_a_product_sums_in_float32_and_keeps_dtypes() -> None:
