@@ -4,15 +4,17 @@ Three ways, run in turns and compared run by run:
   ours      packed rows, both models in one call;
   sorted    transformers, padded batches of windows sorted by length;
   unsorted  transformers, padded batches of windows in the order of the corpus.
-All compute in bfloat16 with float32 losses, in this process, hence with the same allocator. The
-peer gets the batch size that is fastest for it. Prints one JSON line for each pair of models.
+All compute in the type that the processor multiplies, bfloat16 or float32, with float32 losses, in
+this process, hence with the same allocator. The peer gets the batch size that is fastest for it.
+Prints one JSON line for each pair of models.
 
-    python tools/benchmark_scoring.py [--corpus FOLDER_OF_JSONL_ZST]
+    python tools/benchmark_scoring.py [--corpus FOLDER_OF_JSONL_ZST] [--dtype float32]
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import itertools
 import json
@@ -27,6 +29,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
 import numpy as np
 import pyarrow as pa
 import torch
@@ -34,6 +37,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from frame_jax.models.hugging_face.weights import import_checkpoint
+from frame_jax.parallel.hardware import multiplies_bfloat16, processor
 from frame_jax.scoring.documents import POOL_ROWS, score_documents
 from frame_jax.scoring.packing import batches, pack
 from frame_jax.scoring.step import Scorer
@@ -70,8 +74,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def make_peer(shape: str, vocab_size: int, context: int, seed: int) -> Any:
-    """A transformers Llama with random weights, bfloat16."""
+def make_peer(shape: str, vocab_size: int, context: int, seed: int, dtype: str) -> Any:
+    """A transformers Llama with random weights of this type."""
     width, layers = map(int, shape.split("x"))
     feed_forward, heads, key_heads = SHAPES[shape]
     torch.manual_seed(seed)
@@ -89,7 +93,7 @@ def make_peer(shape: str, vocab_size: int, context: int, seed: int) -> Any:
     peer = transformers.LlamaForCausalLM(config).eval()
     # `to` would round the rotary frequencies as well, which a loaded checkpoint keeps in float32.
     frequencies = peer.model.rotary_emb.inv_freq
-    peer.to(torch.bfloat16).model.rotary_emb.inv_freq = frequencies
+    peer.to(getattr(torch, dtype)).model.rotary_emb.inv_freq = frequencies
     return peer
 
 
@@ -135,12 +139,16 @@ def compare(
     shapes: list[str], documents: list[np.ndarray], vocab_size: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Alternating runs of the three ways for one pair of models."""
-    peers = [make_peer(shape, vocab_size, options.context, i) for i, shape in enumerate(shapes)]
+    peers = [
+        make_peer(shape, vocab_size, options.context, i, options.dtype)
+        for i, shape in enumerate(shapes)
+    ]
     ours = []
     for peer in peers:
         with tempfile.TemporaryDirectory() as folder:
             peer.save_pretrained(folder)
-            ours.append(import_checkpoint(Path(folder), longest=options.context))
+            decoder, params = import_checkpoint(Path(folder), longest=options.context)
+            ours.append((dataclasses.replace(decoder, compute_dtype=options.dtype), params))
     scorer = Scorer(
         ours, options.context, rows_per_device=options.rows, loss_chunk=options.loss_chunk
     )
@@ -179,6 +187,7 @@ def compare(
         batches(pack(in_order, length, POOL_ROWS), scorer.rows * scorer.context // length, length)
     )
     result: dict[str, Any] = {"models": shapes, "documents": len(documents), "tokens": tokens}
+    result |= {"dtype": options.dtype, "processor": processor()}
     for name, times in seconds.items():
         middle = statistics.median(times)
         result[f"{name}_documents_per_second"] = round(len(documents) / middle, 2)
@@ -189,7 +198,7 @@ def compare(
     difference = np.abs(nll["ours"] / nll["sorted"] - 1).max()
     return result | {
         "packing": round(sum(b.tokens for b in rows) / (len(rows) * rows[0].inputs.size), 4),
-        "largest_nll_difference_bfloat16": float(f"{difference:.2e}"),
+        "largest_nll_difference": float(f"{difference:.2e}"),
         "peer_batches": sizes,
         "seconds": {name: [round(t, 2) for t in times] for name, times in seconds.items()},
         "context": options.context,
@@ -218,6 +227,10 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json; default trains one")
     parser.add_argument("--rows", type=int, default=2, help="rows per device")
     parser.add_argument("--loss-chunk", type=int, default=256)
+    native = "bfloat16" if multiplies_bfloat16(jax.local_devices()[0]) else "float32"
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default=native, help="default: %(default)s here"
+    )
     options = parser.parse_args()
     if not any(options.corpus.glob("*.jsonl.zst")):
         parser.error(f"--corpus: {options.corpus} holds no *.jsonl.zst")

@@ -12,7 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from frame_jax.parallel.sharding import batch_ways, constrain, context_mesh
+from frame_jax.parallel.sharding import batch_ways, constrain, context_mesh, platform
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -111,6 +111,11 @@ def _cross_entropy_forward(
     mesh = context_mesh()
     groups = batch_ways(mesh) if mesh is not None and hidden.shape[0] % batch_ways(mesh) == 0 else 1
     w = constrain(unembedding.astype(hidden.dtype), "vocab", None)
+    # A CPU lays out the left operand anew for a sum over tokens: let it be the narrower one. A TPU
+    # would rather have the derivative as it is stored.
+    turned = platform() == "cpu"
+    product = "gbtd,gbtv->gdv" if turned else "gbtd,gbtv->gvd"
+    order = (None, "vocab") if turned else ("vocab", None)
 
     def grouped(x: jax.Array) -> jax.Array:
         """[B, T, ...] -> [chunks, groups, B / groups, T / chunks, ...]."""
@@ -133,19 +138,20 @@ def _cross_entropy_forward(
         grad = probabilities * steepness[..., None] - is_target * weights[..., None]
         grad = grad.astype(hidden.dtype)
         grad_hidden = _dot("gbtv,vd->gbtd", grad, w).astype(hidden.dtype)
-        # Of the two, the hidden states are the cheaper to lay out anew for a product over tokens.
-        grad_w = constrain(grad_w + _dot("gbtd,gbtv->gdv", hidden, grad), "batch", None, "vocab")
+        grad_w = constrain(grad_w + _dot(product, hidden, grad), "batch", *order)
         nll_sum += jnp.sum(nll * weights)
         objective += jnp.sum((nll + z_loss * jnp.square(log_total)) * weights)
         return (objective, nll_sum, grad_w), grad_hidden
 
     zero = jnp.zeros((), jnp.float32)
-    grad_w = jnp.zeros((groups, *unembedding.shape[::-1]), jnp.float32)
+    shape = unembedding.shape[::-1] if turned else unembedding.shape
+    grad_w = jnp.zeros((groups, *shape), jnp.float32)
     (objective, nll_sum, grad_w), grad_hidden = jax.lax.scan(
         piece, (zero, zero, grad_w), (grouped(hidden), grouped(targets), grouped(weights))
     )
     grad_hidden = _whole(grad_hidden.reshape(chunks, hidden.shape[0], -1, hidden.shape[2]))
-    grad_w = constrain(jnp.sum(grad_w, axis=0).T, "vocab", "embed")
+    grad_w = jnp.sum(grad_w, axis=0)
+    grad_w = constrain(grad_w.T if turned else grad_w, "vocab", "embed")
     return (objective, nll_sum), (grad_hidden, grad_w.astype(unembedding.dtype))
 
 

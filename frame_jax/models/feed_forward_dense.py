@@ -40,5 +40,5 @@ def apply(
 
     names = ("up",) if c.activation == "gelu" else ("gate", "up")
     wide = [saved(linear(x, name)) for name in names]
-    # A CPU makes the last product's operand again sooner than it keeps and reads it; a TPU does not.
+    # A CPU makes the last product's operand again sooner than it keeps it; a TPU does not.
     return (recomputed(down) if platform() == "cpu" else down)(*wide), None
