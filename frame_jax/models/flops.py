@@ -16,14 +16,20 @@ PEAK_FLOPS = {
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
-    "TPU7x": 2307e12,
+    "TPU7x": 1153.5e12,  # a device is one of a chip's two halves
     "NVIDIA A100-SXM4-80GB": 312e12,
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
 }
 # Memory of one device that a program may use, as the TPU compiler reports it.
-HBM_GIB = {"TPU v4": 31.75, "TPU v5 lite": 15.75, "TPU v5": 95.74, "TPU v6 lite": 31.25}
+HBM_GIB = {
+    "TPU v4": 31.75,
+    "TPU v5 lite": 15.75,
+    "TPU v5": 95.74,
+    "TPU v6 lite": 31.25,
+    "TPU7x": 94.74,
+}
 
 
 def matrix_parameters(config: ModelConfig, vocab_size: int) -> int:
