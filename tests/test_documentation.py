@@ -122,6 +122,14 @@ COMMANDS = {
         )
         for kind in ("experts", "mamba2")
     },
+    # docs/performance.md: minutes, and PyTorch.
+    ".venv/bin/python tools/benchmark_train.py": Entry(extra="--help", shows="quickstart"),
+    ".venv/bin/python tools/benchmark_train.py --dtypes float32": Entry(
+        (("--dtypes float32", "--help"),), shows="--dtypes"
+    ),
+    ".venv/bin/python tools/benchmark_scoring.py --dtype float32": Entry(
+        (("--dtype float32", "--help"),), shows="--dtype", needs=("torch", "transformers")
+    ),
     # docs/decoders.md: minutes, and PyTorch.
     ".venv/bin/python tools/benchmark_train.py --shapes experts mamba2": Entry(
         (("--shapes experts mamba2", "--help"),), shows="--peers"
