@@ -1,10 +1,11 @@
 """A long text has the ids that its tokenizer gives to the whole of it, whatever the tokenizer."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from frame_jax.corpus import tokenizer as module
@@ -34,23 +35,43 @@ def whole(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer._backend.encode(text, add_special_tokens=False).ids
 
 
+@functools.cache
+def log_probabilities() -> np.ndarray:
+    vocabulary = json.loads(made("unigram")._backend.to_str())["model"]["vocab"]
+    return np.array([score for _, score in vocabulary])
+
+
+def assert_ids_of_the_whole(kind: str, found: list[int], expected: list[int]) -> None:
+    """Equal, or, where the most likely pieces are asked for, other pieces that are as likely: of a
+    letter repeated, several cuts are, and rounding over the whole text decides between them."""
+    if found == expected:
+        return
+    assert kind == "unigram"
+    assert len(found) == len(expected)
+    tokenizer, scores = made(kind), log_probabilities()
+    assert tokenizer.decode(found) == tokenizer.decode(expected)
+    np.testing.assert_allclose(scores[found].sum(), scores[expected].sum(), rtol=1e-9)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=30, deadline=None)
 @given(pieces=st.lists(PIECES, min_size=1, max_size=30))
+@example(pieces=[CHINESE, "x" * 264])
 def test_windows_give_the_ids_of_the_whole(kind, pieces):
     tokenizer, text = made(kind), "".join(pieces)
     expected = whole(tokenizer, text)
     for overlap in (64, 256):
         found = tokenizer._encode_windows(text, 4 * overlap, overlap)
         if found is not None:  # where windows do not agree, larger ones are tried
-            assert found.tolist() == expected
+            assert_ids_of_the_whole(kind, found.tolist(), expected)
     # All of it, with windows as small.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "WINDOW", 256)
         patch.setattr(module, "OVERLAPS", (64, 256))
         short = text[:100]
         results = tokenizer.encode_batch([short, text, short])
-    assert results == [whole(tokenizer, short), expected, whole(tokenizer, short)]
+    assert [results[0], results[2]] == [whole(tokenizer, short)] * 2
+    assert_ids_of_the_whole(kind, results[1], expected)
 
 
 TIMES = 1 + 140_000 // len(ENGLISH)
@@ -70,15 +91,11 @@ LONG = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LONG)
 def test_long_documents_have_the_ids_of_the_whole(kind, name):
-    if (kind, name) == ("unigram", "one letter"):
-        pytest.skip(
-            "all places of the odd letter are equally good: rounding over the whole decides"
-        )
     tokenizer, text = made(kind), LONG[name]
     assert len(text) > 2 * module.WINDOW
     [ids] = tokenizer.encode_arrays([text])
     assert ids.dtype == np.uint32
-    assert ids.tolist() == whole(tokenizer, text)
+    assert_ids_of_the_whole(kind, ids.tolist(), whole(tokenizer, text))
 
 
 def test_ordinary_long_documents_are_never_encoded_whole(monkeypatch):
