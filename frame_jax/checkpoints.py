@@ -14,11 +14,9 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from orbax.checkpoint import v1 as ocp
@@ -27,7 +25,7 @@ from frame_jax.errors import UserError
 from frame_jax.models.averages import WeightAverage, mean_of
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
-from frame_jax.parallel import processes
+from frame_jax.parallel import array_digest, processes
 from frame_jax.run.aliases import without_patterns
 from frame_jax.run.copies import Copies, copied_steps, within_reach
 from frame_jax.run.directory import is_full, no_room
@@ -294,30 +292,6 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip('"').splitlines() or [type(error).__name__])[0][:300]
 
 
-def digest(tree: Any, xp: ModuleType) -> Any:
-    """A number that changes with any bit of any array, the same however arrays are split.
-
-    Args:
-        tree: Arrays of `xp`, of numbers of 16 or 32 bits.
-        xp: `numpy` or `jax.numpy`.
-
-    Returns:
-        uint32 scalar: the sum of all elements' bits, each times an odd number of its own, and of
-        the arrays' sizes.
-    """
-    total = xp.zeros(1, xp.uint32)  # an array, because NumPy warns when a scalar wraps
-    for number, leaf in enumerate(jax.tree.leaves(tree)):
-        bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(xp.uint32)
-        factor = xp.full((1,) * leaf.ndim, 2 * number + 1, xp.uint32)
-        for axis, size in enumerate(leaf.shape):
-            shape = [size if i == axis else 1 for i in range(leaf.ndim)]
-            places = xp.arange(size, dtype=xp.uint32).reshape(shape)
-            factor = factor * xp.uint32(0x9E3779B1) + 2 * places
-        size = xp.uint32(leaf.size * (2 * number + 1) % 2**32)  # tells zeros from nothing
-        total = total + xp.sum(bits * factor, dtype=xp.uint32) + size
-    return total[0]
-
-
 def digests_of(params: Params, optimizer_state: Any) -> dict[str, int]:
     """Digests of `params`, `optimizer` and, where the optimizer keeps one, the weights' `average`.
 
@@ -327,12 +301,7 @@ def digests_of(params: Params, optimizer_state: Any) -> dict[str, int]:
     last = optimizer_state[-1] if isinstance(optimizer_state, tuple) else None
     if isinstance(last, WeightAverage):
         trees["average"] = last.average
-    return jax.tree.map(int, _digests(trees))
-
-
-@jax.jit
-def _digests(trees: dict[str, Any]) -> dict[str, jax.Array]:
-    return {name: digest(tree, jnp) for name, tree in trees.items()}
+    return jax.tree.map(int, array_digest.digests(trees))
 
 
 def saved_steps(folder: Path) -> list[int]:
@@ -386,7 +355,8 @@ def load_params(
                 params = _load_average(orbax, step, like)
             else:
                 params = load(orbax, step, {"params": like})["params"]
-        if int(digest(params, np)) != metadata["digests"]["average" if average else "params"]:
+        expected = metadata["digests"]["average" if average else "params"]
+        if int(array_digest.digest(params, np)) != expected:
             raise DamagedError("its params are not what was saved")
     except UnreachableError as error:
         raise fault(folder / ("" if step is None else str(step)), error) from error

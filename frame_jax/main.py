@@ -129,7 +129,8 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     storage.check(directory)
     if processes.is_first():
         with exclusive(directory):
-            print(*said, sep="\n", end="\n" * bool(said), file=sys.stderr)
+            for line in said:
+                print(line, file=sys.stderr)
             return _run_units(config, directory, table, todo, expected, redo)
     return _run_units(config, directory, table, todo, expected, redo)
 
@@ -160,7 +161,7 @@ def _run_units(
             removed = markers.redo(directory, table, redo)
             print(f"removed: {', '.join(removed)}", file=sys.stderr)
         # Exports write manifests there beside a run, and clear up by themselves.
-        remove_temporaries(directory.root, apart=directory.manifest("any").parent)
+        remove_temporaries(directory.root, apart=directory.manifests)
         write_config(config, directory)
     processes.barrier("the run directory is ready")
     for unit in todo:

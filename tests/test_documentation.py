@@ -30,8 +30,8 @@ from frame_jax.config.file import load
 from frame_jax.curriculum.presets import expand
 from frame_jax.curriculum.stages import resolve
 from tests.integration.small_run import settings, write_corpus
+from tests.programs import REPOSITORY, free_port
 
-REPOSITORY = Path(__file__).parents[1]
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 PYTHON = re.compile(r"(?:\.venv/bin/)?python (?=-m |tools/)")
 
@@ -285,12 +285,6 @@ def test_every_example_of_scores_made_elsewhere_is_a_config(tmp_path: Path) -> N
             rows = dict.fromkeys(config.partition.axes.cells, 1000)
             schedule = resolve(expanded, rows, batch_rows=8, sequence_length=64)
             assert schedule.rows == 1000 * len(rows)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        return free.getsockname()[1]
 
 
 def slurm_job() -> str:

@@ -27,8 +27,9 @@ from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.quadrants import PartitionConfig, RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
-from frame_jax.export.order.manifest import Unit, read_rows, write_manifest
+from frame_jax.export.order.manifest import write_manifest
 from frame_jax.export.order.plan import make_plan
+from frame_jax.export.order.quadrant_rows import Unit, read_rows
 from frame_jax.quadrants.rows import listed, training_documents
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, write_json

@@ -65,14 +65,14 @@ def read_items(path: Path) -> list[Item]:
     return items
 
 
-def parse(line: bytes | str, where: str) -> Item:
+def parse(line: bytes, where: str) -> Item:
     """The item of a line.
 
     Raises:
         UserError: saying what is wrong with it.
     """
     try:
-        value: Any = json.loads(line if isinstance(line, str) else decode(line))
+        value: Any = json.loads(decode(line))
     except RecordError as error:
         raise UserError(f"{where}: {error}") from error
     except (ValueError, RecursionError) as error:  # lists nested too deep

@@ -79,9 +79,13 @@ class RunDirectory:
     def evaluation(self, curriculum: str) -> Path:
         return self.root / "evaluation" / f"{curriculum}.json"
 
+    @property
+    def manifests(self) -> Path:
+        return self.root / "manifest"
+
     def manifest(self, curriculum: str) -> Path:
         """Where the rows of an order are listed, unless another place was asked for."""
-        return self.root / "manifest" / curriculum
+        return self.manifests / curriculum
 
     @property
     def report(self) -> Path:

@@ -21,8 +21,8 @@ from frame_jax.models.hugging_face.weights import (
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import choose, special_tokens_path
-from frame_jax.scoring.readings import own_tokenizer, require_corpus, starts
-from frame_jax.scoring.references import NAMES, special_tokens
+from frame_jax.scoring.readings import NAMES, own_tokenizer, require_corpus, starts
+from frame_jax.scoring.references import special_tokens
 from frame_jax.scoring.table import check_table
 from frame_jax.scoring.tokenizers import (
     read_tokenizer,

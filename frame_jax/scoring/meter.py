@@ -11,7 +11,7 @@ import numpy as np
 from frame_jax.errors import UserError
 from frame_jax.run import progress
 from frame_jax.scoring.documents import BatchScores, Scores
-from frame_jax.scoring.references import NAMES
+from frame_jax.scoring.readings import NAMES
 
 CHECK_TOKENS = 100_000  # tokens after which a model is compared with the uniform distribution
 FEWEST = 8  # documents of a sample that says something

@@ -33,6 +33,7 @@ from frame_jax.scoring.tokenizers import (
     tokenizer_of,
 )
 
+NAMES = ("weak", "strong")  # the reference models, in the order of their scores
 TEXTS_CHARACTERS = 2_000_000  # encoded at one time
 READ_DOCUMENTS = 1024  # documents read from a token shard at one time
 
@@ -113,7 +114,7 @@ def starts(config: RunConfig) -> Iterator[str]:
     Raises:
         UserError: as `own_tokenizer`, and for a damaged file of a checkpoint.
     """
-    for name in ("weak", "strong"):
+    for name in NAMES:
         checkpoint = getattr(config.reference, name).checkpoint
         if config.scoring.unit == "token" or checkpoint is None:
             continue
@@ -142,7 +143,7 @@ def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
     """
     if config.scoring.unit == "token" or config.tokenizer.path is None:
         return
-    if all(reading_of(config, directory, name).tokenizer is None for name in ("weak", "strong")):
+    if all(reading_of(config, directory, name).tokenizer is None for name in NAMES):
         return
     for source in config.corpus.sources:
         try:

@@ -19,10 +19,8 @@ from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Params
 from frame_jax.run.directory import RunDirectory, read_json
 from frame_jax.run.special_tokens import special_tokens_path
-from frame_jax.scoring.readings import own_tokenizer
+from frame_jax.scoring.readings import NAMES, own_tokenizer
 from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
-
-NAMES = ("weak", "strong")
 
 
 def load_references(

@@ -37,8 +37,16 @@ from frame_jax.run.directory import (
 from frame_jax.scoring.checks import too_long
 from frame_jax.scoring.documents import Scores, score_documents
 from frame_jax.scoring.meter import Meter, judge, weak_is_better
-from frame_jax.scoring.readings import Reading, Texts, encoded, read_documents, reading_of, starts
-from frame_jax.scoring.references import NAMES, digest, load_references
+from frame_jax.scoring.readings import (
+    NAMES,
+    Reading,
+    Texts,
+    encoded,
+    read_documents,
+    reading_of,
+    starts,
+)
+from frame_jax.scoring.references import digest, load_references
 from frame_jax.scoring.step import Scorer
 
 SCORED = [("split", "in", ("train", "held_out"))]

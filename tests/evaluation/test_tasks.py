@@ -236,7 +236,7 @@ def test_a_line_that_is_no_item_is_named(tmp_path, line, message) -> None:
 def test_a_blind_rule_takes_one_place_or_the_longest_choice() -> None:
     def items(*questions: tuple[list[str], int]):
         lines = [{"question": "?", "choices": c, "answer": a} for c, a in questions]
-        return [parse(json.dumps(line), "here") for line in lines]
+        return [parse(json.dumps(line).encode(), "here") for line in lines]
 
     one_place = items((["a", "bb"], 0), (["a", "bb"], 0), (["a", "bb"], 0), (["aa", "b"], 1))
     assert blind_accuracy(one_place) == 0.75

@@ -7,8 +7,6 @@ import fcntl
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +27,7 @@ from frame_jax.run.ending import user_error
 from frame_jax.run.lock import exclusive
 from tests.arm import make_arm
 from tests.integration.small_run import write_config, write_corpus
-from tests.test_documentation import REPOSITORY, free_port
+from tests.programs import free_port, side_by_side
 
 UNREADABLE = Path("/proc/self/mem")  # a file whose first byte the system refuses with EIO
 
@@ -137,26 +135,17 @@ def test_a_lock_that_cannot_be_asked_for_is_no_other_program(tmp_path: Path, mon
 def refused_together(config: Path, *arguments: list[str]) -> list[str]:
     """What the processes of a run print, each with its own arguments, that refuse it with one
     message and leave at once."""
-    command = [sys.executable, "-m", "frame_jax.main", "--config", str(config)]
+    command = ["-m", "frame_jax.main", "--config", str(config)]
     command += ["--parallel.distributed", "true", "--parallel.processes", str(len(arguments))]
     command += ["--parallel.coordinator", f"localhost:{free_port()}"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
-    programs = [
-        subprocess.Popen(
-            [*command, "--parallel.process", str(index), *own],
-            cwd=REPOSITORY,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index, own in enumerate(arguments)
-    ]
-    outputs = [program.communicate(timeout=200)[0] for program in programs]
-    for program, output in zip(programs, outputs, strict=True):
-        assert program.returncode == 2, output
+    ended = side_by_side(
+        *([*command, "--parallel.process", str(i), *own] for i, own in enumerate(arguments)),
+        seconds=200,
+    )
+    for code, output in ended:
+        assert code == 2, output
         assert output.count("error: ") == 1 and "Traceback" not in output, output
-    return outputs
+    return [output for _, output in ended]
 
 
 @pytest.mark.processes

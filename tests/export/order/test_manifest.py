@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax.errors import UserError
-from frame_jax.export.order import manifest
+from frame_jax.export.order import manifest, manifest_lines, quadrant_rows
 from frame_jax.export.order.export import main
 from frame_jax.export.order.plan import make_plan
 from frame_jax.quadrants.rows import write_cells
@@ -24,16 +23,15 @@ from frame_jax.records import TokenReader
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.export.order.packed_run import BATCH, BOS, CELLS, EOS, make_run, rows_of
-from tests.test_documentation import free_port
+from tests.programs import REPOSITORY, free_port, side_by_side
 
-REPOSITORY = Path(__file__).parents[3]
 PAGE = REPOSITORY / "docs" / "order.md"
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "PART_ROWS", 37)
-    monkeypatch.setattr(manifest, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(manifest_lines, "PART_ROWS", 37)
+    monkeypatch.setattr(quadrant_rows, "ROWS_AT_ONCE", 5)
 
 
 def export(directory: RunDirectory, curriculum: str, *options: str) -> Path:
@@ -131,7 +129,7 @@ def test_a_run_of_the_same_command_makes_what_is_missing(
     kept = {path: path.stat().st_mtime_ns for path in resumed.glob("part-*.parquet")}
     assert len(kept) == 2
     monkeypatch.setattr(manifest, "write_part", write_part)
-    monkeypatch.setattr(manifest, "write_lines", None)  # the rows are not read a second time
+    monkeypatch.setattr(manifest_lines, "write_lines", None)  # the rows are not read a second time
     export(RunDirectory(other), "frame")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert content(resumed) == whole
@@ -144,21 +142,11 @@ def test_a_run_of_the_same_command_makes_what_is_missing(
 def two_programs(*arguments: list[str]) -> list[tuple[int, str]]:
     """Exit code and output of two programs that write a manifest together, each with its own
     arguments."""
-    command = [sys.executable, "-m", "frame_jax.export_order", "--to", "manifest", "--distributed"]
+    command = ["-m", "frame_jax.export_order", "--to", "manifest", "--distributed"]
     command += ["--coordinator", f"localhost:{free_port()}", "--processes", "2"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
-    programs = [
-        subprocess.Popen(
-            [*command, "--process", str(index), *own],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index, own in enumerate(arguments)
-    ]
-    outputs = [program.communicate(timeout=300)[0] for program in programs]
-    return [(p.returncode, output) for p, output in zip(programs, outputs, strict=True)]
+    return side_by_side(
+        *([*command, "--process", str(index), *own] for index, own in enumerate(arguments))
+    )
 
 
 @pytest.mark.processes

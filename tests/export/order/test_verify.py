@@ -15,7 +15,7 @@ from frame_jax import checkpoints
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
-from frame_jax.export.order import manifest
+from frame_jax.export.order import manifest_lines
 from frame_jax.export.order.export import main as export_order
 from frame_jax.export.order.verify import main
 from frame_jax.records import TokenReader, damaged, write_tokens
@@ -167,7 +167,7 @@ def test_training_on_other_rows_than_the_manifest_lists_is_found(
 def test_a_manifest_that_was_changed_is_no_witness(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(manifest, "PART_ROWS", 37)
+    monkeypatch.setattr(manifest_lines, "PART_ROWS", 37)
     folder = export(run)
     first, second = sorted(folder.glob("part-*.parquet"))[:2]
     shutil.copy(second, first)
@@ -234,7 +234,7 @@ def test_what_cannot_be_verified_is_said(
 def test_a_part_of_a_manifest_that_is_damaged_or_gone_is_named(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(manifest, "PART_ROWS", 37)
+    monkeypatch.setattr(manifest_lines, "PART_ROWS", 37)
     part = sorted(export(run).glob("part-*.parquet"))[1]
     capsys.readouterr()
     for damage in (lambda: part.write_bytes(b"PAR1"), part.unlink):

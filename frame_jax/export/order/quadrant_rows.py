@@ -1,0 +1,67 @@
+"""Rows as they lie on disk, part by part of each quadrant."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from frame_jax.curriculum.stages import Schedule
+from frame_jax.errors import UserError
+from frame_jax.records import TokenReader
+from frame_jax.run.directory import RunDirectory, list_parts
+
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One part of a quadrant's rows.
+
+    Attributes:
+        cell: Index of the quadrant.
+        name: Its name.
+        part: Index of the part.
+        path: Its file.
+        first: Rows of the quadrant before it.
+        rows: Rows in it.
+    """
+
+    cell: int
+    name: str
+    part: int
+    path: Path
+    first: int
+    rows: int
+
+
+def units_of(directory: RunDirectory, schedule: Schedule) -> list[Unit]:
+    """All parts of all quadrants, in order.
+
+    Raises:
+        UserError: if they do not hold the rows that the schedule was made for.
+    """
+    units = []
+    for cell, name in enumerate(schedule.cells):
+        first = 0
+        for part, path in enumerate(list_parts(directory.quadrants / name, ".arrayrecord")):
+            with contextlib.closing(TokenReader(path)) as reader:
+                units.append(Unit(cell, name, part, path, first, len(reader)))
+            first += units[-1].rows
+        if first != schedule.available[cell]:
+            raise UserError(
+                f"{directory.quadrants / name} holds {first:,} rows, and the order is of "
+                f"{schedule.available[cell]:,}: a part is missing or has changed; redo the "
+                "partition phase"
+            )
+    return units
+
+
+def read_rows(unit: Unit) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of a part from its beginning: the index of the first, and uint32 [n, ids]."""
+    with contextlib.closing(TokenReader(unit.path)) as reader:
+        for first in range(0, unit.rows, ROWS_AT_ONCE):
+            yield first, np.stack(reader.read(range(first, min(first + ROWS_AT_ONCE, unit.rows))))
