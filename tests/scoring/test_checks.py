@@ -6,11 +6,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from frame_jax.config.file import load
 from frame_jax.config.models import ModelConfig
 from frame_jax.errors import UserError
 from frame_jax.files import cached, is_checkpoint
 from frame_jax.models.functional import Decoder
-from frame_jax.scoring.checks import refuse_pickled, same_weights
+from frame_jax.run.directory import RunDirectory
+from frame_jax.scoring.checks import check_imported, refuse_pickled, same_weights
 
 
 def test_checkpoints_of_other_families_are_not_the_same() -> None:
@@ -28,9 +30,16 @@ def test_pickled_weights_in_a_bucket_are_called_by_their_name(
     try:
         bucket.pipe("/model/config.json", json.dumps({}).encode())
         bucket.pipe("/model/pytorch_model.bin", b"pickled")
-        folder = cached("memory://model", is_checkpoint)
+        (tmp_path / "config.yaml").write_text(
+            f"run_directory: {tmp_path / 'run'}\n"
+            "corpus: {sources: [{kind: python_library}], reference_fraction: 0}\n"
+            "reference: {weak: {checkpoint: 'memory://model'}, "
+            "strong: {checkpoint: 'memory://model'}}\n"
+        )
+        config = load(tmp_path / "config.yaml")
         with pytest.raises(UserError, match=r"pickled weights \(pytorch_model.bin\), which"):
-            refuse_pickled("reference.weak.checkpoint", "memory://model", folder)
+            check_imported(config, RunDirectory(tmp_path / "run"), "weak", tokenizer_anew=True)
+        folder = cached("memory://model", is_checkpoint)
         assert [path.name for path in folder.iterdir()] == ["config.json"]
         bucket.pipe("/model/model.safetensors", b"weights")
         refuse_pickled("x", "memory://model", cached("memory://model", is_checkpoint))

@@ -201,6 +201,16 @@ def test_another_run_than_that_of_process_0_is_refused(tmp_path: Path) -> None:
         manifest.require_same_order(directory, begun, begun | {"seed": 1, "partition": "other"})
 
 
+@pytest.mark.processes
+def test_programs_that_list_two_orders_in_one_folder_both_end(tmp_path: Path) -> None:
+    _, directory = make_run(tmp_path / "run")
+    command = [str(directory.root), "--out", str(tmp_path / "out"), "--curriculum"]
+    for code, output in two_programs([*command, "frame"], [*command, "twice"]):
+        assert code == 2, output
+        assert "is not the run that process 0 writes a manifest of" in output
+        assert "differ in curriculum" in output
+
+
 def test_rows_of_other_documents_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
