@@ -22,14 +22,14 @@ from absl import flags
 from orbax.checkpoint import v1 as ocp
 
 from frame_jax.errors import UserError
-from frame_jax.models.averages import WeightAverage, mean_of
+from frame_jax.models.averages import EmaState, mean_of_checkpoints
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import array_digest, processes
-from frame_jax.run.aliases import without_patterns
-from frame_jax.run.copies import Copies, copied_steps, within_reach
-from frame_jax.run.directory import is_full, no_room
-from frame_jax.run.faults import fault, fault_in, is_fault
+from frame_jax.run.checkpoint_copies import CheckpointCopies, copied_steps, local_checkpoint_folder
+from frame_jax.run.directory import is_disk_full, no_room_error
+from frame_jax.run.glob_safe_path import glob_safe_path
+from frame_jax.run.storage_errors import find_storage_error, is_storage_error, storage_error
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
 # By default some of Orbax's barriers are collectives, which wait for ever; these wait five minutes.
@@ -61,12 +61,12 @@ class Checkpointer:
         self.folder, self.fingerprint = folder, fingerprint
         self._saving = 0, 0  # step and bytes of the save under way
         self._response: Any = None  # which ends with it
-        self._copies = Copies(folder, kept_steps, ROLLING)
+        self._copies = CheckpointCopies(folder, kept_steps, ROLLING)
         policies = ocp.training.preservation_policies
         # Where copies go to a bucket, the kept steps are there and need no room here.
         kept = [] if self._copies.exist else [policies.CustomSteps(list(kept_steps))]
         self._orbax = ocp.training.Checkpointer(
-            without_patterns(folder),
+            glob_safe_path(folder),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(ROLLING), *kept]),
             cleanup_tmp_directories=True,
@@ -82,7 +82,7 @@ class Checkpointer:
         step: int,
         params: Params,
         optimizer_state: Any,
-        order: Mapping[str, Any] | None = None,
+        consumed: Mapping[str, Any] | None = None,
     ) -> None:
         """Starts saving in the background; waits only for a save still under way.
 
@@ -90,22 +90,26 @@ class Checkpointer:
             step: Updates that have been applied.
             params: The parameters.
             optimizer_state: The optimizer's state.
-            order: What is known of the rows that led here, for JSON, the same on every process.
+            consumed: What is known of the rows that led here, for JSON, the same on every process.
 
         Raises:
             UserError: if the disk is full, or the last copy could not be made.
         """
         size = sum(leaf.nbytes for leaf in jax.tree.leaves([params, optimizer_state]))
         if shutil.disk_usage(self.folder.parent).free < size:
-            raise no_room(self.folder / str(step), size)
+            raise no_room_error(self.folder / str(step), size)
         state = {"params": params, "optimizer": optimizer_state}
-        digests = digests_of(params, optimizer_state)
-        metadata = {"fingerprint": self.fingerprint, "digests": digests, "order": dict(order or {})}
-        with self._watched(*self._saving):
+        digests = state_digests(params, optimizer_state)
+        metadata = {
+            "fingerprint": self.fingerprint,
+            "digests": digests,
+            "order": dict(consumed or {}),
+        }
+        with self._report_full_disk(*self._saving):
             if self._response is not None:
                 self._response.result()
         self._copies.finish()
-        with self._watched(step, size):
+        with self._report_full_disk(step, size):
             self._response = self._orbax.save_checkpointables_async(
                 step, state, custom_metadata=metadata
             )
@@ -131,13 +135,13 @@ class Checkpointer:
                 f"{self.folder / str(step)} was written under other settings or rows; continue in "
                 "a new run directory, or remove it with --redo of its phase"
             )
-        restored = load(self._orbax, step, {"params": params, "optimizer": optimizer_state})
+        restored = load_arrays(self._orbax, step, {"params": params, "optimizer": optimizer_state})
         state = restored["params"], restored["optimizer"]
-        if digests_of(*state) != metadata["digests"]:
+        if state_digests(*state) != metadata["digests"]:
             raise DamagedError("its arrays are not what was saved")
         return state
 
-    def order(self, step: int) -> dict[str, Any]:
+    def consumed_rows(self, step: int) -> dict[str, Any]:
         """What `save` was told of the rows that led to a checkpoint; empty from an earlier release.
 
         Raises:
@@ -174,8 +178,8 @@ class Checkpointer:
                 problem = str(error)
             except UnreachableError as error:
                 problem, reachable = str(error), False
-            for _, said in processes.dissenters(reachable, problem).items():
-                raise fault(self.folder / str(step), said)
+            for _, messages in processes.failing_processes(reachable, problem).items():
+                raise storage_error(self.folder / str(step), messages)
             if processes.all_agree(state is not None) and state is not None:
                 self._set_aside(damaged)
                 return step, *state
@@ -185,7 +189,7 @@ class Checkpointer:
             raise UserError(
                 f"none of the checkpoints in {self.folder} can be read:\n{listing}\nIf the storage "
                 "or the memory is at fault, mend that and run the same command again; nothing was "
-                f"changed. If they are lost, train from the start: --redo {unit_of(self.folder)}"
+                f"changed. If they are lost, train from the start: --redo {phase_step_of(self.folder)}"
             )
         return None
 
@@ -209,13 +213,13 @@ class Checkpointer:
             self._orbax.reload()
 
     @contextlib.contextmanager
-    def _watched(self, step: int, size: int) -> Iterator[None]:
+    def _report_full_disk(self, step: int, size: int) -> Iterator[None]:
         """Says which checkpoint did not fit when the disk is full."""
         try:
             yield
         except Exception as error:
-            if is_full(error):
-                raise no_room(self.folder / str(step), size) from error
+            if is_disk_full(error):
+                raise no_room_error(self.folder / str(step), size) from error
             raise
 
     def close(self) -> None:
@@ -226,7 +230,7 @@ class Checkpointer:
         """
         saved = False
         try:
-            with self._watched(*self._saving):
+            with self._report_full_disk(*self._saving):
                 self._orbax.close()
             saved = True
         finally:
@@ -234,25 +238,26 @@ class Checkpointer:
 
 
 def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[str, Any]:
-    """What `save` noted beside the arrays: `fingerprint`, `digests` as `digests_of` gives, `order`.
+    """What `save` noted beside the arrays: `fingerprint`, `tree_digests` as `state_digests` gives,
+    `order`.
 
     Earlier releases noted no `order`.
     """
     try:
         metadata = orbax.checkpointables_metadata(step).custom_metadata
     except Exception as error:  # Orbax has no common class for what it cannot read
-        raise verdict(orbax, step, error) from error
+        raise explain_restore_failure(orbax, step, error) from error
     if not isinstance(metadata, dict) or not {"fingerprint", "digests"} <= metadata.keys():
-        raise verdict(orbax, step, ValueError("its metadata cannot be read"))
+        raise explain_restore_failure(orbax, step, ValueError("its metadata cannot be read"))
     return metadata
 
 
-def load(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any]) -> Any:
+def load_arrays(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any]) -> Any:
     """The arrays of a checkpoint in the shapes of `like`."""
     try:
         found = orbax.load_checkpointables(step, like)
     except Exception as error:  # Orbax has no common class for what it cannot read
-        raise verdict(orbax, step, error) from error
+        raise explain_restore_failure(orbax, step, error) from error
     shapes = [
         [leaf.shape for leaf in jax.tree.leaves(tree) if leaf is not ...] for tree in (like, found)
     ]
@@ -262,13 +267,15 @@ def load(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any
     return found
 
 
-def verdict(orbax: ocp.training.Checkpointer, step: int | None, error: Exception) -> Exception:
+def explain_restore_failure(
+    orbax: ocp.training.Checkpointer, step: int | None, error: Exception
+) -> Exception:
     """What it means that Orbax could not read a checkpoint.
 
     Orbax hides what a file system said, so every file is read once more: one that cannot be read
     at all says that the storage is at fault, and no longer that the checkpoint is damaged.
     """
-    if (cause := fault_in(error)) is not None:
+    if (cause := find_storage_error(error)) is not None:
         return UnreachableError(first_line(cause))
     folder = Path(orbax.directory, "" if step is None else str(step))
     try:
@@ -278,12 +285,12 @@ def verdict(orbax: ocp.training.Checkpointer, step: int | None, error: Exception
                     while content.read(READ_BYTES):
                         pass
     except OSError as refused:
-        if is_fault(refused):
+        if is_storage_error(refused):
             return UnreachableError(first_line(refused))
     return DamagedError(first_line(error))
 
 
-def unit_of(folder: Path) -> str:
+def phase_step_of(folder: Path) -> str:
     """The unit that a run's folder `checkpoints` belongs to, such as `pretrain-frame`."""
     return "-".join(folder.parts[-3:-1])
 
@@ -292,32 +299,32 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip('"').splitlines() or [type(error).__name__])[0][:300]
 
 
-def digests_of(params: Params, optimizer_state: Any) -> dict[str, int]:
+def state_digests(params: Params, optimizer_state: Any) -> dict[str, int]:
     """Digests of `params`, `optimizer` and, where the optimizer keeps one, the weights' `average`.
 
     The average is part of the optimizer's state, and has its own because it is read alone.
     """
     trees = {"params": params, "optimizer": optimizer_state}
     last = optimizer_state[-1] if isinstance(optimizer_state, tuple) else None
-    if isinstance(last, WeightAverage):
-        trees["average"] = last.average
-    return jax.tree.map(int, array_digest.digests(trees))
+    if isinstance(last, EmaState):
+        trees["average"] = last.ema
+    return jax.tree.map(int, array_digest.tree_digests(trees))
 
 
 def saved_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints under `folder` or in its bucket, ascending."""
-    with ocp.training.Checkpointer(without_patterns(folder)) as orbax:
+    with ocp.training.Checkpointer(glob_safe_path(folder)) as orbax:
         here = {checkpoint.step for checkpoint in orbax.checkpoints}
     return sorted(here | set(copied_steps(folder)))
 
 
-def saved_orders(folder: Path) -> dict[int, dict[str, Any]]:
+def saved_consumed_rows(folder: Path) -> dict[int, dict[str, Any]]:
     """What each checkpoint in `folder` notes of the rows that led to it, by step.
 
     Those that are in a bucket alone are not fetched, and those that cannot be read are left out.
     """
     found = {}
-    with ocp.training.Checkpointer(without_patterns(folder)) as orbax:
+    with ocp.training.Checkpointer(glob_safe_path(folder)) as orbax:
         for step in sorted(checkpoint.step for checkpoint in orbax.checkpoints):
             with contextlib.suppress(DamagedError, UnreachableError):
                 found[step] = read_metadata(orbax, step).get("order", {})
@@ -325,7 +332,7 @@ def saved_orders(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def load_params(
-    folder: Path, decoder: Decoder, step: int | None = None, *, average: bool = False
+    folder: Path, decoder: Decoder, step: int | None = None, *, ema: bool = False
 ) -> Params:
     """Parameters of a checkpoint as NumPy arrays, on every process that calls this.
 
@@ -335,7 +342,7 @@ def load_params(
         folder: The `checkpoints` folder of a training run.
         decoder: The model, which says what must be there.
         step: Which checkpoint; None takes the newest.
-        average: Load the moving average of the parameters that the optimizer keeps instead.
+        ema: Load the moving average of the parameters that the optimizer keeps instead.
 
     Returns:
         Nested dict of float32 NumPy arrays.
@@ -347,28 +354,28 @@ def load_params(
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), decoder.shapes())
     try:
         with (
-            within_reach(folder, step) as place,
-            ocp.training.Checkpointer(without_patterns(place)) as orbax,
+            local_checkpoint_folder(folder, step) as local_folder,
+            ocp.training.Checkpointer(glob_safe_path(local_folder)) as orbax,
         ):
             metadata = read_metadata(orbax, step)
-            if average:
-                params = _load_average(orbax, step, like)
+            if ema:
+                params = _load_ema(orbax, step, like)
             else:
-                params = load(orbax, step, {"params": like})["params"]
-        expected = metadata["digests"]["average" if average else "params"]
-        if int(array_digest.digest(params, np)) != expected:
+                params = load_arrays(orbax, step, {"params": like})["params"]
+        expected = metadata["digests"]["average" if ema else "params"]
+        if int(array_digest.array_digest(params, np)) != expected:
             raise DamagedError("its params are not what was saved")
     except UnreachableError as error:
-        raise fault(folder / ("" if step is None else str(step)), error) from error
+        raise storage_error(folder / ("" if step is None else str(step)), error) from error
     except DamagedError as error:
         raise UserError(
             f"{folder / ('' if step is None else str(step))} cannot be read ({error}); train the "
-            f"model again with --redo {unit_of(folder)}"
+            f"model again with --redo {phase_step_of(folder)}"
         ) from error
     return params
 
 
-def load_mean(
+def load_mean_params(
     folder: Path, decoder: Decoder, steps: Sequence[int], decay: float | None = None
 ) -> Params:
     """The mean of the parameters of several checkpoints, read one after the other.
@@ -379,15 +386,15 @@ def load_mean(
         folder: The `checkpoints` folder of a training run.
         decoder: The model.
         steps: Which checkpoints, ascending.
-        decay: See `mean_of`.
+        decay: See `mean_of_checkpoints`.
 
     Raises:
         UserError: if one of them cannot be read.
     """
-    return mean_of((load_params(folder, decoder, step) for step in steps), decay)
+    return mean_of_checkpoints((load_params(folder, decoder, step) for step in steps), decay)
 
 
-def _load_average(orbax: ocp.training.Checkpointer, step: int | None, like: Params) -> Params:
+def _load_ema(orbax: ocp.training.Checkpointer, step: int | None, like: Params) -> Params:
     """The average alone, out of an optimizer's state whose other arrays are not read.
 
     Raises:
@@ -398,8 +405,8 @@ def _load_average(orbax: ocp.training.Checkpointer, step: int | None, like: Para
     if not (isinstance(last, dict) and "average" in last):
         raise UserError(
             "this model was trained without a moving average of its weights; it needs "
-            "training.optimizer.average_decay, such as 0.999, from its first step on"
+            "training.optimizer.ema_decay, such as 0.999, from its first step on"
         )
     others = jax.tree.map(lambda _: ..., saved)  # what Orbax leaves out
     wanted = [*others[:-1], {"average": like}]
-    return load(orbax, step, {"optimizer": wanted})["optimizer"][-1]["average"]
+    return load_arrays(orbax, step, {"optimizer": wanted})["optimizer"][-1]["average"]

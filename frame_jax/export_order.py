@@ -1,7 +1,7 @@
 """The door of `python -m frame_jax.export_order`."""
 
 from frame_jax.export.order.export import main
-from frame_jax.run.ending import run_to_end
+from frame_jax.run.program_exit import run_main
 
 if __name__ == "__main__":
-    run_to_end(main)
+    run_main(main)

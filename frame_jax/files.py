@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
-from frame_jax.retries import AbsentError, patiently
+from frame_jax.retries import AbsentError, retry
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 MAGIC = re.compile(r"[*?\[]")
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file that `find` has found.
+    """One file that `find_remote_files` has found.
 
     Attributes:
         path: Its URL.
@@ -58,7 +58,7 @@ def is_pattern(path: str) -> bool:
     return _magic(path) is not None
 
 
-def find(path: str) -> list[RemoteFile]:
+def find_remote_files(path: str) -> list[RemoteFile]:
     """The files that a URL stands for, in the order of their names' parts; none where it is absent.
 
     Args:
@@ -72,7 +72,7 @@ def find(path: str) -> list[RemoteFile]:
     filesystem.invalidate_cache()  # what came or went since the last call counts
 
     def asked(action: Callable[[], Result]) -> Result:
-        return patiently(path, "listed", action, filesystem.invalidate_cache)
+        return retry(path, "listed", action, filesystem.invalidate_cache)
 
     base, magic = path, _magic(path)
     try:
@@ -111,7 +111,7 @@ def open_binary(path: str) -> BinaryIO:
     return io.BufferedReader(_Reader(path), BLOCK_BYTES)
 
 
-def cached(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
+def local_copy(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
     """A local path with the content of a file or folder; a local path is only expanded.
 
     A remote one is kept in `$XDG_CACHE_HOME/frame_jax` (`~/.cache/frame_jax`), in a folder named by
@@ -127,7 +127,9 @@ def cached(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path
     """
     if not is_remote(path):
         return user_path(path)
-    files = [f for f in find(path) if f.name == path.rpartition("/")[2] or wanted(f.name)]
+    files = [
+        f for f in find_remote_files(path) if f.name == path.rpartition("/")[2] or wanted(f.name)
+    ]
     if not files:
         raise UserError(f"{path}: there is no such file or folder: correct the path")
     if odd := next((f for f in files if ".." in f.name.split("/")), None):
@@ -162,7 +164,7 @@ def _download(file: RemoteFile, target: Path) -> None:
             raise OSError(f"{size:,} of {file.size:,} bytes came")
 
     try:
-        patiently(file.path, "read", fetched)
+        retry(file.path, "read", fetched)
         temporary.replace(target)
     except AbsentError as error:
         raise _gone(file.path, error) from error
@@ -241,7 +243,7 @@ class _Reader(io.RawIOBase):
 
     def _try(self, action: Callable[[], Result]) -> Result:
         try:
-            return patiently(self._path, "read", action, self._drop)
+            return retry(self._path, "read", action, self._drop)
         except AbsentError as error:
             raise _gone(self._path, error) from error
 

@@ -20,8 +20,8 @@ from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, axis_names, list_parts
-from frame_jax.run.ending import refusal, run_to_end
-from frame_jax.sql import parquet
+from frame_jax.run.program_exit import report_error, run_main
+from frame_jax.sql import parquet_table
 
 ORDERS = {
     "random": "md5(doc_id || $seed)",
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def choose(directory: RunDirectory, options: argparse.Namespace) -> list[dict[str, Any]]:
+def choose_documents(directory: RunDirectory, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The documents to show: rows of the assignment.
 
     Raises:
@@ -77,7 +77,7 @@ def choose(directory: RunDirectory, options: argparse.Namespace) -> list[dict[st
             f"{directory.assignment} is missing: run the phases up to partition first "
             "(python -m frame_jax.main --config CONFIG --until partition)"
         )
-    integrity.verify(directory, ["partition"], integrity.HASHED)
+    integrity.verify_checksums(directory, ["partition"], integrity.HASHED)
     wanted = {
         name: getattr(options, name)
         for name in ("quadrant", "domain", "language", "source", "split")
@@ -85,7 +85,7 @@ def choose(directory: RunDirectory, options: argparse.Namespace) -> list[dict[st
     }
     conditions = " AND ".join(f"{name} = ${name}" for name in wanted)
     seed = {"seed": options.seed} if "$seed" in ORDERS[options.by] else {}
-    assignment = parquet(directory.assignment)
+    assignment = parquet_table(directory.assignment)
     with duckdb.connect() as connection:
         rows = connection.execute(
             f"SELECT {', '.join(COLUMNS)}, part, row FROM {assignment} "
@@ -104,7 +104,7 @@ def choose(directory: RunDirectory, options: argparse.Namespace) -> list[dict[st
     return [dict(zip((*COLUMNS, "part", "row"), row, strict=True)) for row in rows]
 
 
-def show(directory: RunDirectory, rows: list[dict[str, Any]], characters: int) -> None:
+def show_documents(directory: RunDirectory, rows: list[dict[str, Any]], characters: int) -> None:
     """Prints each document with its scores above the beginning of its text."""
     console = Console(highlight=False)
     ppl, pd = axis_names(directory)
@@ -116,12 +116,12 @@ def show(directory: RunDirectory, rows: list[dict[str, Any]], characters: int) -
         reader.close()
         text = tokenizer.decode(ids.tolist())[:characters]
         title = f"{row['quadrant']}  {ppl} {row['ppl']:,.2f}  {pd} {row['pd']:+.4f}"
-        place = f"{row['source']} / {row['domain']} / {row['language']}, {row['tokens']:,} tokens"
+        origin = f"{row['source']} / {row['domain']} / {row['language']}, {row['tokens']:,} tokens"
         console.print(
             Panel(
                 Text(printable(text)),
                 title=Text(printable(title)),
-                subtitle=Text(printable(f"{row['doc_id']}  {place}")),
+                subtitle=Text(printable(f"{row['doc_id']}  {origin}")),
                 title_align="left",
                 subtitle_align="left",
             )
@@ -134,11 +134,11 @@ def main(arguments: list[str] | None = None) -> int:
     processes.leave_accelerators()
     try:
         directory = RunDirectory(options.run)
-        show(directory, choose(directory, options), options.characters)
+        show_documents(directory, choose_documents(directory, options), options.characters)
     except Exception as error:
-        return refusal(error)
+        return report_error(error)
     return 0
 
 
 if __name__ == "__main__":
-    run_to_end(main)
+    run_main(main)

@@ -21,9 +21,9 @@ from frame_jax.run.directory import (
     read_json,
     remove_temporaries,
 )
-from frame_jax.run.ending import refusal, run_to_end, together
-from frame_jax.run.lock import exclusive
+from frame_jax.run.lock import hold_lock
 from frame_jax.run.preemption import STOPPED, Preempted
+from frame_jax.run.program_exit import report_error, run_main, run_on_all_processes
 
 PIPED_WIDTH = 132  # of the last table where there is no terminal
 
@@ -69,29 +69,31 @@ def write_config(config: RunConfig, directory: RunDirectory) -> None:
         temporary.write_text(text, "utf-8")
 
 
-def run(config: RunConfig, *, until: str | None = None, redo: str | None = None) -> int:
+def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None = None) -> int:
     """Runs what is left of a run; returns the number of units that ran.
 
     Raises:
-        UserError: for anything the user can mend.
+        UserError: for anything the user can fix.
     """
-    from frame_jax.corpus.inventory import known_signature
+    from frame_jax.corpus.inventory import expected_signature
 
     directory = RunDirectory(config.run_directory)
-    table = phases.units(config)
+    table = phases.list_phase_steps(config)
     if redo is not None:
-        known = [*phases.PHASES, *(unit.name for unit in table)]
-        if redo not in known:
-            raise UserError(f"--redo {redo}: choose one of {', '.join(dict.fromkeys(known))}")
-    signature = known_signature(config, directory, redo)
-    given, config = config, compute_dtype.recorded(config, directory)
-    expected = markers.expectations(config, table, signature)
-    todo = phases.selected(table, until)
-    decided = not any(compute_dtype.left_open(expected[unit.name].settings) for unit in todo)
+        names = [*phases.PHASES, *(phase_step.name for phase_step in table)]
+        if redo not in names:
+            raise UserError(f"--redo {redo}: choose one of {', '.join(dict.fromkeys(names))}")
+    signature = expected_signature(config, directory, redo)
+    given, config = config, compute_dtype.with_recorded_types(config, directory)
+    expected = markers.expected_markers(config, table, signature)
+    todo = phases.select_until(table, until)
+    decided = not any(
+        compute_dtype.undecided_keys(expected[phase_step.name].settings) for phase_step in todo
+    )
     if redo is None and decided and is_finished(directory, todo, expected):
         return 0
 
-    from frame_jax.curriculum.presets import expand
+    from frame_jax.curriculum.presets import expand_curriculum
     from frame_jax.evaluation.items import check_tasks
     from frame_jax.parallel import processes
     from frame_jax.parallel.sharding import mesh_shape
@@ -100,56 +102,60 @@ def run(config: RunConfig, *, until: str | None = None, redo: str | None = None)
     from frame_jax.training import trackers
 
     processes.start(config.parallel)
-    preemption.install()
-    said: list[str] = []
+    preemption.install_handler()
+    messages: list[str] = []
     if until != "tokenize":  # which computes nothing
-        config, said = compute_dtype.decided(given, config)
-        expected = markers.expectations(config, table, signature)
+        config, messages = compute_dtype.decide_types(given, config)
+        expected = markers.expected_markers(config, table, signature)
     if redo is None:
         is_finished(directory, todo, expected)
-    again = [] if redo is None else markers.downstream(table, table, redo)
-    left = {
-        u.phase
-        for u in todo
-        if u.name in again or not markers.is_complete(directory, u, expected[u.name])
+    again = [] if redo is None else markers.downstream_names(table, table, redo)
+    phases_left = {
+        s.phase
+        for s in todo
+        if s.name in again or not markers.is_complete(directory, s, expected[s.name])
     }
 
     def check() -> None:
-        mesh_shape(config.parallel, processes.devices())
+        mesh_shape(config.parallel, processes.device_count())
         for curriculum in config.curricula.values():
-            expand(curriculum, config.partition.axes)
+            expand_curriculum(curriculum, config.partition.axes)
         if config.tracker is not None:
-            trackers.find(config.tracker)
-        if "score" in left:
+            trackers.import_function(config.tracker)
+        if "score" in phases_left:
             check_references(config, directory, tokenizer_anew="tokenize" in again)
-        if "evaluate" in left:
+        if "evaluate" in phases_left:
             check_tasks(config.evaluation.tasks)
 
-    together(check)  # what cannot work is refused before anything is written
-    storage.check(directory)
+    run_on_all_processes(check)  # what cannot work is refused before anything is written
+    storage.check_storage(directory)
     if processes.is_first():
-        with exclusive(directory):
-            for line in said:
+        with hold_lock(directory):
+            for line in messages:
                 print(line, file=sys.stderr)
-            return _run_units(config, directory, table, todo, expected, redo)
-    return _run_units(config, directory, table, todo, expected, redo)
+            return _run_phase_steps(config, directory, table, todo, expected, redo)
+    return _run_phase_steps(config, directory, table, todo, expected, redo)
 
 
 def is_finished(
-    directory: RunDirectory, todo: list[phases.Unit], expected: dict[str, markers.Expected]
+    directory: RunDirectory,
+    todo: list[phases.PhaseStep],
+    expected: dict[str, markers.ExpectedMarker],
 ) -> bool:
     """Whether all of `todo` is complete; refuses what was made under other settings."""
-    for unit in todo:
-        markers.check_current(directory, unit, expected[unit.name])
-    return all(markers.is_complete(directory, unit, expected[unit.name]) for unit in todo)
+    for phase_step in todo:
+        markers.check_current(directory, phase_step, expected[phase_step.name])
+    return all(
+        markers.is_complete(directory, phase_step, expected[phase_step.name]) for phase_step in todo
+    )
 
 
-def _run_units(
+def _run_phase_steps(
     config: RunConfig,
     directory: RunDirectory,
-    table: list[phases.Unit],
-    todo: list[phases.Unit],
-    expected: dict[str, markers.Expected],
+    table: list[phases.PhaseStep],
+    todo: list[phases.PhaseStep],
+    expected: dict[str, markers.ExpectedMarker],
     redo: str | None,
 ) -> int:
     from frame_jax.parallel import processes
@@ -158,27 +164,29 @@ def _run_units(
     first = processes.is_first()
     if first:
         if redo is not None:
-            removed = markers.redo(directory, table, redo)
+            removed = markers.remove_outputs(directory, table, redo)
             print(f"removed: {', '.join(removed)}", file=sys.stderr)
         # Exports write manifests there beside a run, and clear up by themselves.
         remove_temporaries(directory.root, apart=directory.manifests)
         write_config(config, directory)
     processes.barrier("the run directory is ready")
-    for unit in todo:
-        markers.check_current(directory, unit, expected[unit.name])
-    left = [u for u in todo if not markers.is_complete(directory, u, expected[u.name])]
+    for phase_step in todo:
+        markers.check_current(directory, phase_step, expected[phase_step.name])
+    steps_left = [s for s in todo if not markers.is_complete(directory, s, expected[s.name])]
     if first:
-        bucket.settle(directory, left, config.checkpoint_root)
-    together(lambda: integrity.verify(directory, phases.sources(table, left)))
+        bucket.record_buckets(directory, steps_left, config.checkpoint_root)
+    run_on_all_processes(
+        lambda: integrity.verify_checksums(directory, phases.source_names(table, steps_left))
+    )
     processes.barrier("the work is known")
-    for unit in left:
+    for phase_step in steps_left:
         if first:
-            print(f"{unit.name} begins", file=sys.stderr, flush=True)
-        markers.run_unit(config, directory, unit, expected[unit.name])
-    return len(left)
+            print(f"{phase_step.name} begins", file=sys.stderr, flush=True)
+        markers.run_phase_step(config, directory, phase_step, expected[phase_step.name])
+    return len(steps_left)
 
 
-def finish(config: RunConfig, ran: int, until: str | None) -> None:
+def print_outcome(config: RunConfig, ran: int, until: str | None) -> None:
     """Prints what the run has come to: the table of held-out losses and where the report is."""
     directory = RunDirectory(config.run_directory)
     if ran == 0:
@@ -189,11 +197,11 @@ def finish(config: RunConfig, ran: int, until: str | None) -> None:
         from frame_jax.report.terminal import terminal_table
 
         width = None if sys.stdout.isatty() else PIPED_WIDTH
-        Console(width=width).print(terminal_table(study_of(config, directory)))
+        Console(width=width).print(terminal_table(read_study_results(config, directory)))
         print(f"report: {directory.report / 'index.html'}")
 
 
-def study_of(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+def read_study_results(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """What the report says of the arms; read again where an earlier release made the report."""
     path = directory.report / "verdict.json"
     if path.exists():
@@ -219,13 +227,13 @@ def main(arguments: list[str] | None = None) -> int:
                 until=options["until"],
             )
             return 0
-        ran = run(config, until=options["until"], redo=options["redo"])
-        finish(config, ran, options["until"])
+        ran = run_phases(config, until=options["until"], redo=options["redo"])
+        print_outcome(config, ran, options["until"])
     except Preempted as stop:
         print(f"stopped by SIGTERM: {stop}; run the same command to go on", file=sys.stderr)
         return STOPPED
     except Exception as error:
-        return refusal(error)
+        return report_error(error)
     return 0
 
 
@@ -251,4 +259,4 @@ def allow_open_files() -> None:
 if __name__ == "__main__":
     allow_open_files()
     prefer_huge_pages()
-    run_to_end(main)
+    run_main(main)

@@ -22,7 +22,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from frame_jax.errors import UserError
 from frame_jax.run.directory import atomic_path, how_to_remake, read_json
-from frame_jax.run.faults import fault, is_fault
+from frame_jax.run.storage_errors import is_storage_error, storage_error
 
 TOKEN_DTYPE = np.dtype("<u4")
 LENGTHS = "lengths.json"
@@ -71,7 +71,7 @@ class TokenReader:
     def __init__(self, path: Path):
         self._path = path
         # One reader thread: callers read large batches, and many readers are open at one time.
-        with explained(path):
+        with explain_read_errors(path):
             self._reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
             if not self._reader.ok():  # it would seem to have no records
                 self._reader.close()  # which says why
@@ -88,7 +88,7 @@ class TokenReader:
         if len(indices) == 0:
             return []
         wanted = np.asarray(indices, np.int64)
-        with explained(self._path):
+        with explain_read_errors(self._path):
             records = self._dense(wanted) if len(wanted) * DENSE > len(self) else self._runs(wanted)
         return [np.frombuffer(record, TOKEN_DTYPE) for record in records]
 
@@ -148,7 +148,7 @@ class OpenFiles:
         return known
 
 
-def lengths(paths: Sequence[Path]) -> np.ndarray:
+def record_counts(paths: Sequence[Path]) -> np.ndarray:
     """Records of each file of a cell, int64 [files]: as FOLDER/lengths.json says, or by opening.
 
     Opening takes time by the records; a run of an earlier release has no such file.
@@ -156,15 +156,15 @@ def lengths(paths: Sequence[Path]) -> np.ndarray:
     if not paths:
         return np.zeros(0, np.int64)
     known = paths[0].parents[1] / LENGTHS
-    said = read_json(known).get(paths[0].parent.name, {}) if known.exists() else {}
+    counts_ = read_json(known).get(paths[0].parent.name, {}) if known.exists() else {}
     return np.array(
-        [said[path.stem] if path.stem in said else len(TokenReader(path)) for path in paths],
+        [counts_[path.stem] if path.stem in counts_ else len(TokenReader(path)) for path in paths],
         np.int64,
     )
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explain_read_errors(path: Path) -> Iterator[None]:
     """Around whatever opens or reads a file of token arrays: says what its library's errors mean.
 
     Raises:
@@ -174,13 +174,13 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except (RuntimeError, IndexError, ValueError) as error:
         if os.strerror(errno.EMFILE) in str(error):
-            raise out_of_files(path) from error
-        if is_fault(error):
-            raise fault(path, error) from error
-        raise damaged(path, error) from error
+            raise open_files_error(path) from error
+        if is_storage_error(error):
+            raise storage_error(path, error) from error
+        raise damaged_file_error(path, error) from error
 
 
-def out_of_files(path: Path) -> UserError:
+def open_files_error(path: Path) -> UserError:
     """What to tell the user when the operating system opens no more files."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return UserError(
@@ -190,13 +190,13 @@ def out_of_files(path: Path) -> UserError:
     )
 
 
-def damaged(path: Path, error: Exception) -> UserError:
+def damaged_file_error(path: Path, error: Exception) -> UserError:
     """What to tell the user about a file of tokens or rows that cannot be read."""
     folders = [parent.name for parent in path.parents]
     if folders[0] == "tokens":
-        root, unit = path.parents[1], "tokenize"
+        root, phase_step = path.parents[1], "tokenize"
     elif "rows" in folders[:2]:
-        root, unit = path.parents[3], "reference-rows"
+        root, phase_step = path.parents[3], "reference-rows"
     else:
-        root, unit = path.parents[2], "partition"
-    return UserError(f"{path} is damaged ({error}). {how_to_remake(root, path, unit)}")
+        root, phase_step = path.parents[2], "partition"
+    return UserError(f"{path} is damaged ({error}). {how_to_remake(root, path, phase_step)}")

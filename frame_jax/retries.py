@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 from frame_jax.errors import UserError
 
-WAITS = (0.5, 1, 2, 4, 8)  # seconds before each further attempt
+RETRY_SECONDS = (0.5, 1, 2, 4, 8)  # seconds before each further attempt
 
 # Where the errors of these file systems come from, those of OSError apart.
 LIBRARIES = {"aiohttp", "botocore", "fsspec", "gcsfs", "google", "huggingface_hub", "s3fs"}
 LIBRARIES |= {"httpx", "httpx2", "requests"}
-PASSING_STATUS = (408, 425, 429)  # and all from 500 on
-LASTING = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PASSING_HTTP_STATUS = (408, 425, 429)  # and all from 500 on
+LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+NO_ROOM_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Result = TypeVar("Result")
 
@@ -26,16 +26,16 @@ class AbsentError(Exception):
     """There is nothing at a path."""
 
 
-def patiently(
+def retry(
     path: str, verb: str, action: Callable[[], Result], between: Callable[[], None] = lambda: None
 ) -> Result:
-    """What `action` gives, after as many attempts as `WAITS` allows.
+    """What `action` gives, after as many attempts as `RETRY_SECONDS` allows.
 
     Raises:
         AbsentError: where there is no such file.
         UserError: where it fails for good.
     """
-    for wait in (*WAITS, None):
+    for wait in (*RETRY_SECONDS, None):
         try:
             return action()
         except FileNotFoundError as error:
@@ -43,8 +43,8 @@ def patiently(
         except Exception as error:  # each library has its own
             if not _is_of_libraries(error) or _is_full(error):
                 raise
-            if wait is None or not _passes(error):
-                tried = f" after {len(WAITS) + 1} attempts" if wait is None else ""
+            if wait is None or not _may_pass(error):
+                tried = f" after {len(RETRY_SECONDS) + 1} attempts" if wait is None else ""
                 raise UserError(
                     f"{path}: cannot be {verb}{tried} ({_cause(error)}): see that the place is "
                     "right, that this machine reaches it and that its credentials allow it; then "
@@ -71,16 +71,16 @@ def _is_of_libraries(error: Exception) -> bool:
 
 
 def _is_full(error: BaseException) -> bool:
-    return any(isinstance(one, OSError) and one.errno in NO_ROOM for one in _chain(error))
+    return any(isinstance(one, OSError) and one.errno in NO_ROOM_ERRNOS for one in _chain(error))
 
 
-def _passes(error: BaseException) -> bool:
+def _may_pass(error: BaseException) -> bool:
     """Whether another attempt may succeed."""
     for one in _chain(error):
         status = _status(one)
         if status is not None:
-            return status >= 500 or status in PASSING_STATUS
-        if isinstance(one, LASTING) or "Credential" in type(one).__name__:
+            return status >= 500 or status in PASSING_HTTP_STATUS
+        if isinstance(one, LASTING_ERRORS) or "Credential" in type(one).__name__:
             return False
     return True
 

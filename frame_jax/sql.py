@@ -20,14 +20,14 @@ UNREADABLE = re.compile(r"\\.*[*?[]|[*?[].*\\", re.DOTALL)
 
 
 @contextmanager
-def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty DuckDB database that spills to a temporary folder in `scratch`.
 
     It takes half a gigabyte a thread, at least 2 GiB, however large the corpus.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=scratch, prefix=".tmp-") as spill, duckdb.connect() as connection:
-        connection.execute(f"SET temp_directory = {literal(spill)}")
+        connection.execute(f"SET temp_directory = {sql_literal(spill)}")
         threads = connection.execute("SELECT current_setting('threads')").fetchall()[0][0]
         connection.execute(f"SET memory_limit = '{max(4, threads) * 512}MiB'")
         connection.execute("SET preserve_insertion_order = false")
@@ -35,7 +35,7 @@ def database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def literal(value: str | Path) -> str:
+def sql_literal(value: str | Path) -> str:
     """A string in SQL, for the places that take no parameters.
 
     >>> literal("it's")
@@ -44,7 +44,7 @@ def literal(value: str | Path) -> str:
     return "'" + str(value).replace("'", "''") + "'"
 
 
-def identifier(name: str) -> str:
+def sql_identifier(name: str) -> str:
     """The name of a column in SQL.
 
     >>> identifier("score of it")
@@ -53,40 +53,40 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def pattern(path: Path) -> str:
+def sql_pattern(path: Path) -> str:
     """A string in SQL: the pattern that exactly this file meets.
 
     >>> pattern(Path("/runs/a[1]/x.parquet"))
     "'/runs/a[[]1]/x.parquet'"
     """
-    return literal(re.sub(r"[*?[]", r"[\g<0>]", str(path.absolute())))
+    return sql_literal(re.sub(r"[*?[]", r"[\g<0>]", str(path.absolute())))
 
 
-def parquet(*paths: Path) -> str:
+def parquet_table(*paths: Path) -> str:
     """A table of what is in exactly these Parquet files."""
-    return f"read_parquet([{', '.join(map(pattern, paths))}], hive_partitioning = false)"
+    return f"read_parquet([{', '.join(map(sql_pattern, paths))}], hive_partitioning = false)"
 
 
-def json_lines(path: Path, columns: Mapping[str, str]) -> str:
+def json_lines_table(path: Path, columns: Mapping[str, str]) -> str:
     """A table of the lines of exactly this file of JSON objects.
 
     Args:
         path: The file; its bytes are taken as they are, whatever its name.
         columns: Name to type; other keys are passed over.
     """
-    types = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in columns.items())
+    types = ", ".join(f"{sql_literal(name)}: {sql_literal(kind)}" for name, kind in columns.items())
     return (
-        f"read_json({pattern(path)}, format = 'newline_delimited', compression = 'none', "
+        f"read_json({sql_pattern(path)}, format = 'newline_delimited', compression = 'none', "
         f"hive_partitioning = false, columns = {{{types}}})"
     )
 
 
 def write_parquet(query: str, path: Path, compression: str = "snappy") -> str:
     """The statement that writes the rows of a query to this Parquet file."""
-    where = literal(path.absolute())
+    where = sql_literal(path.absolute())
     return f"COPY ({query}) TO {where} (FORMAT parquet, COMPRESSION {compression})"
 
 
 def write_json_lines(query: str, path: Path) -> str:
     """The statement that writes the rows of a query to this file, a JSON object a line."""
-    return f"COPY ({query}) TO {literal(path.absolute())} (FORMAT json)"
+    return f"COPY ({query}) TO {sql_literal(path.absolute())} (FORMAT json)"

@@ -12,7 +12,7 @@ from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.corpus.vocabulary import BOS, EOS, train
+from frame_jax.corpus.tokenizer_training import BOS, EOS, train_tokenizer
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.run.directory import RunDirectory, write_json
 
@@ -24,7 +24,7 @@ TEXT = "\n".join(topics[name] for name in sorted(topics)[:20])
 def write_tokenizer(directory: RunDirectory) -> None:
     """A byte-level tokenizer of fewer tokens than the model has rows."""
     directory.tokenizer.parent.mkdir(parents=True)
-    backend = train([TEXT], VOCAB_SIZE)
+    backend = train_tokenizer([TEXT], VOCAB_SIZE)
     backend.save(str(directory.tokenizer))
     special = {"bos_id": backend.token_to_id(BOS), "eos_id": backend.token_to_id(EOS)}
     write_json(
@@ -67,7 +67,7 @@ def make_arm(root: Path, name: str = "frame", **shape: Any) -> tuple[RunDirector
         folder / "curriculum.json",
         {
             "steps": STEPS[-1],
-            "batch_rows": 4,
+            "batch_size": 4,
             "sequence_length": CONTEXT,
             "rows": {"Q1": 12, "Q3": 12},
             "kept_steps": list(STEPS),
@@ -82,6 +82,6 @@ def make_config(directory: RunDirectory, **settings: Any) -> RunConfig:
     return RunConfig(
         run_directory=str(directory.root),
         corpus=CorpusConfig(sources=[SourceConfig(kind="python_library")]),
-        scoring=ScoringConfig(context=CONTEXT, rows_per_device=2, compute_dtype="float32"),
+        scoring=ScoringConfig(context=CONTEXT, per_device_batch_size=2, compute_dtype="float32"),
         **settings,
     )

@@ -27,8 +27,8 @@ import pytest
 import yaml
 
 from frame_jax.config.file import load
-from frame_jax.curriculum.presets import expand
-from frame_jax.curriculum.stages import resolve
+from frame_jax.curriculum.presets import expand_curriculum
+from frame_jax.curriculum.stages import resolve_curriculum
 from tests.integration.small_run import settings, write_corpus
 from tests.programs import REPOSITORY, free_port
 
@@ -58,7 +58,7 @@ class Entry:
 
 
 MAIN = ".venv/bin/python -m frame_jax.main --config my_run.yaml"
-ORDER = ".venv/bin/python -m frame_jax.export_order runs/mine --curriculum frame"
+ORDER = ".venv/bin/python -m frame_jax.export_order runs/mine --trial frame"
 COMPILE = "tools/compile_ahead.py --config configs/frame_3b.yaml --topology v5p:4x4x4"
 LAYERS = "--pretrain.model.num_layers 2"  # of a program that takes a minute to compile
 COMPILED = Entry(extra=LAYERS, shows="GiB a device: fits", needs=("libtpu",), program=True)
@@ -82,16 +82,16 @@ COMMANDS = {
         extra="--scoring.context 64 --scoring.overlap 8 --partition.rows.sequence_length 64",
         leaves="runs/scores/quadrants/assignment.parquet",
     ),
-    ".venv/bin/python -m frame_jax.export runs/mine --curriculum frame --out my_model": Entry(
+    ".venv/bin/python -m frame_jax.export runs/mine --trial frame --out my_model": Entry(
         leaves="my_model/model.safetensors", shows="my_model"
     ),
-    ".venv/bin/python -m frame_jax.export_order runs/mine --curriculum frame --to levanter "
+    ".venv/bin/python -m frame_jax.export_order runs/mine --trial frame --to levanter "
     "--out for_levanter --shards jsonl": Entry(leaves="for_levanter/data/Q1/*.jsonl*"),
     "python -m frame_jax.main --config configs/frame_3b.yaml --parallel.distributed true "
     "--run_directory SHARED_FOLDER/frame-3b": Entry(
         (("configs/frame_3b.yaml", "small.yaml"), ("SHARED_FOLDER", "shared")),
-        extra="--until tokenize --parallel.coordinator localhost:PORT --parallel.processes 1 "
-        "--parallel.process 0",
+        extra="--until tokenize --parallel.coordinator_address localhost:PORT --parallel.num_processes 1 "
+        "--parallel.process_id 0",
         leaves="shared/frame-3b/tokens/part-*.parquet",
         program=True,
     ),
@@ -137,9 +137,8 @@ COMMANDS = {
     # docs/curricula.md
     ".venv/bin/python -m frame_jax.curriculum.presets frame": Entry(shows="weights: {Q3: 1.0}"),
     # docs/exports.md; tests/tools checks what it does without a package index.
-    ".venv/bin/python tools/check_exports.py runs/mine --curriculum frame "
-    "--environments clients": Entry(
-        (("runs/mine --curriculum frame --environments clients", "--help"),), shows="--curriculum"
+    ".venv/bin/python tools/check_exports.py runs/mine --trial frame --environments clients": Entry(
+        (("runs/mine --trial frame --environments clients", "--help"),), shows="--trial"
     ),
     # docs/metrics.md
     "tensorboard --logdir runs/quickstart": Entry(
@@ -149,7 +148,7 @@ COMMANDS = {
     ),
     # docs/order.md
     f"{ORDER} --to manifest": Entry(leaves="runs/mine/manifest/frame/manifest.json"),
-    "python -m frame_jax.export_order SHARED_FOLDER/frame-3b --curriculum frame --to manifest "
+    "python -m frame_jax.export_order SHARED_FOLDER/frame-3b --trial frame --to manifest "
     "--distributed": Entry(
         (("SHARED_FOLDER/frame-3b", "runs/mine"),),
         extra="--out shared_manifest --coordinator localhost:PORT --processes 1 --process 0",
@@ -264,12 +263,12 @@ def test_every_curriculum_of_the_docs_has_a_schedule(tmp_path: Path) -> None:
         )
         config = load(path)
         for curriculum in config.curricula.values():
-            expanded = expand(curriculum, config.partition.axes)
-            schedule = resolve(expanded, rows, batch_rows=8, sequence_length=64)
+            expanded = expand_curriculum(curriculum, config.partition.axes)
+            schedule = resolve_curriculum(expanded, rows, batch_size=8, sequence_length=64)
             assert schedule.rows == 4000
-    rate = config.pretrain.training.schedule
-    assert config.arm_training("frame").schedule == rate
-    own = config.arm_training("frame_constant").schedule
+    rate = config.pretrain.training.lr_schedule
+    assert config.training_of_arm("frame").lr_schedule == rate
+    own = config.training_of_arm("frame_constant").lr_schedule
     assert own == dataclasses.replace(rate, kind="constant") != rate
 
 
@@ -281,9 +280,9 @@ def test_every_example_of_scores_made_elsewhere_is_a_config(tmp_path: Path) -> N
         config = load(path)
         assert config.scoring.table is not None
         for curriculum in config.curricula.values():
-            expanded = expand(curriculum, config.partition.axes)
-            rows = dict.fromkeys(config.partition.axes.cells, 1000)
-            schedule = resolve(expanded, rows, batch_rows=8, sequence_length=64)
+            expanded = expand_curriculum(curriculum, config.partition.axes)
+            rows = dict.fromkeys(config.partition.axes.quadrants, 1000)
+            schedule = resolve_curriculum(expanded, rows, batch_size=8, sequence_length=64)
             assert schedule.rows == 1000 * len(rows)
 
 
@@ -325,7 +324,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         enter(root, patch)
         assert run_python(shlex.split(MAIN)[1:]) == 0
         for name, arm in (("small", "random"), ("large", "frame")):
-            command = f"-m frame_jax.export runs/mine --curriculum {arm} --out {name}"
+            command = f"-m frame_jax.export runs/mine --trial {arm} --out {name}"
             assert run_python(command.split()) == 0
     (root / "data").mkdir()  # of configs/frame_3b.yaml
     shutil.copy(root / "runs/mine/quadrants/assignment.parquet", root / "data/part.parquet")

@@ -8,7 +8,13 @@ from typing import NamedTuple
 
 import pytest
 
-from frame_jax.evaluation.verdict import BETTER, DOCUMENT_ERRORS, WORSE, detectable, half_width
+from frame_jax.evaluation.verdict import (
+    BETTER,
+    DOCUMENT_ERRORS,
+    WORSE,
+    detectable_difference,
+    half_width,
+)
 
 SEEDS = 3
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
@@ -45,7 +51,7 @@ def rows() -> list[Row]:
 
 def seen(row: Row) -> float:
     """What the study would have seen four times in five."""
-    return detectable(row.half / half_width(1.0, SEEDS), row.document_error, SEEDS)
+    return detectable_difference(row.half / half_width(1.0, SEEDS), row.document_error, SEEDS)
 
 
 def test_every_table_is_read() -> None:

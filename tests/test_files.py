@@ -72,7 +72,7 @@ def test_reading_goes_on_through_faults_that_pass(s3: Server, folder: Path) -> N
         assert file.read(100) == CONTENT[-5:] and file.read(1) == b""
         file.seek(4_200_000)
         assert file.read(10) == CONTENT[4_200_000:4_200_010] and file.tell() == 4_200_010
-    assert len(files.find(f"{url}/**/*.jsonl")) == 5
+    assert len(files.find_remote_files(f"{url}/**/*.jsonl")) == 5
     assert s3.cuts == 0 and len(s3.requests) > 8
 
 
@@ -85,7 +85,7 @@ def test_a_fault_that_lasts_names_bucket_key_and_cause(s3: Server, folder: Path)
     assert "Service Unavailable" in str(error.value)
     assert "run the same command again" in str(error.value)
     with pytest.raises(UserError, match=rf"{url}: cannot be listed after 6 attempts"):
-        files.find(url)
+        files.find_remote_files(url)
     # It also names itself in the middle of a file.
     s3.fault = lambda request: None
     with files.open_binary(f"{url}/large.bin") as file:
@@ -103,11 +103,11 @@ def test_what_does_not_pass_is_not_tried_again(s3: Server, folder: Path, monkeyp
         files.open_binary(f"{url}/a.jsonl")
     s3.fault = lambda request: None
     for path in (f"{url}/absent", "s3://nobucket/key"):
-        assert files.find(path) == []
+        assert files.find_remote_files(path) == []
         with pytest.raises(UserError, match=f"{path}: there is no such file"):
             files.open_binary(path)
         with pytest.raises(UserError, match=f"{path}: there is no such file or folder"):
-            files.cached(path)
+            files.local_copy(path)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     forget_file_systems()
@@ -117,7 +117,7 @@ def test_what_does_not_pass_is_not_tried_again(s3: Server, folder: Path, monkeyp
 
 def test_schemes_that_are_not_known_and_libraries_that_are_missing(monkeypatch) -> None:
     with pytest.raises(UserError, match=r"zz:// is not known: use s3://, gs://"):
-        files.find("zz://bucket/key")
+        files.find_remote_files("zz://bucket/key")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(UserError, match=r"gs://b/k: a library for gs:// is missing.*\[remote\]"):
         files.open_binary("gs://b/k")
@@ -126,32 +126,32 @@ def test_schemes_that_are_not_known_and_libraries_that_are_missing(monkeypatch) 
 def test_a_cached_file_is_fetched_once(s3: Server, folder: Path, tmp_path: Path) -> None:
     url = s3.put("bucket", folder)
     s3.every(4, 503)
-    path = files.cached(f"{url}/large.bin")
+    path = files.local_copy(f"{url}/large.bin")
     assert path.read_bytes() == CONTENT and path.name == "large.bin"
     assert path.is_relative_to(tmp_path / "cache" / "frame_jax")
     s3.fault = lambda request: None
     s3.requests.clear()
-    assert files.cached(f"{url}/large.bin") == path
+    assert files.local_copy(f"{url}/large.bin") == path
     assert not [r for r in s3.requests if r.startswith("GET") and r.endswith("large.bin")]
     # Another content, though of the same size, is another file.
     fsspec.filesystem("s3").pipe("bucket/data/large.bin", CONTENT[::-1])
-    again = files.cached(f"{url}/large.bin")
+    again = files.local_copy(f"{url}/large.bin")
     assert again != path and again.read_bytes() == CONTENT[::-1] and path.read_bytes() == CONTENT
 
 
 def test_a_cached_folder_holds_what_is_wanted_and_is_completed(s3: Server, folder: Path) -> None:
     url = s3.put("bucket", folder)
-    wanted = [file.name for file in files.find(url) if file.name.endswith(".jsonl")]
+    wanted = [file.name for file in files.find_remote_files(url) if file.name.endswith(".jsonl")]
     s3.fault = lambda request: 503 if request["PATH_INFO"].endswith("e.jsonl") else None
     with pytest.raises(UserError, match=r"b/d/e\.jsonl: cannot be read after"):
-        files.cached(url, lambda name: name.endswith(".jsonl"))
+        files.local_copy(url, lambda name: name.endswith(".jsonl"))
     s3.fault = lambda request: None
     s3.requests.clear()
-    path = files.cached(url, lambda name: name.endswith(".jsonl"))
+    path = files.local_copy(url, lambda name: name.endswith(".jsonl"))
     assert sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()) == wanted
     assert (path / "b/d/e.jsonl").read_text() == "b/d/e.jsonl"
     assert not [r for r in s3.requests if r.endswith("a.jsonl") and r.startswith("GET")]
-    assert files.cached(str(folder)) == folder
+    assert files.local_copy(str(folder)) == folder
 
 
 def test_a_full_disk_is_no_fault_of_the_bucket(s3: Server, folder: Path, monkeypatch) -> None:
@@ -163,7 +163,7 @@ def test_a_full_disk_is_no_fault_of_the_bucket(s3: Server, folder: Path, monkeyp
     monkeypatch.setattr("s3fs.S3FileSystem._get_file", full)
     forget_file_systems()
     with pytest.raises(OSError, match="No space left"):
-        files.cached(f"{url}/a.jsonl")
+        files.local_copy(f"{url}/a.jsonl")
 
 
 @pytest.fixture(params=["gs://bucket", "hf://datasets/owner/name", "hf://datasets/owner/name@main"])
@@ -234,12 +234,14 @@ def web(request: pytest.FixtureRequest, folder: Path, monkeypatch) -> Iterator[s
 
 
 def test_a_web_server_is_listed_and_read(web: str, folder: Path) -> None:
-    assert [f.name for f in files.find(f"{web}/a.jsonl")] == ["a.jsonl"]
-    assert [(f.name, f.size) for f in files.find(f"{web}/*.jsonl")] == [("a.jsonl", 7)]
-    assert "b/d/e.jsonl" in [f.name for f in files.find(f"{web}/**/*.jsonl")]
-    assert files.find(f"{web}/absent.jsonl") == []
+    assert [f.name for f in files.find_remote_files(f"{web}/a.jsonl")] == ["a.jsonl"]
+    assert [(f.name, f.size) for f in files.find_remote_files(f"{web}/*.jsonl")] == [("a.jsonl", 7)]
+    assert "b/d/e.jsonl" in [f.name for f in files.find_remote_files(f"{web}/**/*.jsonl")]
+    assert files.find_remote_files(f"{web}/absent.jsonl") == []
     for page in (web, f"{web}/"):
-        assert {"a.jsonl", "b/c.jsonl", "b/d/e.jsonl"} <= {f.name for f in files.find(page)}
+        assert {"a.jsonl", "b/c.jsonl", "b/d/e.jsonl"} <= {
+            f.name for f in files.find_remote_files(page)
+        }
     Handler.faults = 3
     with files.open_binary(f"{web}/large.bin") as file:
         assert file.read(7) == CONTENT[:7]
@@ -247,4 +249,4 @@ def test_a_web_server_is_listed_and_read(web: str, folder: Path) -> None:
         assert file.read(10) == CONTENT[4_200_000:4_200_010]
         file.seek(0)
         assert file.read() == CONTENT
-    assert files.cached(f"{web}/a.jsonl").read_text() == "a.jsonl"
+    assert files.local_copy(f"{web}/a.jsonl").read_text() == "a.jsonl"

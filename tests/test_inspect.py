@@ -43,7 +43,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 def test_documents_come_in_the_order_asked_for_with_their_text(directory, capsys) -> None:
     arguments = [str(directory.root), "--domain", "code", "-n", "3", "--characters", "40"]
-    rows = inspect.choose(
+    rows = inspect.choose_documents(
         directory,
         inspect.parser().parse_args([*arguments, "--by", "lowest-ppl", "--quadrant", "Q2"]),
     )
@@ -57,7 +57,7 @@ def test_documents_come_in_the_order_asked_for_with_their_text(directory, capsys
 def test_a_seed_gives_the_same_choice_and_another_seed_another(directory) -> None:
     def chosen(seed: str) -> list[str]:
         options = inspect.parser().parse_args([str(directory.root), "-n", "8", "--seed", seed])
-        return [row["doc_id"] for row in inspect.choose(directory, options)]
+        return [row["doc_id"] for row in inspect.choose_documents(directory, options)]
 
     assert chosen("1") == chosen("1") != chosen("2")
 
@@ -101,7 +101,7 @@ def test_a_damaged_assignment_is_refused_in_words(directory, tmp_path, capsys) -
     rows = run.quadrants / "Q1" / "part-00000-of-00001.arrayrecord"
     rows.parent.mkdir()
     rows.touch()
-    integrity.record(run, "partition", ["quadrants"])
+    integrity.record_checksums(run, "partition", ["quadrants"])
     rows.unlink()  # which shows no documents: not missed
     assert inspect.main([str(run.root)]) == 0
     run.assignment.write_bytes(run.assignment.read_bytes()[:-200])

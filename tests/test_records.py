@@ -11,7 +11,7 @@ import pytest
 
 from frame_jax import records
 from frame_jax.errors import UserError
-from frame_jax.records import DENSE, LENGTHS, OpenFiles, TokenReader, lengths, write_tokens
+from frame_jax.records import DENSE, LENGTHS, OpenFiles, TokenReader, record_counts, write_tokens
 
 FILES, ROWS = 40, 30
 
@@ -101,8 +101,8 @@ def test_records_come_in_the_order_asked_for_from_long_and_short_files(
 def test_recorded_lengths_spare_opening(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert lengths(paths).tolist() == [ROWS] * FILES
-    assert lengths([]).tolist() == []
+    assert record_counts(paths).tolist() == [ROWS] * FILES
+    assert record_counts([]).tolist() == []
     known = paths[0].parents[1] / LENGTHS
     known.write_text(json.dumps({"Q1": {path.stem: ROWS for path in paths[1:]}}))
     opened = []
@@ -114,7 +114,7 @@ def test_recorded_lengths_spare_opening(
 
     monkeypatch.setattr(records, "TokenReader", Counted)
     try:
-        assert lengths(paths).tolist() == [ROWS] * FILES
+        assert record_counts(paths).tolist() == [ROWS] * FILES
     finally:
         known.unlink()
     assert opened == paths[:1]  # of which nothing was recorded

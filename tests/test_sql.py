@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax.sql import json_lines, parquet, write_parquet
+from frame_jax.sql import json_lines_table, parquet_table, write_parquet
 
 REPOSITORY = Path(__file__).parents[1]
 RAW = re.compile(
@@ -83,6 +83,6 @@ def test_a_name_means_itself(
     folder.mkdir()
     duckdb.execute(write_parquet("SELECT 'held_out' AS split", folder / "t.parquet"))
     (folder / "m.jsonl").write_text('{"step": 3}\n')
-    assert duckdb.sql(f"FROM {parquet(folder / 't.parquet')}").fetchall() == [("held_out",)]
-    lines = json_lines(folder / "m.jsonl", {"step": "BIGINT"})
+    assert duckdb.sql(f"FROM {parquet_table(folder / 't.parquet')}").fetchall() == [("held_out",)]
+    lines = json_lines_table(folder / "m.jsonl", {"step": "BIGINT"})
     assert duckdb.sql(f"FROM {lines}").fetchall() == [(3,)]

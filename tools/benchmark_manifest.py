@@ -28,12 +28,12 @@ from frame_jax.config.quadrants import PartitionConfig, RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.export.order.manifest import write_manifest
-from frame_jax.export.order.plan import make_plan
-from frame_jax.export.order.quadrant_rows import Unit, read_rows
-from frame_jax.quadrants.rows import listed, training_documents
+from frame_jax.export.order.row_files import RowFile, read_rows
+from frame_jax.export.order.trial_order import make_trial_order
+from frame_jax.quadrants.rows import list_documents, training_conditions
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, write_json
-from frame_jax.sql import database, write_parquet
+from frame_jax.sql import open_database, write_parquet
 
 LENGTH, LONG, PARTS, BOS, EOS = 127, 2048, 4, 1, 2
 DOCUMENT = 41  # text tokens of the mean document: with BOS and EOS, three fill a row
@@ -54,7 +54,7 @@ def generate(config: RunConfig, rows: int) -> None:
     special = {"bos_id": BOS, "eos_id": EOS, "vocab_size": 1 << 16}
     write_json(directory.tokenizer.with_name("special_tokens.json"), special)
     documents, row_ids = rows * (LENGTH + 1) // (DOCUMENT + 2), LENGTH + 1
-    with database(directory.quadrants) as connection:
+    with open_database(directory.quadrants) as connection:
         made = f"""
             SELECT md5(i::VARCHAR) AS doc_id, 0 AS part, i AS row, 'train' AS split,
                 'Q' || (1 + hash(i, 1) % 4) AS quadrant,
@@ -62,29 +62,29 @@ def generate(config: RunConfig, rows: int) -> None:
             FROM range({documents}) AS numbers(i)
             """
         connection.execute(write_parquet(made, directory.assignment))
-    cells, counts = config.partition.axes.cells, {}
-    units = [(cell, part) for cell in cells for part in range(PARTS)]
-    conditions = training_documents(cells)
-    with listed(
+    quadrants, counts = config.partition.axes.quadrants, {}
+    units = [(quadrant, part) for quadrant in quadrants for part in range(PARTS)]
+    conditions = training_conditions(quadrants)
+    with list_documents(
         [directory.assignment], conditions, units, PARTS, config.seed, directory.quadrants
     ) as select:
-        for cell, part in units:
-            ends = np.cumsum(select(cell, part).tokens + 2)
+        for quadrant, part in units:
+            ends = np.cumsum(select(quadrant, part).tokens + 2)
             filled = -(-int(ends[-1]) // row_ids)
             ids = rng.integers(3, 1 << 16, filled * row_ids, np.uint32)
             ids[np.append(0, ends[:-1])] = BOS
             name = part_name(part, PARTS, ".arrayrecord")
-            with write_tokens(directory.quadrants / cell / name) as writer:
+            with write_tokens(directory.quadrants / quadrant / name) as writer:
                 for row in ids.reshape(filled, row_ids):
                     writer.append(row)
-            counts[cell] = {"rows": counts.get(cell, {"rows": 0})["rows"] + filled}
+            counts[quadrant] = {"rows": counts.get(quadrant, {"rows": 0})["rows"] + filled}
     write_json(directory.quadrants / "rows.json", counts)
 
 
 def measure(config: RunConfig) -> dict[str, Any]:
     """The time and memory that the manifest takes."""
     directory = RunDirectory(config.run_directory)
-    plan = make_plan(config, directory, "frame")
+    plan = make_trial_order(config, directory, "frame")
     folder = directory.manifest("frame")
     started, cpu_started = time.perf_counter(), time.process_time()
     write_manifest(config, directory, plan, folder)
@@ -107,8 +107,8 @@ def long_rows(folder: Path) -> float:
         for _ in range(rows):
             writer.append(rng.integers(3, 1 << 16, LONG + 1, np.uint32))
     started = time.process_time()
-    for _, read in read_rows(Unit(0, "Q1", 0, path, 0, rows)):
-        digest.of_rows(read)
+    for _, read in read_rows(RowFile(0, "Q1", 0, path, 0, rows)):
+        digest.row_digests(read)
     return (time.process_time() - started) / (rows * 4 * (LONG + 1) / 1e9)
 
 

@@ -27,15 +27,15 @@ from frame_jax.config.models import ModelConfig
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.quadrants import AxesConfig
 from frame_jax.config.training import TrainingConfig
-from frame_jax.curriculum.presets import expand
+from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
-from frame_jax.curriculum.stages import resolve
+from frame_jax.curriculum.stages import resolve_curriculum
 from frame_jax.main import prefer_huge_pages
 from frame_jax.models.functional import Decoder
 from frame_jax.records import write_tokens
-from frame_jax.training.job import Job
-from frame_jax.training.step import Specials
+from frame_jax.training.train_step import SpecialTokens
 from frame_jax.training.trainer import train
+from frame_jax.training.training_job import TrainingJob
 
 VOCAB, LENGTH, BATCH = 8192, 256, 16
 BOS, EOS = 1, 2
@@ -48,9 +48,9 @@ WARM_UP = 12  # steps left out at the start of each run: compilation, and findin
 def write_rows(root: Path, rows: int) -> dict[str, list[Path]]:
     """So many rows of made-up tokens in each quadrant."""
     random, parts = np.random.default_rng(0), {}
-    for cell in AXES.cells:
-        parts[cell] = [root / cell / "part-00000-of-00001.arrayrecord"]
-        with write_tokens(parts[cell][0]) as writer:
+    for quadrant in AXES.quadrants:
+        parts[quadrant] = [root / quadrant / "part-00000-of-00001.arrayrecord"]
+        with write_tokens(parts[quadrant][0]) as writer:
             for _ in range(rows):
                 writer.append(np.minimum(random.zipf(1.2, LENGTH + 1) + 2, VOCAB - 1))
     return parts
@@ -78,22 +78,22 @@ def run(
     checkpoint_seconds: float = 1e9,
 ) -> Timing:
     """Trains through all rows in the order of a preset."""
-    schedule = resolve(
-        expand(CurriculumConfig(preset=preset), AXES),
-        dict.fromkeys(AXES.cells, rows),
-        batch_rows=BATCH,
+    schedule = resolve_curriculum(
+        expand_curriculum(CurriculumConfig(preset=preset), AXES),
+        dict.fromkeys(AXES.quadrants, rows),
+        batch_size=BATCH,
         sequence_length=LENGTH,
     )
     with tempfile.TemporaryDirectory(dir=root) as folder:
-        job = Job(
+        job = TrainingJob(
             name=preset,
             folder=Path(folder),
             decoder=Decoder(MODEL, VOCAB),
             training=TrainingConfig(
-                batch_rows=BATCH, milestones=1, checkpoint_seconds=checkpoint_seconds
+                batch_size=BATCH, milestones=1, checkpoint_seconds=checkpoint_seconds
             ),
             parallel=ParallelConfig(),
-            specials=Specials(BOS, EOS),
+            special_tokens=SpecialTokens(BOS, EOS),
             selection=SelectionMap(schedule, seed=0),
             parts=parts,
             sequence_length=LENGTH,

@@ -24,7 +24,7 @@ import duckdb
 
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.quadrants.partition import place_documents
+from frame_jax.quadrants.partition import write_assignment
 from frame_jax.run.directory import RunDirectory, part_name
 from frame_jax.sql import write_parquet
 
@@ -74,7 +74,7 @@ def measure(documents: int, folder: str) -> dict[str, float]:
     """The time and memory that placing the documents in `folder` takes."""
     directory = RunDirectory(folder)
     started, cpu_started = time.perf_counter(), time.process_time()
-    place_documents(PartitionConfig(), ScoringConfig(), directory)
+    write_assignment(PartitionConfig(), ScoringConfig(), directory)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux
     return {

@@ -50,17 +50,17 @@ from frame_jax.config.quadrants import AxesConfig, RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus import tokenize
 from frame_jax.curriculum import loader
-from frame_jax.curriculum.presets import expand
+from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
-from frame_jax.curriculum.stages import resolve
+from frame_jax.curriculum.stages import resolve_curriculum
 from frame_jax.quadrants.packing import best_fit
-from frame_jax.quadrants.rows import Documents, listed, write_part
-from frame_jax.records import LENGTHS, OpenFiles, TokenReader, lengths, write_tokens
+from frame_jax.quadrants.rows import ShuffledDocuments, list_documents, write_part
+from frame_jax.records import LENGTHS, OpenFiles, TokenReader, record_counts, write_tokens
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, write_json
 from frame_jax.scoring import score
 
-CELLS = AxesConfig().cells
+CELLS = AxesConfig().quadrants
 Line = dict[str, Any]
 
 
@@ -103,7 +103,7 @@ def measure_tokenize(root: Path, scale: float, turns: int) -> Iterator[Line]:
             directory: RunDirectory = directory,
             tokenizer: tokenize.Tokenizer = tokenizer,
         ) -> None:
-            (chunks,) = tokenize.plan(config.corpus)
+            (chunks,) = tokenize.plan_parts(config.corpus)
             tokenize.write_part(chunks, 0, config, tokenizer, directory, lambda documents: None)
 
         spent = fastest(turns, work)
@@ -165,9 +165,9 @@ def measure_start(root: Path, scale: float, turns: int) -> Iterator[Line]:
             (folder / name).hardlink_to(whole)
         listing = fastest(turns, lambda folder=folder: list_parts(folder, ".arrayrecord"))
         paths = list_parts(folder, ".arrayrecord")
-        opened = fastest(turns, lambda paths=paths: lengths(paths))
+        opened = fastest(turns, lambda paths=paths: record_counts(paths))
         write_json(folder.parent / LENGTHS, {"Q1": {path.stem: 1000 for path in paths}})
-        recorded = fastest(turns, lambda paths=paths: lengths(paths))
+        recorded = fastest(turns, lambda paths=paths: record_counts(paths))
         yield {
             "n": parts,
             "listing_cpu_seconds": listing["cpu_seconds"],
@@ -179,10 +179,10 @@ def measure_start(root: Path, scale: float, turns: int) -> Iterator[Line]:
 
 def schedule_map(rows: int) -> SelectionMap:
     """FRAME over so many rows in four equal cells."""
-    schedule = resolve(
-        expand(CurriculumConfig(preset="frame"), AxesConfig()),
+    schedule = resolve_curriculum(
+        expand_curriculum(CurriculumConfig(preset="frame"), AxesConfig()),
         dict.fromkeys(CELLS, rows // 4),
-        batch_rows=64,
+        batch_size=64,
         sequence_length=64,
     )
     return SelectionMap(schedule, seed=0)
@@ -193,19 +193,19 @@ def measure_step(root: Path, scale: float, turns: int) -> Iterator[Line]:
         records = int(rows * scale) // 256
         whole = token_file(root / f"{rows}.arrayrecord", records)
         parts = {}
-        for cell in CELLS:
-            folder = root / str(rows) / cell
+        for quadrant in CELLS:
+            folder = root / str(rows) / quadrant
             folder.mkdir(parents=True)
             for index in range(64):
                 (folder / part_name(index, 64, ".arrayrecord")).hardlink_to(whole)
-            parts[cell] = list_parts(folder, ".arrayrecord")
+            parts[quadrant] = list_parts(folder, ".arrayrecord")
         selection = schedule_map(256 * records)
         for held in (256, 32):
             loader.OpenFiles = lambda held=held: OpenFiles(files=held)
-            batches = loader.Batches(parts, selection, 64, np.arange(64), 64, 1)
+            batches = loader.BatchSource(parts, selection, 64, np.arange(64), 64, 1)
             steps = np.random.default_rng(0).permutation(len(batches))[:30]
 
-            def work(batches: loader.Batches = batches, steps: np.ndarray = steps) -> None:
+            def work(batches: loader.BatchSource = batches, steps: np.ndarray = steps) -> None:
                 for step in steps:
                     batches[int(step)]
 
@@ -250,15 +250,15 @@ def documents_table(path: Path, documents: int) -> Path:
 
 
 def measure_shuffle(root: Path, scale: float, turns: int) -> Iterator[Line]:
-    conditions = {cell: f"quadrant = '{cell}'" for cell in CELLS}
+    conditions = {quadrant: f"quadrant = '{quadrant}'" for quadrant in CELLS}
     for documents in (100_000, 1_000_000, 4_000_000):
         documents = int(documents * scale)
         table = documents_table(root / "assignment.parquet", documents)
         for share in (1, 64):  # hosts
-            units = [(cell, index) for cell in CELLS for index in range(64 // share)]
+            units = [(quadrant, index) for quadrant in CELLS for index in range(64 // share)]
 
             def work(units: list[tuple[str, int]] = units, table: Path = table) -> None:
-                with listed([table], conditions, units, 64, 0, root) as select:
+                with list_documents([table], conditions, units, 64, 0, root) as select:
                     for unit in units:
                         select(*unit)
 
@@ -278,10 +278,12 @@ def measure_pack(root: Path, scale: float, turns: int) -> Iterator[Line]:
                     writer.append(np.minimum(random.zipf(1.2, length), 65_000))
         number = np.arange(documents)
         chosen = random.permutation(documents)
-        wanted = Documents((number % 16)[chosen], (number // 16)[chosen], tokens[chosen])
+        wanted = ShuffledDocuments((number % 16)[chosen], (number // 16)[chosen], tokens[chosen])
         out = root / "out.arrayrecord"
 
-        def work(wanted: Documents = wanted, parts: list[Path] = parts, out: Path = out) -> None:
+        def work(
+            wanted: ShuffledDocuments = wanted, parts: list[Path] = parts, out: Path = out
+        ) -> None:
             write_part(wanted, parts, OpenFiles(), config, 1, 2, out)
 
         yield {"n": int(tokens.sum()), "documents": documents, **fastest(turns, work)}
@@ -305,7 +307,7 @@ def measure_summary(root: Path, scale: float, turns: int) -> Iterator[Line]:
         pq.write_table(pa.table(columns | {"nll_weak": nll, "nll_strong": nll[::-1]}), path)
         yield {
             "n": documents,
-            **fastest(turns, lambda d=directory, p=path: score.summary(d, [p])),
+            **fastest(turns, lambda d=directory, p=path: score.scores_summary(d, [p])),
             "bytes": path.stat().st_size,
         }
 
@@ -315,7 +317,7 @@ def measure_hash(root: Path, scale: float, turns: int) -> Iterator[Line]:
         size = int(size * scale)
         path = root / f"{size}.parquet"
         path.write_bytes(os.urandom(size))
-        yield {"n": size, **fastest(turns, lambda path=path: integrity.describe(path))}
+        yield {"n": size, **fastest(turns, lambda path=path: integrity.file_checksum(path))}
 
 
 MEASURES = {

@@ -39,8 +39,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.parallel.hardware import multiplies_bfloat16, processor
 from frame_jax.scoring.documents import POOL_ROWS, score_documents
-from frame_jax.scoring.packing import batches, pack
-from frame_jax.scoring.step import Scorer
+from frame_jax.scoring.packing import make_batches, pack_windows
+from frame_jax.scoring.scorer import Scorer
 from frame_jax.scoring.windows import Window, windows
 
 BOS = 0
@@ -150,7 +150,7 @@ def compare(
             decoder, params = import_checkpoint(Path(folder), longest=options.context)
             ours.append((dataclasses.replace(decoder, compute_dtype=options.dtype), params))
     scorer = Scorer(
-        ours, options.context, rows_per_device=options.rows, loss_chunk=options.loss_chunk
+        ours, options.context, per_device_batch_size=options.rows, loss_chunk=options.loss_chunk
     )
 
     def score_ours() -> Scored:
@@ -184,7 +184,11 @@ def compare(
     tokens = sum(map(len, documents))
     length = scorer.row_length
     rows = list(
-        batches(pack(in_order, length, POOL_ROWS), scorer.rows * scorer.context // length, length)
+        make_batches(
+            pack_windows(in_order, length, POOL_ROWS),
+            scorer.rows * scorer.context // length,
+            length,
+        )
     )
     result: dict[str, Any] = {"models": shapes, "documents": len(documents), "tokens": tokens}
     result |= {"dtype": options.dtype, "processor": processor()}

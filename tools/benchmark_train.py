@@ -29,24 +29,24 @@ import numpy as np
 
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.config.parallel import ParallelConfig
-from frame_jax.config.training import ScheduleConfig, TrainingConfig
+from frame_jax.config.training import LRScheduleConfig, TrainingConfig
 from frame_jax.main import prefer_huge_pages
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import model_config, write_weights
 from frame_jax.parallel.hardware import multiplies_bfloat16, processor
 from frame_jax.parallel.sharding import batch_sharding, make_mesh
 from frame_jax.run.directory import write_json
+from frame_jax.training.lr_schedules import learning_rate
 from frame_jax.training.optimizer import make_optimizer
-from frame_jax.training.schedules import learning_rate
-from frame_jax.training.step import Specials, TrainState, make_train_step
+from frame_jax.training.train_step import SpecialTokens, TrainState, make_train_step
 
 # Smaller pieces of the loss than the default: their logits stay near the cores. Both minimise the
 # loss of the tokens alone.
 TRAINING = TrainingConfig(
-    schedule=ScheduleConfig(kind="constant", warmup_fraction=0),
+    lr_schedule=LRScheduleConfig(kind="constant", warmup_fraction=0),
     loss_chunk=1024,
-    balance_loss=0,
-    router_z_loss=0,
+    load_balance_loss_weight=0,
+    router_z_loss_weight=0,
 )
 WARM_UP = 2  # steps that are not timed
 Step = Callable[[np.ndarray], float]  # rows [B, T + 1] to the loss before the update
@@ -111,10 +111,10 @@ def our_step(decoder: Decoder, params: dict) -> Step:
     """The step of `frame_jax.training`, as the trainer compiles it."""
     mesh = make_mesh(ParallelConfig())
     optimizer = make_optimizer(TRAINING, decoder, 1000)
-    rate = lambda step: learning_rate(TRAINING.schedule, step, 1000)  # noqa: E731
-    specials = Specials(0, 1)
+    rate = lambda step: learning_rate(TRAINING.lr_schedule, step, 1000)  # noqa: E731
+    special_tokens = SpecialTokens(0, 1)
     step = jax.jit(
-        make_train_step(decoder, optimizer, specials, TRAINING, mesh, rate), donate_argnums=0
+        make_train_step(decoder, optimizer, special_tokens, TRAINING, mesh, rate), donate_argnums=0
     )
     state = jax.device_put(TrainState(np.int32(0), params, optimizer.init(params)))
 
@@ -132,7 +132,7 @@ def peer_step(folder: Path, mode: str, dtype: str) -> Step:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
-    o, peak = TRAINING.optimizer, TRAINING.schedule.peak
+    o, peak = TRAINING.optimizer, TRAINING.lr_schedule.peak
     decayed, spared = [], []
     for name, p in model.named_parameters():
         (spared if p.ndim < 2 or "embed" in name or "conv1d" in name else decayed).append(p)
@@ -153,7 +153,7 @@ def peer_step(folder: Path, mode: str, dtype: str) -> Step:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = forward(torch.from_numpy(rows).long())
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         return loss.item()

@@ -39,9 +39,9 @@ from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.quadrants import AxesConfig
 from frame_jax.config.training import TrainingConfig
-from frame_jax.curriculum.presets import expand
+from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
-from frame_jax.curriculum.stages import resolve
+from frame_jax.curriculum.stages import resolve_curriculum
 from frame_jax.models.attention import attention
 from frame_jax.models.cross_entropy import cross_entropy
 from frame_jax.models.flops import (
@@ -50,7 +50,7 @@ from frame_jax.models.flops import (
     training_flops_per_token,
 )
 from frame_jax.models.functional import Decoder
-from frame_jax.models.grouped_product import grouped_matmul, plan, tile_rows
+from frame_jax.models.grouped_product import grouped_matmul, place_choices, rows_per_tile
 from frame_jax.models.hugging_face.export import model_config
 from frame_jax.models.ssd import ssd
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
@@ -58,12 +58,18 @@ from frame_jax.planning.chips import CHIPS
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import write_json
 from frame_jax.scoring.documents import score_documents
-from frame_jax.scoring.step import Scorer
-from frame_jax.training.job import Job
+from frame_jax.scoring.scorer import Scorer
 from frame_jax.training.optimizer import make_optimizer
-from frame_jax.training.runs import padded_vocabulary
-from frame_jax.training.step import Specials, TrainState, batch_sums, make_train_step, view
+from frame_jax.training.phases import padded_vocab_size
+from frame_jax.training.train_step import (
+    SpecialTokens,
+    TrainState,
+    loss_fn,
+    make_lm_batch,
+    make_train_step,
+)
 from frame_jax.training.trainer import train
+from frame_jax.training.training_job import TrainingJob
 
 ROOT = Path(__file__).parents[1]
 TOTAL_SECONDS = 570
@@ -155,7 +161,7 @@ def grouped_error(M: int, dtype: str) -> float:
     """M tokens with two of four experts each, one of which nothing chose."""
     random, E, D, F = np.random.default_rng(0), 4, 128, 256
     chosen = jnp.asarray([random.permutation(E - 1)[:2] for _ in range(M)], jnp.int32)
-    placement = jax.jit(plan, static_argnums=(1, 2))(chosen, E, tile_rows(2 * M, E))
+    placement = jax.jit(place_choices, static_argnums=(1, 2))(chosen, E, rows_per_tile(2 * M, E))
     tiles, rows = placement.tile_expert, len(placement.source)
     expert = np.repeat(np.asarray(tiles), rows // len(tiles))
     used = jnp.asarray(expert < E)[:, None]
@@ -200,18 +206,18 @@ def ssd_error(T: int, dtype: str) -> float:
 
 def cross_entropy_error(T: int, dtype: str) -> float:
     """With a z-loss, in two pieces, and targets that do not count."""
-    random, B, D, V, z_loss = np.random.default_rng(0), 2, 128, 512, 1e-2
+    random, B, D, V, z_loss_weight = np.random.default_rng(0), 2, 128, 512, 1e-2
     targets, weights = random.integers(0, V, (B, T)), random.integers(0, 2, (B, T))
 
     def exact(hidden: np.ndarray, w: np.ndarray) -> np.ndarray:
         logits = hidden @ w.T
         total = np.log(np.exp(logits).sum(axis=-1))
         nll = total - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
-        return np.sum(weights * (nll + z_loss * total**2))
+        return np.sum(weights * (nll + z_loss_weight * total**2))
 
     def kernel(hidden: jax.Array, w: jax.Array) -> jax.Array:
         ids, counted = jnp.asarray(targets, jnp.int32), jnp.asarray(weights, jnp.float32)
-        return cross_entropy(hidden, w, ids, counted, 2, z_loss)[0]
+        return cross_entropy(hidden, w, ids, counted, 2, z_loss_weight)[0]
 
     hidden = jnp.asarray(random.normal(size=(B, T, D)), dtype)
     w = jnp.asarray(random.normal(size=(V, D)) * D**-0.5, dtype).astype(jnp.float32)
@@ -269,9 +275,9 @@ def loss_and_gradients(decoder: Decoder, rows: np.ndarray, device: jax.Device) -
 
     def run(params: Any, rows: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:
-            batch = view(rows, Specials(BOS, EOS), True)
-            objective, _ = batch_sums(decoder, params, batch, 2, TrainingConfig())
-            return objective / jnp.sum(batch.weights)
+            batch = make_lm_batch(rows, SpecialTokens(BOS, EOS), True)
+            objective, _ = loss_fn(decoder, params, batch, 2, TrainingConfig())
+            return objective / jnp.sum(batch.loss_mask)
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return jax.value_and_grad(loss)(params)
@@ -307,35 +313,37 @@ def scoring(small: bool) -> Iterator[Finding]:
     for dtype, limit in SCORE_LIMITS.items():
         decoder = tiny(dtype)
         model = decoder, random_weights(decoder)
-        scorer = Scorer([model], 128, rows_per_device=2, loss_chunk=128)
+        scorer = Scorer([model], 128, per_device_batch_size=2, loss_chunk=128)
         packed = score_documents(scorer, texts, bos_id=BOS).nll[0]
         alone = [score_documents(scorer, [text], bos_id=BOS).nll[0, 0] for text in texts]
         worst = float(np.max(np.abs(packed / np.array(alone) - 1)))
         yield finding(f"packed scores, {dtype}", worst, limit)
 
 
-def small_job(root: Path, folder: str) -> Job:
+def small_job(root: Path, folder: str) -> TrainingJob:
     """Four steps over rows that lie in `root`."""
-    cells, rows, length = AxesConfig().cells, 8 * jax.device_count(), 128
-    parts = {cell: [root / cell / "part-00000-of-00001.arrayrecord"] for cell in cells}
+    quadrants, rows, length = AxesConfig().quadrants, 8 * jax.device_count(), 128
+    parts = {
+        quadrant: [root / quadrant / "part-00000-of-00001.arrayrecord"] for quadrant in quadrants
+    }
     for path, *_ in parts.values():
         if not path.exists():
             with write_tokens(path) as writer:
                 for row in token_rows(rows, length, 512):
                     writer.append(row)
-    schedule = resolve(
-        expand(CurriculumConfig(preset="random"), AxesConfig()),
-        dict.fromkeys(cells, rows),
-        batch_rows=rows,
+    schedule = resolve_curriculum(
+        expand_curriculum(CurriculumConfig(preset="random"), AxesConfig()),
+        dict.fromkeys(quadrants, rows),
+        batch_size=rows,
         sequence_length=length,
     )
-    return Job(
+    return TrainingJob(
         name=folder,
         folder=root / folder,
         decoder=tiny("bfloat16"),
-        training=TrainingConfig(batch_rows=rows, milestones=2),
+        training=TrainingConfig(batch_size=rows, milestones=2),
         parallel=ParallelConfig(),
-        specials=Specials(BOS, EOS),
+        special_tokens=SpecialTokens(BOS, EOS),
         selection=SelectionMap(schedule, seed=0),
         parts=parts,
         sequence_length=length,
@@ -350,7 +358,7 @@ def resume(small: bool) -> Iterator[Finding]:
     Where a device does not give the same bits twice, resuming may differ by as much.
     """
 
-    def weights(job: Job) -> list[np.ndarray]:
+    def weights(job: TrainingJob) -> list[np.ndarray]:
         train(job)
         return jax.tree.leaves(checkpoints.load_params(job.folder / "checkpoints", job.decoder))
 
@@ -408,7 +416,7 @@ class Shape:
         training, length = config.pretrain.training, config.partition.rows.sequence_length
         if small:
             return cls(tiny("bfloat16"), training, 128, path, 0.1)
-        vocab_size = padded_vocabulary(config.tokenizer.vocab_size)
+        vocab_size = padded_vocab_size(config.tokenizer.vocab_size)
         decoder = Decoder(config.pretrain.model, vocab_size, "bfloat16", training.remat)
         return cls(decoder, training, length, path, 10.0)
 
@@ -427,7 +435,7 @@ def our_training(shape: Shape, rows: int) -> Finding:
     decoder, training, mesh = shape.decoder, shape.training, make_mesh(ParallelConfig())
     optimizer = make_optimizer(training, decoder, 1000)
     update = make_train_step(
-        decoder, optimizer, Specials(BOS, EOS), training, mesh, lambda step: jnp.float32(0)
+        decoder, optimizer, SpecialTokens(BOS, EOS), training, mesh, lambda step: jnp.float32(0)
     )
     shardings = param_shardings(decoder.axes(), decoder.shapes(), mesh)
     params = jax.jit(decoder.init, out_shardings=shardings)(jax.random.key(0))
@@ -449,7 +457,7 @@ def our_training(shape: Shape, rows: int) -> Finding:
         "value": speed,
         "unit": "tokens/s",
         "mfu": shape.mfu(speed, training_flops_per_token),
-        "rows_per_device": rows,
+        "per_device_batch_size": rows,
         "compiler_gib": round((size - used.alias_size_in_bytes) / 2**30, 3),
         "peak_gib": peak and round(peak / 2**30, 3),
     }
@@ -476,7 +484,7 @@ def training_speed(name: str, small: bool) -> Iterator[Finding]:
         yield skipped(f"train {name}", "one row does not fit in the device's memory")
         return
     yield finding(f"train {name}", **found)
-    rows = found["rows_per_device"] * jax.device_count()
+    rows = found["per_device_batch_size"] * jax.device_count()
     measured = rows * shape.length / found["value"]
     yield estimate(f"estimate {name}", shape, rows, measured, small)
 
@@ -490,7 +498,7 @@ def estimate(check: str, shape: Shape, rows: int, measured: float, small: bool) 
     if devices is None:
         return skipped(check, f"tools/{tool.name} does not know these devices")
     command = [sys.executable, str(tool), "--json", "--config", str(shape.config)]
-    command += ["--topology", devices, f"--pretrain.training.batch_rows={rows}"]
+    command += ["--topology", devices, f"--pretrain.training.batch_size={rows}"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         answer = json.loads(done.stdout.splitlines()[-1])
@@ -523,12 +531,12 @@ def scoring_speed(small: bool) -> Iterator[Finding]:
 
     def measure(shape: Shape, rows: int) -> Finding:
         model, length = (shape.decoder, params), shape.length
-        scorer = Scorer([model], length, rows_per_device=rows, loss_chunk=512)
+        scorer = Scorer([model], length, per_device_batch_size=rows, loss_chunk=512)
         texts = documents(8 * scorer.rows, length, shape.decoder.vocab_size)
         tokens = sum(map(len, texts))
         speed = rate(lambda: score_documents(scorer, texts, bos_id=BOS), tokens, shape.seconds)
         mfu = shape.mfu(speed, forward_flops_per_token)
-        return {"value": speed, "unit": "tokens/s", "mfu": mfu, "rows_per_device": rows}
+        return {"value": speed, "unit": "tokens/s", "mfu": mfu, "per_device_batch_size": rows}
 
     found = largest(measure, shape)
     yield finding("score 150m", **found) if found else skipped("score 150m", "does not fit")
@@ -591,7 +599,7 @@ def peer_training(shape: Shape, rows: int) -> Finding:
         with torch.autocast(model.device.type, torch.bfloat16):
             loss = compiled(batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), o.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         assert np.isfinite(loss.item())

@@ -1,6 +1,6 @@
 """Feeds every exported order to the trainer it is for, and compares what it yields with the order.
 
-    check_exports.py RUN --curriculum frame --environments FOLDER
+    check_exports.py RUN --trial frame --environments FOLDER
 
 RUN is partitioned. Each format is exported with its data and read by the client's own code, by the
 scripts in tools/clients, in an environment of its own, made here, one at a time; no accelerator is
@@ -28,11 +28,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from frame_jax.config.file import load
-from frame_jax.curriculum.loader import Cell
+from frame_jax.curriculum.loader import QuadrantRows
 from frame_jax.errors import UserError, print_error
 from frame_jax.export.order import export
-from frame_jax.export.order.plan import Plan, Trainer, make_plan
 from frame_jax.export.order.shards import read_rows
+from frame_jax.export.order.trial_order import Trainer, TrialOrder, make_trial_order
 from frame_jax.records import OpenFiles, TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts
 
@@ -157,14 +157,14 @@ def check(name: str, run: RunDirectory, curriculum: str, environments: Path) -> 
     script = f"from importlib.metadata import version; print(version({client.package!r}))"
     version = subprocess.check_output([python, "-c", script], text=True).strip()
     title = f"{name}: {client.package} {version}"
-    plan = make_plan(load(run.config), run, curriculum)
-    trainer = Trainer(load(run.config).pretrain.training.batch_rows, plan.sequence_length, "", "")
+    plan = make_trial_order(load(run.config), run, curriculum)
+    trainer = Trainer(load(run.config).pretrain.training.batch_size, plan.sequence_length, "", "")
     with tempfile.TemporaryDirectory() as scratch:
         out, found = Path(scratch) / "export", Path(scratch) / "found.npy"
-        options = ["--to", name, "--curriculum", curriculum, "--shards", client.shards]
-        export.export(export.parser().parse_args([str(run.root), *options, "--out", str(out)]))
+        options = ["--to", name, "--trial", curriculum, "--shards", client.shards]
+        export.write_order(export.parser().parse_args([str(run.root), *options, "--out", str(out)]))
         environ = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-        sizes = [str(trainer.batch_rows), str(trainer.sequence_length)]
+        sizes = [str(trainer.batch_size), str(trainer.sequence_length)]
         done = subprocess.run(
             [python, SCRIPTS.resolve() / f"read_{name}.py", found, *sizes],
             cwd=out,
@@ -186,25 +186,28 @@ def check(name: str, run: RunDirectory, curriculum: str, environments: Path) -> 
 
 
 def compare_rows(
-    yielded: np.ndarray, run: RunDirectory, plan: Plan, trainer: Trainer
+    yielded: np.ndarray, run: RunDirectory, plan: TrialOrder, trainer: Trainer
 ) -> tuple[bool, str]:
     """Whether these are the rows of the run in order, and what to say of them.
 
     The last rows, less than a batch, may be missing.
     """
-    names = plan.schedule.cells
+    names = plan.schedule.quadrants
     files = OpenFiles()
-    cells = [Cell(name, list_parts(run.quadrants / name, ".arrayrecord"), files) for name in names]
-    wanted = read_rows(cells, plan, 0, plan.schedule.rows)
+    quadrants = [
+        QuadrantRows(name, list_parts(run.quadrants / name, ".arrayrecord"), files)
+        for name in names
+    ]
+    wanted = read_rows(quadrants, plan, 0, plan.schedule.rows)
     count = min(len(wanted), len(yielded))
     equal = (yielded[:count] == wanted[:count]).all(axis=1)
     text = f"{int(equal.sum()):,} of {len(wanted):,} rows in their place, all their tokens equal"
-    return bool(equal.all() and len(wanted) - count < trainer.batch_rows), text
+    return bool(equal.all() and len(wanted) - count < trainer.batch_size), text
 
 
-def compare_counts(yielded: np.ndarray, plan: Plan) -> tuple[bool, str]:
+def compare_counts(yielded: np.ndarray, plan: TrialOrder) -> tuple[bool, str]:
     """Whether each quadrant has its documents, each with EOS, and what to say of them."""
-    counts = [plan.counts[cell] for cell in sorted(plan.counts)]
+    counts = [plan.counts[quadrant] for quadrant in sorted(plan.counts)]
     wanted = np.array([(c["documents"], c["tokens"] + c["documents"]) for c in counts])
     texts = [f"{a:,} of {b:,}" for a, b in zip(yielded.sum(0), wanted.sum(0), strict=True)]
     text = f"its tokenizer writes {texts[0]} documents, {texts[1]} tokens with EOS"
@@ -212,7 +215,7 @@ def compare_counts(yielded: np.ndarray, plan: Plan) -> tuple[bool, str]:
 
 
 def compare_tokens(
-    yielded: np.ndarray, run: RunDirectory, plan: Plan, trainer: Trainer, smooth: bool
+    yielded: np.ndarray, run: RunDirectory, plan: TrialOrder, trainer: Trainer, smooth: bool
 ) -> tuple[bool, str]:
     """Whether these sequences follow the order, and what to say of them.
 
@@ -224,31 +227,33 @@ def compare_tokens(
         smooth: Whether a stage is promised with its transitions.
     """
     schedule = plan.schedule
-    places, cells = known_places(run, schedule.cells)
+    places, quadrants = known_places(run, schedule.quadrants)
     hashes, where, number, times = np.unique(
         windows(places), return_index=True, return_inverse=True, return_counts=True
     )
     alone = np.full(len(hashes), True)  # in one quadrant only
-    alone[number[cells[: len(number)] != cells[where[number]]]] = False
+    alone[number[quadrants[: len(number)] != quadrants[where[number]]]] = False
 
     of_rows = np.stack([windows(row) for row in yielded.astype(np.int64)])
     index = np.minimum(np.searchsorted(hashes, of_rows), len(hashes) - 1)
     hit = (hashes[index] == of_rows) & alone[index]
-    owner = cells[where[index]]
-    votes = np.stack([(hit & (owner == cell)).sum(1) for cell in range(len(schedule.cells))])
+    owner = quadrants[where[index]]
+    votes = np.stack(
+        [(hit & (owner == quadrant)).sum(1) for quadrant in range(len(schedule.quadrants))]
+    )
     tokens = votes / np.maximum(votes.sum(0), 1) * (yielded >= 0).sum(1)  # [cells, sequences]
 
     texts, worst = [], 0.0
     for name, first, stop, shares in promised(plan, trainer, smooth):
-        rows = slice(first * trainer.batch_rows, stop * trainer.batch_rows)
-        total = (stop - first) * trainer.batch_rows * trainer.sequence_length
+        rows = slice(first * trainer.batch_size, stop * trainer.batch_size)
+        total = (stop - first) * trainer.batch_size * trainer.sequence_length
         got, lead = tokens[:, rows].sum(1), int(np.argmax(shares))
         texts.append(f"{name} {got[lead]:,.0f} of {total * shares[lead]:,.0f}")
         worst = max(worst, float(np.abs(got / total - shares).max()))
     once = alone & (times == 1)
     reads = np.bincount(index[hit], minlength=len(hashes))
-    known = ~covered(np.flatnonzero(~once[number]), len(cells)) & (places >= 0)
-    read = covered(where[once & (reads > 0)], len(cells))
+    known = ~covered(np.flatnonzero(~once[number]), len(quadrants)) & (places >= 0)
+    read = covered(where[once & (reads > 0)], len(quadrants))
     filled, unread = (yielded >= 0).mean(), (known & ~read).sum() / known.sum()
     text = (
         f"tokens of each stage's first quadrant: {', '.join(texts)}; largest deviation "
@@ -260,7 +265,9 @@ def compare_tokens(
     return worst < TOLERANCE, text
 
 
-def promised(plan: Plan, trainer: Trainer, smooth: bool) -> list[tuple[str, int, int, np.ndarray]]:
+def promised(
+    plan: TrialOrder, trainer: Trainer, smooth: bool
+) -> list[tuple[str, int, int, np.ndarray]]:
     """Each stage's name, first step, end and share of each quadrant, from the schedule itself."""
     schedule, found = plan.schedule, []
     ends = [0, *schedule.boundaries.tolist()]
@@ -268,14 +275,14 @@ def promised(plan: Plan, trainer: Trainer, smooth: bool) -> list[tuple[str, int,
         stage = schedule.stages[number % len(schedule.stages)]
         first, last = trainer.step(plan, start), trainer.step(plan, stop)
         if first < last:
-            shares = np.array(stage.cell_rows) / (stage.stop - stage.start)
+            shares = np.array(stage.quadrant_rows) / (stage.stop - stage.start)
             if smooth:
                 shares = schedule.mixture(stage.start, stage.stop)
             found.append((stage.name, first, last, shares))
     return found
 
 
-def known_places(run: RunDirectory, cells: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
+def known_places(run: RunDirectory, quadrants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """All tokens of all training documents, -2 after each, and the quadrant of each: int64."""
     table = pq.read_table(run.assignment, columns=["split", "quadrant", "part", "row"])
     lines = [line for line in table.to_pylist() if line["split"] == "train" and line["quadrant"]]
@@ -284,7 +291,7 @@ def known_places(run: RunDirectory, cells: tuple[str, ...]) -> tuple[np.ndarray,
     for line in lines:
         ids = readers[line["part"]].read([line["row"]])[0].astype(np.int64)
         texts += [ids, [-2]]
-        owners.append(np.full(len(ids) + 1, cells.index(line["quadrant"])))
+        owners.append(np.full(len(ids) + 1, quadrants.index(line["quadrant"])))
     return np.concatenate(texts), np.concatenate(owners)
 
 
@@ -309,7 +316,7 @@ def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", nargs="?", help="run directory, partitioned")
-    parser.add_argument("--curriculum", default="frame", help="which order (default: frame)")
+    parser.add_argument("--trial", default="frame", help="which order (default: frame)")
     parser.add_argument("--clients", nargs="+", choices=CLIENTS, default=list(CLIENTS))
     parser.add_argument("--environments", type=Path, help="where environments are kept")
     options = parser.parse_args()
@@ -322,7 +329,7 @@ def main() -> int:
                 good, line = prepare(name, environments.resolve())
             else:
                 run = RunDirectory(Path(options.run).resolve())
-                good, line = check(name, run, options.curriculum, environments.resolve())
+                good, line = check(name, run, options.trial, environments.resolve())
             print(line, flush=True)
             fine &= good
     return 0 if fine else 1

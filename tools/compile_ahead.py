@@ -10,8 +10,8 @@ A topology of GPUs is hosts x GPUs of a host. Memory is the compiler's for the w
 with what cuDNN takes beside it. Time on TPUs is the compiler's own estimate, extrapolated from
 programs of two and four layers of each kind (see `estimate`). The compiler for GPUs gives none:
 there, the program's operations are added up at the chip's peaks, which no chip reaches (see
-`frame_jax.planning.bound.lower_bound`). Both are for comparing programs; how long devices wait
-for each other is in neither.
+`frame_jax.planning.roofline.estimate_step_time`). Both are for comparing programs; how long devices
+wait for each other is in neither.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, PartitionSpec
 
 from frame_jax.config.file import make_parser, parse
-from frame_jax.config.models import Kind
+from frame_jax.config.models import LayerSpec
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
@@ -50,14 +50,24 @@ from frame_jax.models.flops import (
     forward_flops_per_token,
 )
 from frame_jax.models.functional import Decoder
-from frame_jax.parallel.sharding import batch_sharding, batch_ways, make_mesh, param_shardings
-from frame_jax.planning.bound import Bound, Machine, library_workspace, lower_bound
+from frame_jax.parallel.sharding import (
+    batch_sharding,
+    data_parallel_size,
+    make_mesh,
+    param_shardings,
+)
 from frame_jax.planning.chips import CHIPS, GIB, Chip
-from frame_jax.planning.program import Program
-from frame_jax.scoring.step import score_rows
+from frame_jax.planning.hlo_program import HloProgram
+from frame_jax.planning.roofline import (
+    MachineLimits,
+    RooflineEstimate,
+    estimate_step_time,
+    library_workspace,
+)
+from frame_jax.scoring.scorer import score_rows
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
-from frame_jax.training.runs import VOCAB_MULTIPLE
-from frame_jax.training.step import Specials, TrainState, make_train_step
+from frame_jax.training.phases import VOCAB_MULTIPLE
+from frame_jax.training.train_step import SpecialTokens, TrainState, make_train_step
 
 STEPS = 1000  # length of the schedule; the program's cost does not depend on it
 # Of a GPU's memory, what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
@@ -91,10 +101,10 @@ def compile_train(
         jax.eval_shape(optimizer.init, decoder.shapes()),
     )
     rows = jax.ShapeDtypeStruct(
-        (training.batch_rows, config.partition.rows.sequence_length + 1), jnp.int32
+        (training.batch_size, config.partition.rows.sequence_length + 1), jnp.int32
     )
     step = make_train_step(
-        decoder, optimizer, Specials(1, 2), training, mesh, lambda step: jnp.float32(0)
+        decoder, optimizer, SpecialTokens(1, 2), training, mesh, lambda step: jnp.float32(0)
     )
     return (
         jax.jit(step, out_shardings=(shardings, replicated), donate_argnums=0)
@@ -113,7 +123,7 @@ def compile_score(
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
     params = jax.tree.map(lambda x: x.update(dtype=jnp.bfloat16), shapes)
     batch = batch_sharding(mesh)
-    tokens = jax.ShapeDtypeStruct((scoring.rows_per_device * mesh.size, context), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((scoring.per_device_batch_size * mesh.size, context), jnp.int32)
     score = jax.shard_map(
         functools.partial(score_rows, decoders, specs, loss_chunk=scoring.loss_chunk),
         mesh=mesh,
@@ -139,15 +149,15 @@ def plan(config: RunConfig, step: str, mesh: Mesh) -> tuple[list[Decoder], Any, 
         training, length = config.pretrain.training, config.partition.rows.sequence_length
         decoder = Decoder(config.pretrain.model, vocab_size, remat=training.remat)
         flops = 3 * forward_flops_per_token(config.pretrain.model, vocab_size, length)
-        return [decoder], compile_train, training.batch_rows * length, flops
+        return [decoder], compile_train, training.batch_size * length, flops
     context = config.scoring.context
     models = [config.reference.weak.model, config.reference.strong.model]
     flops = sum(forward_flops_per_token(model, vocab_size, context) for model in models)
-    tokens = config.scoring.rows_per_device * mesh.size * context
+    tokens = config.scoring.per_device_batch_size * mesh.size * context
     return [Decoder(model, vocab_size) for model in models], compile_score, tokens, flops
 
 
-def shallow(decoder: Decoder, depth: dict[Kind, int]) -> Decoder:
+def shallow(decoder: Decoder, depth: dict[LayerSpec, int]) -> Decoder:
     """The same model with so many layers of each kind, unrolled."""
     layers = tuple(name for kind, count in depth.items() for name in ["+".join(kind)] * count)
     config = dataclasses.replace(decoder.config, layers=layers, num_layers=len(layers))
@@ -222,23 +232,23 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
             raise
         used = re.search(r"Used ([\d.]+)G of", str(error))
         return answer | fit(step, float(used[1]) if used else None, available)
-    program = Program(text)
+    program = HloProgram(text)
     extra = library_workspace(program) / GIB
     answer |= fit(step, round(hbm_gib(compiled) + extra, 2), available)
     answer["library_workspace_gib"] = round(extra, 2)
     answer["kernels"] = dict(program.kernels())
     peak = PEAK_FLOPS[kind]
     if gpu is None:
-        idle = Machine(peak, math.inf, math.inf, math.inf, mesh.size, mesh.size)
-        answer["collectives"] = moved(lower_bound(program, idle))
+        idle = MachineLimits(peak, math.inf, math.inf, math.inf, mesh.size, mesh.size)
+        answer["collectives"] = moved(estimate_step_time(program, idle))
         seconds, unknown = estimate(config, step, mesh, decoders, compile_step)
         return answer | {
             "estimated_step_seconds": seconds,
             "estimated_mfu": flops / seconds / peak,
             "operations_without_estimate": unknown,
         }
-    machine = Machine(peak, gpu.memory_bandwidth, gpu.link, gpu.network, mesh.size, host)
-    bound = lower_bound(program, machine)
+    machine = MachineLimits(peak, gpu.memory_bandwidth, gpu.link, gpu.network, mesh.size, host)
+    bound = estimate_step_time(program, machine)
     return answer | {
         "collectives": moved(bound),
         "lower_bound_step_seconds": bound.seconds,
@@ -264,9 +274,9 @@ def fit(step: str, used: float | None, available: float) -> dict[str, Any]:
     if used is not None and used <= available:
         spare = round(1 - used / available, 3)
         return {"fits": True, "hbm_gib_per_device": used, "spare_fraction": spare}
-    change = "scoring.rows_per_device, scoring.loss_chunk, or raise scoring.fsdp"
+    change = "scoring.per_device_batch_size, scoring.loss_chunk, or raise scoring.fsdp"
     if step == "train":
-        change = "training.batch_rows or loss_chunk, or raise training.accumulate, or set "
+        change = "training.batch_size or loss_chunk, or raise training.gradient_accumulation_steps, or set "
         change += "training.remat to minimal or full"
     return {
         "fits": False,
@@ -275,7 +285,7 @@ def fit(step: str, used: float | None, available: float) -> dict[str, Any]:
     }
 
 
-def moved(bound: Bound) -> dict[str, Any]:
+def moved(bound: RooflineEstimate) -> dict[str, Any]:
     """What the collectives move, by kind."""
     return {
         kind: {
@@ -339,30 +349,32 @@ def estimate(
     either, and of nothing else is there more. Accumulation repeats all of it.
     """
 
-    def cost(config: RunConfig, depths: list[dict[Kind, int]]) -> tuple[float, int]:
+    def cost(config: RunConfig, depths: list[dict[LayerSpec, int]]) -> tuple[float, int]:
         models = [shallow(decoder, depth) for decoder, depth in zip(decoders, depths, strict=True)]
         return split_cost(compile_step(config, mesh, *models).cost_analysis()["optimal_seconds"])
 
-    def seconds(config: RunConfig, depths: list[dict[Kind, int]]) -> float:
+    def seconds(config: RunConfig, depths: list[dict[LayerSpec, int]]) -> float:
         return cost(config, depths)[0]
 
-    two = [dict.fromkeys(decoder.config.kinds, 2) for decoder in decoders]
+    two = [dict.fromkeys(decoder.config.layer_specs, 2) for decoder in decoders]
     base, unknown = cost(config, two)
     total = base
     rows, length = halved_length(config, step)
     wide = seconds(rows, two) if any(d.config.has("mamba2") for d in decoders) else 0.0
     for i, decoder in enumerate(decoders):
-        for kind, count in Counter(decoder.config.kinds).items():
+        for kind, count in Counter(decoder.config.layer_specs).items():
             deeper = [*two[:i], two[i] | {kind: 4}, *two[i + 1 :]]
             layer = (seconds(config, deeper) - base) / 2
             total += (count - 2) * layer
             if kind.mixer == "mamba2":
                 chunk = (seconds(rows, deeper) - wide) / 2 - layer
-                total += count * (2 * -(-length // decoder.config.mamba2.chunk) - 1) * chunk
+                total += count * (2 * -(-length // decoder.config.mamba2.chunk_size) - 1) * chunk
     pieces, halved = loss_pieces(config, step, mesh)
     if pieces > 1:
         total += (pieces - 1) * 2 * (base - seconds(halved, two))
-    return total * (config.pretrain.training.accumulate if step == "train" else 1), unknown
+    return total * (
+        config.pretrain.training.gradient_accumulation_steps if step == "train" else 1
+    ), unknown
 
 
 def halved_length(config: RunConfig, step: str) -> tuple[RunConfig, int]:
@@ -371,7 +383,7 @@ def halved_length(config: RunConfig, step: str) -> tuple[RunConfig, int]:
         scoring = config.scoring
         length = scoring.context // 2
         more = dataclasses.replace(
-            scoring, context=length, rows_per_device=2 * scoring.rows_per_device
+            scoring, context=length, per_device_batch_size=2 * scoring.per_device_batch_size
         )
         return dataclasses.replace(config, scoring=more), length
     rows, training = config.partition.rows, config.pretrain.training
@@ -380,7 +392,7 @@ def halved_length(config: RunConfig, step: str) -> tuple[RunConfig, int]:
         config.partition, rows=dataclasses.replace(rows, sequence_length=length)
     )
     pretrain = dataclasses.replace(
-        config.pretrain, training=dataclasses.replace(training, batch_rows=2 * training.batch_rows)
+        config.pretrain, training=dataclasses.replace(training, batch_size=2 * training.batch_size)
     )
     return dataclasses.replace(config, partition=partition, pretrain=pretrain), length
 
@@ -404,11 +416,11 @@ def loss_pieces(config: RunConfig, step: str, mesh: Mesh) -> tuple[int, RunConfi
     """Pieces in which a device makes its logits, and the config with twice as many."""
     if step == "score":
         scoring = config.scoring
-        pieces = chunk_count(scoring.rows_per_device, scoring.context, scoring.loss_chunk)
+        pieces = chunk_count(scoring.per_device_batch_size, scoring.context, scoring.loss_chunk)
         finer = dataclasses.replace(scoring, loss_chunk=scoring.loss_chunk // 2)
         return pieces, dataclasses.replace(config, scoring=finer)
     training, length = config.pretrain.training, config.partition.rows.sequence_length
-    rows = training.batch_rows // (batch_ways(mesh) * training.accumulate)
+    rows = training.batch_size // (data_parallel_size(mesh) * training.gradient_accumulation_steps)
     pieces = chunk_count(max(1, rows), length, training.loss_chunk)
     finer = dataclasses.replace(training, loss_chunk=training.loss_chunk // 2)
     pretrain = dataclasses.replace(config.pretrain, training=finer)

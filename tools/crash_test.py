@@ -74,7 +74,7 @@ def write_config(path: Path, run: Path, corpus: Path) -> Path:
     """A run of seconds; rolling checkpoints come several times a second."""
     model = {"hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "num_kv_heads": 1}
     rows = {"sequence_length": 64, "parts": 2}
-    training = {"batch_rows": 8, "milestones": 3, "checkpoint_seconds": 0.3}
+    training = {"batch_size": 8, "milestones": 3, "checkpoint_seconds": 0.3}
     trained = {"model": {**model, "num_layers": 1}, "training": training}
     settings = {
         "run_directory": str(run),
@@ -90,7 +90,7 @@ def write_config(path: Path, run: Path, corpus: Path) -> Path:
             "weak": trained,
             "strong": {**trained, "model": {**model, "num_layers": 2}},
         },
-        "scoring": {"context": 64, "rows_per_device": 8},
+        "scoring": {"context": 64, "per_device_batch_size": 8},
         "partition": {"rows": rows},
         "pretrain": trained,
     }

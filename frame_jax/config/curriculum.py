@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from frame_jax.config.base import added, require
-from frame_jax.config.training import ScheduleConfig
+from frame_jax.config.training import LRScheduleConfig
 
 Preset = Literal[
     "frame",
@@ -80,8 +80,8 @@ class CurriculumConfig:
         folds: Pass through the stages this many times, with an equal share of every quadrant each;
             null takes the preset's, or 1 for stages.
         epochs: Times the whole order is repeated, each with other shuffles.
-        schedule: The arm's own learning rate, whole (what it leaves out takes the defaults); null
-            takes pretrain.training.schedule.
+        lr_schedule: The arm's own learning rate, whole (what it leaves out takes the defaults);
+            null takes pretrain.training.lr_schedule.
         shuffle: Another number draws the rows of each quadrant in another order and changes nothing
             else; 0 takes the preset's.
     """
@@ -92,7 +92,7 @@ class CurriculumConfig:
     width: float | None = None
     folds: int | None = None
     epochs: int = 1
-    schedule: ScheduleConfig | None = None
+    lr_schedule: LRScheduleConfig | None = None
     shuffle: int = added(0)
 
     def __post_init__(self) -> None:

@@ -21,8 +21,8 @@ class TaskConfig:
         path: The items (plain, .gz or .zst): `question`, `choices` (a list), `answer` (its index)
             and, optionally, `subject`.
         examples: A file of the same kind that shots are taken from.
-        shots: Solved examples before each item: the first of its subject, or, where the file has
-            none of it, spread evenly over the file.
+        num_fewshot: Solved examples before each item: the first of its subject, or, where the file
+            has none of it, spread evenly over the file.
         introduction: Text before everything; `{subject}` is replaced.
         prompt: Text of an item up to the answer; `{question}`, `{choices}`, `{subject}` are
             replaced.
@@ -33,7 +33,7 @@ class TaskConfig:
     name: str
     path: str
     examples: str | None = None
-    shots: int = 0
+    num_fewshot: int = 0
     introduction: str = ""
     prompt: str = "Question: {question}\nAnswer:"
     separator: str = " "
@@ -45,9 +45,9 @@ class TaskConfig:
             re.fullmatch(r"[A-Za-z0-9_-]+", self.name) is not None,
             f"{where}: a name is letters, digits, dashes and underscores",
         )
-        require(self.shots >= 0, f"{where}: shots must not be negative")
+        require(self.num_fewshot >= 0, f"{where}: shots must not be negative")
         require(
-            self.shots == 0 or self.examples is not None,
+            self.num_fewshot == 0 or self.examples is not None,
             f"{where}: shots need `examples`, a file to take them from",
         )
         require("{question}" in self.prompt, f"{where}: the prompt lacks {{question}}")
@@ -88,8 +88,8 @@ class EvaluationConfig:
 
     Attributes:
         max_documents: Held-out documents used, chosen by hash; null uses all.
-        average: Measure the moving average of the weights instead of the weights; needs
-            pretrain.training.optimizer.average_decay.
+        ema: Measure the moving average of the weights instead of the weights; needs
+            pretrain.training.optimizer.ema_decay.
         averages: Means of the weights of an arm's last checkpoints, measured beside its final
             weights. They need no setting of the training but that checkpoints were kept.
         training_rows: About how many of the training rows the final weights are measured on, to
@@ -99,7 +99,7 @@ class EvaluationConfig:
     """
 
     max_documents: int | None = None
-    average: bool = False
+    ema: bool = False
     averages: list[AverageConfig] = added(default_factory=list)
     training_rows: int = added(0)
     tasks: list[TaskConfig] = field(default_factory=list)

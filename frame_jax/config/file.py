@@ -47,7 +47,7 @@ def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
         for path in config_files(arguments):
             refuse_repeated_keys(path)
         namespace = parser.parse_args(arguments)
-        refuse_no_value(namespace, RunConfig)
+        refuse_invalid_values(namespace, RunConfig)
         values = parser.instantiate(namespace)
         settings = expand_study(
             RunConfig(**{f.name: values[f.name] for f in dataclasses.fields(RunConfig)})
@@ -58,13 +58,13 @@ def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
             f"{', '.join(settings.curricula)}",
         )
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
-        raise UserError(explain(str(error), arguments)) from error
+        raise UserError(explain_parser_error(str(error), arguments)) from error
     except UserError as error:  # a dataclass refused its values
-        raise UserError(f"{where(arguments)}: {error}") from error
+        raise UserError(f"{config_origin(arguments)}: {error}") from error
     return settings, values
 
 
-def refuse_no_value(values: Any, cls: type, key: str = "") -> None:
+def refuse_invalid_values(values: Any, cls: type, key: str = "") -> None:
     """Refuses what the parser lets pass: null for any type, NaN, infinity, text that is no name.
 
     Args:
@@ -91,14 +91,14 @@ def refuse_no_value(values: Any, cls: type, key: str = "") -> None:
             children = {f"{name}[{index}]": item for index, item in enumerate(value)}
         elif isinstance(value, dict):
             children = {f"{name}.{item}": child for item, child in value.items()}
-        inner = mentioned(hints[f.name])
-        for place, child in children.items():
+        inner = mentioned_dataclasses(hints[f.name])
+        for path, child in children.items():
             finite = not isinstance(child, float) or math.isfinite(child)
-            require(finite, f"{place} must be a finite number, not {child}")
+            require(finite, f"{path} must be a finite number, not {child}")
             odd = isinstance(child, str) and re.search("[\0\ud800-\udfff]", child)
-            require(not odd, f"{place} must be UTF-8 without NUL, not {child!r}")
+            require(not odd, f"{path} must be UTF-8 without NUL, not {child!r}")
             if inner and not (child is None or dataclasses.is_dataclass(child)):
-                refuse_no_value(child, inner[0], f"{place}.")
+                refuse_invalid_values(child, inner[0], f"{path}.")
 
 
 def refuse_repeated_keys(path: str) -> None:
@@ -139,7 +139,7 @@ def load(path: str | Path, *overrides: str) -> RunConfig:
     return parse(["--config", str(path), *overrides])[0]
 
 
-def explain(message: str, arguments: list[str]) -> str:
+def explain_parser_error(message: str, arguments: list[str]) -> str:
     """A parser's message in one line, with the nearest valid name for an unknown key."""
     message = re.sub(r"Problem with given class_path '[^']*':", "", message)
     message = " ".join(message.replace("Parser key", "key").split())
@@ -147,13 +147,13 @@ def explain(message: str, arguments: list[str]) -> str:
     if found:
         names = {f.name for cls in dataclass_types(RunConfig) for f in dataclasses.fields(cls)}
         keys = (found.group(1) or found.group(2)).split("=")[0].split(".")
-        wrong = next((key for key in keys if key not in names), keys[-1])
-        near = difflib.get_close_matches(wrong, sorted(names), n=1, cutoff=0.5)
+        error = next((key for key in keys if key not in names), keys[-1])
+        near = difflib.get_close_matches(error, sorted(names), n=1, cutoff=0.5)
         message += f" (did you mean `{near[0]}`?)" if near else ""
-    return f"{where(arguments)}: {message}"
+    return f"{config_origin(arguments)}: {message}"
 
 
-def where(arguments: list[str]) -> str:
+def config_origin(arguments: list[str]) -> str:
     """What the settings were read from, for messages."""
     files = config_files(arguments)
     return f"config {files[-1]}" if files else "command line"
@@ -171,15 +171,15 @@ def dataclass_types(cls: type) -> set[type]:
 
     found = {cls}
     for hint in typing.get_type_hints(cls).values():
-        for inner in mentioned(hint):
+        for inner in mentioned_dataclasses(hint):
             found |= dataclass_types(inner)
     return found
 
 
-def mentioned(hint: Any) -> list[type]:
+def mentioned_dataclasses(hint: Any) -> list[type]:
     """The dataclasses in a type hint, such as `SourceConfig` in `list[SourceConfig]`."""
     import typing
 
     if dataclasses.is_dataclass(hint):
         return [typing.cast(type, hint)]
-    return [cls for inner in typing.get_args(hint) for cls in mentioned(inner)]
+    return [cls for inner in typing.get_args(hint) for cls in mentioned_dataclasses(inner)]

@@ -21,24 +21,24 @@ LayerName = Literal[
 DENSE: tuple[LayerName, ...] = ("attention+dense",)
 
 
-class Kind(NamedTuple):
+class LayerSpec(NamedTuple):
     """What a layer is made of."""
 
     mixer: Mixer
     feed_forward: FeedForward
 
 
-class Run(NamedTuple):
+class LayerGroup(NamedTuple):
     """Equal layers, one after the other.
 
     Attributes:
         name: Their parameters' name among those of all layers; empty where all layers are equal.
-        kind: What they are.
+        spec: What they are.
         length: How many there are in one repeat of the pattern.
     """
 
     name: str
-    kind: Kind
+    spec: LayerSpec
     length: int
 
 
@@ -48,22 +48,23 @@ class RopeScalingConfig:
 
     Attributes:
         factor: Divisor of the slow frequencies.
-        low_freq_factor: Frequencies with fewer turns than this in `original_context` are divided.
+        low_freq_factor: Frequencies with fewer turns than this in
+            `original_max_position_embeddings` are divided.
         high_freq_factor: Frequencies with more turns are kept; between the two they are blended.
-        original_context: Tokens of context before the stretch.
+        original_max_position_embeddings: Tokens of context before the stretch.
     """
 
     factor: float
     low_freq_factor: float
     high_freq_factor: float
-    original_context: int
+    original_max_position_embeddings: int
 
     def __post_init__(self) -> None:
         require(
             self.factor > 0
             and 0 < self.low_freq_factor < self.high_freq_factor
-            and self.original_context >= 1,
-            "model.rope_scaling: factor and original_context must be positive, and low_freq_factor "
+            and self.original_max_position_embeddings >= 1,
+            "model.rope_scaling: factor and original_max_position_embeddings must be positive, and low_freq_factor "
             "below high_freq_factor",
         )
 
@@ -75,37 +76,44 @@ class ExpertsConfig:
     No token is dropped: what a document's tokens become does not depend on its neighbours.
 
     Attributes:
-        count: Experts.
-        per_token: Experts that a token goes through.
+        num_experts: Experts.
+        num_experts_per_token: Experts that a token goes through.
         intermediate_size: Width of one expert, a SwiGLU layer.
-        shared_size: Width of a SwiGLU layer that every token goes through beside them; 0 for none.
+        shared_expert_intermediate_size: Width of a SwiGLU layer that every token goes through
+            beside them; 0 for none.
         scores: What the router's logits become: `softmax` over all experts, or `sigmoid` of each.
-        renormalise: Whether the chosen scores are divided by their sum.
-        scaling: Factor on them after that.
-        balance_bias: Whether a bias, for the choice alone, evens out the load (see
-            `training.balance_bias_rate`); DeepSeek-V3's loss-free balancing.
+        norm_topk_prob: Whether the chosen scores are divided by their sum.
+        routed_scaling_factor: Factor on them after that.
+        router_bias: Whether a bias, for the choice alone, evens out the load (see
+            `training.router_bias_update_rate`); DeepSeek-V3's loss-free balancing.
     """
 
-    count: int = 8
-    per_token: int = 2
+    num_experts: int = 8
+    num_experts_per_token: int = 2
     intermediate_size: int = 352
-    shared_size: int = 0
+    shared_expert_intermediate_size: int = 0
     scores: Literal["softmax", "sigmoid"] = "softmax"
-    renormalise: bool = False
-    scaling: float = 1.0
-    balance_bias: bool = False
+    norm_topk_prob: bool = False
+    routed_scaling_factor: float = 1.0
+    router_bias: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("count", "per_token", "intermediate_size"):
+        for key in ("count", "num_experts_per_token", "intermediate_size"):
             value = getattr(self, key)
             require(value >= 1, f"model.experts.{key} must be at least 1, not {value}")
         require(
-            self.per_token <= self.count,
-            f"model.experts.per_token ({self.per_token}) must not exceed model.experts.count "
-            f"({self.count})",
+            self.num_experts_per_token <= self.num_experts,
+            f"model.experts.num_experts_per_token ({self.num_experts_per_token}) must not exceed model.experts.num_experts "
+            f"({self.num_experts})",
         )
-        require(self.shared_size >= 0, "model.experts.shared_size must not be negative")
-        require(self.scaling > 0, f"model.experts.scaling must be positive, not {self.scaling}")
+        require(
+            self.shared_expert_intermediate_size >= 0,
+            "model.experts.shared_expert_intermediate_size must not be negative",
+        )
+        require(
+            self.routed_scaling_factor > 0,
+            f"model.experts.routed_scaling_factor must be positive, not {self.routed_scaling_factor}",
+        )
 
 
 @dataclass(frozen=True)
@@ -118,25 +126,25 @@ class Mamba2Config:
         state_size: Numbers of state for each number of a head.
         groups: Groups of heads that share their input and output maps (B and C); divides
             `num_heads`.
-        conv_width: Tokens that the causal convolution before it sees.
+        conv_kernel: Tokens that the causal convolution before it sees.
         conv_bias: Whether that convolution has a bias.
-        chunk: Tokens that are mixed in one piece; changes speed and memory, no result.
-        min_step: Lower limit of the step size (dt), after the softplus.
-        max_step: Upper limit; null for none.
+        chunk_size: Tokens that are mixed in one piece; changes speed and memory, no result.
+        min_time_step: Lower limit of the step size (dt), after the softplus.
+        max_time_step: Upper limit; null for none.
     """
 
     num_heads: int = 8
     head_dim: int = 64
     state_size: int = 64
     groups: int = 1
-    conv_width: int = 4
+    conv_kernel: int = 4
     conv_bias: bool = True
-    chunk: int = 64
-    min_step: float = 0.0
-    max_step: float | None = None
+    chunk_size: int = 64
+    min_time_step: float = 0.0
+    max_time_step: float | None = None
 
     def __post_init__(self) -> None:
-        for key in ("num_heads", "head_dim", "state_size", "groups", "conv_width", "chunk"):
+        for key in ("num_heads", "head_dim", "state_size", "groups", "conv_kernel", "chunk"):
             value = getattr(self, key)
             require(value >= 1, f"model.mamba2.{key} must be at least 1, not {value}")
         require(
@@ -145,12 +153,12 @@ class Mamba2Config:
             f"({self.groups})",
         )
         require(
-            0 <= self.min_step < (self.max_step or float("inf")),
-            "model.mamba2: min_step must lie between 0 and max_step",
+            0 <= self.min_time_step < (self.max_time_step or float("inf")),
+            "model.mamba2: min_time_step must lie between 0 and max_time_step",
         )
 
     @property
-    def width(self) -> int:
+    def inner_dim(self) -> int:
         """Width of all heads."""
         return self.num_heads * self.head_dim
 
@@ -178,7 +186,7 @@ class ModelConfig:
         mamba2: The mixer of Mamba-2 layers.
         qk_norm_over: What `qk_norm` norms: each `head` (Qwen3), or the whole `projection` before
             it is cut into heads (OLMo 2, OLMoE).
-        rotary_fraction: Share of a head that is rotated, from its first numbers on; 0 leaves
+        partial_rotary_factor: Share of a head that is rotated, from its first numbers on; 0 leaves
             attention without positions.
         norm: `rms`, or `layer` for LayerNorm with bias (GPT-NeoX).
         norm_position: Whether a sublayer's input is normed (`before`) or its output (`after`,
@@ -208,7 +216,7 @@ class ModelConfig:
     experts: ExpertsConfig = added(ExpertsConfig())
     mamba2: Mamba2Config = added(Mamba2Config())
     qk_norm_over: Literal["head", "projection"] = added("head")
-    rotary_fraction: float = added(1.0)
+    partial_rotary_factor: float = added(1.0)
     norm: Literal["rms", "layer"] = added("rms")
     norm_position: Literal["before", "after"] = added("before")
     parallel_residual: bool = added(False)
@@ -236,8 +244,8 @@ class ModelConfig:
                 f"({self.num_heads}) unless model.head_dim is given",
             )
         require(
-            self.head_width >= 2 and self.head_width % 2 == 0,
-            f"model.head_dim must be positive and even, not {self.head_width} (rotary positions)",
+            self.resolved_head_dim >= 2 and self.resolved_head_dim % 2 == 0,
+            f"model.head_dim must be positive and even, not {self.resolved_head_dim} (rotary positions)",
         )
         for key in (
             "rope_theta",
@@ -255,44 +263,45 @@ class ModelConfig:
             f"({self.num_layers})",
         )
         require(
-            0 <= self.rotary_fraction <= 1 and self.rotary_width % 2 == 0,
-            f"model.rotary_fraction ({self.rotary_fraction}) must lie between 0 and 1 and leave an "
-            f"even part of a head, not {self.rotary_width} of {self.head_width}",
+            0 <= self.partial_rotary_factor <= 1 and self.rotary_dim % 2 == 0,
+            f"model.partial_rotary_factor ({self.partial_rotary_factor}) must lie between 0 and 1 and leave an "
+            f"even part of a head, not {self.rotary_dim} of {self.resolved_head_dim}",
         )
         require(
             not (self.parallel_residual and self.norm_position == "after"),
             "model.parallel_residual needs norm_position `before`",
         )
         require(
-            not self.parallel_residual or all(kind.feed_forward != "none" for kind in self.kinds),
+            not self.parallel_residual
+            or all(kind.feed_forward != "none" for kind in self.layer_specs),
             "model.parallel_residual needs a feed-forward in every layer",
         )
 
     @property
-    def head_width(self) -> int:
+    def resolved_head_dim(self) -> int:
         """Width of a head."""
         return self.hidden_size // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
-    def rotary_width(self) -> int:
+    def rotary_dim(self) -> int:
         """Numbers of a head that are rotated."""
-        return int(self.head_width * self.rotary_fraction)
+        return int(self.resolved_head_dim * self.partial_rotary_factor)
 
     @property
-    def kinds(self) -> tuple[Kind, ...]:
+    def layer_specs(self) -> tuple[LayerSpec, ...]:
         """What each layer is: one entry a layer."""
-        pattern = [Kind(*name.split("+")) for name in self.layers]  # type: ignore[arg-type]
+        pattern = [LayerSpec(*name.split("+")) for name in self.layers]  # type: ignore[arg-type]
         return tuple(pattern) * (self.num_layers // len(pattern))
 
     def has(self, part: Mixer | FeedForward) -> bool:
         """Whether any layer has this mixer or this feed-forward."""
-        return any(part in kind for kind in self.kinds)
+        return any(part in kind for kind in self.layer_specs)
 
     @property
     def repeats(self) -> int:
         """How often the shortest pattern that makes all layers is repeated; 1 where all layers are
         equal, which is one run."""
-        kinds = self.kinds
+        kinds = self.layer_specs
         if len(set(kinds)) == 1:
             return 1
         return max(
@@ -302,10 +311,12 @@ class ModelConfig:
         )
 
     @property
-    def runs(self) -> tuple[Run, ...]:
+    def layer_groups(self) -> tuple[LayerGroup, ...]:
         """The runs of equal layers in one repeat of the pattern."""
-        kinds = self.kinds[: self.num_layers // self.repeats]
-        runs = [(kind, len(list(group))) for kind, group in itertools.groupby(kinds)]
-        if len(runs) == 1:
-            return (Run("", *runs[0]),)
-        return tuple(Run(f"run_{i}", kind, length) for i, (kind, length) in enumerate(runs))
+        kinds = self.layer_specs[: self.num_layers // self.repeats]
+        groups = [(kind, len(list(group))) for kind, group in itertools.groupby(kinds)]
+        if len(groups) == 1:
+            return (LayerGroup("", *groups[0]),)
+        return tuple(
+            LayerGroup(f"run_{i}", kind, length) for i, (kind, length) in enumerate(groups)
+        )

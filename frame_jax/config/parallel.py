@@ -19,9 +19,9 @@ class ParallelConfig:
         tensor: Shards of heads and feed-forward columns.
         distributed: Start `jax.distributed` (several hosts); coordinator, count and index come from
             the cluster's environment, or from the fields below.
-        coordinator: Address `host:port` of process 0, where the environment does not say.
-        processes: Number of processes, likewise.
-        process: Index of this process, likewise.
+        coordinator_address: Address `host:port` of process 0, where the environment does not say.
+        num_processes: Number of processes, likewise.
+        process_id: Index of this process, likewise.
     """
 
     slice: int = 1
@@ -30,9 +30,9 @@ class ParallelConfig:
     expert: int = 1
     tensor: int = 1
     distributed: bool = False
-    coordinator: str | None = None
-    processes: int | None = None
-    process: int | None = None
+    coordinator_address: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
 
     def __post_init__(self) -> None:
         sizes = (self.slice, self.data, self.fsdp, self.expert, self.tensor)
@@ -42,10 +42,10 @@ class ParallelConfig:
             f"not {sizes}",
         )
         require(
-            self.processes is None or self.processes >= 1,
-            f"parallel.processes must be at least 1, not {self.processes}",
+            self.num_processes is None or self.num_processes >= 1,
+            f"parallel.num_processes must be at least 1, not {self.num_processes}",
         )
         require(
-            self.process is None or 0 <= self.process < (self.processes or float("inf")),
-            f"parallel.process must be at least 0 and below parallel.processes, not {self.process}",
+            self.process_id is None or 0 <= self.process_id < (self.num_processes or float("inf")),
+            f"parallel.process_id must be at least 0 and below parallel.num_processes, not {self.process_id}",
         )

@@ -34,10 +34,10 @@ def user_path(text: str | Path) -> Path:
             f"{written}: no home folder is known for {written.split('/')[0]}; for a folder of that "
             f"name write ./{written}"
         )
-    return settled(Path(path))
+    return without_home(Path(path))
 
 
-def settled(path: Path) -> Path:
+def without_home(path: Path) -> Path:
     """A path that is one already and no longer somebody's words, so that no `~` in it is a home."""
     return path.absolute() if str(path).startswith("~") else path
 

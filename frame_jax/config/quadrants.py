@@ -43,7 +43,7 @@ class AxesConfig:
     def __post_init__(self) -> None:
         require(self.ppl >= 1 and self.pd >= 1, "partition.axes: ppl and pd must be at least 1")
 
-    def cell(self, ppl_bin: int, pd_bin: int) -> str:
+    def quadrant_name(self, ppl_bin: int, pd_bin: int) -> str:
         """The name of a cell, from its bins counted from 0 at the lowest values.
 
         >>> AxesConfig().cell(1, 0), AxesConfig(ppl=3).cell(2, 0)
@@ -54,9 +54,9 @@ class AxesConfig:
         return f"P{ppl_bin + 1}D{pd_bin + 1}"
 
     @property
-    def cells(self) -> tuple[str, ...]:
+    def quadrants(self) -> tuple[str, ...]:
         """All names, PPL rising outside, PD rising inside."""
-        return tuple(self.cell(p, d) for p in range(self.ppl) for d in range(self.pd))
+        return tuple(self.quadrant_name(p, d) for p in range(self.ppl) for d in range(self.pd))
 
 
 @dataclass(frozen=True)

@@ -44,17 +44,17 @@ class Trial:
 class StudyConfig:
     """Orders crossed with learning rates: shorthand for many `curricula`.
 
-    Every order becomes an arm under pretrain.training.schedule by its own name, and one more under
-    each of `schedules`, called ORDER_SCHEDULE.
+    Every order becomes an arm under pretrain.training.lr_schedule by its own name, and one more
+    under each of `lr_schedules`, called ORDER_SCHEDULE.
 
     Attributes:
         orders: Presets, or names of `curricula`.
-        schedules: Name to what it changes in pretrain.training.schedule, such as
+        lr_schedules: Name to what it changes in pretrain.training.lr_schedule, such as
             `constant: {kind: constant}`.
     """
 
     orders: list[str]
-    schedules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lr_schedules: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(len(self.orders) > 0, "study.orders is empty: name at least one order")
@@ -135,9 +135,8 @@ class RunConfig:
             first, stop = map(int, self.profile.split(":"))
             require(first < stop, f"profile: step {first} does not come before {stop}")
         require(
-            not self.evaluation.average
-            or self.pretrain.training.optimizer.average_decay is not None,
-            "evaluation.average needs pretrain.training.optimizer.average_decay, such as 0.999",
+            not self.evaluation.ema or self.pretrain.training.optimizer.ema_decay is not None,
+            "evaluation.ema needs pretrain.training.optimizer.ema_decay, such as 0.999",
         )
         require(
             self.scoring.table is None
@@ -162,14 +161,14 @@ class RunConfig:
                 re.fullmatch(r"[a-z0-9_]+", name) is not None,
                 f"curricula: the name {name!r} must be lower-case letters, digits and underscores",
             )
-        cells = self.partition.axes.cells
+        quadrants = self.partition.axes.quadrants
         for name, curriculum in self.curricula.items():
             for stage in curriculum.stages:
-                unknown = sorted(stage.weights.keys() - set(cells))
+                unknown = sorted(stage.weights.keys() - set(quadrants))
                 require(
                     not unknown,
                     f"curricula.{name}: there is no quadrant {', '.join(unknown)}; the quadrants "
-                    f"are {', '.join(cells)}",
+                    f"are {', '.join(quadrants)}",
                 )
 
     @property
@@ -202,9 +201,9 @@ class RunConfig:
         there = ", ".join(trial.name for trial in self.trials)
         raise UserError(f"there is no curriculum {name!r}; there are: {there}")
 
-    def arm_training(self, name: str) -> TrainingConfig:
+    def training_of_arm(self, name: str) -> TrainingConfig:
         """How the target model is trained under the curriculum `name`."""
         training = self.pretrain.training
         return dataclasses.replace(
-            training, schedule=self.curricula[name].schedule or training.schedule
+            training, lr_schedule=self.curricula[name].lr_schedule or training.lr_schedule
         )

@@ -44,7 +44,7 @@ class ScoringConfig:
     Attributes:
         context: Tokens a scoring window predicts at most; also the length of a packed row.
         overlap: Tokens of the window before that a later window conditions on without counting.
-        rows_per_device: Contexts of packed tokens each device scores in one call.
+        per_device_batch_size: Contexts of packed tokens each device scores in one call.
         fsdp: Devices of a process that share one copy of the models' parameters; 1 keeps a copy on
             each, which is faster where both models fit.
         ppl_model: The reference model whose perplexity is the PPL axis.
@@ -57,7 +57,7 @@ class ScoringConfig:
 
     context: int = 1024
     overlap: int = 0
-    rows_per_device: int = runtime(8)
+    per_device_batch_size: int = runtime(8)
     fsdp: int = runtime(1)
     ppl_model: Literal["strong", "weak"] = "strong"
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -72,7 +72,7 @@ class ScoringConfig:
             f"scoring.overlap must be at least 0 and below scoring.context ({self.context}), "
             f"not {self.overlap}",
         )
-        require(self.rows_per_device >= 1, "scoring.rows_per_device must be at least 1")
+        require(self.per_device_batch_size >= 1, "scoring.per_device_batch_size must be at least 1")
         require(self.fsdp >= 1, "scoring.fsdp must be at least 1")
         require(self.loss_chunk >= 1, "scoring.loss_chunk must be at least 1")
         require(

@@ -8,7 +8,7 @@ from typing import Any
 from frame_jax.config.run import RunConfig
 
 
-def settings_of(value: Any, key: str = "", *, with_runtime: bool = False) -> dict[str, Any]:
+def flatten_settings(value: Any, key: str = "", *, with_runtime: bool = False) -> dict[str, Any]:
     """The leaves under a config value as `{dotted key: plain value}`.
 
     Left out are runtime fields, and fields of later releases that are at their defaults.
@@ -19,26 +19,26 @@ def settings_of(value: Any, key: str = "", *, with_runtime: bool = False) -> dic
     if dataclasses.is_dataclass(value):
         leaves: dict[str, Any] = {}
         for f in dataclasses.fields(value):
-            if with_runtime or counts(f, getattr(value, f.name)):
+            if with_runtime or is_in_fingerprint(f, getattr(value, f.name)):
                 name = f"{key}.{f.name}" if key else f.name
-                leaves |= settings_of(getattr(value, f.name), name, with_runtime=with_runtime)
+                leaves |= flatten_settings(getattr(value, f.name), name, with_runtime=with_runtime)
         return leaves
     if isinstance(value, dict):
         return {
             k: v
             for name, item in value.items()
-            for k, v in settings_of(item, f"{key}.{name}", with_runtime=with_runtime).items()
+            for k, v in flatten_settings(item, f"{key}.{name}", with_runtime=with_runtime).items()
         }
     if isinstance(value, list | tuple) and any(dataclasses.is_dataclass(item) for item in value):
         return {
             k: v
             for index, item in enumerate(value)
-            for k, v in settings_of(item, f"{key}[{index}]", with_runtime=with_runtime).items()
+            for k, v in flatten_settings(item, f"{key}[{index}]", with_runtime=with_runtime).items()
         }
     return {key: value}
 
 
-def counts(f: dataclasses.Field[Any], value: Any) -> bool:
+def is_in_fingerprint(f: dataclasses.Field[Any], value: Any) -> bool:
     """Whether a field at this value belongs to a fingerprint, see `config.base`."""
     if f.metadata.get("runtime"):
         return False
@@ -49,7 +49,7 @@ def counts(f: dataclasses.Field[Any], value: Any) -> bool:
     return bool(value != f.default)
 
 
-def lookup(config: RunConfig, key: str) -> Any:
+def setting_at(config: RunConfig, key: str) -> Any:
     """The value at a dotted key, e.g. `curricula.frame` or `partition.rows`."""
     value: Any = config
     for name in key.split("."):
@@ -57,8 +57,8 @@ def lookup(config: RunConfig, key: str) -> Any:
     return value
 
 
-def replaced(value: Any, key: str, leaf: Any) -> Any:
+def replace_setting(value: Any, key: str, leaf: Any) -> Any:
     """A copy of a config value of dataclasses with `leaf` at a dotted key."""
     name, _, rest = key.partition(".")
-    inner = replaced(getattr(value, name), rest, leaf) if rest else leaf
+    inner = replace_setting(getattr(value, name), rest, leaf) if rest else leaf
     return dataclasses.replace(value, **{name: inner})

@@ -10,7 +10,7 @@ from typing import Any
 from frame_jax.config.base import require
 from frame_jax.config.curriculum import CurriculumConfig, Preset
 from frame_jax.config.run import RunConfig, default_curricula
-from frame_jax.config.training import ScheduleConfig
+from frame_jax.config.training import LRScheduleConfig
 from frame_jax.errors import UserError
 
 
@@ -25,12 +25,12 @@ def expand_study(config: RunConfig) -> RunConfig:
     if config.study is None:
         return config
     given = {} if config.curricula == default_curricula() else config.curricula
-    orders = {name: order(name, given) for name in config.study.orders}
+    orders = {name: order_by_name(name, given) for name in config.study.orders}
     arms = dict(orders)
-    for name, changes in config.study.schedules.items():
-        rate = schedule(config.pretrain.training.schedule, name, changes)
+    for name, changes in config.study.lr_schedules.items():
+        rate = changed_lr_schedule(config.pretrain.training.lr_schedule, name, changes)
         arms |= {
-            f"{arm}_{name}": dataclasses.replace(curriculum, schedule=rate)
+            f"{arm}_{name}": dataclasses.replace(curriculum, lr_schedule=rate)
             for arm, curriculum in orders.items()
         }
     for name in given.keys() & arms.keys():
@@ -41,7 +41,7 @@ def expand_study(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, curricula=arms | given)
 
 
-def order(name: str, curricula: dict[str, CurriculumConfig]) -> CurriculumConfig:
+def order_by_name(name: str, curricula: dict[str, CurriculumConfig]) -> CurriculumConfig:
     """The order that a study calls by `name`."""
     if name in curricula:
         return curricula[name]
@@ -55,15 +55,17 @@ def order(name: str, curricula: dict[str, CurriculumConfig]) -> CurriculumConfig
     return CurriculumConfig(preset=typing.cast(Any, name))
 
 
-def schedule(base: ScheduleConfig, name: str, changes: dict[str, Any]) -> ScheduleConfig:
+def changed_lr_schedule(
+    base: LRScheduleConfig, name: str, changes: dict[str, Any]
+) -> LRScheduleConfig:
     """`base` with `changes`, whose types are checked as those of any setting are."""
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(ScheduleConfig, as_group=False)
+    parser.add_class_arguments(LRScheduleConfig, as_group=False)
     try:
         values = parser.instantiate(parser.parse_object(dataclasses.asdict(base) | changes))
-        return ScheduleConfig(**{f.name: values[f.name] for f in dataclasses.fields(base)})
+        return LRScheduleConfig(**{f.name: values[f.name] for f in dataclasses.fields(base)})
     except (jsonargparse.ArgumentError, TypeError, ValueError) as error:
         message = " ".join(str(error).split())
-        raise UserError(f"study.schedules.{name}: {message}") from error
+        raise UserError(f"study.lr_schedules.{name}: {message}") from error

@@ -11,7 +11,7 @@ from frame_jax.config.quadrants import RowsConfig
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class LRScheduleConfig:
     """The learning rate, a pure function of the global step.
 
     Attributes:
@@ -36,7 +36,7 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         require(
             0 < self.peak < float("inf"),
-            f"schedule.peak must be positive and finite, not {self.peak}",
+            f"lr_schedule.peak must be positive and finite, not {self.peak}",
         )
         for key in ("warmup_fraction", "decay_fraction", "decay_end", "final_fraction"):
             value = getattr(self, key)
@@ -57,10 +57,10 @@ class OptimizerConfig:
         b2: Decay of the second moment; for Muon's matrices, of the momentum.
         eps: Added to the root of the second moment.
         weight_decay: Decoupled decay; norms and embeddings are spared.
-        clip_norm: Gradients with a larger global norm are scaled down to it.
+        max_grad_norm: Gradients with a larger global norm are scaled down to it.
         first_moment_dtype: Type in which the first moment is kept; `bfloat16` saves two bytes a
             parameter. The second moment stays float32: its small steps would be rounded away.
-        average_decay: Keep an exponential moving average of the weights with this decay in the
+        ema_decay: Keep an exponential moving average of the weights with this decay in the
             optimizer's state; null keeps none.
     """
 
@@ -69,21 +69,21 @@ class OptimizerConfig:
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    average_decay: float | None = None
+    ema_decay: float | None = None
 
     def __post_init__(self) -> None:
         for key in ("b1", "b2"):
             value = getattr(self, key)
             require(0 <= value < 1, f"optimizer.{key} must lie in [0, 1), not {value}")
-        for key in ("clip_norm", "eps"):
+        for key in ("max_grad_norm", "eps"):
             value = getattr(self, key)
             require(value > 0, f"optimizer.{key} must be positive, not {value}")
         require(self.weight_decay >= 0, "optimizer.weight_decay must not be negative")
         require(
-            self.average_decay is None or 0 <= self.average_decay < 1,
-            f"optimizer.average_decay must lie in [0, 1), not {self.average_decay}",
+            self.ema_decay is None or 0 <= self.ema_decay < 1,
+            f"optimizer.ema_decay must lie in [0, 1), not {self.ema_decay}",
         )
 
 
@@ -92,9 +92,9 @@ class TrainingConfig:
     """How a model is trained.
 
     Attributes:
-        batch_rows: Rows in one global batch (one optimizer step).
+        batch_size: Rows in one global batch (one optimizer step).
         steps: Optimizer steps; null goes through the rows once.
-        schedule: The learning rate.
+        lr_schedule: The learning rate.
         optimizer: The update rule.
         document_attention: Keep attention inside documents.
         compute_dtype: Type of matrix-product operands; weights and accumulation stay float32.
@@ -104,15 +104,15 @@ class TrainingConfig:
         remat: What the backward pass recomputes: `none`, `minimal` (all but matrix products) or
             `full`.
         loss_chunk: Tokens whose logits exist at one time, per device.
-        accumulate: Pieces of the batch whose gradients are made one after the other, to fit in
-            memory; the sum is that of the whole batch.
-        z_loss: Weight of the squared log of the softmax denominator in the objective; the reported
-            loss leaves it out. 1e-4 is usual where training is unstable.
-        balance_loss: Weight of the experts' balance loss, a mean over their layers, in the
-            objective; the reported loss leaves it out. 0.01 is usual.
-        router_z_loss: Weight of the squared log of the router's softmax denominator, likewise.
-            0.001 is usual.
-        balance_bias_rate: What `model.experts.balance_bias` moves by in a step, up for experts
+        gradient_accumulation_steps: Pieces of the batch whose gradients are made one after the
+            other, to fit in memory; the sum is that of the whole batch.
+        z_loss_weight: Weight of the squared log of the softmax denominator in the objective; the
+            reported loss leaves it out. 1e-4 is usual where training is unstable.
+        load_balance_loss_weight: Weight of the experts' balance loss, a mean over their layers, in
+            the objective; the reported loss leaves it out. 0.01 is usual.
+        router_z_loss_weight: Weight of the squared log of the router's softmax denominator,
+            likewise. 0.001 is usual.
+        router_bias_update_rate: What `model.experts.router_bias` moves by in a step, up for experts
             below the even load, down for those above. 0.001 is usual.
         milestones: Checkpoints kept for evaluation, evenly spaced, beside the initial weights and
             one a stage end; 0, the default of reference models, keeps the stage ends alone.
@@ -126,19 +126,19 @@ class TrainingConfig:
             step.
     """
 
-    batch_rows: int = 32
+    batch_size: int = 32
     steps: int | None = None
-    schedule: ScheduleConfig = ScheduleConfig()
+    lr_schedule: LRScheduleConfig = LRScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     document_attention: bool = True
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     remat: Literal["none", "minimal", "full"] = runtime("none")
     loss_chunk: int = runtime(2048)
-    accumulate: int = runtime(1)
-    z_loss: float = 0.0
-    balance_loss: float = added(0.01)
-    router_z_loss: float = added(0.001)
-    balance_bias_rate: float = added(0.001)
+    gradient_accumulation_steps: int = runtime(1)
+    z_loss_weight: float = 0.0
+    load_balance_loss_weight: float = added(0.01)
+    router_z_loss_weight: float = added(0.001)
+    router_bias_update_rate: float = added(0.001)
     milestones: int = 8
     tail_checkpoints: int = added(0)
     tail_fraction: float = added(0.1)
@@ -148,9 +148,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for key in (
-            "batch_rows",
+            "batch_size",
             "loss_chunk",
-            "accumulate",
+            "gradient_accumulation_steps",
             "max_bad_steps",
             "log_every",
         ):
@@ -170,7 +170,12 @@ class TrainingConfig:
             f"training.tail_fraction must be above 0 and at most 1, not {self.tail_fraction}",
         )
         require(self.checkpoint_seconds > 0, "training.checkpoint_seconds must be positive")
-        for key in ("z_loss", "balance_loss", "router_z_loss", "balance_bias_rate"):
+        for key in (
+            "z_loss_weight",
+            "load_balance_loss_weight",
+            "router_z_loss_weight",
+            "router_bias_update_rate",
+        ):
             value = getattr(self, key)
             require(value >= 0, f"training.{key} must not be negative, not {value}")
 

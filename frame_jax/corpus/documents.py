@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.fields import RecordError, id_of, text_of
+from frame_jax.corpus.fields import RecordError, get_id, get_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Rejection:
 Record = Document | Rejection
 
 
-def from_fields(
+def document_from_fields(
     fields: Mapping[str, Any],
     config: SourceConfig,
     *,
@@ -67,21 +67,21 @@ def from_fields(
         line: Its line or number there, from 1.
     """
     try:
-        text = text_of(fields, config.text_field)
+        text = get_text(fields, config.text_field)
         if text is None:
             raise RecordError(f"no text: the field {config.text_field!r} is null or absent")
         if not text.strip():
             raise RecordError("the text is empty")
-        domain = text_of(fields, config.domain_field)
-        language = text_of(fields, config.language_field)
+        domain = get_text(fields, config.domain_field)
+        language = get_text(fields, config.language_field)
         looked_for = {
             "domain_field": config.domain_field is not None and domain is None,
             "language_field": config.language_field is not None and language is None,
         }
         return Document(
-            id=id_of(fields, config) or default_id,
+            id=get_id(fields, config) or default_id,
             text=text,
-            source=text_of(fields, config.source_field) or default_source,
+            source=get_text(fields, config.source_field) or default_source,
             domain=domain or config.domain,
             language=language or config.language,
             file=file,

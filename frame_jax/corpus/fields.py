@@ -19,12 +19,12 @@ class RecordError(ValueError):
     """Why a record cannot be used; becomes the reason of its `Rejection`."""
 
 
-def asked(config: SourceConfig, setting: str) -> bool:
+def is_named_by_config(config: SourceConfig, setting: str) -> bool:
     """Whether the config names this field itself, rather than by default."""
     return getattr(config, setting) not in (None, getattr(SourceConfig, setting))
 
 
-def look_up(fields: Any, name: str) -> Any:
+def get_field(fields: Any, name: str) -> Any:
     """The value of a field; None where it is null or absent.
 
     Args:
@@ -45,21 +45,21 @@ def look_up(fields: Any, name: str) -> Any:
     for length in range(len(parts) - 1, 0, -1):
         head = ".".join(parts[:length])
         if head in fields:
-            return look_up(fields[head], ".".join(parts[length:]))
+            return get_field(fields[head], ".".join(parts[length:]))
     return None
 
 
-def text_of(fields: Mapping[str, Any], name: str | None) -> str | None:
+def get_text(fields: Mapping[str, Any], name: str | None) -> str | None:
     """The text of a field; None where it is null, absent or not asked for.
 
     Raises:
         RecordError: for anything but text in UTF-8.
     """
-    value = look_up(fields, name) if name is not None else None
+    value = get_field(fields, name) if name is not None else None
     if value is None:
         return None
     if isinstance(value, bytes):
-        return decode(value)
+        return decode_utf8(value)
     if not isinstance(value, str):
         raise RecordError(f"the field {name!r} holds {type(value).__name__}, not text")
     try:
@@ -71,7 +71,7 @@ def text_of(fields: Mapping[str, Any], name: str | None) -> str | None:
     return value
 
 
-def id_of(fields: Mapping[str, Any], config: SourceConfig) -> str | None:
+def get_id(fields: Mapping[str, Any], config: SourceConfig) -> str | None:
     """The id that a record carries; None where it carries none.
 
     Numbers, UUIDs and dates are ids as they are written, bytes that are no text in hexadecimal.
@@ -81,7 +81,7 @@ def id_of(fields: Mapping[str, Any], config: SourceConfig) -> str | None:
         RecordError: for an id that cannot be used.
     """
     name = config.id_field
-    value = look_up(fields, name) if name is not None else None
+    value = get_field(fields, name) if name is not None else None
     if isinstance(value, bytes):
         try:
             return value.decode("utf-8")
@@ -95,12 +95,12 @@ def id_of(fields: Mapping[str, Any], config: SourceConfig) -> str | None:
     plain = int | uuid.UUID | decimal.Decimal | datetime.date
     if isinstance(value, plain) and not isinstance(value, bool):
         return str(value)
-    if value is None or isinstance(value, str) or asked(config, "id_field"):
-        return text_of(fields, name)
+    if value is None or isinstance(value, str) or is_named_by_config(config, "id_field"):
+        return get_text(fields, name)
     return None
 
 
-def decode(data: bytes) -> str:
+def decode_utf8(data: bytes) -> str:
     """UTF-8 bytes as text.
 
     Raises:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.config.run import RunConfig
-from frame_jax.config.settings import settings_of
-from frame_jax.corpus.parts import inputs_of, signature_of, tokenizer_bytes
-from frame_jax.corpus.sources.inputs import Input, spelled
+from frame_jax.config.settings import flatten_settings
+from frame_jax.corpus.parts import inputs_signature, list_inputs, tokenizer_bytes
+from frame_jax.corpus.sources.inputs import Input, escape_name
 from frame_jax.errors import UserError, print_note
 from frame_jax.run.directory import RunDirectory, read_json, write_json
 
@@ -24,11 +24,11 @@ def keep_inventory(config: RunConfig, directory: RunDirectory) -> None:
     """Writes RUN/tokens/inputs.json, unless it is there: each source's files and their versions."""
     path = _path(directory)
     if not path.exists():
-        sources = [_versions(inputs_of(source)) for source in config.corpus.sources]
+        sources = [_versions(list_inputs(source)) for source in config.corpus.sources]
         write_json(path, {"sources": sources, "tokenizer.path": _tokenizer_version(config)})
 
 
-def known_signature(config: RunConfig, directory: RunDirectory, redo: str | None = None) -> str:
+def expected_signature(config: RunConfig, directory: RunDirectory, redo: str | None = None) -> str:
     """The signature of the corpus, or of what was made of it where it is not there any more.
 
     Args:
@@ -40,7 +40,7 @@ def known_signature(config: RunConfig, directory: RunDirectory, redo: str | None
         UserError: where the corpus is another than when tokenize began, naming the files; and
             where it is not there but still to be read.
     """
-    found, changes = compare(config, directory, redo)
+    found, changes = compare_inventory(config, directory, redo)
     if changes:
         more = [f"  and {len(changes) - SHOWN:,} more"] if len(changes) > SHOWN else []
         lines = "\n".join([*(f"  {change}" for change in changes[:SHOWN]), *more])
@@ -53,10 +53,11 @@ def known_signature(config: RunConfig, directory: RunDirectory, redo: str | None
     return found
 
 
-def compare(
+def compare_inventory(
     config: RunConfig, directory: RunDirectory, redo: str | None = None
 ) -> tuple[str, list[str]]:
-    """The signature to expect, see `known_signature`, and what has changed, a line for each file.
+    """The signature to expect, see `expected_signature`, and what has changed, a line for each
+    file.
 
     Raises:
         UserError: where the corpus is not there but still to be read.
@@ -64,14 +65,14 @@ def compare(
     path = directory.marker("tokenize")
     marker = read_json(path) if path.exists() else None
     if marker is None or redo == "tokenize" or not _same_settings(config, marker["settings"]):
-        return signature_of([inputs_of(s) for s in config.corpus.sources], config), []
+        return inputs_signature([list_inputs(s) for s in config.corpus.sources], config), []
     kept = read_json(_path(directory)) if _path(directory).exists() else None
     recorded: str = marker["inputs"]["corpus files"]
     now: list[list[Input] | None] = []
     gone = []
     for index, source in enumerate(config.corpus.sources):
         try:
-            now.append(inputs_of(source))
+            now.append(list_inputs(source))
         except UserError as error:
             if not marker["complete"]:
                 raise
@@ -91,7 +92,7 @@ def compare(
         if kept is None:
             return recorded, []
     else:
-        found = signature_of([items for items in now if items is not None], config)
+        found = inputs_signature([items for items in now if items is not None], config)
         if kept is None or found == recorded:
             return found, []
     changes = [
@@ -111,7 +112,9 @@ def _path(directory: RunDirectory) -> Path:
 
 def _same_settings(config: RunConfig, before: dict[str, Any]) -> bool:
     """Whether the run's settings of what is read are those of the marker; others are told there."""
-    now = settings_of(config.corpus, "corpus") | settings_of(config.tokenizer, "tokenizer")
+    now = flatten_settings(config.corpus, "corpus") | flatten_settings(
+        config.tokenizer, "tokenizer"
+    )
     return {k: v for k, v in before.items() if k.startswith(("corpus.", "tokenizer."))} == now
 
 
@@ -119,7 +122,7 @@ def _versions(items: list[Input]) -> dict[str, str]:
     """Name to version of every file."""
     found: dict[str, str] = {}
     for item in items:
-        members = [(spelled(file.name), str(file.size)) for file in item.members]
+        members = [(escape_name(file.name), str(file.size)) for file in item.members]
         found |= dict(members or [(item.name, item.version)])
     return found
 

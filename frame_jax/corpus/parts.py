@@ -12,7 +12,7 @@ from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document, Record
 from frame_jax.corpus.sources import SOURCES
-from frame_jax.corpus.sources.inputs import Input, Stripe
+from frame_jax.corpus.sources.inputs import Input, RecordSlice
 
 SAMPLE_INPUTS = 64  # read side by side
 SAMPLE_STRIDE = 16  # at most this many records are passed over for each one looked at
@@ -24,24 +24,24 @@ class Chunk:
 
     source: SourceConfig
     item: Input
-    stripe: Stripe
+    record_slice: RecordSlice
 
-    def read(self) -> Iterator[Record]:
-        if self.item.aside:
+    def read_records(self) -> Iterator[Record]:
+        if self.item.ignored:
             return iter(())
-        return SOURCES[self.source.kind].read(self.source, self.item, self.stripe)
+        return SOURCES[self.source.kind].read_records(self.source, self.item, self.record_slice)
 
 
-def plan(corpus: CorpusConfig) -> list[list[Chunk]]:
+def plan_parts(corpus: CorpusConfig) -> list[list[Chunk]]:
     """The chunks of every part, in the order of the sources; parts may be empty.
 
     Inputs larger than a part's fair share are cut into stripes, so that one big file is still
     worked on in parallel; each reader then passes over the others' records without parsing them.
     """
     items = _inputs(corpus)
-    stripes = _stripes([item.size for _, item in items], corpus.parts)
+    stripes = _slice_counts([item.size for _, item in items], corpus.parts)
     chunks = [
-        (item.size / count, Chunk(source, item, Stripe(index, count)))
+        (item.size / count, Chunk(source, item, RecordSlice(index, count)))
         for (source, item), count in zip(items, stripes, strict=True)
         for index in range(count)
     ]
@@ -55,7 +55,7 @@ def plan(corpus: CorpusConfig) -> list[list[Chunk]]:
     return [[chunks[order][1] for order in sorted(part)] for part in parts]
 
 
-def sample(corpus: CorpusConfig, max_bytes: int) -> Iterator[Document]:
+def sample_documents(corpus: CorpusConfig, max_bytes: int) -> Iterator[Document]:
     """Documents from all over the corpus, at most about `max_bytes` of UTF-8 text in all.
 
     One document in turn from every input (from 64 evenly spaced ones where there are more); of a
@@ -66,8 +66,8 @@ def sample(corpus: CorpusConfig, max_bytes: int) -> Iterator[Document]:
     if len(items) > SAMPLE_INPUTS:
         items = [items[i * len(items) // SAMPLE_INPUTS] for i in range(SAMPLE_INPUTS)]
     stride = sum(item.size for _, item in items) // max_bytes
-    stripe = Stripe(0, min(max(stride, 1), SAMPLE_STRIDE))
-    readers = [Chunk(source, item, stripe).read() for source, item in items]
+    record_slice = RecordSlice(0, min(max(stride, 1), SAMPLE_STRIDE))
+    readers = [Chunk(source, item, record_slice).read_records() for source, item in items]
     taken = 0
     while readers:
         still_open = []
@@ -82,7 +82,7 @@ def sample(corpus: CorpusConfig, max_bytes: int) -> Iterator[Document]:
         readers = still_open
 
 
-def signature(config: RunConfig) -> str:
+def corpus_signature(config: RunConfig) -> str:
     """A short hash of what the corpus holds, as far as names, sizes and versions tell.
 
     Another one means that files came, went or changed size, that Python or a distribution changed
@@ -91,10 +91,10 @@ def signature(config: RunConfig) -> str:
     Raises:
         UserError: where a source has nothing to read.
     """
-    return signature_of([inputs_of(source) for source in config.corpus.sources], config)
+    return inputs_signature([list_inputs(source) for source in config.corpus.sources], config)
 
 
-def signature_of(sources: list[list[Input]], config: RunConfig) -> str:
+def inputs_signature(sources: list[list[Input]], config: RunConfig) -> str:
     """The signature of a corpus whose sources have these inputs."""
     digest = hashlib.blake2b(digest_size=8)
     for source, items in zip(config.corpus.sources, sources, strict=True):
@@ -110,24 +110,24 @@ def tokenizer_bytes(config: RunConfig) -> bytes | None:
     """The content of the file in `tokenizer.path`; None where there is none."""
     if config.tokenizer.path is None:
         return None
-    path = files.cached(config.tokenizer.path)
+    path = files.local_copy(config.tokenizer.path)
     return path.read_bytes() if path.is_file() else None
 
 
-def inputs_of(source: SourceConfig) -> list[Input]:
+def list_inputs(source: SourceConfig) -> list[Input]:
     """What a source can be read from.
 
     Raises:
         UserError: where there is nothing.
     """
-    return SOURCES[source.kind].inputs(source)
+    return SOURCES[source.kind].list_inputs(source)
 
 
 def _inputs(corpus: CorpusConfig) -> list[tuple[SourceConfig, Input]]:
-    return [(source, item) for source in corpus.sources for item in inputs_of(source)]
+    return [(source, item) for source in corpus.sources for item in list_inputs(source)]
 
 
-def _stripes(sizes: list[int], parts: int) -> list[int]:
+def _slice_counts(sizes: list[int], parts: int) -> list[int]:
     """Into how many stripes to cut each input.
 
     The input with the largest stripes gets one more, until no stripe exceeds a part's fair share:

@@ -19,7 +19,7 @@ from frame_jax.config.corpus import CorpusConfig
 from frame_jax.corpus.documents import Rejection
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
-from frame_jax.sql import literal, parquet
+from frame_jax.sql import parquet_table, sql_literal
 
 DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
 SHOWN = 3
@@ -56,7 +56,7 @@ def reject_duplicates(directory: RunDirectory) -> None:
             atomic_path(directory.rejected) as path,
             path.open("w", encoding="utf-8") as merged,
         ):
-            database.execute(f"SET temp_directory = {literal(spill)}")
+            database.execute(f"SET temp_directory = {sql_literal(spill)}")
             database.execute("SET preserve_insertion_order = false")
             for source in part_rejections(directory.tokens):
                 with source.open(encoding="utf-8") as lines:
@@ -67,7 +67,7 @@ def reject_duplicates(directory: RunDirectory) -> None:
                     rows.append(row)
                     reason = f"duplicate id {doc_id!r}, first in {first_file} line {first_line}"
                     merged.write(rejection_line(Rejection(file, line, reason)))
-                _mark(list_parts(directory.tokens, ".parquet")[part], rows)
+                _mark_rejected(list_parts(directory.tokens, ".parquet")[part], rows)
     finally:
         shutil.rmtree(spill, ignore_errors=True)
 
@@ -90,7 +90,9 @@ def summarise(directory: RunDirectory) -> dict[str, Any]:
     }
 
 
-def check_rejected(summary: dict[str, Any], corpus: CorpusConfig, directory: RunDirectory) -> None:
+def require_few_rejected(
+    summary: dict[str, Any], corpus: CorpusConfig, directory: RunDirectory
+) -> None:
     """Stops a run whose corpus is not what the user thinks it is.
 
     Raises:
@@ -137,7 +139,7 @@ def _duplicates(
         yield from rows
 
 
-def _mark(path: Path, rows: list[int]) -> None:
+def _mark_rejected(path: Path, rows: list[int]) -> None:
     """Sets the split of some rows of a part to `rejected`, row group by row group."""
     with pq.ParquetFile(path) as part:
         schema = part.schema_arrow
@@ -163,4 +165,4 @@ def _mark(path: Path, rows: list[int]) -> None:
 
 
 def _documents(directory: RunDirectory) -> str:
-    return parquet(*list_parts(directory.tokens, ".parquet"))
+    return parquet_table(*list_parts(directory.tokens, ".parquet"))

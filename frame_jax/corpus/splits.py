@@ -12,16 +12,18 @@ def unit_hash(name: str, salt: str) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def split_of(doc_id: str, seed: int, held_out_fraction: float, reference_fraction: float) -> str:
+def assign_split(
+    doc_id: str, seed: int, held_out_fraction: float, reference_fraction: float
+) -> str:
     """`held_out`, `reference` or `train`.
 
     The hash's line from 0 to 1 is cut at the two fractions, so a document keeps its split when
     others come or go, whatever the order in which they are read.
     """
-    place = unit_hash(doc_id, f"split {seed}")
-    if place < held_out_fraction:
+    number = unit_hash(doc_id, f"split {seed}")
+    if number < held_out_fraction:
         return "held_out"
-    if place < held_out_fraction + reference_fraction:
+    if number < held_out_fraction + reference_fraction:
         return "reference"
     return "train"
 

@@ -14,22 +14,22 @@ import pyarrow.parquet as pq
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document, Rejection
 from frame_jax.corpus.inventory import keep_inventory
-from frame_jax.corpus.parts import Chunk, plan
+from frame_jax.corpus.parts import Chunk, plan_parts
 from frame_jax.corpus.rejected import (
-    check_rejected,
     reject_duplicates,
     rejection_line,
+    require_few_rejected,
     summarise,
 )
-from frame_jax.corpus.remarks import (
+from frame_jax.corpus.splits import assign_split
+from frame_jax.corpus.summary_messages import (
     FieldCounts,
-    fields_never_found,
-    kinds_of_rejection,
-    remarks,
+    absent_field_warnings,
+    rejection_reasons,
+    summary_messages,
 )
-from frame_jax.corpus.splits import split_of
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
-from frame_jax.corpus.vocabulary import prepare_tokenizer
+from frame_jax.corpus.tokenizer_training import prepare_tokenizer
 from frame_jax.errors import print_note
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
@@ -57,10 +57,10 @@ GROUP_ROWS = 1 << 16
 BATCH_BYTES = 2_000_000
 SUMMARY = "summary.json"  # so that one process alone reads all tables
 
-Row = dict[str, Any]
+DocumentRow = dict[str, Any]
 
 
-def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """Writes RUN/tokenizer and RUN/tokens; parts that are there are left alone.
 
     Returns:
@@ -76,18 +76,18 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         prepare_tokenizer(config, directory)
     processes.barrier("tokenizer")
     tokenizer = load_tokenizer(directory)
-    said = read_json(special_tokens_path(directory)).get("notes", [])
+    messages = read_json(special_tokens_path(directory)).get("notes", [])
     if processes.is_first():
-        for line in said:
+        for line in messages:
             print_note(f"tokenizer: {line}")
-    parts = plan(config.corpus)
+    parts = plan_parts(config.corpus)
     waiting = [
         part
-        for part in processes.mine(range(len(parts)))
+        for part in processes.local_share(range(len(parts)))
         if not _part_path(directory, part, config, ".parquet").exists()
     ]
     show = processes.is_first() and bool(waiting)
-    with progress.bar("tokenize", None, "documents", show=show) as update:
+    with progress.progress_bar("tokenize", None, "documents", show=show) as update:
         for position, part in enumerate(waiting, 1):
             note = f"part {position} of {len(waiting)}"
             advance = functools.partial(update, note=note)
@@ -96,16 +96,16 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     if processes.is_first():
         reject_duplicates(directory)
         found = summarise(directory)
-        found["rejected_for"] = kinds_of_rejection(directory.rejected)
-        found["fields_never_found"] = fields_never_found(directory, config.corpus)
+        found["rejected_for"] = rejection_reasons(directory.rejected)
+        found["fields_never_found"] = absent_field_warnings(directory, config.corpus)
         write_json(directory.tokens / SUMMARY, found)
     processes.barrier("rejected")
     summary = read_json(directory.tokens / SUMMARY)
-    check_rejected(summary, config.corpus, directory)
+    require_few_rejected(summary, config.corpus, directory)
     if processes.is_first():
-        for remark in [*passed_over(parts), *remarks(summary, directory)]:
+        for remark in [*ignored_inputs_message(parts), *summary_messages(summary, directory)]:
             print_note(remark)
-    return {**summary, "tokenizer": said}
+    return {**summary, "tokenizer": messages}
 
 
 def write_part(
@@ -154,7 +154,7 @@ def _batches(
     batch: list[tuple[Document, int]] = []
     total = 0
     for chunk in chunks:
-        for record in chunk.read():
+        for record in chunk.read_records():
             if isinstance(record, Rejection):
                 reject(rejection_line(record))
                 continue
@@ -169,13 +169,15 @@ def _batches(
         yield batch
 
 
-def _row(document: Document, size: int, tokens: int, part: int, row: int, config: RunConfig) -> Row:
+def _row(
+    document: Document, size: int, tokens: int, part: int, row: int, config: RunConfig
+) -> DocumentRow:
     corpus = config.corpus
     return {
         "doc_id": document.id,
         "part": part,
         "row": row,
-        "split": split_of(
+        "split": assign_split(
             document.id, config.seed, corpus.held_out_fraction, corpus.reference_fraction
         ),
         "source": document.source,
@@ -188,9 +190,9 @@ def _row(document: Document, size: int, tokens: int, part: int, row: int, config
     }
 
 
-def passed_over(parts: list[list[Chunk]]) -> list[str]:
+def ignored_inputs_message(parts: list[list[Chunk]]) -> list[str]:
     """A sentence on inputs that lie among the data and are none, if there are any."""
-    names = sorted({c.item.place for chunks in parts for c in chunks if c.item.aside})
+    names = sorted({c.item.display_path for chunks in parts for c in chunks if c.item.ignored})
     if not names:
         return []
     more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
@@ -212,16 +214,16 @@ def _part_path(directory: RunDirectory, part: int, config: RunConfig, suffix: st
 
 
 @contextlib.contextmanager
-def _write_rows(path: Path, counts: FieldCounts) -> Iterator[Callable[[Row], None]]:
+def _write_rows(path: Path, counts: FieldCounts) -> Iterator[Callable[[DocumentRow], None]]:
     """Yields a function that adds one row to the Parquet file `path`; `counts` go in at the end."""
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, COLUMNS) as writer:
-        rows: list[Row] = []
+        rows: list[DocumentRow] = []
 
         def flush() -> None:
             writer.write_table(pa.Table.from_pylist(rows, COLUMNS))
             rows.clear()
 
-        def add(row: Row) -> None:
+        def add(row: DocumentRow) -> None:
             rows.append(row)
             if len(rows) == GROUP_ROWS:
                 flush()

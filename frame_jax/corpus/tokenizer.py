@@ -99,7 +99,7 @@ class Tokenizer:
             next_places = np.array(encoding.offsets, np.int64).reshape(-1, 2) + start
             if start:
                 middle = (start + overlap // 4, start + overlap - overlap // 4)
-                joint = agreement((ids, places), (next_ids, next_places), middle)
+                joint = find_agreement((ids, places), (next_ids, next_places), middle)
                 if joint is None:
                     return None
                 pieces.append(ids[: joint[0]])
@@ -111,7 +111,9 @@ class Tokenizer:
 Encoded = tuple[np.ndarray, np.ndarray]
 
 
-def agreement(left: Encoded, right: Encoded, middle: tuple[int, int]) -> tuple[int, int] | None:
+def find_agreement(
+    left: Encoded, right: Encoded, middle: tuple[int, int]
+) -> tuple[int, int] | None:
     """Where two overlapping windows may be joined: an index into the tokens of each.
 
     What both make of the `middle` of their overlap depends on where neither begins or ends, so it
@@ -178,6 +180,6 @@ def load_tokenizer(directory: RunDirectory) -> Tokenizer:
     path = special_tokens_path(directory)
     if not path.exists():
         raise UserError(f"{directory.root}: has no tokenizer yet: run the phase `tokenize` first")
-    special = read_json(path)
+    special_tokens = read_json(path)
     backend = tokenizers.Tokenizer.from_file(str(directory.tokenizer))
-    return make_tokenizer(backend, special["bos_id"], special["eos_id"])
+    return make_tokenizer(backend, special_tokens["bos_id"], special_tokens["eos_id"])

@@ -10,11 +10,13 @@ from typing import Any
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import Tokenizer
 from frame_jax.errors import UserError
-from frame_jax.files import cached, is_checkpoint
-from frame_jax.run.special_tokens import Chosen
+from frame_jax.files import is_checkpoint, local_copy
+from frame_jax.run.special_tokens import ChosenTokens
 
 
-def notes(config: RunConfig, tokenizer: Tokenizer, chosen: Chosen) -> Iterator[str]:
+def tokenizer_messages(
+    config: RunConfig, tokenizer: Tokenizer, chosen: ChosenTokens
+) -> Iterator[str]:
     """Which BOS and EOS and why; whose own files name another BOS; what a text loses.
 
     Raises:
@@ -26,8 +28,8 @@ def notes(config: RunConfig, tokenizer: Tokenizer, chosen: Chosen) -> Iterator[s
         f"{chosen.eos!r} (id {eos}), {chosen.eos_reason}"
     )
     if config.tokenizer.path is not None:
-        for file, named in named_starts(config):
-            yield from other_start(tokenizer, chosen, file, named)
+        for file, named in bos_tokens_named_by_files(config):
+            yield from other_bos_messages(tokenizer, chosen, file, named)
     if tokenizer.strips_blank:
         yield (
             "a document that begins with exactly one blank loses it: this tokenizer gives it the "
@@ -35,8 +37,8 @@ def notes(config: RunConfig, tokenizer: Tokenizer, chosen: Chosen) -> Iterator[s
         )
 
 
-def other_start(
-    tokenizer: Tokenizer, chosen: Chosen, file: Path, named: int | str
+def other_bos_messages(
+    tokenizer: Tokenizer, chosen: ChosenTokens, file: Path, named: int | str
 ) -> Iterator[str]:
     """That a file names another BOS, an id or a token, than the one that was chosen; if it does."""
     token = named if isinstance(named, str) else tokenizer.id_to_token(named)
@@ -50,32 +52,32 @@ def other_start(
         )
 
 
-def named_starts(config: RunConfig) -> Iterator[tuple[Path, int | str]]:
+def bos_tokens_named_by_files(config: RunConfig) -> Iterator[tuple[Path, int | str]]:
     """(file, BOS as an id or a token) for each file of the tokenizer's or a checkpoint's folder
     that names one."""
-    folders = [cached(str(config.tokenizer.path)).parent]  # of a remote one, this file alone
+    folders = [local_copy(str(config.tokenizer.path)).parent]  # of a remote one, this file alone
     if config.scoring.unit == "token":  # by the byte, a model reads with its own tokenizer
         for reference in (config.reference.weak, config.reference.strong):
             if reference.checkpoint is not None:
-                folders.append(cached(reference.checkpoint, is_checkpoint))
+                folders.append(local_copy(reference.checkpoint, is_checkpoint))
     for folder in dict.fromkeys(folders):
-        yield from starts_named_in(folder)
+        yield from bos_tokens_named_in(folder)
 
 
-def starts_named_in(folder: Path) -> Iterator[tuple[Path, int | str]]:
+def bos_tokens_named_in(folder: Path) -> Iterator[tuple[Path, int | str]]:
     """(file, BOS as an id or a token) for each file of a model's or tokenizer's folder that names
     one."""
-    token = read(folder / "tokenizer_config.json").get("bos_token")
+    token = read_json_object(folder / "tokenizer_config.json").get("bos_token")
     if isinstance(token, dict):  # an added token with its rules
         token = token.get("content")
     if isinstance(token, str):
         yield folder / "tokenizer_config.json", token
-    token_id = read(folder / "config.json").get("bos_token_id")
+    token_id = read_json_object(folder / "config.json").get("bos_token_id")
     if isinstance(token_id, int):
         yield folder / "config.json", token_id
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no file.
 
     Raises:

@@ -9,7 +9,7 @@ from frame_jax.errors import UserError
 SCALING_ROUNDS = 200
 
 
-def split(total: int, shares: np.ndarray) -> np.ndarray:
+def split_proportionally(total: int, shares: np.ndarray) -> np.ndarray:
     """`total` in whole parts proportional to `shares` (int64 [n]), by largest remainder.
 
     No part exceeds its share as long as `total` does not exceed their sum.
@@ -23,12 +23,12 @@ def split(total: int, shares: np.ndarray) -> np.ndarray:
     return whole
 
 
-def allot(
+def allot_rows(
     weights: np.ndarray,
     columns: np.ndarray,
     lengths: np.ndarray | None,
     stage_names: list[str],
-    cell_names: tuple[str, ...],
+    quadrant_names: tuple[str, ...],
 ) -> np.ndarray:
     """Rows of each cell in each stage: int64 [stages, cells].
 
@@ -42,7 +42,7 @@ def allot(
         columns: Rows of each cell, int64 [cells]; the sums of the result's columns.
         lengths: Rows of each stage, int64 [stages], or None; the sums of its rows.
         stage_names: For the error message.
-        cell_names: For the error message.
+        quadrant_names: For the error message.
 
     Raises:
         UserError: when no matrix has these sums and no row where the weight is zero.
@@ -55,32 +55,32 @@ def allot(
 
     fitted = weights / weights.sum(1, keepdims=True) * lengths[:, None]
     for _ in range(SCALING_ROUNDS):
-        fitted = scale(fitted, columns, axis=0)
-        fitted = scale(fitted, lengths, axis=1)
+        fitted = scale_to_sums(fitted, columns, axis=0)
+        fitted = scale_to_sums(fitted, lengths, axis=1)
     surplus = np.maximum(fitted.sum(0) / np.maximum(columns, 1), 1.0)
     rows = np.floor(fitted / surplus).astype(np.int64)
 
-    stuck = augment(rows, weights > 0, lengths, columns)
+    stuck = fill_by_augmenting_paths(rows, weights > 0, lengths, columns)
     if stuck is not None:
-        stages, cells = stuck
+        stages, quadrants = stuck
         names = ", ".join(stage_names[j] for j in stages)
         who = f"stages {names} together ask" if len(stages) > 1 else f"stage {names} asks"
-        held = ", ".join(f"{cell_names[c]} {columns[c]:,}" for c in cells) or "none"
+        held = ", ".join(f"{quadrant_names[c]} {columns[c]:,}" for c in quadrants) or "none"
         raise UserError(
             f"{who} for {lengths[stages].sum():,} rows of quadrants that hold "
-            f"{columns[cells].sum():,} ({held}), and every row is used exactly once an epoch: "
+            f"{columns[quadrants].sum():,} ({held}), and every row is used exactly once an epoch: "
             "ask for less, add a quadrant, or leave out all lengths"
         )
     return rows
 
 
-def scale(matrix: np.ndarray, sums: np.ndarray, axis: int) -> np.ndarray:
+def scale_to_sums(matrix: np.ndarray, sums: np.ndarray, axis: int) -> np.ndarray:
     """The matrix with its lines scaled so that `matrix.sum(axis)` is `sums`."""
     present = matrix.sum(axis)
     return matrix * np.expand_dims(sums / np.where(present > 0, present, 1.0), axis)
 
 
-def augment(
+def fill_by_augmenting_paths(
     rows: np.ndarray, allowed: np.ndarray, lengths: np.ndarray, columns: np.ndarray
 ) -> tuple[list[int], list[int]] | None:
     """Fills `rows` in place up to both sums by shortest augmenting paths (maximum flow).

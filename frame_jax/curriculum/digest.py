@@ -23,15 +23,15 @@ BYTES = 16
 MODULUS = 1 << 8 * BYTES
 
 
-def of_rows(rows: np.ndarray) -> np.ndarray:
+def row_digests(rows: np.ndarray) -> np.ndarray:
     """Digests of rows of ids, integers [n, ids] below 2**32: uint8 [n, 16]."""
     lines = np.ascontiguousarray(rows, "<u4").view(np.uint8)
     return _joined([sha256(line).digest()[:BYTES] for line in lines])
 
 
-def of_places(places: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def ordered_row_digests(row_indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Digests of rows at places, int64 [n] and uint8 [n, 16]: uint8 [n, 16]."""
-    lines = np.concatenate([places.astype("<i8").view(np.uint8).reshape(-1, 8), rows], axis=1)
+    lines = np.concatenate([row_indices.astype("<i8").view(np.uint8).reshape(-1, 8), rows], axis=1)
     return _joined([sha256(line).digest()[:BYTES] for line in lines])
 
 
@@ -39,23 +39,23 @@ def _joined(digests: list[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, BYTES)
 
 
-def number(columns: np.ndarray) -> int:
+def digest_value(columns: np.ndarray) -> int:
     """The sum of digests as one number, from the sums of their bytes, integers [16]."""
-    return sum(int(column) << 8 * place for place, column in enumerate(columns)) % MODULUS
+    return sum(int(column) << 8 * index for index, column in enumerate(columns)) % MODULUS
 
 
-def text(value: int) -> str:
+def format_digest(value: int) -> str:
     """A digest as it is written down: 32 hexadecimal digits, the lowest byte first."""
     return value.to_bytes(BYTES, "little").hex()
 
 
-def value_of(text: str) -> int:
-    """The number that `text` has written down."""
+def parse_digest(text: str) -> int:
+    """The number that `format_digest` has written down."""
     return int.from_bytes(bytes.fromhex(text), "little")
 
 
 @dataclass(frozen=True)
-class Consumed:
+class ConsumedRows:
     """What a training run has read.
 
     Attributes:
@@ -67,17 +67,17 @@ class Consumed:
     first_step: int
     value: int = 0
 
-    def plus(self, columns: np.ndarray) -> Consumed:
+    def add_rows(self, columns: np.ndarray) -> ConsumedRows:
         """With the next rows, of whose digests `columns` are the sums by byte."""
-        return Consumed(self.first_step, (self.value + number(columns)) % MODULUS)
+        return ConsumedRows(self.first_step, (self.value + digest_value(columns)) % MODULUS)
 
-    def written(self) -> dict[str, Any]:
+    def as_record(self) -> dict[str, Any]:
         """As a line of metrics and a checkpoint hold it."""
-        return {"order_digest": text(self.value), "order_digest_from": self.first_step}
+        return {"order_digest": format_digest(self.value), "order_digest_from": self.first_step}
 
 
-def read(record: dict[str, Any]) -> Consumed | None:
+def read_consumed_rows(record: dict[str, Any]) -> ConsumedRows | None:
     """What a line of metrics or a checkpoint holds; None from an earlier release."""
     if "order_digest" not in record:
         return None
-    return Consumed(record["order_digest_from"], value_of(record["order_digest"]))
+    return ConsumedRows(record["order_digest_from"], parse_digest(record["order_digest"]))

@@ -1,6 +1,6 @@
 """Row files and a selection map in, batches of token ids out, from any step on, on any process.
 
-Batch b is rows [b * batch_rows, (b + 1) * batch_rows) of the schedule. A process reads only its own
+Batch b is rows [b * batch_size, (b + 1) * batch_size) of the schedule. A process reads only its own
 rows of each batch; the state is the step alone, so a run may resume on another number of processes.
 """
 
@@ -14,16 +14,16 @@ import numpy as np
 
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
-from frame_jax.records import OpenFiles, lengths
+from frame_jax.records import OpenFiles, record_counts
 
 
-class Cell:
+class QuadrantRows:
     """The rows of one cell, numbered across its parts, which are opened when a row is asked for."""
 
     def __init__(self, name: str, parts: Sequence[Path], files: OpenFiles):
         self.name = name
         self._parts, self._files = parts, files
-        self._lengths = lengths(parts)
+        self._lengths = record_counts(parts)
         self._ends = np.cumsum(self._lengths)
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class Cell:
                 out[line] = record
 
 
-class Batches:
+class BatchSource:
     """A random-access source whose element b is this process's rows of global batch b.
 
     One element a batch, not one a row: rows of a part are then read in a single call, which is
@@ -60,38 +60,40 @@ class Batches:
         self,
         parts: Mapping[str, Sequence[Path]],
         selection: SelectionMap,
-        batch_rows: int,
+        batch_size: int,
         row_offsets: Sequence[int] | np.ndarray,
         row_tokens: int,
         padding_id: int,
     ):
         schedule = selection.schedule
         files = OpenFiles()
-        self._cells = [Cell(name, parts.get(name, []), files) for name in schedule.cells]
-        for cell, rows in zip(self._cells, schedule.available, strict=True):
-            if len(cell) != rows:
+        self._quadrants = [
+            QuadrantRows(name, parts.get(name, []), files) for name in schedule.quadrants
+        ]
+        for quadrant, rows in zip(self._quadrants, schedule.available, strict=True):
+            if len(quadrant) != rows:
                 raise UserError(
-                    f"the schedule was made for {rows:,} rows of {cell.name}, but its files hold "
-                    f"{len(cell):,}: the rows have changed since; redo the partition phase"
+                    f"the schedule was made for {rows:,} rows of {quadrant.name}, but its files hold "
+                    f"{len(quadrant):,}: the rows have changed since; redo the partition phase"
                 )
         self._selection = selection
-        self._batch_rows = batch_rows
+        self._batch_size = batch_size
         self._offsets = np.asarray(row_offsets, np.int64)
         self._row_tokens = row_tokens
         self._padding_id = padding_id
 
     def __len__(self) -> int:
-        return self._selection.schedule.steps(self._batch_rows)
+        return self._selection.schedule.steps(self._batch_size)
 
     def __getitem__(self, step: int) -> np.ndarray:
         """int32 [local rows, row_tokens]; past the last row of the schedule all padding."""
         batch = np.full((len(self._offsets), self._row_tokens), self._padding_id, np.int32)
-        rows = step * self._batch_rows + self._offsets
+        rows = step * self._batch_size + self._offsets
         lines = np.flatnonzero(rows < len(self._selection))
-        cells, indices = self._selection.select(rows[lines])
-        for number in np.unique(cells):
-            chosen = cells == number
-            self._cells[number].read_into(batch, lines[chosen], indices[chosen])
+        quadrants, indices = self._selection.select(rows[lines])
+        for number in np.unique(quadrants):
+            chosen = quadrants == number
+            self._quadrants[number].read_into(batch, lines[chosen], indices[chosen])
         return batch
 
 
@@ -99,7 +101,7 @@ def make_loader(
     parts: Mapping[str, Sequence[Path]],
     selection: SelectionMap,
     *,
-    batch_rows: int,
+    batch_size: int,
     row_offsets: Sequence[int] | np.ndarray,
     row_tokens: int,
     padding_id: int,
@@ -112,9 +114,9 @@ def make_loader(
     Args:
         parts: Row files of every cell of the schedule, in order.
         selection: The order of all rows.
-        batch_rows: Rows of a global batch.
+        batch_size: Rows of a global batch.
         row_offsets: The rows of each global batch that this process needs, in the order in which
-            it needs them, each in [0, batch_rows).
+            it needs them, each in [0, batch_size).
         row_tokens: Ids a row stores: sequence_length + 1.
         padding_id: Fills the rows that the last batch lacks (BOS: such targets have no loss).
         start_step: The first batch.
@@ -127,6 +129,6 @@ def make_loader(
     Raises:
         UserError: when a cell's files do not hold the rows the schedule was made for.
     """
-    source = Batches(parts, selection, batch_rows, row_offsets, row_tokens, padding_id)
+    source = BatchSource(parts, selection, batch_size, row_offsets, row_tokens, padding_id)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered_batches)
     return iter(grain.MapDataset.source(source)[start_step:].to_iter_dataset(options))

@@ -17,11 +17,11 @@ _STRIDE = np.uint64(0x9E3779B97F4A7C15)
 _ALL_STRIDES = np.uint64(ROUNDS * int(_STRIDE) % (1 << 64))
 
 
-def keys(*parts: int | np.ndarray) -> np.ndarray:
+def permutation_keys(*parts: int | np.ndarray) -> np.ndarray:
     """One uint64 key for each element of the broadcast integers, of which one is an array."""
     key = np.zeros(np.broadcast_shapes(*(np.shape(part) for part in parts)), np.uint64)
     for part in parts:
-        key = mix(key + _STRIDE + np.asarray(part, np.int64).astype(np.uint64))
+        key = mix_bits(key + _STRIDE + np.asarray(part, np.int64).astype(np.uint64))
     return key
 
 
@@ -64,9 +64,9 @@ def _feistel(
 ) -> np.ndarray:
     line, column = np.divmod(values, columns)
     for _ in range(ROUNDS // 2):
-        line = (line + (mix(key + column) >> np.uint64(1))) % lines
+        line = (line + (mix_bits(key + column) >> np.uint64(1))) % lines
         key = key + _STRIDE
-        column = (column + (mix(key + line) >> np.uint64(1))) % columns
+        column = (column + (mix_bits(key + line) >> np.uint64(1))) % columns
         key = key + _STRIDE
     return line * columns + column
 
@@ -79,13 +79,13 @@ def _unfeistel(
     key = key + _ALL_STRIDES
     for _ in range(ROUNDS // 2):
         key = key - _STRIDE
-        column = (column + columns - (mix(key + line) >> np.uint64(1)) % columns) % columns
+        column = (column + columns - (mix_bits(key + line) >> np.uint64(1)) % columns) % columns
         key = key - _STRIDE
-        line = (line + lines - (mix(key + column) >> np.uint64(1)) % lines) % lines
+        line = (line + lines - (mix_bits(key + column) >> np.uint64(1)) % lines) % lines
     return line * columns + column
 
 
-def mix(value: np.ndarray) -> np.ndarray:
+def mix_bits(value: np.ndarray) -> np.ndarray:
     """A bijection of uint64 whose every output bit depends on every input bit (SplitMix64)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

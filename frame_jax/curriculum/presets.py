@@ -23,7 +23,7 @@ from frame_jax.errors import USAGE_ERROR, UserError, print_error
 WIDTH = 0.05  # of a sigmoid transition, in epochs
 
 
-def presets(axes: AxesConfig) -> dict[str, CurriculumConfig]:
+def preset_stages(axes: AxesConfig) -> dict[str, CurriculumConfig]:
     """The stages of every preset on a grid of PPL and PD bins.
 
     FRAME's rule on K x M bins: PPL from high to low outside, PD from low to high inside.
@@ -32,41 +32,41 @@ def presets(axes: AxesConfig) -> dict[str, CurriculumConfig]:
     down_ppl, down_pd = up_ppl[::-1], up_pd[::-1]
 
     def stages(*groups: list[str]) -> list[StageConfig]:
-        return [StageConfig({cell: 1.0 for cell in group}) for group in groups]
+        return [StageConfig({quadrant: 1.0 for quadrant in group}) for group in groups]
 
-    frame = stages(*([axes.cell(p, d)] for p in down_ppl for d in up_pd))
-    pd_ascending = stages(*([axes.cell(p, d) for p in up_ppl] for d in up_pd))
+    frame = stages(*([axes.quadrant_name(p, d)] for p in down_ppl for d in up_pd))
+    pd_ascending = stages(*([axes.quadrant_name(p, d) for p in up_ppl] for d in up_pd))
     return {
         "frame": CurriculumConfig(stages=frame),
-        "random": CurriculumConfig(stages=stages(list(axes.cells))),
+        "random": CurriculumConfig(stages=stages(list(axes.quadrants))),
         "ppl_descending": CurriculumConfig(
-            stages=stages(*([axes.cell(p, d) for d in up_pd] for p in down_ppl))
+            stages=stages(*([axes.quadrant_name(p, d) for d in up_pd] for p in down_ppl))
         ),
         "ppl_ascending": CurriculumConfig(
-            stages=stages(*([axes.cell(p, d) for d in up_pd] for p in up_ppl))
+            stages=stages(*([axes.quadrant_name(p, d) for d in up_pd] for p in up_ppl))
         ),
         "pd_ascending": CurriculumConfig(stages=pd_ascending),
         "pd_descending": CurriculumConfig(stages=pd_ascending[::-1]),
         "q3_q1_q4_q2": CurriculumConfig(
-            stages=stages(*([axes.cell(p, d)] for d in up_pd for p in down_ppl))
+            stages=stages(*([axes.quadrant_name(p, d)] for d in up_pd for p in down_ppl))
         ),
         "reverse": CurriculumConfig(
-            stages=stages(*([axes.cell(p, d)] for p in up_ppl for d in down_pd))
+            stages=stages(*([axes.quadrant_name(p, d)] for p in up_ppl for d in down_pd))
         ),
         "pdpc": CurriculumConfig(stages=pd_ascending, width=0.5),
         "folded": CurriculumConfig(stages=frame, width=0.02, folds=4),
-        "random_again": CurriculumConfig(stages=stages(list(axes.cells)), shuffle=1),
+        "random_again": CurriculumConfig(stages=stages(list(axes.quadrants)), shuffle=1),
         "sawtooth": CurriculumConfig(stages=frame, width=0.1, folds=4),
         "there_and_back": CurriculumConfig(stages=frame + frame[-2::-1] + frame[1:]),
     }
 
 
-def expand(curriculum: CurriculumConfig, axes: AxesConfig) -> CurriculumConfig:
+def expand_curriculum(curriculum: CurriculumConfig, axes: AxesConfig) -> CurriculumConfig:
     """The curriculum as explicit stages, with nothing left to a preset or a default.
 
     What the curriculum itself gives (`transition`, `width`, `folds`, `shuffle`, `epochs`) wins.
     """
-    base = presets(axes)[curriculum.preset] if curriculum.preset else curriculum
+    base = preset_stages(axes)[curriculum.preset] if curriculum.preset else curriculum
     transition = curriculum.transition or base.transition or "sigmoid"
     return dataclasses.replace(
         curriculum,
@@ -79,7 +79,7 @@ def expand(curriculum: CurriculumConfig, axes: AxesConfig) -> CurriculumConfig:
     )
 
 
-def as_yaml(curricula: dict[str, CurriculumConfig]) -> str:
+def curricula_as_yaml(curricula: dict[str, CurriculumConfig]) -> str:
     """The curricula as the YAML that a config file could hold, unset keys left out."""
 
     def tidy(value: object) -> object:
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m frame_jax.curriculum.presets",
         description="Print curricula by name as the stages they stand for.",
     )
-    names = list(presets(AxesConfig()))
+    names = list(preset_stages(AxesConfig()))
     options.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     options.add_argument("--ppl", type=int, default=2, help="partition.axes.ppl (default: 2)")
     options.add_argument("--pd", type=int, default=2, help="partition.axes.pd (default: 2)")
@@ -108,8 +108,10 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print_error(error)
         return USAGE_ERROR
-    expanded = {name: expand(CurriculumConfig(preset=name), axes) for name in given.names}
-    print(as_yaml(expanded), end="")
+    expanded = {
+        name: expand_curriculum(CurriculumConfig(preset=name), axes) for name in given.names
+    }
+    print(curricula_as_yaml(expanded), end="")
     return 0
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from frame_jax.curriculum.permutation import keys, permute, unpermute
-from frame_jax.curriculum.stages import Schedule
+from frame_jax.curriculum.permutation import permutation_keys, permute, unpermute
+from frame_jax.curriculum.stages import DataSchedule
 
 MIN_BLOCK_ROWS = 64
 TABLE_ENTRIES = 1 << 19
@@ -30,24 +30,24 @@ class SelectionMap:
         counts: int64 [blocks + 1, cells]: rows of each cell before each edge.
     """
 
-    def __init__(self, schedule: Schedule, seed: int, shuffle: int = 0):
+    def __init__(self, schedule: DataSchedule, seed: int, shuffle: int = 0):
         self.schedule = schedule
         self.seed = seed
         self.shuffle = shuffle
         rows = schedule.epoch_rows
-        block_rows = max(MIN_BLOCK_ROWS, -(-rows * len(schedule.cells) // TABLE_ENTRIES))
+        block_rows = max(MIN_BLOCK_ROWS, -(-rows * len(schedule.quadrants) // TABLE_ENTRIES))
         # Stage ends are edges as well, so that a hard boundary falls between two rows.
         stops = [stage.stop for stage in schedule.stages]
         self.edges = np.unique(np.concatenate([np.arange(0, rows, block_rows), [0], stops]))
-        self.counts = whole_counts(schedule.cumulative(self.edges), self.edges)
+        self.counts = round_cumulative_counts(schedule.cumulative(self.edges), self.edges)
         self._available = np.array(schedule.available, np.int64)
 
     def __len__(self) -> int:
         return self.schedule.rows
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        cells, rows = self.select(np.array([index]))
-        return int(cells[0]), int(rows[0])
+        quadrants, rows = self.select(np.array([index]))
+        return int(quadrants[0]), int(rows[0])
 
     def select(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Cells and rows of global row indices: int64 [n] to int64 [n] and int64 [n].
@@ -64,23 +64,27 @@ class SelectionMap:
         slots = permute(
             rows - first,
             self.edges[blocks + 1] - first,
-            keys(self.seed, epochs, 2 * self.shuffle, blocks),
+            permutation_keys(self.seed, epochs, 2 * self.shuffle, blocks),
         )
         before = self.counts[blocks]  # [n, cells]
         ends = np.cumsum(self.counts[blocks + 1] - before, axis=1)
-        cells = (slots[:, None] >= ends).sum(1)
+        quadrants = (slots[:, None] >= ends).sum(1)
         # Slots of a cell end at `ends`, ranks at the cell's count at the end of the block.
-        ranks = self.counts[blocks + 1, cells] - (ends[np.arange(len(cells)), cells] - slots)
+        ranks = self.counts[blocks + 1, quadrants] - (
+            ends[np.arange(len(quadrants)), quadrants] - slots
+        )
         if self.shuffle:  # among the rows in use, which are those of the seed
-            key = keys(self.seed, epochs, 2 * self.shuffle + 1, cells)
-            ranks = permute(ranks, self.counts[-1, cells], key)
-        return cells, permute(ranks, self._available[cells], keys(self.seed, epochs, 1, cells))
+            key = permutation_keys(self.seed, epochs, 2 * self.shuffle + 1, quadrants)
+            ranks = permute(ranks, self.counts[-1, quadrants], key)
+        return quadrants, permute(
+            ranks, self._available[quadrants], permutation_keys(self.seed, epochs, 1, quadrants)
+        )
 
-    def places(self, cell: int, rows: np.ndarray, epoch: int) -> np.ndarray:
+    def inverse(self, quadrant: int, rows: np.ndarray, epoch: int) -> np.ndarray:
         """Where an epoch uses rows of a cell, the way back of `select`.
 
         Args:
-            cell: Index of the cell.
+            quadrant: Index of the cell.
             rows: int64 [n], rows of the cell that exist.
             epoch: From 0.
 
@@ -88,34 +92,36 @@ class SelectionMap:
             int64 [n]: global row indices; -1 for rows that a shortened run leaves out.
         """
         rows = np.asarray(rows, np.int64)
-        epochs, cells = np.full(len(rows), epoch), np.full(len(rows), cell)
-        ranks = unpermute(rows, self._available[cells], keys(self.seed, epochs, 1, cells))
-        line = self.counts[:, cell]
+        epochs, quadrants = np.full(len(rows), epoch), np.full(len(rows), quadrant)
+        ranks = unpermute(
+            rows, self._available[quadrants], permutation_keys(self.seed, epochs, 1, quadrants)
+        )
+        line = self.counts[:, quadrant]
         used = np.flatnonzero(ranks < line[-1])
-        ranks, epochs, cells = ranks[used], epochs[used], cells[used]
+        ranks, epochs, quadrants = ranks[used], epochs[used], quadrants[used]
         if self.shuffle:
-            key = keys(self.seed, epochs, 2 * self.shuffle + 1, cells)
+            key = permutation_keys(self.seed, epochs, 2 * self.shuffle + 1, quadrants)
             ranks = unpermute(ranks, line[-1][None].repeat(len(ranks)), key)
         blocks = np.searchsorted(line, ranks, side="right") - 1
         counts = self.counts[blocks + 1] - self.counts[blocks]  # [n, cells]
-        slots = counts[:, : cell + 1].sum(1) - (line[blocks + 1] - ranks)
+        slots = counts[:, : quadrant + 1].sum(1) - (line[blocks + 1] - ranks)
         first = self.edges[blocks]
         inside = unpermute(
             slots,
             self.edges[blocks + 1] - first,
-            keys(self.seed, epochs, 2 * self.shuffle, blocks),
+            permutation_keys(self.seed, epochs, 2 * self.shuffle, blocks),
         )
-        places = np.full(len(rows), -1, np.int64)
-        places[used] = epoch * self.schedule.epoch_rows + first + inside
-        return places
+        indices = np.full(len(rows), -1, np.int64)
+        indices[used] = epoch * self.schedule.epoch_rows + first + inside
+        return indices
 
     def mixture(self, start: int, stop: int) -> np.ndarray:
         """Realised share of each cell among rows [start, stop) of the run: float64 [cells]."""
-        cells, _ = self.select(np.arange(start, min(stop, len(self))))
-        return np.bincount(cells, minlength=len(self.schedule.cells)) / len(cells)
+        quadrants, _ = self.select(np.arange(start, min(stop, len(self))))
+        return np.bincount(quadrants, minlength=len(self.schedule.quadrants)) / len(quadrants)
 
 
-def whole_counts(asked: np.ndarray, edges: np.ndarray) -> np.ndarray:
+def round_cumulative_counts(asked: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Rounds cumulative counts to whole rows without ever taking one back.
 
     From edge to edge every cell gets the whole rows it is owed; those still missing from the block

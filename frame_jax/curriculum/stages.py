@@ -1,4 +1,5 @@
-"""A curriculum and the rows of each cell in, a `Schedule` out: stages with exact row boundaries.
+"""A curriculum and the rows of each cell in, a `DataSchedule` out: stages with exact row
+boundaries.
 
 Every row is used exactly once an epoch. The schedule says how many rows of every cell are asked for
 up to any row of an epoch, in closed form; `selection.py` turns that into whole rows.
@@ -15,13 +16,13 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from frame_jax.config.curriculum import CurriculumConfig, StageConfig
-from frame_jax.curriculum.allotment import allot, split
+from frame_jax.curriculum.allotment import allot_rows, split_proportionally
 from frame_jax.errors import UserError
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows [start, stop) of an epoch, of which `cell_rows[c]` belong to cell c.
+    """Rows [start, stop) of an epoch, of which `quadrant_rows[c]` belong to cell c.
 
     Around a sigmoid boundary neighbouring stages mix; their totals stay as stated here.
     """
@@ -29,22 +30,22 @@ class Stage:
     name: str
     start: int
     stop: int
-    cell_rows: tuple[int, ...]
+    quadrant_rows: tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Schedule:
+class DataSchedule:
     """The order of a whole run.
 
     Attributes:
-        cells: Names of the cells.
+        quadrants: Names of the cells.
         available: Rows of each cell on disk.
         stages: The stages of one epoch, in order; stop of one is start of the next.
         steepness: k of the sigmoid in 1/epoch; infinite for hard transitions.
         epochs: Times the stages are gone through.
     """
 
-    cells: tuple[str, ...]
+    quadrants: tuple[str, ...]
     available: tuple[int, ...]
     stages: tuple[Stage, ...]
     steepness: float
@@ -58,9 +59,9 @@ class Schedule:
     def rows(self) -> int:
         return self.epoch_rows * self.epochs
 
-    def steps(self, batch_rows: int) -> int:
+    def steps(self, batch_size: int) -> int:
         """Optimizer steps; the last batch may be filled up with padding rows."""
-        return -(-self.rows // batch_rows)
+        return -(-self.rows // batch_size)
 
     def stage_at(self, row: int) -> int:
         """Index of the stage within which a row of the run lies."""
@@ -73,9 +74,9 @@ class Schedule:
         stops = np.array([stage.stop for stage in self.stages], np.int64)
         return (np.arange(self.epochs)[:, None] * self.epoch_rows + stops).ravel()
 
-    def stage_starts(self, batch_rows: int) -> list[int]:
+    def stage_starts(self, batch_size: int) -> list[int]:
         """The first step of each stage of the run, rising; a stage inside a step begins with it."""
-        return sorted({0, *(self.boundaries[:-1] // batch_rows).tolist()})
+        return sorted({0, *(self.boundaries[:-1] // batch_size).tolist()})
 
     @property
     def fingerprint(self) -> str:
@@ -93,12 +94,12 @@ class Schedule:
         """
         total = self.epoch_rows
         progress = np.asarray(rows, np.float64) / total
-        asked = np.zeros((len(progress), len(self.cells)))
+        asked = np.zeros((len(progress), len(self.quadrants)))
         left = progress  # integral of s(k(p - b_{j-1})) from 0 to p; b_0 is minus infinity
         for stage in self.stages:
-            right = handed_over(progress, stage.stop / total, self.steepness)
+            right = handover_integral(progress, stage.stop / total, self.steepness)
             if stage.stop > stage.start:
-                mixture = np.array(stage.cell_rows) / (stage.stop - stage.start)
+                mixture = np.array(stage.quadrant_rows) / (stage.stop - stage.start)
                 asked += ((left - right) * total)[:, None] * mixture
             left = right
         return asked
@@ -109,7 +110,7 @@ class Schedule:
         return (last - first) / (stop - start)
 
 
-def handed_over(progress: np.ndarray, share: float, steepness: float) -> np.ndarray:
+def handover_integral(progress: np.ndarray, share: float, steepness: float) -> np.ndarray:
     """Integral from 0 to `progress` of s(k(q - b)), with b such that it is 1 - `share` at 1.
 
     Solving softplus(k(1 - b)) - softplus(-kb) = k(1 - share) for b gives
@@ -124,20 +125,20 @@ def handed_over(progress: np.ndarray, share: float, steepness: float) -> np.ndar
     return (np.logaddexp(0.0, k * (progress - centre)) - np.logaddexp(0.0, -k * centre)) / k
 
 
-def resolve(
+def resolve_curriculum(
     curriculum: CurriculumConfig,
-    cell_rows: Mapping[str, int],
+    quadrant_rows: Mapping[str, int],
     *,
-    batch_rows: int,
+    batch_size: int,
     sequence_length: int,
     steps: int | None = None,
-) -> Schedule:
-    """The schedule of an expanded curriculum (see `presets.expand`).
+) -> DataSchedule:
+    """The schedule of an expanded curriculum (see `presets.expand_curriculum`).
 
     Args:
         curriculum: Stages, transition, width and folds, none of them null.
-        cell_rows: Rows of every cell on disk. Their order is part of the schedule.
-        batch_rows: Rows of a step, for stage lengths in steps.
+        quadrant_rows: Rows of every cell on disk. Their order is part of the schedule.
+        batch_size: Rows of a step, for stage lengths in steps.
         sequence_length: Tokens a row predicts, for stage lengths in tokens.
         steps: Steps of the run; null goes through all rows. Fewer steps use the same share of
             every cell, the same rows under every curriculum.
@@ -146,15 +147,15 @@ def resolve(
         UserError: for cells that do not exist or are never used, and for lengths that the rows of
             the cells cannot fill.
     """
-    cells = tuple(cell_rows)
-    available = np.array([cell_rows[cell] for cell in cells], np.int64)
-    epoch_rows = rows_per_epoch(int(available.sum()), curriculum.epochs, batch_rows, steps)
-    columns = split(epoch_rows, available)
+    quadrants = tuple(quadrant_rows)
+    available = np.array([quadrant_rows[quadrant] for quadrant in quadrants], np.int64)
+    epoch_rows = rows_per_epoch(int(available.sum()), curriculum.epochs, batch_size, steps)
+    columns = split_proportionally(epoch_rows, available)
 
     names = [stage.name or "+".join(stage.weights) for stage in curriculum.stages]
-    weights = weight_matrix(curriculum.stages, names, cells, columns)
-    lengths = stage_lengths(curriculum.stages, names, epoch_rows, batch_rows, sequence_length)
-    rows = allot(weights, columns, lengths, names, cells)
+    weights = weight_matrix(curriculum.stages, names, quadrants, columns)
+    lengths = stage_lengths(curriculum.stages, names, epoch_rows, batch_size, sequence_length)
+    rows = allot_rows(weights, columns, lengths, names, quadrants)
 
     folds = curriculum.folds or 1
     passes = np.diff(np.arange(folds + 1)[:, None, None] * rows // folds, axis=0)
@@ -169,52 +170,58 @@ def resolve(
     if curriculum.transition == "sigmoid":
         assert curriculum.width is not None  # set by presets.expand
         steepness = 2 * math.log(0.88 / 0.12) / curriculum.width
-    return Schedule(
-        cells, tuple(int(n) for n in available), tuple(stages), steepness, curriculum.epochs
+    return DataSchedule(
+        quadrants, tuple(int(n) for n in available), tuple(stages), steepness, curriculum.epochs
     )
 
 
-def shuffled(cell_rows: Mapping[str, int], batch_rows: int, steps: int | None = None) -> Schedule:
+def shuffled_schedule(
+    quadrant_rows: Mapping[str, int], batch_size: int, steps: int | None = None
+) -> DataSchedule:
     """All rows in one random order, as many epochs as `steps` need; trains the reference models."""
-    rows = max(sum(cell_rows.values()), 1)
+    rows = max(sum(quadrant_rows.values()), 1)
     curriculum = CurriculumConfig(
-        stages=[StageConfig({cell: 1.0 for cell in cell_rows})],
+        stages=[StageConfig({quadrant: 1.0 for quadrant in quadrant_rows})],
         transition="hard",
-        epochs=-(-(steps or 0) * batch_rows // rows) or 1,
+        epochs=-(-(steps or 0) * batch_size // rows) or 1,
     )
-    return resolve(curriculum, cell_rows, batch_rows=batch_rows, sequence_length=1, steps=steps)
+    return resolve_curriculum(
+        curriculum, quadrant_rows, batch_size=batch_size, sequence_length=1, steps=steps
+    )
 
 
-def rows_per_epoch(available: int, epochs: int, batch_rows: int, steps: int | None) -> int:
+def rows_per_epoch(available: int, epochs: int, batch_size: int, steps: int | None) -> int:
     """Rows that an epoch uses, of those available."""
     if available == 0:
         raise UserError("there are no training rows: the partition phase found no documents")
-    longest = -(-available * epochs // batch_rows)
+    longest = -(-available * epochs // batch_size)
     if steps is not None and steps > longest:
         raise UserError(
-            f"training.steps asks for {steps:,} steps of {batch_rows:,} rows, but the quadrants "
+            f"training.steps asks for {steps:,} steps of {batch_size:,} rows, but the quadrants "
             f"hold {available:,} rows, {longest:,} steps in {epochs} epoch(s): lower the steps, or "
-            f"set the curriculum's epochs to {-(-steps * batch_rows // available)}"
+            f"set the curriculum's epochs to {-(-steps * batch_size // available)}"
         )
-    rows = available * epochs if steps is None else min(steps * batch_rows, available * epochs)
+    rows = available * epochs if steps is None else min(steps * batch_size, available * epochs)
     if rows < epochs:
         raise UserError(f"{rows:,} training rows are too few for {epochs} epochs")
     return rows // epochs
 
 
 def weight_matrix(
-    stages: list[StageConfig], names: list[str], cells: tuple[str, ...], columns: np.ndarray
+    stages: list[StageConfig], names: list[str], quadrants: tuple[str, ...], columns: np.ndarray
 ) -> np.ndarray:
     """Relative sampling rates: float64 [stages, cells]."""
-    weights = np.zeros((len(stages), len(cells)))
+    weights = np.zeros((len(stages), len(quadrants)))
     for j, stage in enumerate(stages):
-        for cell, weight in stage.weights.items():
-            if cell not in cells:
+        for quadrant, weight in stage.weights.items():
+            if quadrant not in quadrants:
                 raise UserError(
-                    f"stage {names[j]}: there is no quadrant {cell!r}; there are {', '.join(cells)}"
+                    f"stage {names[j]}: there is no quadrant {quadrant!r}; there are {', '.join(quadrants)}"
                 )
-            weights[j, cells.index(cell)] = weight
-    unused = [cell for c, cell in enumerate(cells) if columns[c] and not weights[:, c].any()]
+            weights[j, quadrants.index(quadrant)] = weight
+    unused = [
+        quadrant for c, quadrant in enumerate(quadrants) if columns[c] and not weights[:, c].any()
+    ]
     if unused:
         raise UserError(
             f"no stage uses {', '.join(unused)}, and every row is used exactly once an epoch: give "
@@ -227,7 +234,7 @@ def stage_lengths(
     stages: list[StageConfig],
     names: list[str],
     epoch_rows: int,
-    batch_rows: int,
+    batch_size: int,
     sequence_length: int,
 ) -> np.ndarray | None:
     """Rows of each stage, int64 [stages] with sum `epoch_rows`; None where no stage gives any."""
@@ -238,7 +245,7 @@ def stage_lengths(
         elif stage.tokens is not None:
             asked[j] = stage.tokens / sequence_length
         elif stage.steps is not None:
-            asked[j] = stage.steps * batch_rows
+            asked[j] = stage.steps * batch_size
     blank = np.isnan(asked)
     if blank.all():
         return None
@@ -251,7 +258,7 @@ def stage_lengths(
                 f"({listing} rows) leave nothing of the {epoch_rows:,} rows of an epoch"
             )
         asked[blank] = rest
-    elif abs(rest) > batch_rows:
+    elif abs(rest) > batch_size:
         raise UserError(
             f"the stages ask for {asked.sum():,.0f} rows ({listing}), but an epoch has "
             f"{epoch_rows:,}, each used exactly once: change a length, or leave one stage without "

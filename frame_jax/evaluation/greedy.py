@@ -1,6 +1,6 @@
 """Token ids in; NLL, whether each token is the likeliest one, and likeliest next tokens out.
 
-What a benchmark asks of a model beyond the NLL that `scoring.step` gives. Works on the devices of
+What a benchmark asks of a model beyond the NLL that `scoring.scorer` gives. Works on the devices of
 this process, as scoring does.
 """
 
@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from frame_jax.models.cross_entropy import chunk_count, token_nll
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
-from frame_jax.scoring.step import Scorer, hidden_states
+from frame_jax.scoring.scorer import Scorer, hidden_states
 
 
 class GreedyScorer(Scorer):
@@ -33,7 +33,7 @@ class GreedyScorer(Scorer):
         params: Params,
         context: int,
         *,
-        rows_per_device: int,
+        per_device_batch_size: int,
         loss_chunk: int = 2048,
         fsdp: int = 1,
     ):
@@ -41,18 +41,18 @@ class GreedyScorer(Scorer):
         super().__init__(
             [(decoder, params)],
             context,
-            rows_per_device=rows_per_device,
+            per_device_batch_size=per_device_batch_size,
             loss_chunk=loss_chunk,
             fsdp=fsdp,
         )
         specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self._params)
         mesh, rows = self._batch_sharding.mesh, self._batch_sharding.spec
         assert isinstance(mesh, Mesh)  # of devices, not of an abstract topology
-        chunks = chunk_count(rows_per_device, context, loss_chunk)
+        chunks = chunk_count(per_device_batch_size, context, loss_chunk)
         mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
         self._score = jax.jit(
             mapped(
-                functools.partial(rate_rows, decoder, specs[0], chunks=chunks),
+                functools.partial(score_rows_greedily, decoder, specs[0], chunks=chunks),
                 in_specs=(specs, rows, rows, rows, rows),
                 out_specs=PartitionSpec(None, *rows),
             )
@@ -65,7 +65,7 @@ class GreedyScorer(Scorer):
             )
         )
 
-    def next(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    def next_tokens(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The likeliest token after each row.
 
         Args:
@@ -79,7 +79,7 @@ class GreedyScorer(Scorer):
         return np.asarray(self._next(self._params, *arrays))
 
 
-def rate_rows(
+def score_rows_greedily(
     decoder: Decoder,
     specs: Any,
     params: tuple[Params],
@@ -93,7 +93,7 @@ def rate_rows(
     """What one device does with its rows: [2, rows, context] float32, NLL and misses."""
     module, hidden = hidden_states(decoder, params[0], specs, inputs, segment_ids, positions)
     nll = token_nll(hidden, module.unembedding(), targets, chunks)
-    best = likeliest(hidden, module.unembedding(), chunks)
+    best = argmax_tokens(hidden, module.unembedding(), chunks)
     return jnp.stack([nll, (best != targets).astype(jnp.float32)])
 
 
@@ -106,10 +106,10 @@ def next_tokens(
     # Attention is causal: what lies behind a row's end cannot matter.
     module, hidden = hidden_states(decoder, params[0], specs, ids, jnp.zeros_like(ids), positions)
     last = hidden[jnp.arange(rows), lengths - 1][:, None]
-    return likeliest(last, module.unembedding(), 1)[:, 0]
+    return argmax_tokens(last, module.unembedding(), 1)[:, 0]
 
 
-def likeliest(hidden: jax.Array, unembedding: jax.Array, chunks: int) -> jax.Array:
+def argmax_tokens(hidden: jax.Array, unembedding: jax.Array, chunks: int) -> jax.Array:
     """[B, T, D] x [V, D] -> [B, T] int32: the token with the largest logit, piece by piece."""
     B, T, D = hidden.shape
     w = unembedding.astype(hidden.dtype)
@@ -122,7 +122,7 @@ def likeliest(hidden: jax.Array, unembedding: jax.Array, chunks: int) -> jax.Arr
     return jax.lax.map(piece, pieces).swapaxes(0, 1).reshape(B, T)
 
 
-def generate(
+def generate_greedily(
     scorer: GreedyScorer,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
@@ -153,7 +153,7 @@ def generate(
                 ids[row, : lengths[row]] = prompts[owner]
         if not any(owner is not None for owner in owners):
             return written
-        tokens = scorer.next(ids, lengths)
+        tokens = scorer.next_tokens(ids, lengths)
         for row, owner in enumerate(owners):
             if owner is None:
                 continue

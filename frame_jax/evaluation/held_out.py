@@ -1,9 +1,9 @@
 """The evaluation phase: kept checkpoints and the held-out split in, their losses out.
 
-Reads RUN/pretrain/<curriculum>/, RUN/tokens and RUN/quadrants/assignment.parquet. Writes
-RUN/evaluation/<curriculum>/<weights>/part-*.parquet (one row a held-out document: doc_id,
+Reads RUN/pretrain/<trial>/, RUN/tokens and RUN/quadrants/assignment.parquet. Writes
+RUN/evaluation/<trial>/<weights>/part-*.parquet (one row a held-out document: doc_id,
 predicted_tokens, nll, a sum in nats; weights are a step, or `average-...`) and from them
-RUN/evaluation/<curriculum>.json and RUN/evaluation/<curriculum>/tensorboard. Every arm is scored on
+RUN/evaluation/<trial>.json and RUN/evaluation/<trial>/tensorboard. Every arm is scored on
 the same documents, from their own starts, as in `frame_jax.scoring`. Where the config has
 multiple-choice tasks, `frame_jax.evaluation.tasks` runs them, and says what the file has of them;
 `frame_jax.evaluation.training_rows` does the same for training rows.
@@ -25,8 +25,8 @@ from frame_jax import checkpoints
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.evaluation import tasks, training_rows
-from frame_jax.evaluation.board import write_board
 from frame_jax.evaluation.checkpoint_scorer import Weights, checkpoint_scorers
+from frame_jax.evaluation.tensorboard import write_tensorboard
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import (
@@ -37,13 +37,13 @@ from frame_jax.run.directory import (
     write_json,
 )
 from frame_jax.scoring.documents import BatchScores, Scores, score_documents
-from frame_jax.scoring.readings import read_documents
-from frame_jax.sql import parquet
+from frame_jax.scoring.model_tokenizers import read_documents
+from frame_jax.sql import parquet_table
 
 DIMENSIONS = ("domain", "language", "quadrant")
 
 
-def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str, Any]:
+def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> dict[str, Any]:
     """Evaluates every kept checkpoint of a trial, and its averages; called on every process.
 
     Returns:
@@ -54,35 +54,37 @@ def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str
             finite.
     """
     documents = held_out_documents(directory, config.evaluation.max_documents)
-    plan = read_json(directory.pretrain(curriculum) / "curriculum.json")
-    means = [Weights.mean(plan, average) for average in config.evaluation.averages]
-    kept = [Weights.of(step) for step in sorted(plan["kept_steps"])]
-    require_kept(directory, curriculum, {step for each in [*kept, *means] for step in each.steps})
+    trial_record = read_json(directory.pretrain(trial) / "curriculum.json")
+    means = [Weights.mean(trial_record, ema) for ema in config.evaluation.averages]
+    kept = [Weights.of_step(step) for step in sorted(trial_record["kept_steps"])]
+    require_kept_checkpoints(
+        directory, trial, {step for each in [*kept, *means] for step in each.steps}
+    )
     missing = {
         weights: [
             part
             for part in documents
-            if not scores_path(directory, curriculum, weights.name, part).exists()
+            if not scores_path(directory, trial, weights.name, part).exists()
         ]
         for weights in (*kept, *means)
     }
     # Every process sees the same missing parts, because none writes before all have looked.
-    processes.barrier(f"evaluate {curriculum}: parts listed")
+    processes.barrier(f"evaluate {trial}: parts listed")
     if any(missing.values()):
-        score_missing(config, directory, curriculum, documents, missing)
-    processes.barrier(f"evaluate {curriculum}: parts written")
-    scores = tasks.run(config, directory, curriculum, plan, means)
-    rows = training_rows.run(config, directory, curriculum)
+        score_missing(config, directory, trial, documents, missing)
+    processes.barrier(f"evaluate {trial}: parts written")
+    scores = tasks.score_tasks(config, directory, trial, trial_record, means)
+    rows = training_rows.measure_training_rows(config, directory, trial)
     if processes.is_first():
-        measured = result(directory, curriculum, plan, kept, means)
-        measured["average"] = config.evaluation.average
-        add_tasks(measured, scores)
+        measured = held_out_result(directory, trial, trial_record, kept, means)
+        measured["average"] = config.evaluation.ema
+        add_task_scores(measured, scores)
         if rows is not None:
             measured["training_rows"] = rows
-        write_board(directory.evaluation(curriculum).with_suffix(""), measured)
-        write_json(directory.evaluation(curriculum), measured)
-    processes.barrier(f"evaluate {curriculum}: result written")
-    last = read_json(directory.evaluation(curriculum))["checkpoints"][-1]
+        write_tensorboard(directory.evaluation(trial).with_suffix(""), measured)
+        write_json(directory.evaluation(trial), measured)
+    processes.barrier(f"evaluate {trial}: result written")
+    last = read_json(directory.evaluation(trial))["checkpoints"][-1]
     overall = last["overall"]
     return {
         "step": last["step"],
@@ -91,8 +93,8 @@ def run(config: RunConfig, directory: RunDirectory, curriculum: str) -> dict[str
     }
 
 
-def scores_path(directory: RunDirectory, curriculum: str, weights: str, tokens_part: str) -> Path:
-    folder = directory.evaluation(curriculum).with_suffix("") / weights
+def scores_path(directory: RunDirectory, trial: str, weights: str, tokens_part: str) -> Path:
+    folder = directory.evaluation(trial).with_suffix("") / weights
     return folder / f"{tokens_part}.parquet"
 
 
@@ -110,7 +112,7 @@ def held_out_documents(directory: RunDirectory, max_documents: int | None) -> di
     with duckdb.connect() as connection:
         table = connection.sql(
             f"""
-            SELECT doc_id, part, row, tokens FROM {parquet(*tokens)}
+            SELECT doc_id, part, row, tokens FROM {parquet_table(*tokens)}
             WHERE split = 'held_out' AND tokens > 0 ORDER BY md5(doc_id), doc_id LIMIT ?
             """,
             params=[max_documents],
@@ -128,7 +130,7 @@ def held_out_documents(directory: RunDirectory, max_documents: int | None) -> di
     }
 
 
-def add_tasks(measured: dict[str, Any], scores: list[dict[str, Any]]) -> None:
+def add_task_scores(measured: dict[str, Any], scores: list[dict[str, Any]]) -> None:
     """Puts the scores of checkpoints under `tasks`, and those of an average beside its losses."""
     plain = [score for score in scores if "average" not in score]
     if plain:
@@ -139,46 +141,48 @@ def add_tasks(measured: dict[str, Any], scores: list[dict[str, Any]]) -> None:
             mean["tasks"] = own
 
 
-def require_kept(directory: RunDirectory, curriculum: str, steps: set[int]) -> None:
+def require_kept_checkpoints(directory: RunDirectory, trial: str, steps: set[int]) -> None:
     """Refuses an arm one of whose kept checkpoints is gone.
 
     Raises:
         UserError: if the checkpoint of one is missing.
     """
-    folder = directory.pretrain(curriculum) / "checkpoints"
+    folder = directory.pretrain(trial) / "checkpoints"
     lost = sorted(steps - set(checkpoints.saved_steps(folder)))
     if lost:
         raise UserError(
             f"{folder}: the checkpoint of step {lost[0]} is missing; train this arm again with "
-            f"--redo pretrain-{curriculum}"
+            f"--redo pretrain-{trial}"
         )
 
 
 def score_missing(
     config: RunConfig,
     directory: RunDirectory,
-    curriculum: str,
+    trial: str,
     documents: dict[str, pa.Table],
     missing: dict[Weights, list[str]],
 ) -> None:
     """Writes the scores of this process's share of the missing parts of all weights."""
-    folder = directory.pretrain(curriculum)
+    folder = directory.pretrain(trial)
     bos_id = read_json(directory.tokenizer.with_name("special_tokens.json"))["bos_id"]
-    share = processes.mine([(each, part) for each, parts in missing.items() for part in parts])
+    share = processes.local_share(
+        [(each, part) for each, parts in missing.items() for part in parts]
+    )
     total = sum(pc.sum(documents[part]["tokens"]).as_py() for _, part in share)
-    title = f"evaluate {curriculum}"
-    with progress.bar(title, total, "tokens", show=processes.is_first()) as update:
+    title = f"evaluate {trial}"
+    with progress.progress_bar(title, total, "tokens", show=processes.is_first()) as update:
         # All processes load weights together, those without a share of them too.
         wanted = [each for each, parts in missing.items() if parts]
-        average = config.evaluation.average
-        for each, scorer in checkpoint_scorers(config.scoring, folder, wanted, average=average):
+        ema = config.evaluation.ema
+        for each, scorer in checkpoint_scorers(config.scoring, folder, wanted, ema=ema):
 
             def report(batch: BatchScores, name: str = each.name) -> None:
                 update(batch.tokens, f"weights {name}")
 
             for part in (part for at, part in share if at == each):
                 write_part(
-                    scores_path(directory, curriculum, each.name, part),
+                    scores_path(directory, trial, each.name, part),
                     documents[part]["doc_id"],
                     score_documents(
                         scorer,
@@ -202,7 +206,7 @@ def write_part(path: Path, doc_id: pa.ChunkedArray, scores: Scores) -> None:
     if not np.isfinite(scores.nll).all():
         raise UserError(
             f"{path.parent}: the held-out loss of this checkpoint is not a number, so its training "
-            "has diverged; lower pretrain.training.schedule.peak and train again"
+            "has diverged; lower pretrain.training.lr_schedule.peak and train again"
         )
     columns = {
         "doc_id": doc_id,
@@ -213,29 +217,29 @@ def write_part(path: Path, doc_id: pa.ChunkedArray, scores: Scores) -> None:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
-def result(
+def held_out_result(
     directory: RunDirectory,
-    curriculum: str,
-    plan: dict[str, Any],
+    trial: str,
+    trial_record: dict[str, Any],
     kept: list[Weights],
     means: list[Weights],
 ) -> dict[str, Any]:
-    """What RUN/evaluation/<curriculum>.json holds, but for `average`, `tasks`, `training_rows`.
+    """What RUN/evaluation/<trial>.json holds, but for `average`, `tasks`, `training_rows`.
 
     Returns:
         curriculum, and for each checkpoint its step, the training tokens it has seen, and
-        measurements (see `measure`) overall and by domain, language and quadrant; the same under
-        `averages` for means of checkpoints, with their `name` and the `steps` they are of, where
-        there are any.
+        measurements (see `measure_held_out`) overall and by domain, language and quadrant; the same
+        under `averages` for means of checkpoints, with their `name` and the `steps` they are of,
+        where there are any.
     """
-    tokens_per_step = plan["batch_rows"] * plan["sequence_length"]
+    tokens_per_step = trial_record["batch_size"] * trial_record["sequence_length"]
 
     def line(weights: Weights) -> dict[str, Any]:
-        place = {"step": weights.step, "tokens": weights.step * tokens_per_step}
-        return place | measure(directory, curriculum, weights.name)
+        position = {"step": weights.step, "tokens": weights.step * tokens_per_step}
+        return position | measure_held_out(directory, trial, weights.name)
 
     found: dict[str, Any] = {
-        "curriculum": curriculum,
+        "curriculum": trial,
         "checkpoints": [line(weights) for weights in kept],
     }
     if means:
@@ -250,7 +254,7 @@ def result(
     return found
 
 
-def measure(directory: RunDirectory, curriculum: str, weights: str) -> dict[str, Any]:
+def measure_held_out(directory: RunDirectory, trial: str, weights: str) -> dict[str, Any]:
     """Sums over held-out documents under the weights of that name.
 
     Returns:
@@ -258,8 +262,10 @@ def measure(directory: RunDirectory, curriculum: str, weights: str) -> dict[str,
         bytes (UTF-8), nll (sum, nats), nll_per_token (nats), bits_per_byte. Documents without a
         quadrant count everywhere but there.
     """
-    folder = directory.evaluation(curriculum).with_suffix("") / weights
-    scores, tokens = (list_parts(place, ".parquet") for place in (folder, directory.tokens))
+    folder = directory.evaluation(trial).with_suffix("") / weights
+    scores, tokens = (
+        list_parts(part_folder, ".parquet") for part_folder in (folder, directory.tokens)
+    )
     found: dict[str, Any] = {"overall": {}, **{dimension: {} for dimension in DIMENSIONS}}
     with duckdb.connect() as connection:
         rows = connection.execute(
@@ -267,10 +273,10 @@ def measure(directory: RunDirectory, curriculum: str, weights: str) -> dict[str,
             SELECT GROUPING_ID(domain, language, quadrant) AS grouping, domain, language, quadrant,
                    count(*), CAST(sum(predicted_tokens) AS BIGINT), CAST(sum(bytes) AS BIGINT),
                    sum(nll)
-            FROM {parquet(*scores)}
-            JOIN (SELECT doc_id, domain, language, bytes FROM {parquet(*tokens)}
+            FROM {parquet_table(*scores)}
+            JOIN (SELECT doc_id, domain, language, bytes FROM {parquet_table(*tokens)}
                   WHERE split = 'held_out') USING (doc_id)
-            LEFT JOIN (SELECT doc_id, quadrant FROM {parquet(directory.assignment)}
+            LEFT JOIN (SELECT doc_id, quadrant FROM {parquet_table(directory.assignment)}
                        WHERE split = 'held_out') USING (doc_id)
             GROUP BY GROUPING SETS ((), (domain), (language), (quadrant))
             ORDER BY ALL

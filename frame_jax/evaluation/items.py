@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 from frame_jax.config.evaluation import TaskConfig
 from frame_jax.config.paths import user_path
-from frame_jax.corpus.fields import RecordError, decode
-from frame_jax.corpus.sources.packed import (
+from frame_jax.corpus.fields import RecordError, decode_utf8
+from frame_jax.corpus.sources.compressed import (
     BYTE_ORDER_MARK,
     HEAD_BYTES,
-    Unpacked,
+    DecompressedStream,
     other_format,
 )
 from frame_jax.errors import UserError
-from frame_jax.run.faults import fault, is_fault
+from frame_jax.run.storage_errors import is_storage_error, storage_error
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -51,28 +51,30 @@ def read_items(path: Path) -> list[Item]:
         raise UserError(f"evaluation.tasks: there is no file {path}")
     try:
         with path.open("rb") as file:
-            content = Unpacked(file).readall().removeprefix(BYTE_ORDER_MARK)
+            content = DecompressedStream(file).readall().removeprefix(BYTE_ORDER_MARK)
     except OSError as error:
-        if is_fault(error):
-            raise fault(path, error) from error
+        if is_storage_error(error):
+            raise storage_error(path, error) from error
         raise UserError(f"{path}: cannot be read ({error}): replace it") from error
     if (other := other_format(content[:HEAD_BYTES])) is not None:
         raise UserError(f"{path}: is no text but {other[0]}: {other[1]}")
     lines = content.split(b"\n")
-    items = [parse(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    items = [
+        parse_item(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()
+    ]
     if not items:
         raise UserError(f"{path}: has no items")
     return items
 
 
-def parse(line: bytes, where: str) -> Item:
+def parse_item(line: bytes, where: str) -> Item:
     """The item of a line.
 
     Raises:
         UserError: saying what is wrong with it.
     """
     try:
-        value: Any = json.loads(decode(line))
+        value: Any = json.loads(decode_utf8(line))
     except RecordError as error:
         raise UserError(f"{where}: {error}") from error
     except (ValueError, RecursionError) as error:  # lists nested too deep
@@ -96,39 +98,39 @@ def blind_accuracy(items: list[Item]) -> float:
 
     Of several longest choices the first is taken; length is in characters.
     """
-    places = Counter(item.answer for item in items)
+    answer_counts = Counter(item.answer for item in items)
     longest = sum(
         max(range(len(item.choices)), key=lambda i: len(item.choices[i])) == item.answer
         for item in items
     )
-    return max(longest, *places.values()) / len(items)
+    return max(longest, *answer_counts.values()) / len(items)
 
 
-def spread(items: list[Item], count: int | None) -> list[Item]:
+def spread_items(items: list[Item], count: int | None) -> list[Item]:
     """At most `count` items, evenly spread; None takes all."""
     if count is None or count >= len(items):
         return items
     return [items[i * len(items) // count] for i in range(count)]
 
 
-def prompts(task: TaskConfig, items: list[Item]) -> Iterator[str]:
+def make_prompts(task: TaskConfig, items: list[Item]) -> Iterator[str]:
     """Everything that stands before the answer of each item: introduction, shots, prompt.
 
     Raises:
         UserError: if there are fewer examples than shots.
     """
-    examples = read_items(user_path(task.examples)) if task.examples and task.shots else []
+    examples = read_items(user_path(task.examples)) if task.examples and task.num_fewshot else []
     by_subject: dict[str, list[Item]] = {}
     for example in examples:
         by_subject.setdefault(example.subject, []).append(example)
     for item in items:
-        shown = [fill(task.introduction, item)] if task.introduction else []
-        for example in shots(task, by_subject.get(item.subject), examples, item):
+        shown = [fill_template(task.introduction, item)] if task.introduction else []
+        for example in fewshot_items(task, by_subject.get(item.subject), examples, item):
             shown.append(
-                f"{fill(task.prompt, example)}{task.separator}"
-                f"{answers(task, example)[example.answer]}\n\n"
+                f"{fill_template(task.prompt, example)}{task.separator}"
+                f"{answers_to_rate(task, example)[example.answer]}\n\n"
             )
-        yield "".join(shown) + fill(task.prompt, item)
+        yield "".join(shown) + fill_template(task.prompt, item)
 
 
 def check_tasks(tasks: Sequence[TaskConfig]) -> None:
@@ -139,31 +141,31 @@ def check_tasks(tasks: Sequence[TaskConfig]) -> None:
             are fewer examples than shots.
     """
     for task in tasks:
-        for _ in prompts(task, spread(read_items(user_path(task.path)), task.max_items)):
+        for _ in make_prompts(task, spread_items(read_items(user_path(task.path)), task.max_items)):
             pass
 
 
-def shots(
+def fewshot_items(
     task: TaskConfig, of_subject: list[Item] | None, examples: list[Item], item: Item
 ) -> list[Item]:
     """The solved examples before an item, never the item itself."""
     pool = [e for e in of_subject or examples if e.question != item.question]
-    if len(pool) < task.shots:
+    if len(pool) < task.num_fewshot:
         raise UserError(
             f"evaluation.tasks: {task.name}: {task.examples} has {len(pool)} examples"
-            f"{f' of subject {item.subject}' if of_subject else ''}, but shots is {task.shots}"
+            f"{f' of subject {item.subject}' if of_subject else ''}, but shots is {task.num_fewshot}"
         )
-    return pool[: task.shots] if of_subject else spread(pool, task.shots)
+    return pool[: task.num_fewshot] if of_subject else spread_items(pool, task.num_fewshot)
 
 
-def answers(task: TaskConfig, item: Item) -> tuple[str, ...]:
+def answers_to_rate(task: TaskConfig, item: Item) -> tuple[str, ...]:
     """What is rated: the choices, or their letters where the prompt lists the choices."""
     if "{choices}" in task.prompt:
         return tuple(string.ascii_uppercase[: len(item.choices)])
     return item.choices
 
 
-def fill(template: str, item: Item) -> str:
+def fill_template(template: str, item: Item) -> str:
     """The template with the item's texts; their own braces stay as they are."""
     listed = zip(string.ascii_uppercase, item.choices, strict=False)
     texts = {

@@ -16,8 +16,8 @@ import numpy as np
 
 from frame_jax.corpus.tokenizer import Tokenizer
 from frame_jax.scoring.documents import POOL_ROWS
-from frame_jax.scoring.packing import Batch, batches, pack, window_sums
-from frame_jax.scoring.step import Scorer
+from frame_jax.scoring.packing import Batch, make_batches, pack_windows, window_sums
+from frame_jax.scoring.scorer import Scorer
 from frame_jax.scoring.windows import Window
 
 
@@ -33,13 +33,13 @@ class Request(NamedTuple):
     continuation: Sequence[int]
 
 
-def encode(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Request]:
+def encode_requests(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Request]:
     """Requests for pairs of prompt and continuation, each prompt with a BOS before it."""
     moved = []
     for prompt, continuation in pairs:
         bare = prompt.rstrip()
         moved.append((bare, prompt[len(bare) :] + continuation))
-    contexts = {prompt: place for place, prompt in enumerate(dict.fromkeys(p for p, _ in moved))}
+    contexts = {prompt: number for number, prompt in enumerate(dict.fromkeys(p for p, _ in moved))}
     context_ids = tokenizer.encode_batch(list(contexts))
     whole_ids = tokenizer.encode_batch([prompt + continuation for prompt, continuation in moved])
     requests = []
@@ -51,7 +51,7 @@ def encode(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Reque
     return requests
 
 
-def window(number: int, request: Request, context: int) -> Window:
+def request_window(number: int, request: Request, context: int) -> Window:
     """What the model reads of a request: at most `context` tokens, the last ones."""
     ids = np.array([*request.prompt, *request.continuation][-(context + 1) :], np.int32)
     counted = min(len(request.continuation), len(ids) - 1)
@@ -76,16 +76,16 @@ def continuation_sums(
 
     def windows() -> Iterator[Window]:
         for number, request in enumerate(requests):
-            yield window(number, request, scorer.context)
+            yield request_window(number, request, scorer.context)
 
     sums: list[tuple[list[int], np.ndarray]] = []
 
     def read(batch: Batch, values: jax.Array) -> None:
         sums.append(([w.document for w in batch.windows], window_sums(np.asarray(values), batch)))
 
-    rows = pack(windows(), scorer.context, POOL_ROWS)
+    rows = pack_windows(windows(), scorer.context, POOL_ROWS)
     under_way: tuple[Batch, jax.Array] | None = None
-    for batch in batches(rows, scorer.rows, scorer.context):
+    for batch in make_batches(rows, scorer.rows, scorer.context):
         started = (batch, scorer(batch))
         if under_way is not None:
             read(*under_way)

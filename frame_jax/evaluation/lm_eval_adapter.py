@@ -1,7 +1,7 @@
 """lm-evaluation-harness's requests in, an arm's answers out; needs the extra `eval`.
 
     python -m frame_jax.evaluation.lm_eval_adapter run --model frame_jax \\
-        --model_args run_directory=runs/mine,curriculum=frame --tasks mmlu,arc_easy,piqa
+        --model_args run_directory=runs/mine,trial=frame --tasks mmlu,arc_easy,piqa
 
 is the harness's own command line with one model more. Its definitions, prompts and metrics are
 used as they are. The model runs on the devices of one process.
@@ -25,11 +25,11 @@ except ImportError as error:
 from frame_jax import checkpoints
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError, print_error
-from frame_jax.evaluation.greedy import GreedyScorer, generate
-from frame_jax.evaluation.likelihood import Request, continuation_sums, encode
+from frame_jax.evaluation.greedy import GreedyScorer, generate_greedily
+from frame_jax.evaluation.likelihood import Request, continuation_sums, encode_requests
 from frame_jax.models.functional import read_description
-from frame_jax.run.arm import choose_step, read_plan
 from frame_jax.run.directory import RunDirectory
+from frame_jax.run.trial_record import choose_checkpoint_step, read_trial_record
 
 GENERATED = 256  # tokens written where a task does not say
 
@@ -40,12 +40,12 @@ class FrameJaxModel(LM):
 
     Args:
         run_directory: The run.
-        curriculum: The arm.
+        trial: The arm.
         step: A kept checkpoint; the last by default.
         stage: The checkpoint at the end of this stage instead.
         ema: The moving average of the weights, where one was kept.
         max_length: Tokens the model reads; by default the length of its training rows.
-        rows_per_device: Rows that each device computes at one time.
+        per_device_batch_size: Rows that each device computes at one time.
         compute_dtype: Type of matrix-product operands. `float32` gives what the harness's own
             backend gives for the exported checkpoint; `bfloat16` is faster.
         fsdp: Devices that share one copy of the parameters.
@@ -60,12 +60,12 @@ class FrameJaxModel(LM):
     def __init__(
         self,
         run_directory: str,
-        curriculum: str = "frame",
+        trial: str = "frame",
         step: int | None = None,
         stage: str | None = None,
         ema: bool = False,
         max_length: int | None = None,
-        rows_per_device: int = 8,
+        per_device_batch_size: int = 8,
         compute_dtype: str = "float32",
         fsdp: int = 1,
         batch_size: Any = None,
@@ -74,14 +74,14 @@ class FrameJaxModel(LM):
     ):
         super().__init__()
         directory = RunDirectory(run_directory)
-        folder, plan = read_plan(directory, curriculum)
+        folder, trial_record = read_trial_record(directory, trial)
         saved = checkpoints.saved_steps(folder / "checkpoints")
-        self.step = choose_step(plan, saved, step, stage)
+        self.step = choose_checkpoint_step(trial_record, saved, step, stage)
         decoder = read_description(folder, compute_dtype=compute_dtype)
-        params = checkpoints.load_params(folder / "checkpoints", decoder, self.step, average=ema)
-        self.max_length = max_length or plan["sequence_length"]
+        params = checkpoints.load_params(folder / "checkpoints", decoder, self.step, ema=ema)
+        self.max_length = max_length or trial_record["sequence_length"]
         self._scorer = GreedyScorer(
-            decoder, params, self.max_length, rows_per_device=rows_per_device, fsdp=fsdp
+            decoder, params, self.max_length, per_device_batch_size=per_device_batch_size, fsdp=fsdp
         )
         self._tokenizer = load_tokenizer(directory)
         self.tokenizer_path = directory.tokenizer
@@ -96,7 +96,7 @@ class FrameJaxModel(LM):
     ) -> list[tuple[float, bool]]:
         """Log-likelihood in nats of each continuation, and whether it is the greedy one."""
         pairs = [request.args for request in requests]
-        answers = self._rate(encode(self._tokenizer, pairs))
+        answers = self._rate(encode_requests(self._tokenizer, pairs))
         for pair, answer in zip(pairs, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", pair, answer)
         return answers
@@ -146,7 +146,10 @@ class FrameJaxModel(LM):
 
         answers = []
         for request, written, stop_texts in zip(
-            requests, generate(self._scorer, prompts, limits, is_finished), stops, strict=True
+            requests,
+            generate_greedily(self._scorer, prompts, limits, is_finished),
+            stops,
+            strict=True,
         ):
             if written[-1] == self._tokenizer.eos_id:
                 written = written[:-1]

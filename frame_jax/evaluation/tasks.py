@@ -1,6 +1,6 @@
 """Multiple-choice tasks in, an arm's accuracies at its kept checkpoints out.
 
-Items are scored in parts that processes share: RUN/evaluation/<curriculum>/<weights>/tasks/
+Items are scored in parts that processes share: RUN/evaluation/<trial>/<weights>/tasks/
 <task>-<fingerprint>/part-*.parquet, one row an item, with the columns item (its place in the task),
 subject, answer (index), nll (list, nats, a sum for each choice), bytes (list, UTF-8 of each choice)
 and truncated (whether the prompt lost its beginning). The fingerprint is of the task's settings and
@@ -27,21 +27,28 @@ from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.evaluation.checkpoint_scorer import Weights, checkpoint_scorers
-from frame_jax.evaluation.items import Item, answers, blind_accuracy, prompts, read_items, spread
-from frame_jax.evaluation.likelihood import continuation_sums, encode
+from frame_jax.evaluation.items import (
+    Item,
+    answers_to_rate,
+    blind_accuracy,
+    make_prompts,
+    read_items,
+    spread_items,
+)
+from frame_jax.evaluation.likelihood import continuation_sums, encode_requests
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path, part_name
-from frame_jax.scoring.step import Scorer
+from frame_jax.scoring.scorer import Scorer
 
 ITEMS_PER_PART = 512
 
 
-def run(
+def score_tasks(
     config: RunConfig,
     directory: RunDirectory,
-    curriculum: str,
-    plan: dict[str, Any],
+    trial: str,
+    trial_record: dict[str, Any],
     means: Sequence[Weights] = (),
 ) -> list[dict[str, Any]]:
     """Scores the tasks of a config; called on every process.
@@ -49,12 +56,12 @@ def run(
     Args:
         config: The run.
         directory: The run.
-        curriculum: The arm.
-        plan: Its curriculum.json.
+        trial: The arm.
+        trial_record: Its curriculum.json.
         means: Averages of its weights that do the tasks too.
 
     Returns:
-        What RUN/evaluation/<curriculum>.json holds under `tasks`: for each checkpoint and task
+        What RUN/evaluation/<trial>.json holds under `tasks`: for each checkpoint and task
         {step, tokens (trained on), stages (names of those that end there), average (its name, for
         an average alone), folder (of the parts, below the run directory), task, shots, items,
         answer_bits_per_byte, answer_bits_per_byte_stderr, chance, blind, accuracy, accuracy_stderr,
@@ -73,28 +80,30 @@ def run(
     tasks = config.evaluation.tasks
     if not tasks:
         return []
-    items = {task.name: spread(read_items(user_path(task.path)), task.max_items) for task in tasks}
-    at = [*map(Weights.of, steps_of(plan, config.evaluation.tasks_at)), *means]
-    root = directory.evaluation(curriculum).with_suffix("")
+    items = {
+        task.name: spread_items(read_items(user_path(task.path)), task.max_items) for task in tasks
+    }
+    at = [*map(Weights.of_step, task_steps(trial_record, config.evaluation.tasks_at)), *means]
+    root = directory.evaluation(trial).with_suffix("")
     parts = [
         part
         for weights in at
         for task in tasks
-        for part in parts_of(root, weights, task, len(items[task.name]))
+        for part in task_parts(root, weights, task, len(items[task.name]))
     ]
     missing = [part for part in parts if not part.path.exists()]
     # Every process sees the same missing parts, because none writes before all have looked.
-    processes.barrier(f"tasks {curriculum}: parts listed")
+    processes.barrier(f"tasks {trial}: parts listed")
     if missing:
-        score_missing(config, directory, curriculum, missing, items)
-    processes.barrier(f"tasks {curriculum}: parts written")
+        score_missing(config, directory, trial, missing, items)
+    processes.barrier(f"tasks {trial}: parts written")
     blind = {name: blind_accuracy(found) for name, found in items.items()}
     return [
         {
-            **place(plan, weights),
+            **weights_position(trial_record, weights),
             "blind": blind[task.name],
-            "folder": str(folder_of(root, weights, task).relative_to(directory.root)),
-            **result(task, [p.path for p in parts if (p.weights, p.task) == (weights, task)]),
+            "folder": str(task_folder(root, weights, task).relative_to(directory.root)),
+            **task_result(task, [p.path for p in parts if (p.weights, p.task) == (weights, task)]),
         }
         for weights in at
         for task in tasks
@@ -119,14 +128,14 @@ class Part(NamedTuple):
     path: Path
 
 
-def folder_of(root: Path, weights: Weights, task: TaskConfig) -> Path:
+def task_folder(root: Path, weights: Weights, task: TaskConfig) -> Path:
     """Where the parts of a task go, below the folder of the arm's results."""
-    return root / weights.name / "tasks" / f"{task.name}-{fingerprint(task)}"
+    return root / weights.name / "tasks" / f"{task.name}-{task_fingerprint(task)}"
 
 
-def parts_of(root: Path, weights: Weights, task: TaskConfig, items: int) -> list[Part]:
+def task_parts(root: Path, weights: Weights, task: TaskConfig, items: int) -> list[Part]:
     """The parts of a task under the same weights."""
-    folder = folder_of(root, weights, task)
+    folder = task_folder(root, weights, task)
     count = -(-items // ITEMS_PER_PART)
     starts = range(0, items, ITEMS_PER_PART)
     return [
@@ -141,7 +150,7 @@ def parts_of(root: Path, weights: Weights, task: TaskConfig, items: int) -> list
     ]
 
 
-def fingerprint(task: TaskConfig) -> str:
+def task_fingerprint(task: TaskConfig) -> str:
     """Changes with the settings of a task and with the content of its files."""
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(task), sort_keys=True).encode())
     for path in (task.path, task.examples):
@@ -150,19 +159,23 @@ def fingerprint(task: TaskConfig) -> str:
     return digest.hexdigest()[:8]
 
 
-def steps_of(plan: dict[str, Any], tasks_at: str) -> list[int]:
+def task_steps(trial_record: dict[str, Any], tasks_at: str) -> list[int]:
     """The checkpoints that do the tasks, ascending."""
-    ends = {stage["last_step"] for stage in plan["stages"]} if tasks_at == "stage_ends" else set()
-    return sorted(ends | {plan["steps"]})
+    ends = (
+        {stage["last_step"] for stage in trial_record["stages"]}
+        if tasks_at == "stage_ends"
+        else set()
+    )
+    return sorted(ends | {trial_record["steps"]})
 
 
-def place(plan: dict[str, Any], weights: Weights) -> dict[str, Any]:
+def weights_position(trial_record: dict[str, Any], weights: Weights) -> dict[str, Any]:
     """Where weights lie in their run."""
     step = weights.step
     return {
         "step": step,
-        "tokens": step * plan["batch_rows"] * plan["sequence_length"],
-        "stages": [stage["name"] for stage in plan["stages"] if stage["last_step"] == step],
+        "tokens": step * trial_record["batch_size"] * trial_record["sequence_length"],
+        "stages": [stage["name"] for stage in trial_record["stages"] if stage["last_step"] == step],
         **({"average": weights.name} if len(weights.steps) > 1 else {}),
     }
 
@@ -170,20 +183,20 @@ def place(plan: dict[str, Any], weights: Weights) -> dict[str, Any]:
 def score_missing(
     config: RunConfig,
     directory: RunDirectory,
-    curriculum: str,
+    trial: str,
     missing: list[Part],
     items: dict[str, list[Item]],
 ) -> None:
     """Writes this process's share of the missing parts."""
-    share = processes.mine(missing)
+    share = processes.local_share(missing)
     tokenizer = load_tokenizer(directory)
     total = sum(part.stop - part.first for part in share)
-    title = f"tasks {curriculum}"
-    with progress.bar(title, total, "items", show=processes.is_first()) as update:
+    title = f"tasks {trial}"
+    with progress.progress_bar(title, total, "items", show=processes.is_first()) as update:
         wanted = list(dict.fromkeys(part.weights for part in missing))
-        folder = directory.pretrain(curriculum)
-        average = config.evaluation.average
-        for each, scorer in checkpoint_scorers(config.scoring, folder, wanted, average=average):
+        folder = directory.pretrain(trial)
+        ema = config.evaluation.ema
+        for each, scorer in checkpoint_scorers(config.scoring, folder, wanted, ema=ema):
             for part in (part for part in share if part.weights == each):
                 chosen = items[part.task.name][part.first : part.stop]
                 columns = score_items(scorer, tokenizer, part.task, chosen)
@@ -201,32 +214,32 @@ def score_items(
     Raises:
         UserError: if a log-likelihood is not finite.
     """
-    rated = [answers(task, item) for item in items]
+    rated = [answers_to_rate(task, item) for item in items]
     pairs = [
         (prompt, task.separator + answer)
-        for prompt, choices in zip(prompts(task, items), rated, strict=True)
+        for prompt, choices in zip(make_prompts(task, items), rated, strict=True)
         for answer in choices
     ]
-    requests = encode(tokenizer, pairs)
+    requests = encode_requests(tokenizer, pairs)
     nll = continuation_sums(scorer, requests, len(requests))[0]
     if not np.isfinite(nll).all():
         raise UserError(
             f"evaluation.tasks: {task.name}: a log-likelihood is not a number; the checkpoint has "
-            "diverged: lower pretrain.training.schedule.peak and train again"
+            "diverged: lower pretrain.training.lr_schedule.peak and train again"
         )
     ends = np.cumsum([len(choices) for choices in rated])
-    cut = [len(r.prompt) + len(r.continuation) > scorer.context + 1 for r in requests]
+    truncated = [len(r.prompt) + len(r.continuation) > scorer.context + 1 for r in requests]
     return {
         "subject": [item.subject for item in items],
         "answer": [item.answer for item in items],
         "nll": [part.tolist() for part in np.split(nll, ends[:-1])],
         "bytes": [[len(answer.encode()) for answer in choices] for choices in rated],
-        "truncated": [bool(part.any()) for part in np.split(np.array(cut), ends[:-1])],
+        "truncated": [bool(part.any()) for part in np.split(np.array(truncated), ends[:-1])],
     }
 
 
-def result(task: TaskConfig, paths: list[Path]) -> dict[str, Any]:
-    """Accuracies of a task at one checkpoint, from its parts; see `run` for the keys."""
+def task_result(task: TaskConfig, paths: list[Path]) -> dict[str, Any]:
+    """Accuracies of a task at one checkpoint, from its parts; see `score_tasks` for the keys."""
     rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
     right = np.array([int(np.argmin(row["nll"])) == row["answer"] for row in rows])
     norm = np.array(
@@ -238,7 +251,7 @@ def result(task: TaskConfig, paths: list[Path]) -> dict[str, Any]:
     names = sorted(set(subjects.tolist()))
     return {
         "task": task.name,
-        "shots": task.shots,
+        "num_fewshot": task.num_fewshot,
         "items": len(rows),
         "answer_bits_per_byte": float(bits.sum() / size.sum()),
         "answer_bits_per_byte_stderr": ratio_error(bits, size),

@@ -43,7 +43,8 @@ class Verdict:
         high: Upper end.
         document_error: Standard error over held-out documents (or a task's items).
         detectable: The smallest true difference that a study with these two errors would have
-            called better or worse in four cases of five, see `detectable`; None under one seed.
+            called better or worse in four cases of five, see `detectable_difference`; None under
+            one seed.
         by_seed: The difference of each seed.
         verdict: `better`, `worse`, or one of `NONE` and `UNTESTED`.
     """
@@ -61,7 +62,7 @@ class Verdict:
         return asdict(self) | {"by_seed": list(self.by_seed)}
 
 
-def judge(by_seed: Sequence[float], document_error: float) -> Verdict:
+def decide_verdict(by_seed: Sequence[float], document_error: float) -> Verdict:
     """The verdict on differences, one a seed, by `RULE`.
 
     Args:
@@ -81,7 +82,7 @@ def judge(by_seed: Sequence[float], document_error: float) -> Verdict:
         mean - half,
         mean + half,
         document_error,
-        detectable(error, document_error, count),
+        detectable_difference(error, document_error, count),
         tuple(values.tolist()),
         word,
     )
@@ -98,11 +99,11 @@ def t_point(seeds: int) -> float:
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
 
 
-def detectable(seed_error: float, document_error: float, seeds: int) -> float:
+def detectable_difference(seed_error: float, document_error: float, seeds: int) -> float:
     """The true difference that `RULE` would call better or worse in four studies of five. [ours]
 
-    Found by bisection on `power`, with the study's own guesses at both errors taken for the truth.
-    A mean that `RULE` calls no difference is never larger.
+    Found by bisection on `study_power`, with the study's own guesses at both errors taken for the
+    truth. A mean that `RULE` calls no difference is never larger.
 
     Args:
         seed_error: Standard error of the mean over seeds.
@@ -115,14 +116,14 @@ def detectable(seed_error: float, document_error: float, seeds: int) -> float:
     high += math.hypot(seed_error, document_error)
     for _ in range(40):
         middle = (low + high) / 2
-        if power(middle, seed_error, document_error, seeds) < POWER:
+        if study_power(middle, seed_error, document_error, seeds) < POWER:
             low = middle
         else:
             high = middle
     return high
 
 
-def power(effect: float, seed_error: float, document_error: float, seeds: int) -> float:
+def study_power(effect: float, seed_error: float, document_error: float, seeds: int) -> float:
     """The share of studies that see a true difference of `effect` above zero, by `RULE`. [ours]
 
     A study's mean is normal around the difference, by seeds and documents, which are independent of
@@ -144,7 +145,7 @@ def squared_spreads(seeds: int) -> np.ndarray:
     return stats.chi2.ppf(quantiles, seeds - 1) / (seeds - 1)
 
 
-def sentence(verdict: Verdict, arm: str, against: str, unit: str) -> str:
+def verdict_sentence(verdict: Verdict, arm: str, against: str, unit: str) -> str:
     """The verdict as a sentence.
 
     >>> sentence(judge([0.02, 0.021, 0.022], 0.001), "frame", "random", "bits per byte")

@@ -1,6 +1,6 @@
 """The door of `python -m frame_jax.export`."""
 
 from frame_jax.export.checkpoint import main
-from frame_jax.run.ending import run_to_end
+from frame_jax.run.program_exit import run_main
 
-run_to_end(main)
+run_main(main)

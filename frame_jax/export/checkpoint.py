@@ -1,6 +1,6 @@
 """A trained arm in, a Hugging Face checkpoint out: `python -m frame_jax.export RUN --out DIR`.
 
-Reads RUN/pretrain/<curriculum>/, RUN/tokenizer and what is there of RUN/quadrants and
+Reads RUN/pretrain/<trial>/, RUN/tokenizer and what is there of RUN/quadrants and
 RUN/evaluation. Any kept checkpoint can be exported, by its step or by the stage that it ends.
 """
 
@@ -23,9 +23,9 @@ from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
-from frame_jax.run.arm import averaged_steps, choose_step, read_plan
 from frame_jax.run.directory import RunDirectory, axis_names, read_json
-from frame_jax.run.ending import refusal
+from frame_jax.run.program_exit import report_error
+from frame_jax.run.trial_record import averaged_steps, choose_checkpoint_step, read_trial_record
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m frame_jax.export", description="Write a trained model for Hugging Face."
     )
     options.add_argument("run", help="run directory with a trained curriculum")
-    options.add_argument("--curriculum", default="frame", help="which arm (default: frame)")
+    options.add_argument("--trial", default="frame", help="which arm (default: frame)")
     options.add_argument("--out", required=True, help="new folder for the checkpoint")
     which = options.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="a kept checkpoint; the last by default")
@@ -61,14 +61,14 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def export(
+def export_trial(
     directory: RunDirectory,
-    curriculum: str,
+    trial: str,
     out: Path,
     *,
     step: int | None = None,
     stage: str | None = None,
-    average: bool = False,
+    ema: bool = False,
     mean: AverageConfig | None = None,
     license: str | None = None,
     languages: Sequence[str] = (),
@@ -77,11 +77,11 @@ def export(
 
     Args:
         directory: The run.
-        curriculum: The arm.
+        trial: The arm.
         out: A folder that does not exist yet.
         step: Which checkpoint; None takes that of `stage`, or the last.
         stage: A stage by name; where several epochs repeat the name, the last of them.
-        average: Write the moving average of the weights instead of the weights.
+        ema: Write the moving average of the weights instead of the weights.
         mean: Write the mean of the weights of the last checkpoints instead of one's.
         license: For the model card: an identifier as the Hugging Face Hub knows it.
         languages: For the model card: codes of ISO 639.
@@ -94,18 +94,22 @@ def export(
             mean of moving averages is asked for.
     """
     header = front_matter(license, languages)
-    folder, plan = read_plan(directory, curriculum)
+    folder, trial_record = read_trial_record(directory, trial)
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    if average and mean:
+    if ema and mean:
         raise UserError("--ema and --average_last are two averages: choose one")
     saved = checkpoints.saved_steps(folder / "checkpoints")
-    steps = averaged_steps(plan, mean.last) if mean else [choose_step(plan, saved, step, stage)]
+    steps = (
+        averaged_steps(trial_record, mean.last)
+        if mean
+        else [choose_checkpoint_step(trial_record, saved, step, stage)]
+    )
     for step in steps:
-        choose_step(plan, saved, step, None)
+        choose_checkpoint_step(trial_record, saved, step, None)
     step = steps[-1]
     decoder = read_description(folder)
-    special = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -114,15 +118,15 @@ def export(
         export_checkpoint(
             temporary,
             decoder,
-            checkpoints.load_mean(folder / "checkpoints", decoder, steps, mean.decay)
+            checkpoints.load_mean_params(folder / "checkpoints", decoder, steps, mean.decay)
             if mean
-            else checkpoints.load_params(folder / "checkpoints", decoder, step, average=average),
+            else checkpoints.load_params(folder / "checkpoints", decoder, step, ema=ema),
             tokenizer=directory.tokenizer,
-            bos_id=special["bos_id"],
-            eos_id=special["eos_id"],
-            context=plan["sequence_length"],
+            bos_id=special_tokens["bos_id"],
+            eos_id=special_tokens["eos_id"],
+            context=trial_record["sequence_length"],
         )
-        card = model_card(directory, curriculum, plan, steps, decoder, average, mean)
+        card = model_card(directory, trial, trial_record, steps, decoder, ema, mean)
         (temporary / "README.md").write_text(f"{header}\n{card}", "utf-8")
         temporary.rename(out)
     finally:
@@ -156,23 +160,23 @@ def front_matter(license: str | None, languages: Sequence[str]) -> str:
 
 def model_card(
     directory: RunDirectory,
-    curriculum: str,
-    plan: dict[str, Any],
+    trial: str,
+    trial_record: dict[str, Any],
     steps: list[int],
     decoder: Decoder,
-    average: bool,
+    ema: bool,
     mean: AverageConfig | None,
 ) -> str:
     """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
     vocab_size = read_json(directory.tokenizer.with_name("special_tokens.json"))["vocab_size"]
     step = steps[-1]
-    tokens = step * plan["batch_rows"] * plan["sequence_length"]
+    tokens = step * trial_record["batch_size"] * trial_record["sequence_length"]
     stages = "\n".join(
         f"| {item['name']} | {item['first_step']:,} | {item['last_step']:,} | "
-        f"{(item['last_row'] - item['first_row']) * plan['sequence_length']:,} |"
-        for item in plan["stages"]
+        f"{(item['last_row'] - item['first_row']) * trial_record['sequence_length']:,} |"
+        for item in trial_record["stages"]
     )
-    weights = " The weights are an exponential moving average over training." if average else ""
+    weights = " The weights are an exponential moving average over training." if ema else ""
     if mean:
         listing = ", ".join(f"{each:,}" for each in steps)
         decay = f", each weighing {mean.decay:g} of the one after it" if mean.decay else ""
@@ -180,11 +184,11 @@ def model_card(
     rows = f"The embedding has {decoder.vocab_size:,} rows, the tokenizer {vocab_size:,} tokens"
     rest = "the rest is padding, which the model has learned never to predict"
     rows = f"{rows}: {rest}." if decoder.vocab_size > vocab_size else f"{rows}."
-    return f"""# {curriculum}, step {step:,} of {plan["steps"]:,}
+    return f"""# {trial}, step {step:,} of {trial_record["steps"]:,}
 
 A base language model of {decoder.parameter_count():,} parameters, trained from scratch on about
-{tokens:,} tokens with frame_jax {version("frame-jax")}, curriculum `{curriculum}`, in sequences of
-{plan["sequence_length"]:,} tokens. It is not tuned to follow instructions, and nothing was done to
+{tokens:,} tokens with frame_jax {version("frame-jax")}, curriculum `{trial}`, in sequences of
+{trial_record["sequence_length"]:,} tokens. It is not tuned to follow instructions, and nothing was done to
 make its output safe.{weights}
 
 ```python
@@ -205,14 +209,14 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))
 {stages}
 
 Stages with a smooth transition overlap: around a boundary both neighbours are mixed.
-{data_counts(directory)}{held_out(directory, curriculum, step, average, mean)}"""
+{data_section(directory)}{held_out_section(directory, trial, step, ema, mean)}"""
 
 
 DATA = "Documents by perplexity (PPL) and perplexity difference (PD) of two reference models."
 DATA_ELSEWHERE = "Documents by two numbers that were made elsewhere."
 
 
-def data_counts(directory: RunDirectory) -> str:
+def data_section(directory: RunDirectory) -> str:
     """The section on what each quadrant holds; empty for a run without quadrants."""
     if not directory.partition.exists():
         return ""
@@ -223,23 +227,27 @@ def data_counts(directory: RunDirectory) -> str:
         f"| quadrant | documents | text tokens | {' | '.join(axis_names(directory))} |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, cell in partition["cells"].items():
-        ppl, pd = (f"{cell[key]:.3f}" if cell[key] is not None else "" for key in ("ppl", "pd"))
-        lines.append(f"| {name} | {cell['documents']:,} | {cell['tokens']:,} | {ppl} | {pd} |")
+    for name, quadrant in partition["quadrants"].items():
+        ppl, pd = (
+            f"{quadrant[key]:.3f}" if quadrant[key] is not None else "" for key in ("ppl", "pd")
+        )
+        lines.append(
+            f"| {name} | {quadrant['documents']:,} | {quadrant['tokens']:,} | {ppl} | {pd} |"
+        )
     return "\n".join(lines) + "\n"
 
 
-def held_out(
-    directory: RunDirectory, curriculum: str, step: int, average: bool, mean: AverageConfig | None
+def held_out_section(
+    directory: RunDirectory, trial: str, step: int, ema: bool, mean: AverageConfig | None
 ) -> str:
     """The section on the held-out loss of these weights; empty where it was not measured."""
-    path = directory.evaluation(curriculum)
+    path = directory.evaluation(trial)
     measured = read_json(path) if path.exists() else {}
     lines = [c for c in measured.get("checkpoints", []) if c["step"] == step]
     if mean:
         name = f"average-{mean.name}"
         lines = [line for line in measured.get("averages", []) if line["name"] == name]
-    elif measured.get("average") is not average:
+    elif measured.get("average") is not ema:
         lines = []
     for overall in (line["overall"] for line in lines):
         return (
@@ -261,20 +269,20 @@ def main(arguments: list[str] | None = None) -> int:
             mean = AverageConfig(options.average_last, options.average_decay)
         elif options.average_decay is not None:
             raise UserError("--average_decay goes with --average_last N")
-        step = export(
+        step = export_trial(
             directory,
-            options.curriculum,
+            options.trial,
             user_path(options.out),
             step=options.step,
             stage=options.stage,
-            average=options.ema,
+            ema=options.ema,
             mean=mean,
             license=options.license,
             languages=options.language,
         )
     except Exception as error:
-        return refusal(error)
-    print(f"{options.curriculum}, step {step:,}: {options.out}")
+        return report_error(error)
+    print(f"{options.trial}, step {step:,}: {options.out}")
     left = [f"--{key}" for key in ("license", "language") if not getattr(options, key)]
     if left:
         print(f"the model card says nothing of what {' and '.join(left)} would say")

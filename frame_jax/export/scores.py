@@ -29,8 +29,8 @@ from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
-from frame_jax.run.ending import refusal
-from frame_jax.sql import database, parquet, write_json_lines, write_parquet
+from frame_jax.run.program_exit import report_error
+from frame_jax.sql import open_database, parquet_table, write_json_lines, write_parquet
 
 WRITERS = {
     ".parquet": lambda query, path: write_parquet(query, path, "zstd"),
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def export(options: argparse.Namespace) -> None:
+def write_scores(options: argparse.Namespace) -> None:
     """Writes `options.out`, which appears whole or not at all; memory does not grow with the
     corpus.
 
@@ -67,14 +67,14 @@ def export(options: argparse.Namespace) -> None:
         raise UserError(f"--out {out}: its name must end in {' or '.join(WRITERS)}")
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    integrity.verify(directory, ["score", "partition"], integrity.HASHED)
+    integrity.verify_checksums(directory, ["score", "partition"], integrity.HASHED)
     if not list_parts(directory.scores, ".parquet"):
         raise UserError(
             f"{directory.scores} has no parts: have them made again (--redo score), or put them "
             "back"
         )
     query = scores_query(load(directory.config).scoring, directory)
-    with atomic_path(out) as temporary, database(out.parent) as connection:
+    with atomic_path(out) as temporary, open_database(out.parent) as connection:
         connection.execute("SET preserve_insertion_order = true")
         connection.execute(WRITERS[out.suffix](query, temporary))
 
@@ -95,14 +95,14 @@ def scores_query(scoring: ScoringConfig, directory: RunDirectory) -> str:
     return f"""
         SELECT doc_id, split, source, domain, language, tokens, bytes, {models}, ppl, pd, {ranks},
             quadrant
-        FROM {parquet(directory.assignment)} LEFT JOIN (
-            SELECT doc_id, {stored(scoring)}
-            FROM {parquet(*list_parts(directory.scores, ".parquet"))}) USING (doc_id)
+        FROM {parquet_table(directory.assignment)} LEFT JOIN (
+            SELECT doc_id, {stored_scores_sql(scoring)}
+            FROM {parquet_table(*list_parts(directory.scores, ".parquet"))}) USING (doc_id)
         ORDER BY part, row
         """
 
 
-def stored(scoring: ScoringConfig) -> str:
+def stored_scores_sql(scoring: ScoringConfig) -> str:
     """Predicted tokens and NLL sums of both models, in SQL, from the parts of RUN/scores."""
     if scoring.table is not None:
         return (
@@ -122,8 +122,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     processes.leave_accelerators()
     try:
-        export(options)
+        write_scores(options)
     except Exception as error:
-        return refusal(error)
+        return report_error(error)
     print(f"scores: {options.out}")
     return 0

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from frame_jax.models import packed_attention, segment_attention
-from frame_jax.models.layers import SAVED, saved
-from frame_jax.parallel.sharding import context_mesh, platform, spec
+from frame_jax.models.layers import SAVED_NAME, save_activation
+from frame_jax.parallel.sharding import context_mesh, partition_spec, platform
 
 QUERY_BLOCK = 256  # queries whose scores exist at one time; keys after a block are never touched
 SPLASH_BLOCKS = (1024, 512, 256, 128)  # queries and keys of one tile, the largest that divides T
@@ -40,7 +40,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
     if mesh is None or mesh.are_all_axes_manual:
         return _kernel_for(q, k)(q, k, v, segment_ids)
     # The partitioner cannot cut a kernel; each device calls it on its own rows and heads.
-    rows, heads = spec(("batch", "heads"), (q.shape[0], k.shape[2]), mesh)
+    rows, heads = partition_spec(("batch", "heads"), (q.shape[0], k.shape[2]), mesh)
     split = PartitionSpec(rows, None, heads)
     return jax.shard_map(
         lambda q, k, v, ids: _kernel_for(q, k)(q, k, v, ids),
@@ -60,7 +60,7 @@ def _kernel_for(q: jax.Array, k: jax.Array) -> Callable[..., jax.Array]:
             return lean_attention  # of short rows there is little to skip
         return segment_attention.segment_attention
     if backend == "gpu":
-        obstacle = packed_attention.obstacle(q, k)
+        obstacle = packed_attention.unsupported_reason(q, k)
         if obstacle is None:
             return packed_attention.packed_attention
         dense = q.dtype == jnp.bfloat16
@@ -89,7 +89,7 @@ def splash_attention(
             block_q_dq=block,
             block_kv_dq=block,
         ),
-        residual_checkpoint_name=SAVED,
+        residual_checkpoint_name=SAVED_NAME,
         interpret=interpret,
     )
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * q.dtype.type(head_dim**-0.5), k, v))
@@ -109,7 +109,7 @@ def library_attention(
     mixed = jax.nn.dot_product_attention(
         q, k, v, mask=same, is_causal=True, implementation=implementation
     )
-    return saved(mixed)
+    return save_activation(mixed)
 
 
 def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -158,7 +158,7 @@ def _attend_forward(
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     mixed = (_dot("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v) / total).astype(q.dtype)
-    mixed, log_total = saved(mixed), saved(top + jnp.log(total))
+    mixed, log_total = save_activation(mixed), save_activation(top + jnp.log(total))
     return mixed, (q, k, v, segment_ids, mixed, log_total)
 
 

@@ -9,17 +9,17 @@ import jax
 import numpy as np
 
 
-class WeightAverage(NamedTuple):
+class EmaState(NamedTuple):
     """A moving average of the weights as the last part of an optimizer's state.
 
     Attributes:
-        average: The averaged parameters, float32.
+        ema: The averaged parameters, float32.
     """
 
-    average: Any
+    ema: Any
 
 
-def mean_of(checkpoints: Iterable[Any], decay: float | None = None) -> Any:
+def mean_of_checkpoints(checkpoints: Iterable[Any], decay: float | None = None) -> Any:
     """The mean of trees of float32 arrays, taken one after the other, oldest first.
 
     Args:

@@ -1,7 +1,7 @@
 """One layer of the decoder: a mixer and a feed-forward around the residual stream.
 
-Each mixer and each feed-forward is a module of its own with two functions: `parameters`, what it
-has, and `apply`, what it computes.
+Each mixer and each feed-forward is a module of its own with two functions: `init_params`, what it
+has, and `apply_layer`, what it computes.
 """
 
 from __future__ import annotations
@@ -13,43 +13,43 @@ from typing import Any
 import jax
 from flax import nnx
 
-from frame_jax.config.models import Kind, ModelConfig
+from frame_jax.config.models import LayerSpec, ModelConfig
 from frame_jax.models import (
     feed_forward_dense,
     feed_forward_experts,
     mixer_attention,
     mixer_mamba2,
 )
-from frame_jax.models.context import Context
-from frame_jax.models.layers import layer_norm, rms_norm, saved
-from frame_jax.models.parameters import Maker
-from frame_jax.models.router import Statistics
-from frame_jax.parallel.sharding import constrain
+from frame_jax.models.context import LayerContext
+from frame_jax.models.layers import layer_norm, rms_norm, save_activation
+from frame_jax.models.parameters import ParamInitializer
+from frame_jax.models.router import RouterStatistics
+from frame_jax.parallel.sharding import constrain_sharding
 
 MIXERS = {"attention": mixer_attention, "mamba2": mixer_mamba2}
 FEED_FORWARDS = {"dense": feed_forward_dense, "experts": feed_forward_experts}
 
 
-def parameters(c: ModelConfig, kind: Kind, make: Maker) -> dict[str, nnx.Param]:
+def init_params(c: ModelConfig, kind: LayerSpec, init: ParamInitializer) -> dict[str, nnx.Param]:
     """The parameters of layers of one kind, by name."""
     mixer = MIXERS[kind.mixer]
-    made = make.norm(mixer.NORM, c.hidden_size, c.norm) | mixer.parameters(c, make)
+    params = init.norm(mixer.NORM, c.hidden_size, c.norm) | mixer.parameters(c, init)
     if kind.feed_forward != "none":
-        made |= make.norm("mlp_norm", c.hidden_size, c.norm)
-        made |= FEED_FORWARDS[kind.feed_forward].parameters(c, make)
-    return made
+        params |= init.norm("mlp_norm", c.hidden_size, c.norm)
+        params |= FEED_FORWARDS[kind.feed_forward].parameters(c, init)
+    return params
 
 
-def normed(c: ModelConfig, p: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+def apply_norm(c: ModelConfig, p: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
     """`x` after the norm of that name."""
     if c.norm == "layer":
         return layer_norm(x, p[name], p[f"{name}_bias"], c.norm_eps)
     return rms_norm(x, p[name], c.norm_eps)
 
 
-def apply(
-    c: ModelConfig, kind: Kind, p: dict[str, jax.Array], x: jax.Array, context: Context
-) -> tuple[jax.Array, Statistics | None]:
+def apply_layer(
+    c: ModelConfig, kind: LayerSpec, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
+) -> tuple[jax.Array, RouterStatistics | None]:
     """One layer.
 
     Args:
@@ -64,7 +64,7 @@ def apply(
     """
 
     def sublayer(name: str, compute: Callable[[jax.Array], Any]) -> tuple[jax.Array, Any]:
-        norm = functools.partial(normed, c, p, name)
+        norm = functools.partial(apply_norm, c, p, name)
         if c.norm_position == "after":
             out, statistics = compute(x)
             out = norm(out)
@@ -75,14 +75,14 @@ def apply(
         return out, statistics
 
     mixer = MIXERS[kind.mixer]
-    x = constrain(x, "batch", None, None)
+    x = constrain_sharding(x, "batch", None, None)
     mixed, _ = sublayer(mixer.NORM, lambda x: (mixer.apply(c, p, x, context), None))
     if kind.feed_forward == "none":
-        return saved(constrain(x + mixed, "batch", None, None)), None
+        return save_activation(constrain_sharding(x + mixed, "batch", None, None)), None
     feed_forward = FEED_FORWARDS[kind.feed_forward]
     if c.parallel_residual:
         out, statistics = sublayer("mlp_norm", lambda x: feed_forward.apply(c, p, x, context))
         return x + mixed + out, statistics
-    x = saved(constrain(x + mixed, "batch", None, None))
+    x = save_activation(constrain_sharding(x + mixed, "batch", None, None))
     out, statistics = sublayer("mlp_norm", lambda x: feed_forward.apply(c, p, x, context))
     return x + out, statistics

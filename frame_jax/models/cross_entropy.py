@@ -12,22 +12,27 @@ import math
 import jax
 import jax.numpy as jnp
 
-from frame_jax.parallel.sharding import batch_ways, constrain, context_mesh, platform
+from frame_jax.parallel.sharding import (
+    constrain_sharding,
+    context_mesh,
+    data_parallel_size,
+    platform,
+)
 
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _pieces(x: jax.Array, chunks: int) -> jax.Array:
+def _split_sequence(x: jax.Array, chunks: int) -> jax.Array:
     """[B, T, ...] -> [chunks, B, T / chunks, ...]: along the sequence, so that a batch axis split
     over devices stays split."""
     B, T = x.shape[:2]
     return jnp.moveaxis(x.reshape(B, chunks, T // chunks, *x.shape[2:]), 1, 0)
 
 
-def _whole(pieces: jax.Array) -> jax.Array:
-    """[chunks, B, t, ...] -> [B, chunks * t, ...], the inverse of `_pieces`."""
-    chunks, B, t = pieces.shape[:3]
-    return jnp.moveaxis(pieces, 0, 1).reshape(B, chunks * t, *pieces.shape[3:])
+def _join_sequence(split: jax.Array) -> jax.Array:
+    """[chunks, B, t, ...] -> [B, chunks * t, ...], the inverse of `_split_sequence`."""
+    chunks, B, t = split.shape[:3]
+    return jnp.moveaxis(split, 0, 1).reshape(B, chunks * t, *split.shape[3:])
 
 
 def chunk_count(rows: int, length: int, chunk_tokens: int) -> int:
@@ -62,8 +67,10 @@ def token_nll(
         log_total = jax.nn.logsumexp(logits, axis=-1)
         return carry, log_total - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
 
-    _, nll = jax.lax.scan(piece, None, (_pieces(hidden, chunks), _pieces(targets, chunks)))
-    return _whole(nll)
+    _, nll = jax.lax.scan(
+        piece, None, (_split_sequence(hidden, chunks), _split_sequence(targets, chunks))
+    )
+    return _join_sequence(nll)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -71,37 +78,37 @@ def cross_entropy(
     hidden: jax.Array,
     unembedding: jax.Array,
     targets: jax.Array,
-    weights: jax.Array,
+    loss_mask: jax.Array,
     chunks: int,
-    z_loss: float = 0.0,
+    z_loss_weight: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Sums over all tokens of the objective and of the NLL, in nats.
 
-    The objective is `weights * (NLL + z_loss * log(Z)**2)` with Z the sum of the exponentiated
-    logits, whose drift the second term holds back (PaLM, section 5). Derivatives are the
-    objective's; the NLL has none.
+    The objective is `weights * (NLL + z_loss_weight * log(Z)**2)` with Z the sum of the
+    exponentiated logits, whose drift the second term holds back (PaLM, section 5). Derivatives are
+    the objective's; the NLL has none.
 
     Args:
         hidden: [B, T, D], compute dtype.
         unembedding: [V, D] float32.
         targets: [B, T] int32.
-        weights: [B, T] float32; no derivative with respect to them is made.
+        loss_mask: [B, T] float32; no derivative with respect to them is made.
         chunks: Pieces the sequence is cut into; divides T.
-        z_loss: Weight of the squared logarithm.
+        z_loss_weight: Weight of the squared logarithm.
 
     Returns:
         Two float32 scalars.
     """
-    return _cross_entropy_forward(hidden, unembedding, targets, weights, chunks, z_loss)[0]
+    return _cross_entropy_forward(hidden, unembedding, targets, loss_mask, chunks, z_loss_weight)[0]
 
 
 def _cross_entropy_forward(
     hidden: jax.Array,
     unembedding: jax.Array,
     targets: jax.Array,
-    weights: jax.Array,
+    loss_mask: jax.Array,
     chunks: int,
-    z_loss: float,
+    z_loss_weight: float,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """The sums, and the derivatives while the logits of a piece are at hand.
 
@@ -109,8 +116,12 @@ def _cross_entropy_forward(
     the unembedding: summed over devices once at the end, instead of after every piece.
     """
     mesh = context_mesh()
-    groups = batch_ways(mesh) if mesh is not None and hidden.shape[0] % batch_ways(mesh) == 0 else 1
-    w = constrain(unembedding.astype(hidden.dtype), "vocab", None)
+    groups = (
+        data_parallel_size(mesh)
+        if mesh is not None and hidden.shape[0] % data_parallel_size(mesh) == 0
+        else 1
+    )
+    w = constrain_sharding(unembedding.astype(hidden.dtype), "vocab", None)
     # A CPU lays out the left operand anew for a sum over tokens: let it be the narrower one. A TPU
     # would rather have the derivative as it is stored.
     turned = platform() == "cpu"
@@ -119,9 +130,9 @@ def _cross_entropy_forward(
 
     def grouped(x: jax.Array) -> jax.Array:
         """[B, T, ...] -> [chunks, groups, B / groups, T / chunks, ...]."""
-        pieces = _pieces(x, chunks)
+        pieces = _split_sequence(x, chunks)
         pieces = pieces.reshape(chunks, groups, -1, *pieces.shape[2:])
-        return constrain(pieces, None, "batch", *[None] * (pieces.ndim - 2))
+        return constrain_sharding(pieces, None, "batch", *[None] * (pieces.ndim - 2))
 
     def piece(
         carry: tuple[jax.Array, jax.Array, jax.Array],
@@ -134,30 +145,30 @@ def _cross_entropy_forward(
         log_total = jax.nn.logsumexp(logits, axis=-1)
         nll = log_total - jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
         probabilities = jnp.exp(logits - log_total[..., None])
-        steepness = weights * (1 + 2 * z_loss * log_total)
+        steepness = weights * (1 + 2 * z_loss_weight * log_total)
         grad = probabilities * steepness[..., None] - is_target * weights[..., None]
         grad = grad.astype(hidden.dtype)
         grad_hidden = _dot("gbtv,vd->gbtd", grad, w).astype(hidden.dtype)
-        grad_w = constrain(grad_w + _dot(product, hidden, grad), "batch", *order)
+        grad_w = constrain_sharding(grad_w + _dot(product, hidden, grad), "batch", *order)
         nll_sum += jnp.sum(nll * weights)
-        objective += jnp.sum((nll + z_loss * jnp.square(log_total)) * weights)
+        objective += jnp.sum((nll + z_loss_weight * jnp.square(log_total)) * weights)
         return (objective, nll_sum, grad_w), grad_hidden
 
     zero = jnp.zeros((), jnp.float32)
     shape = unembedding.shape[::-1] if turned else unembedding.shape
     grad_w = jnp.zeros((groups, *shape), jnp.float32)
     (objective, nll_sum, grad_w), grad_hidden = jax.lax.scan(
-        piece, (zero, zero, grad_w), (grouped(hidden), grouped(targets), grouped(weights))
+        piece, (zero, zero, grad_w), (grouped(hidden), grouped(targets), grouped(loss_mask))
     )
-    grad_hidden = _whole(grad_hidden.reshape(chunks, hidden.shape[0], -1, hidden.shape[2]))
+    grad_hidden = _join_sequence(grad_hidden.reshape(chunks, hidden.shape[0], -1, hidden.shape[2]))
     grad_w = jnp.sum(grad_w, axis=0)
-    grad_w = constrain(grad_w.T if turned else grad_w, "vocab", "embed")
+    grad_w = constrain_sharding(grad_w.T if turned else grad_w, "vocab", "embed")
     return (objective, nll_sum), (grad_hidden, grad_w.astype(unembedding.dtype))
 
 
 def _cross_entropy_backward(
     chunks: int,
-    z_loss: float,
+    z_loss_weight: float,
     residuals: tuple[jax.Array, jax.Array],
     grads: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, None, None]:

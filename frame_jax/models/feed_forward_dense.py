@@ -6,28 +6,28 @@ import jax
 from flax import nnx
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.context import Context
-from frame_jax.models.layers import gelu, matmul, recomputed, saved, swiglu
-from frame_jax.models.parameters import Maker
+from frame_jax.models.context import LayerContext
+from frame_jax.models.layers import gelu, matmul, recompute_in_backward, save_activation, swiglu
+from frame_jax.models.parameters import ParamInitializer
 from frame_jax.parallel.sharding import platform
 
 
-def parameters(c: ModelConfig, make: Maker) -> dict[str, nnx.Param]:
+def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
     """The matrices, and biases where the model has them."""
     hidden, inner = c.hidden_size, c.intermediate_size
-    made = {}
+    params = {}
     if c.activation == "swiglu":
-        made["gate"] = make.matrix((hidden, inner), ("embed", "mlp"))
-    made["up"] = make.matrix((hidden, inner), ("embed", "mlp"))
-    made["down"] = make.matrix((inner, hidden), ("mlp", "embed"), make.residual)
+        params["gate"] = init.matrix((hidden, inner), ("embed", "mlp"))
+    params["up"] = init.matrix((hidden, inner), ("embed", "mlp"))
+    params["down"] = init.matrix((inner, hidden), ("mlp", "embed"), init.residual)
     if c.bias:
-        widths = {name: made[name].shape[-1] for name in made}
-        made |= {f"{name}_bias": make.vector(width, 0.0) for name, width in widths.items()}
-    return made
+        widths = {name: params[name].shape[-1] for name in params}
+        params |= {f"{name}_bias": init.vector(width, 0.0) for name, width in widths.items()}
+    return params
 
 
 def apply(
-    c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: Context
+    c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
 ) -> tuple[jax.Array, None]:
     """[B, T, D] -> [B, T, D]."""
 
@@ -39,6 +39,6 @@ def apply(
         return linear(gelu(*wide) if c.activation == "gelu" else swiglu(*wide), "down")
 
     names = ("up",) if c.activation == "gelu" else ("gate", "up")
-    wide = [saved(linear(x, name)) for name in names]
+    wide = [save_activation(linear(x, name)) for name in names]
     # A CPU makes the last product's operand again sooner than it keeps it; a TPU does not.
-    return (recomputed(down) if platform() == "cpu" else down)(*wide), None
+    return (recompute_in_backward(down) if platform() == "cpu" else down)(*wide), None

@@ -15,54 +15,70 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.context import Context
+from frame_jax.models.context import LayerContext
 from frame_jax.models.grouped_product import feed_forward_experts
-from frame_jax.models.layers import matmul, saved, swiglu
-from frame_jax.models.parameters import Maker
-from frame_jax.models.router import Statistics, choose, router_logits, statistics
-from frame_jax.parallel.sharding import context_mesh, spec
+from frame_jax.models.layers import matmul, save_activation, swiglu
+from frame_jax.models.parameters import ParamInitializer
+from frame_jax.models.router import (
+    RouterStatistics,
+    choose_experts,
+    router_logits,
+    router_statistics,
+)
+from frame_jax.parallel.sharding import context_mesh, partition_spec
 
 
-def parameters(c: ModelConfig, make: Maker) -> dict[str, nnx.Param]:
+def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
     """The router, the experts' matrices and those of the shared expert."""
     e, hidden = c.experts, c.hidden_size
-    inner, E = e.intermediate_size, e.count
-    made = {
-        "router": make.matrix((hidden, E), ("embed", "router")),
-        "expert_gate": make.matrix((E, hidden, inner), ("expert", "embed", "mlp")),
-        "expert_up": make.matrix((E, hidden, inner), ("expert", "embed", "mlp")),
-        "expert_down": make.matrix((E, inner, hidden), ("expert", "mlp", "embed"), make.residual),
+    inner, E = e.intermediate_size, e.num_experts
+    params = {
+        "router": init.matrix((hidden, E), ("embed", "router")),
+        "expert_gate": init.matrix((E, hidden, inner), ("expert", "embed", "mlp")),
+        "expert_up": init.matrix((E, hidden, inner), ("expert", "embed", "mlp")),
+        "expert_down": init.matrix((E, inner, hidden), ("expert", "mlp", "embed"), init.residual),
     }
-    if e.balance_bias:
-        made["router_bias"] = make.vector(E, 0.0)
-    if e.shared_size:
-        made["shared_gate"] = make.matrix((hidden, e.shared_size), ("embed", "mlp"))
-        made["shared_up"] = make.matrix((hidden, e.shared_size), ("embed", "mlp"))
-        made["shared_down"] = make.matrix((e.shared_size, hidden), ("mlp", "embed"), make.residual)
-    return made
+    if e.router_bias:
+        params["router_bias"] = init.vector(E, 0.0)
+    if e.shared_expert_intermediate_size:
+        params["shared_gate"] = init.matrix(
+            (hidden, e.shared_expert_intermediate_size), ("embed", "mlp")
+        )
+        params["shared_up"] = init.matrix(
+            (hidden, e.shared_expert_intermediate_size), ("embed", "mlp")
+        )
+        params["shared_down"] = init.matrix(
+            (e.shared_expert_intermediate_size, hidden), ("mlp", "embed"), init.residual
+        )
+    return params
 
 
 def apply(
-    c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: Context
-) -> tuple[jax.Array, Statistics | None]:
+    c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
+) -> tuple[jax.Array, RouterStatistics | None]:
     """[B, T, D] -> [B, T, D], and what the router did."""
     e = c.experts
     logits = router_logits(x, p["router"])  # [B, T, E]
-    experts, weights, probabilities = choose(
-        logits, p.get("router_bias"), e.per_token, e.scores, e.renormalise, e.scaling
+    experts, weights, probabilities = choose_experts(
+        logits,
+        p.get("router_bias"),
+        e.num_experts_per_token,
+        e.scores,
+        e.norm_topk_prob,
+        e.routed_scaling_factor,
     )
-    matrices = Matrices(p["expert_gate"], p["expert_up"], p["expert_down"])
-    out = mixture(Routed(x, experts, weights), matrices)
-    if e.shared_size:
-        gate = saved(matmul(x, p["shared_gate"]))
-        up = saved(matmul(x, p["shared_up"]))
+    matrices = ExpertWeights(p["expert_gate"], p["expert_up"], p["expert_down"])
+    out = weighted_expert_sum(RoutedTokens(x, experts, weights), matrices)
+    if e.shared_expert_intermediate_size:
+        gate = save_activation(matmul(x, p["shared_gate"]))
+        up = save_activation(matmul(x, p["shared_up"]))
         out += matmul(swiglu(gate, up), p["shared_down"])
-    if context.counted is None:
+    if context.loss_mask is None:
         return out, None
-    return out, statistics(logits, probabilities, experts, context.counted)
+    return out, router_statistics(logits, probabilities, experts, context.loss_mask)
 
 
-class Routed(NamedTuple):
+class RoutedTokens(NamedTuple):
     """Tokens and where they go.
 
     Attributes:
@@ -76,7 +92,7 @@ class Routed(NamedTuple):
     weights: jax.Array
 
 
-class Matrices(NamedTuple):
+class ExpertWeights(NamedTuple):
     """The experts' matrices, float32: `gate` and `up` [E, D, F], `down` [E, F, D]."""
 
     gate: jax.Array
@@ -84,35 +100,38 @@ class Matrices(NamedTuple):
     down: jax.Array
 
 
-def mixture(routed: Routed, matrices: Matrices) -> jax.Array:
+def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> jax.Array:
     """The weighted sum of what the chosen experts make of each token, on any mesh: [B, T, D]."""
     mesh, count = context_mesh(), len(matrices.gate)
     if mesh is None or mesh.are_all_axes_manual:
-        return outputs(routed, matrices, count=count)
-    (rows,) = spec(("batch",), routed.x.shape[:1], mesh)
-    shards, _, columns = spec(("expert", None, "mlp"), matrices.gate.shape, mesh)
+        return local_expert_sum(routed, matrices, count=count)
+    (rows,) = partition_spec(("batch",), routed.x.shape[:1], mesh)
+    shards, _, columns = partition_spec(("expert", None, "mlp"), matrices.gate.shape, mesh)
     split, columnwise = PartitionSpec(rows), PartitionSpec(shards, None, columns)
     return jax.shard_map(
-        functools.partial(local_outputs, count=count, rows=rows, shards=shards, columns=columns),
-        in_specs=(split, Matrices(columnwise, columnwise, PartitionSpec(shards, columns))),  # type: ignore[arg-type]
+        functools.partial(
+            sharded_expert_sum, count=count, rows=rows, shards=shards, columns=columns
+        ),
+        in_specs=(split, ExpertWeights(columnwise, columnwise, PartitionSpec(shards, columns))),  # type: ignore[arg-type]
         out_specs=split,
         check_vma=False,
     )(routed, matrices)
 
 
-def outputs(
-    routed: Routed, matrices: Matrices, *, count: int, first: jax.Array | int = 0
+def local_expert_sum(
+    routed: RoutedTokens, matrices: ExpertWeights, *, count: int, first: jax.Array | int = 0
 ) -> jax.Array:
-    """`mixture` on one device, of those of the `count` experts that are at hand, `first` and on."""
+    """`weighted_expert_sum` on one device, of those of the `count` experts that are at hand,
+    `first` and on."""
     x, experts, weights = (array.reshape(-1, array.shape[-1]) for array in routed)
     gate, up, down = matrices
     out = feed_forward_experts(x, experts, weights, gate, up, down, first_expert=first, count=count)
     return out.reshape(routed.x.shape)
 
 
-def local_outputs(
-    routed: Routed,
-    matrices: Matrices,
+def sharded_expert_sum(
+    routed: RoutedTokens,
+    matrices: ExpertWeights,
     *,
     count: int,
     rows: tuple[str, ...] | None,
@@ -131,7 +150,7 @@ def local_outputs(
     if gathered:
         routed = jax.tree.map(lambda a: jax.lax.all_gather(a, shards, axis=0, tiled=True), routed)
     # Sums over devices in float32, as inside a product.
-    partial = outputs(routed, matrices, count=count, first=first).astype(jnp.float32)
+    partial = local_expert_sum(routed, matrices, count=count, first=first).astype(jnp.float32)
     if columns is not None:
         partial = jax.lax.psum(partial, columns)
     if gathered:

@@ -8,7 +8,7 @@ not count. Model FLOPs utilisation (MFU) is these over what the chips could do.
 
 from __future__ import annotations
 
-from frame_jax.config.models import Kind, ModelConfig
+from frame_jax.config.models import LayerSpec, ModelConfig
 
 # Dense bfloat16 FLOPs a second of one device, from the makers' data sheets, by JAX `device_kind`.
 PEAK_FLOPS = {
@@ -32,27 +32,31 @@ HBM_GIB = {
 }
 
 
-def matrix_parameters(config: ModelConfig, vocab_size: int) -> int:
+def matrix_param_count(config: ModelConfig, vocab_size: int) -> int:
     """Parameters that take part in a matrix product for a token: of experts, those of its own.
 
     The embedding lookup is none; the output projection is one, tied or not.
     """
     c = config
-    layers = sum(mixer(c, kind) + feed_forward(c, kind, c.experts.per_token) for kind in c.kinds)
+    layers = sum(
+        mixer_matrix_params(c, kind)
+        + feed_forward_matrix_params(c, kind, c.experts.num_experts_per_token)
+        for kind in c.layer_specs
+    )
     return layers + vocab_size * c.hidden_size
 
 
-def mixer(c: ModelConfig, kind: Kind) -> int:
+def mixer_matrix_params(c: ModelConfig, kind: LayerSpec) -> int:
     """Parameters of the matrices of a layer's mixer."""
     if kind.mixer == "mamba2":
         m = c.mamba2
-        gate_input_and_output, maps = 3 * m.width, 2 * m.groups * m.state_size
+        gate_input_and_output, maps = 3 * m.inner_dim, 2 * m.groups * m.state_size
         return c.hidden_size * (gate_input_and_output + maps + m.num_heads)
-    heads, kv_heads = c.num_heads * c.head_width, c.num_kv_heads * c.head_width
+    heads, kv_heads = c.num_heads * c.resolved_head_dim, c.num_kv_heads * c.resolved_head_dim
     return c.hidden_size * (2 * heads + 2 * kv_heads)
 
 
-def feed_forward(c: ModelConfig, kind: Kind, experts: int) -> int:
+def feed_forward_matrix_params(c: ModelConfig, kind: LayerSpec, experts: int) -> int:
     """Parameters of the matrices of a layer's feed-forward, with so many of its experts."""
     match kind.feed_forward:
         case "none":
@@ -61,44 +65,47 @@ def feed_forward(c: ModelConfig, kind: Kind, experts: int) -> int:
             return (3 if c.activation == "swiglu" else 2) * c.hidden_size * c.intermediate_size
         case "experts":
             e = c.experts
-            widths = experts * e.intermediate_size + e.shared_size
-            return c.hidden_size * (e.count + 3 * widths)
+            widths = experts * e.intermediate_size + e.shared_expert_intermediate_size
+            return c.hidden_size * (e.num_experts + 3 * widths)
 
 
-def vectors(c: ModelConfig, kind: Kind) -> int:
+def vector_params(c: ModelConfig, kind: LayerSpec) -> int:
     """All other parameters of a layer: norms, biases, convolutions and the like."""
     norm = c.hidden_size * (2 if c.norm == "layer" else 1)
     count = norm if kind.feed_forward == "none" else 2 * norm
     if kind.mixer == "mamba2":
         m = c.mamba2
-        channels = m.width + 2 * m.groups * m.state_size
-        count += channels * (m.conv_width + m.conv_bias) + 3 * m.num_heads + m.width
+        channels = m.inner_dim + 2 * m.groups * m.state_size
+        count += channels * (m.conv_kernel + m.conv_bias) + 3 * m.num_heads + m.inner_dim
     else:
-        heads, kv_heads = c.num_heads * c.head_width, c.num_kv_heads * c.head_width
+        heads, kv_heads = c.num_heads * c.resolved_head_dim, c.num_kv_heads * c.resolved_head_dim
         count += (heads + 2 * kv_heads) * c.qkv_bias + c.hidden_size * c.bias
         whole = c.qk_norm_over == "projection"
-        count += (heads + kv_heads if whole else 2 * c.head_width) * c.qk_norm
+        count += (heads + kv_heads if whole else 2 * c.resolved_head_dim) * c.qk_norm
     if kind.feed_forward == "dense":
         inner = c.intermediate_size * (2 if c.activation == "swiglu" else 1)
         count += (inner + c.hidden_size) * c.bias
     elif kind.feed_forward == "experts":
-        count += c.experts.count * c.experts.balance_bias
+        count += c.experts.num_experts * c.experts.router_bias
     return count
 
 
 def parameter_count(config: ModelConfig, vocab_size: int) -> int:
     """All parameters: matrices, embeddings, norms and biases."""
-    return _parameters(config, vocab_size, config.experts.count)
+    return _parameters(config, vocab_size, config.experts.num_experts)
 
 
 def active_parameter_count(config: ModelConfig, vocab_size: int) -> int:
     """Those of them that a token meets: all but the experts that its router leaves out."""
-    return _parameters(config, vocab_size, config.experts.per_token)
+    return _parameters(config, vocab_size, config.experts.num_experts_per_token)
 
 
 def _parameters(c: ModelConfig, vocab_size: int, experts: int) -> int:
     layers = sum(
-        mixer(c, kind) + feed_forward(c, kind, experts) + vectors(c, kind) for kind in c.kinds
+        mixer_matrix_params(c, kind)
+        + feed_forward_matrix_params(c, kind, experts)
+        + vector_params(c, kind)
+        for kind in c.layer_specs
     )
     tables = 1 if c.tie_embeddings else 2
     final_norm = c.hidden_size * (2 if c.norm == "layer" else 1)
@@ -113,11 +120,11 @@ def forward_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -
     >>> forward_flops_per_token(tiny, vocab_size=5, length=8)  # 2 * (16 + 18 + 10) + 4 * 4 * 2
     120.0
     """
-    mixed = sum(mixing(config, kind, length) for kind in config.kinds)
-    return 2 * matrix_parameters(config, vocab_size) + mixed
+    mixed = sum(mixing_flops(config, kind, length) for kind in config.layer_specs)
+    return 2 * matrix_param_count(config, vocab_size) + mixed
 
 
-def mixing(c: ModelConfig, kind: Kind, length: int) -> float:
+def mixing_flops(c: ModelConfig, kind: LayerSpec, length: int) -> float:
     """Forward FLOPs of a token in a layer's mixer beside its projections.
 
     Attention: scores and their mix, over half of the row. Mamba-2: its recurrence (Dao and
@@ -127,8 +134,8 @@ def mixing(c: ModelConfig, kind: Kind, length: int) -> float:
     the state, the skip and the convolution, number by number, are no matrix products.
     """
     if kind.mixer == "mamba2":
-        return 2 * 2 * c.mamba2.state_size * c.mamba2.width
-    return 2 * 2 * (length / 2) * c.num_heads * c.head_width
+        return 2 * 2 * c.mamba2.state_size * c.mamba2.inner_dim
+    return 2 * 2 * (length / 2) * c.num_heads * c.resolved_head_dim
 
 
 def training_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -> float:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from frame_jax.models.layers import from_bits, recomputed, saved, to_bits
+from frame_jax.models.layers import from_bits, recompute_in_backward, save_activation, to_bits
 from frame_jax.parallel.sharding import platform
 
 CPU_TILE = 64
@@ -30,17 +30,17 @@ class Placement(NamedTuple):
     Attributes:
         source: [R] choice of a row, counted m * k + j for the j-th choice of token m; M * k where
             the row is empty.
-        place: [M, k] row of each choice; R where its expert is absent.
+        row: [M, k] row of each choice; R where its expert is absent.
         tile_expert: [tiles] expert of each tile of R / tiles rows, ascending; E where no expert
             needs the tile.
     """
 
     source: jax.Array
-    place: jax.Array
+    row: jax.Array
     tile_expert: jax.Array
 
 
-def tile_rows(choices: int, experts: int) -> int:
+def rows_per_tile(choices: int, experts: int) -> int:
     """Rows of a tile for so many choices among so many experts."""
     match platform():
         case "tpu":
@@ -52,7 +52,7 @@ def tile_rows(choices: int, experts: int) -> int:
             return CPU_TILE
 
 
-def plan(experts: jax.Array, num_experts: int, tile: int) -> Placement:
+def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
     """Rows for all choices, sorted by expert, each expert's run padded to whole tiles.
 
     Args:
@@ -83,46 +83,50 @@ def plan(experts: jax.Array, num_experts: int, tile: int) -> Placement:
     filled = (expert < num_experts) & (at < starts[1:].at[expert].get(mode="clip"))
     source = jnp.where(filled, order.at[at].get(mode="clip"), M * k)
 
-    places = jnp.arange(M * k, dtype=jnp.int32) + shift.at[in_order].get(mode="clip")
-    places = jnp.where(in_order < num_experts, places, rows.size)
-    _, place = jax.lax.sort((order, places), num_keys=1)  # back in the order of the tokens
-    return Placement(saved(source), saved(place.reshape(M, k)), saved(tile_expert))
+    rows_ = jnp.arange(M * k, dtype=jnp.int32) + shift.at[in_order].get(mode="clip")
+    rows_ = jnp.where(in_order < num_experts, rows_, rows.size)
+    _, row = jax.lax.sort((order, rows_), num_keys=1)  # back in the order of the tokens
+    return Placement(
+        save_activation(source), save_activation(row.reshape(M, k)), save_activation(tile_expert)
+    )
 
 
-def _at(x: jax.Array, places: jax.Array) -> jax.Array:
+def _take_or_zero(x: jax.Array, indices: jax.Array) -> jax.Array:
     """Entries of the leading axis; zeros for places behind its end."""
-    return x.at[places].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+    return x.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
 @jax.custom_vjp
-def dispatch(x: jax.Array, placement: Placement) -> jax.Array:
+def tokens_to_rows(x: jax.Array, placement: Placement) -> jax.Array:
     """Tokens [M, D] to rows [R, D]; empty rows are zero."""
-    return _at(x, placement.source // placement.place.shape[1])
+    return _take_or_zero(x, placement.source // placement.row.shape[1])
 
 
 @jax.custom_vjp
-def combine(rows: jax.Array, placement: Placement) -> jax.Array:
+def rows_to_tokens(rows: jax.Array, placement: Placement) -> jax.Array:
     """The sum of each token's rows: [R, D] to [M, D], summed in float32."""
-    return jnp.sum(_at(rows, placement.place).astype(jnp.float32), axis=1).astype(rows.dtype)
+    return jnp.sum(_take_or_zero(rows, placement.row).astype(jnp.float32), axis=1).astype(
+        rows.dtype
+    )
 
 
 @jax.custom_vjp
-def dispatch_choices(values: jax.Array, placement: Placement) -> jax.Array:
+def choices_to_rows(values: jax.Array, placement: Placement) -> jax.Array:
     """Values of choices [M, k] to rows [R]; 0 for empty rows."""
-    return _at(values.reshape(-1), placement.source)
+    return _take_or_zero(values.reshape(-1), placement.source)
 
 
-dispatch.defvjp(
-    lambda x, placement: (dispatch(x, placement), placement),
-    lambda placement, grad: (combine(grad, placement), None),
+tokens_to_rows.defvjp(
+    lambda x, placement: (tokens_to_rows(x, placement), placement),
+    lambda placement, grad: (rows_to_tokens(grad, placement), None),
 )
-combine.defvjp(
-    lambda rows, placement: (combine(rows, placement), placement),
-    lambda placement, grad: (dispatch(grad, placement), None),
+rows_to_tokens.defvjp(
+    lambda rows, placement: (rows_to_tokens(rows, placement), placement),
+    lambda placement, grad: (tokens_to_rows(grad, placement), None),
 )
-dispatch_choices.defvjp(
-    lambda values, placement: (dispatch_choices(values, placement), placement),
-    lambda placement, grad: (_at(grad, placement.place), None),
+choices_to_rows.defvjp(
+    lambda values, placement: (choices_to_rows(values, placement), placement),
+    lambda placement, grad: (_take_or_zero(grad, placement.place), None),
 )
 
 
@@ -300,17 +304,17 @@ def ragged_outer_products(
     )
 
 
-@recomputed
+@recompute_in_backward
 def _gate_and_up(
     x: jax.Array, placement: Placement, gate: jax.Array, up: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """[M, D] to twice [R, F]. A token's k rows are made again in the backward pass, not kept."""
-    rows = dispatch(x, placement)
+    rows = tokens_to_rows(x, placement)
     tiles = placement.tile_expert
     return grouped_matmul(rows, gate, tiles), grouped_matmul(rows, up, tiles)
 
 
-@recomputed
+@recompute_in_backward
 def _weighted_swiglu(gate: jax.Array, up: jax.Array, weights: jax.Array) -> jax.Array:
     """`layers.swiglu` of [R, F], each row times its weight before the one rounding."""
     hidden = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
@@ -347,9 +351,11 @@ def feed_forward_experts(
         [M, D], dtype of `x`.
     """
     E = len(gate)
-    placement = plan(experts - first_expert, E, tile_rows(experts.size, count or E))
+    placement = place_choices(experts - first_expert, E, rows_per_tile(experts.size, count or E))
     gate_out, up_out = _gate_and_up(x, placement, gate, up)
     # A weight on the way into `down` counts for the same as one on the way out, and spares the
     # backward pass what comes out.
-    hidden = _weighted_swiglu(saved(gate_out), saved(up_out), dispatch_choices(weights, placement))
-    return combine(grouped_matmul(hidden, down, placement.tile_expert), placement)
+    hidden = _weighted_swiglu(
+        save_activation(gate_out), save_activation(up_out), choices_to_rows(weights, placement)
+    )
+    return rows_to_tokens(grouped_matmul(hidden, down, placement.tile_expert), placement)

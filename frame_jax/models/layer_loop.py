@@ -53,40 +53,40 @@ def run_layers_on_cpu(
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class AtHand:
-    """Stands for the array at `place` among the leaves of a layer's parameters and the context,
+class KnownLeaf:
+    """Stands for the array at `index` among the leaves of a layer's parameters and the context,
     which the backward pass has without saving it."""
 
-    place: int
+    index: int
 
 
-class Bits(NamedTuple):
+class BFloat16Bits(NamedTuple):
     """Stands for an array of bfloat16. (A loop inside keeps its own as plain uint16.)"""
 
     bits: jax.Array
 
 
-def stands_for_another(leaf: Any) -> bool:
+def is_placeholder(leaf: Any) -> bool:
     """Whether a leaf of what was kept is not the array itself."""
-    return isinstance(leaf, AtHand | Bits)
+    return isinstance(leaf, KnownLeaf | BFloat16Bits)
 
 
 def _forward(
     layer: Layer, unroll: int, x: jax.Array, stacked: Any, context: Any
 ) -> tuple[tuple[jax.Array, Any], tuple[Any, Any, Any]]:
     def body(x: jax.Array, params: Any) -> tuple[jax.Array, Any]:
-        (x, told), pull_back = jax.vjp(lambda x, params: layer(x, params, context), x, params)
-        places = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves((params, context)))}
+        (x, aux), pull_back = jax.vjp(lambda x, params: layer(x, params, context), x, params)
+        index_by_id = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves((params, context)))}
 
-        def kept(leaf: jax.Array) -> jax.Array | AtHand | Bits:
-            if id(leaf) in places:
-                return AtHand(places[id(leaf)])
-            return Bits(to_bits(leaf)) if leaf.dtype == jnp.bfloat16 else leaf
+        def placeholder_or_leaf(leaf: jax.Array) -> jax.Array | KnownLeaf | BFloat16Bits:
+            if id(leaf) in index_by_id:
+                return KnownLeaf(index_by_id[id(leaf)])
+            return BFloat16Bits(to_bits(leaf)) if leaf.dtype == jnp.bfloat16 else leaf
 
-        return x, (told, jax.tree.map(kept, pull_back))
+        return x, (aux, jax.tree.map(placeholder_or_leaf, pull_back))
 
-    x, (told, saved) = jax.lax.scan(body, x, stacked, unroll=unroll)
-    return (x, told), (saved, stacked, context)
+    x, (aux, saved) = jax.lax.scan(body, x, stacked, unroll=unroll)
+    return (x, aux), (saved, stacked, context)
 
 
 def _backward(
@@ -95,20 +95,20 @@ def _backward(
     saved, stacked, context = residuals
 
     def body(grad: jax.Array, inputs: tuple[Any, Any, Any]) -> tuple[jax.Array, Any]:
-        params, saved, grad_told = inputs
-        at_hand = jax.tree.leaves((params, context))
+        params, saved, grad_aux = inputs
+        known_leaves = jax.tree.leaves((params, context))
 
-        def value(leaf: jax.Array | AtHand | Bits) -> jax.Array:
-            if isinstance(leaf, AtHand):
-                return at_hand[leaf.place]
-            return from_bits(leaf.bits) if isinstance(leaf, Bits) else leaf
+        def value(leaf: jax.Array | KnownLeaf | BFloat16Bits) -> jax.Array:
+            if isinstance(leaf, KnownLeaf):
+                return known_leaves[leaf.index]
+            return from_bits(leaf.bits) if isinstance(leaf, BFloat16Bits) else leaf
 
-        pull_back = jax.tree.map(value, saved, is_leaf=stands_for_another)
-        return pull_back((grad, grad_told))
+        pull_back = jax.tree.map(value, saved, is_leaf=is_placeholder)
+        return pull_back((grad, grad_aux))
 
-    grad, grad_told = grads
+    grad, grad_aux = grads
     grad, grad_stacked = jax.lax.scan(
-        body, grad, (stacked, saved, grad_told), reverse=True, unroll=unroll
+        body, grad, (stacked, saved, grad_aux), reverse=True, unroll=unroll
     )
     return grad, grad_stacked, None
 

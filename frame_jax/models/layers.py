@@ -17,11 +17,13 @@ from jax.ad_checkpoint import checkpoint_name
 from frame_jax.config.models import RopeScalingConfig
 from frame_jax.parallel.sharding import platform
 
-SAVED = "saved"
-saved = functools.partial(checkpoint_name, name=SAVED)  # what remat `minimal` keeps of a layer
+SAVED_NAME = "saved"
+save_activation = functools.partial(
+    checkpoint_name, name=SAVED_NAME
+)  # what remat `minimal` keeps of a layer
 # Elementwise work costs less to repeat in the backward pass than its float32 intermediates cost to
 # keep. Forward and backward pass are two loops over layers: there is nothing to merge by mistake.
-recomputed = functools.partial(jax.checkpoint, prevent_cse=False)
+recompute_in_backward = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 def to_bits(x: jax.Array) -> jax.Array:
@@ -94,7 +96,7 @@ def _over_tokens(x: jax.Array, grad: jax.Array, tokens: range) -> jax.Array:
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-@functools.partial(recomputed, static_argnums=2)
+@functools.partial(recompute_in_backward, static_argnums=2)
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square normalisation over the last axis, computed in float32.
 
@@ -108,7 +110,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (x32 * inverse * scale).astype(x.dtype)
 
 
-@functools.partial(recomputed, static_argnums=3)
+@functools.partial(recompute_in_backward, static_argnums=3)
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
     """Normalisation to mean 0 and variance 1 over the last axis, computed in float32.
 
@@ -124,13 +126,13 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
     return (centred * inverse * scale + bias).astype(x.dtype)
 
 
-@recomputed
+@recompute_in_backward
 def gelu(x: jax.Array) -> jax.Array:
     """The Gaussian error linear unit, exact (by the error function), computed in float32."""
     return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
-@recomputed
+@recompute_in_backward
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """SiLU of `gate`, times `up`, computed in float32; same shape and dtype."""
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
@@ -151,7 +153,7 @@ def rotary_frequencies(
     """
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling is not None:
-        turns = scaling.original_context * frequencies / (2 * np.pi)
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * np.pi)
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         kept = np.clip((turns - low) / (high - low), 0, 1)
         frequencies *= kept + (1 - kept) / scaling.factor
@@ -174,7 +176,7 @@ def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Ar
 
 
 @jax.custom_vjp
-def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+def apply_rotary(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Applies rotary positions to [B, T, heads, head_dim].
 
     Pairs are (i, i + head_dim / 2), the layout of Llama checkpoints on Hugging Face, so weights
@@ -189,10 +191,10 @@ def _rotate_backward(
 ) -> tuple[jax.Array, None]:
     """Turns back."""
     cos, sin = tables
-    return rotate(grad, (cos, -sin)), None
+    return apply_rotary(grad, (cos, -sin)), None
 
 
-rotate.defvjp(lambda x, tables: (rotate(x, tables), tables), _rotate_backward)
+apply_rotary.defvjp(lambda x, tables: (apply_rotary(x, tables), tables), _rotate_backward)
 
 
 def _partners(x: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ with more segments takes more calls, in a loop. The result is exact for any batc
 JAX has the kernel's operations, but no public function for them; its internal one scales the keys'
 offsets by the number of query heads up to JAX 0.10.2, which is wrong where heads share keys
 (jax-ml/jax pull request 39521). So the two operations are called here directly, with offsets of our
-own. `obstacle` says where that is not possible.
+own. `unsupported_reason` says where that is not possible.
 
 The forward pass keeps the logarithms of the softmax's denominators, one a query and head, which
 spares the backward pass the forward kernel. cuDNN gives and wants them by place and position, with
@@ -25,19 +25,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from frame_jax.models.layers import saved
+from frame_jax.models.layers import save_activation
 from frame_jax.parallel.sharding import device_kind
 
 # Segments that a call takes. The rows of a device share the places, and each brings two at least.
 # The backward pass needs 8 bytes for each number of the queries at each place (says
 # cudnn-frontend's source: sums of dQ in float32, dK and dV of every query head).
-PLACES = 16
+SEGMENT_SLOTS = 16
 HEAD_DIMS = range(8, 257, 8)
 # Data-centre chips from Hopper on, which is what the kernel's packed layout needs.
 CHIPS = re.compile(r"\b(?:GH|H|GB|B)\d{2,3}\b")
 
 
-class Segments(NamedTuple):
+class BatchSegments(NamedTuple):
     """Where the segments of a batch lie in its B * T tokens. A call has places for B * P of them.
 
     Attributes:
@@ -53,55 +53,55 @@ class Segments(NamedTuple):
     calls: jax.Array
 
 
-def places_of_row(rows: int) -> int:
+def segment_slots_per_row(rows: int) -> int:
     """Places that each of so many rows brings to a call."""
-    return max(2, PLACES // rows)
+    return max(2, SEGMENT_SLOTS // rows)
 
 
-def find_segments(segment_ids: jax.Array) -> Segments:
+def find_segments(segment_ids: jax.Array) -> BatchSegments:
     """The segments of a batch, [B, T] int32; equal ids of one segment stand side by side."""
     B, T = segment_ids.shape
     begins = segment_ids[:, 1:] != segment_ids[:, :-1]
     begins = jnp.pad(begins, ((0, 0), (1, 0)), constant_values=True).reshape(-1)
     segment = jnp.cumsum(begins, dtype=jnp.int32) - 1
-    places = B * places_of_row(B)
-    size = B * T + places + 1
+    slots = B * segment_slots_per_row(B)
+    size = B * T + slots + 1
     starts = jnp.nonzero(begins, size=size, fill_value=B * T)[0].astype(jnp.int32)
     position = jnp.arange(B * T, dtype=jnp.int32) - starts[segment]
-    calls = segment[-1] // places + 1
-    return Segments(starts, segment.reshape(B, T), position.reshape(B, T), calls)
+    calls = segment[-1] // slots + 1
+    return BatchSegments(starts, segment.reshape(B, T), position.reshape(B, T), calls)
 
 
-class Call(NamedTuple):
+class KernelCall(NamedTuple):
     """What one call of the kernel takes.
 
     Attributes:
         lengths: [B, P] int32 of the segments at its places, 0 for none.
         starts: [B, P + 1] int32, first tokens in the B * T of the batch; the first B * P + 1 count.
-        place: [B, T] int32, where a token's segment is among the call's places, if it is.
-        mine: [B, T] bool, whether it is.
+        slot: [B, T] int32, where a token's segment is among the call's places, if it is.
+        in_call: [B, T] bool, whether it is.
     """
 
     lengths: jax.Array
     starts: jax.Array
-    place: jax.Array
-    mine: jax.Array
+    slot: jax.Array
+    in_call: jax.Array
 
 
-def call_of(segments: Segments, number: jax.Array) -> Call:
+def select_call(segments: BatchSegments, number: jax.Array) -> KernelCall:
     """The call of that number."""
     B, T = segments.segment.shape
-    places = B * places_of_row(B)
-    starts = jax.lax.dynamic_slice(segments.starts, (number * places,), (places + 1,))
-    place = segments.segment - number * places
+    slots = B * segment_slots_per_row(B)
+    starts = jax.lax.dynamic_slice(segments.starts, (number * slots,), (slots + 1,))
+    slot = segments.segment - number * slots
     padded = jnp.pad(starts, (0, B - 1), constant_values=B * T).reshape(B, -1)
     lengths = jnp.diff(starts).reshape(B, -1)
-    return Call(lengths, padded, place, (place >= 0) & (place < places))
+    return KernelCall(lengths, padded, slot, (slot >= 0) & (slot < slots))
 
 
 @jax.custom_vjp
 def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """`models.attention.attention`, where `obstacle` finds none.
+    """`models.attention.attention`, where `unsupported_reason` finds none.
 
     Segments must be contiguous: equal ids stand side by side.
     """
@@ -116,16 +116,16 @@ def _forward(
 
     def call(number: jax.Array, done: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         mixed, log_total = done
-        part = call_of(segments, number)
+        part = select_call(segments, number)
         new, statistics = forward_kernel(q, k, v, part.lengths, part.starts)
-        place = jnp.clip(part.place, 0, part.lengths.size - 1)
-        of_token = statistics[place, :, segments.position]  # [B, T, H]
-        of_token = jnp.where(part.mine[:, :, None], of_token, log_total)
-        return jnp.where(part.mine[:, :, None, None], new, mixed), of_token
+        slot = jnp.clip(part.slot, 0, part.lengths.size - 1)
+        of_token = statistics[slot, :, segments.position]  # [B, T, H]
+        of_token = jnp.where(part.in_call[:, :, None], of_token, log_total)
+        return jnp.where(part.in_call[:, :, None, None], new, mixed), of_token
 
     start = (jnp.zeros_like(q), jnp.zeros((B, T, H), jnp.float32))
     mixed, log_total = jax.lax.fori_loop(0, segments.calls, call, start)
-    mixed, log_total = saved(mixed), saved(log_total)
+    mixed, log_total = save_activation(mixed), save_activation(log_total)
     return mixed, (q, k, v, segment_ids, mixed, log_total)
 
 
@@ -139,12 +139,12 @@ def _backward(
     by_token = log_total.reshape(B * T, H)
 
     def call(number: jax.Array, done: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        part = call_of(segments, number)
+        part = select_call(segments, number)
         starts = part.starts.reshape(-1)[: part.lengths.size]
         token = jnp.minimum(starts[:, None] + jnp.arange(T), B * T - 1)
         statistics = by_token[token].transpose(0, 2, 1)  # [B * P, H, T]
         new = backward_kernel(q, k, v, statistics, mixed, grad, part.lengths, part.starts)
-        mine = part.mine[:, :, None, None]
+        mine = part.in_call[:, :, None, None]
         return tuple(jnp.where(mine, x, y) for x, y in zip(new, done, strict=True))
 
     start = tuple(jnp.zeros_like(x) for x in (q, k, v))
@@ -164,7 +164,7 @@ def forward_kernel(
         q: [B, T, H, head_dim].
         k: [B, T, K, head_dim].
         v: [B, T, K, head_dim].
-        lengths: As in `Call`.
+        lengths: As in `KernelCall`.
         starts: Likewise.
 
     Returns:
@@ -233,7 +233,7 @@ def _arguments(
     return (lengths, lengths, by_query, by_key), settings
 
 
-def obstacle(q: jax.Array, k: jax.Array) -> str | None:
+def unsupported_reason(q: jax.Array, k: jax.Array) -> str | None:
     """Why `packed_attention` cannot take these queries and keys here; None if it can."""
     kind = device_kind()
     if not CHIPS.search(kind):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-class Maker:
+class ParamInitializer:
     """Makes parameters for layers that are stacked on leading axes.
 
     Attributes:
@@ -41,7 +41,7 @@ class Maker:
         values = jnp.broadcast_to(jnp.asarray(value, jnp.float32), (*self.leading, width))
         return self._param(values, ("norm",))
 
-    def taps(self, width: int, channels: int) -> nnx.Param:
+    def conv_kernel(self, width: int, channels: int) -> nnx.Param:
         """Weights [*leading, width, channels] of a causal convolution over each channel."""
         bound = width**-0.5
         shape = (*self.leading, width, channels)
@@ -50,10 +50,10 @@ class Maker:
 
     def norm(self, name: str, width: int, kind: str) -> dict[str, nnx.Param]:
         """The scale of a norm and, for LayerNorm, its bias."""
-        made = {name: self.vector(width, 1.0)}
+        params = {name: self.vector(width, 1.0)}
         if kind == "layer":
-            made[f"{name}_bias"] = self.vector(width, 0.0)
-        return made
+            params[f"{name}_bias"] = self.vector(width, 0.0)
+        return params
 
 
 def inverse_softplus(x: jax.Array) -> jax.Array:

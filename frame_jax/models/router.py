@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from frame_jax.models.layers import recomputed, saved
+from frame_jax.models.layers import recompute_in_backward, save_activation
 
 
-class Statistics(NamedTuple):
+class RouterStatistics(NamedTuple):
     """What one layer's router did: sums over tokens or rows, float32. They add, exactly, over
     rows, pieces of a batch and devices; a row of padding adds nothing. A loss is then
 
@@ -43,31 +43,31 @@ def router_logits(x: jax.Array, weight: jax.Array) -> jax.Array:
 
     The backward pass chooses from the saved logits, so it cannot choose otherwise.
     """
-    return saved(_logits(x, weight))
+    return save_activation(_logits(x, weight))
 
 
-@recomputed
+@recompute_in_backward
 def _logits(x: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.dot(x.astype(jnp.float32), weight, precision="highest")
 
 
-def choose(
+def choose_experts(
     logits: jax.Array,
     bias: jax.Array | None,
-    per_token: int,
-    scores: Literal["softmax", "sigmoid"],
-    renormalise: bool,
-    scaling: float,
+    num_experts_per_token: int,
+    score_function: Literal["softmax", "sigmoid"],
+    norm_topk_prob: bool,
+    routed_scaling_factor: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The experts of each token: those with the highest score, the first of equals.
 
     Args:
         logits: [..., E] float32.
         bias: [E] float32, added to the scores for the choice only; or None.
-        per_token: k, experts of a token.
-        scores: `softmax` over all experts, or `sigmoid` of each expert by itself.
-        renormalise: Whether a token's weights are divided by their sum.
-        scaling: What the weights are multiplied by, last.
+        num_experts_per_token: k, experts of a token.
+        score_function: `softmax` over all experts, or `sigmoid` of each expert by itself.
+        norm_topk_prob: Whether a token's weights are divided by their sum.
+        routed_scaling_factor: What the weights are multiplied by, last.
 
     Returns:
         experts: [..., k] int32, all different.
@@ -75,15 +75,15 @@ def choose(
         probabilities: [..., E] float32, the scores, which sum to 1 over experts.
     """
     probabilities = score = jax.nn.softmax(logits)
-    if scores == "sigmoid":
+    if score_function == "sigmoid":
         score = jax.nn.sigmoid(logits)
         probabilities = score / _total(score)
     biased = score if bias is None else score + bias
-    _, experts = jax.lax.top_k(jax.lax.stop_gradient(biased), per_token)
+    _, experts = jax.lax.top_k(jax.lax.stop_gradient(biased), num_experts_per_token)
     weights = _chosen(score, experts)
-    if renormalise:
+    if norm_topk_prob:
         weights /= _total(weights)
-    return experts, weights * scaling, probabilities
+    return experts, weights * routed_scaling_factor, probabilities
 
 
 def _total(scores: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ def _total(scores: jax.Array) -> jax.Array:
     return jnp.sum(scores, axis=-1, keepdims=True) + 1e-20
 
 
-@recomputed
+@recompute_in_backward
 def _chosen(score: jax.Array, experts: jax.Array) -> jax.Array:
     """`score` [..., E] at `experts` [..., k]. Comparing instead of indexing keeps a scatter out of
     the backward pass."""
@@ -104,10 +104,10 @@ def _is_chosen(experts: jax.Array, num_experts: int) -> jax.Array:
     return experts[..., None] == jnp.arange(num_experts)
 
 
-def statistics(
-    logits: jax.Array, probabilities: jax.Array, experts: jax.Array, counted: jax.Array
-) -> Statistics:
-    """What is counted of one layer's router; see `Statistics`.
+def router_statistics(
+    logits: jax.Array, probabilities: jax.Array, experts: jax.Array, loss_mask: jax.Array
+) -> RouterStatistics:
+    """What is counted of one layer's router; see `RouterStatistics`.
 
     Gradients flow to `probabilities`, by way of `balance`, and to `logits`, by way of `z`.
 
@@ -115,27 +115,27 @@ def statistics(
         logits: [B, T, E] float32.
         probabilities: [B, T, E] float32.
         experts: [B, T, k] int32.
-        counted: [B, T] float32, 1 where a token counts, 0 for padding.
+        loss_mask: [B, T] float32, 1 where a token counts, 0 for padding.
     """
     E, k = logits.shape[-1], experts.shape[-1]
-    tokens = jnp.sum(counted, axis=1)  # [B]
-    chosen = jnp.sum(_is_chosen(experts, E), axis=2) * counted[:, :, None]
+    tokens = jnp.sum(loss_mask, axis=1)  # [B]
+    chosen = jnp.sum(_is_chosen(experts, E), axis=2) * loss_mask[:, :, None]
     counts = jnp.sum(chosen, axis=1)  # [B, E]
-    mass = jnp.sum(probabilities * counted[:, :, None], axis=1)  # [B, E]
+    mass = jnp.sum(probabilities * loss_mask[:, :, None], axis=1)  # [B, E]
     balance = E / (k * jnp.maximum(tokens, 1)) * jnp.sum(counts * mass, axis=1)  # [B]
     z = jnp.square(jax.nn.logsumexp(logits, axis=-1))
     # The derivative of the entropy is infinite where a probability is 0.
     entropy = jnp.sum(jax.scipy.special.entr(jax.lax.stop_gradient(probabilities)), axis=-1)
-    return Statistics(
+    return RouterStatistics(
         counts=jnp.sum(counts, axis=0),
         balance=jnp.sum(balance),
-        z=jnp.sum(z * counted),
-        entropy=jnp.sum(entropy * counted),
+        z=jnp.sum(z * loss_mask),
+        entropy=jnp.sum(entropy * loss_mask),
         tokens=jnp.sum(tokens),
     )
 
 
-def moved_bias(bias: jax.Array, counts: jax.Array, rate: float) -> jax.Array:
+def updated_router_bias(bias: jax.Array, counts: jax.Array, rate: float) -> jax.Array:
     """The bias of the next step (loss-free balancing, arXiv:2408.15664): up for experts chosen less
     than the mean, down for others.
 

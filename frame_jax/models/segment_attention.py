@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from frame_jax.models.layers import from_bits, saved, to_bits
+from frame_jax.models.layers import from_bits, save_activation, to_bits
 
 QUERY_BLOCK = 128
 KEY_BLOCK = 128  # the smallest granularity of skipping
@@ -28,7 +28,7 @@ BRANCHES = 16  # longer rows skip in coarser steps, so that compile time stays t
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-class Blocks(NamedTuple):
+class QueryBlocks(NamedTuple):
     """Where each block of queries stands, and how far back it looks.
 
     Attributes:
@@ -47,7 +47,7 @@ class Blocks(NamedTuple):
     end: jax.Array
 
 
-def find_blocks(segment_ids: jax.Array) -> Blocks:
+def find_blocks(segment_ids: jax.Array) -> QueryBlocks:
     """The N = B * T / QUERY_BLOCK blocks of a batch, row by row."""
     B, T = segment_ids.shape
     count = T // QUERY_BLOCK
@@ -57,19 +57,19 @@ def find_blocks(segment_ids: jax.Array) -> Blocks:
     stop = QUERY_BLOCK * (1 + block)
     reach = stop - first_keys(segment_ids).reshape(-1)
     branch = (reach + step - 1) // step - 1
-    return Blocks(widths, branch, row, stop, jnp.maximum(stop, jnp.array(widths)[branch]))
+    return QueryBlocks(widths, branch, row, stop, jnp.maximum(stop, jnp.array(widths)[branch]))
 
 
 def first_keys(segment_ids: jax.Array) -> jax.Array:
     """[B, T / QUERY_BLOCK] int32: where the segment of each block's first query begins."""
     T = segment_ids.shape[1]
     begins = segment_ids[:, 1:] != segment_ids[:, :-1]
-    place = jnp.where(begins, jnp.arange(1, T), 0)
-    place = jnp.pad(jax.lax.cummax(place, axis=1), ((0, 0), (1, 0)))
-    return place[:, ::QUERY_BLOCK]
+    start = jnp.where(begins, jnp.arange(1, T), 0)
+    start = jnp.pad(jax.lax.cummax(start, axis=1), ((0, 0), (1, 0)))
+    return start[:, ::QUERY_BLOCK]
 
 
-def take_block(x: jax.Array, row: jax.Array, stop: jax.Array, key_heads: int) -> jax.Array:
+def gather_query_block(x: jax.Array, row: jax.Array, stop: jax.Array, key_heads: int) -> jax.Array:
     """[B, T, H, D] -> [K, G * QUERY_BLOCK, D], what the queries before `stop` have; the G = H / K
     heads of a group side by side."""
     start, size = (row, stop - QUERY_BLOCK, 0, 0), (1, QUERY_BLOCK, *x.shape[2:])
@@ -77,9 +77,9 @@ def take_block(x: jax.Array, row: jax.Array, stop: jax.Array, key_heads: int) ->
     return block.transpose(1, 2, 0, 3).reshape(key_heads, -1, x.shape[3])
 
 
-def give_block(x: jax.Array) -> jax.Array:
-    """The inverse of `take_block` for one block, [QUERY_BLOCK, H, D], as bits: N of them, stacked,
-    are the whole."""
+def ungather_query_block(x: jax.Array) -> jax.Array:
+    """The inverse of `gather_query_block` for one block, [QUERY_BLOCK, H, D], as bits: N of them,
+    stacked, are the whole."""
     block = x.reshape(x.shape[0], -1, QUERY_BLOCK, x.shape[2]).transpose(2, 0, 1, 3)
     return to_bits(block.reshape(QUERY_BLOCK, -1, x.shape[2]))
 
@@ -103,13 +103,16 @@ def _forward(
 
     def block(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         branch, row, stop, end = inputs
-        queries = take_block(q, row, stop, k.shape[2])
+        queries = gather_query_block(q, row, stop, k.shape[2])
         branches = [functools.partial(attend, keys, values, segment_ids, w) for w in blocks.widths]
         mixed, log_total = jax.lax.switch(branch, branches, queries, row, stop, end)
-        return give_block(mixed), log_total
+        return ungather_query_block(mixed), log_total
 
     mixed, log_total = jax.lax.map(block, blocks[1:])
-    mixed, log_total = saved(from_bits(mixed).reshape(q.shape)), saved(log_total)
+    mixed, log_total = (
+        save_activation(from_bits(mixed).reshape(q.shape)),
+        save_activation(log_total),
+    )
     return mixed, (q, k, v, segment_ids, mixed, log_total)
 
 
@@ -181,16 +184,16 @@ def _backward(
     # A block adds to the T places before its end, the first of which are before the row.
     def block(sums: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         log_total, branch, row, stop, end = inputs
-        queries, grads, inners = (take_block(x, row, stop, K) for x in (q, grad, inner))
+        queries, grads, inners = (gather_query_block(x, row, stop, K) for x in (q, grad, inner))
         branches = [
             functools.partial(attend_backward, keys, values, segment_ids, w) for w in blocks.widths
         ]
         grad_queries, parts = jax.lax.switch(
             branch, branches, queries, grads, inners[..., 0], log_total, row, stop, end
         )
-        place, size = (0, row, 0, end, 0), (2, 1, K, T, head_dim)
-        parts += jax.lax.dynamic_slice(sums, place, size)
-        return jax.lax.dynamic_update_slice(sums, parts, place), give_block(grad_queries)
+        start, size = (0, row, 0, end, 0), (2, 1, K, T, head_dim)
+        parts += jax.lax.dynamic_slice(sums, start, size)
+        return jax.lax.dynamic_update_slice(sums, parts, start), ungather_query_block(grad_queries)
 
     zero = jnp.zeros((2, B, K, 2 * T, head_dim), jnp.float32)  # for the keys, and for the values
     sums, grad_q = jax.lax.scan(block, zero, (log_total, *blocks[1:]))

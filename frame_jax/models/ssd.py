@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from frame_jax.models.layers import from_bits, recomputed, saved, to_bits
+from frame_jax.models.layers import from_bits, recompute_in_backward, save_activation, to_bits
 
-FORGOTTEN = -128.0  # exp of this is 0 in float32
+NEGLIGIBLE_LOG_DECAY = -128.0  # exp of this is 0 in float32
 EXACT = 1 / 128  # multiples of this up to 128 sum exactly in float32, 1,024 of them
 
 
-@recomputed
+@recompute_in_backward
 def document_convolution(
     x: jax.Array, weight: jax.Array, bias: jax.Array | None, positions: jax.Array
 ) -> jax.Array:
@@ -49,7 +49,7 @@ def document_convolution(
     return jax.nn.silu(total if bias is None else total + bias).astype(x.dtype)
 
 
-@functools.partial(recomputed, static_argnums=(3, 4))
+@functools.partial(recompute_in_backward, static_argnums=(3, 4))
 def gated_rms_norm(
     y: jax.Array, z: jax.Array, scale: jax.Array, eps: float, groups: int
 ) -> jax.Array:
@@ -105,19 +105,19 @@ def ssd(
     """
     B, T, H, P = x.shape
     by_group = (B, T, b.shape[2], H // b.shape[2])
-    log_decay = jnp.maximum(dt * a, FORGOTTEN).reshape(by_group)
-    inputs = Inputs(x.reshape(*by_group, P), dt.reshape(by_group), log_decay, b, c)
+    log_decay = jnp.maximum(dt * a, NEGLIGIBLE_LOG_DECAY).reshape(by_group)
+    inputs = TokenInputs(x.reshape(*by_group, P), dt.reshape(by_group), log_decay, b, c)
     y = _by_chunks(min(chunk, T), inputs, d.reshape(by_group[2:]), positions)
-    return saved(y.reshape(x.shape))
+    return save_activation(y.reshape(x.shape))
 
 
-class Inputs(NamedTuple):
+class TokenInputs(NamedTuple):
     """What differs from token to token; R = H / G heads read one group, Q tokens are T or a chunk.
 
     Attributes:
         x: [B, Q, G, R, P].
         dt: [B, Q, G, R] float32.
-        log_decay: [B, Q, G, R] float32, from `FORGOTTEN` to 0.
+        log_decay: [B, Q, G, R] float32, from `NEGLIGIBLE_LOG_DECAY` to 0.
         b: [B, Q, G, N].
         c: [B, Q, G, N].
     """
@@ -130,66 +130,66 @@ class Inputs(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_chunks(size: int, inputs: Inputs, d: jax.Array, positions: jax.Array) -> jax.Array:
+def _by_chunks(size: int, inputs: TokenInputs, d: jax.Array, positions: jax.Array) -> jax.Array:
     """[B, T, G, R, P]: `ssd` of inputs that are ordered by group."""
     return _forward(size, inputs, d, positions)[0]
 
 
 def _forward(
-    size: int, inputs: Inputs, d: jax.Array, positions: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, Inputs, jax.Array, jax.Array]]:
-    def body(state: jax.Array, chunk: tuple[Inputs, jax.Array]) -> tuple[jax.Array, tuple]:
+    size: int, inputs: TokenInputs, d: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, TokenInputs, jax.Array, jax.Array]]:
+    def body(state: jax.Array, chunk: tuple[TokenInputs, jax.Array]) -> tuple[jax.Array, tuple]:
         inputs, positions = jax.tree.map(from_bits, chunk)
-        after, y = one_chunk(state, inputs, d, positions)
+        after, y = scan_chunk(state, inputs, d, positions)
         return after, (state, to_bits(y))
 
     B, T, G, R, P = inputs.x.shape
     empty = jnp.zeros((B, G, R, inputs.b.shape[-1], P), jnp.float32)
-    _, (states, y) = jax.lax.scan(body, empty, _cut((inputs, positions), size))
-    return _joined(y, T), (states, inputs, d, positions)
+    _, (states, y) = jax.lax.scan(body, empty, _split_chunks((inputs, positions), size))
+    return _join_chunks(y, T), (states, inputs, d, positions)
 
 
 def _backward(
-    size: int, residuals: tuple[jax.Array, Inputs, jax.Array, jax.Array], grad: jax.Array
-) -> tuple[Inputs, jax.Array, None]:
+    size: int, residuals: tuple[jax.Array, TokenInputs, jax.Array, jax.Array], grad: jax.Array
+) -> tuple[TokenInputs, jax.Array, None]:
     """Goes through the chunks from the last to the first and computes each again."""
     states, inputs, d, positions = residuals
 
-    def body(grads: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple, Inputs]:
+    def body(grads: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple, TokenInputs]:
         by_state, by_d = grads
         state, (inputs, positions, grad) = chunk[0], jax.tree.map(from_bits, chunk[1])
-        pull = jax.vjp(functools.partial(one_chunk, positions=positions), state, inputs, d)[1]
+        pull = jax.vjp(functools.partial(scan_chunk, positions=positions), state, inputs, d)[1]
         by_state, by_inputs, more = pull((by_state, grad))
         return (by_state, by_d + more), jax.tree.map(to_bits, by_inputs)
 
     zero = (jnp.zeros_like(states[0]), jnp.zeros_like(d))
-    chunks = (states, _cut((inputs, positions, grad), size))
+    chunks = (states, _split_chunks((inputs, positions, grad), size))
     (_, by_d), by_inputs = jax.lax.scan(body, zero, chunks, reverse=True)
     T = grad.shape[1]
-    return jax.tree.map(lambda x: _joined(x, T), by_inputs), by_d, None
+    return jax.tree.map(lambda x: _join_chunks(x, T), by_inputs), by_d, None
 
 
 _by_chunks.defvjp(_forward, _backward)
 
 
-def _cut(arrays: Any, size: int) -> Any:
+def _split_chunks(arrays: Any, size: int) -> Any:
     """Each [B, T, ...] as [ceil(T / size), B, size, ...], of bits; zeros fill the last chunk."""
 
-    def cut(x: jax.Array) -> jax.Array:
+    def split(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)) + ((0, 0),) * (x.ndim - 2))
         return to_bits(x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1))
 
-    return jax.tree.map(cut, arrays)
+    return jax.tree.map(split, arrays)
 
 
-def _joined(chunks: jax.Array, length: int) -> jax.Array:
-    """The inverse of `_cut`, for one array."""
+def _join_chunks(chunks: jax.Array, length: int) -> jax.Array:
+    """The inverse of `_split_chunks`, for one array."""
     x = from_bits(chunks).swapaxes(0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
-def one_chunk(
-    state: jax.Array, inputs: Inputs, d: jax.Array, positions: jax.Array
+def scan_chunk(
+    state: jax.Array, inputs: TokenInputs, d: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The state after a chunk, and the outputs in it.
 
@@ -206,7 +206,7 @@ def one_chunk(
     x, b, c = (jnp.moveaxis(v, 1, -2) for v in (inputs.x, inputs.b, inputs.c))
     dt, log_decay = (jnp.moveaxis(v, 1, -1) for v in (inputs.dt, inputs.log_decay))
     product = functools.partial(_product, x.dtype)
-    since_start, between = decays(log_decay, positions, x.dtype)
+    since_start, between = chunk_decays(log_decay, positions, x.dtype)
     x32 = x.astype(jnp.float32)
     added = x32 * dt[..., None]
     scores = product("bgin,bgjn->bgij", c, b)
@@ -218,13 +218,13 @@ def one_chunk(
     return state, jnp.moveaxis(y, -2, 1).astype(x.dtype)
 
 
-def decays(
+def chunk_decays(
     log_decay: jax.Array, positions: jax.Array, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
     """What is left of earlier contributions; 0 of what is of an earlier document.
 
     Args:
-        log_decay: [B, G, R, Q], from `FORGOTTEN` to 0.
+        log_decay: [B, G, R, Q], from `NEGLIGIBLE_LOG_DECAY` to 0.
         positions: [B, Q].
         dtype: Compute dtype.
 
@@ -232,13 +232,13 @@ def decays(
         [B, G, R, Q], at each token, of the state before the chunk, and [B, G, R, Q, Q], at token i,
         of what token j added.
     """
-    place = jnp.arange(positions.shape[1])
-    distance = place[:, None] - place
+    index = jnp.arange(positions.shape[1])
+    distance = index[:, None] - index
     earlier = (distance > 0) & (distance <= positions[:, :, None])
     itself = jnp.where(distance == 0, 0.0, -jnp.inf)
     between = jnp.where(earlier[:, None, None], _sums_between(dtype, log_decay), itself)
     since_start = sum(_running_sums(log_decay))
-    since_start = jnp.where((positions > place)[:, None, None], since_start, -jnp.inf)
+    since_start = jnp.where((positions > index)[:, None, None], since_start, -jnp.inf)
     return jnp.exp(since_start), jnp.exp(between)
 
 

@@ -16,40 +16,44 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from frame_jax.config.models import ModelConfig, Run
+from frame_jax.config.models import LayerGroup, ModelConfig
 from frame_jax.models import block
-from frame_jax.models.context import Context
+from frame_jax.models.context import LayerContext
 from frame_jax.models.layer_loop import run_layers, run_layers_on_cpu
-from frame_jax.models.layers import SAVED, rotary_frequencies, rotary_tables
-from frame_jax.models.parameters import Maker
-from frame_jax.models.router import Statistics
-from frame_jax.parallel.sharding import constrain, platform
+from frame_jax.models.layers import SAVED_NAME, rotary_frequencies, rotary_tables
+from frame_jax.models.parameters import ParamInitializer
+from frame_jax.models.router import RouterStatistics
+from frame_jax.parallel.sharding import constrain_sharding, platform
 
 Params = dict[str, Any]  # nested dict of float32 arrays, one subtree a submodule
 # Makes parameters of one layer whole: its parameters, or shards of them, and the name of its run.
-Gather = Callable[[Params, str], Params]
+GatherParams = Callable[[Params, str], Params]
 
 REMAT_POLICIES = {
-    "minimal": jax.checkpoint_policies.save_only_these_names(SAVED),
+    "minimal": jax.checkpoint_policies.save_only_these_names(SAVED_NAME),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
-class Stack(nnx.Module):
+class StackedLayers(nnx.Module):
     """The parameters of equal layers, stacked on leading axes."""
 
-    def __init__(self, config: ModelConfig, run: Run, leading: tuple[int, ...], rngs: nnx.Rngs):
-        make = Maker(leading, config.num_layers, rngs)
-        for name, parameter in block.parameters(config, run.kind, make).items():
+    def __init__(
+        self, config: ModelConfig, group: LayerGroup, leading: tuple[int, ...], rngs: nnx.Rngs
+    ):
+        make = ParamInitializer(leading, config.num_layers, rngs)
+        for name, parameter in block.init_params(config, group.spec, make).items():
             setattr(self, name, parameter)
 
 
-class Runs(nnx.Module):
+class LayerGroups(nnx.Module):
     """A stack for each run of equal layers, [repeats of the pattern, layers of the run, ...]."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        for run in config.runs:
-            setattr(self, run.name, Stack(config, run, (config.repeats, run.length), rngs))
+        for group in config.layer_groups:
+            setattr(
+                self, group.name, StackedLayers(config, group, (config.repeats, group.length), rngs)
+            )
 
 
 class Transformer(nnx.Module):
@@ -75,13 +79,13 @@ class Transformer(nnx.Module):
     ):
         self.config, self.vocab_size = config, vocab_size
         self.compute_dtype, self.remat, self.unroll = compute_dtype, remat, unroll
-        hidden, runs = config.hidden_size, config.runs
+        hidden, groups = config.hidden_size, config.layer_groups
         table = jax.random.normal(rngs.params(), (vocab_size, hidden), jnp.float32)
         self.embedding = nnx.Param(table * 0.02, axes=("vocab", "embed"))
-        if len(runs) == 1:
-            self.layers: nnx.Module = Stack(config, runs[0], (config.num_layers,), rngs)
+        if len(groups) == 1:
+            self.layers: nnx.Module = StackedLayers(config, groups[0], (config.num_layers,), rngs)
         else:
-            self.layers = Runs(config, rngs)
+            self.layers = LayerGroups(config, rngs)
         self.final_norm = nnx.Param(jnp.ones((hidden,), jnp.float32), axes=("norm",))
         if config.norm == "layer":
             self.final_norm_bias = nnx.Param(jnp.zeros((hidden,), jnp.float32), axes=("norm",))
@@ -94,7 +98,7 @@ class Transformer(nnx.Module):
         tokens: jax.Array,
         segment_ids: jax.Array,
         positions: jax.Array,
-        gather: Gather | None = None,
+        gather: GatherParams | None = None,
     ) -> jax.Array:
         """Final hidden states, normed.
 
@@ -115,17 +119,17 @@ class Transformer(nnx.Module):
         segment_ids: jax.Array,
         positions: jax.Array,
         *,
-        counted: jax.Array | None = None,
-        gather: Gather | None = None,
-    ) -> tuple[jax.Array, Statistics | None]:
+        loss_mask: jax.Array | None = None,
+        gather: GatherParams | None = None,
+    ) -> tuple[jax.Array, RouterStatistics | None]:
         """The same, and what the routers did.
 
         Args:
             tokens: As in `__call__`.
             segment_ids: Likewise.
             positions: Likewise.
-            counted: [B, T] float32, 1 for tokens that count in the statistics of routers; None for
-                no statistics.
+            loss_mask: [B, T] float32, 1 for tokens that count in the statistics of routers; None
+                for no statistics.
             gather: Likewise.
 
         Returns:
@@ -136,44 +140,53 @@ class Transformer(nnx.Module):
         x = self.embedding[...][tokens].astype(self.compute_dtype)
         if c.embedding_multiplier != 1:
             x *= x.dtype.type(c.embedding_multiplier)
-        x = constrain(x, "batch", None, None)
-        frequencies = rotary_frequencies(c.rotary_width, c.rope_theta, c.rope_scaling)
-        context = Context(segment_ids, positions, rotary_tables(positions, frequencies), counted)
+        x = constrain_sharding(x, "batch", None, None)
+        frequencies = rotary_frequencies(c.rotary_dim, c.rope_theta, c.rope_scaling)
+        context = LayerContext(
+            segment_ids, positions, rotary_tables(positions, frequencies), loss_mask
+        )
         stacked = nnx.to_pure_dict(nnx.state(self.layers))
         loop = run_layers_on_cpu if platform() == "cpu" else run_layers
 
-        def run_of_layers(
-            run: Run, x: jax.Array, stacked: Params, context: Context
-        ) -> tuple[jax.Array, Statistics | None]:
-            layer = functools.partial(self.layer, run, gather)
-            return loop(self.rematerialised(layer), self.unroll, x, stacked, context)
+        def run_layer_group(
+            group: LayerGroup, x: jax.Array, stacked: Params, context: LayerContext
+        ) -> tuple[jax.Array, RouterStatistics | None]:
+            layer = functools.partial(self.apply_layer, group, gather)
+            return loop(self.remat_layer(layer), self.unroll, x, stacked, context)
 
-        if len(c.runs) == 1:
-            x, told = run_of_layers(c.runs[0], x, stacked, context)
+        if len(c.layer_groups) == 1:
+            x, aux = run_layer_group(c.layer_groups[0], x, stacked, context)
         else:
 
-            def pattern(x: jax.Array, params: Params, context: Context) -> tuple[jax.Array, Any]:
-                told = {}
-                for run in c.runs:
-                    x, told[run.name] = run_of_layers(run, x, params[run.name], context)
-                return x, told
+            def pattern(
+                x: jax.Array, params: Params, context: LayerContext
+            ) -> tuple[jax.Array, Any]:
+                aux = {}
+                for group in c.layer_groups:
+                    x, aux[group.name] = run_layer_group(group, x, params[group.name], context)
+                return x, aux
 
-            x, told_by_run = loop(pattern, 1, x, stacked, context)
-            told = in_order([told_by_run[run.name] for run in c.runs])
+            x, aux_by_group = loop(pattern, 1, x, stacked, context)
+            aux = concat_layer_aux([aux_by_group[group.name] for group in c.layer_groups])
         final = {"final_norm": self.final_norm[...] / c.logits_divisor}
         if c.norm == "layer":
             final["final_norm_bias"] = self.final_norm_bias[...] / c.logits_divisor
-        return block.normed(c, final, "final_norm", x), told
+        return block.apply_norm(c, final, "final_norm", x), aux
 
-    def layer(
-        self, run: Run, gather: Gather | None, x: jax.Array, params: Params, context: Context
-    ) -> tuple[jax.Array, Statistics | None]:
+    def apply_layer(
+        self,
+        group: LayerGroup,
+        gather: GatherParams | None,
+        x: jax.Array,
+        params: Params,
+        context: LayerContext,
+    ) -> tuple[jax.Array, RouterStatistics | None]:
         """One layer of a run."""
         if gather is not None:
-            params = gather(params, run.name)
-        return block.apply(self.config, run.kind, params, x, context)
+            params = gather(params, group.name)
+        return block.apply_layer(self.config, group.spec, params, x, context)
 
-    def rematerialised(self, layer: Callable[..., Any]) -> Callable[..., Any]:
+    def remat_layer(self, layer: Callable[..., Any]) -> Callable[..., Any]:
         """`layer`, keeping for the backward pass what `remat` says."""
         if self.remat == "none":
             return layer
@@ -185,9 +198,9 @@ class Transformer(nnx.Module):
         return (self.embedding if self.config.tie_embeddings else self.output)[...]
 
 
-def in_order(told: list[Statistics | None]) -> Statistics | None:
+def concat_layer_aux(aux: list[RouterStatistics | None]) -> RouterStatistics | None:
     """What the runs' layers told, [repeats, layers of the run, ...] each, as one axis of layers."""
-    parts = [part for part in told if part is not None]
+    parts = [part for part in aux if part is not None]
     if not parts:
         return None
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 
-def digest(tree: Any, xp: ModuleType) -> Any:
+def array_digest(tree: Any, xp: ModuleType) -> Any:
     """A number that changes with any bit of any array, the same however arrays are split.
 
     Args:
@@ -34,6 +34,6 @@ def digest(tree: Any, xp: ModuleType) -> Any:
 
 
 @jax.jit
-def digests(trees: dict[str, Any]) -> dict[str, jax.Array]:
-    """`digest` of each tree of arrays on devices, by name."""
-    return {name: digest(tree, jnp) for name, tree in trees.items()}
+def tree_digests(trees: dict[str, Any]) -> dict[str, jax.Array]:
+    """`array_digest` of each tree of arrays on devices, by name."""
+    return {name: array_digest(tree, jnp) for name, tree in trees.items()}

@@ -1,7 +1,7 @@
 """Process start-up and the few things processes do together.
 
 Every phase runs on every process of a pod. Work that comes in parts is claimed by process index
-(`mine`), work that must happen once is done by process 0, and `barrier` separates the two.
+(`local_share`), work that must happen once is done by process 0, and `barrier` separates the two.
 
 No process waits for ever. One that dies is missed after HEARTBEAT_SECONDS: the coordination
 service then ends the others with a message that names it. One that lives but does not come is
@@ -38,9 +38,9 @@ def start(config: ParallelConfig) -> None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(
-        coordinator_address=config.coordinator,
-        num_processes=config.processes,
-        process_id=config.process,
+        coordinator_address=config.coordinator_address,
+        num_processes=config.num_processes,
+        process_id=config.process_id,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
@@ -51,29 +51,29 @@ def leave_accelerators() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def index() -> int:
+def process_index() -> int:
     """This process, from 0."""
     return jax.process_index()
 
 
-def count() -> int:
+def process_count() -> int:
     """All processes of the run."""
     return jax.process_count()
 
 
-def devices() -> int:
+def device_count() -> int:
     """All devices of all processes."""
     return jax.device_count()
 
 
 def is_first() -> bool:
     """Whether this process does the work that must happen once."""
-    return index() == 0
+    return process_index() == 0
 
 
-def mine(items: Sequence[T]) -> list[T]:
+def local_share(items: Sequence[T]) -> list[T]:
     """The share of `items` that this process works on."""
-    return list(items[index() :: count()])
+    return list(items[process_index() :: process_count()])
 
 
 def _client() -> Any:
@@ -83,9 +83,9 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def agree(value: int) -> int:
+def broadcast_from_first(value: int) -> int:
     """Process 0's `value`, on every process."""
-    if count() == 1:
+    if process_count() == 1:
         return value
     key = f"frame_jax/{next(_calls)}"
     if is_first():
@@ -95,19 +95,19 @@ def agree(value: int) -> int:
 
 def all_agree(condition: bool) -> bool:
     """Whether `condition` holds on every process; the same answer on all."""
-    return not dissenters(condition, "no")
+    return not failing_processes(condition, "no")
 
 
-def dissenters(condition: bool, word: str) -> dict[int, str]:
+def failing_processes(condition: bool, word: str) -> dict[int, str]:
     """The processes on which `condition` does not hold, and what each says; the same on all."""
-    if count() == 1:
+    if process_count() == 1:
         return {} if condition else {0: word}
     key = f"frame_jax/{next(_calls)}"
     if not condition:
-        _client().key_value_set(f"{key}/{index()}", word)
+        _client().key_value_set(f"{key}/{process_index()}", word)
     barrier(key)
     found = _client().key_value_dir_get(f"{key}/")
-    return {int(name.rsplit("/", 1)[-1]): said for name, said in found}
+    return {int(name.rsplit("/", 1)[-1]): messages for name, messages in found}
 
 
 def barrier(name: str) -> None:
@@ -116,19 +116,21 @@ def barrier(name: str) -> None:
     Raises:
         RuntimeError: naming the processes that did not come in time.
     """
-    if count() == 1:
+    if process_count() == 1:
         return
     try:
         _client().wait_at_barrier(f"{next(_calls)} {name}", BARRIER_SECONDS * 1000)
     except jax.errors.JaxRuntimeError as error:
-        raise RuntimeError(f"process {index()} gave up at {name!r}: {missing(error)}") from error
+        raise RuntimeError(
+            f"process {process_index()} gave up at {name!r}: {missing_processes(error)}"
+        ) from error
 
 
-def missing(error: Exception) -> str:
+def missing_processes(error: Exception) -> str:
     """The processes that the coordination service names in `error`, and what it says."""
     text = str(error)
     named = re.findall(r"\btask[ :](\d+)|^(\d+)$", text, re.IGNORECASE | re.MULTILINE)
-    others = sorted({int(a or b) for a, b in named} - {index()})
+    others = sorted({int(a or b) for a, b in named} - {process_index()})
     if not others and "leader task" in text:
         others = [0]
     first_line = text.splitlines()[0]
@@ -137,18 +139,21 @@ def missing(error: Exception) -> str:
     return f"process {', '.join(map(str, others))} has died or did not come ({first_line})"
 
 
-def leave(code: int) -> None:
+def leave_without_others(code: int) -> None:
     """Before this process ends with an error: ends it without the others if they do not follow.
 
     JAX would otherwise wait for them, and then end this process with another exit code.
     """
-    if not jax.distributed.is_initialized() or count() == 1:
+    if not jax.distributed.is_initialized() or process_count() == 1:
         return
     try:
         _client().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
     except jax.errors.JaxRuntimeError as error:
         if code != USAGE_ERROR:  # which has said what is wrong
-            print(f"error: process {index()} gave up: {missing(error)}", file=sys.stderr)
+            print(
+                f"error: process {process_index()} gave up: {missing_processes(error)}",
+                file=sys.stderr,
+            )
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -83,7 +83,7 @@ def device_kind() -> str:
     return mesh.abstract_device.device_kind if mesh else jax.devices()[0].device_kind
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+def constrain_sharding(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins how `x`, with these logical axes, is split; nothing without a mesh, or inside
     `shard_map`.
 
@@ -93,10 +93,10 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = context_mesh()
     if mesh is None or mesh.are_all_axes_manual:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes, x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, mesh))
 
 
-def spec(
+def partition_spec(
     axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
     """Mesh axes for an array's logical axes; an axis that does not divide evenly is not split."""
@@ -118,7 +118,9 @@ def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
         mesh: The mesh.
     """
     return jax.tree.map(
-        lambda shape, names: NamedSharding(mesh, spec(names, shape.shape, mesh)), shapes, axes
+        lambda shape, names: NamedSharding(mesh, partition_spec(names, shape.shape, mesh)),
+        shapes,
+        axes,
     )
 
 
@@ -127,7 +129,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
-def batch_ways(mesh: Mesh | AbstractMesh) -> int:
+def data_parallel_size(mesh: Mesh | AbstractMesh) -> int:
     """Number of pieces the rows of a global batch are split into."""
     return math.prod(mesh.shape[axis] for axis in AXES if axis != "tensor")
 

@@ -13,9 +13,9 @@ from rich.text import Text
 from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
-from frame_jax.curriculum.stages import Schedule
-from frame_jax.evaluation.items import answers, prompts, read_items, spread
-from frame_jax.files import cached
+from frame_jax.curriculum.stages import DataSchedule
+from frame_jax.evaluation.items import answers_to_rate, make_prompts, read_items, spread_items
+from frame_jax.files import local_copy
 from frame_jax.models.flops import (
     active_parameter_count,
     forward_flops_per_token,
@@ -25,9 +25,9 @@ from frame_jax.models.flops import (
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import read_decoder
 from frame_jax.run.directory import RunDirectory, read_json
-from frame_jax.training.job import kept_steps, stage_ends
 from frame_jax.training.optimizer import make_optimizer
-from frame_jax.training.runs import padded_vocabulary
+from frame_jax.training.phases import padded_vocab_size
+from frame_jax.training.training_job import kept_steps, stage_ends
 
 TRAINED, SCORED = 4, 2  # bytes of a weight: float32 where it is trained, bfloat16 where it scores
 BYTES_PER_TOKEN = 4.0  # of text that is not tokenized yet
@@ -54,12 +54,12 @@ class Corpus:
 
 
 @dataclass(frozen=True)
-class Work:
+class CostLine:
     """Something that computes: a line of the cost table.
 
     Attributes:
         name: What it is.
-        unit: The unit of a phase that does it.
+        phase_step: The unit of a phase that does it.
         decoder: The model.
         weight_bytes: Bytes of memory for its weights.
         optimizer_bytes: Bytes of memory for the state of its optimizer.
@@ -68,7 +68,7 @@ class Work:
     """
 
     name: str
-    unit: str
+    phase_step: str
     decoder: Decoder
     weight_bytes: int
     optimizer_bytes: int
@@ -76,40 +76,42 @@ class Work:
     flops: float
 
 
-def trained(
-    name: str, unit: str, decoder: Decoder, training: TrainingConfig, steps: int, length: int
-) -> Work:
+def training_cost(
+    name: str, phase_step: str, decoder: Decoder, training: TrainingConfig, steps: int, length: int
+) -> CostLine:
     """Training a model over `steps` batches of rows that predict `length` tokens."""
-    tokens = steps * training.batch_rows * length
-    return Work(
+    tokens = steps * training.batch_size * length
+    return CostLine(
         name,
-        unit,
+        phase_step,
         decoder,
         parameter_count(decoder.config, decoder.vocab_size) * TRAINED,
-        state_bytes(decoder, training, steps),
+        optimizer_state_bytes(decoder, training, steps),
         tokens,
         tokens * training_flops_per_token(decoder.config, decoder.vocab_size, length),
     )
 
 
 @functools.cache
-def state_bytes(decoder: Decoder, training: TrainingConfig, steps: int) -> int:
+def optimizer_state_bytes(decoder: Decoder, training: TrainingConfig, steps: int) -> int:
     """Bytes of the state of a model's optimizer."""
     optimizer = make_optimizer(training, decoder, steps)
     state = jax.tree.leaves(jax.eval_shape(optimizer.init, decoder.shapes()))
     return sum(leaf.size * leaf.dtype.itemsize for leaf in state)
 
 
-def scored(name: str, unit: str, decoder: Decoder, tokens: int, length: int) -> Work:
+def scoring_cost(
+    name: str, phase_step: str, decoder: Decoder, tokens: int, length: int
+) -> CostLine:
     """One pass of a model over `tokens` tokens in rows of `length`."""
     weights = parameter_count(decoder.config, decoder.vocab_size) * SCORED
     flops = tokens * forward_flops_per_token(decoder.config, decoder.vocab_size, length)
-    return Work(name, unit, decoder, weights, 0, tokens, flops)
+    return CostLine(name, phase_step, decoder, weights, 0, tokens, flops)
 
 
-def evaluated(
-    config: RunConfig, corpus: Corpus, trial: Trial, schedule: Schedule, task_tokens: int
-) -> Work:
+def evaluation_costs(
+    config: RunConfig, corpus: Corpus, trial: Trial, schedule: DataSchedule, task_tokens: int
+) -> CostLine:
     """What is measured on a trained trial.
 
     That is every kept checkpoint and every average on the held-out documents, some of them on the
@@ -122,22 +124,24 @@ def evaluated(
         schedule: The order it was trained in.
         task_tokens: Tokens of all tasks together.
     """
-    training, evaluation = config.arm_training(trial.arm), config.evaluation
-    decoder = Decoder(config.pretrain.model, vocabulary(config))
+    training, evaluation = config.training_of_arm(trial.arm), config.evaluation
+    decoder = Decoder(config.pretrain.model, vocab_rows(config))
     averages = len(evaluation.averages)
-    doing_tasks = {schedule.steps(training.batch_rows)}
+    doing_tasks = {schedule.steps(training.batch_size)}
     if evaluation.tasks_at == "stage_ends":
         doing_tasks |= stage_ends(schedule, training)
     held_out = corpus.held_out if corpus.measured is None else corpus.measured
     tokens = held_out * (len(kept_steps(schedule, training)) + averages)
     tokens += task_tokens * (len(doing_tasks) + averages)
-    unit = f"evaluate-{trial.name}"
-    work = scored(f"evaluate {trial.name}", unit, decoder, tokens, config.scoring.context)
+    phase_step = f"evaluate-{trial.name}"
+    work = scoring_cost(
+        f"evaluate {trial.name}", phase_step, decoder, tokens, config.scoring.context
+    )
     if evaluation.training_rows == 0:
         return work
     used, length = schedule.epoch_rows, config.partition.rows.sequence_length
     rows = used // max(1, used // evaluation.training_rows)
-    sample = scored("", "", decoder, rows * length, length)
+    sample = scoring_cost("", "", decoder, rows * length, length)
     return replace(work, tokens=tokens + sample.tokens, flops=work.flops + sample.flops)
 
 
@@ -157,9 +161,9 @@ def answer_tokens(config: RunConfig) -> tuple[int, list[str]]:
         if absent:
             notes.append(f"task {task.name}: {absent[0]} is not there, and its cost not counted")
             continue
-        items = spread(read_items(user_path(task.path)), task.max_items)
-        for prompt, item in zip(prompts(task, items), items, strict=True):
-            for answer in answers(task, item):
+        items = spread_items(read_items(user_path(task.path)), task.max_items)
+        for prompt, item in zip(make_prompts(task, items), items, strict=True):
+            for answer in answers_to_rate(task, item):
                 size = len((prompt + task.separator + answer).encode()) / BYTES_PER_TOKEN
                 total += min(size, config.scoring.context)
     if total:
@@ -167,11 +171,15 @@ def answer_tokens(config: RunConfig) -> tuple[int, list[str]]:
     return round(total), notes
 
 
-def vocabulary(config: RunConfig) -> int:
+def vocab_rows(config: RunConfig) -> int:
     """Rows of the embedding: of the run's tokenizer, or of the one that is asked for."""
-    special = RunDirectory(config.run_directory).tokenizer.with_name("special_tokens.json")
-    size = read_json(special)["vocab_size"] if special.exists() else config.tokenizer.vocab_size
-    return padded_vocabulary(size)
+    special_tokens = RunDirectory(config.run_directory).tokenizer.with_name("special_tokens.json")
+    size = (
+        read_json(special_tokens)["vocab_size"]
+        if special_tokens.exists()
+        else config.tokenizer.vocab_size
+    )
+    return padded_vocab_size(size)
 
 
 def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None]:
@@ -181,10 +189,10 @@ def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None
         UserError: if it is imported and this project cannot compute it.
     """
     reference: ReferenceModelConfig = getattr(config.reference, name)
-    assumed = Decoder(reference.model, vocabulary(config))
+    assumed = Decoder(reference.model, vocab_rows(config))
     if reference.checkpoint is None:
         return assumed, None
-    path = cached(reference.checkpoint, lambda name: name == "config.json") / "config.json"
+    path = local_copy(reference.checkpoint, lambda name: name == "config.json") / "config.json"
     if path.is_file():
         decoder = read_decoder(path.parent, longest=config.scoring.context)
         return decoder, f"reference.{name} is imported; its shape is from {path}"
@@ -194,15 +202,15 @@ def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None
     )
 
 
-def list_work(
-    config: RunConfig, corpus: Corpus, schedules: dict[str, Schedule]
-) -> tuple[list[Work], list[str]]:
+def list_costs(
+    config: RunConfig, corpus: Corpus, schedules: dict[str, DataSchedule]
+) -> tuple[list[CostLine], list[str]]:
     """Everything that computes, and notes on it; `schedules` are those of each trial.
 
     Raises:
         UserError: for a reference model or a task that could not be computed.
     """
-    work: list[Work] = []
+    work: list[CostLine] = []
     notes: list[str] = []
     if config.scoring.table is not None:
         notes.append(
@@ -214,20 +222,24 @@ def list_work(
         if note is None:
             training = getattr(config.reference, name).training
             length = config.reference.rows.sequence_length
-            count = training.steps or -(-corpus.reference // (length + 1) // training.batch_rows)
-            unit = f"reference-{name}"
-            work.append(trained(f"reference {name}", unit, decoder, training, count, length))
+            count = training.steps or -(-corpus.reference // (length + 1) // training.batch_size)
+            phase_step = f"reference-{name}"
+            work.append(
+                training_cost(f"reference {name}", phase_step, decoder, training, count, length)
+            )
         else:
             notes.append(note)
         tokens = corpus.train + corpus.held_out
-        work.append(scored(f"scoring, {name}", "score", decoder, tokens, config.scoring.context))
-    decoder = Decoder(config.pretrain.model, vocabulary(config))
+        work.append(
+            scoring_cost(f"scoring, {name}", "score", decoder, tokens, config.scoring.context)
+        )
+    decoder = Decoder(config.pretrain.model, vocab_rows(config))
     length = config.partition.rows.sequence_length
     for name, schedule in schedules.items():
-        training = config.arm_training(config.trial(name).arm)
-        count = schedule.steps(training.batch_rows)
+        training = config.training_of_arm(config.trial(name).arm)
+        count = schedule.steps(training.batch_size)
         work.append(
-            trained(f"pretrain {name}", f"pretrain-{name}", decoder, training, count, length)
+            training_cost(f"pretrain {name}", f"pretrain-{name}", decoder, training, count, length)
         )
     if schedules:
         tokens, more = answer_tokens(config)
@@ -238,7 +250,7 @@ def list_work(
                 "known once the corpus is tokenized, and the whole held-out split stands for them"
             )
         work += [
-            evaluated(config, corpus, config.trial(name), schedule, tokens)
+            evaluation_costs(config, corpus, config.trial(name), schedule, tokens)
             for name, schedule in schedules.items()
         ]
     return work, notes
@@ -247,7 +259,7 @@ def list_work(
 def cost_table(
     config: RunConfig,
     corpus: Corpus,
-    schedules: dict[str, Schedule],
+    schedules: dict[str, DataSchedule],
     left: dict[str, float],
     tokens_per_second: float | None,
 ) -> RenderableType:
@@ -261,8 +273,8 @@ def cost_table(
         tokens_per_second: Training speed of the target model. All else is taken to run at the same
             FLOPs a second.
     """
-    work, notes = list_work(config, corpus, schedules)
-    work = [item for item in work if item.unit in left]
+    work, notes = list_costs(config, corpus, schedules)
+    work = [item for item in work if item.phase_step in left]
     table = Table(title="cost", title_justify="left")
     columns = ["parameters", "active", "weights GiB", "optimizer GiB", "tokens", "FLOPs", "share"]
     table.add_column("work", overflow="fold")
@@ -270,10 +282,10 @@ def cost_table(
         table.add_column(column, justify="right", overflow="fold")
     length = config.partition.rows.sequence_length
     speed = (tokens_per_second or 1) * training_flops_per_token(
-        config.pretrain.model, vocabulary(config), length
+        config.pretrain.model, vocab_rows(config), length
     )
     total = sum(item.flops for item in work)
-    hours = [item.flops * left[item.unit] / speed / 3600 for item in work]
+    hours = [item.flops * left[item.phase_step] / speed / 3600 for item in work]
     for item, time in zip(work, hours, strict=True):
         shape = (item.decoder.config, item.decoder.vocab_size)
         table.add_row(

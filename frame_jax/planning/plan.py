@@ -18,17 +18,17 @@ from rich.text import Text
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import TrainingConfig
-from frame_jax.corpus.inventory import compare
-from frame_jax.corpus.parts import plan
-from frame_jax.curriculum.presets import expand
-from frame_jax.curriculum.stages import Schedule, resolve
+from frame_jax.corpus.inventory import compare_inventory
+from frame_jax.corpus.parts import plan_parts
+from frame_jax.curriculum.presets import expand_curriculum
+from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum
 from frame_jax.errors import UserError
 from frame_jax.evaluation.held_out import held_out_documents
 from frame_jax.planning.costs import BYTES_PER_TOKEN, Corpus, cost_table
 from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
-from frame_jax.run.phases import Unit
-from frame_jax.training.schedules import learning_rate
+from frame_jax.run.phases import PhaseStep
+from frame_jax.training.lr_schedules import learning_rate
 
 SHADES, LEVELS = " ░▒▓█", " ▁▂▃▄▅▆▇█"
 COLUMNS = 60
@@ -36,16 +36,16 @@ PIPED_WIDTH = 150  # of the tables where there is no terminal
 
 
 @dataclass(frozen=True)
-class State:
+class PhaseStepState:
     """How far a unit has come.
 
     Attributes:
         text: For the reader.
-        left: Share of its work that remains.
+        fraction_left: Share of its work that remains.
     """
 
     text: str
-    left: float
+    fraction_left: float
 
 
 def print_plan(
@@ -69,21 +69,21 @@ def print_plan(
     console = Console(
         highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPED_WIDTH
     )
-    config = compute_dtype.recorded(config, RunDirectory(config.run_directory))
+    config = compute_dtype.with_recorded_types(config, RunDirectory(config.run_directory))
     corpus = read_corpus(config, corpus_tokens)
-    units = phases.selected(phases.units(config), until)
-    states = read_states(config, units, corpus_tokens is not None)
-    console.print(phase_table(config, units, states))
-    schedules: dict[str, Schedule] = {}
+    phase_steps = phases.select_until(phases.list_phase_steps(config), until)
+    states = read_states(config, phase_steps, corpus_tokens is not None)
+    console.print(phase_table(config, phase_steps, states))
+    schedules: dict[str, DataSchedule] = {}
     for name in config.curricula:
         trials = [t.name for t in config.trials if t.arm == name and f"pretrain-{t.name}" in states]
         if trials:
-            schedule, note = schedule_of(config, corpus, name)
+            schedule, note = trial_schedule(config, corpus, name)
             schedules |= dict.fromkeys(trials, schedule)
-            console.print(arm(config, schedule, name))
+            console.print(print_order(config, schedule, name))
             if note:
                 console.print(note, style="yellow")
-    left = {name: state.left for name, state in states.items()}
+    left = {name: state.fraction_left for name, state in states.items()}
     console.print(cost_table(config, corpus, schedules, left, tokens_per_second))
     console.print(f"tokens: {corpus.source}", style="dim")
 
@@ -105,8 +105,10 @@ def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
     if corpus_tokens is not None:
         total, source = corpus_tokens, "as given by --corpus_tokens"
     else:
-        chunks = [chunk for part in plan(config.corpus) for chunk in part]
-        total = sum(chunk.item.size / chunk.stripe.count for chunk in chunks) / BYTES_PER_TOKEN
+        chunks = [chunk for part in plan_parts(config.corpus) for chunk in part]
+        total = (
+            sum(chunk.item.size / chunk.record_slice.count for chunk in chunks) / BYTES_PER_TOKEN
+        )
         source = (
             f"estimated from the files' sizes at {BYTES_PER_TOKEN:g} bytes a token, because the "
             "corpus is not tokenized yet (compressed files hold several times more: say "
@@ -128,50 +130,52 @@ def measured_tokens(config: RunConfig, directory: RunDirectory) -> int:
 
 
 def read_states(
-    config: RunConfig, units: list[Unit], corpus_may_be_absent: bool
-) -> dict[str, State]:
+    config: RunConfig, phase_steps: list[PhaseStep], corpus_may_be_absent: bool
+) -> dict[str, PhaseStepState]:
     """How far each unit has come."""
     directory = RunDirectory(config.run_directory)
     try:
-        corpus, changes = compare(config, directory)
+        corpus, changes = compare_inventory(config, directory)
         corpus = "changed" if changes else corpus
     except UserError:
         if not corpus_may_be_absent:
             raise
         corpus = ""
-    expected = markers.expectations(config, units, corpus)
+    expected = markers.expected_markers(config, phase_steps, corpus)
     states = {}
-    for unit in units:
-        marker = markers.read_marker(directory, unit)
+    for phase_step in phase_steps:
+        marker = markers.read_marker(directory, phase_step)
         if marker is None:
-            states[unit.name] = State("to do", 1.0)
-        elif marker["fingerprint"] != expected[unit.name].fingerprint:
-            stale = "made under other settings" if unit.phase != "report" else "to do again"
-            states[unit.name] = State(stale, 1.0)
+            states[phase_step.name] = PhaseStepState("to do", 1.0)
+        elif marker["fingerprint"] != expected[phase_step.name].fingerprint:
+            stale = "made under other settings" if phase_step.phase != "report" else "to do again"
+            states[phase_step.name] = PhaseStepState(stale, 1.0)
         elif marker["complete"]:
-            states[unit.name] = State("complete", 0.0)
+            states[phase_step.name] = PhaseStepState("complete", 0.0)
         else:
-            states[unit.name] = begun(config, directory, unit)
+            states[phase_step.name] = progress_text(config, directory, phase_step)
     return states
 
 
-def begun(config: RunConfig, directory: RunDirectory, unit: Unit) -> State:
+def progress_text(
+    config: RunConfig, directory: RunDirectory, phase_step: PhaseStep
+) -> PhaseStepState:
     """How far a unit has come that is not complete: parts written, or the newest checkpoint."""
-    folder = directory.root / unit.outputs[0]
-    if unit.name in ("tokenize", "score"):
+    folder = directory.root / phase_step.outputs[0]
+    if phase_step.name in ("tokenize", "score"):
         done, total, noun = len(list_parts(folder, ".parquet")), config.corpus.parts, "parts"
-    elif unit.name == "reference-rows":
+    elif phase_step.name == "reference-rows":
         done, total, noun = parts_of_cells(folder), config.reference.rows.parts, "parts"
-    elif unit.name == "partition":
-        rows, cells = config.partition.rows, config.partition.axes.cells
-        done, total, noun = parts_of_cells(folder), rows.parts * len(cells), "parts of rows"
+    elif phase_step.name == "partition":
+        rows, quadrants = config.partition.rows, config.partition.axes.quadrants
+        done, total, noun = parts_of_cells(folder), rows.parts * len(quadrants), "parts of rows"
     elif (folder / "curriculum.json").exists():
         saved = [int(path.name) for path in (folder / "checkpoints").glob("*") if is_step(path)]
         total, noun = read_json(folder / "curriculum.json")["steps"], "steps saved"
         done = max(saved, default=0)
     else:
-        return State("begun", 1.0)
-    return State(f"begun: {done:,} of {total:,} {noun}", 1 - done / max(total, 1))
+        return PhaseStepState("begun", 1.0)
+    return PhaseStepState(f"begun: {done:,} of {total:,} {noun}", 1 - done / max(total, 1))
 
 
 def parts_of_cells(folder: Path) -> int:
@@ -183,66 +187,68 @@ def is_step(path: Path) -> bool:
     return path.name.isdigit()
 
 
-def phase_table(config: RunConfig, units: list[Unit], states: dict[str, State]) -> Table:
+def phase_table(
+    config: RunConfig, phase_steps: list[PhaseStep], states: dict[str, PhaseStepState]
+) -> Table:
     """Every unit of every phase and how far it has come."""
     root = RunDirectory(config.run_directory).root
     table = Table(title=f"phases of {root}", title_justify="left")
     for column in ("phase", "unit", "state"):
         table.add_column(column)
-    for unit in units:
-        table.add_row(unit.phase, unit.name, states[unit.name].text)
+    for phase_step in phase_steps:
+        table.add_row(phase_step.phase, phase_step.name, states[phase_step.name].text)
     return table
 
 
-def schedule_of(config: RunConfig, corpus: Corpus, name: str) -> tuple[Schedule, str]:
+def trial_schedule(config: RunConfig, corpus: Corpus, name: str) -> tuple[DataSchedule, str]:
     """The schedule of an arm, and a warning where the corpus looks too small for its steps.
 
     Rows of each quadrant are counted if partitioned, else equal shares of the training tokens.
     """
-    training, cells = config.pretrain.training, config.partition.axes.cells
-    curriculum = expand(config.curricula[name], config.partition.axes)
+    training, quadrants = config.pretrain.training, config.partition.axes.quadrants
+    curriculum = expand_curriculum(config.curricula[name], config.partition.axes)
     length, note = config.partition.rows.sequence_length, ""
     directory = RunDirectory(config.run_directory)
     marker = directory.marker("partition")
     if marker.exists() and read_json(marker)["complete"]:
         counted = read_json(directory.quadrants / "rows.json")
-        rows = {cell: counted[cell]["rows"] for cell in cells}
+        rows = {quadrant: counted[quadrant]["rows"] for quadrant in quadrants}
     else:
         held = corpus.train // (length + 1)
-        needed = -(-(training.steps or 0) * training.batch_rows // curriculum.epochs)
+        needed = -(-(training.steps or 0) * training.batch_size // curriculum.epochs)
         if needed > held:
             note = (
-                f"{name}: {training.steps:,} steps of {training.batch_rows:,} rows need "
+                f"{name}: {training.steps:,} steps of {training.batch_size:,} rows need "
                 f"{needed:,} rows an epoch, and the corpus has about {held:,}: as things stand "
                 "pretraining would be refused\n"
             )
-        rows = dict.fromkeys(cells, max(1, -(-max(held, needed) // len(cells))))
-    schedule = resolve(
+        rows = dict.fromkeys(quadrants, max(1, -(-max(held, needed) // len(quadrants))))
+    schedule = resolve_curriculum(
         curriculum,
         rows,
-        batch_rows=training.batch_rows,
+        batch_size=training.batch_size,
         sequence_length=length,
         steps=training.steps,
     )
     return schedule, note
 
 
-def arm(config: RunConfig, schedule: Schedule, name: str) -> RenderableType:
+def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> RenderableType:
     """Stages and mixture of one curriculum."""
-    training, length = config.arm_training(name), config.partition.rows.sequence_length
-    steps = schedule.steps(training.batch_rows)
+    training, length = config.training_of_arm(name), config.partition.rows.sequence_length
+    steps = schedule.steps(training.batch_size)
     table = Table(title=f"{name}: {steps:,} steps", title_justify="left")
     columns = ("stage", "rows", "tokens", "first step", "last step", "learning rate", "time scale")
     for column in columns:
         table.add_column(column, justify="left" if column == "stage" else "right")
     start = 0
     names = [stage.name for stage in schedule.stages] * schedule.epochs
-    stage_starts = schedule.stage_starts(training.batch_rows)
+    stage_starts = schedule.stage_starts(training.batch_size)
     for stage, stop in zip(names, schedule.boundaries.tolist(), strict=True):
-        first = start // training.batch_rows
-        last = min(steps, -(-stop // training.batch_rows)) - 1
+        first = start // training.batch_size
+        last = min(steps, -(-stop // training.batch_size)) - 1
         ends = np.array([first, last])
-        rates = np.asarray(learning_rate(training.schedule, ends, steps, stage_starts))
+        rates = np.asarray(learning_rate(training.lr_schedule, ends, steps, stage_starts))
         table.add_row(
             stage,
             f"{stop - start:,}",
@@ -250,15 +256,15 @@ def arm(config: RunConfig, schedule: Schedule, name: str) -> RenderableType:
             f"{first:,}",
             f"{last:,}",
             f"{rates[0]:.2e} to {rates[1]:.2e}",
-            time_scale(training, first, last, steps, stage_starts),
+            memory_in_stages(training, first, last, steps, stage_starts),
         )
         start = stop
     table.caption = "time scale: 1 / (learning rate x weight decay), the optimizer's memory"
     table.caption_justify = "left"
-    return Group(table, plot(schedule, training))
+    return Group(table, plot_order(schedule, training))
 
 
-def time_scale(
+def memory_in_stages(
     training: TrainingConfig, first: int, last: int, steps: int, stage_starts: list[int]
 ) -> str:
     """Over how many steps AdamW's weights forget what a step gave them, and in stages' lengths.
@@ -266,15 +272,17 @@ def time_scale(
     The weights are a moving average of updates, each of which fades by 1 - rate * weight decay a
     step (arXiv 2509.25380 gives the same as a share of the run); the rate is the stage's mean.
     """
-    places = np.linspace(first, max(first, last), 65)
-    rate = float(np.mean(np.asarray(learning_rate(training.schedule, places, steps, stage_starts))))
+    steps_sampled = np.linspace(first, max(first, last), 65)
+    rate = float(
+        np.mean(np.asarray(learning_rate(training.lr_schedule, steps_sampled, steps, stage_starts)))
+    )
     fading = rate * training.optimizer.weight_decay
     if fading == 0:
         return "endless"
     return f"{1 / fading:,.0f} steps, {1 / fading / max(last - first + 1, 1):.1f} stages"
 
 
-def plot(schedule: Schedule, training: TrainingConfig) -> Text:
+def plot_order(schedule: DataSchedule, training: TrainingConfig) -> Text:
     """The run from left to right: share of each quadrant, dark where it is all of the mixture, and
     the learning rate over its highest value.
     """
@@ -284,14 +292,14 @@ def plot(schedule: Schedule, training: TrainingConfig) -> Text:
     asked = epochs[:, None] * schedule.cumulative(np.array([schedule.epoch_rows]))
     asked = np.diff(asked + schedule.cumulative(edges), axis=0)
     shares = asked / np.maximum(asked.sum(axis=1, keepdims=True), 1e-9)
-    steps = schedule.steps(training.batch_rows)
+    steps = schedule.steps(training.batch_size)
     middles = ((np.arange(COLUMNS) + 0.5) / COLUMNS * steps).astype(np.int64)
     rates = learning_rate(
-        training.schedule, middles, steps, schedule.stage_starts(training.batch_rows)
+        training.lr_schedule, middles, steps, schedule.stage_starts(training.batch_size)
     )
     bars = np.asarray(rates) / np.max(rates)
     lines = [
-        *((cell, SHADES, shares[:, c]) for c, cell in enumerate(schedule.cells)),
+        *((quadrant, SHADES, shares[:, c]) for c, quadrant in enumerate(schedule.quadrants)),
         ("rate", LEVELS, bars),
     ]
     text = (

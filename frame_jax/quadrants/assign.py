@@ -18,13 +18,13 @@ import duckdb
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.errors import UserError
 from frame_jax.quadrants.axes import Axes
-from frame_jax.sql import literal, parquet, write_parquet
+from frame_jax.sql import parquet_table, sql_literal, write_parquet
 
 BUCKETS_PER_UNIT = 1024
-FATES = ("placed", "unscored", "no_tokens", "not_finite")
+DOCUMENT_STATUSES = ("placed", "unscored", "no_tokens", "not_finite")
 
 
-def load(
+def load_scores(
     connection: duckdb.DuckDBPyConnection, axes: Axes, tokens: list[Path], scores: list[Path]
 ) -> None:
     """Makes `documents` (numbers) and `labels` (each combination of strings once).
@@ -35,7 +35,7 @@ def load(
     shown = f"{axes.ppl[0].format('loss')} + {axes.pd[0].format('gap')}"
     connection.execute(
         "CREATE TABLE labels AS SELECT row_number() OVER ()::INTEGER AS label, * FROM (SELECT "
-        f"DISTINCT split, source, domain, language FROM {parquet(*tokens)} "
+        f"DISTINCT split, source, domain, language FROM {parquet_table(*tokens)} "
         "WHERE split IN ('train', 'held_out'))"
     )
     for column in ("split", "source", "domain", "language"):
@@ -61,7 +61,7 @@ def load(
                     WHEN counted = 0 OR tokens = 0 THEN 2
                     WHEN NOT coalesce(isfinite({shown} + loss + gap), false) THEN 3
                     ELSE 0 END AS fate
-                FROM {parquet(token_part)} t LEFT JOIN scored USING (doc_id))
+                FROM {parquet_table(token_part)} t LEFT JOIN scored USING (doc_id))
             SELECT doc_id, part, row, tokens, bytes, label, fate,
                 CASE WHEN fate = 0 THEN loss END, CASE WHEN fate = 0 THEN gap END
             FROM judged d JOIN labels l ON d.split = l.split AND d.source IS NOT DISTINCT FROM
@@ -69,18 +69,18 @@ def load(
                 FROM l.language
             """
         )
-    (placed,) = connection.execute(
+    (scored_count,) = connection.execute(
         "SELECT count(*) FROM documents JOIN labels USING (label) "
         "WHERE fate = 0 AND split = 'train'"
     ).fetchall()[0]
-    if placed == 0:
+    if scored_count == 0:
         raise UserError(
             "no document of the train split has a finite score: the corpus is too small, or the "
             "score phase went wrong"
         )
 
 
-def group(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> None:
+def group_documents(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> None:
     """Makes `sets` (label -> the set of documents whose thresholds it uses) and `training`.
 
     A group with fewer than `min_group_tokens` training tokens, or none, uses the set of all
@@ -119,7 +119,9 @@ def group(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> Non
     )
 
 
-def cut(connection: duckdb.DuckDBPyConnection, name: str, ranked: str, bins: int) -> None:
+def compute_thresholds(
+    connection: duckdb.DuckDBPyConnection, name: str, ranked: str, bins: int
+) -> None:
     """Makes table `name` (cell, value_1, doc_1, value_2, doc_2, ...): lower ends of bins 1, 2, ...
 
     Args:
@@ -167,37 +169,38 @@ def cut(connection: duckdb.DuckDBPyConnection, name: str, ranked: str, bins: int
     )
 
 
-def bin_of(value: str, cuts: str, bins: int) -> str:
-    """SQL for the bin, from 0, of a document with `value` and `doc_id`, by a table that `cut` made.
+def bin_index_sql(value: str, thresholds: str, bins: int) -> str:
+    """SQL for the bin, from 0, of a document with `value` and `doc_id`, by a table that
+    `compute_thresholds` made.
 
     Documents of a cell that has no cuts, because no training document came there, are in bin 0.
     """
     passed = (
-        f"({value} > {cuts}.value_{b} OR ({value} = {cuts}.value_{b} AND doc_id >= {cuts}.doc_{b}))"
+        f"({value} > {thresholds}.value_{b} OR ({value} = {thresholds}.value_{b} AND doc_id >= {thresholds}.doc_{b}))"
         f"::INTEGER"
         for b in range(1, bins)
     )
     return f"coalesce({' + '.join(passed)}, 0)" if bins > 1 else "0"
 
 
-def ranked(config: PartitionConfig) -> dict[str, str]:
+def ranked_documents_sql(config: PartitionConfig) -> dict[str, str]:
     """Queries for (cell, value, tokens, doc_id) of the training documents, by the axis, `ppl` or
     `pd`, that they are cut along; PD's needs the table `ppl_cuts`."""
     return {
         "ppl": "SELECT set AS cell, loss AS value, tokens, doc_id FROM training",
-        "pd": f"SELECT {pd_cell(config)} AS cell, gap AS value, tokens, doc_id "
+        "pd": f"SELECT {pd_scope_sql(config)} AS cell, gap AS value, tokens, doc_id "
         "FROM training JOIN ppl_cuts ON ppl_cuts.cell = set",
     }
 
 
-def pd_cell(config: PartitionConfig) -> str:
+def pd_scope_sql(config: PartitionConfig) -> str:
     """SQL for what PD is cut within: a set of documents, nested one of its PPL bins."""
     bins = config.axes.ppl
-    ppl_bin = bin_of("loss", "ppl_cuts", bins)
+    ppl_bin = bin_index_sql("loss", "ppl_cuts", bins)
     return f"set * {bins} + {ppl_bin}" if config.mode == "nested" else f"set * {bins}"
 
 
-def place(
+def assign_quadrants(
     connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
 ) -> None:
     """Cuts both axes and writes one line for every document of the train and held-out splits.
@@ -207,20 +210,22 @@ def place(
     of them took 13 to 18 s of processor time, all the rest 21 to 25 s.
     """
     ppl, pd = config.axes.ppl, config.axes.pd
-    queries = ranked(config)
-    cut(connection, "ppl_cuts", queries["ppl"], ppl)
-    ppl_bin, cell = bin_of("loss", "ppl_cuts", ppl), pd_cell(config)
-    cut(connection, "pd_cuts", queries["pd"], pd)
-    names = ", ".join(literal(name) for name in config.axes.cells)
+    queries = ranked_documents_sql(config)
+    compute_thresholds(connection, "ppl_cuts", queries["ppl"], ppl)
+    ppl_bin, pd_scope = bin_index_sql("loss", "ppl_cuts", ppl), pd_scope_sql(config)
+    compute_thresholds(connection, "pd_cuts", queries["pd"], pd)
+    names = ", ".join(sql_literal(name) for name in config.axes.quadrants)
     connection.execute(f"CREATE TYPE quadrant_names AS ENUM ({names})")
-    quadrant = f"([{names}]::quadrant_names[])[1 + ppl_bin * {pd} + {bin_of('gap', 'pd_cuts', pd)}]"
-    placed = f"""
+    quadrant = (
+        f"([{names}]::quadrant_names[])[1 + ppl_bin * {pd} + {bin_index_sql('gap', 'pd_cuts', pd)}]"
+    )
+    assigned = f"""
         WITH half AS NOT MATERIALIZED (
-            SELECT documents.*, sets.* EXCLUDE (label), {ppl_bin} AS ppl_bin, {cell} AS pd_cell
+            SELECT documents.*, sets.* EXCLUDE (label), {ppl_bin} AS ppl_bin, {pd_scope} AS pd_cell
             FROM documents JOIN sets USING (label) LEFT JOIN ppl_cuts ON ppl_cuts.cell = set)
         SELECT doc_id, {axes.ppl[0].format("loss")} AS ppl, {axes.pd[0].format("gap")} AS pd,
             CASE WHEN fate = 0 AND set IS NOT NULL THEN {quadrant} END AS quadrant,
             split, source, domain, language, tokens, bytes, part, row
         FROM half LEFT JOIN pd_cuts ON pd_cuts.cell = pd_cell
         """
-    connection.execute(write_parquet(placed, assignment))
+    connection.execute(write_parquet(assigned, assignment))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.sql import parquet
+from frame_jax.sql import parquet_table
 
 
 class Axes(NamedTuple):
@@ -33,10 +33,10 @@ class Axes(NamedTuple):
 
     def query(self, scores: Path) -> str:
         """`scored` of this part of RUN/scores."""
-        return self.scored.replace("{scores}", parquet(scores))
+        return self.scored.replace("{scores}", parquet_table(scores))
 
 
-def axes_of(scoring: ScoringConfig) -> Axes:
+def make_axes(scoring: ScoringConfig) -> Axes:
     """The axes of a run.
 
     loss is the mean NLL of `ppl_model` and gap the mean loss of the weak minus that of the strong

@@ -12,7 +12,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Pieces:
+class PackedSegments:
     """Pieces in the order of their rows, and within a row in order of place; each int64 [pieces].
 
     Attributes:
@@ -20,39 +20,39 @@ class Pieces:
         document: The framed document it is cut from.
         start: First id of the framed document.
         stop: One past the last.
-        lead: BOS ids to put before every piece.
+        num_bos: BOS ids to put before every piece.
     """
 
     row: np.ndarray
     document: np.ndarray
     start: np.ndarray
     stop: np.ndarray
-    lead: int
+    num_bos: int
 
     @property
     def rows(self) -> int:
         return int(self.row[-1]) + 1 if len(self.row) else 0
 
-    def of_rows(self, first: int, stop: int) -> Pieces:
+    def select_rows(self, first: int, stop: int) -> PackedSegments:
         """The pieces of rows [first, stop), with rows counted from `first`."""
         lo, hi = np.searchsorted(self.row, [first, stop])
-        return Pieces(
+        return PackedSegments(
             self.row[lo:hi] - first,
             self.document[lo:hi],
             self.start[lo:hi],
             self.stop[lo:hi],
-            self.lead,
+            self.num_bos,
         )
 
     @property
-    def place(self) -> np.ndarray:
+    def offset(self) -> np.ndarray:
         """Where in its row each piece begins, after the BOS that may lead it: int64 [pieces]."""
-        size = self.stop - self.start + self.lead
+        size = self.stop - self.start + self.num_bos
         before = np.cumsum(size) - size
         first = np.searchsorted(self.row, self.row)  # the first piece of the row
-        return before - before[first] + self.lead
+        return before - before[first] + self.num_bos
 
-    def text(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def text_spans(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The text tokens of its document that each piece holds: int64 [pieces], twice.
 
         Args:
@@ -66,12 +66,12 @@ class Pieces:
         return first, np.maximum(np.minimum(self.stop - 1, tokens[self.document]), first)
 
     @property
-    def ids(self) -> int:
+    def num_ids(self) -> int:
         """Ids that are not padding."""
-        return int((self.stop - self.start).sum()) + self.lead * len(self.row)
+        return int((self.stop - self.start).sum()) + self.num_bos * len(self.row)
 
 
-def concat(lengths: np.ndarray, row_ids: int) -> Pieces:
+def concat(lengths: np.ndarray, row_ids: int) -> PackedSegments:
     """Joins the documents and cuts the stream every `row_ids` ids; only the last row has room."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
@@ -79,10 +79,10 @@ def concat(lengths: np.ndarray, row_ids: int) -> Pieces:
     stops = np.append(starts[1:], [total] if total else [])
     document = np.searchsorted(ends, starts, side="right")
     origin = (ends - lengths)[document]
-    return Pieces(starts // row_ids, document, starts - origin, stops - origin, lead=0)
+    return PackedSegments(starts // row_ids, document, starts - origin, stops - origin, num_bos=0)
 
 
-def best_fit(lengths: np.ndarray, row_ids: int) -> Pieces:
+def best_fit(lengths: np.ndarray, row_ids: int) -> PackedSegments:
     """Cuts only documents longer than a row, and puts each piece where the least room is left.
 
     Every piece begins with BOS, its own or one more, so that attention and loss treat the rest of
@@ -101,22 +101,22 @@ def best_fit(lengths: np.ndarray, row_ids: int) -> Pieces:
     order = np.argsort(-size, kind="stable")
     row = np.empty(len(order), np.int64)
     open_rows: list[list[int]] = [[] for _ in range(row_ids)]  # by the room that is left
-    rooms = 0  # bit r is set where some row has room r
+    room_sizes = 0  # bit r is set where some row has room r
     rows = 0
-    for piece, needed in zip(order.tolist(), size[order].tolist(), strict=True):
-        fitting = rooms >> needed
+    for segment, needed in zip(order.tolist(), size[order].tolist(), strict=True):
+        fitting = room_sizes >> needed
         if fitting:
             room = needed + (fitting & -fitting).bit_length() - 1
             chosen = open_rows[room].pop()
             if not open_rows[room]:
-                rooms ^= 1 << room
+                room_sizes ^= 1 << room
         else:
             room, chosen = row_ids, rows
             rows += 1
-        row[piece] = chosen
-        left = room - needed
-        if left > 0:
-            open_rows[left].append(chosen)
-            rooms |= 1 << left
+        row[segment] = chosen
+        room_left = room - needed
+        if room_left > 0:
+            open_rows[room_left].append(chosen)
+            room_sizes |= 1 << room_left
     by_row = np.argsort(row, kind="stable")
-    return Pieces(row[by_row], document[by_row], start[by_row], stop[by_row], lead=1)
+    return PackedSegments(row[by_row], document[by_row], start[by_row], stop[by_row], num_bos=1)

@@ -11,15 +11,19 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
-from frame_jax.quadrants.axes import axes_of
-from frame_jax.quadrants.doubts import doubts, require_groups, require_values
-from frame_jax.quadrants.rows import training_documents, write_cells
-from frame_jax.quadrants.summary import summarise
+from frame_jax.quadrants.axes import make_axes
+from frame_jax.quadrants.partition_warnings import (
+    partition_warnings,
+    require_groups,
+    require_values,
+)
+from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
+from frame_jax.quadrants.summary import summarise_partition
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
-from frame_jax.sql import database
+from frame_jax.sql import open_database
 
 
-def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """Writes RUN/quadrants/: assignment.parquet, partition.json, rows.json and Q*/part-*.
 
     Process 0 places the documents, then all processes make rows. Whatever is already there is
@@ -34,25 +38,25 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
             so small that a quadrant is empty, or an axis tells no documents apart.
     """
     if processes.is_first() and not directory.partition.exists():
-        place_documents(config.partition, config.scoring, directory)
+        write_assignment(config.partition, config.scoring, directory)
     processes.barrier("documents placed")
-    placed = read_json(directory.partition)
-    warnings = placed.get("warnings", [])
+    partition = read_json(directory.partition)
+    warnings = partition.get("warnings", [])
     if processes.is_first():
         for line in warnings:
             print(f"warning: {line}", file=sys.stderr, flush=True)
-    rows = write_cells(
+    rows = write_quadrant_rows(
         config.partition.rows,
         directory,
         directory.quadrants,
         [directory.assignment],
-        training_documents(config.partition.axes.cells),
+        training_conditions(config.partition.axes.quadrants),
         config.seed,
     )
-    return {**rows, "without_place": placed["without_place"], "warnings": warnings}
+    return {**rows, "without_quadrant": partition["without_quadrant"], "warnings": warnings}
 
 
-def place_documents(
+def write_assignment(
     config: PartitionConfig, scoring: ScoringConfig, directory: RunDirectory
 ) -> None:
     """Writes assignment.parquet and then partition.json, whose `ppl_model` is null where scores
@@ -64,13 +68,13 @@ def place_documents(
             f"{directory.tokens} has {len(tokens)} parts and {directory.scores} has {len(scores)}, "
             "which should have the same names: redo the score phase"
         )
-    axes = axes_of(scoring)
-    with database(directory.quadrants) as connection:
-        assign.load(connection, axes, tokens, scores)
-        assign.group(connection, config)
+    axes = make_axes(scoring)
+    with open_database(directory.quadrants) as connection:
+        assign.load_scores(connection, axes, tokens, scores)
+        assign.group_documents(connection, config)
         with atomic_path(directory.assignment) as path:
-            assign.place(connection, config, axes, path)
-        summary = summarise(connection, config, axes, directory.assignment)
+            assign.assign_quadrants(connection, config, axes, path)
+        summary = summarise_partition(connection, config, axes, directory.assignment)
     try:
         require_groups(summary)
         require_values(summary)
@@ -78,5 +82,9 @@ def place_documents(
         directory.assignment.unlink()  # its quadrants are none
         raise
     ppl_model = scoring.ppl_model if scoring.table is None else None
-    found = {"ppl_model": ppl_model, **summary, "warnings": list(doubts(summary, ppl_model))}
+    found = {
+        "ppl_model": ppl_model,
+        **summary,
+        "warnings": list(partition_warnings(summary, ppl_model)),
+    }
     write_json(directory.partition, found)

@@ -25,7 +25,7 @@ from frame_jax.quadrants.packing import best_fit, concat
 from frame_jax.records import LENGTHS, OpenFiles, write_tokens
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json, write_json
-from frame_jax.sql import database, literal, parquet
+from frame_jax.sql import open_database, parquet_table, sql_literal
 
 # Ids of rows that are made together (64 MiB): documents lie in all token files, and where these
 # cannot all be kept open, each is opened again every time.
@@ -33,7 +33,7 @@ IDS_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
-class Documents:
+class ShuffledDocuments:
     """Documents in the order in which they enter rows; each number int64 [documents].
 
     Attributes:
@@ -53,20 +53,25 @@ def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str
     """Makes the rows that train the reference models: RUN/reference/rows/reference/part-*.
 
     Returns:
-        The content of RUN/reference/rows/rows.json, see `write_cells`.
+        The content of RUN/reference/rows/rows.json, see `write_quadrant_rows`.
     """
     tables = list_parts(directory.tokens, ".parquet")
     conditions = {"reference": "split = 'reference'"}
     folder = directory.reference("rows")
-    return write_cells(config.reference.rows, directory, folder, tables, conditions, config.seed)
+    return write_quadrant_rows(
+        config.reference.rows, directory, folder, tables, conditions, config.seed
+    )
 
 
-def training_documents(cells: Sequence[str]) -> dict[str, str]:
+def training_conditions(quadrants: Sequence[str]) -> dict[str, str]:
     """The condition in SQL under which a line of the assignment goes into each cell's rows."""
-    return {cell: f"split = 'train' AND quadrant = {literal(cell)}" for cell in cells}
+    return {
+        quadrant: f"split = 'train' AND quadrant = {sql_literal(quadrant)}"
+        for quadrant in quadrants
+    }
 
 
-def write_cells(
+def write_quadrant_rows(
     config: RowsConfig,
     directory: RunDirectory,
     folder: Path,
@@ -91,35 +96,39 @@ def write_cells(
         The content of rows.json: {cell: {rows, documents, tokens, padding}}, in text tokens and
         padding ids.
     """
-    special = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
     token_files, open_files = list_parts(directory.tokens, ".arrayrecord"), OpenFiles()
     names = [part_name(index, config.parts, "") for index in range(config.parts)]
-    units = processes.mine([(cell, index) for cell in conditions for index in range(config.parts)])
-    left = [u for u in units if not (folder / u[0] / f"{names[u[1]]}.json").exists()]
+    row_files = processes.local_share(
+        [(quadrant, index) for quadrant in conditions for index in range(config.parts)]
+    )
+    left = [u for u in row_files if not (folder / u[0] / f"{names[u[1]]}.json").exists()]
     show = processes.is_first()
     with contextlib.ExitStack() as stack:
-        select = stack.enter_context(listed(tables, conditions, left, config.parts, seed, folder))
-        update = stack.enter_context(progress.bar("rows", len(left), "parts", show=show))
-        for cell, index in left:
-            path = folder / cell / names[index]
+        select = stack.enter_context(
+            list_documents(tables, conditions, left, config.parts, seed, folder)
+        )
+        update = stack.enter_context(progress.progress_bar("rows", len(left), "parts", show=show))
+        for quadrant, index in left:
+            path = folder / quadrant / names[index]
             counts = write_part(
-                select(cell, index),
+                select(quadrant, index),
                 token_files,
                 open_files,
                 config,
-                special["bos_id"],
-                special["eos_id"],
+                special_tokens["bos_id"],
+                special_tokens["eos_id"],
                 path.with_suffix(".arrayrecord"),
             )
             write_json(path.with_suffix(".json"), counts)
-            update(1, f"{cell} {names[index]}")
+            update(1, f"{quadrant} {names[index]}")
     processes.barrier(f"rows in {folder.name}")
     if processes.is_first():
         totals, lengths = {}, {}
-        for cell in conditions:
-            parts = [read_json(folder / cell / f"{name}.json") for name in names]
-            totals[cell] = {key: sum(part[key] for part in parts) for key in parts[0]}
-            lengths[cell] = {n: part["rows"] for n, part in zip(names, parts, strict=True)}
+        for quadrant in conditions:
+            parts = [read_json(folder / quadrant / f"{name}.json") for name in names]
+            totals[quadrant] = {key: sum(part[key] for part in parts) for key in parts[0]}
+            lengths[quadrant] = {n: part["rows"] for n, part in zip(names, parts, strict=True)}
         write_json(folder / LENGTHS, lengths)
         write_json(folder / "rows.json", totals)
     processes.barrier(f"counts in {folder.name}")
@@ -127,27 +136,30 @@ def write_cells(
 
 
 @contextlib.contextmanager
-def listed(
+def list_documents(
     tables: Sequence[Path],
     conditions: Mapping[str, str],
-    units: Sequence[tuple[str, int]],
+    row_files: Sequence[tuple[str, int]],
     parts: int,
     seed: int,
     scratch: Path,
     *,
     doc_ids: bool = False,
-) -> Iterator[Callable[[str, int], Documents]]:
-    """Yields a function from a cell and a part's index, one of `units`, to its documents, shuffled.
+) -> Iterator[Callable[[str, int], ShuffledDocuments]]:
+    """Yields a function from a cell and a part's index, one of `row_files`, to its documents,
+    shuffled.
 
     Reading part after part gives one order of all documents that does not depend on `parts`.
     """
-    numbers = {unit: number for number, unit in enumerate(units)}
+    numbers = {unit: number for number, unit in enumerate(row_files)}
     columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
-    cells = " ".join(f"WHEN {test} THEN {literal(cell)}" for cell, test in conditions.items())
-    with database(scratch) as connection:
+    quadrants = " ".join(
+        f"WHEN {test} THEN {sql_literal(quadrant)}" for quadrant, test in conditions.items()
+    )
+    with open_database(scratch) as connection:
         connection.execute("CREATE TABLE units (cell VARCHAR, index INTEGER, unit INTEGER)")
-        if not units:
-            yield lambda cell, index: Documents(*np.empty((3, 0), np.int64))
+        if not row_files:
+            yield lambda quadrant, index: ShuffledDocuments(*np.empty((3, 0), np.int64))
             return
         connection.executemany(
             "INSERT INTO units VALUES (?, ?, ?)",
@@ -159,29 +171,29 @@ def listed(
             f"""
             CREATE TABLE chosen AS
             SELECT unit, place, {", ".join(columns)} FROM (
-                SELECT *, CASE {cells} END AS cell,
+                SELECT *, CASE {quadrants} END AS cell,
                     md5_number_lower(concat($seed, ' ', doc_id)) AS place,
                     ((place::HUGEINT * {parts}) >> 64)::INTEGER AS index
-                FROM {parquet(*tables)} WHERE tokens > 0) JOIN units USING (cell, index)
+                FROM {parquet_table(*tables)} WHERE tokens > 0) JOIN units USING (cell, index)
             ORDER BY unit, place
             """,
             {"seed": seed},
         )
 
-        def select(cell: str, index: int) -> Documents:
+        def select(quadrant: str, index: int) -> ShuffledDocuments:
             found = connection.sql(
                 f"SELECT {', '.join(columns)} FROM chosen WHERE unit = $unit "
                 "ORDER BY place, part, row",
-                params={"unit": numbers[cell, index]},
+                params={"unit": numbers[quadrant, index]},
             ).to_arrow_table()
             part, row, tokens = (found[name].to_numpy().astype(np.int64) for name in columns[:3])
-            return Documents(part, row, tokens, found["doc_id"] if doc_ids else None)
+            return ShuffledDocuments(part, row, tokens, found["doc_id"] if doc_ids else None)
 
         yield select
 
 
 def write_part(
-    documents: Documents,
+    documents: ShuffledDocuments,
     token_files: Sequence[Path],
     open_files: OpenFiles,
     config: RowsConfig,
@@ -206,32 +218,32 @@ def write_part(
     row_ids = config.sequence_length + 1
     pack = concat if config.packing == "concat" else best_fit
     end = [] if bos == eos else [eos]
-    pieces = pack(documents.tokens + 1 + len(end), row_ids)
+    segments = pack(documents.tokens + 1 + len(end), row_ids)
     at_once = max(IDS_AT_ONCE // row_ids, 1)
     with write_tokens(path) as writer:
-        for first in range(0, pieces.rows, at_once):
-            batch = pieces.of_rows(first, min(first + at_once, pieces.rows))
+        for first in range(0, segments.rows, at_once):
+            batch = segments.select_rows(first, min(first + at_once, segments.rows))
             chosen = np.unique(batch.document)
-            framed = read(documents, chosen, token_files, open_files, bos, end)
+            framed = read_framed_documents(documents, chosen, token_files, open_files, bos, end)
             rows = np.full((batch.rows, row_ids), bos, np.uint32)
             filled = [0] * batch.rows
             columns = (batch.row, batch.document, batch.start, batch.stop)
             for row, document, start, stop in zip(*(c.tolist() for c in columns), strict=True):
-                place = filled[row] + pieces.lead
-                filled[row] = place + stop - start
-                rows[row, place : filled[row]] = framed[document][start:stop]
+                offset = filled[row] + segments.num_bos
+                filled[row] = offset + stop - start
+                rows[row, offset : filled[row]] = framed[document][start:stop]
             for ids in rows:
                 writer.append(ids)
     return {
-        "rows": pieces.rows,
+        "rows": segments.rows,
         "documents": len(documents.tokens),
         "tokens": int(documents.tokens.sum()),
-        "padding": pieces.rows * row_ids - pieces.ids,
+        "padding": segments.rows * row_ids - segments.num_ids,
     }
 
 
-def read(
-    documents: Documents,
+def read_framed_documents(
+    documents: ShuffledDocuments,
     chosen: np.ndarray,
     token_files: Sequence[Path],
     open_files: OpenFiles,

@@ -10,82 +10,91 @@ from typing import Any
 import duckdb
 
 from frame_jax.config.quadrants import PartitionConfig
-from frame_jax.quadrants.assign import FATES
-from frame_jax.quadrants.assign import ranked as ranked_documents
+from frame_jax.quadrants.assign import DOCUMENT_STATUSES
+from frame_jax.quadrants.assign import ranked_documents_sql as ranked_documents
 from frame_jax.quadrants.axes import Axes
-from frame_jax.sql import parquet
+from frame_jax.sql import parquet_table
 
 
-def summarise(
+def summarise_partition(
     connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
 ) -> dict[str, Any]:
-    """Thresholds and contents of every group and cell, after `assign.place`.
+    """Thresholds and contents of every group and cell, after `assign.assign_quadrants`.
 
     Returns:
-        mode, axes, their `names`, group_by; `without_place`: documents and tokens without a
+        mode, axes, their `names`, group_by; `without_quadrant`: documents and tokens without a
         quadrant, by split and reason; `small_groups`: groups below `min_group_tokens`, which share
         the thresholds of their language (`of`), with their training documents and tokens;
         `thin_groups`: those whose thresholds come from fewer training documents than there are
-        cells; `tied`: see there; `negative_pd`: training documents with a PD below 0; `cells` and
-        `groups`: for each cell its training documents and tokens, its held-out documents, and PPL
-        and PD of its training tokens (the exponential of their mean loss, and their mean PD; of
-        columns in their places, both means). `thresholds` of a group are where each bin but the
-        first begins: at document `doc_id`, in the order of (value, doc_id); null where no document
-        is left for the bin. Those of PD are one list for each PPL bin, or a single one under
-        `independent`.
+        cells; `tied_shares`: see there; `negative_pd`: training documents with a PD below 0;
+        `quadrants` and `groups`: for each cell its training documents and tokens, its held-out
+        documents, and PPL and PD of its training tokens (the exponential of their mean loss, and
+        their mean PD; of columns in their places, both means). `thresholds` of a group are where
+        each bin but the first begins: at document `doc_id`, in the order of (value, doc_id); null
+        where no document is left for the bin. Those of PD are one list for each PPL bin, or a
+        single one under `independent`.
     """
-    ppl_cuts, pd_cuts = (cuts_by_cell(connection, table) for table in ("ppl_cuts", "pd_cuts"))
+    ppl_cuts, pd_cuts = (
+        thresholds_by_scope(connection, table) for table in ("ppl_cuts", "pd_cuts")
+    )
     nested = range(config.axes.ppl) if config.mode == "nested" else range(1)
 
     def thresholds(number: int) -> dict[str, Any]:
         pd_cells = [number * config.axes.ppl + ppl_bin for ppl_bin in nested]
         return {
             "of": "language" if number % 2 else "group",
-            "ppl": begins(ppl_cuts.get(number), config.axes.ppl, axes.ppl[1]),
-            "pd": [begins(pd_cuts.get(cell), config.axes.pd, axes.pd[1]) for cell in pd_cells],
+            "ppl": bin_starts(ppl_cuts.get(number), config.axes.ppl, axes.ppl[1]),
+            "pd": [bin_starts(pd_cuts.get(cell), config.axes.pd, axes.pd[1]) for cell in pd_cells],
         }
 
     groups = defaultdict(list)
-    for line in cell_lines(connection, config, axes, assignment):
+    for line in quadrant_lines(connection, config, axes, assignment):
         names = tuple((column, line[column]) for column in config.group_by)
         groups[names, line["set"]].append(line)
-    cells = config.axes.cells
+    quadrants = config.axes.quadrants
     small = [line for (_, number), lines in groups.items() if number % 2 for line in lines]
     return {
         "mode": config.mode,
         "axes": {"ppl": config.axes.ppl, "pd": config.axes.pd},
         "names": list(axes.names),
         "group_by": list(config.group_by),
-        "without_place": without_place(connection),
+        "without_quadrant": without_quadrant(connection),
         "small_groups": {
             "min_group_tokens": config.min_group_tokens,
             "groups": sum(number % 2 for _, number in groups),
             "documents": sum(line["documents"] or 0 for line in small),
             "tokens": sum(line["tokens"] or 0 for line in small),
         },
-        "thin_groups": thin_groups(connection, groups, len(cells)),
-        "tied": tied(connection, config),
-        "negative_pd": query(
+        "thin_groups": thin_groups(connection, groups, len(quadrants)),
+        "tied": tied_shares(connection, config),
+        "negative_pd": query_rows(
             connection,
             "SELECT count(*) AS n FROM documents JOIN sets "
             "USING (label) WHERE fate = 0 AND gap < 0 AND split = 'train'",
         )[0]["n"],
-        "cells": contents([line for lines in groups.values() for line in lines], cells, axes),
+        "quadrants": quadrant_contents(
+            [line for lines in groups.values() for line in lines], quadrants, axes
+        ),
         "groups": [
-            {**dict(names), "thresholds": thresholds(number), "cells": contents(lines, cells, axes)}
+            {
+                **dict(names),
+                "thresholds": thresholds(number),
+                "quadrants": quadrant_contents(lines, quadrants, axes),
+            }
             for (names, number), lines in groups.items()
         ],
     }
 
 
 def thin_groups(
-    connection: duckdb.DuckDBPyConnection, groups: dict[Any, list[dict[str, Any]]], cells: int
+    connection: duckdb.DuckDBPyConnection, groups: dict[Any, list[dict[str, Any]]], quadrants: int
 ) -> dict[str, int]:
-    """Groups, and their training documents, whose thresholds come from fewer than `cells` ones."""
-    sizes = query(
+    """Groups, and their training documents, whose thresholds come from fewer than `quadrants`
+    ones."""
+    sizes = query_rows(
         connection, "SELECT set, count(*)::BIGINT AS documents FROM training GROUP BY ALL"
     )
-    thin = {line["set"] for line in sizes if line["documents"] < cells}
+    thin = {line["set"] for line in sizes if line["documents"] < quadrants}
     lines = [lines for (_, number), lines in groups.items() if number in thin]
     return {
         "groups": len(lines),
@@ -93,7 +102,7 @@ def thin_groups(
     }
 
 
-def tied(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> dict[str, float]:
+def tied_shares(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> dict[str, float]:
     """Of each axis, `ppl` and `pd`, the share of the training tokens whose documents have, with
     others of their cell, the very value at which a bin begins: ids alone tell them apart."""
     found = {}
@@ -101,7 +110,7 @@ def tied(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> dict
         ranked_documents(config).items(), (config.axes.ppl, config.axes.pd), strict=True
     ):
         values = ", ".join(f"value_{b}" for b in range(1, bins))
-        [line] = query(
+        [line] = query_rows(
             connection,
             f"""
             WITH ranked AS ({ranked}),
@@ -114,44 +123,46 @@ def tied(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> dict
                 / greatest((SELECT sum(tokens) FROM ranked), 1) AS share
             """,
         )
-        found[axis] = rounded(float(line["share"]))
+        found[axis] = round_nine_digits(float(line["share"]))
     return found
 
 
-def query(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+def query_rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
     """The result's lines by column."""
     result = connection.execute(sql)
     columns = [column[0] for column in result.description or []]
     return [dict(zip(columns, line, strict=True)) for line in result.fetchall()]
 
 
-def cuts_by_cell(connection: duckdb.DuckDBPyConnection, table: str) -> dict[int, dict[str, Any]]:
-    """A table that `assign.cut` made: {cell: {value_1, doc_1, ...}}."""
-    return {line["cell"]: line for line in query(connection, f"SELECT * FROM {table}")}
+def thresholds_by_scope(
+    connection: duckdb.DuckDBPyConnection, table: str
+) -> dict[int, dict[str, Any]]:
+    """A table that `assign.compute_thresholds` made: {cell: {value_1, doc_1, ...}}."""
+    return {line["quadrant"]: line for line in query_rows(connection, f"SELECT * FROM {table}")}
 
 
-def begins(line: dict[str, Any] | None, bins: int, unit: Any) -> list[dict[str, Any] | None]:
-    """Where bins 1, 2, ... begin, values converted by `unit`."""
+def bin_starts(line: dict[str, Any] | None, bins: int, convert: Any) -> list[dict[str, Any] | None]:
+    """Where bins 1, 2, ... begin, values converted by `convert`."""
     if line is None:
         return [None] * (bins - 1)
     found = [(line[f"value_{b}"], line[f"doc_{b}"]) for b in range(1, bins)]
     return [
-        {"value": unit(value), "doc_id": doc_id} if math.isfinite(value) else None
+        {"value": convert(value), "doc_id": doc_id} if math.isfinite(value) else None
         for value, doc_id in found
     ]
 
 
-def cell_lines(
+def quadrant_lines(
     connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
 ) -> list[dict[str, Any]]:
     """Sums over the documents of each group, set of thresholds and cell."""
-    return query(
+    return query_rows(
         connection,
         f"""
         WITH sums AS (
             SELECT split, source, domain, language, quadrant, count(*) AS documents,
                 sum(tokens) AS tokens, sum(tokens * {axes.loss}) AS loss, sum(tokens * pd) AS pd
-            FROM {parquet(assignment)} WHERE quadrant IS NOT NULL GROUP BY ALL)
+            FROM {parquet_table(assignment)} WHERE quadrant IS NOT NULL GROUP BY ALL)
         SELECT {"".join(f"sums.{column}, " for column in config.group_by)} set, quadrant,
             sum(documents) FILTER (sums.split = 'train')::BIGINT AS documents,
             sum(tokens) FILTER (sums.split = 'train')::BIGINT AS tokens,
@@ -167,8 +178,8 @@ def cell_lines(
     )
 
 
-def contents(
-    lines: list[dict[str, Any]], cells: tuple[str, ...], axes: Axes
+def quadrant_contents(
+    lines: list[dict[str, Any]], quadrants: tuple[str, ...], axes: Axes
 ) -> dict[str, dict[str, Any]]:
     """What each cell holds, from its lines."""
 
@@ -176,27 +187,27 @@ def contents(
         return sum(line[key] or 0 for line in lines if line["quadrant"] == cell)
 
     summary = {}
-    for cell in cells:
+    for cell in quadrants:
         tokens = total(cell, "tokens")
         summary[cell] = {
             "documents": total(cell, "documents"),
             "tokens": tokens,
             "held_out_documents": total(cell, "held_out_documents"),
-            "ppl": rounded(axes.ppl[1](total(cell, "loss") / tokens)) if tokens else None,
-            "pd": rounded(total(cell, "pd") / tokens) if tokens else None,
+            "ppl": round_nine_digits(axes.ppl[1](total(cell, "loss") / tokens)) if tokens else None,
+            "pd": round_nine_digits(total(cell, "pd") / tokens) if tokens else None,
         }
     return summary
 
 
-def rounded(value: float) -> float:
+def round_nine_digits(value: float) -> float:
     """Nine digits: those after depend on the order in which threads add."""
     return float(f"{value:.9g}")
 
 
-def without_place(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, dict[str, int]]]:
+def without_quadrant(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, dict[str, int]]]:
     """Documents and tokens without a quadrant: {split: {reason: {documents, tokens}}}."""
     lost: dict[str, dict[str, dict[str, int]]] = {"train": {}, "held_out": {}}
-    for line in query(
+    for line in query_rows(
         connection,
         """
         SELECT split, fate, count(*)::BIGINT AS documents, sum(tokens)::BIGINT AS tokens
@@ -204,6 +215,8 @@ def without_place(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, 
         GROUP BY ALL ORDER BY ALL
         """,
     ):
-        reason = FATES[line["fate"]] if line["fate"] else "no_training_documents_in_language"
+        reason = (
+            DOCUMENT_STATUSES[line["fate"]] if line["fate"] else "no_training_documents_in_language"
+        )
         lost[line["split"]][reason] = {k: line[k] for k in ("documents", "tokens")}
     return lost

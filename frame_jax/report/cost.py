@@ -12,7 +12,7 @@ from frame_jax.run.directory import RunDirectory, read_json
 from frame_jax.run.phases import REFERENCES
 
 
-def costs(config: RunConfig, directory: RunDirectory) -> list[dict[str, Any]]:
+def run_costs(config: RunConfig, directory: RunDirectory) -> list[dict[str, Any]]:
     """What was computed: `work`, `flops` and `seconds` of each finished piece of the run.
 
     FLOPs are those of `models.flops`. Scoring's are null where a reference model was imported,
@@ -21,32 +21,32 @@ def costs(config: RunConfig, directory: RunDirectory) -> list[dict[str, Any]]:
     """
     found = []
     for name in REFERENCES:
-        folder, marker = directory.reference(name), finished(directory, f"reference-{name}")
+        folder, marker = directory.reference(name), finished_marker(directory, f"reference-{name}")
         if marker is not None:
             length = config.reference.rows.sequence_length
             tokens = marker["summary"]["tokens"]
             flops = tokens * training_flops(read_description(folder), length)
-            found.append(line(f"reference {name}", marker, flops))
-    marker = finished(directory, "score")
+            found.append(cost_line(f"reference {name}", marker, flops))
+    marker = finished_marker(directory, "score")
     if marker is not None:
-        found.append(line("score", marker, scoring_flops(config, directory)))
+        found.append(cost_line("score", marker, scoring_flops(config, directory)))
     for trial in config.trials:
-        marker = finished(directory, f"pretrain-{trial.name}")
+        marker = finished_marker(directory, f"pretrain-{trial.name}")
         if marker is not None:
             decoder = read_description(directory.pretrain(trial.name))
             length = config.partition.rows.sequence_length
             flops = marker["summary"]["tokens"] * training_flops(decoder, length)
-            found.append(line(f"pretrain {trial.name}", marker, flops))
+            found.append(cost_line(f"pretrain {trial.name}", marker, flops))
     return found
 
 
-def line(work: str, marker: dict[str, Any], flops: float | None) -> dict[str, Any]:
+def cost_line(work: str, marker: dict[str, Any], flops: float | None) -> dict[str, Any]:
     return {"work": work, "flops": flops, "seconds": marker["seconds"]}
 
 
-def finished(directory: RunDirectory, unit: str) -> dict[str, Any] | None:
+def finished_marker(directory: RunDirectory, phase_step: str) -> dict[str, Any] | None:
     """The marker of a unit that is complete."""
-    path = directory.marker(unit)
+    path = directory.marker(phase_step)
     marker = read_json(path) if path.exists() else {"complete": False}
     return marker if marker["complete"] else None
 
@@ -59,7 +59,7 @@ def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
     """FLOPs of scoring the train and held-out splits under both reference models."""
     if config.scoring.table is not None:
         return None
-    marker = finished(directory, "tokenize")
+    marker = finished_marker(directory, "tokenize")
     folders = [directory.reference(name) for name in REFERENCES]
     if marker is None or not all((folder / "model.json").exists() for folder in folders):
         return None
@@ -73,14 +73,14 @@ def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
     return tokens * per_token
 
 
-def reaching(
-    config: RunConfig, pieces: list[dict[str, Any]], results: dict[Trial, Result]
+def steps_to_baseline_loss(
+    config: RunConfig, costs: list[dict[str, Any]], results: dict[Trial, Result]
 ) -> list[dict[str, Any]]:
     """When each arm's held-out loss reaches the final one of the baseline under the same seed.
 
     Args:
         config: The run.
-        pieces: What it cost, see `costs`.
+        costs: What it cost, see `run_costs`.
         results: Held-out results by trial.
 
     Returns:
@@ -89,11 +89,11 @@ def reaching(
         both null unless every seed gets there.
     """
     overhead: float | None = 0.0
-    for piece in pieces:
+    for piece in costs:
         if not piece["work"].startswith("pretrain"):
             known = overhead is not None and piece["flops"] is not None
             overhead = overhead + piece["flops"] if known else None
-    flops = {piece["work"]: piece["flops"] for piece in pieces}
+    flops = {piece["work"]: piece["flops"] for piece in costs}
     found = []
     for arm in config.curricula:
         steps, shares, with_scoring = [], [], []
@@ -104,7 +104,7 @@ def reaching(
             if trial.arm != arm or base is None or base == trial:
                 continue
             last = results[base]["checkpoints"][-1]
-            step = first_at(result, last["overall"]["nll_per_token"])
+            step = first_step_at_loss(result, last["overall"]["nll_per_token"])
             steps.append(step)
             if step is not None:
                 shares.append(step / last["step"])
@@ -117,14 +117,14 @@ def reaching(
                 {
                     "arm": arm,
                     "steps": steps,
-                    "share": mean(shares) if every else None,
-                    "share_with_scoring": mean(with_scoring) if every else None,
+                    "share": mean_or_none(shares) if every else None,
+                    "share_with_scoring": mean_or_none(with_scoring) if every else None,
                 }
             )
     return found
 
 
-def first_at(result: Result, loss: float) -> float | None:
+def first_step_at_loss(result: Result, loss: float) -> float | None:
     """The step at which a held-out curve first comes down to `loss`, between two kept checkpoints
     on the straight line; None if it never does."""
     before: tuple[int, float] | None = None
@@ -139,5 +139,5 @@ def first_at(result: Result, loss: float) -> float | None:
     return None
 
 
-def mean(values: list[float]) -> float | None:
+def mean_or_none(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None

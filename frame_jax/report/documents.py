@@ -16,7 +16,7 @@ import duckdb
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts
-from frame_jax.sql import parquet
+from frame_jax.sql import parquet_table
 
 GROUPS = 12  # drawn in the density figure, the largest first
 BINS = 40  # on each axis of the density
@@ -25,7 +25,7 @@ EXAMPLE_TOKENS = 220
 SEPARATOR, NO_NAME = " / ", "none"  # in labels
 
 
-def query(
+def query_documents(
     sql: str, assignment: Path, columns: Sequence[str], *parameters: Any
 ) -> list[dict[str, Any]]:
     """Rows of a query over `documents`: the placed training documents and the label of each.
@@ -40,14 +40,14 @@ def query(
     with duckdb.connect() as connection:
         cursor = connection.execute(
             f"WITH documents AS (SELECT *, concat_ws('{SEPARATOR}', {', '.join(names)}) AS label "
-            f"FROM {parquet(assignment)} WHERE split = 'train' AND quadrant IS NOT NULL) {sql}",
+            f"FROM {parquet_table(assignment)} WHERE split = 'train' AND quadrant IS NOT NULL) {sql}",
             parameters,
         )
         keys = [column[0] for column in cursor.description]
         return [dict(zip(keys, row, strict=True)) for row in cursor.fetchall()]
 
 
-def density(
+def token_density(
     assignment: Path,
     columns: Sequence[str],
     scale: Literal["log", "linear"] = "log",
@@ -64,7 +64,7 @@ def density(
     value, ppl, pd = "ppl", "x0 + {} * dx", "y0 + {} * dy"
     if scale == "log":
         value, ppl, pd = "log10(ppl)", f"round(pow(10, {ppl}), 4)", f"round({pd}, 5)"
-    return query(
+    return query_documents(
         f"""
         , train AS (SELECT label, {value} AS x, pd AS y, tokens FROM documents),
         largest AS (SELECT label FROM train GROUP BY label ORDER BY sum(tokens) DESC, label
@@ -89,9 +89,9 @@ def density(
     )
 
 
-def balance(assignment: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+def token_balance(assignment: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
     """Rows of label, quadrant, tokens and documents of the training split, largest groups first."""
-    return query(
+    return query_documents(
         """
         , cells AS (SELECT label, quadrant, CAST(sum(tokens) AS BIGINT) AS tokens,
                            count(*) AS documents
@@ -117,7 +117,7 @@ class Example:
         pd: Perplexity difference.
         tokens: Length of the whole document.
         text: Its beginning.
-        cut: Whether the text goes on.
+        truncated: Whether the text goes on.
     """
 
     quadrant: str
@@ -128,10 +128,10 @@ class Example:
     pd: float
     tokens: int
     text: str
-    cut: bool
+    truncated: bool
 
 
-def examples(
+def choose_examples(
     directory: RunDirectory, columns: Sequence[str], count: int = EXAMPLES
 ) -> list[Example]:
     """`count` training documents of each quadrant, chosen by a hash of their ids.
@@ -139,7 +139,7 @@ def examples(
     The largest groups give one each before any gives a second, so that a quadrant shows what it
     holds and the choice does not depend on the text.
     """
-    chosen = query(
+    chosen = query_documents(
         """
         , best AS (SELECT quadrant, label, sum(tokens) AS size,
                           arg_min({doc_id: doc_id, source: source, ppl: ppl, pd: pd,
@@ -164,7 +164,7 @@ def examples(
         reader = TokenReader(parts[row["part"]])
         ids = reader.read([row["row"]])[0]
         reader.close()
-        cut = len(ids) > EXAMPLE_TOKENS
+        shown_tokens = len(ids) > EXAMPLE_TOKENS
         text = tokenizer.decode(ids[:EXAMPLE_TOKENS].tolist())
         found.append(
             Example(
@@ -175,8 +175,8 @@ def examples(
                 row["ppl"],
                 row["pd"],
                 row["tokens"],
-                text.rstrip("\ufffd") if cut else text,  # half a character at the cut
-                cut,
+                text.rstrip("\ufffd") if shown_tokens else text,  # half a character at the cut
+                shown_tokens,
             )
         )
     return found
@@ -191,7 +191,7 @@ def label_columns(partition: dict[str, Any]) -> list[str]:
     return partition["group_by"] or ["domain"]
 
 
-def thresholds(partition: dict[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
+def threshold_lines(partition: dict[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
     """The cuts in `partition.json` as lines of the density figure.
 
     Args:
@@ -217,8 +217,8 @@ def thresholds(partition: dict[str, Any], labels: Sequence[str]) -> list[dict[st
             ]
             lines += [
                 {"label": label, "x": left, "x2": right, "y": cut["value"], "y2": cut["value"]}
-                for (left, right), cuts in zip(itertools.pairwise(edges), pd, strict=False)
-                for cut in cuts
+                for (left, right), thresholds_ in zip(itertools.pairwise(edges), pd, strict=False)
+                for cut in thresholds_
                 if cut
             ]
     return lines

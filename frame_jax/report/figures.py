@@ -284,7 +284,7 @@ def density(
     """Tokens over PPL and PD of one group, with its thresholds.
 
     Args:
-        cells: Rows as `documents.density` gives them, of all groups: they share both axes.
+        cells: Rows as `documents.token_density` gives them, of all groups: they share both axes.
         thresholds: Rows of label and x, x2, y, y2 (PPL and PD), the ends of a line.
         label: The group to draw.
         names: Of both axes.

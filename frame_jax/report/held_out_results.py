@@ -6,7 +6,7 @@ import bisect
 from typing import Any
 
 from frame_jax.run.directory import RunDirectory, read_json
-from frame_jax.run.leftovers import changed_input
+from frame_jax.run.stale_steps import changed_input
 
 Result = dict[str, Any]  # what `frame_jax.evaluation.held_out` writes for one curriculum
 DIMENSIONS = ("domain", "language", "quadrant")
@@ -26,7 +26,7 @@ def read_results(directory: RunDirectory) -> dict[str, Result]:
     }
 
 
-def slices(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def measurements_by_slice(checkpoint: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """All measurements of a checkpoint by label: `all`, `domain: code`, `quadrant: Q1`, ..."""
     found = {"all": checkpoint["overall"]}
     for dimension in DIMENSIONS:
@@ -52,13 +52,17 @@ def curve_rows(results: dict[str, Result]) -> list[dict[str, Any]]:
         for arm, result in results.items()
         for checkpoint in result["checkpoints"]
         if checkpoint["step"] > 0
-        for label, measured in slices(checkpoint).items()
+        for label, measured in measurements_by_slice(checkpoint).items()
     ]
 
 
 def slice_labels(results: dict[str, Result]) -> list[str]:
     """The labels of all slices, `all` first."""
-    return list(dict.fromkeys(label for r in results.values() for label in slices(final(r))))
+    return list(
+        dict.fromkeys(
+            label for r in results.values() for label in measurements_by_slice(final_checkpoint(r))
+        )
+    )
 
 
 def difference_rows(curve: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
@@ -74,14 +78,16 @@ def difference_rows(curve: list[dict[str, Any]], baseline: str) -> list[dict[str
     ]
 
 
-def around(result: Result, step: int) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+def checkpoints_around(
+    result: Result, step: int
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     """The last checkpoint at or before `step`, and the first one after it."""
     checkpoints = result["checkpoints"]
-    place = bisect.bisect_right([checkpoint["step"] for checkpoint in checkpoints], step)
-    before = checkpoints[place - 1] if place else None
-    return before, checkpoints[place] if place < len(checkpoints) else None
+    index = bisect.bisect_right([checkpoint["step"] for checkpoint in checkpoints], step)
+    before = checkpoints[index - 1] if index else None
+    return before, checkpoints[index] if index < len(checkpoints) else None
 
 
-def final(result: Result) -> dict[str, Any]:
+def final_checkpoint(result: Result) -> dict[str, Any]:
     """The checkpoint of the last step."""
     return result["checkpoints"][-1]

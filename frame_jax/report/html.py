@@ -21,7 +21,7 @@ def tag(name: str, *children: str, **attributes: str | bool | None) -> Html:
     '<p class="note">a &lt; b</p>'
     """
     written = "".join(_attribute(key, value) for key, value in attributes.items())
-    return Html(f"<{name}{written}>{join(children)}</{name}>")
+    return Html(f"<{name}{written}>{join_html(children)}</{name}>")
 
 
 def _attribute(key: str, value: str | bool | None) -> str:
@@ -31,7 +31,7 @@ def _attribute(key: str, value: str | bool | None) -> str:
     return f" {name}" if value is True else f' {name}="{html.escape(value)}"'
 
 
-def join(children: Sequence[str]) -> Html:
+def join_html(children: Sequence[str]) -> Html:
     """Children one after the other, escaped where they are not `Html`."""
     return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children))
 

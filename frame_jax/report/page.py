@@ -11,7 +11,7 @@ from typing import Any
 
 import vl_convert
 
-from frame_jax.report.html import Html, join, script_json, tag
+from frame_jax.report.html import Html, join_html, script_json, tag
 from frame_jax.report.theme import THEMES
 
 HERE = Path(__file__).parent
@@ -45,7 +45,9 @@ def render(title: str, body: Sequence[Html], figures: Mapping[str, dict[str, Any
     ]
     code = [tag("script", Html(script)) for script in scripts]
     main = tag("main", *body)
-    return "<!doctype html>\n" + tag("html", head, tag("body", main, join(data + code)), lang="en")
+    return "<!doctype html>\n" + tag(
+        "html", head, tag("body", main, join_html(data + code)), lang="en"
+    )
 
 
 @functools.cache

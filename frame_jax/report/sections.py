@@ -12,13 +12,13 @@ from frame_jax.report.documents import Example
 from frame_jax.report.figures import ARM_COLOURS
 from frame_jax.report.held_out_results import (
     Result,
-    around,
-    final,
+    checkpoints_around,
+    final_checkpoint,
+    measurements_by_slice,
     slice_labels,
-    slices,
 )
-from frame_jax.report.html import Html, join, table, tag
-from frame_jax.report.training_curves import Arm, TrainingDrop
+from frame_jax.report.html import Html, join_html, table, tag
+from frame_jax.report.training_curves import TrainingDrop, TrialCurves
 
 NONE = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
@@ -82,7 +82,7 @@ def drops_table(drops: Sequence[TrainingDrop], result: Result | None) -> Html:
     """The training and the held-out loss before and after each stage of one arm begins."""
     rows = []
     for drop in drops:
-        before, after = around(result, drop.step) if result else (None, None)
+        before, after = checkpoints_around(result, drop.step) if result else (None, None)
         rows.append(
             [
                 f"{drop.stage} begins",
@@ -122,7 +122,9 @@ def _at_step(checkpoint: dict[str, Any] | None) -> str:
 
 def held_out_table(results: dict[str, Result]) -> Html:
     """Final losses of every arm on every slice of the held-out split; the best in bold."""
-    finals = {arm: slices(final(result)) for arm, result in results.items()}
+    finals = {
+        arm: measurements_by_slice(final_checkpoint(result)) for arm, result in results.items()
+    }
     rows = []
     for label in slice_labels(results):
         measured = {arm: found[label] for arm, found in finals.items() if label in found}
@@ -137,7 +139,7 @@ def _measured(measured: dict[str, Any] | None, *, bold: bool) -> str:
     if measured is None:
         return NONE
     loss = tag("span", f"{measured['nll_per_token']:.4f}", class_="best" if bold else None)
-    return join([loss, f" ({measured['bits_per_byte']:.3f})"])
+    return join_html([loss, f" ({measured['bits_per_byte']:.3f})"])
 
 
 def balance_table(rows: Sequence[dict[str, Any]], quadrants: Sequence[str]) -> Html:
@@ -168,9 +170,9 @@ def example_documents(
 def _example(example: Example, names: tuple[str, str]) -> Html:
     numbers = f"{names[0]} {example.ppl:.4g} · {names[1]} {example.pd:+.3f}"
     about = f" {example.label} · {example.source} · {numbers} · {example.tokens:,} tokens"
-    title = join([example.doc_id, tag("span", about, class_="note")])
-    text = example.text + (" […]" if example.cut else "")
-    return folded(title, tag("pre", text, dir="auto"))
+    title = join_html([example.doc_id, tag("span", about, class_="note")])
+    text = example.text + (" […]" if example.truncated else "")
+    return folded_section(title, tag("pre", text, dir="auto"))
 
 
 def quadrant_table(
@@ -193,7 +195,7 @@ def quadrant_table(
     return table(header, rows)
 
 
-def models_table(models: Sequence[tuple[Arm, Decoder, dict[str, float | None]]]) -> Html:
+def models_table(models: Sequence[tuple[TrialCurves, Decoder, dict[str, float | None]]]) -> Html:
     """What was trained and how fast: parameters, tokens, final loss, speed, MFU, goodput."""
     rows = []
     for arm, decoder, speed in models:
@@ -236,6 +238,6 @@ def meanings(quadrants: Sequence[str], names: tuple[str, str]) -> dict[str, str]
     return dict(zip(quadrants, levels, strict=True))
 
 
-def folded(title: str, *children: str) -> Html:
+def folded_section(title: str, *children: str) -> Html:
     """Something long that opens on demand."""
     return tag("details", tag("summary", title), *children, class_="fold")

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from frame_jax.config.run import RunConfig, Trial
-from frame_jax.evaluation.verdict import RULE, judge, sentence
-from frame_jax.report.cost import costs, reaching
+from frame_jax.evaluation.verdict import RULE, decide_verdict, verdict_sentence
+from frame_jax.report.cost import run_costs, steps_to_baseline_loss
 from frame_jax.report.held_out_results import Result, read_results
-from frame_jax.report.paired import ALL, Differences, differences, task_differences
+from frame_jax.report.paired_differences import ALL, Differences, differences, task_differences
 from frame_jax.report.verdict_table import FINAL
 from frame_jax.run.directory import RunDirectory
 
 UNIT = "bits per byte"
 
 
-class Line(NamedTuple):
+class ComparedLine(NamedTuple):
     """What is compared: an arm's final weights, or an average of its last checkpoints."""
 
     arm: str
@@ -44,8 +44,9 @@ def read_study(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         as one); `lines`: for each arm, and each average of its checkpoints, its seeds and its mean
         held-out loss over them; `comparisons`: a line `against` another, with a verdict (see
         `evaluation.verdict.Verdict`) for each part of the held-out split and each task, and a
-        `sentence` on the whole of it; `costs`, see `cost.costs`; and `reaching`, see
-        `cost.reaching`. Lines and comparisons are empty before anything has been evaluated.
+        `verdict_sentence` on the whole of it; `run_costs`, see `cost.run_costs`; and
+        `steps_to_baseline_loss`, see `cost.steps_to_baseline_loss`. Lines and comparisons are empty
+        before anything has been evaluated.
     """
     every = read_results(directory)
     trials = [trial for trial in config.trials if trial.name in every]
@@ -54,35 +55,37 @@ def read_study(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     compared = [
         found
         for line in lines
-        for other in references(config, lines, line)
-        if (found := compare(config, directory, results, line, other)) is not None
+        for other in lines_to_compare_with(config, lines, line)
+        if (found := compare_lines(config, directory, results, line, other)) is not None
     ]
-    pieces = costs(config, directory)
+    pieces = run_costs(config, directory)
     return {
         "unit": UNIT,
         "rule": RULE,
         "baseline": config.baseline,
         "seeds": config.all_seeds,
         "comparisons_made": sum(len(c["parts"]) + len(c["tasks"]) for c in compared),
-        "lines": [describe(results, line) for line in lines],
+        "lines": [describe_line(results, line) for line in lines],
         "comparisons": compared,
         "costs": pieces,
-        "reaching": reaching(config, pieces, results),
+        "reaching": steps_to_baseline_loss(config, pieces, results),
     }
 
 
-def find_lines(config: RunConfig, results: dict[Trial, Result]) -> list[Line]:
+def find_lines(config: RunConfig, results: dict[Trial, Result]) -> list[ComparedLine]:
     """Final weights of every evaluated arm, and the averages that all its seeds have."""
     lines = []
     for arm in config.curricula:
         own = [result for trial, result in results.items() if trial.arm == arm]
         names = [[mean["name"] for mean in result.get("averages", [])] for result in own]
         shared = [name for name in names[0] if all(name in n for n in names)] if names else []
-        lines += [Line(arm, weights) for weights in ([FINAL, *shared] if own else [])]
+        lines += [ComparedLine(arm, weights) for weights in ([FINAL, *shared] if own else [])]
     return lines
 
 
-def references(config: RunConfig, lines: list[Line], line: Line) -> list[Line]:
+def lines_to_compare_with(
+    config: RunConfig, lines: list[ComparedLine], line: ComparedLine
+) -> list[ComparedLine]:
     """What a line is compared with, like for like first.
 
     That is the baseline's order under the line's own learning rate and with weights of the same
@@ -92,19 +95,22 @@ def references(config: RunConfig, lines: list[Line], line: Line) -> list[Line]:
     base = config.curricula.get(config.baseline)
     if base is None:
         return []
-    schedule = config.curricula[line.arm].schedule
-    alike = dataclasses.replace(base, schedule=schedule)
+    schedule = config.curricula[line.arm].lr_schedule
+    alike = dataclasses.replace(base, lr_schedule=schedule)
     twins = [arm for arm, curriculum in config.curricula.items() if curriculum == alike]
-    wanted = [*(Line(arm, line.weights) for arm in twins), Line(config.baseline, FINAL)]
+    wanted = [
+        *(ComparedLine(arm, line.weights) for arm in twins),
+        ComparedLine(config.baseline, FINAL),
+    ]
     return [other for other in dict.fromkeys(wanted) if other in lines and other != line]
 
 
-def compare(
+def compare_lines(
     config: RunConfig,
     directory: RunDirectory,
     results: dict[Trial, Result],
-    line: Line,
-    other: Line,
+    line: ComparedLine,
+    other: ComparedLine,
 ) -> dict[str, Any] | None:
     """Verdicts on `line` against `other`, over the seeds that both have.
 
@@ -120,8 +126,8 @@ def compare(
     def folders(name: str = "") -> list[tuple[Path, Path]]:
         return [
             (
-                folder_of(directory, results, one, line.weights, name),
-                folder_of(directory, results, two, other.weights, name),
+                losses_folder(directory, results, one, line.weights, name),
+                losses_folder(directory, results, two, other.weights, name),
             )
             for one, two in pairs
         ]
@@ -129,9 +135,9 @@ def compare(
     parts = differences(directory, folders()) if pairs else {}
     if ALL not in parts:
         return None
-    verdicts = {label: verdict(found) for label, found in parts.items()}
+    verdicts = {label: verdict_record(found) for label, found in parts.items()}
     tasks = {
-        name: verdict(task_differences(folders(name)))
+        name: verdict_record(task_differences(folders(name)))
         for name in (task.name for task in config.evaluation.tasks)
         if all(
             task_score(results[trial], weights, name)
@@ -139,23 +145,23 @@ def compare(
             for trial, weights in zip(pair, (line.weights, other.weights), strict=True)
         )
     }
-    overall = judge(parts[ALL].by_seed, parts[ALL].document_error)
+    overall = decide_verdict(parts[ALL].by_seed, parts[ALL].document_error)
     return {
         **line._asdict(),
         "against": other._asdict(),
         "seeds": seeds,
         "parts": verdicts,
         "tasks": tasks,
-        "sentence": sentence(overall, line.label, other.label, UNIT),
+        "sentence": verdict_sentence(overall, line.label, other.label, UNIT),
     }
 
 
-def verdict(found: Differences) -> dict[str, Any]:
+def verdict_record(found: Differences) -> dict[str, Any]:
     """For JSON."""
-    return judge(found.by_seed, found.document_error).as_dict()
+    return decide_verdict(found.by_seed, found.document_error).as_dict()
 
 
-def folder_of(
+def losses_folder(
     directory: RunDirectory,
     results: dict[Trial, Result],
     trial: Trial,
@@ -180,20 +186,20 @@ def task_score(result: Result, weights: str, task: str) -> dict[str, Any] | None
     last = result["checkpoints"][-1]["step"]
     scores = [score for score in result.get("tasks", []) if score["step"] == last]
     if weights != FINAL:
-        scores = mean_of(result, weights).get("tasks", [])
+        scores = average_result(result, weights).get("tasks", [])
     return next((s for s in scores if s["task"] == task and "folder" in s), None)
 
 
-def mean_of(result: Result, weights: str) -> dict[str, Any]:
+def average_result(result: Result, weights: str) -> dict[str, Any]:
     """The measurements of an average."""
     return next(mean for mean in result["averages"] if mean["name"] == weights)
 
 
-def describe(results: dict[Trial, Result], line: Line) -> dict[str, Any]:
+def describe_line(results: dict[Trial, Result], line: ComparedLine) -> dict[str, Any]:
     """A line's seeds, and its mean held-out loss over them."""
     own = {trial: result for trial, result in results.items() if trial.arm == line.arm}
     measured = [
-        result["checkpoints"][-1] if line.weights == FINAL else mean_of(result, line.weights)
+        result["checkpoints"][-1] if line.weights == FINAL else average_result(result, line.weights)
         for result in own.values()
     ]
     losses = {

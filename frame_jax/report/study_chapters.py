@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from frame_jax.report import figures, notes, sections, study_sections, training_curves
-from frame_jax.report.chapters import Figure, Piece, Trained
+from frame_jax.report.chapters import Figure, Piece, ReportData
 from frame_jax.report.held_out_results import curve_rows
 from frame_jax.report.html import tag
 from frame_jax.report.verdict_table import first_comparisons, labels
@@ -13,9 +13,9 @@ from frame_jax.report.verdict_table import first_comparisons, labels
 FOREST_LINES = 40  # drawn; the table has them all
 
 
-def verdicts(run: Trained) -> list[Piece]:
+def verdicts_chapter(data: ReportData) -> list[Piece]:
     """The outcome, and the buttons that are the legend of all that follows."""
-    study = run.study
+    study = data.study
     found: list[Piece] = [*study_sections.headline(study)]
     if study["lines"]:
         found.append(study_sections.verdict_table(study))
@@ -33,11 +33,15 @@ def verdicts(run: Trained) -> list[Piece]:
             for c in firsts[:FOREST_LINES]
         ]
         found.append(Figure("verdicts", [figures.forest(rows)], notes.FOREST))
-        found += [sections.folded("By domain, language, quadrant and task", *pieces(study))]
-    return [*found, sections.arm_buttons(run.names)]
+        found += [
+            sections.folded_section(
+                "By domain, language, quadrant and task", *comparison_sections(study)
+            )
+        ]
+    return [*found, sections.arm_buttons(data.names)]
 
 
-def pieces(study: dict[str, Any]) -> list[str]:
+def comparison_sections(study: dict[str, Any]) -> list[str]:
     """Headings and tables of all comparisons in detail."""
     return [
         part
@@ -46,11 +50,11 @@ def pieces(study: dict[str, Any]) -> list[str]:
     ]
 
 
-def forgotten(run: Trained) -> list[Piece]:
+def forgetting_chapter(data: ReportData) -> list[Piece]:
     """What was learned on the way and lost again; nothing where no arm was evaluated."""
-    if not run.results:
+    if not data.results:
         return []
-    rows = curve_rows(run.results)
+    rows = curve_rows(data.results)
     quadrants = [row for row in rows if row["slice"].startswith("quadrant: ")]
     kept: list[dict[str, Any]] = []
     for arm, part in dict.fromkeys((row["arm"], row["slice"]) for row in quadrants):
@@ -67,25 +71,25 @@ def forgotten(run: Trained) -> list[Piece]:
         )
     found: list[Piece] = [
         tag("h2", "What was learned, and what was forgotten"),
-        study_sections.forgotten_table(kept),
+        study_sections.forgetting_table(kept),
         tag("p", notes.FORGOTTEN, class_="note"),
     ]
-    if run.training_rows:
-        panel = figures.training_rows(run.training_rows, run.names, run.baseline)
+    if data.training_rows:
+        panel = figures.training_rows(data.training_rows, data.names, data.baseline)
         found.append(
-            Figure("training-rows", [panel], notes.TRAINING_ROWS.format(baseline=run.baseline))
+            Figure("training-rows", [panel], notes.TRAINING_ROWS.format(baseline=data.baseline))
         )
-    return [*found, *boundaries(run)]
+    return [*found, *boundaries_chapter(data)]
 
 
-def boundaries(run: Trained) -> list[Piece]:
+def boundaries_chapter(data: ReportData) -> list[Piece]:
     """Gradient norm and update size where stages begin; nothing for arms of one stage."""
     found: list[Piece] = []
-    for arm in run.arms:
-        lines = training_curves.boundaries(arm) if len(arm.stages) > 1 else []
+    for arm in data.arms:
+        lines = training_curves.boundary_norms(arm) if len(arm.stages) > 1 else []
         if lines:
             shown = study_sections.boundary_table(lines)
-            found.append(shown if arm is run.shaded else sections.folded(arm.name, shown))
+            found.append(shown if arm is data.shaded else sections.folded_section(arm.name, shown))
     if not found:
         return []
     note = notes.BOUNDARIES.format(window=training_curves.WINDOW)
@@ -93,15 +97,15 @@ def boundaries(run: Trained) -> list[Piece]:
             tag("p", note, class_="note")]  # fmt: skip
 
 
-def cost(run: Trained) -> list[Piece]:
+def cost_chapter(data: ReportData) -> list[Piece]:
     """What the study cost, and whether an order paid for its scoring."""
-    if not run.study["costs"]:
+    if not data.study["costs"]:
         return []
     found: list[Piece] = [tag("h2", "Cost")]
-    if run.study["reaching"]:
+    if data.study["reaching"]:
         found += [
-            study_sections.reaching_table(run.study),
-            tag("p", notes.REACHING.format(baseline=run.baseline), class_="note"),
+            study_sections.steps_to_baseline_table(data.study),
+            tag("p", notes.REACHING.format(baseline=data.baseline), class_="note"),
         ]
-    whole = sections.folded("FLOPs and seconds", study_sections.cost_table(run.study))
+    whole = sections.folded_section("FLOPs and seconds", study_sections.cost_table(data.study))
     return [*found, whole]

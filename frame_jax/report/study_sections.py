@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from frame_jax.report.html import Html, join, table, tag
+from frame_jax.report.html import Html, join_html, table, tag
 from frame_jax.report.sections import NONE, number, si
 from frame_jax.report.training_curves import Boundary
 from frame_jax.report.verdict_table import (
@@ -31,7 +31,7 @@ def headline(study: Study) -> list[Html]:
     return found
 
 
-ONE_SEED = join(
+ONE_SEED = join_html(
     [
         "This run has one seed, so nothing here tells an effect of the order from chance: another "
         "seed alone moves such differences. ",
@@ -77,7 +77,7 @@ def cost_table(study: Study) -> Html:
     return table(["work", "FLOPs", "seconds"], rows)
 
 
-def reaching_table(study: Study) -> Html:
+def steps_to_baseline_table(study: Study) -> Html:
     """When each arm reaches the baseline's final loss."""
     rows = [
         [
@@ -92,7 +92,7 @@ def reaching_table(study: Study) -> Html:
     return table(header, rows)
 
 
-def forgotten_table(forgotten: Sequence[dict[str, Any]]) -> Html:
+def forgetting_table(lines: Sequence[dict[str, Any]]) -> Html:
     """Per arm and quadrant: lowest held-out loss on the way, final one, and what lies between."""
     rows = [
         [
@@ -102,7 +102,7 @@ def forgotten_table(forgotten: Sequence[dict[str, Any]]) -> Html:
             f"{row['final']:.4f}",
             f"{row['final'] - row['lowest']:+.4f}",
         ]
-        for row in forgotten
+        for row in lines
     ]
     return table(["order", "quadrant", "lowest (at step)", "at the end", "lost again"], rows)
 

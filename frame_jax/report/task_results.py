@@ -1,6 +1,6 @@
 """The `tasks` of `RUN/evaluation/*.json` in; a table, curves and what must be said of them out.
 
-The keys of a score are those that `frame_jax.evaluation.tasks.run` gives.
+The keys of a score are those that `frame_jax.evaluation.tasks.score_tasks` gives.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from frame_jax.report.held_out_results import Result
-from frame_jax.report.html import Html, join, table, tag
+from frame_jax.report.html import Html, join_html, table, tag
 
 Score = dict[str, Any]
 MEAN = "mean of the tasks"
@@ -101,19 +101,19 @@ def task_table(finals: dict[str, dict[str, Score]], arms: list[str]) -> Html:
     for task, scores in finals.items():
         any_score = next(iter(scores.values()))  # questions and shots are the same for every arm
         about = f"{any_score['items']:,} questions, {any_score['shots']} shots"
-        name = join([task, tag("span", f" {about}", class_="note")])
+        name = join_html([task, tag("span", f" {about}", class_="note")])
         blind = [percent(any_score["chance"]), percent(any_score["blind"])]
-        rows.append([name, *blind, *(cell(scores.get(a)) for a in arms)])
+        rows.append([name, *blind, *(score_text(scores.get(a)) for a in arms)])
     if len(finals) > 1:
         whole = [arm for arm in arms if all(arm in scores for scores in finals.values())]
         means = {arm: mean_score([scores[arm] for scores in finals.values()]) for arm in whole}
         if means:
             blind = [percent(means[whole[0]][key]) for key in ("chance", "blind")]
-            rows.append([MEAN, *blind, *(cell(means.get(arm)) for arm in arms)])
+            rows.append([MEAN, *blind, *(score_text(means.get(arm)) for arm in arms)])
     return table(["task", "a guess", "best blind rule", *arms], rows)
 
 
-def cell(score: Score | None) -> str:
+def score_text(score: Score | None) -> str:
     """Accuracies in percent, one where both are the same; bold where something was learned.
 
     That is where an accuracy is more than two errors above what needs no question, a guess or the
@@ -132,14 +132,14 @@ def cell(score: Score | None) -> str:
 
     if score["accuracy"] == score["accuracy_norm"]:  # letters have one length
         return measured("accuracy")
-    return join([measured("accuracy"), " (", measured("accuracy_norm"), ")"])
+    return join_html([measured("accuracy"), " (", measured("accuracy_norm"), ")"])
 
 
 def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def cut_prompts(finals: dict[str, dict[str, Score]]) -> str:
+def truncated_prompts(finals: dict[str, dict[str, Score]]) -> str:
     """Which tasks have questions whose prompt did not fit; empty for none."""
     cut = [
         f"{task} {score['truncated']:,} of {score['items']:,}"

@@ -15,7 +15,7 @@ from typing import Any
 import duckdb
 
 from frame_jax.run.directory import read_json
-from frame_jax.sql import json_lines
+from frame_jax.sql import json_lines_table
 
 POINTS = 500  # of a curve
 GAP, WINDOW = 0.04, 0.04  # share of the run beside a boundary that is left out, that is averaged
@@ -35,7 +35,7 @@ COLUMNS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class StageSteps:
     """Steps [start, stop) of a run; `start` is also the number of updates made before it."""
 
     name: str
@@ -44,7 +44,7 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Arm:
+class TrialCurves:
     """One model's training run.
 
     Attributes:
@@ -52,58 +52,58 @@ class Arm:
         metrics: Its `metrics.jsonl`.
         stages: In order.
         steps: Optimizer steps.
-        batch_rows: Rows of a global batch.
+        batch_size: Rows of a global batch.
         sequence_length: Tokens a row predicts.
     """
 
     name: str
     metrics: Path
-    stages: tuple[Stage, ...]
+    stages: tuple[StageSteps, ...]
     steps: int
-    batch_rows: int
+    batch_size: int
     sequence_length: int
 
     @property
     def tokens_per_step(self) -> int:
-        return self.batch_rows * self.sequence_length
+        return self.batch_size * self.sequence_length
 
 
-def read_arm(folder: Path, name: str) -> Arm | None:
+def read_trial_curves(folder: Path, name: str) -> TrialCurves | None:
     """The training run in `folder`, or None where there is none."""
     if not (folder / "metrics.jsonl").exists() or not (folder / "curriculum.json").exists():
         return None
-    plan = read_json(folder / "curriculum.json")
-    stops = [stage["last_step"] for stage in plan["stages"]]  # whole steps, rounded up
+    trial_record = read_json(folder / "curriculum.json")
+    stops = [stage["last_step"] for stage in trial_record["stages"]]  # whole steps, rounded up
     stages = tuple(
-        Stage(stage["name"], start, stop)
-        for stage, start, stop in zip(plan["stages"], [0, *stops], stops, strict=False)
+        StageSteps(stage["name"], start, stop)
+        for stage, start, stop in zip(trial_record["stages"], [0, *stops], stops, strict=False)
     )
-    return Arm(
+    return TrialCurves(
         name,
         folder / "metrics.jsonl",
         stages,
-        plan["steps"],
-        plan["batch_rows"],
-        plan["sequence_length"],
+        trial_record["steps"],
+        trial_record["batch_size"],
+        trial_record["sequence_length"],
     )
 
 
-def query(path: Path, sql: str, *parameters: Any) -> list[dict[str, Any]]:
+def query_metrics(path: Path, sql: str, *parameters: Any) -> list[dict[str, Any]]:
     """Rows of a query over `metrics`, the lines of a `metrics.jsonl`."""
     with duckdb.connect() as connection:
         cursor = connection.execute(
-            f"WITH metrics AS (FROM {json_lines(path, COLUMNS)}) {sql}", parameters
+            f"WITH metrics AS (FROM {json_lines_table(path, COLUMNS)}) {sql}", parameters
         )
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
-def series(arm: Arm, points: int = POINTS) -> list[dict[str, Any]]:
+def thinned_series(arm: TrialCurves, points: int = POINTS) -> list[dict[str, Any]]:
     """At most `points` rows of arm, tokens, loss and tokens_per_second, averaged over equal spans.
 
     A span's speed is the median of its steps; its loss is the mean of the finite ones.
     """
-    return query(
+    return query_metrics(
         arm.metrics,
         """
         SELECT ? AS arm, CAST(max(tokens) AS BIGINT) AS tokens,
@@ -117,9 +117,9 @@ def series(arm: Arm, points: int = POINTS) -> list[dict[str, Any]]:
     )
 
 
-def mixture_series(arm: Arm, points: int = 160) -> list[dict[str, Any]]:
+def mixture_series(arm: TrialCurves, points: int = 160) -> list[dict[str, Any]]:
     """Rows of arm, tokens, quadrant and share: what the batches were made of."""
-    return query(
+    return query_metrics(
         arm.metrics,
         """
         , spans AS (SELECT step * ? // ? AS span, max(tokens) AS tokens, count(*) AS steps
@@ -138,7 +138,7 @@ def mixture_series(arm: Arm, points: int = 160) -> list[dict[str, Any]]:
     )
 
 
-def stage_bands(arm: Arm) -> list[dict[str, Any]]:
+def stage_bands(arm: TrialCurves) -> list[dict[str, Any]]:
     """Rows of name, start and end (tokens seen) of every stage."""
     return [
         {
@@ -151,9 +151,9 @@ def stage_bands(arm: Arm) -> list[dict[str, Any]]:
     ]
 
 
-def mean_loss(arm: Arm, start: int, stop: int) -> float | None:
+def mean_training_loss(arm: TrialCurves, start: int, stop: int) -> float | None:
     """Mean training loss over steps [start, stop), in nats per token."""
-    rows = query(
+    rows = query_metrics(
         arm.metrics,
         """
         SELECT avg(loss) FILTER (isfinite(loss)) AS loss FROM metrics WHERE step >= ? AND step < ?
@@ -181,7 +181,7 @@ class TrainingDrop:
     after: float | None
 
 
-def training_drops(arm: Arm) -> list[TrainingDrop]:
+def training_drops(arm: TrialCurves) -> list[TrainingDrop]:
     """One drop for each stage. [ours]
 
     The two windows lie `GAP` of the run away from the boundary, because a smooth transition mixes
@@ -189,7 +189,7 @@ def training_drops(arm: Arm) -> list[TrainingDrop]:
     stage.
     """
 
-    def spans(stage: Stage) -> tuple[int, int]:
+    def spans(stage: StageSteps) -> tuple[int, int]:
         quarter = (stage.stop - stage.start) // 4
         gap, window = math.ceil(GAP * arm.steps), math.ceil(WINDOW * arm.steps)
         return min(gap, quarter), max(min(window, quarter), 1)
@@ -197,12 +197,12 @@ def training_drops(arm: Arm) -> list[TrainingDrop]:
     drops = []
     for previous, stage in zip([None, *arm.stages], arm.stages, strict=False):
         gap, window = spans(stage)
-        after = mean_loss(arm, stage.start + gap, stage.start + gap + window)
+        after = mean_training_loss(arm, stage.start + gap, stage.start + gap + window)
         if previous is None:
-            before = mean_loss(arm, 0, 1)
+            before = mean_training_loss(arm, 0, 1)
         else:
             gap, window = spans(previous)
-            before = mean_loss(arm, stage.start - gap - window, stage.start - gap)
+            before = mean_training_loss(arm, stage.start - gap - window, stage.start - gap)
         drops.append(TrainingDrop(stage.name, stage.start, before, after))
     return drops
 
@@ -224,14 +224,14 @@ class Boundary:
     update_norm: tuple[float | None, float | None]
 
 
-def boundaries(arm: Arm) -> list[Boundary]:
+def boundary_norms(arm: TrialCurves) -> list[Boundary]:
     """One for each stage but the first. [ours]
 
     Means are over `WINDOW` of the run right before and right after, at most a quarter of the stage.
     """
 
     def mean(start: int, stop: int) -> dict[str, float | None]:
-        return query(
+        return query_metrics(
             arm.metrics,
             """
             SELECT avg(grad_norm) FILTER (isfinite(grad_norm)) AS grad,
@@ -255,7 +255,7 @@ def boundaries(arm: Arm) -> list[Boundary]:
     return found
 
 
-def speed(arm: Arm) -> dict[str, float | None]:
+def training_speed(arm: TrialCurves) -> dict[str, float | None]:
     """How much was trained how fast: one number for each key.
 
     Returns:
@@ -264,7 +264,7 @@ def speed(arm: Arm) -> dict[str, float | None]:
         that was spent in steps; an attempt begins with a step that is not timed), and final_loss,
         the mean over the last twentieth of the steps.
     """
-    return query(
+    return query_metrics(
         arm.metrics,
         """
         , numbered AS (SELECT *, count(*) FILTER (seconds IS NULL) OVER (ORDER BY step) AS attempt

@@ -23,13 +23,13 @@ from typing import Any, TypeVar
 from frame_jax.config.paths import scheme_of
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, atomic_path
-from frame_jax.run.faults import is_fault
-from frame_jax.run.phases import Unit
+from frame_jax.run.phases import PhaseStep
+from frame_jax.run.storage_errors import is_storage_error
 
 T = TypeVar("T")
 
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # both are in this project's extra `remote`
-TRIES, FIRST_WAIT_SECONDS = 7, 0.5  # each wait is twice the one before: half a minute in all
+ATTEMPTS, FIRST_WAIT_SECONDS = 7, 0.5  # each wait is twice the one before: half a minute in all
 WHOLE, DAMAGED = "whole.json", "damaged.json"
 
 
@@ -61,15 +61,15 @@ class Bucket:
     def _try(self, key: str, call: Callable[[str], T]) -> T:
         """`call` on the whole name of `key`, again where storage or network fail in passing."""
         name = f"{self.url}/{key}".rstrip("/")
-        for attempt in range(TRIES):
+        for attempt in range(ATTEMPTS):
             try:
                 return call(name)
             except FileNotFoundError:
                 raise
             except Exception as error:  # each library has classes of its own
                 refused = isinstance(error, PermissionError)
-                if refused or not is_fault(error) or attempt == TRIES - 1:
-                    raise cannot_be_used(name, error) from error
+                if refused or not is_storage_error(error) or attempt == ATTEMPTS - 1:
+                    raise unusable_bucket_error(name, error) from error
                 time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
         raise AssertionError("the last attempt returns or raises")
 
@@ -78,7 +78,7 @@ class Bucket:
         try:
             self._try(key, call)
         except FileNotFoundError as error:
-            raise cannot_be_used(f"{self.url}/{key}", error) from error
+            raise unusable_bucket_error(f"{self.url}/{key}", error) from error
 
     def _names(self, key: str = "") -> list[str]:
         """Last parts of the names right under `key`."""
@@ -157,7 +157,7 @@ class Bucket:
             self.remove(step)
 
 
-def cannot_be_used(name: str, error: Exception) -> UserError:
+def unusable_bucket_error(name: str, error: Exception) -> UserError:
     return UserError(
         f"checkpoint_root: {name}: {type(error).__name__}: {error}. Mend the credentials, the "
         "bucket or the connection and run the same command again; nothing that was there is lost"
@@ -169,45 +169,49 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(content, hashlib.sha256).hexdigest()
 
 
-def pointer(unit_folder: Path) -> Path:
+def pointer_file(training_folder: Path) -> Path:
     """The file in a training run's folder that says where its copies are."""
-    return unit_folder / "checkpoints.txt"
+    return training_folder / "checkpoints.txt"
 
 
-def bucket_of(unit_folder: Path) -> Bucket | None:
+def bucket_of(training_folder: Path) -> Bucket | None:
     """Where the copies of a training run's checkpoints are; None where it has none."""
-    path = pointer(unit_folder)
+    path = pointer_file(training_folder)
     return Bucket(path.read_text("utf-8").strip()) if path.exists() else None
 
 
-def settle(directory: RunDirectory, units: Sequence[Unit], root: str | None) -> None:
+def record_buckets(
+    directory: RunDirectory, phase_steps: Sequence[PhaseStep], root: str | None
+) -> None:
     """Says for each training run to come where its copies go, and tries the bucket. Process 0 only.
 
     Raises:
         UserError: if the bucket cannot be used, or a run that has begun has its copies elsewhere.
     """
-    for unit in (unit for unit in units if unit.run.startswith("training.")):
-        folder = directory.root / unit.outputs[0]
-        url = None if root is None else f"{root.rstrip('/')}/{unit.outputs[0]}/checkpoints"
+    for phase_step in (
+        phase_step for phase_step in phase_steps if phase_step.function.startswith("training.")
+    ):
+        folder = directory.root / phase_step.outputs[0]
+        url = None if root is None else f"{root.rstrip('/')}/{phase_step.outputs[0]}/checkpoints"
         before = bucket_of(folder)
         if url == (before and before.url):
             continue
         if before is not None and (steps := before.steps()):
             raise UserError(
-                f"checkpoint_root: {unit.name} has begun, with checkpoints of steps "
+                f"checkpoint_root: {phase_step.name} has begun, with checkpoints of steps "
                 f"{', '.join(map(str, steps))} in {before.url}, and this run names "
                 f"{url or 'no bucket'}. Set checkpoint_root as before, move those objects there, "
-                f"or train it from the start (--redo {unit.name})"
+                f"or train it from the start (--redo {phase_step.name})"
             )
         if url is None:
-            pointer(folder).unlink()
+            pointer_file(folder).unlink()
             continue
         Bucket(url).try_out()
-        with atomic_path(pointer(folder)) as temporary:
+        with atomic_path(pointer_file(folder)) as temporary:
             temporary.write_text(f"{url}\n", "utf-8")
 
 
-def clear(unit_folder: Path) -> None:
+def clear_copies(training_folder: Path) -> None:
     """Removes the copies of a training run's checkpoints, if it has any."""
-    if (bucket := bucket_of(unit_folder)) is not None:
+    if (bucket := bucket_of(training_folder)) is not None:
         bucket.clear()

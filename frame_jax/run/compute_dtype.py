@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from frame_jax.config.run import RunConfig
-from frame_jax.config.settings import lookup, replaced, settings_of
+from frame_jax.config.settings import flatten_settings, replace_setting, setting_at
 from frame_jax.run import phases
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.markers import read_marker
@@ -19,34 +19,34 @@ AUTO = "auto"
 TYPES = ("bfloat16", "float32")
 
 
-def left_open(settings: dict[str, Any]) -> list[str]:
+def undecided_keys(settings: dict[str, Any]) -> list[str]:
     """The dotted keys, among flattened settings, of types that are left to the device."""
     return [k for k, value in settings.items() if k.endswith(".compute_dtype") and value == AUTO]
 
 
-def recorded(config: RunConfig, directory: RunDirectory) -> RunConfig:
+def with_recorded_types(config: RunConfig, directory: RunDirectory) -> RunConfig:
     """`config` with the run's own types in the place of `auto`; does not import JAX.
 
     A setting that no unit has begun under takes the type of the first unit that began under one
     left to the device, so that a run computes in one type. Where nothing has begun, `auto` stays.
     """
-    keys, known = left_open(settings_of(config)), dict[str, str]()
-    for unit in phases.units(config):
-        settings = (read_marker(directory, unit) or {}).get("settings", {})
+    keys, known = undecided_keys(flatten_settings(config)), dict[str, str]()
+    for phase_step in phases.list_phase_steps(config):
+        settings = (read_marker(directory, phase_step) or {}).get("settings", {})
         known |= {k: settings[k] for k in keys if k in settings and k not in known}
     usual = next(iter(known.values()), AUTO)
     for key in keys:
-        config = replaced(config, key, known.get(key, usual))
+        config = replace_setting(config, key, known.get(key, usual))
     return config
 
 
-def decided(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[str]]:
+def decide_types(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[str]]:
     """`config` without `auto`, and what is to be said of it; called on every process, and the same
     on all: process 0 decides.
 
     Args:
         config: As the user gave it.
-        so_far: What `recorded` made of it.
+        so_far: What `with_recorded_types` made of it.
     """
     import jax
 
@@ -56,8 +56,8 @@ def decided(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[str]]
     device = jax.local_devices()[0]
     native = "bfloat16" if multiplies_bfloat16(device) else "float32"
     fresh, kept = False, list[str]()
-    for key in left_open(settings_of(config)):
-        choice = lookup(so_far, key)
+    for key in undecided_keys(flatten_settings(config)):
+        choice = setting_at(so_far, key)
         if choice == AUTO:
             choice, fresh = native, True
         elif choice != native:
@@ -65,6 +65,8 @@ def decided(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[str]]
                 f"{key}: auto stays {choice}, in which this run began; {device.device_kind} would "
                 f"take {native}. For that, say --{key} {native} and repeat the phase (--redo)"
             )
-        config = replaced(config, key, TYPES[processes.agree(TYPES.index(choice))])
+        config = replace_setting(
+            config, key, TYPES[processes.broadcast_from_first(TYPES.index(choice))]
+        )
     taken = f"compute_dtype: auto is {native} on {device.device_kind}"
     return config, [taken, *kept] if fresh else kept

@@ -14,8 +14,10 @@ from typing import Any
 from frame_jax.config.paths import scheme_of, user_path
 from frame_jax.errors import UserError
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_WORDS = tuple(os.strerror(number) for number in FULL)  # as C++ libraries report them
+FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_DISK_MESSAGES = tuple(
+    os.strerror(number) for number in FULL_DISK_ERRNOS
+)  # as C++ libraries report them
 
 
 class RunDirectory:
@@ -73,26 +75,26 @@ class RunDirectory:
     def assignment(self) -> Path:
         return self.quadrants / "assignment.parquet"
 
-    def pretrain(self, curriculum: str) -> Path:
-        return self.root / "pretrain" / curriculum
+    def pretrain(self, trial: str) -> Path:
+        return self.root / "pretrain" / trial
 
-    def evaluation(self, curriculum: str) -> Path:
-        return self.root / "evaluation" / f"{curriculum}.json"
+    def evaluation(self, trial: str) -> Path:
+        return self.root / "evaluation" / f"{trial}.json"
 
     @property
     def manifests(self) -> Path:
         return self.root / "manifest"
 
-    def manifest(self, curriculum: str) -> Path:
+    def manifest(self, trial: str) -> Path:
         """Where the rows of an order are listed, unless another place was asked for."""
-        return self.manifests / curriculum
+        return self.manifests / trial
 
     @property
     def report(self) -> Path:
         return self.root / "report"
 
-    def marker(self, unit: str) -> Path:
-        return self.root / f"{unit}.json"
+    def marker(self, phase_step: str) -> Path:
+        return self.root / f"{phase_step}.json"
 
 
 def axis_names(directory: RunDirectory) -> tuple[str, str]:
@@ -130,37 +132,37 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except Exception as error:
-        if not is_full(error):
+        if not is_disk_full(error):
             raise
         written = temporary.stat().st_size if temporary.exists() else 0
-        raise no_room(path, written) from error
+        raise no_room_error(path, written) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def appending(path: Path) -> Iterator[None]:
+def explain_append_errors(path: Path) -> Iterator[None]:
     """Around a write to the end of an open file: says which file it is when the disk is full."""
     try:
         yield
     except OSError as error:
-        if not is_full(error):
+        if not is_disk_full(error):
             raise
-        raise no_room(path, path.stat().st_size) from error
+        raise no_room_error(path, path.stat().st_size) from error
 
 
-def is_full(error: BaseException | None) -> bool:
+def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error came from a full disk, a quota or a limit on the size of files."""
     while error is not None and not isinstance(error, UserError):
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
             return True
-        if any(words in str(error) for words in FULL_WORDS):
+        if any(words in str(error) for words in FULL_DISK_MESSAGES):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def no_room(path: Path, needed: int) -> UserError:
+def no_room_error(path: Path, needed: int) -> UserError:
     """What to tell the user when `path`, of at least `needed` bytes, could not be written."""
     free = shutil.disk_usage(path.parent).free
     return UserError(
@@ -170,16 +172,16 @@ def no_room(path: Path, needed: int) -> UserError:
     )
 
 
-def how_to_remake(root: Path, path: Path, unit: str) -> str:
+def how_to_remake(root: Path, path: Path, phase_step: str) -> str:
     """What to type to have a damaged file of a unit made again.
 
     A part is made again by itself; the result is the same, so what was made from it stays.
     """
     if path.name.startswith("part-"):
         stem = path.name.split(".")[0]
-        remedy = f"remove it (rm {path.with_name(stem)}.* {root / unit}.json)"
+        remedy = f"remove it (rm {path.with_name(stem)}.* {root / phase_step}.json)"
     else:
-        remedy = f"say so (--redo {unit})"
+        remedy = f"say so (--redo {phase_step})"
     return f"To have it made again, {remedy} and run the same command"
 
 
@@ -213,7 +215,7 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def discard(path: Path) -> None:
+def mark_for_removal(path: Path) -> None:
     """Gives a file or a folder, if it is there, a name that `remove_temporaries` removes."""
     if path.exists():
         doomed = path.with_name(f".tmp-discarded-{path.name}")

@@ -15,23 +15,23 @@ from pathlib import Path
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, how_to_remake, read_json, write_json
-from frame_jax.run.faults import fault
+from frame_jax.run.storage_errors import storage_error
 
 HASHED = {".parquet", ".json"}
 SIZED = {".arrayrecord"}
 
 
-def record(directory: RunDirectory, unit: str, outputs: Sequence[str]) -> None:
+def record_checksums(directory: RunDirectory, phase_step: str, outputs: Sequence[str]) -> None:
     """Writes the checksums of a unit's outputs. Process 0 only."""
     files = sorted(file for output in outputs for file in files_of(directory.root / output))
     write_json(
-        checksums(directory, unit),
-        {str(file.relative_to(directory.root)): describe(file) for file in files},
+        checksums(directory, phase_step),
+        {str(file.relative_to(directory.root)): file_checksum(file) for file in files},
     )
 
 
-def checksums(directory: RunDirectory, unit: str) -> Path:
-    return directory.root / "checksums" / f"{unit}.json"
+def checksums(directory: RunDirectory, phase_step: str) -> Path:
+    return directory.root / "checksums" / f"{phase_step}.json"
 
 
 def files_of(output: Path) -> list[Path]:
@@ -45,7 +45,7 @@ def files_of(output: Path) -> list[Path]:
     ]
 
 
-def describe(file: Path) -> list[int | str]:
+def file_checksum(file: Path) -> list[int | str]:
     """[size in bytes] or [size, hash] of a file."""
     size = file.stat().st_size
     if file.suffix not in HASHED:
@@ -54,36 +54,38 @@ def describe(file: Path) -> list[int | str]:
         return [size, hashlib.file_digest(content, hashlib.sha256).hexdigest()[:32]]
 
 
-def verify(
-    directory: RunDirectory, units: Sequence[str], kinds: Container[str] = frozenset(HASHED | SIZED)
+def verify_checksums(
+    directory: RunDirectory,
+    phase_steps: Sequence[str],
+    kinds: Container[str] = frozenset(HASHED | SIZED),
 ) -> None:
     """Compares the files of complete units with their checksums; each process takes a share.
 
     Args:
         directory: The run.
-        units: Names of units; those of a release that kept no checksums are passed over.
+        phase_steps: Names of units; those of a release that kept no checksums are passed over.
         kinds: Suffixes of the files that will be read.
 
     Raises:
         UserError: for the first file that is missing or damaged, with how to make it again, and
             for one that cannot be read.
     """
-    for unit in units:
-        path = checksums(directory, unit)
+    for phase_step in phase_steps:
+        path = checksums(directory, phase_step)
         expected = read_json(path) if path.exists() else {}
         wanted = [name for name in sorted(expected) if Path(name).suffix in kinds]
-        for name in processes.mine(wanted):
+        for name in processes.local_share(wanted):
             file = directory.root / name
             try:
-                found = describe(file)
+                found = file_checksum(file)
             except FileNotFoundError:
                 found = []
             except OSError as error:
-                raise fault(file, error) from error
+                raise storage_error(file, error) from error
             if not found:
                 what = "is missing"
             elif found != expected[name]:
                 what = f"is damaged: its size or checksum is not the one in {path}"
             else:
                 continue
-            raise UserError(f"{file} {what}. {how_to_remake(directory.root, file, unit)}")
+            raise UserError(f"{file} {what}. {how_to_remake(directory.root, file, phase_step)}")

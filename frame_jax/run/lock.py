@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory
-from frame_jax.run.faults import fault
+from frame_jax.run.storage_errors import storage_error
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0  # some file systems show another host's writes late
@@ -31,7 +31,7 @@ TAKEN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextlib.contextmanager
-def exclusive(directory: RunDirectory) -> Iterator[None]:
+def hold_lock(directory: RunDirectory) -> Iterator[None]:
     """Holds the run directory against a second program.
 
     Raises:
@@ -47,16 +47,16 @@ def exclusive(directory: RunDirectory) -> Iterator[None]:
             "--run_directory"
         ) from error
     with path.open("r+b") as file:
-        locked = lock(file, directory, path)
-        if (elsewhere(path) if locked else holder(path)) and beats(path):
-            raise in_use(directory, path)
+        locked = lock_file(file, directory, path)
+        if (is_held_elsewhere(path) if locked else read_holder(path)) and is_beating(path):
+            raise in_use_error(directory, path)
         file.truncate(0)
         with contextlib.suppress(*(OSError,) * locked):  # as in `_beat`
             write_beat(file.fileno(), 0)
         if not locked:
             time.sleep(SETTLE_SECONDS)
-            if holder(path) != me():
-                raise in_use(directory, path)
+            if read_holder(path) != describe_process():
+                raise in_use_error(directory, path)
         end = threading.Event()
         beat = threading.Thread(target=_beat, args=(file.fileno(), end), daemon=True)
         beat.start()
@@ -68,7 +68,7 @@ def exclusive(directory: RunDirectory) -> Iterator[None]:
             file.truncate(0)
 
 
-def lock(file: BinaryIO, directory: RunDirectory, path: Path) -> bool:
+def lock_file(file: BinaryIO, directory: RunDirectory, path: Path) -> bool:
     """Takes the operating system's lock; False where the file system has none.
 
     Raises:
@@ -78,9 +78,9 @@ def lock(file: BinaryIO, directory: RunDirectory, path: Path) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in TAKEN:
-            raise in_use(directory, path) from error
+            raise in_use_error(directory, path) from error
         if error.errno not in NO_LOCKS:
-            raise fault(path, error) from error
+            raise storage_error(path, error) from error
         print(
             f"warning: the file system of {directory.root} has no locks ({error.strerror}): only "
             f"what its holder writes to {path} every {BEAT_SECONDS:.0f} s keeps a second program "
@@ -91,32 +91,32 @@ def lock(file: BinaryIO, directory: RunDirectory, path: Path) -> bool:
     return True
 
 
-def me() -> str:
+def describe_process() -> str:
     """What the file says of this program."""
     return f"process {os.getpid()} on {os.uname().nodename}"
 
 
-def holder(path: Path) -> str:
+def read_holder(path: Path) -> str:
     """`process 12 on HOST`; empty for none."""
     return path.read_text("utf-8", "replace").split("\n")[0]
 
 
-def in_use(directory: RunDirectory, path: Path) -> UserError:
+def in_use_error(directory: RunDirectory, path: Path) -> UserError:
     return UserError(
-        f"{directory.root} is in use by {holder(path) or 'another program'}; wait for it to end, "
+        f"{directory.root} is in use by {read_holder(path) or 'another program'}; wait for it to end, "
         "or choose another --run_directory"
     )
 
 
-def elsewhere(path: Path) -> bool:
+def is_held_elsewhere(path: Path) -> bool:
     """Whether the last holder was on another host and did not end in order."""
-    name = holder(path)
+    name = read_holder(path)
     return bool(name) and not name.endswith(f" on {os.uname().nodename}")
 
 
-def beats(path: Path) -> bool:
+def is_beating(path: Path) -> bool:
     """Whether somebody changes the file."""
-    print(f"{path} names {holder(path)}: waiting to see whether it lives", file=sys.stderr)
+    print(f"{path} names {read_holder(path)}: waiting to see whether it lives", file=sys.stderr)
     before, ends = path.read_bytes(), time.monotonic() + STALE_SECONDS
     while time.monotonic() < ends:
         time.sleep(BEAT_SECONDS / 10)
@@ -126,7 +126,7 @@ def beats(path: Path) -> bool:
 
 
 def write_beat(file: int, number: int) -> None:
-    os.pwrite(file, f"{me()}\n{number:012d}\n".encode(), 0)
+    os.pwrite(file, f"{describe_process()}\n{number:012d}\n".encode(), 0)
     os.fsync(file)
 
 

@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from frame_jax.config.run import RunConfig
-from frame_jax.config.settings import lookup, settings_of
+from frame_jax.config.settings import flatten_settings, setting_at
 from frame_jax.errors import UserError
 from frame_jax.run import bucket
-from frame_jax.run.directory import RunDirectory, discard, read_json, remove, write_json
-from frame_jax.run.leftovers import with_leftovers
-from frame_jax.run.phases import Unit, load_function
+from frame_jax.run.directory import RunDirectory, mark_for_removal, read_json, remove, write_json
+from frame_jax.run.phases import PhaseStep, load_function
+from frame_jax.run.stale_steps import with_stale_steps
 
 
 @dataclasses.dataclass(frozen=True)
-class Expected:
+class ExpectedMarker:
     """What a unit's marker must say: flattened settings, fingerprints of its inputs, and a hash."""
 
     settings: dict[str, Any]
@@ -36,40 +36,40 @@ class Expected:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def expectations(
-    config: RunConfig, table: Sequence[Unit], corpus_signature: str
-) -> dict[str, Expected]:
+def expected_markers(
+    config: RunConfig, table: Sequence[PhaseStep], corpus_signature: str
+) -> dict[str, ExpectedMarker]:
     """What every marker must say under this config and corpus."""
-    found: dict[str, Expected] = {}
-    for unit in table:
+    found: dict[str, ExpectedMarker] = {}
+    for phase_step in table:
         settings = {
             key: value
-            for name in unit.settings
-            for key, value in settings_of(lookup(config, name), name).items()
+            for name in phase_step.settings
+            for key, value in flatten_settings(setting_at(config, name), name).items()
         }
-        if unit.seed is not None:
-            settings["seed"] = unit.seed
-        inputs = {name: found[name].fingerprint for name in unit.needs}
-        if not unit.needs:
+        if phase_step.seed is not None:
+            settings["seed"] = phase_step.seed
+        inputs = {name: found[name].fingerprint for name in phase_step.inputs}
+        if not phase_step.inputs:
             inputs["corpus files"] = corpus_signature
-        found[unit.name] = Expected(settings, inputs)
+        found[phase_step.name] = ExpectedMarker(settings, inputs)
     return found
 
 
-def read_marker(directory: RunDirectory, unit: Unit) -> dict[str, Any] | None:
-    path = directory.marker(unit.name)
+def read_marker(directory: RunDirectory, phase_step: PhaseStep) -> dict[str, Any] | None:
+    path = directory.marker(phase_step.name)
     return read_json(path) if path.exists() else None
 
 
-def is_complete(directory: RunDirectory, unit: Unit, expected: Expected) -> bool:
+def is_complete(directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker) -> bool:
     """Whether the unit has run to its end, under the settings of this run."""
-    marker = read_marker(directory, unit)
+    marker = read_marker(directory, phase_step)
     return (
         marker is not None and marker["complete"] and marker["fingerprint"] == expected.fingerprint
     )
 
 
-def check_current(directory: RunDirectory, unit: Unit, expected: Expected) -> None:
+def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker) -> None:
     """Refuses a unit whose outputs were made under other settings or inputs.
 
     The report is the exception: it costs seconds and nothing is made from it, so a run with one
@@ -78,8 +78,12 @@ def check_current(directory: RunDirectory, unit: Unit, expected: Expected) -> No
     Raises:
         UserError: naming each setting that changed, and the two ways on.
     """
-    marker = read_marker(directory, unit)
-    if marker is None or marker["fingerprint"] == expected.fingerprint or unit.phase == "report":
+    marker = read_marker(directory, phase_step)
+    if (
+        marker is None
+        or marker["fingerprint"] == expected.fingerprint
+        or phase_step.phase == "report"
+    ):
         return
     settings = marker["settings"], expected.settings
     changed = []
@@ -94,24 +98,28 @@ def check_current(directory: RunDirectory, unit: Unit, expected: Expected) -> No
         if marker["inputs"].get(name) != fingerprint
     ]
     raise UserError(
-        f"{directory.marker(unit.name)}: {unit.phase} was run with other settings:\n"
+        f"{directory.marker(phase_step.name)}: {phase_step.phase} was run with other settings:\n"
         + "\n".join(changed)
         + "\nEither use a new run directory (--run_directory NEW), or repeat this phase and all "
-        f"that follow from it here (--redo {unit.phase})."
+        f"that follow from it here (--redo {phase_step.phase})."
     )
 
 
-def downstream(table: Sequence[Unit], everything: Sequence[Unit], phase: str) -> list[str]:
+def downstream_names(
+    table: Sequence[PhaseStep], everything: Sequence[PhaseStep], phase: str
+) -> list[str]:
     """Names of a phase's units (or of one unit) in `table`, and of all in `everything` made from
     them."""
-    doomed = [unit.name for unit in table if phase in (unit.phase, unit.name)]
-    for unit in everything:
-        if set(unit.needs) & set(doomed) and unit.name not in doomed:
-            doomed.append(unit.name)
+    doomed = [
+        phase_step.name for phase_step in table if phase in (phase_step.phase, phase_step.name)
+    ]
+    for phase_step in everything:
+        if set(phase_step.inputs) & set(doomed) and phase_step.name not in doomed:
+            doomed.append(phase_step.name)
     return doomed
 
 
-def redo(directory: RunDirectory, table: Sequence[Unit], phase: str) -> list[str]:
+def remove_outputs(directory: RunDirectory, table: Sequence[PhaseStep], phase: str) -> list[str]:
     """Removes the outputs of a phase (or of one unit) and of everything made from them.
 
     Arms that the config no longer names are removed where something that they were made from is.
@@ -121,18 +129,20 @@ def redo(directory: RunDirectory, table: Sequence[Unit], phase: str) -> list[str
     Returns:
         Names of the units removed.
     """
-    everything = with_leftovers(directory, table)
-    doomed = downstream(table, everything, phase)
-    for unit in reversed(everything):
-        if unit.name in doomed:
-            for output in unit.outputs:
-                bucket.clear(directory.root / output)
-                discard(directory.root / output)
-            remove(directory.marker(unit.name))
+    everything = with_stale_steps(directory, table)
+    doomed = downstream_names(table, everything, phase)
+    for phase_step in reversed(everything):
+        if phase_step.name in doomed:
+            for output in phase_step.outputs:
+                bucket.clear_copies(directory.root / output)
+                mark_for_removal(directory.root / output)
+            remove(directory.marker(phase_step.name))
     return doomed
 
 
-def run_unit(config: RunConfig, directory: RunDirectory, unit: Unit, expected: Expected) -> None:
+def run_phase_step(
+    config: RunConfig, directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker
+) -> None:
     """Runs one unit on this process, together with the others, and marks it complete."""
     from frame_jax.parallel import processes
     from frame_jax.run import integrity
@@ -144,18 +154,18 @@ def run_unit(config: RunConfig, directory: RunDirectory, unit: Unit, expected: E
         "inputs": expected.inputs,
     }
     if processes.is_first():
-        write_json(directory.marker(unit.name), marker)
-    processes.barrier(f"{unit.name} begins")
+        write_json(directory.marker(phase_step.name), marker)
+    processes.barrier(f"{phase_step.name} begins")
     started = time.time()
-    summary = load_function(unit)(config, directory, *unit.arguments)
-    processes.barrier(f"{unit.name} is done")
+    summary = load_function(phase_step)(config, directory, *phase_step.arguments)
+    processes.barrier(f"{phase_step.name} is done")
     if processes.is_first():
-        integrity.record(directory, unit.name, unit.outputs)
+        integrity.record_checksums(directory, phase_step.name, phase_step.outputs)
         marker |= {"complete": True, "seconds": round(time.time() - started, 1), "summary": summary}
-        write_json(directory.marker(unit.name), marker)
-    processes.barrier(f"{unit.name} is marked")
+        write_json(directory.marker(phase_step.name), marker)
+    processes.barrier(f"{phase_step.name} is marked")
 
 
-def fingerprint_of(directory: RunDirectory, unit: str) -> str:
+def read_fingerprint(directory: RunDirectory, phase_step: str) -> str:
     """The fingerprint a unit was started under: identifies everything its result depends on."""
-    return read_json(directory.marker(unit))["fingerprint"]
+    return read_json(directory.marker(phase_step))["fingerprint"]

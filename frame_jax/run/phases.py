@@ -1,6 +1,7 @@
 """The ordered table of phases and their units: the one file that knows all subpackages, by name.
 
-A phase is one or more units: `reference` is three, `pretrain` one a trial (an arm under a seed).
+A phase is one or more units: `reference_step` is three, `pretrain_step` one a trial (an arm under a
+seed).
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ REFERENCES = ("weak", "strong")
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
+class PhaseStep:
     """A piece of work with one completion marker.
 
     Attributes:
         name: Name of the marker, e.g. `pretrain-frame`.
         phase: The phase it belongs to.
         settings: Dotted config keys its outputs depend on.
-        needs: Units whose outputs it reads.
-        run: `module:function`, called with the config, the run directory and `arguments`.
+        inputs: Units whose outputs it reads.
+        function: `module:function`, called with the config, the run directory and `arguments`.
         arguments: Further arguments of the function.
         outputs: What `--redo` removes, relative to the run directory.
         seed: Takes the place of the run's among its settings; None for the run's own.
@@ -35,154 +36,154 @@ class Unit:
     name: str
     phase: str
     settings: tuple[str, ...]
-    needs: tuple[str, ...]
-    run: str
+    inputs: tuple[str, ...]
+    function: str
     arguments: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     seed: int | None = None
 
 
-def units(config: RunConfig) -> list[Unit]:
+def list_phase_steps(config: RunConfig) -> list[PhaseStep]:
     """All units of a run, in the order in which they run."""
     imported = [name for name in REFERENCES if getattr(config.reference, name).checkpoint]
     trained = [name for name in REFERENCES if name not in imported]
     scored = [
         *([REFERENCE_ROWS] if trained else []),
-        *(reference(name) for name in trained),
-        score(imported, trained),
+        *(reference_step(name) for name in trained),
+        score_step(imported, trained),
     ]
     return [
         TOKENIZE,
-        *(scored if config.scoring.table is None else [SCORES_MADE_ELSEWHERE]),
+        *(scored if config.scoring.table is None else [IMPORT_SCORES]),
         PARTITION,
-        *(pretrain(trial) for trial in config.trials),
-        *(evaluate(trial.name) for trial in config.trials),
-        report(config),
+        *(pretrain_step(trial) for trial in config.trials),
+        *(evaluate_step(trial.name) for trial in config.trials),
+        report_step(config),
     ]
 
 
-TOKENIZE = Unit(
+TOKENIZE = PhaseStep(
     "tokenize",
     phase="tokenize",
     settings=("corpus", "tokenizer", "seed"),
-    needs=(),
-    run="corpus.tokenize:run",
+    inputs=(),
+    function="corpus.tokenize:tokenize_corpus",
     outputs=("tokens", "tokenizer"),
 )
 
-REFERENCE_ROWS = Unit(
+REFERENCE_ROWS = PhaseStep(
     "reference-rows",
     phase="reference",
     settings=("reference.rows", "seed"),
-    needs=("tokenize",),
-    run="quadrants.rows:write_reference_rows",
+    inputs=("tokenize",),
+    function="quadrants.rows:write_reference_rows",
     outputs=("reference/rows",),
 )
 
 
-def reference(name: str) -> Unit:
+def reference_step(name: str) -> PhaseStep:
     """The training of one reference model."""
-    return Unit(
+    return PhaseStep(
         f"reference-{name}",
         phase="reference",
         settings=(f"reference.{name}", "seed"),
-        needs=("reference-rows",),
-        run="training.runs:train_reference",
+        inputs=("reference-rows",),
+        function="training.phases:train_reference",
         arguments=(name,),
         outputs=(f"reference/{name}",),
     )
 
 
-def score(imported: list[str], trained: list[str]) -> Unit:
+def score_step(imported: list[str], trained: list[str]) -> PhaseStep:
     """Scoring under both reference models, of which some are imported and some trained here."""
-    return Unit(
+    return PhaseStep(
         "score",
         phase="score",
         settings=("scoring", *(f"reference.{name}.checkpoint" for name in imported)),
-        needs=("tokenize", *(f"reference-{name}" for name in trained)),
-        run="scoring.score:run",
+        inputs=("tokenize", *(f"reference-{name}" for name in trained)),
+        function="scoring.score:score_corpus",
         outputs=("scores",),
     )
 
 
-SCORES_MADE_ELSEWHERE = Unit(
+IMPORT_SCORES = PhaseStep(
     "score",
     phase="score",
     settings=("scoring.table",),
-    needs=("tokenize",),
-    run="scoring.table:run",
+    inputs=("tokenize",),
+    function="scoring.table:import_scores",
     outputs=("scores",),
 )
 
-PARTITION = Unit(
+PARTITION = PhaseStep(
     "partition",
     phase="partition",
     settings=("partition", "scoring.ppl_model", "seed"),
-    needs=("score",),
-    run="quadrants.partition:run",
+    inputs=("score",),
+    function="quadrants.partition:partition_corpus",
     outputs=("quadrants",),
 )
 
 
-def pretrain(trial: Trial) -> Unit:
+def pretrain_step(trial: Trial) -> PhaseStep:
     """The training of one arm under one seed."""
-    return Unit(
+    return PhaseStep(
         f"pretrain-{trial.name}",
         phase="pretrain",
         settings=("pretrain", f"curricula.{trial.arm}", "seed"),
-        needs=("partition",),
-        run="training.runs:pretrain",
+        inputs=("partition",),
+        function="training.phases:pretrain",
         arguments=(trial.name,),
         outputs=(f"pretrain/{trial.name}",),
         seed=trial.seed,
     )
 
 
-def evaluate(trial: str) -> Unit:
+def evaluate_step(trial: str) -> PhaseStep:
     """The measurements on one trial."""
-    return Unit(
+    return PhaseStep(
         f"evaluate-{trial}",
         phase="evaluate",
         settings=("evaluation", "scoring"),
-        needs=(f"pretrain-{trial}",),
-        run="evaluation.held_out:run",
+        inputs=(f"pretrain-{trial}",),
+        function="evaluation.held_out:evaluate_trial",
         arguments=(trial,),
         outputs=(f"evaluation/{trial}.json", f"evaluation/{trial}"),
     )
 
 
-def report(config: RunConfig) -> Unit:
+def report_step(config: RunConfig) -> PhaseStep:
     """The report on all trials."""
-    return Unit(
+    return PhaseStep(
         "report",
         phase="report",
         settings=() if config.baseline == BASELINE else ("baseline",),
-        needs=tuple(f"evaluate-{trial.name}" for trial in config.trials),
-        run="report.report:run",
+        inputs=tuple(f"evaluate-{trial.name}" for trial in config.trials),
+        function="report.report:write_report",
         outputs=("report",),
     )
 
 
-def selected(table: Sequence[Unit], until: str | None) -> list[Unit]:
+def select_until(table: Sequence[PhaseStep], until: str | None) -> list[PhaseStep]:
     """The units of all phases up to and including `until` (None: all)."""
     last = len(PHASES) if until is None else PHASES.index(until) + 1
-    return [unit for unit in table if unit.phase in PHASES[:last]]
+    return [phase_step for phase_step in table if phase_step.phase in PHASES[:last]]
 
 
-def sources(table: Sequence[Unit], left: Sequence[Unit]) -> list[str]:
+def source_names(table: Sequence[PhaseStep], left: Sequence[PhaseStep]) -> list[str]:
     """Names of the finished units from which, in one step or more, the units `left` are made."""
-    by_name = {unit.name: unit for unit in table}
+    by_name = {phase_step.name: phase_step for phase_step in table}
     found: set[str] = set()
-    pending = [name for unit in left for name in unit.needs]
+    pending = [name for phase_step in left for name in phase_step.inputs]
     while pending:
         name = pending.pop()
         if name not in found:
             found.add(name)
-            pending.extend(by_name[name].needs)
-    return sorted(found - {unit.name for unit in left})
+            pending.extend(by_name[name].inputs)
+    return sorted(found - {phase_step.name for phase_step in left})
 
 
-def load_function(unit: Unit) -> Callable[..., dict[str, Any]]:
+def load_function(phase_step: PhaseStep) -> Callable[..., dict[str, Any]]:
     """Imports a unit's function only when it runs: a finished run must not wait for JAX."""
-    module, function = unit.run.split(":")
+    module, function = phase_step.function.split(":")
     return getattr(importlib.import_module(f"frame_jax.{module}"), function)

@@ -29,17 +29,17 @@ def _handle(_signal: int, _frame: FrameType | None) -> None:
         raise Preempted("nothing was being trained")
 
 
-def install() -> None:
+def install_handler() -> None:
     """Lets SIGTERM raise `Preempted` in this process, unless it is one of several."""
     from frame_jax.parallel import processes
 
-    if processes.count() == 1:
+    if processes.process_count() == 1:
         signal.signal(signal.SIGTERM, _handle)
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
-    """Inside, SIGTERM is only noted; the block asks `requested` when it can stop."""
+def defer_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM is only noted; the block asks `stop_requested` when it can stop."""
     global _deferred
     _deferred = True
     try:
@@ -50,11 +50,11 @@ def deferred() -> Iterator[None]:
         raise Preempted("training had just ended")
 
 
-def requested(step: int) -> bool:
+def stop_requested(step: int) -> bool:
     """Whether to stop now; the same answer on every process, all of which ask at every step."""
     from frame_jax.parallel import processes
 
-    if processes.count() == 1:
+    if processes.process_count() == 1:
         return _requested
     from jax.experimental import multihost_utils
 

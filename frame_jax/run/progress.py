@@ -11,7 +11,7 @@ Update = Callable[..., None]
 
 
 @contextlib.contextmanager
-def bar(
+def progress_bar(
     description: str, total: float | None, unit: str, *, done: float = 0, show: bool = True
 ) -> Iterator[Update]:
     """Yields `update(amount, note="")`, which advances by `amount` of `unit`.

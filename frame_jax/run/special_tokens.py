@@ -27,7 +27,7 @@ EOS_NAMES = (
 )
 
 
-class Chosen(NamedTuple):
+class ChosenTokens(NamedTuple):
     """BOS and EOS of a given tokenizer, and in words why these."""
 
     bos: str
@@ -36,7 +36,7 @@ class Chosen(NamedTuple):
     eos_reason: str
 
 
-def choose(tokens: Container[str], config: TokenizerConfig) -> Chosen:
+def choose_special_tokens(tokens: Container[str], config: TokenizerConfig) -> ChosenTokens:
     """The tokens that the settings name, or else those with a usual name.
 
     A tokenizer with only one of the two uses it for both.
@@ -56,7 +56,7 @@ def choose(tokens: Container[str], config: TokenizerConfig) -> Chosen:
             f"({', '.join(BOS_NAMES + EOS_NAMES)}): name one in tokenizer.bos_token or "
             "tokenizer.eos_token"
         )
-    return Chosen(
+    return ChosenTokens(
         bos or str(eos),
         eos or str(bos),
         bos_reason if bos else "the token that ends a document, because no other was found",

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-from frame_jax.run.directory import RunDirectory, is_full, no_room
-from frame_jax.run.ending import together
+from frame_jax.run.directory import RunDirectory, is_disk_full, no_room_error
+from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.sql import UNREADABLE
 
 SEEN_SECONDS = 20.0  # in which what one host writes must be seen by the others
@@ -23,7 +23,7 @@ SEEN_SECONDS = 20.0  # in which what one host writes must be seen by the others
 OLD, NEW = b"one line\n", b"another\n"
 
 
-def check(directory: RunDirectory) -> None:
+def check_storage(directory: RunDirectory) -> None:
     """Tries what a run will do to its directory, on process 0, and whether all processes see it.
 
     Called on every process. Nothing is left behind.
@@ -37,16 +37,18 @@ def check(directory: RunDirectory) -> None:
             f"run_directory: {directory.root}: DuckDB reads no path with both a backslash and one "
             "of * ? [; choose another --run_directory"
         )
-    seen_by_all(
+    prepare_on_all_processes(
         directory.root,
-        lambda: probe(directory.root),
+        lambda: probe_file_system(directory.root),
         "run_directory",
         "All processes of a run need one and the same folder, on a file system that all hosts "
         "share: name it with --run_directory",
     )
 
 
-def seen_by_all(folder: Path, prepare: Callable[[], None], key: str, remedy: str) -> None:
+def prepare_on_all_processes(
+    folder: Path, prepare: Callable[[], None], key: str, remedy: str
+) -> None:
     """Prepares a folder on process 0, and sees that all processes have that one before them.
 
     Called on every process.
@@ -61,19 +63,19 @@ def seen_by_all(folder: Path, prepare: Callable[[], None], key: str, remedy: str
         UserError: on every process, saying what `prepare` does or which processes see another
             folder.
     """
-    trace = folder / f".tmp-seen-{processes.agree(secrets.randbits(48)):x}"
+    trace = folder / f".tmp-seen-{processes.broadcast_from_first(secrets.randbits(48)):x}"
 
     def begin() -> None:
         if processes.is_first():
             prepare()
-            if processes.count() > 1:
+            if processes.process_count() > 1:
                 trace.write_bytes(NEW)
 
-    together(begin)
+    run_on_all_processes(begin)
     # A process that finds nothing waits: some network file systems show a new name late.
-    seen = processes.is_first() or appears(trace)
-    blind = processes.dissenters(seen, os.uname().nodename)
-    if processes.is_first() and processes.count() > 1:
+    seen = processes.is_first() or wait_until_seen(trace)
+    blind = processes.failing_processes(seen, os.uname().nodename)
+    if processes.is_first() and processes.process_count() > 1:
         trace.unlink(missing_ok=True)
     if blind:
         names = ", ".join(f"{index} (on {host})" for index, host in sorted(blind.items()))
@@ -83,7 +85,7 @@ def seen_by_all(folder: Path, prepare: Callable[[], None], key: str, remedy: str
         )
 
 
-def appears(path: Path) -> bool:
+def wait_until_seen(path: Path) -> bool:
     """Whether a file is seen within SEEN_SECONDS."""
     ends = time.monotonic() + SEEN_SECONDS
     while not path.exists():
@@ -93,7 +95,7 @@ def appears(path: Path) -> bool:
     return True
 
 
-def probe(root: Path) -> None:
+def probe_file_system(root: Path) -> None:
     """Does to a scratch folder in `root` what a run does to its files.
 
     Raises:
@@ -112,9 +114,9 @@ def probe(root: Path) -> None:
         for what, attempt in ATTEMPTS.items():
             try:
                 attempt(scratch)
-            except (OSError, UnlikeError) as error:
-                if is_full(error):
-                    raise no_room(root, len(OLD)) from error
+            except (OSError, ContentDiffersError) as error:
+                if is_disk_full(error):
+                    raise no_room_error(root, len(OLD)) from error
                 raise UserError(
                     f"run_directory: the file system of {root} cannot {what} ({error}). A run "
                     "needs that: choose a --run_directory on a disk or a network file system, or "
@@ -125,80 +127,82 @@ def probe(root: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-class UnlikeError(Exception):
+class ContentDiffersError(Exception):
     """What was read is not what was written."""
 
 
-def expect(path: Path, content: bytes) -> None:
+def expect_content(path: Path, content: bytes) -> None:
     found = path.read_bytes()
     if found != content:
-        raise UnlikeError(f"{len(content)} bytes were written, {len(found)} others came back")
+        raise ContentDiffersError(
+            f"{len(content)} bytes were written, {len(found)} others came back"
+        )
 
 
-def flushed(scratch: Path) -> None:
+def try_flush(scratch: Path) -> None:
     """As `atomic_path` writes."""
     with (scratch / "file").open("wb") as file:
         file.write(OLD)
         file.flush()
         os.fsync(file.fileno())
-    expect(scratch / "file", OLD)
+    expect_content(scratch / "file", OLD)
 
 
-def renamed_over(scratch: Path) -> None:
+def try_rename_over(scratch: Path) -> None:
     """As `atomic_path` puts a file in the place of an older one."""
     (scratch / "new").write_bytes(NEW)
     (scratch / "new").replace(scratch / "file")
-    expect(scratch / "file", NEW)
+    expect_content(scratch / "file", NEW)
     if (scratch / "new").exists():
-        raise UnlikeError("the old name is still there")
+        raise ContentDiffersError("the old name is still there")
 
 
-def appended(scratch: Path) -> None:
+def try_append(scratch: Path) -> None:
     """As metrics.jsonl grows."""
     with (scratch / "file").open("ab") as file:
         file.write(OLD)
         file.flush()
         os.fsync(file.fileno())
-    expect(scratch / "file", NEW + OLD)
+    expect_content(scratch / "file", NEW + OLD)
 
 
-def changed_in_place(scratch: Path) -> None:
+def try_change_in_place(scratch: Path) -> None:
     """As the lock beats, and as DuckDB spills."""
     with (scratch / "file").open("r+b") as file:
         os.pwrite(file.fileno(), OLD[:3], 2)
         os.fsync(file.fileno())
         file.truncate(len(NEW))
-    expect(scratch / "file", NEW[:2] + OLD[:3] + NEW[5:])
+    expect_content(scratch / "file", NEW[:2] + OLD[:3] + NEW[5:])
 
 
-def folder_renamed(scratch: Path) -> None:
+def try_folder_rename(scratch: Path) -> None:
     """As a checkpoint gets its name when it is whole."""
     (scratch / "folder").mkdir()
     (scratch / "folder" / "inside").write_bytes(OLD)
     (scratch / "folder").rename(scratch / "moved")
-    expect(scratch / "moved" / "inside", OLD)
+    expect_content(scratch / "moved" / "inside", OLD)
 
 
-def listed(scratch: Path) -> None:
+def try_listing(scratch: Path) -> None:
     """As parts are found."""
     names = sorted(path.name for path in scratch.iterdir())
     if names != ["file", "moved"]:
-        raise UnlikeError(f"it lists {names}")
+        raise ContentDiffersError(f"it lists {names}")
 
 
-def removed(scratch: Path) -> None:
+def try_removal(scratch: Path) -> None:
     (scratch / "file").unlink()
     shutil.rmtree(scratch / "moved")
     if list(scratch.iterdir()):
-        raise UnlikeError("what was removed is still there")
+        raise ContentDiffersError("what was removed is still there")
 
 
 ATTEMPTS: dict[str, Callable[[Path], None]] = {
-    "write and flush a file and read it back": flushed,
-    "rename a file over another": renamed_over,
-    "append to a file": appended,
-    "change a file in place": changed_in_place,
-    "rename a folder": folder_renamed,
-    "list what was written": listed,
-    "remove files and folders": removed,
+    "write and flush a file and read it back": try_flush,
+    "rename a file over another": try_rename_over,
+    "append to a file": try_append,
+    "change a file in place": try_change_in_place,
+    "rename a folder": try_folder_rename,
+    "list what was written": try_listing,
+    "remove files and folders": try_removal,
 }

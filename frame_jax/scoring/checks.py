@@ -10,19 +10,24 @@ import numpy as np
 
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError, print_note, printable
-from frame_jax.files import cached, find, is_checkpoint, is_remote
+from frame_jax.files import find_remote_files, is_checkpoint, is_remote, local_copy
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import (
-    adapter_beside,
+    find_adapter,
     find_tensors,
     read_decoder,
     read_tensor,
 )
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
-from frame_jax.run.special_tokens import choose, special_tokens_path
-from frame_jax.scoring.readings import NAMES, own_tokenizer, require_corpus, starts
-from frame_jax.scoring.references import special_tokens
+from frame_jax.run.special_tokens import choose_special_tokens, special_tokens_path
+from frame_jax.scoring.model_tokenizers import (
+    REFERENCE_NAMES,
+    bos_messages,
+    load_own_tokenizer,
+    require_corpus,
+)
+from frame_jax.scoring.references import read_special_tokens
 from frame_jax.scoring.table import check_table
 from frame_jax.scoring.tokenizers import (
     read_tokenizer,
@@ -56,14 +61,14 @@ def check_references(
         check_table(config)
         return
     anew = tokenizer_anew or not special_tokens_path(directory).exists()
-    found = {name: check_imported(config, directory, name, anew) for name in NAMES}
+    found = {name: check_imported(config, directory, name, anew) for name in REFERENCE_NAMES}
     require_two_models(config, found)
     if not anew:
         require_corpus(config, directory)
     if processes.is_first():
-        for line in starts(config):
+        for line in bos_messages(config):
             print_note(line)
-        for line in oddities(config):
+        for line in reference_warnings(config):
             print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
 
 
@@ -78,7 +83,7 @@ def check_imported(
     checkpoint = getattr(config.reference, name).checkpoint
     if checkpoint is None:
         return None
-    key, folder = f"reference.{name}.checkpoint", cached(checkpoint, is_checkpoint)
+    key, folder = f"reference.{name}.checkpoint", local_copy(checkpoint, is_checkpoint)
     if not folder.is_dir():
         raise UserError(f"{key}: there is no folder {checkpoint}: correct the path")
     if is_remote(checkpoint):
@@ -86,7 +91,7 @@ def check_imported(
     decoder = read_decoder(folder, longest=config.scoring.context)
     tensors = find_tensors(folder, decoder)
     if config.scoring.unit == "byte":
-        own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
+        load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
         return decoder, tensors
     tokenizer = directory.tokenizer
     if tokenizer_anew:
@@ -95,16 +100,16 @@ def check_imported(
                 f"{key}: this run would train a tokenizer of its own, which {folder} does not "
                 f"read; set tokenizer.path to {folder / 'tokenizer.json'}"
             )
-        tokenizer = cached(config.tokenizer.path)
+        tokenizer = local_copy(config.tokenizer.path)
         if not tokenizer.is_file():
             raise UserError(
                 f"tokenizer.path: there is no file {config.tokenizer.path!r}: correct the path"
             )
         parsed = read_tokenizer(tokenizer)
-        bos_id = token_ids(parsed)[choose(token_ids(parsed), config.tokenizer).bos]
+        bos_id = token_ids(parsed)[choose_special_tokens(token_ids(parsed), config.tokenizer).bos]
     else:
         parsed = read_tokenizer(tokenizer)
-        bos_id = special_tokens(directory)["bos_id"]
+        bos_id = read_special_tokens(directory)["bos_id"]
     require_same_tokenizer(folder, tokenizer, key, bos_id)
     require_rows(decoder.vocab_size, parsed, bos_id, key)
     return decoder, tensors
@@ -119,7 +124,9 @@ def refuse_pickled(key: str, checkpoint: str, folder: Path) -> None:
     """
     if any(folder.glob("*.safetensors")):
         return
-    pickled = [f.name for f in find(checkpoint) if f.name.endswith((".bin", ".pt", ".pth"))]
+    pickled = [
+        f.name for f in find_remote_files(checkpoint) if f.name.endswith((".bin", ".pt", ".pth"))
+    ]
     if pickled:
         raise UserError(
             f"{key}: {checkpoint} has pickled weights ({', '.join(pickled)}), which can run code "
@@ -134,9 +141,9 @@ def require_two_models(config: RunConfig, found: dict[str, tuple[Decoder, Tensor
     Raises:
         UserError: naming both settings.
     """
-    weak, strong = (found[name] for name in NAMES)
+    weak, strong = (found[name] for name in REFERENCE_NAMES)
     if weak is None and strong is None:
-        ours = (getattr(config.reference, name) for name in NAMES)
+        ours = (getattr(config.reference, name) for name in REFERENCE_NAMES)
         same = len({repr((model.model, model.training)) for model in ours}) == 1
         what = "reference.weak and reference.strong have the same settings, so they would be one"
     else:
@@ -151,25 +158,25 @@ def require_two_models(config: RunConfig, found: dict[str, tuple[Decoder, Tensor
 
 def same_weights(one: tuple[Decoder, Tensors], other: tuple[Decoder, Tensors]) -> bool:
     """Whether two checkpoints hold the same model. Reads as far as the first difference."""
-    (decoder, places), (other_decoder, other_places) = one, other
-    if decoder != other_decoder or places.keys() != other_places.keys():
+    (decoder, files), (other_decoder, other_places) = one, other
+    if decoder != other_decoder or files.keys() != other_places.keys():
         return False
     return all(
-        np.array_equal(read_tensor(places[name], name), read_tensor(other_places[name], name))
-        for name in places
+        np.array_equal(read_tensor(files[name], name), read_tensor(other_places[name], name))
+        for name in files
     )
 
 
-def oddities(config: RunConfig) -> Iterator[str]:
+def reference_warnings(config: RunConfig) -> Iterator[str]:
     """What can be done and is seldom meant."""
     context, rows = config.scoring.context, config.reference.rows.sequence_length
-    trained = [n for n in NAMES if getattr(config.reference, n).checkpoint is None]
+    trained = [n for n in REFERENCE_NAMES if getattr(config.reference, n).checkpoint is None]
     if trained and context > rows:
-        yield too_long(context, rows, trained)
-    for name in NAMES:
+        yield long_context_warning(context, rows, trained)
+    for name in REFERENCE_NAMES:
         checkpoint = getattr(config.reference, name).checkpoint
         if checkpoint is not None:
-            adapter = adapter_beside(cached(checkpoint, is_checkpoint))
+            adapter = find_adapter(local_copy(checkpoint, is_checkpoint))
             if adapter is not None:
                 yield (
                     f"reference.{name}.checkpoint: {adapter} is not applied; the model is scored "
@@ -177,7 +184,7 @@ def oddities(config: RunConfig) -> Iterator[str]:
                 )
 
 
-def too_long(context: int, rows: int, trained: list[str]) -> str:
+def long_context_warning(context: int, rows: int, trained: list[str]) -> str:
     """That windows are longer than anything that the models have seen."""
     return (
         f"scoring.context is {context:,} tokens, but the {' and the '.join(trained)} reference "

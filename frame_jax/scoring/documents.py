@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from frame_jax.scoring.packing import Batch, batches, pack, window_sums
-from frame_jax.scoring.step import Scorer
+from frame_jax.scoring.packing import Batch, make_batches, pack_windows, window_sums
+from frame_jax.scoring.scorer import Scorer
 from frame_jax.scoring.windows import Window, windows
 
 POOL_ROWS = 256  # rows of windows that the packer chooses from, on the host
@@ -80,14 +80,14 @@ def score_documents(
         owners.append(np.array([window.document for window in batch.windows], np.int64))
         sums.append(batch_sums)
         if report is not None:
-            counted = sum(window.length - window.uncounted for window in batch.windows)
+            counted = sum(window.length - window.num_overlap_targets for window in batch.windows)
             ended = sum(window.last for window in batch.windows)
             report(BatchScores(ended, counted, batch_sums.sum(axis=1)))
 
     length = scorer.row_length
-    rows = pack(all_windows(), length, POOL_ROWS)
+    rows = pack_windows(all_windows(), length, POOL_ROWS)
     under_way: tuple[Batch, jax.Array] | None = None
-    for batch in batches(rows, scorer.rows * scorer.context // length, length):
+    for batch in make_batches(rows, scorer.rows * scorer.context // length, length):
         started = (batch, scorer(batch))
         if under_way is not None:
             read(*under_way)

@@ -14,10 +14,10 @@ from frame_jax.scoring.windows import Window
 
 FULL = 0.99  # rows less full than this wait for better company
 
-Row = list[Window]
+WindowRow = list[Window]
 
 
-def pack(windows: Iterable[Window], length: int, pool_rows: int) -> Iterator[Row]:
+def pack_windows(windows: Iterable[Window], length: int, pool_rows: int) -> Iterator[WindowRow]:
     """Groups windows into rows of at most `length` tokens.
 
     The pool is filled with about `pool_rows` rows of windows, packed, and its full rows leave; the
@@ -28,7 +28,7 @@ def pack(windows: Iterable[Window], length: int, pool_rows: int) -> Iterator[Row
         length: Tokens a row holds.
         pool_rows: Bound of the pool, in rows.
     """
-    pool: Row = []
+    pool: WindowRow = []
     tokens = 0
     for window in windows:
         pool.append(window)
@@ -45,19 +45,19 @@ def pack(windows: Iterable[Window], length: int, pool_rows: int) -> Iterator[Row
     yield from best_fit_decreasing(pool, length)
 
 
-def row_tokens(row: Row) -> int:
+def row_tokens(row: WindowRow) -> int:
     """Real tokens of a row."""
     return sum(window.length for window in row)
 
 
-def best_fit_decreasing(windows: Iterable[Window], length: int) -> list[Row]:
+def best_fit_decreasing(windows: Iterable[Window], length: int) -> list[WindowRow]:
     """Packs windows, longest first, each into the fullest row that still holds it.
 
     Rows are found by their remaining room: bit r of `rooms` says that a row with room for r tokens
     exists, so the search is one shift, whatever the number of rows.
     """
-    rows: list[Row] = []
-    by_room: list[list[Row]] = [[] for _ in range(length + 1)]
+    rows: list[WindowRow] = []
+    by_room: list[list[WindowRow]] = [[] for _ in range(length + 1)]
     rooms = 0
     for window in sorted(windows, key=lambda window: window.length, reverse=True):
         fitting = rooms >> window.length
@@ -101,23 +101,23 @@ class Batch(NamedTuple):
         return row_tokens(self.windows)
 
 
-def make_batch(rows: list[Row], row_count: int, length: int) -> Batch:
+def make_batch(rows: list[WindowRow], row_count: int, length: int) -> Batch:
     """Lays out at most `row_count` rows; rows that are missing stay empty."""
     inputs, targets, segment_ids, positions = np.zeros((4, row_count * length), np.int32)
     windows: list[Window] = []
     starts: list[int] = []
     count_up = np.arange(length, dtype=np.int32)
     for index, row in enumerate(rows):
-        place = index * length
+        offset = index * length
         for segment, window in enumerate(row, 1):
-            stop = place + window.length
-            inputs[place:stop] = window.ids[:-1]
-            targets[place:stop] = window.ids[1:]
-            segment_ids[place:stop] = segment
-            positions[place:stop] = count_up[: window.length]
+            stop = offset + window.length
+            inputs[offset:stop] = window.ids[:-1]
+            targets[offset:stop] = window.ids[1:]
+            segment_ids[offset:stop] = segment
+            positions[offset:stop] = count_up[: window.length]
             windows.append(window)
-            starts.append(place)
-            place = stop
+            starts.append(offset)
+            offset = stop
     shape = (row_count, length)
     return Batch(
         inputs.reshape(shape),
@@ -129,9 +129,9 @@ def make_batch(rows: list[Row], row_count: int, length: int) -> Batch:
     )
 
 
-def batches(rows: Iterable[Row], row_count: int, length: int) -> Iterator[Batch]:
+def make_batches(rows: Iterable[WindowRow], row_count: int, length: int) -> Iterator[Batch]:
     """Batches of `row_count` rows; the last is filled up with empty rows."""
-    pending: list[Row] = []
+    pending: list[WindowRow] = []
     for row in rows:
         pending.append(row)
         if len(pending) == row_count:
@@ -153,7 +153,7 @@ def window_sums(nll: np.ndarray, batch: Batch) -> np.ndarray:
     """
     flat = nll.reshape(len(nll), -1).astype(np.float64)
     flat = np.append(flat, np.zeros((len(nll), 1)), axis=1)  # an end may lie behind the last token
-    first = batch.starts + [window.uncounted for window in batch.windows]
+    first = batch.starts + [window.num_overlap_targets for window in batch.windows]
     last = batch.starts + [window.length for window in batch.windows]
     edges = np.stack([first, last], axis=1).reshape(-1)
     return np.add.reduceat(flat, edges, axis=1)[:, ::2]

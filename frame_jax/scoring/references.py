@@ -13,13 +13,13 @@ from frame_jax import checkpoints
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import ReferenceModelConfig
 from frame_jax.errors import UserError
-from frame_jax.files import cached, is_checkpoint
+from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Params
 from frame_jax.run.directory import RunDirectory, read_json
 from frame_jax.run.special_tokens import special_tokens_path
-from frame_jax.scoring.readings import NAMES, own_tokenizer
+from frame_jax.scoring.model_tokenizers import REFERENCE_NAMES, load_own_tokenizer
 from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
 
 
@@ -32,7 +32,8 @@ def load_references(
         UserError: if a model is missing, cannot be imported or does not fit the run's tokenizer.
     """
     weak, strong = (
-        load_reference(getattr(config.reference, name), directory, name, config) for name in NAMES
+        load_reference(getattr(config.reference, name), directory, name, config)
+        for name in REFERENCE_NAMES
     )
     return weak, strong
 
@@ -42,15 +43,18 @@ def load_reference(
 ) -> tuple[Decoder, Params]:
     compute_dtype = config.scoring.compute_dtype
     if reference.checkpoint is not None:
-        key, folder = f"reference.{name}.checkpoint", cached(reference.checkpoint, is_checkpoint)
-        bos_id = special_tokens(directory)["bos_id"]
+        key, folder = (
+            f"reference.{name}.checkpoint",
+            local_copy(reference.checkpoint, is_checkpoint),
+        )
+        bos_id = read_special_tokens(directory)["bos_id"]
         if config.scoring.unit == "token":
             require_same_tokenizer(folder, directory.tokenizer, key, bos_id)
         decoder, params = import_checkpoint(folder, longest=config.scoring.context)
         if config.scoring.unit == "token":
             require_rows(decoder.vocab_size, read_tokenizer(directory.tokenizer), bos_id, key)
         else:
-            own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
+            load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
         return dataclasses.replace(decoder, compute_dtype=compute_dtype), params
     folder = directory.reference(name)
     if not (folder / "model.json").exists():
@@ -60,7 +64,7 @@ def load_reference(
         )
     decoder = read_description(folder, compute_dtype=compute_dtype)
     params = checkpoints.load_params(folder / "checkpoints", decoder)
-    vocab_size = special_tokens(directory)["vocab_size"]
+    vocab_size = read_special_tokens(directory)["vocab_size"]
     if decoder.vocab_size < vocab_size:
         raise UserError(
             f"reference.{name}: the model at {folder} knows {decoder.vocab_size} tokens, but "
@@ -70,7 +74,7 @@ def load_reference(
     return decoder, params
 
 
-def digest(decoder: Decoder, params: Params) -> str:
+def model_digest(decoder: Decoder, params: Params) -> str:
     """A hash of a model's shape and weights, by which it is known wherever its files are."""
     described = json.dumps(dataclasses.asdict(decoder), sort_keys=True)
     found = hashlib.blake2b(described.encode(), digest_size=16)
@@ -79,6 +83,6 @@ def digest(decoder: Decoder, params: Params) -> str:
     return found.hexdigest()
 
 
-def special_tokens(directory: RunDirectory) -> dict[str, int]:
+def read_special_tokens(directory: RunDirectory) -> dict[str, int]:
     """`bos_id`, `eos_id` and `vocab_size` of the run's tokenizer."""
     return read_json(special_tokens_path(directory))

@@ -34,26 +34,26 @@ from frame_jax.run.directory import (
     read_json,
     write_json,
 )
-from frame_jax.scoring.checks import too_long
+from frame_jax.scoring.checks import long_context_warning
 from frame_jax.scoring.documents import Scores, score_documents
-from frame_jax.scoring.meter import Meter, judge, weak_is_better
-from frame_jax.scoring.readings import (
-    NAMES,
-    Reading,
-    Texts,
-    encoded,
+from frame_jax.scoring.model_tokenizers import (
+    REFERENCE_NAMES,
+    DocumentTexts,
+    ModelTokenizer,
+    bos_messages,
+    encode_texts,
+    model_tokenizer,
     read_documents,
-    reading_of,
-    starts,
 )
-from frame_jax.scoring.references import digest, load_references
-from frame_jax.scoring.step import Scorer
+from frame_jax.scoring.references import load_references, model_digest
+from frame_jax.scoring.running_totals import RunningTotals, sample_warnings, weak_is_better_warning
+from frame_jax.scoring.scorer import Scorer
 
-SCORED = [("split", "in", ("train", "held_out"))]
+SCORED_SPLITS = [("split", "in", ("train", "held_out"))]
 SAMPLED_PARTS, SAMPLED_DOCUMENTS = 8, 64  # looked at before all else
 
 
-def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """Scores every part that has no scores yet; called on every process.
 
     Returns:
@@ -72,10 +72,10 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     processes.barrier("score: parts listed")
     if missing:
         references = load_references(config, directory)
-        readings = [reading_of(config, directory, name) for name in NAMES]
+        readings = [model_tokenizer(config, directory, name) for name in REFERENCE_NAMES]
         found = {
-            name: digest(*model) + reading.digest
-            for name, model, reading in zip(NAMES, references, readings, strict=True)
+            name: model_digest(*model) + reading.digest
+            for name, model, reading in zip(REFERENCE_NAMES, references, readings, strict=True)
         }
         require_different(found)
         if processes.is_first() and len(missing) == len(parts):
@@ -83,39 +83,41 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         processes.barrier("score: models known")
         require_same_models(models_path(directory), found)
         passes = make_passes(config.scoring, references, readings)
-        score_parts(config, directory, passes, processes.mine(missing))
+        score_parts(config, directory, passes, processes.local_share(missing))
     processes.barrier("score: parts written")
     if processes.is_first():
-        found = summary(directory, parts, config.scoring.unit)
-        warnings = list(oddities(config, found, parts))
-        said = [*starts(config), *warnings]  # the first when the run began
-        write_json(summary_path(directory), {**found, "warnings": said})
+        found = scores_summary(directory, parts, config.scoring.unit)
+        warnings = list(score_warnings(config, found, parts))
+        messages = [*bos_messages(config), *warnings]  # the first when the run began
+        write_json(summary_path(directory), {**found, "warnings": messages})
         for line in warnings:
             print(f"warning: {line}", file=sys.stderr, flush=True)
     processes.barrier("score: summed up")
     return read_json(summary_path(directory))
 
 
-def oddities(config: RunConfig, found: dict[str, Any], parts: list[Path]) -> Iterator[str]:
+def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) -> Iterator[str]:
     """What makes scores mean little, in words.
 
     Args:
         config: The run's settings.
-        found: As `summary` gives it.
+        found: As `scores_summary` gives it.
         parts: The token shards' tables.
     """
     if found["mean_nll_weak"] < found["mean_nll_strong"]:
-        yield weak_is_better(
+        yield weak_is_better_warning(
             f"{found['negative_pd']:,} of {found['documents']:,} documents have a negative PD"
         )
     context, rows = config.scoring.context, config.reference.rows.sequence_length
-    trained = [name for name in NAMES if getattr(config.reference, name).checkpoint is None]
+    trained = [
+        name for name in REFERENCE_NAMES if getattr(config.reference, name).checkpoint is None
+    ]
     if trained and context > rows:
         longer = sum(pc.sum(pc.greater(read_tokens(part), rows)).as_py() or 0 for part in parts)
         if longer:
             yield (
                 f"{longer:,} of {found['documents']:,} documents are longer. "
-                f"{too_long(context, rows, trained)}"
+                f"{long_context_warning(context, rows, trained)}"
             )
 
 
@@ -129,7 +131,7 @@ def models_path(directory: RunDirectory) -> Path:
 
 
 def summary_path(directory: RunDirectory) -> Path:
-    """What `run` returns, so that one process alone reads all scores."""
+    """What `score_corpus` returns, so that one process alone reads all scores."""
     return directory.scores / "summary.json"
 
 
@@ -156,7 +158,7 @@ def require_same_models(path: Path, found: dict[str, str]) -> None:
         UserError: naming the model that differs.
     """
     begun = read_json(path) if path.exists() else found
-    for name in NAMES:
+    for name in REFERENCE_NAMES:
         if begun[name] != found[name]:
             raise UserError(
                 f"reference.{name}: its weights or its tokenizer are not those that the parts in "
@@ -165,12 +167,12 @@ def require_same_models(path: Path, found: dict[str, str]) -> None:
             )
 
 
-class Pass(NamedTuple):
+class ScoringPass(NamedTuple):
     """Models that read the same tokens and are scored in one call."""
 
     names: tuple[str, ...]
     scorer: Scorer
-    reading: Reading
+    tokenizer: ModelTokenizer
 
     @property
     def vocab_sizes(self) -> list[int]:
@@ -180,80 +182,80 @@ class Pass(NamedTuple):
 def make_passes(
     scoring: ScoringConfig,
     references: Sequence[tuple[Decoder, Params]],
-    readings: Sequence[Reading],
-) -> list[Pass]:
+    readings: Sequence[ModelTokenizer],
+) -> list[ScoringPass]:
     """Both models in one pass, or, where losses are compared by the byte, each in its own."""
 
-    def over(first: int, stop: int) -> Pass:
+    def over(first: int, stop: int) -> ScoringPass:
         scorer = Scorer(
             references[first:stop],
             scoring.context,
-            rows_per_device=scoring.rows_per_device,
+            per_device_batch_size=scoring.per_device_batch_size,
             loss_chunk=scoring.loss_chunk,
             fsdp=scoring.fsdp,
         )
-        return Pass(NAMES[first:stop], scorer, readings[first])
+        return ScoringPass(REFERENCE_NAMES[first:stop], scorer, readings[first])
 
     return [over(0, 2)] if scoring.unit == "token" else [over(0, 1), over(1, 2)]
 
 
 def score_parts(
-    config: RunConfig, directory: RunDirectory, passes: Sequence[Pass], parts: list[Path]
+    config: RunConfig, directory: RunDirectory, passes: Sequence[ScoringPass], parts: list[Path]
 ) -> None:
     """Scores `parts` (token shards' parquet files), one after the other."""
     show = processes.is_first()
-    by_text = any(each.reading.tokenizer is not None for each in passes)
-    texts = Texts(config, directory) if by_text else None
+    by_text = any(each.tokenizer.tokenizer is not None for each in passes)
+    texts = DocumentTexts(config, directory) if by_text else None
     for each in passes:
         sample = score_documents(
             each.scorer,
-            sampled(parts, config.scoring.context, each, texts),
-            bos_id=each.reading.bos_id,
+            sampled_documents(parts, config.scoring.context, each, texts),
+            bos_id=each.tokenizer.bos_id,
         )
-        for line in judge(sample, each.vocab_sizes, each.names):
+        for line in sample_warnings(sample, each.vocab_sizes, each.names):
             if show:
                 print(f"warning: {line}", file=sys.stderr, flush=True)
-    together = len(passes) == 1
-    count = scored_tokens if together else scored_documents
+    one_pass = len(passes) == 1
+    count = scored_tokens if one_pass else scored_documents
     total = len(passes) * sum(count(part) for part in parts)
-    unit = "tokens" if together else "documents"
-    with progress.bar("score", total, unit, show=show) as update:
-        meters = [Meter(update, each.vocab_sizes, each.names) for each in passes]
+    unit = "tokens" if one_pass else "documents"
+    with progress.progress_bar("score", total, unit, show=show) as update:
+        meters = [RunningTotals(update, each.vocab_sizes, each.names) for each in passes]
         for part in parts:
             index = read_index(part)
             scores = [
                 score_documents(
                     each.scorer,
-                    documents_of(part, index["row"].to_numpy(), each, texts),
-                    bos_id=each.reading.bos_id,
+                    read_model_documents(part, index["row"].to_numpy(), each, texts),
+                    bos_id=each.tokenizer.bos_id,
                     overlap=config.scoring.overlap,
-                    report=meter.add,
+                    report=meter.add_batch,
                 )
                 for each, meter in zip(passes, meters, strict=True)
             ]
             for meter in meters:
-                meter.check()
+                meter.require_better_than_chance()
             write_scores(scores_path(directory, part), index, scores)
 
 
-def documents_of(
-    part: Path, rows: np.ndarray, models: Pass, texts: Texts | None
+def read_model_documents(
+    part: Path, rows: np.ndarray, models: ScoringPass, texts: DocumentTexts | None
 ) -> Iterator[np.ndarray]:
     """The ids that the models of a pass read in a part's scored documents, which are at `rows`."""
-    own = models.reading.tokenizer
+    own = models.tokenizer.tokenizer
     if own is None or texts is None:
-        return known(part, rows, models.vocab_sizes, models.names)
-    return encoded(texts.of(part, rows), own)
+        return checked_documents(part, rows, models.vocab_sizes, models.names)
+    return encode_texts(texts.read_part(part, rows), own)
 
 
 def read_index(part: Path) -> pa.Table:
     """The documents of a token shard that are scored: doc_id, row, bytes."""
-    return pq.read_table(part, columns=["doc_id", "row", "bytes"], filters=SCORED)
+    return pq.read_table(part, columns=["doc_id", "row", "bytes"], filters=SCORED_SPLITS)
 
 
 def read_tokens(part: Path) -> pa.ChunkedArray:
     """How many tokens each of those documents has."""
-    return pq.read_table(part, columns=["tokens"], filters=SCORED)["tokens"]
+    return pq.read_table(part, columns=["tokens"], filters=SCORED_SPLITS)["tokens"]
 
 
 def scored_tokens(part: Path) -> int:
@@ -266,7 +268,7 @@ def scored_documents(part: Path) -> int:
     return len(read_tokens(part))
 
 
-def known(
+def checked_documents(
     part: Path, rows: np.ndarray, vocab_sizes: Sequence[int], names: Sequence[str]
 ) -> Iterator[np.ndarray]:
     """The documents at `rows` of a token shard.
@@ -285,26 +287,26 @@ def known(
         yield document
 
 
-def sampled(
-    parts: list[Path], context: int, models: Pass, texts: Texts | None
+def sampled_documents(
+    parts: list[Path], context: int, models: ScoringPass, texts: DocumentTexts | None
 ) -> Iterator[np.ndarray]:
     """First tokens, as many as a window holds, of documents from all over `parts`.
 
     Texts are those of the run's tokens, which is near enough to judge a model by.
     """
-    chosen = evenly(parts, SAMPLED_PARTS)
+    chosen = spread_evenly(parts, SAMPLED_PARTS)
     for part in chosen:
-        rows = evenly(read_index(part)["row"].to_numpy(), SAMPLED_DOCUMENTS // len(chosen))
-        own = models.reading.tokenizer
+        rows = spread_evenly(read_index(part)["row"].to_numpy(), SAMPLED_DOCUMENTS // len(chosen))
+        own = models.tokenizer.tokenizer
         if own is None or texts is None:
-            documents = known(part, rows, models.vocab_sizes, models.names)
+            documents = checked_documents(part, rows, models.vocab_sizes, models.names)
         else:
-            documents = encoded(texts.decoded(part, rows), own)
+            documents = encode_texts(texts.decode_part(part, rows), own)
         for document in documents:
             yield document[:context]
 
 
-def evenly(items: Any, most: int) -> Any:
+def spread_evenly(items: Any, most: int) -> Any:
     """At most `most` items of a sequence, evenly spaced."""
     return items[:: max(1, -(-len(items) // most))]
 
@@ -324,14 +326,14 @@ def write_scores(path: Path, index: pa.Table, scores: Sequence[Scores]) -> None:
         columns["predicted_tokens"] = scores[0].predicted_tokens
     else:
         columns["bytes"] = index["bytes"]
-        for name, each in zip(NAMES, scores, strict=True):
+        for name, each in zip(REFERENCE_NAMES, scores, strict=True):
             columns[f"predicted_tokens_{name}"] = each.predicted_tokens
-    columns |= {f"nll_{name}": sums for name, sums in zip(NAMES, nll, strict=True)}
+    columns |= {f"nll_{name}": sums for name, sums in zip(REFERENCE_NAMES, nll, strict=True)}
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
-def summary(directory: RunDirectory, parts: list[Path], unit: str) -> dict[str, Any]:
+def scores_summary(directory: RunDirectory, parts: list[Path], unit: str) -> dict[str, Any]:
     """Totals over all scores; means are over tokens, or over bytes where that is the unit.
 
     Raises:

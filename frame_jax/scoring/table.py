@@ -17,22 +17,22 @@ import duckdb
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import TableConfig
-from frame_jax.corpus.sources.inputs import is_aside, spelled
+from frame_jax.corpus.sources.inputs import escape_name, is_ignored
 from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError, print_note
-from frame_jax.files import cached
+from frame_jax.files import local_copy
 from frame_jax.parallel import processes
 from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
-    is_full,
+    is_disk_full,
     list_parts,
     read_json,
     write_json,
 )
-from frame_jax.run.ending import together
-from frame_jax.run.faults import fault, is_fault
-from frame_jax.sql import UNREADABLE, database, identifier, parquet, write_parquet
+from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.run.storage_errors import is_storage_error, storage_error
+from frame_jax.sql import UNREADABLE, open_database, parquet_table, sql_identifier, write_parquet
 
 SHOWN = 3  # documents named in a message
 NUMBERS = re.compile(  # or their text, in DuckDB's words
@@ -79,17 +79,17 @@ def table_files(table: TableConfig) -> tuple[dict[str, Path], list[str]]:
         UserError: where there are none, or one has a name that DuckDB does not read.
     """
     listed, single = list_files(table.path, (".parquet",))
-    files = [file for file in listed if single or not is_aside(spelled(file.name))]
+    files = [file for file in listed if single or not is_ignored(escape_name(file.name))]
     if not files:
         raise UserError(f"scoring.table.path: there is no Parquet file at {table.path}: correct it")
-    found = {file.path: cached(file.path) for file in files}
+    found = {file.path: local_copy(file.path) for file in files}
     for path in map(str, map(Path.absolute, found.values())):
-        if spelled(path) != path or UNREADABLE.search(path) is not None:
+        if escape_name(path) != path or UNREADABLE.search(path) is not None:
             raise UserError(
-                f"scoring.table.path: {spelled(path)}: DuckDB reads no path that is not UTF-8, and "
+                f"scoring.table.path: {escape_name(path)}: DuckDB reads no path that is not UTF-8, and "
                 "none with both a backslash and one of * ? [: rename it"
             )
-    return found, [spelled(file.name) for file in listed if file not in files]
+    return found, [escape_name(file.name) for file in listed if file not in files]
 
 
 def files_by_type(table: TableConfig, files: dict[str, Path]) -> Files:
@@ -101,18 +101,18 @@ def files_by_type(table: TableConfig, files: dict[str, Path]) -> Files:
     """
     found: Files = {}
     with duckdb.connect() as connection:
-        for place, path in files.items():
+        for path_, path in files.items():
             try:
-                query = f"DESCRIBE SELECT * FROM {parquet(path)}"
+                query = f"DESCRIBE SELECT * FROM {parquet_table(path)}"
                 lines = connection.execute(query).fetchall()
             except duckdb.Error as error:
-                raise unreadable(place, error) from error
+                raise unreadable_table_error(path_, error) from error
             types = {name: kind for name, kind, *_ in lines}
-            found.setdefault(types_of(table, place, types), []).append(path)
+            found.setdefault(column_types(table, path_, types), []).append(path)
     return found
 
 
-def types_of(table: TableConfig, place: str, types: dict[str, str]) -> tuple[str, ...]:
+def column_types(table: TableConfig, path: str, types: dict[str, str]) -> tuple[str, ...]:
     """The types of a file's columns that the table names: of ids, PPL and, if there is one, PD.
 
     Raises:
@@ -129,25 +129,25 @@ def types_of(table: TableConfig, place: str, types: dict[str, str]) -> tuple[str
             continue
         if column not in types:
             raise UserError(
-                f"scoring.table.{key}: {place} has no column {column!r}; it has: {', '.join(types)}"
+                f"scoring.table.{key}: {path} has no column {column!r}; it has: {', '.join(types)}"
             )
         if not wanted.fullmatch(types[column]):
             raise UserError(
-                f"scoring.table.{key}: the column {column!r} of {place} holds {types[column]}, not "
+                f"scoring.table.{key}: the column {column!r} of {path} holds {types[column]}, not "
                 f"{what}"
             )
         found.append(types[column])
     return tuple(found)
 
 
-def unreadable(place: str, error: Exception) -> UserError:
+def unreadable_table_error(path: str, error: Exception) -> UserError:
     """That a file is not what it should be, or that the storage does not give it."""
-    if is_fault(error):
-        return fault(place, error)
-    return UserError(f"scoring.table.path: {place} cannot be read as a Parquet table: {error}")
+    if is_storage_error(error):
+        return storage_error(path, error)
+    return UserError(f"scoring.table.path: {path} cannot be read as a Parquet table: {error}")
 
 
-def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+def import_scores(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """Writes every part; called on every process, of which the first does it.
 
     Returns:
@@ -163,7 +163,7 @@ def run(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         if processes.is_first():
             import_table(config, directory)
 
-    together(work)
+    run_on_all_processes(work)
     processes.barrier("score: table imported")
     found = read_json(directory.scores / "table.json")
     warnings = [
@@ -185,17 +185,17 @@ def import_table(config: RunConfig, directory: RunDirectory) -> None:
     table = config.scoring.table
     assert table is not None
     parts = list_parts(directory.tokens, ".parquet")
-    with database(directory.scores) as connection:
+    with open_database(directory.scores) as connection:
         try:
-            join(connection, table, parts)
+            join_table(connection, table, parts)
         except duckdb.Error as error:
-            if is_full(error) or isinstance(error, duckdb.OutOfMemoryException):
+            if is_disk_full(error) or isinstance(error, duckdb.OutOfMemoryException):
                 raise
-            raise unreadable(table.path, error) from error
-        problems = list(wrong(connection, table))
+            raise unreadable_table_error(table.path, error) from error
+        problems = list(table_errors(connection, table))
         if problems:
             raise UserError(f"scoring.table: {table.path}: {'; '.join(problems)}")
-        found = counts(connection)
+        found = table_counts(connection)
         require_same_numbers(directory.scores / "table.json", found)
         for number, part in enumerate(parts):
             with atomic_path(directory.scores / part.name) as path:
@@ -204,15 +204,17 @@ def import_table(config: RunConfig, directory: RunDirectory) -> None:
     write_json(directory.scores / "table.json", found)
 
 
-def join(connection: duckdb.DuckDBPyConnection, table: TableConfig, parts: list[Path]) -> None:
+def join_table(
+    connection: duckdb.DuckDBPyConnection, table: TableConfig, parts: list[Path]
+) -> None:
     """Makes the view `given` (doc_id, ppl, pd: the table as it is) and the table `joined`: a line
     for each document of the splits train and held_out, in the order of parts."""
-    pd = "0" if table.pd is None else identifier(table.pd)
+    pd = "0" if table.pd is None else sql_identifier(table.pd)
     files, _ = table_files(table)
     # Those of one type each, because DuckDB takes the types of the first file for those of all.
     queries = [
-        f"SELECT {id_in_sql(table.doc_id, types[0])} AS doc_id, {identifier(table.ppl)} AS ppl, "
-        f"{pd} AS pd FROM {parquet(*paths)}"
+        f"SELECT {id_in_sql(table.doc_id, types[0])} AS doc_id, {sql_identifier(table.ppl)} AS ppl, "
+        f"{pd} AS pd FROM {parquet_table(*paths)}"
         for types, paths in files_by_type(table, files).items()
     ]
     connection.execute(f"CREATE VIEW given AS {' UNION ALL '.join(queries)}")
@@ -220,7 +222,7 @@ def join(connection: duckdb.DuckDBPyConnection, table: TableConfig, parts: list[
         f"""
         CREATE TABLE joined AS
         WITH wanted AS (
-            SELECT doc_id, part, row, split FROM {parquet(*parts)}
+            SELECT doc_id, part, row, split FROM {parquet_table(*parts)}
             WHERE split IN ('train', 'held_out'))
         SELECT wanted.*, count(given.doc_id) AS lines, any_value(try_cast(ppl AS DOUBLE)) AS ppl,
             any_value(try_cast(pd AS DOUBLE)) AS pd,
@@ -232,8 +234,8 @@ def join(connection: duckdb.DuckDBPyConnection, table: TableConfig, parts: list[
 
 
 def id_in_sql(column: str, kind: str) -> str:
-    """A column of ids as text, in SQL: what `corpus.fields.id_of` makes of the same values."""
-    name = identifier(column)
+    """A column of ids as text, in SQL: what `corpus.fields.get_id` makes of the same values."""
+    name = sql_identifier(column)
     if kind == "BLOB":
         return f"coalesce(try(decode({name})), lower(hex({name})))"
     if kind in ("FLOAT", "DOUBLE"):
@@ -243,7 +245,7 @@ def id_in_sql(column: str, kind: str) -> str:
     return f"{name}::VARCHAR"
 
 
-def wrong(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> Iterator[str]:
+def table_errors(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> Iterator[str]:
     """What makes the table useless for this corpus, in words, with counts and first examples."""
 
     def documents(condition: str) -> tuple[int, str]:
@@ -276,7 +278,7 @@ def wrong(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> Iterator
             yield f"{number:,} training documents have no number in the column {column!r} ({shown})"
 
 
-def counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
+def table_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     """What table.json holds: `documents` with numbers, held-out ones without, lines of the table
     that name none of these (`ignored`), and a digest of the documents' numbers."""
     [(documents, without, used, digest)] = connection.execute(

@@ -33,7 +33,7 @@ def require_same_tokenizer(
         bos_id: What the run starts a document with, which the checkpoint must know too.
     """
     path = tokenizer_of(checkpoint, key)
-    found = list(differences(read_tokenizer(path), read_tokenizer(run_tokenizer), bos_id))
+    found = list(tokenizer_differences(read_tokenizer(path), read_tokenizer(run_tokenizer), bos_id))
     if found:
         raise UserError(
             f"{key}: the tokenizer of {checkpoint} is not the run's ({run_tokenizer}): "
@@ -84,7 +84,7 @@ def require_rows(vocab_size: int, tokenizer: dict[str, Any], bos_id: int, key: s
         bos_id: What documents start with.
         key: The setting that names the checkpoint, for the message.
     """
-    special = special_tokens(tokenizer)
+    special = special_token_texts(tokenizer)
     beyond = {
         token: index
         for token, index in token_ids(tokenizer).items()
@@ -100,12 +100,12 @@ def require_rows(vocab_size: int, tokenizer: dict[str, Any], bos_id: int, key: s
         )
 
 
-def special_tokens(tokenizer: dict[str, Any]) -> set[str]:
+def special_token_texts(tokenizer: dict[str, Any]) -> set[str]:
     """The tokens that are never found in text."""
     return {added["content"] for added in tokenizer["added_tokens"] if added["special"]}
 
 
-def differences(
+def tokenizer_differences(
     theirs: dict[str, Any], ours: dict[str, Any], bos_id: int | None = None
 ) -> Iterator[str]:
     """Each difference between two tokenizers that changes ids, in words.
@@ -122,15 +122,15 @@ def differences(
         yield f"it is {kinds[0]}, the run's is {kinds[1]}"
         return
     all_theirs, all_ours = token_ids(theirs), token_ids(ours)
-    silent = special_tokens(theirs)
+    silent = special_token_texts(theirs)
     their_ids = {t: i for t, i in all_theirs.items() if t in all_ours or t not in silent}
-    silent = special_tokens(ours)
+    silent = special_token_texts(ours)
     our_ids = {
         t: i for t, i in all_ours.items() if t in all_theirs or t not in silent or i == bos_id
     }
     if their_ids != our_ids:
         yield from id_differences(their_ids, our_ids)
-    their_words, our_words = found_in_text(theirs), found_in_text(ours)
+    their_words, our_words = added_token_rules(theirs), added_token_rules(ours)
     for special in ours["added_tokens"]:  # BOS and EOS are special in a run, whatever they were
         if special["special"]:
             their_words.pop(special["content"], None)
@@ -178,7 +178,7 @@ def token_ids(tokenizer: dict[str, Any]) -> dict[str, int]:
     return vocab | {added["content"]: added["id"] for added in tokenizer["added_tokens"]}
 
 
-def found_in_text(tokenizer: dict[str, Any]) -> dict[str, tuple[bool, ...]]:
+def added_token_rules(tokenizer: dict[str, Any]) -> dict[str, tuple[bool, ...]]:
     """The added tokens that are cut out of text before all else, and by which rules; the special
     ones are not, in this project."""
     rules = ("single_word", "lstrip", "rstrip", "normalized")

@@ -20,13 +20,13 @@ class Window(NamedTuple):
     Attributes:
         document: Index of the document.
         ids: [length + 1] int32: inputs are `ids[:-1]`, targets `ids[1:]`.
-        uncounted: Targets at the start that an earlier window counts.
+        num_overlap_targets: Targets at the start that an earlier window counts.
         last: Whether the document ends here.
     """
 
     document: int
     ids: np.ndarray
-    uncounted: int
+    num_overlap_targets: int
     last: bool
 
     @property

@@ -16,12 +16,12 @@ import numpy as np
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
 from frame_jax.training.metrics import keep_steps_before
-from frame_jax.training.step import TrainState
+from frame_jax.training.train_step import TrainState
 
 TrainStep = Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def skip_bad(train_step: TrainStep) -> TrainStep:
+def skip_bad_steps(train_step: TrainStep) -> TrainStep:
     """`train_step`, except that parameters and moments stay when loss or gradient is not finite.
 
     Counters go on, the optimizer's too: the learning rate is a function of the step.
@@ -49,7 +49,7 @@ class BadSteps:
     Args:
         folder: Where the file goes.
         selection: Says which rows a step trained on.
-        batch_rows: Rows of a global batch.
+        batch_size: Rows of a global batch.
         most: Bad steps in a row after which training stops.
         first_step: Steps from here on run again: their lines are dropped.
         write: Whether this process writes the file.
@@ -60,17 +60,17 @@ class BadSteps:
         folder: Path,
         selection: SelectionMap,
         *,
-        batch_rows: int,
+        batch_size: int,
         most: int,
         first_step: int,
         write: bool,
     ):
-        self._path, self._selection, self._rows = folder / "bad_steps.jsonl", selection, batch_rows
+        self._path, self._selection, self._rows = folder / "bad_steps.jsonl", selection, batch_size
         self._most, self._write, self._in_a_row = most, write, 0
         if write:
             keep_steps_before(self._path, first_step)
 
-    def see(self, step: int, values: dict[str, Any]) -> None:
+    def record_step(self, step: int, values: dict[str, Any]) -> None:
         """Takes the metrics of the next step."""
         if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
             self._in_a_row = 0
@@ -94,15 +94,16 @@ class BadSteps:
     def _rows_of(self, step: int) -> dict[str, list[int]]:
         """The rows of a step by quadrant, numbered across the quadrant's parts."""
         first = step * self._rows
-        cells, rows = self._selection.select(
+        quadrants, rows = self._selection.select(
             np.arange(first, min(first + self._rows, len(self._selection)))
         )
-        names = self._selection.schedule.cells
+        names = self._selection.schedule.quadrants
         return {
-            names[number]: sorted(rows[cells == number].tolist()) for number in np.unique(cells)
+            names[number]: sorted(rows[quadrants == number].tolist())
+            for number in np.unique(quadrants)
         }
 
-    def too_many(self) -> bool:
+    def are_too_many(self) -> bool:
         return self._in_a_row >= self._most
 
     def error(self) -> UserError:
@@ -110,6 +111,6 @@ class BadSteps:
         return UserError(
             f"{self._in_a_row} steps in a row had a loss or gradient that is not a number; "
             f"none of them was applied, and the state is saved. {self._path} lists their rows. If "
-            "training has diverged, lower training.schedule.peak and start the model again "
+            "training has diverged, lower training.lr_schedule.peak and start the model again "
             "(--redo); to try the rows that follow, run the same command"
         )

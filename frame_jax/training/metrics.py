@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.errors import UserError
-from frame_jax.run.directory import appending, atomic_path
-from frame_jax.training.trackers import Follower, MakeTracker, TensorBoard
+from frame_jax.run.directory import atomic_path, explain_append_errors
+from frame_jax.training.trackers import MakeTracker, TensorBoard, TrackerFollower
 
 
 class MetricsLog:
@@ -41,13 +41,13 @@ class MetricsLog:
         last = keep_steps_before(self._path, first_step)
         self._file = self._path.open("a", encoding="utf-8", buffering=1)  # whole lines, at once
         self._board = TensorBoard(folder, phase, first_step)
-        self._trackers: list[TensorBoard | Follower] = [self._board]
+        self._trackers: list[TensorBoard | TrackerFollower] = [self._board]
         if make_tracker is not None:
-            self._trackers.append(Follower(make_tracker, folder, last, first_step))
+            self._trackers.append(TrackerFollower(make_tracker, folder, last, first_step))
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds one step's record."""
-        with appending(self._path):
+        with explain_append_errors(self._path):
             self._file.write(json.dumps(record) + "\n")
         if record["step"] % self._every == 0:
             for tracker in self._trackers:

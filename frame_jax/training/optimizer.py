@@ -12,9 +12,9 @@ import optax.contrib
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.config.training import TrainingConfig
-from frame_jax.models.averages import WeightAverage
+from frame_jax.models.averages import EmaState
 from frame_jax.models.functional import Decoder
-from frame_jax.training.schedules import learning_rate
+from frame_jax.training.lr_schedules import learning_rate
 
 
 def decay_mask(axes: Any) -> Any:
@@ -36,7 +36,7 @@ def make_optimizer(
     """Clipping by the global norm, then the update rule, then the average of the weights."""
     o = config.optimizer
     settings: dict[str, Any] = {
-        "learning_rate": lambda step: learning_rate(config.schedule, step, steps, stage_starts),
+        "learning_rate": lambda step: learning_rate(config.lr_schedule, step, steps, stage_starts),
         "eps": o.eps,
         "weight_decay": o.weight_decay,
         "mu_dtype": o.first_moment_dtype,
@@ -50,8 +50,8 @@ def make_optimizer(
         settings |= {"beta": o.b2, "adam_b1": o.b1, "adam_b2": o.b2, "consistent_rms": 0.2}
         settings["muon_weight_dimension_numbers"] = muon_axes(decoder.axes())
         rule = optax.contrib.muon(**settings)
-    average = () if o.average_decay is None else (weight_average(o.average_decay),)
-    return optax.chain(optax.clip_by_global_norm(o.clip_norm), rule, *average)
+    average = () if o.ema_decay is None else (keep_ema(o.ema_decay),)
+    return optax.chain(optax.clip_by_global_norm(o.max_grad_norm), rule, *average)
 
 
 def muon_axes(axes: Any) -> Any:
@@ -64,20 +64,20 @@ def muon_axes(axes: Any) -> Any:
     return jax.tree.map(lambda decays: matrix if decays else None, decay_mask(axes))
 
 
-def weight_average(decay: float) -> optax.GradientTransformation:
+def keep_ema(decay: float) -> optax.GradientTransformation:
     """Changes no update; keeps an exponential moving average of the weights, from the initial ones.
 
     Must be the last of a chain: it averages the weights as they are after the update.
     """
 
-    def update(updates: Any, state: WeightAverage, params: Any) -> tuple[Any, WeightAverage]:
+    def update(updates: Any, state: EmaState, params: Any) -> tuple[Any, EmaState]:
         new = optax.apply_updates(params, updates)
-        return updates, WeightAverage(
-            jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * p, state.average, new)
+        return updates, EmaState(
+            jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * p, state.ema, new)
         )
 
     return optax.GradientTransformation(
-        lambda params: WeightAverage(jax.tree.map(jnp.copy, params)), update
+        lambda params: EmaState(jax.tree.map(jnp.copy, params)), update
     )
 
 

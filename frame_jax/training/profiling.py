@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 
-class Trace:
+class StepTrace:
     """Records the steps from `first` up to, not including, `stop`; nothing for None.
 
     Args:
@@ -20,7 +20,7 @@ class Trace:
         self._folder, self._running = folder, False
         self._first, self._stop = (-1, -1) if steps is None else map(int, steps.split(":"))
 
-    def before(self, step: int, state: Any) -> None:
+    def before_step(self, step: int, state: Any) -> None:
         """To be called before each step, with the state it will read."""
         if step == self._first:
             jax.block_until_ready(state)

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from frame_jax.curriculum.digest import Consumed
+from frame_jax.curriculum.digest import ConsumedRows
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.training.bad_steps import BadSteps
-from frame_jax.training.job import Job
 from frame_jax.training.metrics import MetricsLog
 from frame_jax.training.step_reader import StepReader
+from frame_jax.training.training_job import TrainingJob
 
 
 class Recorder:
@@ -24,13 +24,13 @@ class Recorder:
     Every process counts bad steps; process 0 alone writes.
     """
 
-    def __init__(self, job: Job, mesh: Mesh, start: int, consumed: Consumed):
+    def __init__(self, job: TrainingJob, mesh: Mesh, start: int, consumed: ConsumedRows):
         self._stack = contextlib.ExitStack()
         first = processes.is_first()
         self.bad = BadSteps(
             job.folder,
             job.selection,
-            batch_rows=job.training.batch_rows,
+            batch_size=job.training.batch_size,
             most=job.training.max_bad_steps,
             first_step=start,
             write=first,
@@ -47,9 +47,9 @@ class Recorder:
                     make_tracker=job.make_tracker,
                 )
             )
-        self._tokens = job.training.batch_rows * job.sequence_length
+        self._tokens = job.training.batch_size * job.sequence_length
         self._advance = self._stack.enter_context(
-            progress.bar(
+            progress.progress_bar(
                 job.name,
                 job.steps * self._tokens,
                 "tokens",
@@ -75,7 +75,7 @@ class Recorder:
             self._log.flush()
 
     @property
-    def consumed(self) -> Consumed:
+    def consumed(self) -> ConsumedRows:
         """The rows of all steps that were taken; after `flush`."""
         return self._reader.consumed
 

@@ -9,15 +9,15 @@ from jax.sharding import Mesh
 
 from frame_jax.checkpoints import Checkpointer
 from frame_jax.parallel.sharding import param_shardings
-from frame_jax.training.job import Job
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
-from frame_jax.training.step import TrainState
+from frame_jax.training.train_step import TrainState
+from frame_jax.training.training_job import TrainingJob
 
 
 class StateFactory:
     """Where each array of the training state lives on the mesh, and how a fresh one is made."""
 
-    def __init__(self, job: Job, mesh: Mesh):
+    def __init__(self, job: TrainingJob, mesh: Mesh):
         decoder = job.decoder
         self.optimizer = make_optimizer(job.training, decoder, job.steps, job.stage_starts)
         shapes = decoder.shapes()
@@ -31,11 +31,11 @@ class StateFactory:
         params = self._decoder.init(jax.random.key(self._seed))
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
-    def fresh(self) -> TrainState:
+    def initial_state(self) -> TrainState:
         """The state before the first step; each device makes only its own shards."""
         return jax.jit(self._make, out_shardings=self.shardings)()
 
-    def newest(self, checkpointer: Checkpointer) -> tuple[int, TrainState]:
+    def restore_newest(self, checkpointer: Checkpointer) -> tuple[int, TrainState]:
         """The newest state that can be read, and its step; a fresh one where there is none."""
         like = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -44,7 +44,7 @@ class StateFactory:
         )
         found = checkpointer.restore_newest(like.params, like.optimizer)
         if found is None:
-            return 0, self.fresh()
+            return 0, self.initial_state()
         step, params, optimizer = found
         on_devices = jax.device_put(np.int32(step), self.shardings.step)
         return step, TrainState(on_devices, params, optimizer)

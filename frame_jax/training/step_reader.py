@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from frame_jax.curriculum.digest import Consumed
+from frame_jax.curriculum.digest import ConsumedRows
 from frame_jax.models.flops import model_flops_utilisation, training_flops_per_token
 from frame_jax.training.bad_steps import BadSteps
-from frame_jax.training.job import Job
+from frame_jax.training.training_job import TrainingJob
 
 ROWS = "rows"  # among the metrics: sums of the bytes of the digests of the step's rows, [16]
 
@@ -28,7 +28,7 @@ class StepReader:
         consumed: The rows of all steps whose metrics were read, and before.
     """
 
-    def __init__(self, job: Job, bad: BadSteps, mesh: Mesh, consumed: Consumed):
+    def __init__(self, job: TrainingJob, bad: BadSteps, mesh: Mesh, consumed: ConsumedRows):
         self._job, self._bad, self.consumed = job, bad, consumed
         self._device_kind, self._devices = mesh.devices.flat[0].device_kind, mesh.size
         self._began, self._in_steps = time.perf_counter(), 0.0
@@ -51,9 +51,9 @@ class StepReader:
         step, metrics, waited = self._pending
         self._pending = None
         arrays = {name: np.asarray(value) for name, value in metrics.items()}
-        self.consumed = self.consumed.plus(arrays.pop(ROWS))
+        self.consumed = self.consumed.add_rows(arrays.pop(ROWS))
         values = {name: array.tolist() for name, array in arrays.items()}
-        self._bad.see(step, values)
+        self._bad.record_step(step, values)
         now = time.perf_counter()
         # The first step of an attempt includes compilation and is not timed.
         seconds = None if self._last_read is None else now - self._last_read
@@ -67,7 +67,7 @@ class StepReader:
             self._last_read = time.perf_counter()
 
     def _record(self, step: int, values: dict[str, Any], seconds: float | None) -> dict[str, Any]:
-        job, batch = self._job, self._job.training.batch_rows
+        job, batch = self._job, self._job.training.batch_size
         tokens = batch * job.sequence_length
         schedule, first_row = job.selection.schedule, step * batch
         mixture = job.selection.mixture(first_row, first_row + batch)
@@ -81,13 +81,13 @@ class StepReader:
             # JSON has no word for what is not a number.
             **{name: without_nan(value) for name, value in values.items()},
             "stage": schedule.stages[schedule.stage_at(first_row)].name,
-            "mixture": dict(zip(schedule.cells, mixture.tolist(), strict=True)),
+            "mixture": dict(zip(schedule.quadrants, mixture.tolist(), strict=True)),
             "seconds": seconds,
             "tokens_per_second": rate,
             "mfu": rate and model_flops_utilisation(flops, rate, self._device_kind, self._devices),
             # Share of the time since the start, compilation and restoring included, in steps.
             "goodput": self._in_steps / (time.perf_counter() - self._began),
-            **self.consumed.written(),
+            **self.consumed.as_record(),
         }
 
 

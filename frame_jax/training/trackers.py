@@ -36,7 +36,7 @@ class Tracker(Protocol):
 MakeTracker = Callable[[], Tracker]
 
 
-def find(path: str) -> Callable[[str, Path, dict[str, Any]], Tracker]:
+def import_function(path: str) -> Callable[[str, Path, dict[str, Any]], Tracker]:
     """What `module:function` names.
 
     Raises:
@@ -52,14 +52,16 @@ def find(path: str) -> Callable[[str, Path, dict[str, Any]], Tracker]:
         ) from error
 
 
-def maker(config: RunConfig, name: str, folder: Path) -> MakeTracker | None:
+def tracker_opener(config: RunConfig, name: str, folder: Path) -> MakeTracker | None:
     """What opens the tracker of a training run; None where the config names none."""
     if config.tracker is None:
         return None
-    return functools.partial(find(config.tracker), name, folder, dataclasses.asdict(config))
+    return functools.partial(
+        import_function(config.tracker), name, folder, dataclasses.asdict(config)
+    )
 
 
-class Follower:
+class TrackerFollower:
     """A tracker that is told of each step at most once, and whose failures stop no training.
 
     Steps that run again after an interruption were sent already. Which ones, `tracked.json` says:
@@ -134,8 +136,8 @@ class TensorBoard:
                 for layer, number in enumerate(value):
                     if number is not None:
                         self._writer.add_scalar(f"{self._phase}.{name}/{layer}", number, step)
-        for cell, share in record["mixture"].items():
-            self._writer.add_scalar(f"{self._phase}.mixture/{cell}", share, step)
+        for quadrant, share in record["mixture"].items():
+            self._writer.add_scalar(f"{self._phase}.mixture/{quadrant}", share, step)
 
     def flush(self) -> None:
         """Puts all points on the disk."""

@@ -23,19 +23,27 @@ from frame_jax.parallel.sharding import batch_sharding, local_rows, make_mesh
 from frame_jax.run import preemption
 from frame_jax.run.directory import write_json
 from frame_jax.run.preemption import Preempted
-from frame_jax.training.bad_steps import skip_bad
-from frame_jax.training.job import Job, check_batch, description, kept_steps, tail_steps
-from frame_jax.training.profiling import Trace
+from frame_jax.training.bad_steps import skip_bad_steps
+from frame_jax.training.lr_schedules import learning_rate
+from frame_jax.training.profiling import StepTrace
 from frame_jax.training.recorder import Recorder
-from frame_jax.training.schedules import learning_rate
 from frame_jax.training.state import StateFactory
-from frame_jax.training.step import make_train_step
 from frame_jax.training.step_reader import ROWS
+from frame_jax.training.train_step import make_train_step
+from frame_jax.training.training_job import (
+    TrainingJob,
+    check_batch,
+    kept_steps,
+    tail_steps,
+    trial_description,
+)
 
 MEASURED_STEPS = 10  # steps whose mean time sets the interval between rolling checkpoints
 
 
-def batches(job: Job, mesh: Mesh, start_step: int) -> Iterator[tuple[jax.Array, jax.Array]]:
+def global_batches(
+    job: TrainingJob, mesh: Mesh, start_step: int
+) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Global batches on the mesh, from `start_step` on, and what becomes their digest.
 
     Every process makes the digests of the rows that it reads; the devices add them up, as they do
@@ -47,7 +55,7 @@ def batches(job: Job, mesh: Mesh, start_step: int) -> Iterator[tuple[jax.Array, 
         places (`curriculum/digest.py`). Padding rows count for nothing.
     """
     sharding = batch_sharding(mesh)
-    shape = (job.training.batch_rows, job.sequence_length + 1)
+    shape = (job.training.batch_size, job.sequence_length + 1)
     offsets = local_rows(sharding, shape)
     add = jax.jit(
         lambda digests: digests.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec())
@@ -55,17 +63,19 @@ def batches(job: Job, mesh: Mesh, start_step: int) -> Iterator[tuple[jax.Array, 
     loader = make_loader(
         job.parts,
         job.selection,
-        batch_rows=job.training.batch_rows,
+        batch_size=job.training.batch_size,
         row_offsets=offsets,
         row_tokens=shape[1],
-        padding_id=job.specials.bos,
+        padding_id=job.special_tokens.bos,
         start_step=start_step,
     )
     for step, rows in enumerate(loader, start_step):
-        places = step * shape[0] + offsets
-        real = places < len(job.selection)
+        row_indices = step * shape[0] + offsets
+        real = row_indices < len(job.selection)
         digests = np.zeros((len(rows), digest.BYTES), np.uint32)
-        digests[real] = digest.of_places(places[real], digest.of_rows(rows[real]))
+        digests[real] = digest.ordered_row_digests(
+            row_indices[real], digest.row_digests(rows[real])
+        )
         yield (
             jax.make_array_from_process_local_data(sharding, rows, shape),
             add(
@@ -74,7 +84,7 @@ def batches(job: Job, mesh: Mesh, start_step: int) -> Iterator[tuple[jax.Array, 
         )
 
 
-def train(job: Job) -> dict[str, Any]:
+def train(job: TrainingJob) -> dict[str, Any]:
     """Trains to the last step, from the newest checkpoint if there is one.
 
     Returns:
@@ -88,7 +98,7 @@ def train(job: Job) -> dict[str, Any]:
     kept = kept_steps(job.selection.schedule, job.training)
     if processes.is_first():
         write_description(job.folder, job.decoder)
-        write_json(job.folder / "curriculum.json", description(job, kept))
+        write_json(job.folder / "curriculum.json", trial_description(job, kept))
     saved = sorted({*kept, *tail_steps(job)})
     checkpointer = Checkpointer(job.folder / "checkpoints", saved, job.fingerprint)
     try:
@@ -108,60 +118,68 @@ class RollingSaves:
         self._interval: int | None = None
         self._timer = 0.0
 
-    def due(self, done: int) -> bool:
+    def is_due(self, done: int) -> bool:
         """Whether to save after `done` steps; called after each."""
         timed = done - self._start - 1
         if timed == 0:
             self._timer = time.perf_counter()
         elif timed == MEASURED_STEPS:
             seconds = (time.perf_counter() - self._timer) / MEASURED_STEPS
-            self._interval = processes.agree(max(1, round(self._seconds / max(seconds, 1e-9))))
+            self._interval = processes.broadcast_from_first(
+                max(1, round(self._seconds / max(seconds, 1e-9)))
+            )
         return self._interval is not None and (done - self._start) % self._interval == 0
 
 
-def compile_step(job: Job, mesh: Mesh, factory: StateFactory) -> Any:
+def compile_step(job: TrainingJob, mesh: Mesh, factory: StateFactory) -> Any:
     """The jitted update of a job: (state, rows) to (state, metrics); the state is donated."""
 
     def rate(step: jax.Array) -> jax.Array:
-        return learning_rate(job.training.schedule, step, job.steps, job.stage_starts)
+        return learning_rate(job.training.lr_schedule, step, job.steps, job.stage_starts)
 
-    step = make_train_step(job.decoder, factory.optimizer, job.specials, job.training, mesh, rate)
+    step = make_train_step(
+        job.decoder, factory.optimizer, job.special_tokens, job.training, mesh, rate
+    )
     return jax.jit(
-        skip_bad(step),
+        skip_bad_steps(step),
         in_shardings=(factory.shardings, batch_sharding(mesh)),
         out_shardings=(factory.shardings, factory.shardings.step),
         donate_argnums=0,
     )
 
 
-def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) -> dict[str, Any]:
+def _train(
+    job: TrainingJob, mesh: Mesh, kept: list[int], checkpointer: Checkpointer
+) -> dict[str, Any]:
     factory = StateFactory(job, mesh)
-    start, state = factory.newest(checkpointer)
-    consumed = digest.Consumed(start)
+    start, state = factory.restore_newest(checkpointer)
+    consumed = digest.ConsumedRows(start)
     if start > 0:
-        consumed = digest.read(checkpointer.order(start)) or consumed
+        consumed = digest.read_consumed_rows(checkpointer.consumed_rows(start)) or consumed
     if 0 in kept and checkpointer.latest() is None:
-        checkpointer.save(0, state.params, state.optimizer, consumed.written())
+        checkpointer.save(0, state.params, state.optimizer, consumed.as_record())
     train_step = compile_step(job, mesh, factory)
-    trace = Trace(job.folder / "profile", job.profile)
+    trace = StepTrace(job.folder / "profile", job.profile)
     rolling = RollingSaves(job.training.checkpoint_seconds, start)
-    with preemption.deferred(), Recorder(job, mesh, start, consumed) as recorder:
-        loader = batches(job, mesh, start)
+    with preemption.defer_sigterm(), Recorder(job, mesh, start, consumed) as recorder:
+        loader = global_batches(job, mesh, start)
         for step in range(start, job.steps):
             asked = time.perf_counter()
             rows, digests = next(loader)
             waited = time.perf_counter() - asked
-            trace.before(step, state)
+            trace.before_step(step, state)
             state, metrics = train_step(state, rows)
             recorder.push(step, {**metrics, ROWS: digests}, waited)
             done = step + 1
-            due = rolling.due(done)
-            stop = preemption.requested(done)
-            if stop or recorder.bad.too_many() or done in kept or due:
+            due = rolling.is_due(done)
+            stop = preemption.stop_requested(done)
+            if stop or recorder.bad.are_too_many() or done in kept or due:
                 recorder.flush()
-                checkpointer.save(done, state.params, state.optimizer, recorder.consumed.written())
+                checkpointer.save(
+                    done, state.params, state.optimizer, recorder.consumed.as_record()
+                )
                 recorder.restart_clock()
-            if recorder.bad.too_many():
+            if recorder.bad.are_too_many():
                 raise recorder.bad.error()
             if stop:
                 raise Preempted(f"{job.name} is saved at step {done}")
@@ -169,6 +187,6 @@ def _train(job: Job, mesh: Mesh, kept: list[int], checkpointer: Checkpointer) ->
     return {
         "steps": job.steps,
         "rows": job.selection.schedule.rows,
-        "tokens": job.steps * job.training.batch_rows * job.sequence_length,
+        "tokens": job.steps * job.training.batch_size * job.sequence_length,
         "parameters": job.decoder.parameter_count(),
     }

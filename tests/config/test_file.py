@@ -7,7 +7,7 @@ import yaml
 from frame_jax.config.base import added, runtime
 from frame_jax.config.file import load, parse
 from frame_jax.config.run import RunConfig
-from frame_jax.config.settings import lookup, settings_of
+from frame_jax.config.settings import flatten_settings, setting_at
 from frame_jax.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -28,9 +28,9 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 
 def test_command_line_overrides_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, {"seed": 3, "scoring": {"context": 64}})
-    config = load(file, "--scoring.context=128", "--pretrain.training.schedule.kind", "cosine")
+    config = load(file, "--scoring.context=128", "--pretrain.training.lr_schedule.kind", "cosine")
     assert (config.seed, config.scoring.context) == (3, 128)
-    assert config.pretrain.training.schedule.kind == "cosine"
+    assert config.pretrain.training.lr_schedule.kind == "cosine"
 
 
 @pytest.mark.parametrize(
@@ -38,17 +38,17 @@ def test_command_line_overrides_the_file(tmp_path: Path) -> None:
     [
         ({"sede": 1}, "did you mean `seed`?"),
         ({"scoring": {"contxt": 64}}, "did you mean `context`?"),
-        ({"pretrain": {"training": {"schedule": {"kindd": "wsd"}}}}, "did you mean `kind`?"),
+        ({"pretrain": {"training": {"lr_schedule": {"kindd": "wsd"}}}}, "did you mean `kind`?"),
         ({"curricula": {"a": {"presett": "frame"}}}, "did you mean `preset`?"),
         ({"corpus": {"sources": [{"kind": "jsonl", "pth": "x"}]}}, "did you mean `path`?"),
         ({"seed": "one"}, "seed"),
         ({"scoring": {"context": 1.5}}, "scoring.context"),
-        ({"pretrain": {"training": {"schedule": {"kind": "linear"}}}}, "linear"),
+        ({"pretrain": {"training": {"lr_schedule": {"kind": "linear"}}}}, "linear"),
         ({"corpus": {"sources": []}}, "corpus.sources is empty"),
         ({"corpus": {"sources": [{"kind": "jsonl"}]}}, "needs `path`"),
         ({"scoring": {"context": 8, "overlap": 8}}, "scoring.overlap"),
         ({"pretrain": {"model": {"num_heads": 3}}}, "multiple of model.num_kv_heads"),
-        ({"pretrain": {"training": {"batch_rows": -1}}}, "training.batch_rows"),
+        ({"pretrain": {"training": {"batch_size": -1}}}, "training.batch_size"),
         ({"curricula": {"../up": {"preset": "frame"}}}, "lower-case"),
         ({"parallel": {"data": 0}}, "parallel"),
         ({"corpus": {**MINIMAL["corpus"], "reference_fraction": 1.0}}, "below 1"),
@@ -74,28 +74,28 @@ def test_a_file_that_is_no_yaml_or_not_there(tmp_path: Path) -> None:
 def test_a_models_head_width_follows_from_its_own_settings(tmp_path: Path) -> None:
     model = {"hidden_size": 96, "num_heads": 2, "num_kv_heads": 1}
     config = load(write(tmp_path, {"pretrain": {"model": model}}))
-    assert config.pretrain.model.head_width == 48
+    assert config.pretrain.model.resolved_head_dim == 48
     assert (
         load(
             write(tmp_path, {"pretrain": {"model": {**model, "head_dim": 8}}})
-        ).pretrain.model.head_width
+        ).pretrain.model.resolved_head_dim
         == 8
     )
 
 
 def test_runtime_settings_are_outside_the_fingerprint(tmp_path: Path) -> None:
     file = write(tmp_path, {})
-    one = settings_of(load(file).pretrain, "pretrain")
-    other = settings_of(load(file, "--pretrain.training.remat=full").pretrain, "pretrain")
-    changed = settings_of(load(file, "--pretrain.training.batch_rows=64").pretrain, "pretrain")
+    one = flatten_settings(load(file).pretrain, "pretrain")
+    other = flatten_settings(load(file, "--pretrain.training.remat=full").pretrain, "pretrain")
+    changed = flatten_settings(load(file, "--pretrain.training.batch_size=64").pretrain, "pretrain")
     assert one == other != changed
-    assert one["pretrain.training.schedule.kind"] == "wsd"
+    assert one["pretrain.training.lr_schedule.kind"] == "wsd"
 
 
 def test_lookup_goes_through_dataclasses_and_dicts(tmp_path: Path) -> None:
     config = load(write(tmp_path, {"curricula": {"arm": {"preset": "random"}}}))
-    assert lookup(config, "curricula.arm").preset == "random"
-    assert lookup(config, "partition.rows") == config.partition.rows
+    assert setting_at(config, "curricula.arm").preset == "random"
+    assert setting_at(config, "partition.rows") == config.partition.rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +110,12 @@ class Grown:
 
 def test_a_later_setting_counts_once_it_is_used() -> None:
     """So that a run of the release before, which knew no such setting, stays current."""
-    assert settings_of(Grown(), "x") == {"x.old": 1}
-    assert settings_of(Grown(new=3, list_of=[1]), "x") == {"x.old": 1, "x.new": 3, "x.list_of": [1]}
-    assert set(settings_of(Grown(), "x", with_runtime=True)) == {
+    assert flatten_settings(Grown(), "x") == {"x.old": 1}
+    assert flatten_settings(Grown(new=3, list_of=[1]), "x") == {
+        "x.old": 1,
+        "x.new": 3,
+        "x.list_of": [1],
+    }
+    assert set(flatten_settings(Grown(), "x", with_runtime=True)) == {
         *("x.old", "x.faster", "x.new", "x.list_of")
     }

@@ -11,7 +11,7 @@ from frame_jax import files, inspect
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.config.file import load
 from frame_jax.config.paths import scheme_of, user_path
-from frame_jax.config.settings import settings_of
+from frame_jax.config.settings import flatten_settings
 from frame_jax.errors import UserError
 from frame_jax.export import checkpoint as export
 from frame_jax.export.order import export as export_order
@@ -132,7 +132,7 @@ def test_a_reference_checkpoint_in_the_home_folder_is_looked_for_there(home: Pat
 def test_fingerprints_hold_what_was_written(home: Path) -> None:
     changes = {"tokenizer": {"path": "~/t.json"}}
     config = load(write_config(home, **changes))
-    assert settings_of(config)["tokenizer.path"] == "~/t.json"
+    assert flatten_settings(config)["tokenizer.path"] == "~/t.json"
 
 
 def sources(*paths: str) -> dict[str, object]:
@@ -161,7 +161,7 @@ def test_a_file_that_is_really_called_so_is_read(home: Path, path: str) -> None:
         path, ["~x.jsonl"]
     )
     model = Path.cwd() / "~m"
-    assert files.cached("./~m") == files.cached(str(files.cached("./~m"))) == model
+    assert files.local_copy("./~m") == files.local_copy(str(files.local_copy("./~m"))) == model
     assert RunDirectory("./~r").root == Path.cwd() / "~r"
 
 

@@ -10,7 +10,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 
 MINIMAL = {"run_directory": "r", "corpus": {"sources": [{"kind": "python_library"}]}}
-RATE = {"pretrain": {"training": {"schedule": {"peak": 0.003, "warmup_fraction": 0.1}}}}
+RATE = {"pretrain": {"training": {"lr_schedule": {"peak": 0.003, "warmup_fraction": 0.1}}}}
 
 
 def read(folder: Path, **changes: object) -> RunConfig:
@@ -26,9 +26,9 @@ def test_a_study_makes_an_arm_of_every_order_under_every_rate(tmp_path: Path) ->
         *("frame", "random", "frame_constant", "random_constant", "frame_steep", "random_steep")
     ]
     assert {c.preset for n, c in config.curricula.items() if n.startswith("frame")} == {"frame"}
-    assert config.curricula["frame"].schedule is None
+    assert config.curricula["frame"].lr_schedule is None
     # What a rate does not name is that of the run, not the default.
-    constant, steep = (config.arm_training(f"random_{n}").schedule for n in schedules)
+    constant, steep = (config.training_of_arm(f"random_{n}").lr_schedule for n in schedules)
     assert (constant.kind, constant.peak, constant.warmup_fraction) == ("constant", 0.003, 0.1)
     assert (steep.kind, steep.peak, steep.final_fraction) == ("wsd", 0.003, 0.0)
 
@@ -57,15 +57,15 @@ def test_a_study_takes_orders_of_ones_own_and_stands_beside_other_curricula(tmp_
         ({"study": {"orders": ["frame", "frame"]}}, "names an order twice"),
         (
             {"study": {"orders": ["frame"], "schedules": {"c": {"kindd": "constant"}}}},
-            "study.schedules.c",
+            "study.lr_schedules.c",
         ),
         (
             {"study": {"orders": ["frame"], "schedules": {"c": {"peak": "high"}}}},
-            "study.schedules.c",
+            "study.lr_schedules.c",
         ),
         (
             {"study": {"orders": ["frame"], "schedules": {"c": {"peak": -1.0}}}},
-            "schedule.peak must be positive",
+            "lr_schedule.peak must be positive",
         ),
         (
             {

@@ -10,8 +10,8 @@ import pytest
 from frame_jax.config.corpus import SourceConfig, TokenizerConfig
 from frame_jax.config.file import load
 from frame_jax.corpus import tokenize
-from frame_jax.corpus.inventory import compare, keep_inventory, known_signature
-from frame_jax.corpus.parts import signature
+from frame_jax.corpus.inventory import compare_inventory, expected_signature, keep_inventory
+from frame_jax.corpus.parts import corpus_signature
 from frame_jax.errors import UserError
 from frame_jax.main import main
 from frame_jax.planning.plan import read_states
@@ -36,7 +36,7 @@ def made(make_config, write_jsonl, records, tmp_path):
         directory.tokens.mkdir(parents=True)
         keep_inventory(config, directory)
         unit = phases.TOKENIZE
-        expected = markers.expectations(config, [unit], signature(config))[unit.name]
+        expected = markers.expected_markers(config, [unit], corpus_signature(config))[unit.name]
         value = {
             "complete": complete,
             "fingerprint": expected.fingerprint,
@@ -52,27 +52,27 @@ def made(make_config, write_jsonl, records, tmp_path):
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_corpus_that_moved_away_counts_as_it_was(made, tmp_path, capsys, kept) -> None:
     config, directory = made("jsonl", "text")
-    before = signature(config)
-    assert known_signature(config, directory) == before
+    before = corpus_signature(config)
+    assert expected_signature(config, directory) == before
     if not kept:  # as an earlier release left it
         (directory.tokens / "inputs.json").unlink()
     (tmp_path / "data").rename(tmp_path / "archive")
-    assert known_signature(config, directory) == before
+    assert expected_signature(config, directory) == before
     shown = capsys.readouterr().err
     assert "going on without the corpus" in shown and str(tmp_path / "data") in shown
     (tmp_path / "texts").rename(tmp_path / "other")
-    assert known_signature(config, directory) == before
+    assert expected_signature(config, directory) == before
     # To be tokenized again, it must be there.
     with pytest.raises(UserError, match="no file or folder"):
-        known_signature(config, directory, redo="tokenize")
-    assert known_signature(config, directory, redo="score") == before
+        expected_signature(config, directory, redo="tokenize")
+    assert expected_signature(config, directory, redo="score") == before
 
 
 def test_before_tokenize_is_complete_the_corpus_must_be_there(made, tmp_path) -> None:
     config, directory = made("jsonl", complete=False)
     (tmp_path / "data").rename(tmp_path / "archive")
     with pytest.raises(UserError, match="no file or folder"):
-        known_signature(config, directory)
+        expected_signature(config, directory)
 
 
 @pytest.mark.parametrize("complete", [True, False])
@@ -85,7 +85,7 @@ def test_a_changed_corpus_is_refused_by_the_names_of_its_files(made, tmp_path, c
     (data / "b.jsonl").rename(data / "c.jsonl")
     (tmp_path / "texts" / "two.txt").write_text("changed 1")
     with pytest.raises(UserError) as error:
-        known_signature(config, directory)
+        expected_signature(config, directory)
     for line in (
         f"corpus.sources[0]: a.jsonl: {size} then, {size + 17} now",
         "corpus.sources[0]: b.jsonl has gone",
@@ -99,9 +99,9 @@ def test_a_changed_corpus_is_refused_by_the_names_of_its_files(made, tmp_path, c
         data.rename(tmp_path / "archive")
         (tmp_path / "texts" / "two.txt").write_text("changed again")
         with pytest.raises(UserError, match=r"sources\[1\]: two\.txt: 7 then, 13 now"):
-            known_signature(config, directory)
+            expected_signature(config, directory)
     else:
-        assert known_signature(config, directory, redo="tokenize") == signature(config)
+        assert expected_signature(config, directory, redo="tokenize") == corpus_signature(config)
 
 
 def test_many_changes_are_counted(made, tmp_path) -> None:
@@ -109,7 +109,7 @@ def test_many_changes_are_counted(made, tmp_path) -> None:
     for k in range(30):
         (tmp_path / "texts" / f"{k:02d}.txt").write_text("new")
     with pytest.raises(UserError, match=r"09\.txt has come\n  and 20 more\n"):
-        known_signature(config, directory)
+        expected_signature(config, directory)
 
 
 def test_other_settings_are_left_to_the_markers(made, tmp_path) -> None:
@@ -118,19 +118,19 @@ def test_other_settings_are_left_to_the_markers(made, tmp_path) -> None:
         config, corpus=dataclasses.replace(config.corpus, held_out_fraction=0.1)
     )
     (tmp_path / "data" / "b.jsonl").unlink()
-    assert compare(other, directory) == (signature(other), [])
+    assert compare_inventory(other, directory) == (corpus_signature(other), [])
 
 
 def test_a_tokenizer_that_moved_away_or_changed(made, tmp_path, capsys) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text("1")
     config, directory = made("jsonl", tokenizer=TokenizerConfig(path=str(path)))
-    before = signature(config)
+    before = corpus_signature(config)
     path.write_text("2")
     with pytest.raises(UserError, match=r"tokenizer\.path: .*tokenizer\.json has changed"):
-        known_signature(config, directory)
+        expected_signature(config, directory)
     path.unlink()
-    assert known_signature(config, directory) == before
+    assert expected_signature(config, directory) == before
     assert "tokenizer.path" in capsys.readouterr().err
 
 
@@ -159,7 +159,7 @@ def test_a_finished_run_needs_no_corpus_and_refuses_another(tmp_path, monkeypatc
         f"corpus.sources[0]: corpus.jsonl: {size} then, {size + 1} now" in capsys.readouterr().err
     )
     config = load("config.yaml")
-    states = read_states(config, phases.units(config), corpus_may_be_absent=False)
+    states = read_states(config, phases.list_phase_steps(config), corpus_may_be_absent=False)
     assert states["tokenize"].text == "made under other settings"
 
 
@@ -167,7 +167,7 @@ def test_tokenize_keeps_the_inventory(make_config, write_jsonl, records) -> None
     path = write_jsonl("a.jsonl", records)
     config = make_config(SourceConfig(kind="jsonl", path=str(path)))
     directory = RunDirectory(config.run_directory)
-    tokenize.run(config, directory)
+    tokenize.tokenize_corpus(config, directory)
     kept = json.loads((directory.tokens / "inputs.json").read_text())
     version = f"a.jsonl {path.stat().st_size}"
     assert kept == {"sources": [{"a.jsonl": version}], "tokenizer.path": None}

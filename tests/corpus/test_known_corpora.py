@@ -14,7 +14,7 @@ import yaml
 
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.corpus.documents import Document
-from frame_jax.corpus.parts import plan
+from frame_jax.corpus.parts import plan_parts
 from tests.corpus.reading import read
 
 PAGE = Path(__file__).parents[2] / "docs" / "corpora.md"
@@ -183,8 +183,8 @@ def test_the_lines_of_the_page_read_the_corpus(tmp_path: Path, monkeypatch, name
 
 
 def documents(source: SourceConfig) -> list[Document]:
-    chunks = plan(CorpusConfig(sources=[source], parts=1))[0]
-    records = [record for chunk in chunks for record in chunk.read()]
+    chunks = plan_parts(CorpusConfig(sources=[source], parts=1))[0]
+    records = [record for chunk in chunks for record in chunk.read_records()]
     assert all(isinstance(record, Document) for record in records), records
     return records  # type: ignore[return-value]
 

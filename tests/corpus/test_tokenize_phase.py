@@ -9,7 +9,7 @@ import pytest
 
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus import tokenize
-from frame_jax.corpus.splits import split_of
+from frame_jax.corpus.splits import assign_split
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.records import TokenReader
@@ -18,7 +18,7 @@ from frame_jax.run.directory import RunDirectory, list_parts
 
 def run(config):
     directory = RunDirectory(config.run_directory)
-    return tokenize.run(config, directory), directory
+    return tokenize.tokenize_corpus(config, directory), directory
 
 
 def rows(directory):
@@ -64,7 +64,7 @@ def test_parts_hold_every_document_exactly(config, records):
         assert table["row"].to_pylist() == list(range(len(table)))
     for row in found:
         assert row["bytes"] == len(row["text"].encode())
-        assert row["split"] == split_of(row["doc_id"], config.seed, 0.05, 0.2)
+        assert row["split"] == assign_split(row["doc_id"], config.seed, 0.05, 0.2)
     domains = {r["id"]: (r["domain"], r["language"]) for r in records}
     assert {r["doc_id"]: (r["domain"], r["language"]) for r in found} == domains
     assert summary["parts"] == 3 and summary["rejected"] == 0
@@ -224,11 +224,11 @@ def test_processes_share_the_parts(config, monkeypatch, tmp_path):
     directory = RunDirectory(shared.run_directory)
     summaries = []
     # Two processes, one after the other: the last barrier's work is done by process 0 at its end.
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "barrier", lambda name: None)
     for index in (0, 1, 0):
-        monkeypatch.setattr(processes, "index", lambda index=index: index)
-        summaries.append(tokenize.run(shared, directory))
+        monkeypatch.setattr(processes, "process_index", lambda index=index: index)
+        summaries.append(tokenize.tokenize_corpus(shared, directory))
     assert contents(directory) == contents(whole)
     assert summaries[-1]["parts"] == 3
 

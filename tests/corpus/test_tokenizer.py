@@ -15,7 +15,13 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from frame_jax.config.corpus import SourceConfig, TokenizerConfig
 from frame_jax.config.training import ReferenceConfig, ReferenceModelConfig
 from frame_jax.corpus.tokenizer import load_tokenizer, make_tokenizer
-from frame_jax.corpus.vocabulary import BOS, EOS, cut, prepare_tokenizer, train
+from frame_jax.corpus.tokenizer_training import (
+    BOS,
+    EOS,
+    prepare_tokenizer,
+    split_text,
+    train_tokenizer,
+)
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, read_json, remove
 from tests.corpus.tokenizer_kinds import KINDS
@@ -32,7 +38,7 @@ any_text = st.text(st.characters(exclude_categories=["Cs"]))
 
 @pytest.fixture(scope="module")
 def trained():
-    backend = train(TEXTS * 3, 400)
+    backend = train_tokenizer(TEXTS * 3, 400)
     return make_tokenizer(backend, backend.token_to_id(BOS), backend.token_to_id(EOS))
 
 
@@ -59,18 +65,18 @@ def test_spelled_out_special_tokens_are_ordinary_text(trained, before, after):
 
 def test_training_is_deterministic_and_keeps_the_special_tokens_apart():
     texts = [text + str(i) for i in range(50) for text in TEXTS]
-    one, two = train(texts, 350), train(iter(texts), 350)
+    one, two = train_tokenizer(texts, 350), train_tokenizer(iter(texts), 350)
     assert one.to_str() == two.to_str()
     assert one.get_vocab_size() == 350
     assert (one.token_to_id(BOS), one.token_to_id(EOS)) == (0, 1)
     # All bytes are there, so nothing is ever unknown.
-    assert train(["a"], 4096).get_vocab_size() == 258
+    assert train_tokenizer(["a"], 4096).get_vocab_size() == 258
 
 
 @settings(max_examples=200)
 @given(st.text("ab \n\t中\u2028"), st.integers(1, 5))
 def test_pieces_of_a_text_join_and_start_lines(text, characters):
-    pieces = list(cut(text, characters))
+    pieces = list(split_text(text, characters))
     assert "".join(pieces) == text
     assert all(characters <= len(piece) <= 2 * characters for piece in pieces[:-1])
     assert len(pieces[-1]) <= 2 * characters
@@ -90,7 +96,7 @@ def save(tmp_path, backend):
 
 
 def byte_level(special=(), normalizer=None):
-    backend = train(TEXTS, 300)
+    backend = train_tokenizer(TEXTS, 300)
     data = json.loads(backend.to_str())
     renamed = dict(zip((BOS, EOS), special, strict=False))
     tokens = [t for t in data["added_tokens"] if t["content"] in renamed]

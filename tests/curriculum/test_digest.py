@@ -15,18 +15,18 @@ def placed(place: int, row: np.ndarray) -> bytes:
 
 
 def whole(places: list[int], rows: np.ndarray) -> int:
-    each = digest.of_places(np.array(places), digest.of_rows(rows))
-    return digest.number(each.sum(0, dtype=np.uint64))
+    each = digest.ordered_row_digests(np.array(places), digest.row_digests(rows))
+    return digest.digest_value(each.sum(0, dtype=np.uint64))
 
 
 def test_a_digest_is_what_the_page_says() -> None:
     places = [3, 1 << 40, *range(7)]
-    each = digest.of_places(np.array(places), digest.of_rows(ROWS))
+    each = digest.ordered_row_digests(np.array(places), digest.row_digests(ROWS))
     wanted = [placed(place, row) for place, row in zip(places, ROWS, strict=True)]
     assert [line.tobytes() for line in each] == wanted
     total = sum(int.from_bytes(one, "little") for one in wanted) % 2**128
-    assert whole(places, ROWS) == total == digest.value_of(digest.text(total))
-    assert len(digest.text(total)) == 32
+    assert whole(places, ROWS) == total == digest.parse_digest(digest.format_digest(total))
+    assert len(digest.format_digest(total)) == 32
 
 
 def test_a_sum_has_no_order_of_its_own_but_knows_the_places() -> None:
@@ -42,7 +42,7 @@ def test_a_sum_has_no_order_of_its_own_but_knows_the_places() -> None:
 
 
 def test_what_was_consumed_is_written_and_read() -> None:
-    first = digest.Consumed(4).plus(np.full(16, 255))  # wraps around
+    first = digest.ConsumedRows(4).add_rows(np.full(16, 255))  # wraps around
     assert first.value == sum(255 << 8 * i for i in range(16)) % 2**128
-    assert digest.read(first.written()) == first
-    assert digest.read({"loss": 1.0}) is None
+    assert digest.read_consumed_rows(first.as_record()) == first
+    assert digest.read_consumed_rows({"loss": 1.0}) is None

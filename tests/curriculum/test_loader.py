@@ -24,14 +24,14 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     """Rows that say where they are from: [cell, row, ...], in parts of 0 to 20 rows."""
     root = tmp_path_factory.mktemp("rows")
     paths: dict[str, list[Path]] = {}
-    for number, (cell, rows) in enumerate(CELL_ROWS.items()):
+    for number, (quadrant, rows) in enumerate(CELL_ROWS.items()):
         cuts = [0, 9, 9, 20, rows]
         for part, (first, stop) in enumerate(pairwise(cuts)):
-            path = root / f"{cell}-{part}.arrayrecord"
+            path = root / f"{quadrant}-{part}.arrayrecord"
             with write_tokens(path) as writer:
                 for row in range(first, stop):
                     writer.append([100 + number, row, 7, 7, 7])
-            paths.setdefault(cell, []).append(path)
+            paths.setdefault(quadrant, []).append(path)
     return paths
 
 
@@ -45,7 +45,7 @@ def load(parts, selection, offsets=range(BATCH), start_step=0) -> np.ndarray:
     loader = make_loader(
         parts,
         selection,
-        batch_rows=BATCH,
+        batch_size=BATCH,
         row_offsets=offsets,
         row_tokens=LENGTH,
         padding_id=BOS,
@@ -59,8 +59,8 @@ def test_batches_follow_the_selection_and_end_in_padding(parts, selection) -> No
     rows = batches.reshape(-1, LENGTH)
     total = sum(CELL_ROWS.values())
     assert batches.dtype == np.int32 and len(batches) == -(-total // BATCH)
-    cells, indices = selection.select(np.arange(total))
-    np.testing.assert_array_equal(rows[:total, :2], np.stack([cells + 100, indices], axis=1))
+    quadrants, indices = selection.select(np.arange(total))
+    np.testing.assert_array_equal(rows[:total, :2], np.stack([quadrants + 100, indices], axis=1))
     assert (rows[total:] == BOS).all() and len(rows) > total
     assert len(np.unique(rows[:total], axis=0)) == total
 
@@ -116,9 +116,9 @@ def test_the_same_rows_with_one_file_open_at_a_time(
 def test_a_part_that_is_not_what_was_recorded_is_refused(parts, selection, tmp_path: Path) -> None:
     """Its lengths are taken on trust until a row of it is wanted."""
     moved: dict[str, list[Path]] = {}
-    for cell, paths in parts.items():
-        moved[cell] = [tmp_path / cell / path.name for path in paths]
-        for new, old in zip(moved[cell], paths, strict=True):
+    for quadrant, paths in parts.items():
+        moved[quadrant] = [tmp_path / quadrant / path.name for path in paths]
+        for new, old in zip(moved[quadrant], paths, strict=True):
             new.parent.mkdir(exist_ok=True)
             new.write_bytes(old.read_bytes())
     said = {c: {p.stem: len(TokenReader(p)) for p in paths} for c, paths in moved.items()}

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.quadrants import AxesConfig
-from frame_jax.curriculum.permutation import keys, permute
-from frame_jax.curriculum.presets import expand
+from frame_jax.curriculum.permutation import permutation_keys, permute
+from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
-from frame_jax.curriculum.stages import Schedule, resolve
+from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum
 from tests.curriculum.orders import PRESETS, preset_map, schedules
 
 CELL_ROWS = {"Q1": 1003, "Q2": 990, "Q3": 1100, "Q4": 800}
@@ -28,9 +28,9 @@ def selected(selection: SelectionMap) -> np.ndarray:
 
 @settings(max_examples=80, deadline=None)
 @given(schedules(), st.integers(0, 3))
-def test_every_row_comes_exactly_once_an_epoch(schedule: Schedule, seed: int) -> None:
+def test_every_row_comes_exactly_once_an_epoch(schedule: DataSchedule, seed: int) -> None:
     available = np.array(schedule.available)
-    used = np.sum([stage.cell_rows for stage in schedule.stages], axis=0)
+    used = np.sum([stage.quadrant_rows for stage in schedule.stages], axis=0)
     if schedule.epoch_rows == available.sum():
         assert (used == available).all()
     for epoch in selected(SelectionMap(schedule, seed)):
@@ -41,31 +41,34 @@ def test_every_row_comes_exactly_once_an_epoch(schedule: Schedule, seed: int) ->
 
 @settings(max_examples=80, deadline=None)
 @given(schedules())
-def test_realised_mixture_follows_the_asked_one(schedule: Schedule) -> None:
+def test_realised_mixture_follows_the_asked_one(schedule: DataSchedule) -> None:
     selection = SelectionMap(schedule, seed=1)
-    cells = selected(selection)[0, :, 0]
-    realised = np.cumsum(cells[:, None] == np.arange(len(schedule.cells)), axis=0)
+    quadrants = selected(selection)[0, :, 0]
+    realised = np.cumsum(quadrants[:, None] == np.arange(len(schedule.quadrants)), axis=0)
     asked = schedule.cumulative(np.arange(1, schedule.epoch_rows + 1))
     np.testing.assert_allclose(asked.sum(1), np.arange(1, schedule.epoch_rows + 1), rtol=1e-9)
     at_edges = np.abs(realised - asked)[selection.edges[1:] - 1]
-    assert at_edges.max() < len(schedule.cells)
-    assert np.abs(realised - asked).max() < np.diff(selection.edges).max() + len(schedule.cells)
+    assert at_edges.max() < len(schedule.quadrants)
+    assert np.abs(realised - asked).max() < np.diff(selection.edges).max() + len(schedule.quadrants)
 
 
 @settings(max_examples=60, deadline=None)
 @given(schedules())
-def test_hard_stages_hold_their_own_rows_to_the_row(schedule: Schedule) -> None:
+def test_hard_stages_hold_their_own_rows_to_the_row(schedule: DataSchedule) -> None:
     if np.isfinite(schedule.steepness):
         return
     for epoch in selected(SelectionMap(schedule, seed=1)):
         for stage in schedule.stages:
-            cells = epoch[stage.start : stage.stop, 0]
-            assert tuple(np.bincount(cells, minlength=len(schedule.cells))) == stage.cell_rows
+            quadrants = epoch[stage.start : stage.stop, 0]
+            assert (
+                tuple(np.bincount(quadrants, minlength=len(schedule.quadrants)))
+                == stage.quadrant_rows
+            )
 
 
 @settings(max_examples=60, deadline=None)
 @given(schedules(), st.randoms(use_true_random=False))
-def test_any_piece_in_any_order_is_the_same(schedule: Schedule, random) -> None:
+def test_any_piece_in_any_order_is_the_same(schedule: DataSchedule, random) -> None:
     """What makes the number of processes and the step of a restart irrelevant."""
     whole = np.stack(SelectionMap(schedule, 3).select(np.arange(schedule.rows)), axis=1)
     again = SelectionMap(schedule, 3)
@@ -83,12 +86,14 @@ def test_presets_on_any_grid_use_the_same_rows(
 ) -> None:
     axes = AxesConfig(ppl, pd)
     counts = st.lists(st.integers(0, 90), min_size=ppl * pd, max_size=ppl * pd)
-    cell_rows = dict(zip(axes.cells, data.draw(counts.filter(any)), strict=True))
-    steps = data.draw(st.none() | st.integers(1, -(-sum(cell_rows.values()) // 8)))
+    quadrant_rows = dict(zip(axes.quadrants, data.draw(counts.filter(any)), strict=True))
+    steps = data.draw(st.none() | st.integers(1, -(-sum(quadrant_rows.values()) // 8)))
     reference = None
     for name in PRESETS:
-        curriculum = expand(CurriculumConfig(preset=name), axes)
-        schedule = resolve(curriculum, cell_rows, batch_rows=8, sequence_length=8, steps=steps)
+        curriculum = expand_curriculum(CurriculumConfig(preset=name), axes)
+        schedule = resolve_curriculum(
+            curriculum, quadrant_rows, batch_size=8, sequence_length=8, steps=steps
+        )
         rows = selected(SelectionMap(schedule, seed))[0]
         rows = rows[np.lexsort(rows.T)]
         assert len(np.unique(rows, axis=0)) == len(rows) == schedule.epoch_rows
@@ -109,8 +114,8 @@ def test_every_curriculum_uses_the_same_rows(steps: int | None) -> None:
 
 def test_epochs_and_seeds_shuffle_whole_quadrants() -> None:
     """The first half of a quadrant's rows is half another one in the next epoch."""
-    curriculum = expand(CurriculumConfig(preset="frame", epochs=2), AxesConfig())
-    schedule = resolve(curriculum, CELL_ROWS, batch_rows=8, sequence_length=8)
+    curriculum = expand_curriculum(CurriculumConfig(preset="frame", epochs=2), AxesConfig())
+    schedule = resolve_curriculum(curriculum, CELL_ROWS, batch_size=8, sequence_length=8)
     halves = []
     for seed in (0, 1):
         for epoch in selected(SelectionMap(schedule, seed)):
@@ -125,14 +130,14 @@ def test_a_short_run_is_mixed_finely_and_without_a_pattern() -> None:
     for start in range(0, sum(CELL_ROWS.values()) - 256, 128):
         asked = selection.schedule.mixture(start, start + 256)
         assert np.abs(selection.mixture(start, start + 256) - asked).max() < 0.07
-    cells = selected(preset_map("random", CELL_ROWS))[0, :, 0]
-    blocks = [tuple(cells[start : start + 64]) for start in range(0, 3840, 64)]
+    quadrants = selected(preset_map("random", CELL_ROWS))[0, :, 0]
+    blocks = [tuple(quadrants[start : start + 64]) for start in range(0, 3840, 64)]
     agreement = [np.mean(np.equal(a, b)) for a, b in combinations(blocks, 2)]
     assert max(agreement) < 0.6 and 0.2 < np.mean(agreement) < 0.3
 
 
 def test_a_billion_rows_take_few_bytes_and_stay_exact() -> None:
-    rows = {cell: 250_000_000 + 17 * c for c, cell in enumerate(("Q1", "Q2", "Q3", "Q4"))}
+    rows = {quadrant: 250_000_000 + 17 * c for c, quadrant in enumerate(("Q1", "Q2", "Q3", "Q4"))}
     selection = preset_map("frame", rows)
     assert selection.edges.nbytes + selection.counts.nbytes < 100e6
     assert (selection.counts[-1] == list(rows.values())).all()
@@ -140,8 +145,8 @@ def test_a_billion_rows_take_few_bytes_and_stay_exact() -> None:
     assert (selection.counts.sum(1) == selection.edges).all()
     asked = selection.schedule.cumulative(selection.edges)
     assert np.abs(asked - selection.counts).max() < 2
-    cells, _ = selection.select(np.arange(500_000_000, 500_100_000))  # Q4 -> Q1
-    assert set(np.unique(cells)) == {0, 3}
+    quadrants, _ = selection.select(np.arange(500_000_000, 500_100_000))  # Q4 -> Q1
+    assert set(np.unique(quadrants)) == {0, 3}
 
 
 def test_batches_of_a_billion_rows_are_selected_fast() -> None:
@@ -157,7 +162,7 @@ def test_batches_of_a_billion_rows_are_selected_fast() -> None:
 @given(st.integers(1, 3000), st.integers(0, 2**63 - 1))
 def test_permute_is_a_bijection(size: int, name: int) -> None:
     indices = np.arange(size)
-    key = keys(name, np.zeros(size, np.int64))
+    key = permutation_keys(name, np.zeros(size, np.int64))
     assert (np.sort(permute(indices, np.full(size, size), key)) == indices).all()
 
 
@@ -165,7 +170,7 @@ def test_permute_is_a_bijection(size: int, name: int) -> None:
 def test_permute_shows_no_preference(size: int, followed: tuple[int, ...]) -> None:
     """Where a few indices go together, over many keys, against the uniform distribution."""
     draws, sizes = 200_000, np.full(200_000, size)
-    key = keys(0, np.arange(draws))
+    key = permutation_keys(0, np.arange(draws))
     places = [permute(np.full(draws, index), sizes, key) for index in followed]
     counts = np.bincount(
         np.ravel_multi_index(places, (size,) * len(followed)), minlength=size ** len(followed)
@@ -198,14 +203,14 @@ def test_another_shuffle_is_another_order_of_the_same_rows(steps: int | None) ->
 
 @settings(max_examples=80, deadline=None)
 @given(schedules(), st.integers(0, 3), st.integers(0, 2))
-def test_places_lead_back(schedule: Schedule, seed: int, shuffle: int) -> None:
+def test_places_lead_back(schedule: DataSchedule, seed: int, shuffle: int) -> None:
     selection = SelectionMap(schedule, seed, shuffle)
-    cells, rows = selection.select(np.arange(len(selection)))
+    quadrants, rows = selection.select(np.arange(len(selection)))
     epoch_of = np.arange(len(selection)) // schedule.epoch_rows
     for epoch in range(schedule.epochs):
-        for cell, available in enumerate(schedule.available):
-            found = selection.places(cell, np.arange(available), epoch)
+        for quadrant, available in enumerate(schedule.available):
+            found = selection.inverse(quadrant, np.arange(available), epoch)
             wanted = np.full(available, -1)
-            mine = np.flatnonzero((cells == cell) & (epoch_of == epoch))
+            mine = np.flatnonzero((quadrants == quadrant) & (epoch_of == epoch))
             wanted[rows[mine]] = mine
             np.testing.assert_array_equal(found, wanted)

@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 from frame_jax.config.curriculum import CurriculumConfig, StageConfig
 from frame_jax.config.file import load
 from frame_jax.config.quadrants import AxesConfig
-from frame_jax.curriculum.allotment import allot, split
-from frame_jax.curriculum.presets import as_yaml, expand, main, presets
-from frame_jax.curriculum.stages import Schedule, resolve, shuffled
+from frame_jax.curriculum.allotment import allot_rows, split_proportionally
+from frame_jax.curriculum.presets import curricula_as_yaml, expand_curriculum, main, preset_stages
+from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum, shuffled_schedule
 from frame_jax.errors import UserError
 from tests.curriculum.orders import PRESETS
 
 CELL_ROWS = {"Q1": 1000, "Q2": 1000, "Q3": 1000, "Q4": 1000}
 
 
-def schedule_of(*stages: StageConfig, **settings) -> Schedule:
-    curriculum = expand(CurriculumConfig(stages=list(stages), **settings), AxesConfig())
-    return resolve(curriculum, CELL_ROWS, batch_rows=10, sequence_length=64)
+def schedule_of(*stages: StageConfig, **settings) -> DataSchedule:
+    curriculum = expand_curriculum(CurriculumConfig(stages=list(stages), **settings), AxesConfig())
+    return resolve_curriculum(curriculum, CELL_ROWS, batch_size=10, sequence_length=64)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def schedule_of(*stages: StageConfig, **settings) -> Schedule:
     ],
 )
 def test_presets_on_four_quadrants(name: str, order: list[str]) -> None:
-    stages = expand(CurriculumConfig(preset=name), AxesConfig()).stages
+    stages = expand_curriculum(CurriculumConfig(preset=name), AxesConfig()).stages
     assert ["+".join(stage.weights) for stage in stages] == order
 
 
@@ -73,27 +73,29 @@ ORDER = {
 @given(st.sampled_from(sorted(ORDER)), st.integers(1, 6), st.integers(1, 6))
 def test_presets_on_any_grid_are_sorts_by_the_bins(name: str, ppl: int, pd: int) -> None:
     axes = AxesConfig(ppl, pd)
-    where = {axes.cell(p, d): (p, d) for p in range(ppl) for d in range(pd)}
+    where = {axes.quadrant_name(p, d): (p, d) for p in range(ppl) for d in range(pd)}
     assert len(where) == ppl * pd
-    stages = [stage.weights for stage in expand(CurriculumConfig(preset=name), axes).stages]
-    keys = [{ORDER[name](*where[cell]) for cell in stage} for stage in stages]
+    stages = [
+        stage.weights for stage in expand_curriculum(CurriculumConfig(preset=name), axes).stages
+    ]
+    keys = [{ORDER[name](*where[quadrant]) for quadrant in stage} for stage in stages]
     assert all(len(key) == 1 for key in keys)
     assert [key.pop() for key in keys] == sorted({ORDER[name](*bins) for bins in where.values()})
-    assert sorted(cell for stage in stages for cell in stage) == sorted(where)
+    assert sorted(quadrant for stage in stages for quadrant in stage) == sorted(where)
     assert {weight for stage in stages for weight in stage.values()} == {1.0}
 
 
 def test_every_preset_is_tested() -> None:
-    assert {*ORDER, "there_and_back"} == set(PRESETS) == set(presets(AxesConfig()))
+    assert {*ORDER, "there_and_back"} == set(PRESETS) == set(preset_stages(AxesConfig()))
     with pytest.raises(UserError, match="preset"):
         load(Path("configs/quickstart.yaml"), "--curricula.x.preset=q2_first")
 
 
 def test_folded_passes_through_the_order_with_equal_shares() -> None:
-    schedule = resolve(
-        expand(CurriculumConfig(preset="folded", folds=3), AxesConfig()),
+    schedule = resolve_curriculum(
+        expand_curriculum(CurriculumConfig(preset="folded", folds=3), AxesConfig()),
         CELL_ROWS,
-        batch_rows=10,
+        batch_size=10,
         sequence_length=64,
     )
     assert [stage.name[:2] for stage in schedule.stages] == ["Q3", "Q4", "Q1", "Q2"] * 3
@@ -103,16 +105,18 @@ def test_folded_passes_through_the_order_with_equal_shares() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 @pytest.mark.parametrize("changes", [{}, {"transition": "hard"}, {"width": 0.2, "epochs": 2}])
 def test_a_printed_preset_is_a_config(name: str, changes: dict, tmp_path: Path) -> None:
-    curriculum = expand(CurriculumConfig(preset=name, **changes), AxesConfig())
+    curriculum = expand_curriculum(CurriculumConfig(preset=name, **changes), AxesConfig())
     settings = {
         "run_directory": "runs/x",
         "corpus": {"sources": [{"kind": "python_library"}]},
-        **yaml.safe_load(as_yaml({"printed": curriculum})),
+        **yaml.safe_load(curricula_as_yaml({"printed": curriculum})),
     }
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(settings), "utf-8")
     assert load(path).curricula["printed"] == curriculum
-    assert len(as_yaml({"printed": curriculum}).splitlines()) <= 8 + len(curriculum.stages)
+    assert len(curricula_as_yaml({"printed": curriculum}).splitlines()) <= 8 + len(
+        curriculum.stages
+    )
 
 
 def test_presets_are_printed_for_the_grid_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +145,7 @@ def test_weights_shape_stages_that_share_quadrants() -> None:
         StageConfig({"Q3": 1, "Q4": 1}, fraction=0.5),
         transition="hard",
     )
-    assert [stage.cell_rows for stage in schedule.stages] == [
+    assert [stage.quadrant_rows for stage in schedule.stages] == [
         (750, 250, 0, 0),
         (250, 750, 0, 0),
         (0, 0, 1000, 1000),
@@ -151,9 +155,9 @@ def test_weights_shape_stages_that_share_quadrants() -> None:
 def test_transition_is_the_logistic_of_the_method() -> None:
     """w_j(p) = s(k(p - b_{j-1})) - s(k(p - b_j)), 12% and 88% at the ends of the width."""
     width, rows = 0.04, 4_000_000
-    frame = expand(CurriculumConfig(preset="frame", width=width), AxesConfig())
-    schedule = resolve(
-        frame, {cell: rows // 4 for cell in CELL_ROWS}, batch_rows=10, sequence_length=64
+    frame = expand_curriculum(CurriculumConfig(preset="frame", width=width), AxesConfig())
+    schedule = resolve_curriculum(
+        frame, {quadrant: rows // 4 for quadrant in CELL_ROWS}, batch_size=10, sequence_length=64
     )
     progress = np.linspace(0, 1, 2001)
     k = 2 * math.log(0.88 / 0.12) / width
@@ -170,17 +174,17 @@ def test_transition_is_the_logistic_of_the_method() -> None:
 
 @pytest.mark.parametrize("width", [1e-6, 0.01, 0.3, 1.0])
 def test_stages_keep_their_rows_under_any_width(width: float) -> None:
-    curriculum = expand(CurriculumConfig(preset="frame", width=width), AxesConfig())
-    cell_rows = {"Q1": 10, "Q2": 30_000, "Q3": 2_000, "Q4": 500}
-    schedule = resolve(curriculum, cell_rows, batch_rows=8, sequence_length=8)
+    curriculum = expand_curriculum(CurriculumConfig(preset="frame", width=width), AxesConfig())
+    quadrant_rows = {"Q1": 10, "Q2": 30_000, "Q3": 2_000, "Q4": 500}
+    schedule = resolve_curriculum(curriculum, quadrant_rows, batch_size=8, sequence_length=8)
     asked = schedule.cumulative(np.arange(schedule.epoch_rows + 1))
-    np.testing.assert_allclose(asked[-1], list(cell_rows.values()), rtol=1e-9)
+    np.testing.assert_allclose(asked[-1], list(quadrant_rows.values()), rtol=1e-9)
     assert (np.diff(asked, axis=0) > -1e-9).all()
 
 
 def test_stage_at_and_boundaries_follow_the_run() -> None:
-    curriculum = expand(CurriculumConfig(preset="frame", epochs=2), AxesConfig())
-    schedule = resolve(curriculum, CELL_ROWS, batch_rows=10, sequence_length=64)
+    curriculum = expand_curriculum(CurriculumConfig(preset="frame", epochs=2), AxesConfig())
+    schedule = resolve_curriculum(curriculum, CELL_ROWS, batch_size=10, sequence_length=64)
     assert schedule.boundaries.tolist() == [1000 * i for i in range(1, 9)]
     rows = (0, 999, 1000, 3999, 4000, 7999)
     assert [schedule.stage_at(row) for row in rows] == [0, 0, 1, 3, 0, 3]
@@ -188,9 +192,9 @@ def test_stage_at_and_boundaries_follow_the_run() -> None:
 
 
 def test_reference_order_takes_as_many_epochs_as_its_steps_need() -> None:
-    schedule = shuffled({"reference": 100}, batch_rows=16, steps=20)
+    schedule = shuffled_schedule({"reference": 100}, batch_size=16, steps=20)
     assert (schedule.epochs, schedule.rows) == (4, 320)
-    assert shuffled({"reference": 100}, batch_rows=16).steps(16) == 7
+    assert shuffled_schedule({"reference": 100}, batch_size=16).steps(16) == 7
 
 
 def subsets(count: int) -> list[tuple[int, ...]]:
@@ -201,21 +205,25 @@ def subsets(count: int) -> list[tuple[int, ...]]:
 @given(st.data())
 def test_lengths_are_met_exactly_whenever_they_can_be(data: st.DataObject) -> None:
     """Against Hall's condition: no set of stages asks for more than its quadrants hold."""
-    stages, cells = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
-    numbers = st.lists(st.sampled_from([0.0, 0.0, 0.2, 1.0, 5.0]), min_size=cells, max_size=cells)
+    stages, quadrants = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    numbers = st.lists(
+        st.sampled_from([0.0, 0.0, 0.2, 1.0, 5.0]), min_size=quadrants, max_size=quadrants
+    )
     weights = np.array([data.draw(numbers) for _ in range(stages)])
     weights[weights.sum(1) == 0, 0] = 1.0
-    columns = np.array(data.draw(st.lists(st.integers(1, 40), min_size=cells, max_size=cells)))
+    columns = np.array(
+        data.draw(st.lists(st.integers(1, 40), min_size=quadrants, max_size=quadrants))
+    )
     shares = np.array(data.draw(st.lists(st.integers(1, 9), min_size=stages, max_size=stages)))
-    lengths = split(int(columns.sum()), shares)
+    lengths = split_proportionally(int(columns.sum()), shares)
     possible = all(
         lengths[list(chosen)].sum() <= columns[(weights[list(chosen)] > 0).any(0)].sum()
         for chosen in subsets(stages)
     )
     names = [f"stage {j}" for j in range(stages)]
-    cell_names = tuple(f"Q{c}" for c in range(cells))
+    quadrant_names = tuple(f"Q{c}" for c in range(quadrants))
     try:
-        rows = allot(weights, columns, lengths, names, cell_names)
+        rows = allot_rows(weights, columns, lengths, names, quadrant_names)
     except UserError as error:
         assert not possible and "hold" in str(error)
         return
@@ -250,9 +258,9 @@ def test_impossible_stages_are_named(stages: list[StageConfig], message: str) ->
 
 
 def test_a_run_longer_than_its_rows_is_refused_with_the_epochs_it_needs() -> None:
-    curriculum = expand(CurriculumConfig(preset="frame"), AxesConfig())
+    curriculum = expand_curriculum(CurriculumConfig(preset="frame"), AxesConfig())
     with pytest.raises(UserError, match="epochs to 3"):
-        resolve(curriculum, CELL_ROWS, batch_rows=10, sequence_length=64, steps=1000)
+        resolve_curriculum(curriculum, CELL_ROWS, batch_size=10, sequence_length=64, steps=1000)
 
 
 @pytest.mark.parametrize(
@@ -280,11 +288,11 @@ def test_contradictory_curricula_are_refused(make) -> None:
 
 def test_there_and_back_ends_where_frame_ends_and_gives_each_visit_its_share() -> None:
     axes = AxesConfig()
-    curriculum = expand(CurriculumConfig(preset="there_and_back"), axes)
-    schedule = resolve(curriculum, CELL_ROWS, batch_rows=10, sequence_length=64)
+    curriculum = expand_curriculum(CurriculumConfig(preset="there_and_back"), axes)
+    schedule = resolve_curriculum(curriculum, CELL_ROWS, batch_size=10, sequence_length=64)
     names, rows = [s.name for s in schedule.stages], [s.stop - s.start for s in schedule.stages]
     assert names[0] == "Q3" and names[-1] == "Q2"
-    for cell, visits in {"Q1": 3, "Q2": 2, "Q3": 2, "Q4": 3}.items():
-        of_cell = [count for name, count in zip(names, rows, strict=True) if name == cell]
+    for quadrant, visits in {"Q1": 3, "Q2": 2, "Q3": 2, "Q4": 3}.items():
+        of_cell = [count for name, count in zip(names, rows, strict=True) if name == quadrant]
         assert len(of_cell) == visits and sum(of_cell) == 1000
         assert max(of_cell) - min(of_cell) <= 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.evaluation.greedy import GreedyScorer, generate
+from frame_jax.evaluation.greedy import GreedyScorer, generate_greedily
 from frame_jax.evaluation.likelihood import Request, continuation_sums
 from frame_jax.models.functional import Decoder
 from tests.arm import random_params
@@ -22,7 +22,9 @@ def model(request, use_devices):
     )
     decoder = Decoder(shape, VOCAB, "float32")
     params = random_params(decoder, 0)
-    scorer = GreedyScorer(decoder, params, CONTEXT, rows_per_device=1, loss_chunk=8, fsdp=fsdp)
+    scorer = GreedyScorer(
+        decoder, params, CONTEXT, per_device_batch_size=1, loss_chunk=8, fsdp=fsdp
+    )
     return scorer, lambda ids: log_probabilities(shape, params, ids)
 
 
@@ -58,7 +60,7 @@ def test_generation_is_greedy_whatever_shares_the_batch(model) -> None:
         assert len(written) <= limits[number]
         return written[-1] % 10 == stop
 
-    written = generate(scorer, prompts, limits, is_finished)
+    written = generate_greedily(scorer, prompts, limits, is_finished)
     for prompt, limit, tokens in zip(prompts, limits, written, strict=True):
         ids = list(prompt)
         while len(ids) - len(prompt) < limit:

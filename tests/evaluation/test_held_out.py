@@ -28,7 +28,7 @@ from frame_jax.models.functional import Decoder, write_description
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, read_json, write_json
-from frame_jax.training.optimizer import WeightAverage
+from frame_jax.training.optimizer import EmaState
 
 DECODER = Decoder(
     ModelConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1),
@@ -41,12 +41,12 @@ Documents = dict[str, dict[str, Any]]
 
 
 def make_config(root: Path, **evaluation: Any) -> RunConfig:
-    optimizer = OptimizerConfig(average_decay=0.9 if evaluation.get("average") else None)
+    optimizer = OptimizerConfig(ema_decay=0.9 if evaluation.get("average") else None)
     return RunConfig(
         run_directory=str(root),
         pretrain=PretrainConfig(training=TrainingConfig(optimizer=optimizer)),
         corpus=CorpusConfig(sources=[SourceConfig(kind="python_library")]),
-        scoring=ScoringConfig(context=CONTEXT, rows_per_device=2, compute_dtype="float32"),
+        scoring=ScoringConfig(context=CONTEXT, per_device_batch_size=2, compute_dtype="float32"),
         evaluation=EvaluationConfig(**evaluation),
     )
 
@@ -94,7 +94,7 @@ def write_arm(directory: RunDirectory, arm: str) -> dict[int, Any]:
     write_description(folder, DECODER)
     write_json(
         folder / "curriculum.json",
-        {"batch_rows": 4, "sequence_length": 8, "kept_steps": list(STEPS), "steps": STEPS[-1]},
+        {"batch_size": 4, "sequence_length": 8, "kept_steps": list(STEPS), "steps": STEPS[-1]},
     )
     saver = checkpoints.Checkpointer(folder / "checkpoints", STEPS, "fingerprint")
     params = {}
@@ -110,7 +110,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Do
     directory = RunDirectory(tmp_path_factory.mktemp("run"))
     documents = write_documents(directory)
     params = write_arm(directory, "frame")
-    held_out.run(make_config(directory.root), directory, "frame")
+    held_out.evaluate_trial(make_config(directory.root), directory, "frame")
     return directory, documents, params
 
 
@@ -182,7 +182,7 @@ def test_an_interrupted_evaluation_scores_only_what_is_missing(
     monkeypatch.setattr(
         held_out, "write_part", lambda path, *a: written.append(path) or write(path, *a)
     )
-    held_out.run(make_config(directory.root), directory, "frame")
+    held_out.evaluate_trial(make_config(directory.root), directory, "frame")
     assert written == [lost]
     assert read_json(directory.evaluation("frame")) == read_json(whole.evaluation("frame"))
 
@@ -194,21 +194,21 @@ def test_processes_share_the_work_and_agree_with_one(
     directory = copy_inputs(whole, tmp_path / "run")
     config = make_config(directory.root)
     documents = held_out.held_out_documents(directory, None)
-    kept = [Weights.of(step) for step in STEPS]
+    kept = [Weights.of_step(step) for step in STEPS]
     missing = {weights: list(documents) for weights in kept}
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
     written: list[Path] = []
     write = held_out.write_part
     monkeypatch.setattr(
         held_out, "write_part", lambda path, *a: written.append(path) or write(path, *a)
     )
     for index in range(2):
-        monkeypatch.setattr(processes, "index", lambda index=index: index)
+        monkeypatch.setattr(processes, "process_index", lambda index=index: index)
         held_out.score_missing(config, directory, "frame", documents, missing)
         assert written
     assert len(written) == len(set(written)) == PARTS * len(STEPS)
     plan = read_json(directory.pretrain("frame") / "curriculum.json")
-    merged = held_out.result(directory, "frame", plan, kept, [])
+    merged = held_out.held_out_result(directory, "frame", plan, kept, [])
     assert merged | {"average": False} == read_json(whole.evaluation("frame"))
 
 
@@ -220,10 +220,10 @@ def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Pat
     saver = checkpoints.Checkpointer(folder, STEPS, "fingerprint")
     for step in STEPS:
         other = jax.tree.map(jnp.zeros_like, params[step])
-        saver.save(step, other, ({"count": jnp.zeros(())}, WeightAverage(params[step])))
+        saver.save(step, other, ({"count": jnp.zeros(())}, EmaState(params[step])))
     saver.close()
     config = make_config(directory.root, average=True)
-    held_out.run(config, directory, "frame")
+    held_out.evaluate_trial(config, directory, "frame")
     measured = read_json(directory.evaluation("frame"))
     assert measured == read_json(whole.evaluation("frame")) | {"average": True}
 
@@ -245,19 +245,19 @@ def test_a_lost_checkpoint_and_an_empty_split_are_named(finished: Any, tmp_path:
     directory = copy_inputs(finished[0], tmp_path / "run")
     shutil.rmtree(directory.pretrain("frame") / "checkpoints" / str(STEPS[0]))
     with pytest.raises(UserError, match="checkpoint of step 2 is missing"):
-        held_out.run(make_config(directory.root), directory, "frame")
+        held_out.evaluate_trial(make_config(directory.root), directory, "frame")
     for path in directory.tokens.glob("*.parquet"):
         table = pq.read_table(path).to_pylist()
         pq.write_table(pa.Table.from_pylist([{**row, "split": "train"} for row in table]), path)
     with pytest.raises(UserError, match="no held-out document"):
-        held_out.run(make_config(directory.root), directory, "frame")
+        held_out.evaluate_trial(make_config(directory.root), directory, "frame")
 
 
 def test_means_of_checkpoints_are_measured_beside_them(finished: Any, tmp_path: Path) -> None:
     whole, documents, params = finished
     directory = copy_inputs(whole, tmp_path / "run")
     averages = [AverageConfig(last=2), AverageConfig(last=2, decay=0.25)]
-    held_out.run(make_config(directory.root, averages=averages), directory, "frame")
+    held_out.evaluate_trial(make_config(directory.root, averages=averages), directory, "frame")
     measured = read_json(directory.evaluation("frame"))
     means = measured.pop("averages")
     assert measured == read_json(whole.evaluation("frame"))  # the rest is as without them
@@ -281,5 +281,5 @@ def test_an_average_of_more_checkpoints_than_there_are_is_refused(
     directory = copy_inputs(finished[0], tmp_path / "run")
     config = make_config(directory.root, averages=[AverageConfig(last=3)])
     with pytest.raises(UserError, match="last 3 checkpoints needs as many, and 2 were kept"):
-        held_out.run(config, directory, "frame")
+        held_out.evaluate_trial(config, directory, "frame")
     assert not directory.evaluation("frame").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from frame_jax.export.checkpoint import export
+from frame_jax.export.checkpoint import export_trial
 from tests.arm import CONTEXT, TEXT, make_arm
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
@@ -90,7 +90,7 @@ def write_tasks(folder: Path) -> Path:
 def prepared(tmp_path_factory):
     root = tmp_path_factory.mktemp("lm_eval")
     directory, _, _ = make_arm(root / "run")
-    export(directory, "frame", root / "exported")
+    export_trial(directory, "frame", root / "exported")
     (root / "tasks").mkdir()
     return root, directory, write_tasks(root / "tasks")
 
@@ -118,7 +118,7 @@ def answers(model, tasks: Path, names: list[str]) -> dict[str, list]:
 def ours(prepared):
     from frame_jax.evaluation.lm_eval_adapter import FrameJaxModel
 
-    return FrameJaxModel(str(prepared[1].root), rows_per_device=3)
+    return FrameJaxModel(str(prepared[1].root), per_device_batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_the_command_line_runs_tasks_by_name(prepared, tmp_path) -> None:
     _, directory, tasks = prepared
     command = [sys.executable, "-m", "frame_jax.evaluation.lm_eval_adapter", "run"]
     command += ["--model", "frame_jax", "--include_path", str(tasks), "--tasks", "local_choice"]
-    command += ["--model_args", f"run_directory={directory.root},curriculum=frame,stage=Q3"]
+    command += ["--model_args", f"run_directory={directory.root},trial=frame,stage=Q3"]
     command += ["--output_path", str(tmp_path / "results.json")]
     done = subprocess.run(
         command,

@@ -14,8 +14,8 @@ from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.evaluation import tasks
 from frame_jax.evaluation.checkpoint_scorer import Weights
-from frame_jax.evaluation.items import blind_accuracy, parse, prompts, read_items
-from frame_jax.evaluation.likelihood import encode
+from frame_jax.evaluation.items import blind_accuracy, make_prompts, parse_item, read_items
+from frame_jax.evaluation.likelihood import encode_requests
 from frame_jax.parallel import processes
 from frame_jax.run.directory import read_json
 from tests.arm import CONTEXT, STEPS, make_arm, make_config
@@ -74,7 +74,7 @@ def run(arm, task_list, name="frame", **settings):
     _, directory, _, _ = arm
     config = make_config(directory, evaluation=EvaluationConfig(tasks=task_list, **settings))
     plan = read_json(directory.pretrain(name) / "curriculum.json")
-    return tasks.run(config, directory, name, plan)
+    return tasks.score_tasks(config, directory, name, plan)
 
 
 def alone(decoder, params, bos_id, before, rated):
@@ -91,7 +91,7 @@ def expected(arm, task, step):
     tokenizer = load_tokenizer(directory)
     items = read_items(root / "items.jsonl")
     table, right, norm, cut = [], [], [], 0
-    for item, prompt in zip(items, prompts(task, items), strict=True):
+    for item, prompt in zip(items, make_prompts(task, items), strict=True):
         listed = "{choices}" in task.prompt
         choices = [chr(65 + i) for i in range(len(item.choices))] if listed else item.choices
         nll, length = [], 0
@@ -144,20 +144,20 @@ def test_the_question_s_own_braces_stay_and_shots_come_from_its_subject(arm) -> 
     root = arm[0]
     task = cloze(root, examples=str(root / "examples.jsonl.gz"), shots=1)
     items = read_items(root / "items.jsonl")
-    made = list(prompts(task, items))
+    made = list(make_prompts(task, items))
     first = "Question: Example 0\nAnswer: right\n\n"
     assert made[0] == first + "Question: What does {question} mean?\nAnswer:"
     assert made[2].startswith("Question: Example 3\nAnswer: wrong\n\nQuestion: 哪个")
     assert made[5].startswith(first)  # a subject without examples takes them from all
     with pytest.raises(UserError, match="has 1 examples of subject zh, but shots is 2"):
-        list(prompts(cloze(root, examples=task.examples, shots=2), items))
+        list(make_prompts(cloze(root, examples=task.examples, shots=2), items))
 
 
 def test_prompt_and_continuation_are_cut_where_the_prompt_s_tokens_end(arm) -> None:
     tokenizer = load_tokenizer(arm[1])
     pairs = [("The value", " of"), ("The value ", "of"), ("", "The"), ("a\n", "\nb"), ("x", "")]
     pairs[4] = ("def", "ault")
-    requests = encode(tokenizer, pairs)
+    requests = encode_requests(tokenizer, pairs)
     assert requests[0] == requests[1]
     assert list(requests[2].prompt) == [tokenizer.bos_id]
     for (prompt, continuation), request in zip(pairs, requests, strict=True):
@@ -179,14 +179,14 @@ def test_processes_share_parts_and_only_missing_ones_are_scored(arm, monkeypatch
     assert len(before) == 3 and sum(t.num_rows for t in before.values()) == 5
     for path in before:
         path.unlink()
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "barrier", lambda name: None)
     written = []
     for index in (1, 0):
-        monkeypatch.setattr(processes, "index", lambda index=index: index)
+        monkeypatch.setattr(processes, "process_index", lambda index=index: index)
         present = set((folder / name).iterdir())
-        items = {"cloze": tasks.spread(read_items(root / "items.jsonl"), 5)}
-        parts = tasks.parts_of(folder.parent.parent, Weights.of(STEPS[-1]), task_list[0], 5)
+        items = {"cloze": tasks.spread_items(read_items(root / "items.jsonl"), 5)}
+        parts = tasks.task_parts(folder.parent.parent, Weights.of_step(STEPS[-1]), task_list[0], 5)
         tasks.score_missing(
             make_config(directory, evaluation=EvaluationConfig(tasks=task_list)),
             directory,
@@ -203,15 +203,15 @@ def test_processes_share_parts_and_only_missing_ones_are_scored(arm, monkeypatch
 
 def test_another_definition_is_scored_again(arm) -> None:
     root = arm[0]
-    first = tasks.fingerprint(cloze(root))
-    assert tasks.fingerprint(cloze(root, max_items=3)) != first
+    first = tasks.task_fingerprint(cloze(root))
+    assert tasks.task_fingerprint(cloze(root, max_items=3)) != first
     other = root / "other"
     other.mkdir()
     write_items(other / "items.jsonl", offset=1)
-    assert tasks.fingerprint(TaskConfig("cloze", str(root / "items.jsonl"))) == first
+    assert tasks.task_fingerprint(TaskConfig("cloze", str(root / "items.jsonl"))) == first
     (root / "items.jsonl").rename(other / "kept")
     (other / "items.jsonl").rename(root / "items.jsonl")
-    assert tasks.fingerprint(cloze(root)) != first
+    assert tasks.task_fingerprint(cloze(root)) != first
     (other / "kept").rename(root / "items.jsonl")
 
 
@@ -236,7 +236,7 @@ def test_a_line_that_is_no_item_is_named(tmp_path, line, message) -> None:
 def test_a_blind_rule_takes_one_place_or_the_longest_choice() -> None:
     def items(*questions: tuple[list[str], int]):
         lines = [{"question": "?", "choices": c, "answer": a} for c, a in questions]
-        return [parse(json.dumps(line).encode(), "here") for line in lines]
+        return [parse_item(json.dumps(line).encode(), "here") for line in lines]
 
     one_place = items((["a", "bb"], 0), (["a", "bb"], 0), (["a", "bb"], 0), (["aa", "b"], 1))
     assert blind_accuracy(one_place) == 0.75

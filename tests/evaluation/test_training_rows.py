@@ -25,8 +25,8 @@ from frame_jax.models.functional import Decoder, write_description
 from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, write_json
-from frame_jax.training.runs import order_of
-from frame_jax.training.step import Specials, batch_sums, view
+from frame_jax.training.phases import trial_order
+from frame_jax.training.train_step import SpecialTokens, loss_fn, make_lm_batch
 from tests.training.rows import BOS, EOS, LENGTH, ROWS, VOCAB, write_rows
 
 BATCH, FINAL = 4, 15  # 60 of the 88 rows
@@ -38,11 +38,11 @@ DECODER = Decoder(
 
 
 def make_config(root: Path, rows: int, **curriculum: Any) -> RunConfig:
-    training = TrainingConfig(batch_rows=BATCH, steps=FINAL, compute_dtype="float32")
+    training = TrainingConfig(batch_size=BATCH, steps=FINAL, compute_dtype="float32")
     return RunConfig(
         run_directory=str(root),
         corpus=CorpusConfig(sources=[SourceConfig(kind="python_library")]),
-        scoring=ScoringConfig(context=24, rows_per_device=3, compute_dtype="float32"),
+        scoring=ScoringConfig(context=24, per_device_batch_size=3, compute_dtype="float32"),
         partition=PartitionConfig(rows=RowsConfig(sequence_length=LENGTH, parts=1)),
         pretrain=PretrainConfig(training=training),
         curricula={
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Any]:
     special = {"bos_id": BOS, "eos_id": EOS, "vocab_size": VOCAB}
     write_json(directory.tokenizer.with_name("special_tokens.json"), special)
     params = jax.tree.map(lambda leaf: 3 * leaf, DECODER.init(jax.random.key(1)))
-    plan = {"batch_rows": BATCH, "sequence_length": LENGTH, "steps": FINAL}
+    plan = {"batch_size": BATCH, "sequence_length": LENGTH, "steps": FINAL}
     for arm in ("frame", "random", "again"):
         folder = directory.pretrain(arm)
         write_description(folder, DECODER)
@@ -85,22 +85,22 @@ def test_losses_and_steps_are_those_of_each_row_alone(
     monkeypatch.setattr(training_rows, "ROWS_PER_PART", 7)
     monkeypatch.setattr(training_rows, "SELECTED_AT_ONCE", 11)
     config = make_config(directory.root, 30)
-    result = training_rows.run(config, directory, arm)
+    result = training_rows.measure_training_rows(config, directory, arm)
     assert result is not None
     found = lines(directory, result)
-    selection, _ = order_of(config, directory, config.trial(arm))
+    selection, _ = trial_order(config, directory, config.trial(arm))
     trained = {
-        (selection.schedule.cells[cell], row): index // BATCH
-        for index, (cell, row) in enumerate(selection[i] for i in range(len(selection)))
+        (selection.schedule.quadrants[quadrant], row): index // BATCH
+        for index, (quadrant, row) in enumerate(selection[i] for i in range(len(selection)))
     }
     assert len(found) == result["rows"] and 20 <= len(found) <= 40
     for line in found:
         assert trained[line["quadrant"], line["row"]] == line["step"]
         (path,) = (directory.quadrants / line["quadrant"]).glob("part-*.arrayrecord")
         row = np.array(TokenReader(path).read([line["row"]]), np.int32)
-        seen = view(jnp.asarray(row), Specials(BOS, EOS), True)
-        nll = batch_sums(DECODER, params, seen, 1, TrainingConfig())[1].nll
-        assert line["predicted_tokens"] == seen.weights.sum()
+        seen = make_lm_batch(jnp.asarray(row), SpecialTokens(BOS, EOS), True)
+        nll = loss_fn(DECODER, params, seen, 1, TrainingConfig())[1].nll
+        assert line["predicted_tokens"] == seen.loss_mask.sum()
         np.testing.assert_allclose(line["nll"], nll, rtol=2e-5)
     for first, after in zip(result["bins"], [*result["bins"][1:], None], strict=True):
         stop = after["first_step"] if after else FINAL
@@ -115,7 +115,7 @@ def test_every_arm_is_measured_on_the_same_rows(run: tuple[RunDirectory, Any]) -
     config = make_config(directory.root, 20)
     samples = []
     for arm in ("frame", "random", "again"):
-        result = training_rows.run(config, directory, arm)
+        result = training_rows.measure_training_rows(config, directory, arm)
         assert result is not None
         found = lines(directory, result)
         samples.append({(line["quadrant"], line["row"]): line["step"] for line in found})
@@ -125,10 +125,10 @@ def test_every_arm_is_measured_on_the_same_rows(run: tuple[RunDirectory, Any]) -
 
 def test_of_several_epochs_the_last_counts(run: tuple[RunDirectory, Any]) -> None:
     config = make_config(run[0].root, 4 * ROWS, epochs=2)
-    selection, _ = order_of(config, run[0], config.trial("frame"))
-    sample = training_rows.choose(selection, 4 * ROWS, BATCH)
+    selection, _ = trial_order(config, run[0], config.trial("frame"))
+    sample = training_rows.choose_rows(selection, 4 * ROWS, BATCH)
     last = {selection[i]: i // BATCH for i in range(len(selection))}
-    found = zip(sample.cell.tolist(), sample.row.tolist(), strict=True)
+    found = zip(sample.quadrant.tolist(), sample.row.tolist(), strict=True)
     assert dict(zip(found, sample.step.tolist(), strict=True)) == last
     assert len(last) < len(selection)  # some rows were trained on twice
 
@@ -139,21 +139,21 @@ def test_processes_share_parts(
     directory, _ = run
     monkeypatch.setattr(training_rows, "ROWS_PER_PART", 5)
     config = make_config(directory.root, 25)
-    whole = training_rows.run(config, directory, "random")
+    whole = training_rows.measure_training_rows(config, directory, "random")
     assert whole is not None
     folder = directory.root / whole["folder"]
     before = {path: pq.read_table(path) for path in folder.iterdir()}
     for path in before:
         path.unlink()
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "barrier", lambda name: None)
     written = []
     for index in (1, 0):
-        monkeypatch.setattr(processes, "index", lambda index=index: index)
-        monkeypatch.setattr(training_rows, "bins", lambda paths, steps: [])
+        monkeypatch.setattr(processes, "process_index", lambda index=index: index)
+        monkeypatch.setattr(training_rows, "loss_bins", lambda paths, steps: [])
         for path in folder.iterdir():
             path.unlink()
-        training_rows.run(config, directory, "random")
+        training_rows.measure_training_rows(config, directory, "random")
         written.append({path: pq.read_table(path) for path in folder.iterdir()})
     assert all(written) and not written[0].keys() & written[1].keys()
     assert written[0] | written[1] == before

@@ -12,11 +12,11 @@ from frame_jax import checkpoints
 from frame_jax.config.models import RopeScalingConfig
 from frame_jax.config.training import OptimizerConfig, TrainingConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.corpus.vocabulary import BOS, EOS
+from frame_jax.corpus.tokenizer_training import BOS, EOS
 from frame_jax.errors import UserError
-from frame_jax.export.checkpoint import export, main
+from frame_jax.export.checkpoint import export_trial, main
 from frame_jax.models.functional import Decoder
-from frame_jax.models.hugging_face.export import export_checkpoint, padding
+from frame_jax.models.hugging_face.export import export_checkpoint, pad_token_id
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.run.directory import RunDirectory
 from frame_jax.scoring.tokenizers import require_same_tokenizer
@@ -25,7 +25,7 @@ from tests.arm import CONTEXT, PADDED, STEPS, VOCAB_SIZE, make_arm, write_tokeni
 from tests.training.rows import make_job, write_rows
 
 LONG_ROPE = RopeScalingConfig(
-    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=32
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
 )
 SHAPES = {
     "llama": {"tie_embeddings": False},
@@ -38,7 +38,7 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_importing_an_export_gives_the_same_bits(name, tmp_path) -> None:
     directory, decoder, params = make_arm(tmp_path / "run", **SHAPES[name])
-    assert export(directory, "frame", tmp_path / "out") == STEPS[-1]
+    assert export_trial(directory, "frame", tmp_path / "out") == STEPS[-1]
     again, imported = import_checkpoint(tmp_path / "out", longest=CONTEXT)
     assert (again.config, again.vocab_size) == (decoder.config, PADDED)
     jax.tree.map(np.testing.assert_array_equal, imported, params[STEPS[-1]])
@@ -57,7 +57,7 @@ def test_any_kept_checkpoint_by_step_or_stage(tmp_path, capsys) -> None:
     for arguments, message in (
         (["--stage", "Q4"], "there are: Q3, Q1"),
         (["--step", "4"], "there are: 3, 6"),
-        (["--curriculum", "random"], "there are: frame"),
+        (["--trial", "random"], "there are: frame"),
     ):
         assert main([run, *arguments, "--out", str(out / "no")]) == 2
         assert message in capsys.readouterr().err
@@ -96,10 +96,10 @@ def test_the_average_is_that_of_the_weights_after_every_step(tmp_path, capsys) -
     decay, steps = 0.8, 3
     write_rows(tmp_path)
     training = TrainingConfig(
-        batch_rows=32,
+        batch_size=32,
         milestones=steps,  # every step is kept
         compute_dtype="float32",
-        optimizer=OptimizerConfig(average_decay=decay),
+        optimizer=OptimizerConfig(ema_decay=decay),
     )
     job = make_job(tmp_path, folder="pretrain/frame", training=training)
     train(job)
@@ -110,7 +110,7 @@ def test_the_average_is_that_of_the_weights_after_every_step(tmp_path, capsys) -
     for step in range(1, steps + 1):
         params = checkpoints.load_params(folder, job.decoder, step)
         expected = jax.tree.map(lambda m, p: decay * m + (1 - decay) * p, expected, params)
-        average = checkpoints.load_params(folder, job.decoder, step, average=True)
+        average = checkpoints.load_params(folder, job.decoder, step, ema=True)
         jax.tree.map(
             lambda a, m: np.testing.assert_allclose(a, m, rtol=1e-5, atol=1e-7), average, expected
         )
@@ -124,7 +124,7 @@ def test_the_average_is_that_of_the_weights_after_every_step(tmp_path, capsys) -
 def test_a_model_without_an_average_is_named(tmp_path, capsys) -> None:
     directory, _, _ = make_arm(tmp_path / "run")
     assert main([str(directory.root), "--ema", "--out", str(tmp_path / "out")]) == 2
-    assert "training.optimizer.average_decay" in capsys.readouterr().err
+    assert "training.optimizer.ema_decay" in capsys.readouterr().err
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -150,7 +150,7 @@ def test_large_weights_are_cut_into_files(tmp_path) -> None:
 def test_a_model_without_a_counterpart_is_refused(tmp_path) -> None:
     directory, _, _ = make_arm(tmp_path / "run", qkv_bias=True, qk_norm=True)
     with pytest.raises(UserError, match="qwen2 has no model"):
-        export(directory, "frame", tmp_path / "out")
+        export_trial(directory, "frame", tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -178,7 +178,7 @@ def test_a_card_without_padding_says_nothing_of_it(tmp_path) -> None:
     directory, _, _ = make_arm(tmp_path / "run")
     path = directory.tokenizer.with_name("special_tokens.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": PADDED}))
-    export(directory, "frame", tmp_path / "out")
+    export_trial(directory, "frame", tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text("utf-8")
     assert f"has {PADDED} rows, the tokenizer {PADDED} tokens. BOS" in card
     assert "padding" not in card
@@ -192,8 +192,8 @@ def test_what_fills_up_a_batch(tmp_path, pad, expected) -> None:
     if pad is not None:
         backend.add_special_tokens([pad])
     index = backend.token_to_id(expected)
-    assert padding(backend, backend.token_to_id(EOS), decoder.vocab_size) == index
-    assert padding(backend, backend.token_to_id(EOS), VOCAB_SIZE) == backend.token_to_id(EOS)
+    assert pad_token_id(backend, backend.token_to_id(EOS), decoder.vocab_size) == index
+    assert pad_token_id(backend, backend.token_to_id(EOS), VOCAB_SIZE) == backend.token_to_id(EOS)
 
 
 @pytest.mark.torch
@@ -201,7 +201,7 @@ def test_the_exported_tokenizer_frames_pads_and_keeps_text_text(tmp_path) -> Non
     torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     directory, _, _ = make_arm(tmp_path / "run")
-    export(directory, "frame", tmp_path / "out")
+    export_trial(directory, "frame", tmp_path / "out")
     ours = load_tokenizer(directory)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -233,7 +233,7 @@ def test_transformers_computes_the_same_logits_and_generates(name, tmp_path) -> 
     torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     directory, decoder, params = make_arm(tmp_path / "run", **SHAPES[name])
-    export(directory, "frame", tmp_path / "out")
+    export_trial(directory, "frame", tmp_path / "out")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.dtype == torch.float32
     tokens = np.random.default_rng(0).integers(0, PADDED, (3, CONTEXT)).astype(np.int32)

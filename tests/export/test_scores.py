@@ -15,7 +15,7 @@ import pytest
 from frame_jax.export import scores
 from frame_jax.export.scores import main
 from frame_jax.main import write_config
-from frame_jax.quadrants.partition import place_documents
+from frame_jax.quadrants.partition import write_assignment
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts
 from tests.quadrants.corpus import make_corpus, run_config, write
@@ -31,7 +31,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     directory = write(corpus, tmp_path_factory.mktemp("scores") / "run")
     config = run_config(directory)
     write_config(config, directory)
-    place_documents(config.partition, config.scoring, directory)
+    write_assignment(config.partition, config.scoring, directory)
     return directory
 
 
@@ -123,7 +123,7 @@ def test_a_run_whose_files_are_damaged_is_refused_in_words(
     assert f"{run.scores} has no parts" in refused()  # a run of before there were checksums
     shutil.copytree(directory.scores, run.scores)
     for unit, outputs in (("score", ["scores"]), ("partition", ["quadrants"])):
-        integrity.record(run, unit, outputs)
+        integrity.record_checksums(run, unit, outputs)
     part = list_parts(run.scores, ".parquet")[1]
     for path, unit in ((part, "score"), (run.assignment, "partition")):
         whole = path.read_bytes()

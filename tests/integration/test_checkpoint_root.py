@@ -32,10 +32,10 @@ def test_training_goes_on_from_the_bucket_when_the_disk_is_lost(
     whole, job = make_job(tmp_path, folder="whole"), make_job(tmp_path)
     train(whole)
     job.folder.mkdir(parents=True)
-    bucket.pointer(job.folder).write_text("s3://bucket/job/checkpoints\n")
+    bucket.pointer_file(job.folder).write_text("s3://bucket/job/checkpoints\n")
     with monkeypatch.context() as patch, failing(monkeypatch, port, every=9) as server:
         patch.setattr(bucket, "FIRST_WAIT_SECONDS", 0.01)
-        patch.setattr(preemption, "requested", lambda step: step == 4)
+        patch.setattr(preemption, "stop_requested", lambda step: step == 4)
         with pytest.raises(Preempted, match="saved at step 4"):
             train(job)
         assert server.failures > 3

@@ -15,7 +15,12 @@ from frame_jax.models.hugging_face.weights import import_checkpoint
 from tests.integration.small_run import settings, write_config, write_corpus
 
 MAMBA2 = {"num_heads": 4, "head_dim": 16, "state_size": 8, "chunk": 16}
-EXPERTS = {"count": 4, "per_token": 2, "intermediate_size": 32, "shared_size": 32}
+EXPERTS = {
+    "count": 4,
+    "num_experts_per_token": 2,
+    "intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_layers": 4,
         "layers": ["mamba2+experts", "attention+experts"],
         "mamba2": MAMBA2,
-        "experts": EXPERTS | {"renormalise": True},
-        "rotary_fraction": 0.0,
+        "experts": EXPERTS | {"norm_topk_prob": True},
+        "partial_rotary_factor": 0.0,
     }
     pretrain["training"] = pretrain["training"] | {"steps": 16, "milestones": 1}
     config = write_config(
@@ -55,12 +60,12 @@ def test_every_phase_ends_and_the_model_learns(run: Path) -> None:
 
 def test_it_is_exported_as_granite_and_comes_back(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "exported"
-    assert export([str(run), "--curriculum", "frame", "--out", str(out)]) == 0
+    assert export([str(run), "--trial", "frame", "--out", str(out)]) == 0
     assert json.loads((out / "config.json").read_text())["model_type"] == "granitemoehybrid"
     decoder, params = import_checkpoint(out)
     folder = run / "pretrain" / "frame"
     ours = read_description(folder)
     kept = checkpoints.load_params(folder / "checkpoints", ours)
-    assert decoder.config.kinds == ours.config.kinds
+    assert decoder.config.layer_specs == ours.config.layer_specs
     for name, leaf in kept["layers"]["run_1"].items():
         np.testing.assert_array_equal(params["layers"]["run_1"][name], leaf)

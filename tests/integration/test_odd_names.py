@@ -36,7 +36,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     with (root / "corpus.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"id": "prose-7", "text": "the same id again"}) + "\n")
     given = settings(root)
-    training = {"batch_rows": 16, "milestones": 1, "steps": 12, "schedule": {"peak": 0.01}}
+    training = {"batch_size": 16, "milestones": 1, "steps": 12, "lr_schedule": {"peak": 0.01}}
     for name in ("weak", "strong"):
         given["reference"][name]["training"] = training
     given["corpus"]["max_rejected_fraction"] = 0.01
@@ -108,8 +108,8 @@ def test_the_order_is_the_same(
         pq.ParquetFile(folder / "order.parquet").read().to_pydict() for folder in folders.values()
     )
     assert left == right and len(set(left["quadrant"])) == 4
-    for cell in ("Q1", "Q2", "Q3", "Q4"):
-        texts = [(f / "data" / cell / "00000.jsonl").read_bytes() for f in folders.values()]
+    for quadrant in ("Q1", "Q2", "Q3", "Q4"):
+        texts = [(f / "data" / quadrant / "00000.jsonl").read_bytes() for f in folders.values()]
         assert texts[0] == texts[1]
 
 
@@ -117,7 +117,7 @@ def test_the_exported_weights_are_the_same(
     plain: RunDirectory, odd: RunDirectory, tmp_path: Path
 ) -> None:
     for directory, name in ((plain, "plain"), (odd, "stage=Q3[1]")):
-        export.export(directory, "frame", tmp_path / name)
+        export.export_trial(directory, "frame", tmp_path / name)
     left, right = (load_file(tmp_path / n / "model.safetensors") for n in ("plain", "stage=Q3[1]"))
     assert all((left[name] == right[name]).all() for name in left)
 
@@ -161,7 +161,7 @@ def test_the_manifest_is_the_same_and_verified(
         command = [str(directory.root), "--to", "manifest", "--out", str(tmp_path / name)]
         assert export_order.main(command) == 0
         digests.append(read_json(tmp_path / name / "manifest.json")["digest"])
-        given = ["--curriculum", "frame", "--manifest", str(tmp_path / name)]
+        given = ["--trial", "frame", "--manifest", str(tmp_path / name)]
         capsys.readouterr()
         assert verify_order.main([str(directory.root), *given]) == 0
         assert f"frame: verified: steps 0 to 11 of 12 compared; manifest {tmp_path / name}" in (
@@ -187,7 +187,7 @@ def test_a_table_of_scores_may_lie_anywhere(plain: RunDirectory, tmp_path: Path,
         scoring = dataclasses.replace(config.scoring, table=given)
         changed = dataclasses.replace(config, scoring=scoring)
         table.check_table(changed)
-        table.run(changed, directory)
+        table.import_scores(changed, directory)
         parts = list_parts(directory.scores, ".parquet")
         found = {row["doc_id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
         placed = pq.read_table(plain.assignment, columns=["doc_id", "ppl", "pd"]).to_pylist()

@@ -14,13 +14,13 @@ from frame_jax import inspect
 from frame_jax.config.file import load
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import make_loader
-from frame_jax.curriculum.presets import expand
+from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
-from frame_jax.curriculum.stages import resolve
+from frame_jax.curriculum.stages import resolve_curriculum
 from frame_jax.main import main
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
-from frame_jax.training.runs import count_rows
+from frame_jax.training.phases import count_rows
 from tests.integration.small_run import write_config, write_corpus
 
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
@@ -130,16 +130,16 @@ def served_rows(config_path: Path, directory: RunDirectory, arm: str) -> list[by
     """Every row that the arm's loader serves, in order, without the padding."""
     config = load(config_path)
     parts = {q: list_parts(directory.quadrants / q, ".arrayrecord") for q in QUADRANTS}
-    schedule = resolve(
-        expand(config.curricula[arm], config.partition.axes),
+    schedule = resolve_curriculum(
+        expand_curriculum(config.curricula[arm], config.partition.axes),
         count_rows(parts),
-        batch_rows=16,
+        batch_size=16,
         sequence_length=64,
     )
     loader = make_loader(
         parts,
         SelectionMap(schedule, config.seed),
-        batch_rows=16,
+        batch_size=16,
         row_offsets=range(16),
         row_tokens=65,
         padding_id=load_tokenizer(directory).bos_id,
@@ -215,7 +215,7 @@ def test_an_arm_with_its_own_learning_rate_can_be_added_later(run, tmp_path: Pat
     root = tmp_path / "copy"
     shutil.copytree(run[0].parent, root)
     constant = {"kind": "constant", "peak": 0.005, "warmup_fraction": 0.0}
-    added = {"reverse": {"preset": "reverse", "schedule": constant}}
+    added = {"reverse": {"preset": "reverse", "lr_schedule": constant}}
     config = write_config(
         root, curricula={name: {"preset": name} for name in ("frame", "random")} | added
     )

@@ -61,7 +61,7 @@ def test_a_study_grows_from_a_run_and_survives_its_end(
     before = outputs(directory)
 
     ran: list[str] = []
-    whole = markers.run_unit
+    whole = markers.run_phase_step
 
     def run_unit(config, directory, unit, expected) -> None:  # type: ignore[no-untyped-def]
         if unit.name == killed:
@@ -69,7 +69,7 @@ def test_a_study_grows_from_a_run_and_survives_its_end(
         ran.append(unit.name)
         whole(config, directory, unit, expected)
 
-    monkeypatch.setattr(markers, "run_unit", run_unit)
+    monkeypatch.setattr(markers, "run_phase_step", run_unit)
     killed = "pretrain-random-seed4"
     with pytest.raises(KilledError):
         main.main(["--config", str(two)])

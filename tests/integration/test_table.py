@@ -60,7 +60,7 @@ def test_other_people_s_scores_go_through_every_phase(
 
     assert inspect.main([str(directory.root), "--quadrant", "Q2", "--by", "highest-ppl"]) == 0
     assert "Q2  <education> " in capsys.readouterr().out
-    card = ["--curriculum", "frame", "--out", str(tmp_path / "model")]
+    card = ["--trial", "frame", "--out", str(tmp_path / "model")]
     assert export_checkpoint([str(directory.root), *card]) == 0
     text = (tmp_path / "model/README.md").read_text("utf-8")
     assert "two numbers that were made elsewhere" in text and "| <education> | toxicity |" in text

@@ -2,8 +2,8 @@
 
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 
-EXPERTS = ExpertsConfig(count=8, per_token=2, intermediate_size=16)
-MAMBA2 = Mamba2Config(num_heads=4, head_dim=16, state_size=8, groups=2, chunk=16)
+EXPERTS = ExpertsConfig(num_experts=8, num_experts_per_token=2, intermediate_size=16)
+MAMBA2 = Mamba2Config(num_heads=4, head_dim=16, state_size=8, groups=2, chunk_size=16)
 
 
 def shape(num_layers: int = 2, **settings: object) -> ModelConfig:
@@ -26,7 +26,7 @@ KINDS = {
         activation="gelu",
         bias=True,
         qkv_bias=True,
-        rotary_fraction=0.25,
+        partial_rotary_factor=0.25,
         tie_embeddings=False,
     ),
     "olmo2": shape(norm_position="after", qk_norm=True, qk_norm_over="projection"),
@@ -34,14 +34,20 @@ KINDS = {
     "sigmoid": shape(
         layers=("attention+experts",),
         experts=ExpertsConfig(
-            8, 3, 16, shared_size=8, scores="sigmoid", renormalise=True, balance_bias=True
+            8,
+            3,
+            16,
+            shared_expert_intermediate_size=8,
+            scores="sigmoid",
+            norm_topk_prob=True,
+            router_bias=True,
         ),
     ),
     "mamba2": shape(layers=("mamba2+none",)),
     "hybrid": shape(
         6,
         layers=("mamba2+dense", "mamba2+dense", "attention+experts"),
-        rotary_fraction=0.0,
+        partial_rotary_factor=0.0,
         residual_multiplier=0.5,
         embedding_multiplier=2.0,
         attention_multiplier=0.3,

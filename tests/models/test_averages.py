@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frame_jax.models.averages import mean_of
+from frame_jax.models.averages import mean_of_checkpoints
 
 
 @pytest.mark.parametrize("decay", [None, 0.5, 0.9])
@@ -15,7 +15,7 @@ def test_a_mean_weighs_each_checkpoint_as_asked(decay: float | None, count: int)
         for _ in range(count)
     ]
     weights = np.array([(decay or 1.0) ** (count - 1 - i) for i in range(count)])
-    mean = mean_of(iter(trees), decay)
+    mean = mean_of_checkpoints(iter(trees), decay)
     for got, leaves in (
         (mean["a"], [t["a"] for t in trees]),
         (mean["b"]["c"], [t["b"]["c"] for t in trees]),
@@ -27,5 +27,5 @@ def test_a_mean_weighs_each_checkpoint_as_asked(decay: float | None, count: int)
 
 def test_the_checkpoints_themselves_stay_as_they_are() -> None:
     trees = [{"a": np.full(2, value, np.float32)} for value in (1, 3)]
-    assert mean_of(trees)["a"].tolist() == [2, 2]
+    assert mean_of_checkpoints(trees)["a"].tolist() == [2, 2]
     assert trees[0]["a"].tolist() == [1, 1]

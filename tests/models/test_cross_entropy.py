@@ -11,8 +11,8 @@ B, T, D, V = 2, 32, 16, 96
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
-@pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_values_and_derivatives_are_those_of_float64(chunks: int, z_loss: float) -> None:
+@pytest.mark.parametrize("z_loss_weight", [0.0, 0.1])
+def test_values_and_derivatives_are_those_of_float64(chunks: int, z_loss_weight: float) -> None:
     random = np.random.default_rng(0)
     hidden, w = random.normal(size=(B, T, D)), random.normal(size=(V, D))
     targets = random.integers(0, V, (B, T))
@@ -22,17 +22,21 @@ def test_values_and_derivatives_are_those_of_float64(chunks: int, z_loss: float)
     log_total = np.log(np.exp(logits).sum(-1))
     hot = np.eye(V)[targets]
     nll = log_total - (logits * hot).sum(-1)
-    by_logit = np.exp(logits - log_total[..., None]) * (1 + 2 * z_loss * log_total)[..., None] - hot
+    by_logit = (
+        np.exp(logits - log_total[..., None]) * (1 + 2 * z_loss_weight * log_total)[..., None] - hot
+    )
     by_logit *= weights[..., None]
 
     def objective(hidden: jax.Array, w: jax.Array) -> tuple[jax.Array, jax.Array]:
         ids, counted = jnp.asarray(targets, jnp.int32), jnp.asarray(weights, jnp.float32)
-        return cross_entropy(hidden, w, ids, counted, chunks, z_loss)
+        return cross_entropy(hidden, w, ids, counted, chunks, z_loss_weight)
 
     inputs = jnp.asarray(hidden, jnp.float32), jnp.asarray(w, jnp.float32)
     (value, found_nll), grads = jax.value_and_grad(objective, (0, 1), has_aux=True)(*inputs)
     np.testing.assert_allclose(found_nll, (nll * weights).sum(), rtol=1e-5)
-    np.testing.assert_allclose(value, ((nll + z_loss * log_total**2) * weights).sum(), rtol=1e-5)
+    np.testing.assert_allclose(
+        value, ((nll + z_loss_weight * log_total**2) * weights).sum(), rtol=1e-5
+    )
     np.testing.assert_allclose(grads[0], by_logit @ w, rtol=1e-4, atol=1e-4)
     expected = np.einsum("btv,btd->vd", by_logit, hidden)
     np.testing.assert_allclose(grads[1], expected, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ import pytest
 from frame_jax.config.models import ModelConfig
 from frame_jax.errors import UserError
 from frame_jax.models import block, transformer
-from frame_jax.models.context import Context
+from frame_jax.models.context import LayerContext
 from frame_jax.models.cross_entropy import token_nll
 from frame_jax.models.functional import Decoder, read_description, write_description
 from frame_jax.models.layer_loop import run_layers
@@ -48,7 +48,7 @@ def nll(decoder: Decoder, params: dict, rows: np.ndarray, segments: np.ndarray) 
     """[B, T]: the loss of each token's successor."""
     index = np.broadcast_to(np.arange(rows.shape[1] - 1), segments.shape)
     starts = np.diff(segments, axis=1, prepend=-1) != 0
-    positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
+    positions = index - np.maximum.gradient_accumulation_steps(np.where(starts, index, 0), axis=1)
 
     @jax.jit
     def losses(params: dict) -> jax.Array:
@@ -105,24 +105,24 @@ def test_layers_come_in_the_order_of_their_names() -> None:
     params = made(decoder)
     tokens = jnp.asarray(np.random.default_rng(3).integers(0, VOCAB, (2, T)))
     positions = jnp.broadcast_to(jnp.arange(T), tokens.shape)
-    tables = rotary_tables(positions, rotary_frequencies(HYBRID.rotary_width, 1e4))
-    context = Context(jnp.zeros_like(tokens), positions, tables, jnp.ones(tokens.shape))
-    x, told = 2.0 * params["embedding"][tokens], []
+    tables = rotary_tables(positions, rotary_frequencies(HYBRID.rotary_dim, 1e4))
+    context = LayerContext(jnp.zeros_like(tokens), positions, tables, jnp.ones(tokens.shape))
+    x, aux = 2.0 * params["embedding"][tokens], []
     for repeat in range(2):
         for run, place in (("run_0", 0), ("run_0", 1), ("run_1", 0)):
             stack = params["layers"][run]
-            kind = next(r.kind for r in HYBRID.runs if r.name == run)
+            kind = next(r.spec for r in HYBRID.layer_groups if r.name == run)
             one = {name: values[repeat, place] for name, values in stack.items()}
-            x, statistics = block.apply(HYBRID, kind, one, x, context)
-            told.append(statistics)
-    expected = block.normed(HYBRID, {"n": params["final_norm"] / 2}, "n", x)
+            x, statistics = block.apply_layer(HYBRID, kind, one, x, context)
+            aux.append(statistics)
+    expected = block.apply_norm(HYBRID, {"n": params["final_norm"] / 2}, "n", x)
     counted = jnp.ones(tokens.shape)
     hidden, routers = decoder.bind(params).forward(
-        tokens, jnp.zeros_like(tokens), positions, counted=counted
+        tokens, jnp.zeros_like(tokens), positions, loss_mask=counted
     )
     np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
     assert routers is not None
-    in_order = [statistics.counts for statistics in told if statistics is not None]
+    in_order = [statistics.counts for statistics in aux if statistics is not None]
     np.testing.assert_array_equal(routers.counts, np.stack(in_order))
 
 
@@ -137,7 +137,7 @@ def test_loops_in_loops_are_the_plain_ones(remat: str, monkeypatch: pytest.Monke
     def gradient() -> tuple:
         def loss(params: dict) -> jax.Array:
             hidden, routers = decoder.bind(params).forward(
-                tokens, jnp.zeros_like(tokens), positions, counted=jnp.ones(tokens.shape)
+                tokens, jnp.zeros_like(tokens), positions, loss_mask=jnp.ones(tokens.shape)
             )
             assert routers is not None
             return jnp.sum(jnp.square(hidden.astype(jnp.float32))) + jnp.sum(routers.balance)
@@ -165,16 +165,16 @@ def test_compile_time_does_not_grow_with_depth() -> None:
 
 
 def test_patterns_become_runs() -> None:
-    def told(layers: tuple, count: int) -> tuple:
+    def aux(layers: tuple, count: int) -> tuple:
         config = shape(count, layers=layers)
-        return config.repeats, [(run.name, *run.kind, run.length) for run in config.runs]
+        return config.repeats, [(run.name, *run.spec, run.length) for run in config.layer_groups]
 
-    assert told(("attention+dense",), 4) == (1, [("", "attention", "dense", 4)])
+    assert aux(("attention+dense",), 4) == (1, [("", "attention", "dense", 4)])
     twice = ("mamba2+none", "mamba2+none", "attention+dense")
     expected = [("run_0", "mamba2", "none", 2), ("run_1", "attention", "dense", 1)]
-    assert told(twice, 6) == (2, expected)
-    assert told((*twice, *twice), 6) == (2, expected)  # the shortest pattern counts
-    assert told(("mamba2+none", *twice), 4) == (1, [("run_0", "mamba2", "none", 3), expected[1]])
+    assert aux(twice, 6) == (2, expected)
+    assert aux((*twice, *twice), 6) == (2, expected)  # the shortest pattern counts
+    assert aux(("mamba2+none", *twice), 4) == (1, [("run_0", "mamba2", "none", 3), expected[1]])
     with pytest.raises(UserError, match=r"model\.layers names 3 layers"):
         shape(4, layers=twice)
 

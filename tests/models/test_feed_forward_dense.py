@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.context import Context
+from frame_jax.models.context import LayerContext
 from frame_jax.models.feed_forward_dense import apply
 
 B, T, D, INNER = 2, 8, 16, 40
@@ -18,7 +18,7 @@ def test_keeps_what_comes_out_of_the_first_products_alone(activation: str, kept:
     c = replace(ModelConfig(D, INNER, 1, 2, 2), activation=activation)
     p = {"gate": jnp.ones((D, INNER)), "up": jnp.ones((D, INNER)), "down": jnp.ones((INNER, D))}
     ids = jnp.zeros((B, T), jnp.int32)
-    context = Context(ids, ids, (ids, ids), None)
+    context = LayerContext(ids, ids, (ids, ids), None)
     x = jnp.ones((B, T, D), jnp.bfloat16)
     _, pull_back = jax.vjp(lambda x, p: apply(c, p, x, context)[0], x, p)
     wide = [leaf for leaf in jax.tree.leaves(pull_back) if leaf.shape == (B, T, INNER)]

@@ -11,7 +11,7 @@ from frame_jax.models.flops import (
     PEAK_FLOPS,
     active_parameter_count,
     forward_flops_per_token,
-    matrix_parameters,
+    matrix_param_count,
     parameter_count,
     training_flops_per_token,
 )
@@ -23,7 +23,7 @@ TINY = ModelConfig(
     num_layers=1,
     num_heads=2,
     num_kv_heads=1,
-    experts=ExpertsConfig(count=8, per_token=2, intermediate_size=3),
+    experts=ExpertsConfig(num_experts=8, num_experts_per_token=2, intermediate_size=3),
     mamba2=Mamba2Config(num_heads=2, head_dim=3, state_size=5),
 )
 # Query and output 4 x 4, key and value 4 x 2; scores and mix of half of 10 tokens, width 4.
@@ -53,8 +53,8 @@ ALL: tuple[LayerName, ...] = get_args(LayerName)
             TINY,
             num_layers=4,
             layers=("mamba2+experts", "attention+experts"),
-            experts=ExpertsConfig(shared_size=24, balance_bias=True),
-            mamba2=Mamba2Config(groups=4, conv_bias=False, conv_width=3),
+            experts=ExpertsConfig(shared_expert_intermediate_size=24, router_bias=True),
+            mamba2=Mamba2Config(groups=4, conv_bias=False, conv_kernel=3),
         ),
     ],
 )
@@ -75,7 +75,7 @@ def test_parameters_are_counted_without_making_them(config: ModelConfig) -> None
 )
 def test_a_layer_costs_what_its_token_meets(name: LayerName, matrices: int, beside: int) -> None:
     config = dataclasses.replace(TINY, layers=(name,))
-    assert matrix_parameters(config, 11) == matrices + 4 * 11
+    assert matrix_param_count(config, 11) == matrices + 4 * 11
     assert forward_flops_per_token(config, 11, 10) == 2 * (matrices + 4 * 11) + beside
     assert training_flops_per_token(config, 11, 10) == 3 * forward_flops_per_token(config, 11, 10)
 
@@ -98,7 +98,7 @@ def test_experts_that_a_token_does_not_meet_are_parameters_but_not_active() -> N
 
 
 def test_biases_and_a_feed_forward_without_a_gate_cost_their_matrices() -> None:
-    assert matrix_parameters(NEOX, 11) == ATTENTION + 2 * 4 * 7 + 4 * 11
+    assert matrix_param_count(NEOX, 11) == ATTENTION + 2 * 4 * 7 + 4 * 11
 
 
 def test_flops_approach_six_times_parameters_where_attention_is_short() -> None:

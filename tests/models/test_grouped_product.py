@@ -10,12 +10,12 @@ import pytest
 
 from frame_jax.models import grouped_product as module
 from frame_jax.models.grouped_product import (
-    combine,
-    dispatch,
     feed_forward_experts,
     grouped_matmul,
-    plan,
-    tile_rows,
+    place_choices,
+    rows_per_tile,
+    rows_to_tokens,
+    tokens_to_rows,
 )
 
 M, D, F = 37, 16, 12
@@ -154,12 +154,12 @@ def test_bfloat16_keeps_dtypes_and_comes_close(body: str) -> None:
 
 def test_products_sum_in_float32(body: str) -> None:
     x, w = jnp.ones((8, 512), jnp.bfloat16), jnp.ones((1, 512, 8), jnp.float32)
-    tiles = jnp.zeros(8 // tile_rows(8, 1), jnp.int32)
+    tiles = jnp.zeros(8 // rows_per_tile(8, 1), jnp.int32)
     product = grouped_matmul(x, w, tiles)
     assert product.dtype == jnp.bfloat16
     assert np.all(np.float32(product) == 512)  # bfloat16 sums would stop at 256
     x, w = jnp.ones((512, 8), jnp.bfloat16), jnp.ones((1, 8, 8), jnp.float32)
-    tiles = jnp.zeros(512 // tile_rows(512, 1), jnp.int32)
+    tiles = jnp.zeros(512 // rows_per_tile(512, 1), jnp.int32)
     product, pull_back = jax.vjp(lambda w: grouped_matmul(x, w, tiles), w)
     (grad,) = pull_back(jnp.ones_like(product))
     assert grad.dtype == jnp.float32
@@ -215,7 +215,7 @@ def test_shards_of_experts_and_of_columns_add_up(case: str, body: str) -> None:
 def test_every_choice_has_one_row_of_a_tile_of_its_expert(case: str, tile: int, first: int) -> None:
     experts, E = CASES[case]
     experts, E = experts - first, E - 2 * first  # the experts outside are absent
-    placement = jax.jit(plan, static_argnums=(1, 2))(jnp.asarray(experts), E, tile)
+    placement = jax.jit(place_choices, static_argnums=(1, 2))(jnp.asarray(experts), E, tile)
     source, place, tile_expert = (np.asarray(a) for a in placement)
     rows, choices, here = len(source), experts.size, (experts >= 0) & (experts < E)
     assert rows % tile == 0
@@ -245,8 +245,8 @@ def test_moving_rows_needs_no_scatter() -> None:
     experts = jnp.asarray(CASES["skewed"][0])
 
     def moved(x: jax.Array) -> jax.Array:
-        placement = plan(experts, 7, 8)
-        return combine(dispatch(x, placement), placement)
+        placement = place_choices(experts, 7, 8)
+        return rows_to_tokens(tokens_to_rows(x, placement), placement)
 
     text = jax.jit(jax.grad(lambda x: jnp.sum(moved(x) ** 2))).lower(jnp.ones((M, D))).as_text()
     assert "gather" in text
@@ -261,4 +261,4 @@ def test_tiles_of_each_backend(
     backend: str, choices: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "platform", lambda: backend)
-    assert tile_rows(choices, 8) == rows
+    assert rows_per_tile(choices, 8) == rows

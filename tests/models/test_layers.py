@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from frame_jax.models import layers
-from frame_jax.models.layers import matmul, rotary_frequencies, rotary_tables, rotate
+from frame_jax.models.layers import apply_rotary, matmul, rotary_frequencies, rotary_tables
 
 B, T, H, WIDTH = 2, 5, 3, 8
 
@@ -71,7 +71,7 @@ def test_pairs_turn_by_their_angle(backend: str, monkeypatch: pytest.MonkeyPatch
         pairs = pairs * np.exp(sign * 1j * angles)
         return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
-    rotated, pull_back = jax.vjp(lambda x: rotate(x, tables), x.astype(np.float32))
+    rotated, pull_back = jax.vjp(lambda x: apply_rotary(x, tables), x.astype(np.float32))
     np.testing.assert_allclose(rotated, turned(x, 1), rtol=1e-4, atol=1e-4)
     (grad,) = pull_back(cotangent.astype(np.float32))
     np.testing.assert_allclose(grad, turned(cotangent, -1), rtol=1e-4, atol=1e-4)

@@ -23,7 +23,7 @@ from frame_jax.models.attention import _kernel_for as kernel_for
 from frame_jax.models.attention import attention, lean_attention, library_attention
 from frame_jax.models.transformer import REMAT_POLICIES
 from frame_jax.planning.chips import CHIPS
-from frame_jax.planning.program import Program
+from frame_jax.planning.hlo_program import HloProgram
 from tests.models.test_attention import HEAD, B, H, K, T, reference
 
 
@@ -108,7 +108,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_any_number_of_segments_agrees_with_float64(
     places: int, calls: int, kernels: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PLACES", places)
+    monkeypatch.setattr(module, "SEGMENT_SLOTS", places)
     random = np.random.default_rng(0)
     q, grad = random.normal(size=(2, B, T, H, HEAD))
     k, v = random.normal(size=(2, B, T, K, HEAD))
@@ -142,7 +142,7 @@ def test_an_obstacle_is_named(
 ) -> None:
     monkeypatch.setattr(module, "device_kind", lambda: kind)
     q = jax.ShapeDtypeStruct((2, 256, 4, width), jnp.dtype(dtype))
-    found = module.obstacle(q, q)
+    found = module.unsupported_reason(q, q)
     assert found is None if said is None else said in str(found)
 
 
@@ -151,7 +151,7 @@ def test_another_version_of_jax_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(module, "_library", lambda: object())
     monkeypatch.setattr(module, "_missing", functools.cache(module._missing.__wrapped__))
     q = jax.ShapeDtypeStruct((2, 256, 4, 64), jnp.bfloat16)
-    assert "other operations for cuDNN" in str(module.obstacle(q, q))
+    assert "other operations for cuDNN" in str(module.unsupported_reason(q, q))
 
 
 def test_the_fallback_is_chosen_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_compiled_for_an_h100_one_kernel_runs_each_way_without_a_mask() -> None:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, ids)
         compiled = lowered.compile()
-        program = Program(compiled.as_text())
+        program = HloProgram(compiled.as_text())
         assert program.kernels() == {"__cudnn$fmhaSoftmax": 1, "__cudnn$fmhaSoftmaxBackward": 1}
         assert not re.search(rf"\[[\d,]*{length},{length}\]", compiled.as_text())
         held.append(compiled.memory_analysis().temp_size_in_bytes)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from frame_jax.models.router import (
-    Statistics,
-    choose,
-    moved_bias,
+    RouterStatistics,
+    choose_experts,
     router_logits,
-    statistics,
+    router_statistics,
+    updated_router_bias,
 )
 
 B, T, E, K = 5, 11, 6, 2
@@ -23,7 +23,7 @@ def random(seed: int, *shape: int) -> np.ndarray:
 
 
 def choose_one(
-    logits: np.ndarray, bias: np.ndarray, k: int, scores: str, renormalise: bool, scaling: float
+    logits: np.ndarray, bias: np.ndarray, k: int, scores: str, norm_topk_prob: bool, scaling: float
 ) -> tuple[list[int], np.ndarray, np.ndarray]:
     """Experts, weights and probabilities of one token."""
     score = np.exp(logits) / np.exp(logits).sum()
@@ -31,36 +31,36 @@ def choose_one(
         score = 1 / (1 + np.exp(-logits))
     experts = sorted(range(len(logits)), key=lambda e: (-(score + bias)[e], e))[:k]
     weights = score[experts]
-    if renormalise:
+    if norm_topk_prob:
         weights = weights / weights.sum()
     return experts, weights * scaling, score / score.sum()
 
 
 @pytest.mark.parametrize("k", [1, 3, E])
-@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("norm_topk_prob", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
-def test_choices_of_each_token(scores: str, biased: bool, renormalise: bool, k: int) -> None:
+def test_choices_of_each_token(scores: str, biased: bool, norm_topk_prob: bool, k: int) -> None:
     logits, bias = random(0, 40, E), random(1, E) * 0.3
-    experts, weights, probabilities = choose(
-        jnp.float32(logits), jnp.float32(bias) if biased else None, k, scores, renormalise, 2.5
+    experts, weights, probabilities = choose_experts(
+        jnp.float32(logits), jnp.float32(bias) if biased else None, k, scores, norm_topk_prob, 2.5
     )
     assert (experts.dtype, weights.dtype, probabilities.dtype) == (jnp.int32, *[jnp.float32] * 2)
     for m, row in enumerate(logits):
-        expected = choose_one(row, bias * biased, k, scores, renormalise, 2.5)
+        expected = choose_one(row, bias * biased, k, scores, norm_topk_prob, 2.5)
         assert experts[m].tolist() == expected[0]
         np.testing.assert_allclose(weights[m], expected[1], rtol=1e-5)
         np.testing.assert_allclose(probabilities[m], expected[2], rtol=1e-5)
 
 
-@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("norm_topk_prob", [False, True])
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
-def test_derivatives_of_the_weights(scores: str, renormalise: bool) -> None:
+def test_derivatives_of_the_weights(scores: str, norm_topk_prob: bool) -> None:
     """Against differences in float64. The bias gets none, and no scatter is needed."""
     logits, bias, cotangent = random(0, 7, E), random(1, E) * 0.1, random(2, 7, 3)
 
     def weights(logits: jax.Array, bias: jax.Array) -> jax.Array:
-        return choose(logits, bias, 3, scores, renormalise, 1.5)[1]
+        return choose_experts(logits, bias, 3, scores, norm_topk_prob, 1.5)[1]
 
     _, pull_back = jax.vjp(weights, jnp.float32(logits), jnp.float32(bias))
     grad, grad_bias = pull_back(jnp.float32(cotangent))
@@ -69,7 +69,7 @@ def test_derivatives_of_the_weights(scores: str, renormalise: bool) -> None:
     for m, row in enumerate(logits):
         for e in range(E):
             ends = [
-                choose_one(row + step * np.eye(E)[e], bias, 3, scores, renormalise, 1.5)[1]
+                choose_one(row + step * np.eye(E)[e], bias, 3, scores, norm_topk_prob, 1.5)[1]
                 for step in (1e-6, -1e-6)
             ]
             slope = cotangent[m] @ (ends[0] - ends[1]) / 2e-6
@@ -77,14 +77,14 @@ def test_derivatives_of_the_weights(scores: str, renormalise: bool) -> None:
 
 
 def test_the_first_of_equals_is_chosen() -> None:
-    experts, _, _ = choose(jnp.zeros((3, E)), None, 4, "softmax", True, 1.0)
+    experts, _, _ = choose_experts(jnp.zeros((3, E)), None, 4, "softmax", True, 1.0)
     assert experts.tolist() == [[0, 1, 2, 3]] * 3
 
 
 def test_a_bias_far_from_the_scores_leaves_finite_weights() -> None:
     """Sigmoids that underflow, chosen for their bias."""
     logits, bias = jnp.full((1, E), -200.0), jnp.arange(E, dtype=jnp.float32)
-    experts, weights, probabilities = choose(logits, bias, 2, "sigmoid", True, 1.0)
+    experts, weights, probabilities = choose_experts(logits, bias, 2, "sigmoid", True, 1.0)
     assert experts.tolist() == [[5, 4]]
     assert np.all(np.isfinite(weights))
     assert np.all(np.isfinite(probabilities))
@@ -114,13 +114,15 @@ def batch(rows: int = B) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnames="scores")
-def measured(logits: jax.Array, counted: jax.Array, scores: str = "softmax") -> Statistics:
-    experts, _, probabilities = choose(logits.reshape(-1, E), None, K, scores, False, 1.0)
+def measured(logits: jax.Array, counted: jax.Array, scores: str = "softmax") -> RouterStatistics:
+    experts, _, probabilities = choose_experts(logits.reshape(-1, E), None, K, scores, False, 1.0)
     shape = logits.shape[:2]
-    return statistics(logits, probabilities.reshape(*shape, E), experts.reshape(*shape, K), counted)
+    return router_statistics(
+        logits, probabilities.reshape(*shape, E), experts.reshape(*shape, K), counted
+    )
 
 
-def measured_one_by_one(logits: np.ndarray, counted: np.ndarray, scores: str) -> Statistics:
+def measured_one_by_one(logits: np.ndarray, counted: np.ndarray, scores: str) -> RouterStatistics:
     counts, balance, z, entropy = np.zeros(E), 0.0, 0.0, 0.0
     for row, counts_here in zip(logits, counted, strict=True):
         chosen, mass, n = np.zeros(E), np.zeros(E), 0
@@ -136,7 +138,7 @@ def measured_one_by_one(logits: np.ndarray, counted: np.ndarray, scores: str) ->
         counts += chosen
         if n:
             balance += n * E * ((chosen / (K * n)) * (mass / n)).sum()
-    return Statistics(counts, *map(np.asarray, (balance, z, entropy, counted.sum())))
+    return RouterStatistics(counts, *map(np.asarray, (balance, z, entropy, counted.sum())))
 
 
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
@@ -144,7 +146,7 @@ def test_statistics_are_sums_over_tokens_that_count(scores: str) -> None:
     logits, counted = batch()
     ours = measured(jnp.float32(logits), jnp.float32(counted), scores)
     expected = measured_one_by_one(logits, counted, scores)
-    for name, value, reference in zip(Statistics._fields, ours, expected, strict=True):
+    for name, value, reference in zip(RouterStatistics._fields, ours, expected, strict=True):
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, reference, rtol=1e-5, err_msg=name)
 
@@ -169,7 +171,7 @@ def test_pieces_and_padding_change_neither_statistics_nor_derivatives() -> None:
     counted = jnp.concatenate([counted, jnp.zeros((2, T))])
     pieces = [(padded[i : i + 1], counted[i : i + 1]) for i in range(B + 2)]
     sums = jax.tree.map(lambda *parts: sum(parts), *[measured(*piece) for piece in pieces])
-    for name, value, reference in zip(Statistics._fields, sums, whole, strict=True):
+    for name, value, reference in zip(RouterStatistics._fields, sums, whole, strict=True):
         np.testing.assert_allclose(value, reference, rtol=1e-6, err_msg=name)
     grads = jnp.concatenate([jax.grad(loss)(*piece, tokens) for piece in pieces])
     np.testing.assert_allclose(grads[:B], grad, rtol=1e-5, atol=1e-9)
@@ -204,5 +206,5 @@ def test_a_probability_of_zero_leaves_derivatives_finite() -> None:
 def test_the_bias_moves_against_the_load() -> None:
     bias = jnp.float32([[0.5, 0.0, -1.0], [0.0, 0.0, 0.0]])
     counts = jnp.float32([[9, 3, 6], [4, 4, 4]])
-    moved = moved_bias(bias, counts, 0.25)
+    moved = updated_router_bias(bias, counts, 0.25)
     assert moved.tolist() == [[0.25, 0.25, -1.0], [0.0, 0.0, 0.0]]

@@ -10,7 +10,7 @@ import pytest
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.errors import UserError
 from frame_jax.models.cross_entropy import cross_entropy
-from frame_jax.parallel.sharding import batch_sharding, make_mesh, mesh_shape, spec
+from frame_jax.parallel.sharding import batch_sharding, make_mesh, mesh_shape, partition_spec
 
 
 def test_the_axis_left_open_takes_the_devices_that_are_left() -> None:
@@ -23,9 +23,9 @@ def test_the_axis_left_open_takes_the_devices_that_are_left() -> None:
 def test_an_axis_that_does_not_divide_stays_whole(use_devices: Callable[[int], None]) -> None:
     use_devices(8)
     mesh = make_mesh(ParallelConfig(slice=2, fsdp=2, tensor=2))
-    assert tuple(spec(("embed", "heads"), (64, 64), mesh)) == ("fsdp", "tensor")
-    assert tuple(spec(("embed", "heads"), (63, 64), mesh)) == (None, "tensor")
-    assert spec(("batch",), (4,), mesh)[0] == ("slice", "data", "fsdp", "expert")
+    assert tuple(partition_spec(("embed", "heads"), (64, 64), mesh)) == ("fsdp", "tensor")
+    assert tuple(partition_spec(("embed", "heads"), (63, 64), mesh)) == (None, "tensor")
+    assert partition_spec(("batch",), (4,), mesh)[0] == ("slice", "data", "fsdp", "expert")
 
 
 def test_the_unembedding_derivative_crosses_devices_once(
@@ -40,7 +40,7 @@ def test_the_unembedding_derivative_crosses_devices_once(
             return jax.grad(lambda *a: cross_entropy(*a, chunks)[0], argnums=(0, 1))(*arrays)
 
     rows = batch_sharding(mesh)
-    table = jax.sharding.NamedSharding(mesh, spec(("vocab", "embed"), (V, D), mesh))
+    table = jax.sharding.NamedSharding(mesh, partition_spec(("vocab", "embed"), (V, D), mesh))
     arguments = [
         jax.ShapeDtypeStruct((B, T, D), jnp.float32, sharding=rows),
         jax.ShapeDtypeStruct((V, D), jnp.float32, sharding=table),

@@ -18,16 +18,16 @@ from frame_jax.config.quadrants import PartitionConfig, RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import (
+    LRScheduleConfig,
     OptimizerConfig,
     PretrainConfig,
-    ScheduleConfig,
     TrainingConfig,
 )
 from frame_jax.curriculum.selection import SelectionMap
-from frame_jax.evaluation.training_rows import choose
+from frame_jax.evaluation.training_rows import choose_rows
 from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
-from frame_jax.planning.costs import Corpus, Work, list_work, vocabulary
-from frame_jax.planning.plan import read_corpus, schedule_of, time_scale
+from frame_jax.planning.costs import Corpus, CostLine, list_costs, vocab_rows
+from frame_jax.planning.plan import memory_in_stages, read_corpus, trial_schedule
 
 REPOSITORY = Path(__file__).parents[2]
 CORPUS = Corpus(reference=10_000, train=100_000, held_out=5_000, source="a test")
@@ -41,7 +41,7 @@ def config(evaluation: EvaluationConfig) -> RunConfig:
         scoring=ScoringConfig(context=CONTEXT),
         partition=PartitionConfig(rows=RowsConfig(sequence_length=LENGTH)),
         pretrain=PretrainConfig(
-            training=TrainingConfig(batch_rows=BATCH, steps=STEPS, milestones=5)
+            training=TrainingConfig(batch_size=BATCH, steps=STEPS, milestones=5)
         ),
         curricula={
             "frame": CurriculumConfig(preset="frame"),
@@ -52,23 +52,25 @@ def config(evaluation: EvaluationConfig) -> RunConfig:
     )
 
 
-def evaluate(run: RunConfig, corpus: Corpus = CORPUS) -> tuple[dict[str, Work], str]:
+def evaluate(run: RunConfig, corpus: Corpus = CORPUS) -> tuple[dict[str, CostLine], str]:
     """The lines of evaluation, by trial, and all notes."""
-    schedules = {t.name: schedule_of(run, corpus, t.arm)[0] for t in run.trials}
-    work, notes = list_work(run, corpus, schedules)
+    schedules = {t.name: trial_schedule(run, corpus, t.arm)[0] for t in run.trials}
+    work, notes = list_costs(run, corpus, schedules)
     found = {item.name.split()[1]: item for item in work if item.name.startswith("evaluate ")}
     return found, "\n".join(notes)
 
 
 def forward(run: RunConfig, length: int) -> float:
-    return forward_flops_per_token(run.pretrain.model, vocabulary(run), length)
+    return forward_flops_per_token(run.pretrain.model, vocab_rows(run), length)
 
 
 def test_every_trial_is_measured_at_each_of_its_checkpoints_and_averages() -> None:
     """Random order has one stage; frame's ends are no milestones."""
     run = config(EvaluationConfig())
     lines, notes = evaluate(run)
-    assert [lines[t.name].unit for t in run.trials] == [f"evaluate-{t.name}" for t in run.trials]
+    assert [lines[t.name].phase_step for t in run.trials] == [
+        f"evaluate-{t.name}" for t in run.trials
+    ]
     milestones = {0, 16, 32, 48, 64, 80}
     assert lines["random"].tokens == lines["random-seed1"].tokens == 5_000 * len(milestones)
     assert lines["frame"].tokens == 5_000 * len(milestones | {20, 40, 60})
@@ -89,8 +91,8 @@ def test_documents_that_are_left_out_cost_nothing_once_they_are_counted() -> Non
 def test_training_rows_are_read_once_under_the_final_weights() -> None:
     run = config(EvaluationConfig(training_rows=100))
     (plain, _), (more, _) = evaluate(config(EvaluationConfig())), evaluate(run)
-    schedule, _ = schedule_of(run, CORPUS, "frame")
-    rows = len(choose(SelectionMap(schedule, 0), 100, BATCH).row)
+    schedule, _ = trial_schedule(run, CORPUS, "frame")
+    rows = len(choose_rows(SelectionMap(schedule, 0), 100, BATCH).row)
     extra = more["frame"].tokens - plain["frame"].tokens
     assert abs(extra / LENGTH - rows) <= 4  # one a quadrant, by where its strides end
     flops = more["frame"].flops - plain["frame"].flops
@@ -147,8 +149,8 @@ def test_a_config_costs_what_it_says(claim: tuple[str, ...], tmp_path: Path) -> 
     given = {words.pop(at): float(words.pop(at)) for at in (0, 0)}
     run = load(REPOSITORY / path, *words, "--run_directory", str(tmp_path))
     corpus = read_corpus(run, given["--corpus_tokens"])
-    schedules = {t.name: schedule_of(run, corpus, t.arm)[0] for t in run.trials}
-    work, _ = list_work(run, corpus, schedules)
+    schedules = {t.name: trial_schedule(run, corpus, t.arm)[0] for t in run.trials}
+    work, _ = list_costs(run, corpus, schedules)
     trained = [item.tokens for item in work if item.name.startswith("pretrain ")]
     assert len(trained) == int(models) and len(set(trained)) == 1
     size = float(tokens[:-1]) * {"M": 1e6, "B": 1e9}[tokens[-1]]
@@ -156,23 +158,23 @@ def test_a_config_costs_what_it_says(claim: tuple[str, ...], tmp_path: Path) -> 
     total = sum(item.flops for item in work)
     assert f"{total:.1e}".replace("e+", "e") == flops
     length = run.partition.rows.sequence_length
-    each = training_flops_per_token(run.pretrain.model, vocabulary(run), length)
+    each = training_flops_per_token(run.pretrain.model, vocab_rows(run), length)
     took = total / (given["--tokens_per_second"] * each) / 3600
     assert took == pytest.approx(float(hours), rel=0.01)
 
 
 def test_the_time_scale_is_that_of_the_mean_rate_of_the_stage() -> None:
     """One over rate times weight decay: in steps, and in lengths of the stage."""
-    rate = ScheduleConfig(kind="constant", peak=0.002, warmup_fraction=0.0)
+    rate = LRScheduleConfig(kind="constant", peak=0.002, warmup_fraction=0.0)
     optimizer = OptimizerConfig(weight_decay=0.05)
-    training = TrainingConfig(schedule=rate, optimizer=optimizer)
-    assert time_scale(training, 100, 199, 400, [0, 100, 300]) == "10,000 steps, 100.0 stages"
+    training = TrainingConfig(lr_schedule=rate, optimizer=optimizer)
+    assert memory_in_stages(training, 100, 199, 400, [0, 100, 300]) == "10,000 steps, 100.0 stages"
     falling = dataclasses.replace(rate, kind="wsd", decay_fraction=1.0, final_fraction=0.0)
-    training = dataclasses.replace(training, schedule=falling)  # 0.002 * (1 - (step + 1) / 400)
+    training = dataclasses.replace(training, lr_schedule=falling)  # 0.002 * (1 - (step + 1) / 400)
     means = {at: 0.002 * (1 - (at + 50.5) / 400) for at in (0, 300)}
     for at, mean in means.items():
         steps = 1 / (mean * 0.05)
         expected = f"{steps:,.0f} steps, {steps / 100:.1f} stages"
-        assert time_scale(training, at, at + 99, 400, [0]) == expected
+        assert memory_in_stages(training, at, at + 99, 400, [0]) == expected
     still = dataclasses.replace(training, optimizer=OptimizerConfig(weight_decay=0.0))
-    assert time_scale(still, 0, 99, 400, [0]) == "endless"
+    assert memory_in_stages(still, 0, 99, 400, [0]) == "endless"

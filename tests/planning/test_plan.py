@@ -20,12 +20,12 @@ from frame_jax.config.training import (
     ReferenceModelConfig,
     TrainingConfig,
 )
-from frame_jax.corpus.parts import signature
-from frame_jax.curriculum.stages import Schedule, resolve
+from frame_jax.corpus.parts import corpus_signature
+from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum
 from frame_jax.errors import UserError
 from frame_jax.main import main
 from frame_jax.models.functional import Decoder
-from frame_jax.planning.costs import Corpus, cost_table, trained
+from frame_jax.planning.costs import Corpus, cost_table, training_cost
 from frame_jax.run import markers, phases
 from frame_jax.run.directory import RunDirectory, write_json
 from frame_jax.training.optimizer import make_optimizer
@@ -66,7 +66,7 @@ def costs(
         left = {"reference-weak": 1.0, "reference-strong": 1.0, "score": 1.0}
         console.print(cost_table(config, CORPUS, {}, left, None))
     text = capture.get()
-    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    lines = [[quadrant.strip() for quadrant in line.split("│")[1:-1]] for line in text.splitlines()]
     return {line[0]: line[1:] for line in lines if line}, text
 
 
@@ -102,17 +102,17 @@ def test_a_checkpoint_that_cannot_be_scored_is_refused_by_the_plan(tmp_path: Pat
 
 def test_experts_take_memory_and_only_those_of_a_token_take_time() -> None:
     dense = ModelConfig(hidden_size=32, intermediate_size=24, num_heads=2, num_layers=2)
-    experts = ExpertsConfig(count=64, per_token=2, intermediate_size=12)
+    experts = ExpertsConfig(num_experts=64, num_experts_per_token=2, intermediate_size=12)
     mixture = dataclasses.replace(dense, layers=("attention+experts",), experts=experts)
     (lines, text), (plain, silent) = costs(model=mixture), costs(model=dense)
     idle, router = 2 * 62 * 3 * 32 * 12, 2 * 32 * 64
     for work in ("reference weak", "scoring, weak"):
-        parameters, active = (int(cell.replace(",", "")) for cell in lines[work][:2])
+        parameters, active = (int(quadrant.replace(",", "")) for quadrant in lines[work][:2])
         assert active == int(plain[work][0].replace(",", "")) + router
         assert parameters == active + idle
     assert "of experts its own" in text and "of experts its own" not in silent
-    with_experts, without = (float(table["scoring, weak"][5]) for table in (lines, plain))
-    assert with_experts == pytest.approx(without, rel=0.02)  # all experts would add a seventh
+    expert_groups, without = (float(table["scoring, weak"][5]) for table in (lines, plain))
+    assert expert_groups == pytest.approx(without, rel=0.02)  # all experts would add a seventh
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_experts_take_memory_and_only_those_of_a_token_take_time() -> None:
     [
         {},
         {"first_moment_dtype": "bfloat16"},
-        {"average_decay": 0.999},
+        {"ema_decay": 0.999},
         {"kind": "muon"},
     ],
     ids=str,
@@ -131,7 +131,7 @@ def test_memory_is_that_of_the_arrays_that_training_makes(settings: dict) -> Non
     training = TrainingConfig(optimizer=OptimizerConfig(**settings))
     params = decoder.init(jax.random.key(0))
     state = make_optimizer(training, decoder, 5).init(params)
-    work = trained("a", "a", decoder, training, 5, 64)
+    work = training_cost("a", "a", decoder, training, 5, 64)
     assert work.weight_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert work.optimizer_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
@@ -145,14 +145,14 @@ def planned(capsys, root: Path, *options: str, **changes: object) -> str:
 
 def line_of(shown: str, name: str) -> list[str]:
     (line,) = [x for x in shown.splitlines() if re.match(rf"│ {name} +│", x)]
-    return [cell.strip() for cell in line.split("│")[2:-1]]
+    return [quadrant.strip() for quadrant in line.split("│")[2:-1]]
 
 
 def test_epochs_are_planned_and_paid_for(tmp_path: Path, capsys) -> None:
     """And the learning rate of an arm is its own."""
     write_corpus(tmp_path / "corpus.jsonl")
     constant = {"kind": "constant", "peak": 0.003, "warmup_fraction": 0.0}
-    twice = {"preset": "frame", "epochs": 2, "schedule": constant}
+    twice = {"preset": "frame", "epochs": 2, "lr_schedule": constant}
     curricula = {"once": {"preset": "frame"}, "twice": twice}
     shown = planned(capsys, tmp_path, "--tokens_per_second", "1000", curricula=curricula)
     once, double = (line_of(shown, f"pretrain {name}") for name in ("once", "twice"))
@@ -210,8 +210,8 @@ def test_a_run_half_done_says_what_is_left(tmp_path: Path, capsys) -> None:
     assert f"phasesof{root}" in "".join(fresh.split())
 
     def begin(name: str) -> None:
-        table = phases.units(loaded)
-        expected = markers.expectations(loaded, table, signature(loaded))[name]
+        table = phases.list_phase_steps(loaded)
+        expected = markers.expected_markers(loaded, table, corpus_signature(loaded))[name]
         marker = {"complete": False, "fingerprint": expected.fingerprint}
         write_json(directory.marker(name), marker)
 
@@ -223,8 +223,8 @@ def test_a_run_half_done_says_what_is_left(tmp_path: Path, capsys) -> None:
         (directory.reference("weak") / "checkpoints" / step).mkdir(parents=True)
     write_json(directory.reference("weak") / "curriculum.json", {"steps": 120})
     begin("partition")
-    for cell in ("Q1", "Q2"):
-        write_json(directory.quadrants / cell / "part-00001-of-00002.json", {})
+    for quadrant in ("Q1", "Q2"):
+        write_json(directory.quadrants / quadrant / "part-00001-of-00002.json", {})
     shown = planned(capsys, root, "--tokens_per_second", "10")
     assert "begun: 1 of 3 parts" in shown
     assert "begun: 30 of 120 steps saved" in shown
@@ -235,12 +235,12 @@ def test_a_run_half_done_says_what_is_left(tmp_path: Path, capsys) -> None:
         assert before > 0.1
 
 
-def schedule(epochs: int = 1) -> Schedule:
+def schedule(epochs: int = 1) -> DataSchedule:
     """Three stages of 25, 5 and 10 rows."""
-    stages = [StageConfig({cell: 1.0}) for cell in ("a", "b", "c")]
+    stages = [StageConfig({quadrant: 1.0}) for quadrant in ("a", "b", "c")]
     curriculum = CurriculumConfig(stages=stages, transition="hard", epochs=epochs)
     rows = {"a": 25, "b": 5, "c": 10}
-    return resolve(curriculum, rows, batch_rows=8, sequence_length=1)
+    return resolve_curriculum(curriculum, rows, batch_size=8, sequence_length=1)
 
 
 def test_stage_starts_rise_from_0_and_name_a_step_once() -> None:

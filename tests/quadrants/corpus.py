@@ -154,7 +154,7 @@ def expected_cells(corpus: Corpus, config: PartitionConfig) -> np.ndarray:
     trains = fit & (corpus.split == "train")
     columns = [getattr(corpus, name) for name in config.group_by]
     keys = [tuple(column[i] for column in columns) for i in range(len(corpus.doc_id))]
-    cells = np.full(len(keys), None, object)
+    quadrants = np.full(len(keys), None, object)
     for key in set(keys):
         group = np.array([k == key for k in keys])
         small = corpus.tokens[group & trains].sum() < max(config.min_group_tokens, 1)
@@ -170,5 +170,5 @@ def expected_cells(corpus: Corpus, config: PartitionConfig) -> np.ndarray:
                 inside = basis & (ppl_bin == b) if config.mode == "nested" else basis
                 here = targets & (ppl_bin == b)
                 pd_bins = rank_bins(corpus.gap, *scores, inside, here, axes.pd)
-                cells[here] = [axes.cell(b, d) for d in pd_bins]
-    return cells
+                quadrants[here] = [axes.quadrant_name(b, d) for d in pd_bins]
+    return quadrants

@@ -10,14 +10,14 @@ import pytest
 from frame_jax.config.quadrants import AxesConfig, PartitionConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
-from frame_jax.quadrants.partition import place_documents
+from frame_jax.quadrants.partition import write_assignment
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.quadrants.corpus import Corpus, expected_cells, make_corpus, write
 
 
 def placed(directory: RunDirectory, config: PartitionConfig | None = None, **scoring) -> dict:
     """{doc_id: line of assignment.parquet}."""
-    place_documents(config or PartitionConfig(), ScoringConfig(**scoring), directory)
+    write_assignment(config or PartitionConfig(), ScoringConfig(**scoring), directory)
     return {line["doc_id"]: line for line in pq.read_table(directory.assignment).to_pylist()}
 
 
@@ -48,7 +48,7 @@ def test_every_document_goes_where_the_rule_says(
     expected = dict(zip(corpus.doc_id, expected_cells(corpus, CONFIGS[name]), strict=True))
     assert set(lines) == set(corpus.doc_id[corpus.scored])
     assert {i: line["quadrant"] for i, line in lines.items()} == {i: expected[i] for i in lines}
-    assert len(set(expected.values()) - {None}) == len(CONFIGS[name].axes.cells)
+    assert len(set(expected.values()) - {None}) == len(CONFIGS[name].axes.quadrants)
 
 
 def test_assignment_says_where_the_tokens_are_and_what_the_scores_were(tmp_path: Path) -> None:
@@ -79,9 +79,9 @@ def test_cells_of_every_group_hold_equal_tokens_and_partition_json_says_so(tmp_p
     assert len(summary["groups"]) == 4
     for group in summary["groups"]:
         names = (group["domain"], group["language"])
-        tokens = [cell["tokens"] for cell in group["cells"].values()]
+        tokens = [quadrant["tokens"] for quadrant in group["quadrants"].values()]
         assert (max(tokens) - min(tokens)) / np.mean(tokens) < 0.01
-        for name, cell in group["cells"].items():
+        for name, quadrant in group["quadrants"].items():
             inside = [
                 line
                 for line in lines
@@ -89,15 +89,15 @@ def test_cells_of_every_group_hold_equal_tokens_and_partition_json_says_so(tmp_p
             ]
             train = [line for line in inside if line["split"] == "train"]
             weight = np.array([line["tokens"] for line in train])
-            assert cell["documents"] == len(train)
-            assert cell["held_out_documents"] == len(inside) - len(train)
-            assert cell["tokens"] == weight.sum()
+            assert quadrant["documents"] == len(train)
+            assert quadrant["held_out_documents"] == len(inside) - len(train)
+            assert quadrant["tokens"] == weight.sum()
             losses = np.log([line["ppl"] for line in train])
-            assert cell["ppl"] == pytest.approx(np.exp(np.average(losses, weights=weight)))
+            assert quadrant["ppl"] == pytest.approx(np.exp(np.average(losses, weights=weight)))
             pds = [line["pd"] for line in train]
-            assert cell["pd"] == pytest.approx(np.average(pds, weights=weight))
-    totals = {name: cell["tokens"] for name, cell in summary["cells"].items()}
-    parts = [{n: c["tokens"] for n, c in g["cells"].items()} for g in summary["groups"]]
+            assert quadrant["pd"] == pytest.approx(np.average(pds, weights=weight))
+    totals = {name: quadrant["tokens"] for name, quadrant in summary["quadrants"].items()}
+    parts = [{n: c["tokens"] for n, c in g["quadrants"].items()} for g in summary["groups"]]
     assert totals == {name: sum(part[name] for part in parts) for name in totals}
 
 
@@ -163,7 +163,7 @@ def test_documents_without_a_place_are_counted_by_reason(tmp_path: Path) -> None
     corpus.language[alone] = "fi"  # a language without training documents
     directory = write(corpus, tmp_path)
     lines = placed(directory)
-    without = read_json(directory.partition)["without_place"]
+    without = read_json(directory.partition)["without_quadrant"]
     assert {reason: count["documents"] for reason, count in without["train"].items()} == {
         "not_finite": 6,
         "no_tokens": 2,
@@ -179,8 +179,8 @@ def test_documents_without_a_place_are_counted_by_reason(tmp_path: Path) -> None
     nowhere = {i for i, line in lines.items() if line["quadrant"] is None}
     assert nowhere == set(corpus.doc_id[train[:9]]) | set(corpus.doc_id[alone])
     expected = expected_cells(corpus, PartitionConfig())
-    for doc_id, cell in zip(corpus.doc_id, expected, strict=True):
-        assert doc_id not in lines or lines[doc_id]["quadrant"] == cell
+    for doc_id, quadrant in zip(corpus.doc_id, expected, strict=True):
+        assert doc_id not in lines or lines[doc_id]["quadrant"] == quadrant
 
 
 @pytest.mark.parametrize("documents", [1, 2, 3])
@@ -201,11 +201,11 @@ def test_order_and_number_of_parts_do_not_matter(tmp_path: Path) -> None:
     shuffled = only(corpus, np.random.default_rng(1).permutation(1500))
     one = write(corpus, tmp_path / "one", parts=1)
     seven = write(shuffled, tmp_path / "seven", parts=7)
-    cells = [
+    quadrants = [
         {doc_id: line["quadrant"] for doc_id, line in placed(directory).items()}
         for directory in (one, seven)
     ]
-    assert cells[0] == cells[1]
+    assert quadrants[0] == quadrants[1]
     assert read_json(one.partition) == read_json(seven.partition)
 
 
@@ -240,13 +240,14 @@ def test_a_run_directory_is_not_a_pattern_for_another(tmp_path: Path) -> None:
         directory = write(wanted, tmp_path / pattern)
         write(other, tmp_path / met)
         lines = placed(directory)
-        place_documents(PartitionConfig(), ScoringConfig(), RunDirectory(tmp_path / met))
+        write_assignment(PartitionConfig(), ScoringConfig(), RunDirectory(tmp_path / met))
         assert set(lines) == set(wanted.doc_id[wanted.scored])
         for document in np.flatnonzero(wanted.scored):
             line = lines[wanted.doc_id[document]]
             assert line["ppl"] == pytest.approx(np.exp(wanted.loss[document]))
             assert line["split"] == wanted.split[document]
         documents = sum(
-            cell["documents"] for cell in read_json(directory.partition)["cells"].values()
+            quadrant["documents"]
+            for quadrant in read_json(directory.partition)["quadrants"].values()
         )
         assert documents == np.sum(wanted.split == "train")

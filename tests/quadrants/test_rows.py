@@ -15,7 +15,7 @@ from frame_jax.main import allow_open_files
 from frame_jax.parallel import processes
 from frame_jax.quadrants import partition
 from frame_jax.quadrants import rows as row_files
-from frame_jax.quadrants.packing import Pieces, best_fit, concat
+from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
 from frame_jax.quadrants.rows import write_reference_rows
 from frame_jax.records import LENGTHS, OpenFiles, TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
@@ -39,7 +39,7 @@ def make(
 ) -> RunDirectory:
     directory = write(corpus, root, with_texts=True, eos=eos)
     rows = RowsConfig(sequence_length=LENGTH, packing=packing, parts=parts)
-    partition.run(run_config(directory, rows=rows), directory)
+    partition.partition_corpus(run_config(directory, rows=rows), directory)
     return directory
 
 
@@ -59,10 +59,10 @@ def pieces_of(ids: np.ndarray) -> list[tuple[int, ...]]:
     return [piece for piece in pieces if piece]
 
 
-def documents_in(corpus: Corpus, cell: str, eos: int = EOS) -> list[tuple[int, ...]]:
+def documents_in(corpus: Corpus, quadrant: str, eos: int = EOS) -> list[tuple[int, ...]]:
     """Training documents of a cell as they should enter rows, without BOS."""
     config = run_config(RunDirectory("unused")).partition
-    chosen = (expected_cells(corpus, config) == cell) & (corpus.split == "train")
+    chosen = (expected_cells(corpus, config) == quadrant) & (corpus.split == "train")
     end = () if eos == BOS else (eos,)
     contents = texts(corpus)
     return [(*contents[i].tolist(), *end) for i in np.flatnonzero(chosen)]
@@ -81,40 +81,40 @@ def test_concat_holds_every_document_whole_and_in_one_piece(
 ) -> None:
     directory = make(tmp_path, corpus, eos=eos)
     counts = read_json(directory.quadrants / "rows.json")
-    for cell in ("Q1", "Q2", "Q3", "Q4"):
-        parts = rows_of(directory.quadrants / cell)
+    for quadrant in ("Q1", "Q2", "Q3", "Q4"):
+        parts = rows_of(directory.quadrants / quadrant)
         found = [piece for rows in parts for piece in pieces_of(rows.ravel())]
-        expected = documents_in(corpus, cell, eos)
+        expected = documents_in(corpus, quadrant, eos)
         assert sorted(found) == sorted(expected) and found != expected
         ids = sum(len(document) + 1 for document in expected)
-        assert counts[cell] == {
+        assert counts[quadrant] == {
             "rows": sum(len(rows) for rows in parts),
             "documents": len(expected),
             "tokens": ids - len(expected) * (1 if eos == BOS else 2),
             "padding": sum(rows.size for rows in parts) - ids,
         }
-        assert counts[cell]["padding"] < len(parts) * ROW
-        recorded = read_json(directory.quadrants / LENGTHS)[cell]
-        paths = list_parts(directory.quadrants / cell, ".arrayrecord")
+        assert counts[quadrant]["padding"] < len(parts) * ROW
+        recorded = read_json(directory.quadrants / LENGTHS)[quadrant]
+        paths = list_parts(directory.quadrants / quadrant, ".arrayrecord")
         assert recorded == {p.stem: len(rows) for p, rows in zip(paths, parts, strict=True)}
 
 
 def test_best_fit_cuts_only_long_documents(corpus: Corpus, tmp_path: Path) -> None:
     directory = make(tmp_path, corpus, packing="best_fit")
     counts = read_json(directory.quadrants / "rows.json")
-    for cell in ("Q1", "Q2", "Q3", "Q4"):
-        parts = rows_of(directory.quadrants / cell)
+    for quadrant in ("Q1", "Q2", "Q3", "Q4"):
+        parts = rows_of(directory.quadrants / quadrant)
         found = [piece for rows in parts for row in rows for piece in pieces_of(row)]
         assert all(row[0] == BOS for rows in parts for row in rows)
         expected = [
             document[start : start + LENGTH]
-            for document in documents_in(corpus, cell)
+            for document in documents_in(corpus, quadrant)
             for start in range(0, len(document), LENGTH)
         ]
         assert sorted(found) == sorted(expected)
         ids = sum(len(piece) + 1 for piece in expected)
-        assert counts[cell]["padding"] == sum(rows.size for rows in parts) - ids
-        assert counts[cell]["padding"] < 0.1 * ids
+        assert counts[quadrant]["padding"] == sum(rows.size for rows in parts) - ids
+        assert counts[quadrant]["padding"] < 0.1 * ids
 
 
 def test_order_of_documents_depends_on_the_seed_and_not_on_the_parts(
@@ -124,7 +124,7 @@ def test_order_of_documents_depends_on_the_seed_and_not_on_the_parts(
         directory = write(corpus, tmp_path / name, with_texts=True)
         rows = RowsConfig(sequence_length=LENGTH, parts=parts)
         config = run_config(directory, seed=seed, rows=rows)
-        partition.run(config, directory)
+        partition.partition_corpus(config, directory)
         return [p for rows in rows_of(directory.quadrants / "Q2") for p in pieces_of(rows.ravel())]
 
     one = order("one", 1)
@@ -177,7 +177,7 @@ def test_a_lost_part_is_made_again_and_the_others_are_kept(corpus: Corpus, tmp_p
     lost.with_suffix(".json").unlink()
     times = {path: path.stat().st_mtime_ns for path in files if path.exists()}
     rows = RowsConfig(sequence_length=LENGTH, parts=3)
-    partition.run(run_config(directory, rows=rows), directory)
+    partition.partition_corpus(run_config(directory, rows=rows), directory)
     assert {path: path.read_bytes() for path in files} == before
     for name in ("rows.json", LENGTHS):
         del times[directory.quadrants / name]
@@ -202,15 +202,15 @@ def test_two_processes_make_what_one_makes(
     alone = make(tmp_path / "alone", corpus)
     together = write(corpus, tmp_path / "together", with_texts=True)
     here, meet, failures = threading.local(), threading.Barrier(2, timeout=60), []
-    monkeypatch.setattr(processes, "index", lambda: here.index)
-    monkeypatch.setattr(processes, "count", lambda: 2)
+    monkeypatch.setattr(processes, "process_index", lambda: here.index)
+    monkeypatch.setattr(processes, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "barrier", lambda name: meet.wait())
 
     def work(index: int) -> None:
         here.index = index
         rows = RowsConfig(sequence_length=LENGTH, parts=3)
         try:
-            partition.run(run_config(together, rows=rows), together)
+            partition.partition_corpus(run_config(together, rows=rows), together)
         except BaseException as error:
             failures.append(error)
             meet.abort()
@@ -221,8 +221,8 @@ def test_two_processes_make_what_one_makes(
     for thread in threads:
         thread.join()
     assert failures == []
-    for cell in ("Q1", "Q2", "Q3", "Q4"):
-        ours, theirs = (rows_of(directory.quadrants / cell) for directory in (together, alone))
+    for quadrant in ("Q1", "Q2", "Q3", "Q4"):
+        ours, theirs = (rows_of(directory.quadrants / quadrant) for directory in (together, alone))
         assert len(ours) == 3
         assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
 
@@ -257,7 +257,7 @@ def test_best_fit_places_every_id_once_in_well_filled_rows(
     assert (np.bincount(pieces.document, minlength=len(lengths))[whole] == 1).all()
 
 
-def covered(pieces: Pieces, lengths: np.ndarray) -> list[list[int]]:
+def covered(pieces: PackedSegments, lengths: np.ndarray) -> list[list[int]]:
     """The places of each framed document that pieces cover, sorted."""
     places: list[list[int]] = [[] for _ in lengths]
     for document, start, stop in zip(pieces.document, pieces.start, pieces.stop, strict=True):

@@ -106,7 +106,7 @@ def write_documents(directory: RunDirectory, documents: int, text: str) -> list[
 
 def write_partition(directory: RunDirectory) -> None:
     cuts = {"ppl": [{"value": 30.0, "doc_id": ""}], "pd": [[{"value": 0.2, "doc_id": ""}]] * 2}
-    groups = [{"domain": d, "language": v, "thresholds": cuts, "cells": {}} for d, v in DOMAINS]
+    groups = [{"domain": d, "language": v, "thresholds": cuts, "quadrants": {}} for d, v in DOMAINS]
     write_json(
         directory.partition,
         {
@@ -114,7 +114,7 @@ def write_partition(directory: RunDirectory) -> None:
             "mode": "nested",
             "axes": {"ppl": 2, "pd": 2},
             "group_by": ["domain", "language"],
-            "cells": {
+            "quadrants": {
                 quadrant: {
                     "documents": 10,
                     "tokens": 1000,
@@ -138,7 +138,7 @@ def write_arm(directory: RunDirectory, trial: str, steps: int) -> None:
     kept = sorted({*edges, *(round(steps * i / 8) for i in range(9))})
     plan = {
         "steps": steps,
-        "batch_rows": BATCH_ROWS,
+        "batch_size": BATCH_ROWS,
         "sequence_length": SEQUENCE_LENGTH,
         "rows": {quadrant: steps * BATCH_ROWS // 4 for quadrant in QUADRANTS},
         "kept_steps": kept,
@@ -260,7 +260,7 @@ def task_scores(plan: dict[str, Any], offset: float) -> list[dict[str, Any]]:
             "tokens": step * BATCH_ROWS * SEQUENCE_LENGTH,
             "stages": ends[step],
             "task": task,
-            "shots": 5 if task == "letters" else 0,
+            "num_fewshot": 5 if task == "letters" else 0,
             "items": items,
             "chance": 0.25,
             "blind": 0.3 if task == "letters" else 0.25,

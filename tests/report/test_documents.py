@@ -27,23 +27,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Rows
 
 def test_the_density_loses_no_token_and_puts_each_in_its_cell(corpus: Any) -> None:
     directory, rows = corpus
-    cells = documents.density(directory.assignment, COLUMNS, bins=6)
-    assert sum(cell["tokens"] for cell in cells) == sum(row["tokens"] for row in rows)
-    edges = {key: [cell[key] for cell in cells] for key in ("ppl", "ppl_end", "pd", "pd_end")}
-    for cell in cells:
+    quadrants = documents.token_density(directory.assignment, COLUMNS, bins=6)
+    assert sum(quadrant["tokens"] for quadrant in quadrants) == sum(row["tokens"] for row in rows)
+    edges = {
+        key: [quadrant[key] for quadrant in quadrants] for key in ("ppl", "ppl_end", "pd", "pd_end")
+    }
+    for quadrant in quadrants:
         # Documents beyond the grid are counted in its outermost cells.
-        left = -np.inf if cell["ppl"] == min(edges["ppl"]) else cell["ppl"]
-        right = np.inf if cell["ppl_end"] == max(edges["ppl_end"]) else cell["ppl_end"]
-        low = -np.inf if cell["pd"] == min(edges["pd"]) else cell["pd"]
-        high = np.inf if cell["pd_end"] == max(edges["pd_end"]) else cell["pd_end"]
+        left = -np.inf if quadrant["ppl"] == min(edges["ppl"]) else quadrant["ppl"]
+        right = np.inf if quadrant["ppl_end"] == max(edges["ppl_end"]) else quadrant["ppl_end"]
+        low = -np.inf if quadrant["pd"] == min(edges["pd"]) else quadrant["pd"]
+        high = np.inf if quadrant["pd_end"] == max(edges["pd_end"]) else quadrant["pd_end"]
         inside = [
             row["tokens"]
             for row in rows
-            if f"{row['domain']} / {row['language']}" == cell["label"]
+            if f"{row['domain']} / {row['language']}" == quadrant["label"]
             and left <= row["ppl"] < right
             and low <= row["pd"] < high
         ]
-        assert sum(inside) == cell["tokens"]
+        assert sum(inside) == quadrant["tokens"]
 
 
 def test_balance_counts_training_tokens_of_each_label(corpus: Any) -> None:
@@ -52,15 +54,15 @@ def test_balance_counts_training_tokens_of_each_label(corpus: Any) -> None:
         expected: Counter[tuple[str, str]] = Counter()
         for row in rows:
             expected[" / ".join(row[c] for c in columns), row["quadrant"]] += row["tokens"]
-        found = documents.balance(directory.assignment, columns)
+        found = documents.token_balance(directory.assignment, columns)
         assert {(row["label"], row["quadrant"]): row["tokens"] for row in found} == expected
 
 
 def test_examples_are_training_documents_spread_over_groups(corpus: Any) -> None:
     directory, rows = corpus
     by_id = {row["doc_id"]: row for row in rows}
-    found = documents.examples(directory, COLUMNS, count=3)
-    assert found == documents.examples(directory, COLUMNS, count=3)
+    found = documents.choose_examples(directory, COLUMNS, count=3)
+    assert found == documents.choose_examples(directory, COLUMNS, count=3)
     for quadrant in QUADRANTS:
         mine = [example for example in found if example.quadrant == quadrant]
         present = {row["language"] for row in rows if row["quadrant"] == quadrant}
@@ -71,7 +73,7 @@ def test_examples_are_training_documents_spread_over_groups(corpus: Any) -> None
             line = f"document {index}: text <b> 漢字\n"
             assert line.startswith(example.text) or example.text.startswith(line)
             assert "\ufffd" not in example.text
-            assert example.cut == (row["tokens"] > documents.EXAMPLE_TOKENS)
+            assert example.truncated == (row["tokens"] > documents.EXAMPLE_TOKENS)
             assert (example.ppl, example.pd, example.quadrant) == (
                 row["ppl"], row["pd"], row["quadrant"],
             )  # fmt: skip
@@ -92,7 +94,7 @@ def test_thresholds_of_pd_end_where_those_of_ppl_stand() -> None:
             }
         ],
     }
-    lines = documents.thresholds(partition, ["none"])
+    lines = documents.threshold_lines(partition, ["none"])
     assert [(line["x"], line["x2"], line["y"], line["y2"]) for line in lines] == [
         (10, 10, None, None),
         (20, 20, None, None),
@@ -108,7 +110,7 @@ def test_global_and_independent_thresholds_cross_every_group() -> None:
         "group_by": [],
         "groups": [{"thresholds": {"ppl": [cut(10)], "pd": [[cut(0.1)]]}}],
     }
-    lines = documents.thresholds(partition, ["code", "prose"])
+    lines = documents.threshold_lines(partition, ["code", "prose"])
     assert Counter(line["label"] for line in lines) == {"code": 2, "prose": 2}
     assert lines[1] == {"label": "code", "x": None, "x2": None, "y": 0.1, "y2": 0.1}
     assert documents.label_columns(partition) == ["domain"]

@@ -24,7 +24,7 @@ class Page(NamedTuple):
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with chromium() as session:
         config, directory = make_run(tmp_path_factory.mktemp("<run> & co"))
-        report.run(config, directory)
+        report.write_report(config, directory)
         yield Page(session, directory.report / "index.html")
 
 

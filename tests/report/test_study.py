@@ -21,13 +21,13 @@ from scipy import stats
 from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
-from frame_jax.config.training import ScheduleConfig
+from frame_jax.config.training import LRScheduleConfig
 from frame_jax.evaluation.verdict import BETTER, NONE
 from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.report import report
-from frame_jax.report.cost import first_at
-from frame_jax.report.study import Line, read_study, references
+from frame_jax.report.cost import first_step_at_loss
+from frame_jax.report.study import ComparedLine, lines_to_compare_with, read_study
 from frame_jax.report.terminal import terminal_table
 from frame_jax.run.directory import RunDirectory, read_json, write_json
 from tests.report.synthetic import make_run
@@ -115,19 +115,19 @@ def test_the_terminal_the_page_and_the_file_say_the_same(
     finished: tuple[RunConfig, RunDirectory], study: dict[str, Any]
 ) -> None:
     config, directory = finished
-    report.run(config, directory)
+    report.write_report(config, directory)
     assert read_json(directory.report / "verdict.json") == json.loads(json.dumps(study))
     console = Console(file=io.StringIO(), width=140)
     console.print(terminal_table(study))
     lines = [
-        [cell.strip() for cell in line.split("│")[1:-1]]
+        [quadrant.strip() for quadrant in line.split("│")[1:-1]]
         for line in console.file.getvalue().splitlines()
         if line.startswith("│")
     ]
     page = (directory.report / "index.html").read_text("utf-8")
-    for label, *cells in lines:
+    for label, *quadrants in lines:
         (row,) = re.findall(rf'<tr><th scope="row">{label}</th>.*?</tr>', page)[:1]
-        assert [re.sub("<[^>]+>", "", c) for c in re.findall(r"<td>(.*?)</td>", row)] == cells
+        assert [re.sub("<[^>]+>", "", c) for c in re.findall(r"<td>(.*?)</td>", row)] == quadrants
     assert lines[0][0] == "frame"
     assert [line[-1] for line in lines if line[0] == "random"] == ["baseline"]
     for comparison in study["comparisons"]:
@@ -138,7 +138,7 @@ def test_the_terminal_the_page_and_the_file_say_the_same(
 
 def test_one_seed_is_told_to_prove_nothing(tmp_path: Path) -> None:
     config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=50)
-    report.run(config, directory)
+    report.write_report(config, directory)
     page = (directory.report / "index.html").read_text("utf-8")
     assert "one seed proves nothing" in page and "found FRAME's order no better than random" in (
         html.unescape(page)
@@ -167,27 +167,27 @@ def test_nothing_is_compared_without_the_baseline_or_before_evaluation(tmp_path:
 
 
 def test_like_is_compared_with_like(finished: tuple[RunConfig, RunDirectory]) -> None:
-    constant = ScheduleConfig(kind="constant")
+    constant = LRScheduleConfig(kind="constant")
     config = dataclasses.replace(
         finished[0],
         curricula={
             "random": CurriculumConfig(preset="random"),
             "frame": CurriculumConfig(preset="frame"),
-            "frame_c": CurriculumConfig(preset="frame", schedule=constant),
-            "random_c": CurriculumConfig(preset="random", schedule=constant),
+            "frame_c": CurriculumConfig(preset="frame", lr_schedule=constant),
+            "random_c": CurriculumConfig(preset="random", lr_schedule=constant),
         },
     )
-    lines = [Line(arm, w) for arm in config.curricula for w in ("final", "average-last6")]
-    base = Line("random", "final")
+    lines = [ComparedLine(arm, w) for arm in config.curricula for w in ("final", "average-last6")]
+    base = ComparedLine("random", "final")
 
-    def of(arm: str, weights: str = "final") -> list[Line]:
-        return references(config, lines, Line(arm, weights))
+    def of(arm: str, weights: str = "final") -> list[ComparedLine]:
+        return lines_to_compare_with(config, lines, ComparedLine(arm, weights))
 
     assert of("random") == []
     assert of("frame") == [base]
-    assert of("frame_c") == [Line("random_c", "final"), base]
+    assert of("frame_c") == [ComparedLine("random_c", "final"), base]
     assert of("random_c") == [base]
-    assert of("frame", "average-last6") == [Line("random", "average-last6"), base]
+    assert of("frame", "average-last6") == [ComparedLine("random", "average-last6"), base]
     assert of("random", "average-last6") == [base]
 
 
@@ -196,10 +196,12 @@ def test_when_a_curve_comes_down_to_a_loss() -> None:
         return {"checkpoints": [{"step": s, "overall": {"nll_per_token": v}} for s, v in points]}
 
     falling = curve((0, 8.0), (10, 4.0), (20, 3.0), (30, 2.9))
-    assert first_at(falling, 3.5) == 15
-    assert first_at(falling, 3.0) == 20
-    assert first_at(falling, 2.8) is None
-    assert first_at(curve((0, 2.0), (10, 3.0), (20, 1.0)), 2.5) == 0  # the first time counts
+    assert first_step_at_loss(falling, 3.5) == 15
+    assert first_step_at_loss(falling, 3.0) == 20
+    assert first_step_at_loss(falling, 2.8) is None
+    assert (
+        first_step_at_loss(curve((0, 2.0), (10, 3.0), (20, 1.0)), 2.5) == 0
+    )  # the first time counts
 
 
 def test_cost_is_flops_of_what_was_run_and_the_saving_is_net_of_scoring(tmp_path: Path) -> None:

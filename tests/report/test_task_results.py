@@ -15,9 +15,9 @@ def score(task: str, step: int, bits: float | None, error: float | None = 0.01) 
     return found
 
 
-def cells(html: str) -> list[list[str]]:
+def quadrants(html: str) -> list[list[str]]:
     return [
-        [re.sub("<[^>]+>", "", cell) for cell in re.findall(r"<t[dh].*?</t[dh]>", row)]
+        [re.sub("<[^>]+>", "", quadrant) for quadrant in re.findall(r"<t[dh].*?</t[dh]>", row)]
         for row in re.findall(r"<tr>.*?</tr>", html, re.DOTALL)
     ]
 
@@ -29,7 +29,7 @@ def test_answers_have_a_line_a_task_and_the_lowest_in_bold() -> None:
     }
     shown = answer_table(final_scores(results), ["frame", "random"])
     assert shown is not None
-    assert cells(shown) == [
+    assert quadrants(shown) == [
         ["task", "frame", "random"],
         ["a", "1.2500 ± 0.0100", "1.1250 ± 0.0100"],  # of the last checkpoint
         ["b", "0.5000", "–"],  # one item has no error

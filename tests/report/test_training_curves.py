@@ -12,7 +12,7 @@ import pytest
 
 from frame_jax.report import training_curves
 from frame_jax.report.study_sections import boundary_table
-from frame_jax.report.training_curves import Arm, read_arm
+from frame_jax.report.training_curves import TrialCurves, read_trial_curves
 from frame_jax.run.directory import RunDirectory
 from tests.report.synthetic import BATCH_ROWS, SEQUENCE_LENGTH, write_arm
 
@@ -20,22 +20,22 @@ STEPS = 1203  # no multiple of anything
 
 
 @pytest.fixture(scope="module")
-def arm(tmp_path_factory: pytest.TempPathFactory) -> Arm:
+def arm(tmp_path_factory: pytest.TempPathFactory) -> TrialCurves:
     directory = RunDirectory(tmp_path_factory.mktemp("run"))
     write_arm(directory, "frame", STEPS)
-    found = read_arm(directory.pretrain("frame"), "frame")
+    found = read_trial_curves(directory.pretrain("frame"), "frame")
     assert found is not None
     return found
 
 
-def records(arm: Arm) -> list[dict[str, Any]]:
+def records(arm: TrialCurves) -> list[dict[str, Any]]:
     return [json.loads(line) for line in arm.metrics.read_text().splitlines()]
 
 
-def test_a_thinned_curve_is_bounded_and_keeps_the_mean(arm: Arm) -> None:
+def test_a_thinned_curve_is_bounded_and_keeps_the_mean(arm: TrialCurves) -> None:
     losses = np.array([record["loss"] for record in records(arm)])
     for points in (7, 100, 5000):
-        rows = training_curves.series(arm, points)
+        rows = training_curves.thinned_series(arm, points)
         assert len(rows) == min(points, STEPS)
         ends = [row["tokens"] // (BATCH_ROWS * SEQUENCE_LENGTH) for row in rows]
         assert ends == sorted(ends) and ends[-1] == STEPS
@@ -43,7 +43,7 @@ def test_a_thinned_curve_is_bounded_and_keeps_the_mean(arm: Arm) -> None:
         np.testing.assert_allclose([row["loss"] for row in rows], means, rtol=1e-12)
 
 
-def test_shares_of_a_batch_sum_to_one(arm: Arm) -> None:
+def test_shares_of_a_batch_sum_to_one(arm: TrialCurves) -> None:
     totals: dict[int, float] = {}
     for row in training_curves.mixture_series(arm, points=10):
         totals[row["tokens"]] = totals.get(row["tokens"], 0) + row["share"]
@@ -51,7 +51,7 @@ def test_shares_of_a_batch_sum_to_one(arm: Arm) -> None:
     np.testing.assert_allclose(list(totals.values()), 1)
 
 
-def test_drops_are_means_beside_each_boundary(arm: Arm) -> None:
+def test_drops_are_means_beside_each_boundary(arm: TrialCurves) -> None:
     losses = np.array([record["loss"] for record in records(arm)])
     drops = training_curves.training_drops(arm)
     assert [(drop.stage, drop.step) for drop in drops] == [
@@ -78,9 +78,9 @@ def test_boundaries_are_means_right_before_and_right_after(tmp_path: Path) -> No
     for line, one, other in zip(lines, grad, update, strict=True):
         line |= {"grad_norm": one, "update_norm": other}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arm = read_arm(directory.pretrain("frame"), "frame")
+    arm = read_trial_curves(directory.pretrain("frame"), "frame")
     assert arm is not None
-    found = training_curves.boundaries(arm)
+    found = training_curves.boundary_norms(arm)
     assert [(b.stage, b.step) for b in found] == [("Q4", 301), ("Q1", 602), ("Q2", 902)]
     span = int(np.ceil(0.04 * STEPS))
     rows = []
@@ -96,7 +96,7 @@ def test_boundaries_are_means_right_before_and_right_after(tmp_path: Path) -> No
 def test_windows_stay_inside_short_stages(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     write_arm(directory, "frame", 4)  # one step a stage
-    short = read_arm(directory.pretrain("frame"), "frame")
+    short = read_trial_curves(directory.pretrain("frame"), "frame")
     assert short is not None
     losses = [record["loss"] for record in records(short)]
     drops = training_curves.training_drops(short)
@@ -111,9 +111,9 @@ def test_a_diverged_step_leaves_a_curve(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     broken = {**json.loads(lines[20]), "loss": float("nan"), "tokens_per_second": None}
     path.write_text("\n".join([*lines[:20], json.dumps(broken), *lines[21:]]) + "\n")
-    found = read_arm(directory.pretrain("random"), "random")
+    found = read_trial_curves(directory.pretrain("random"), "random")
     assert found is not None
-    rows = training_curves.series(found, 10)
+    rows = training_curves.thinned_series(found, 10)
     assert len(rows) == 10 and all(np.isfinite(row["loss"]) for row in rows)
 
 
@@ -127,19 +127,19 @@ def test_goodput_is_over_all_attempts_and_unknown_mfu_is_none(tmp_path: Path) ->
     for line, time, share in zip(lines, seconds, goodput, strict=True):
         line |= {"seconds": time, "goodput": share, "mfu": None}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arm = read_arm(directory.pretrain("frame"), "frame")
+    arm = read_trial_curves(directory.pretrain("frame"), "frame")
     assert arm is not None
-    found = training_curves.speed(arm)
+    found = training_curves.training_speed(arm)
     assert found["goodput"] == pytest.approx(50 / 90) and found["seconds"] == 50
     assert found["mfu"] is None
 
 
-def test_speed_is_that_of_the_median_step(arm: Arm) -> None:
+def test_speed_is_that_of_the_median_step(arm: TrialCurves) -> None:
     timed = [record for record in records(arm) if record["seconds"] is not None]
-    found = training_curves.speed(arm)
+    found = training_curves.training_speed(arm)
     for key in ("tokens_per_second", "mfu"):
         assert found[key] == pytest.approx(np.median([record[key] for record in timed]))
 
 
 def test_what_has_not_been_trained_is_no_arm(tmp_path: Path) -> None:
-    assert read_arm(tmp_path / "pretrain" / "frame", "frame") is None
+    assert read_trial_curves(tmp_path / "pretrain" / "frame", "frame") is None

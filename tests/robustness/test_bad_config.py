@@ -17,9 +17,9 @@ from frame_jax.main import main
 from tests.integration.small_run import settings, write_corpus
 
 MISTAKES: dict[str, tuple[str, Any, str]] = {
-    "typo": ("pretrain.training.batch_row", 8, "did you mean `batch_rows`"),
+    "typo": ("pretrain.training.batch_row", 8, "did you mean `batch_size`"),
     "typo at the top": ("curriculums", {"a": 1}, "did you mean `curricula`"),
-    "word for a number": ("pretrain.training.batch_rows", "many", "batch_rows"),
+    "word for a number": ("pretrain.training.batch_size", "many", "batch_size"),
     "number for a list": ("corpus.sources", 3, "sources"),
     "fraction for a count": ("corpus.parts", 2.5, "parts"),
     "null for a number": ("seed", None, "seed"),
@@ -28,8 +28,8 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
     "negative duration": ("pretrain.training.checkpoint_seconds", -1, "checkpoint_seconds"),
     "negative steps": ("pretrain.training.steps", -3, "training.steps"),
     "no patience": ("pretrain.training.max_bad_steps", 0, "max_bad_steps"),
-    "infinite rate": ("pretrain.training.schedule.peak", float("inf"), "peak"),
-    "rate not a number": ("pretrain.training.schedule.peak", float("nan"), "peak"),
+    "infinite rate": ("pretrain.training.lr_schedule.peak", float("inf"), "peak"),
+    "rate not a number": ("pretrain.training.lr_schedule.peak", float("nan"), "peak"),
     "empty stage": ("curricula", {"a": {"stages": [{"weights": {}}]}}, "positive weight"),
     "stage of zeros": ("curricula", {"a": {"stages": [{"weights": {"Q1": 0}}]}}, "positive weight"),
     "unknown quadrant": ("curricula", {"a": {"stages": [{"weights": {"Q7": 1}}]}}, "Q7"),
@@ -50,9 +50,9 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
     "tiny vocabulary": ("tokenizer.vocab_size", 10, "260"),
     "overlap beyond context": ("scoring.overlap", 64, "overlap"),
     "not a number": (
-        "pretrain.training.z_loss",
+        "pretrain.training.z_loss_weight",
         float("nan"),
-        "pretrain.training.z_loss must be a",
+        "pretrain.training.z_loss_weight must be a",
     ),
     "no end": ("pretrain.training.checkpoint_seconds", float("inf"), "must be a finite number"),
     "null for a list": ("corpus.sources", None, "corpus.sources"),
@@ -67,7 +67,7 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
     "process out of range": (
         "parallel",
         {"processes": 2, "process": 2},
-        "below parallel.processes",
+        "below parallel.num_processes",
     ),
     "nothing held out": ("evaluation.max_documents", 0, "max_documents must be at least 1"),
     "trace backwards": ("profile", "5:3", "does not come before"),
@@ -142,7 +142,10 @@ TREE = settings(Path("/nowhere")) | {
         "a": {"preset": "frame"},
         "b": {"stages": [{"weights": {"Q3": 1.0}, "steps": 5}]},
     },
-    "evaluation": {"max_documents": 5, "tasks": [{"name": "t", "path": "t.jsonl", "shots": 0}]},
+    "evaluation": {
+        "max_documents": 5,
+        "tasks": [{"name": "t", "path": "t.jsonl", "num_fewshot": 0}],
+    },
     "profile": "1:2",
 }
 PARSER = make_parser()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Document, Rejection
 from frame_jax.corpus.sources import SOURCES
-from frame_jax.corpus.sources.inputs import Stripe
+from frame_jax.corpus.sources.inputs import RecordSlice
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.main import main
 from frame_jax.records import TokenReader
@@ -116,8 +116,8 @@ def test_any_line_is_a_document_or_a_rejection_with_its_place(
     path.write_bytes(b"\n".join(records) + b"\n")
     config = SourceConfig(kind="jsonl", path=str(path))
     source = SOURCES["jsonl"]
-    (item,) = source.inputs(config)
-    found = list(source.read(config, item, Stripe()))
+    (item,) = source.list_inputs(config)
+    found = list(source.read_records(config, item, RecordSlice()))
     blank = {n for n, record in enumerate(records, 1) if not record or record.isspace()}
     assert [one.line for one in found] == [n for n in range(1, len(records) + 1) if n not in blank]
     for one in found:

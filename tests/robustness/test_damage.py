@@ -17,8 +17,8 @@ from frame_jax.parallel import array_digest
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory
-from frame_jax.training.job import Job
 from frame_jax.training.trainer import train
+from frame_jax.training.training_job import TrainingJob
 from tests.training.rows import make_job, write_rows
 from tests.training.test_trainer import assert_same, final_params, metrics
 
@@ -38,7 +38,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Job]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingJob]:
     root = tmp_path_factory.mktemp("whole")
     write_rows(root)
     job = make_job(root)
@@ -108,15 +108,15 @@ def test_digests_see_every_bit_and_no_sharding(use_devices) -> None:
     spread = jax.device_put(
         values, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x", "y"))
     )
-    expected = int(array_digest.digest(tree, np))
-    assert int(array_digest.digests({"t": {"a": spread, "b": jax.numpy.float32(3)}})["t"]) == (
+    expected = int(array_digest.array_digest(tree, np))
+    assert int(array_digest.tree_digests({"t": {"a": spread, "b": jax.numpy.float32(3)}})["t"]) == (
         expected
     )
     for place in ((0, 0), (7, 5), (3, 2)):
         changed = values.copy()
         changed.view(np.uint32)[place] ^= 1 << 31
-        assert int(array_digest.digest(tree | {"a": changed}, np)) != expected
-    assert int(array_digest.digest(tree | {"a": values[::-1]}, np)) != expected
+        assert int(array_digest.array_digest(tree | {"a": changed}, np)) != expected
+    assert int(array_digest.array_digest(tree | {"a": values[::-1]}, np)) != expected
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def run(tmp_path: Path) -> RunDirectory:
     directory.quadrants.mkdir()
     duckdb.sql(f"COPY (SELECT 1 AS x) TO '{directory.assignment}' (FORMAT parquet)")
     for unit, output in (("tokenize", "tokens"), ("score", "scores"), ("partition", "quadrants")):
-        integrity.record(directory, unit, [output])
+        integrity.record_checksums(directory, unit, [output])
     return directory
 
 
@@ -150,10 +150,10 @@ def test_damaged_files_of_a_phase_are_named(
     damage: Callable, file: str, remedy: str, run: RunDirectory
 ) -> None:
     units = ["partition", "score", "tokenize"]
-    integrity.verify(run, units)
+    integrity.verify_checksums(run, units)
     damage(run.root / file)
     with pytest.raises(UserError, match=f"{file} .*{remedy}"):
-        integrity.verify(run, units)
+        integrity.verify_checksums(run, units)
 
 
 def test_a_changed_bit_in_a_token_file_is_found_when_it_is_read(run: RunDirectory) -> None:

@@ -15,8 +15,8 @@ import pytest
 from frame_jax import checkpoints
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.parallel import processes
-from frame_jax.training.job import Job
 from frame_jax.training.trainer import train
+from frame_jax.training.training_job import TrainingJob
 from tests.training.rows import make_job, write_rows
 from tests.training.test_trainer import metrics
 
@@ -84,7 +84,7 @@ def finish(workers: list) -> None:
         assert worker.returncode == 0, output
 
 
-def assert_same_curve(one: Job, other: Job) -> None:
+def assert_same_curve(one: TrainingJob, other: TrainingJob) -> None:
     found = metrics(other)
     assert [record["step"] for record in found] == list(range(6))
     for left, right in zip(metrics(one), found, strict=True):
@@ -120,5 +120,5 @@ def test_when_a_process_dies_the_others_end_and_name_it(
 def test_the_coordination_services_words_name_the_process(
     message: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "index", lambda: 9)
-    assert processes.missing(RuntimeError(message)).startswith(expected)
+    monkeypatch.setattr(processes, "process_index", lambda: 9)
+    assert processes.missing_processes(RuntimeError(message)).startswith(expected)

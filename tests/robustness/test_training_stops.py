@@ -23,13 +23,13 @@ from frame_jax.main import main
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run import preemption
 from frame_jax.run.directory import atomic_path, write_json
-from frame_jax.run.ending import user_error
 from frame_jax.run.preemption import Preempted
+from frame_jax.run.program_exit import find_user_error
 from frame_jax.training import trainer
-from frame_jax.training.bad_steps import skip_bad
-from frame_jax.training.job import Job
-from frame_jax.training.step import TrainState
+from frame_jax.training.bad_steps import skip_bad_steps
+from frame_jax.training.train_step import TrainState
 from frame_jax.training.trainer import train
+from frame_jax.training.training_job import TrainingJob
 from tests.integration.small_run import write_config, write_corpus
 from tests.training.rows import make_job, write_rows
 from tests.training.test_trainer import assert_same, final_params, metrics
@@ -46,7 +46,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_at_the_next_step(
 ) -> None:
     whole, job = make_job(root, folder="whole"), make_job(root)
     train(whole)
-    monkeypatch.setattr(preemption, "requested", lambda step: step == 4)
+    monkeypatch.setattr(preemption, "stop_requested", lambda step: step == 4)
     with pytest.raises(Preempted, match="saved at step 4"):
         train(job)
     assert max(checkpoints.saved_steps(job.folder / "checkpoints")) == 4
@@ -60,15 +60,15 @@ def test_sigterm_saves_and_the_next_start_goes_on_at_the_next_step(
 def test_sigterm_waits_for_training_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preemption, "_requested", False)
     before = signal.getsignal(signal.SIGTERM)
-    preemption.install()
+    preemption.install_handler()
     try:
         with pytest.raises(Preempted):
             os.kill(os.getpid(), signal.SIGTERM)
         preemption._requested = False
-        with pytest.raises(Preempted, match="just ended"), preemption.deferred():
-            assert not preemption.requested(1)
+        with pytest.raises(Preempted, match="just ended"), preemption.defer_sigterm():
+            assert not preemption.stop_requested(1)
             os.kill(os.getpid(), signal.SIGTERM)
-            assert preemption.requested(2)
+            assert preemption.stop_requested(2)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -103,30 +103,34 @@ def test_a_step_that_is_not_a_number_is_skipped_and_its_rows_are_noted(
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final_params(job)))
     noted = [json.loads(line) for line in (job.folder / "bad_steps.jsonl").open()]
     assert [line["step"] for line in noted] == [2, 3]
-    cells, rows = job.selection.select(np.arange(32, 48))
+    quadrants, rows = job.selection.select(np.arange(32, 48))
     expected = {
-        name: sorted(rows[cells == number].tolist())
-        for number, name in enumerate(job.selection.schedule.cells)
-        if (cells == number).any()
+        name: sorted(rows[quadrants == number].tolist())
+        for number, name in enumerate(job.selection.schedule.quadrants)
+        if (quadrants == number).any()
     }
     assert noted[0]["rows"] == expected and noted[0]["loss"] == "nan"
     assert "step 2 is not applied" in capsys.readouterr().err
     for step, record in enumerate(metrics(job)):  # the rows of a bad step were read, too
-        assert record["order_digest"] == digest.text(read_until(job, step))
+        assert record["order_digest"] == digest.format_digest(read_until(job, step))
 
 
-def read_until(job: Job, step: int) -> int:
+def read_until(job: TrainingJob, step: int) -> int:
     """The digest of all rows up to and with those of a step."""
     places = np.arange(min((step + 1) * 16, len(job.selection)))
-    cells = [TokenReader(parts[0]).read(range(22)) for parts in job.parts.values()]
-    rows = np.array([cells[cell][row] for cell, row in map(job.selection.__getitem__, places)])
-    return digest.number(digest.of_places(places, digest.of_rows(rows)).sum(0, dtype=np.uint64))
+    quadrants = [TokenReader(parts[0]).read(range(22)) for parts in job.parts.values()]
+    rows = np.array(
+        [quadrants[quadrant][row] for quadrant, row in map(job.selection.__getitem__, places)]
+    )
+    return digest.digest_value(
+        digest.ordered_row_digests(places, digest.row_digests(rows)).sum(0, dtype=np.uint64)
+    )
 
 
 def test_training_stops_after_too_many_and_keeps_the_state_before_them(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = TrainingConfig(batch_rows=16, compute_dtype="float32", milestones=2, max_bad_steps=2)
+    training = TrainingConfig(batch_size=16, compute_dtype="float32", milestones=2, max_bad_steps=2)
     job = make_job(root, training=training)
     monkeypatch.setattr(trainer, "make_train_step", not_finite(range(2, 9), float("inf")))
     with pytest.raises(UserError, match=r"[23] steps in a row .*bad_steps.jsonl"):
@@ -147,9 +151,9 @@ def test_a_good_step_is_left_as_it_is() -> None:
         }
 
     state = TrainState(jnp.int32(3), jnp.ones(2), {"count": jnp.int32(3), "m": jnp.zeros(2)})
-    good, _ = skip_bad(step)(state, jnp.array([1.0, 2.0]))
+    good, _ = skip_bad_steps(step)(state, jnp.array([1.0, 2.0]))
     assert good.params.tolist() == [2, 3] and good.optimizer["m"].tolist() == [1, 2]
-    bad, _ = skip_bad(step)(state, jnp.array([1.0, jnp.inf]))
+    bad, _ = skip_bad_steps(step)(state, jnp.array([1.0, jnp.inf]))
     assert bad.params.tolist() == [1, 1] and bad.optimizer["m"].tolist() == [0, 0]
     assert int(bad.step) == 4 and int(bad.optimizer["count"]) == 4
 
@@ -231,12 +235,12 @@ def test_wrapped_errors_of_the_user_stay_so() -> None:
         except UserError as error:
             raise RuntimeError("a library's words") from error
     except RuntimeError as error:
-        assert str(user_error(error)) == "the cause"
-    assert user_error(ValueError("a defect")) is None
+        assert str(find_user_error(error)) == "the cause"
+    assert find_user_error(ValueError("a defect")) is None
     try:
         try:
             raise UserError("no room for the metrics")
         finally:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as when a file is closed
     except OSError as error:
-        assert str(user_error(error)) == "no room for the metrics"
+        assert str(find_user_error(error)) == "no room for the metrics"

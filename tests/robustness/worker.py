@@ -1,7 +1,7 @@
 """One of several processes that train the tests' small model: `worker.py FOLDER PORT N I DEVICES`.
 
-With a sixth argument this process kills itself, at `step` 3 of training or at its `end`, before the
-others' barrier.
+With a sixth argument this process kills itself, at `step` 3 of training or at its `exit_program`,
+before the others' barrier.
 """
 
 import os
@@ -15,7 +15,7 @@ import jax
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.parallel import processes
 from frame_jax.run import preemption
-from frame_jax.run.ending import end
+from frame_jax.run.program_exit import exit_program
 from frame_jax.training.trainer import train
 from tests.training.rows import make_job
 
@@ -30,15 +30,15 @@ def main(folder: str, port: str, count: str, index: str, devices: str, dies: str
     processes.HEARTBEAT_SECONDS = 10
     parallel = ParallelConfig(
         distributed=int(count) > 1,
-        coordinator=f"localhost:{port}",
-        processes=int(count),
-        process=int(index),
+        coordinator_address=f"localhost:{port}",
+        num_processes=int(count),
+        process_id=int(index),
     )
     processes.start(parallel)
     if dies == "step":
-        preemption.requested = lambda step: step == 3 and die()
+        preemption.stop_requested = lambda step: step == 3 and die()
     train(make_job(Path(folder), parallel=parallel))
-    assert processes.agree(int(index)) == 0
+    assert processes.broadcast_from_first(int(index)) == 0
     assert not processes.all_agree(int(index) == 0) and processes.all_agree(True)
     if dies == "end":
         die()
@@ -50,4 +50,4 @@ if __name__ == "__main__":
         main(*sys.argv[1:])
     except Exception:
         traceback.print_exc()
-        end(1)
+        exit_program(1)

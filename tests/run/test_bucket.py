@@ -17,7 +17,7 @@ import pytest
 
 from frame_jax.checkpoints import Checkpointer, saved_steps
 from frame_jax.errors import UserError
-from frame_jax.run import bucket, copies, markers, phases
+from frame_jax.run import bucket, checkpoint_copies, markers, phases
 from frame_jax.run.bucket import Bucket
 from frame_jax.run.directory import RunDirectory
 from tests.run.test_phases import complete, config
@@ -39,7 +39,7 @@ def folder(port: int, tmp_path: Path) -> Path:
     Bucket(URL).clear()
     path = tmp_path / "pretrain" / "frame" / "checkpoints"
     path.parent.mkdir(parents=True)
-    bucket.pointer(path.parent).write_text(f"{URL}\n")
+    bucket.pointer_file(path.parent).write_text(f"{URL}\n")
     return path
 
 
@@ -68,7 +68,7 @@ def restored(folder: Path) -> int | None:
     checkpointer = Checkpointer(folder, (2,), "fingerprint")
     try:
         found = checkpointer.restore_newest(*like)
-        noted = found and checkpointer.order(found[0])
+        noted = found and checkpointer.consumed_rows(found[0])
     finally:
         checkpointer.close()
     if found is None:
@@ -93,7 +93,7 @@ def test_kept_steps_are_in_the_bucket_and_the_newest_here(folder: Path) -> None:
     assert Bucket(URL).steps() == [2, 4, 5] and local_steps(folder) == [4, 5]
     assert saved_steps(folder) == [2, 4, 5]
     assert not any("/1/" in name or "/3/" in name for name in objects())
-    with copies.within_reach(folder, 2) as place:
+    with checkpoint_copies.local_checkpoint_folder(folder, 2) as place:
         assert place != folder and local_steps(place) == [2]
     assert not place.exists() and local_steps(folder) == [4, 5]
     assert restored(folder) == 5
@@ -180,7 +180,7 @@ def test_a_server_that_only_fails_is_named_and_nothing_is_called_damaged(
     folder: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(bucket, "TRIES", 2)
+    monkeypatch.setattr(bucket, "ATTEMPTS", 2)
     save(folder, 2, 3)
     shutil.rmtree(folder)
     with failing(monkeypatch, port, every=1, most=10_000):
@@ -192,9 +192,9 @@ def test_a_server_that_only_fails_is_named_and_nothing_is_called_damaged(
 
 def settle(root: Path, url: str | None, *, begun: bool = False) -> RunDirectory:
     directory, run = RunDirectory(root), config()
-    units = [unit for unit in phases.units(run) if unit.name == "pretrain-frame"]
+    units = [unit for unit in phases.list_phase_steps(run) if unit.name == "pretrain-frame"]
     directory.pretrain("frame").mkdir(parents=True, exist_ok=True)
-    bucket.settle(directory, units, url)
+    bucket.record_buckets(directory, units, url)
     if begun:
         save(directory.pretrain("frame") / "checkpoints", 2)
     return directory
@@ -202,7 +202,7 @@ def settle(root: Path, url: str | None, *, begun: bool = False) -> RunDirectory:
 
 def test_a_run_that_has_begun_stays_where_it_is(port: int, tmp_path: Path) -> None:
     directory = settle(tmp_path, "s3://bucket/one/", begun=True)
-    where = bucket.pointer(directory.pretrain("frame"))
+    where = bucket.pointer_file(directory.pretrain("frame"))
     assert where.read_text() == "s3://bucket/one/pretrain/frame/checkpoints\n"
     for other in ("s3://bucket/two", None):
         with pytest.raises(UserError, match=r"has begun.*steps 2 in s3://bucket/one/pretrain"):
@@ -218,14 +218,14 @@ def test_redo_removes_the_copies_too(port: int, tmp_path: Path) -> None:
     complete(directory, config())
     url = "s3://bucket/three/pretrain/frame/checkpoints"
     assert Bucket(url).steps() == [2]
-    markers.redo(directory, phases.units(config()), "partition")
+    markers.remove_outputs(directory, phases.list_phase_steps(config()), "partition")
     assert objects(url) == []
 
 
 def test_a_bucket_that_is_not_there_is_refused_before_training(port: int, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint_root: s3://nowhere/run/pretrain/frame/.*"):
         settle(tmp_path, "s3://nowhere/run")
-    assert not bucket.pointer(tmp_path / "pretrain" / "frame").exists()
+    assert not bucket.pointer_file(tmp_path / "pretrain" / "frame").exists()
 
 
 @pytest.mark.parametrize("root", ["/mnt/x", "az://b/x", "s3://", "~/x"])
@@ -236,5 +236,8 @@ def test_what_is_no_bucket_is_refused(root: str) -> None:
 
 def test_where_checkpoints_go_changes_no_fingerprint() -> None:
     plain, elsewhere = config(), config("--checkpoint_root=s3://bucket/run")
-    expected = [markers.expectations(run, phases.units(run), "files") for run in (plain, elsewhere)]
+    expected = [
+        markers.expected_markers(run, phases.list_phase_steps(run), "files")
+        for run in (plain, elsewhere)
+    ]
     assert expected[0] == expected[1]

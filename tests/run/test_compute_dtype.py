@@ -10,7 +10,7 @@ import pytest
 from frame_jax import main
 from frame_jax.config.file import parse
 from frame_jax.config.run import RunConfig
-from frame_jax.config.settings import lookup, settings_of
+from frame_jax.config.settings import flatten_settings, setting_at
 from frame_jax.parallel import hardware, processes
 from frame_jax.run import compute_dtype
 from frame_jax.run.directory import RunDirectory, write_json
@@ -35,7 +35,7 @@ def config(directory: RunDirectory, *overrides: str) -> RunConfig:
 
 
 def types(config: RunConfig) -> list[str]:
-    return [lookup(config, key) for key in KEYS]
+    return [setting_at(config, key) for key in KEYS]
 
 
 def begin(directory: RunDirectory, unit: str, key: str, value: str) -> None:
@@ -48,28 +48,28 @@ def on(monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool) -> None:
 
 
 def test_every_type_is_left_to_the_device_by_default(directory: RunDirectory) -> None:
-    settings = settings_of(config(directory))
-    assert sorted(compute_dtype.left_open(settings)) == sorted(KEYS)
+    settings = flatten_settings(config(directory))
+    assert sorted(compute_dtype.undecided_keys(settings)) == sorted(KEYS)
     assert {key for key in settings if key.endswith("compute_dtype")} == set(KEYS)
 
 
 def test_nothing_is_known_before_something_has_begun(directory: RunDirectory) -> None:
     begin(directory, "tokenize", "seed", "0")
-    assert types(compute_dtype.recorded(config(directory), directory)) == ["auto"] * 4
+    assert types(compute_dtype.with_recorded_types(config(directory), directory)) == ["auto"] * 4
 
 
 def test_what_has_begun_in_one_type_goes_on_in_it(directory: RunDirectory) -> None:
     begin(directory, "reference-weak", KEYS[0], "float32")
-    assert types(compute_dtype.recorded(config(directory), directory)) == ["float32"] * 4
+    assert types(compute_dtype.with_recorded_types(config(directory), directory)) == ["float32"] * 4
     named = config(directory, "--scoring.compute_dtype=bfloat16")
-    assert types(compute_dtype.recorded(named, directory))[2:] == ["bfloat16", "float32"]
+    assert types(compute_dtype.with_recorded_types(named, directory))[2:] == ["bfloat16", "float32"]
 
 
 def test_a_setting_has_the_type_of_its_own_marker(directory: RunDirectory) -> None:
     begin(directory, "reference-weak", KEYS[0], "bfloat16")
     begin(directory, "evaluate-frame", KEYS[2], "float32")
     expected = ["bfloat16", "bfloat16", "float32", "bfloat16"]
-    assert types(compute_dtype.recorded(config(directory), directory)) == expected
+    assert types(compute_dtype.with_recorded_types(config(directory), directory)) == expected
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])
@@ -79,7 +79,7 @@ def test_the_device_decides_what_is_open(
     on(monkeypatch, bfloat16=bfloat16)
     expected = "bfloat16" if bfloat16 else "float32"
     given = config(directory, "--scoring.compute_dtype=float32")
-    found, said = compute_dtype.decided(given, given)
+    found, said = compute_dtype.decide_types(given, given)
     assert types(found) == [expected, expected, "float32", expected]
     assert said == [f"compute_dtype: auto is {expected} on cpu"]
 
@@ -89,12 +89,12 @@ def test_a_machine_that_would_choose_otherwise_is_named(
 ) -> None:
     begin(directory, "score", KEYS[2], "bfloat16")
     given = config(directory)
-    so_far = compute_dtype.recorded(given, directory)
+    so_far = compute_dtype.with_recorded_types(given, directory)
     on(monkeypatch, bfloat16=True)
-    found, said = compute_dtype.decided(given, so_far)
+    found, said = compute_dtype.decide_types(given, so_far)
     assert types(found) == ["bfloat16"] * 4 and not said
     on(monkeypatch, bfloat16=False)
-    found, said = compute_dtype.decided(given, so_far)
+    found, said = compute_dtype.decide_types(given, so_far)
     assert types(found) == ["bfloat16"] * 4
     message = "\n".join(said)
     assert f"{KEYS[2]}: auto stays bfloat16" in message and "--redo" in message
@@ -105,10 +105,12 @@ def test_every_process_computes_as_the_first(
 ) -> None:
     """Process 1, whose host has no such products, or has not yet seen a marker."""
     on(monkeypatch, bfloat16=False)
-    monkeypatch.setattr(processes, "agree", lambda value: compute_dtype.TYPES.index("bfloat16"))
+    monkeypatch.setattr(
+        processes, "broadcast_from_first", lambda value: compute_dtype.TYPES.index("bfloat16")
+    )
     monkeypatch.setattr(processes, "is_first", lambda: False)
     given = config(directory)
-    assert types(compute_dtype.decided(given, given)[0]) == ["bfloat16"] * 4
+    assert types(compute_dtype.decide_types(given, given)[0]) == ["bfloat16"] * 4
     assert capsys.readouterr().err == ""
 
 

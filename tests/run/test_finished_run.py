@@ -10,7 +10,7 @@ import pytest
 
 from frame_jax import main
 from frame_jax.config.file import load
-from frame_jax.corpus.parts import signature
+from frame_jax.corpus.parts import corpus_signature
 from frame_jax.parallel import hardware
 from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory
@@ -39,14 +39,14 @@ def test_nothing_is_left_to_do(place: Path, capsys: pytest.CaptureFixture[str]) 
 def test_nor_is_the_report_made_again(place: Path) -> None:
     """Of all phases; what is printed then is of outputs, which are not kept beside the markers."""
     before = {path.name: path.read_bytes() for path in Path("run").iterdir()}
-    assert main.run(load("config.yaml")) == 0
+    assert main.run_phases(load("config.yaml")) == 0
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
 
 
 def test_every_fingerprint_is_that_of_the_markers(place: Path) -> None:
-    config = compute_dtype.recorded(load("config.yaml"), RunDirectory("run"))
-    table = phases.units(config)
-    expected = markers.expectations(config, table, signature(config))
+    config = compute_dtype.with_recorded_types(load("config.yaml"), RunDirectory("run"))
+    table = phases.list_phase_steps(config)
+    expected = markers.expected_markers(config, table, corpus_signature(config))
     kept = {path.stem: json.loads(path.read_text()) for path in FINISHED.glob("*.json")}
     assert {name: marker["fingerprint"] for name, marker in kept.items()} == {
         unit.name: expected[unit.name].fingerprint for unit in table
@@ -65,8 +65,8 @@ def test_a_marker_that_is_gone_leaves_the_rest_current(
     """Where only scores are left to the device, nothing else says what they were made in."""
     for name in ("score", "evaluate-frame", "evaluate-random", "evaluate-own"):
         Path("run", f"{name}.json").unlink()
-    asked: list[dict[str, markers.Expected]] = []
-    monkeypatch.setattr(main, "_run_units", lambda *given: asked.append(given[4]) or 0)
+    asked: list[dict[str, markers.ExpectedMarker]] = []
+    monkeypatch.setattr(main, "_run_phase_steps", lambda *given: asked.append(given[4]) or 0)
     monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda device: True)
     named = [f"--{part}.training.compute_dtype=bfloat16" for part in COMPUTING]
     assert main.main(["--config", "config.yaml", "--until", "partition", *named]) == 0

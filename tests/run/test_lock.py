@@ -12,7 +12,7 @@ from frame_jax.errors import UserError
 from frame_jax.main import main
 from frame_jax.run import lock
 from frame_jax.run.directory import RunDirectory
-from frame_jax.run.lock import exclusive
+from frame_jax.run.lock import hold_lock
 from tests.integration.small_run import write_config, write_corpus
 
 REPOSITORY = Path(__file__).parents[2]
@@ -38,19 +38,19 @@ def test_a_second_program_is_refused_until_the_first_is_killed(tmp_path: Path) -
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None and first.stdout.readline() == "held\n"
         name = f"process {first.pid} on {os.uname().nodename}"
-        with pytest.raises(UserError, match=f"in use by {name}; wait"), exclusive(directory):
+        with pytest.raises(UserError, match=f"in use by {name}; wait"), hold_lock(directory):
             pass
         first.kill()
         first.wait()
-    assert lock.holder(directory.root / "lock") == name
-    with exclusive(directory):
+    assert lock.read_holder(directory.root / "lock") == name
+    with hold_lock(directory):
         pass
     assert (directory.root / "lock").read_bytes() == b""
 
 
 def test_the_command_line_refuses_with_exit_code_2(tmp_path: Path, capsys) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
-    with exclusive(RunDirectory(tmp_path / "run")):
+    with hold_lock(RunDirectory(tmp_path / "run")):
         assert main(["--config", str(write_config(tmp_path)), "--until", "tokenize"]) == 2
         assert "in use by process" in capsys.readouterr().err
         assert [path.name for path in (tmp_path / "run").iterdir()] == ["lock"]
@@ -66,7 +66,7 @@ def test_a_living_program_on_another_host_is_seen_without_a_shared_lock(tmp_path
     beat.start()
     with (
         pytest.raises(UserError, match="in use by process 7 on another-host"),
-        exclusive(RunDirectory(tmp_path)),
+        hold_lock(RunDirectory(tmp_path)),
     ):
         pass
     beat.join()
@@ -74,11 +74,11 @@ def test_a_living_program_on_another_host_is_seen_without_a_shared_lock(tmp_path
 
 def test_a_dead_program_on_another_host_does_not_hold_the_run(tmp_path: Path, capsys) -> None:
     write_elsewhere(tmp_path, 1)
-    with exclusive(RunDirectory(tmp_path)):
+    with hold_lock(RunDirectory(tmp_path)):
         pass
     assert "waiting to see whether it lives" in capsys.readouterr().err
 
 
 def test_the_holder_is_seen_to_live(tmp_path: Path) -> None:
-    with exclusive(RunDirectory(tmp_path)):
-        assert lock.beats(tmp_path / "lock")
+    with hold_lock(RunDirectory(tmp_path)):
+        assert lock.is_beating(tmp_path / "lock")

@@ -18,8 +18,8 @@ def config(*overrides: str) -> RunConfig:
 
 
 def complete(directory: RunDirectory, run: RunConfig) -> None:
-    table = phases.units(run)
-    for name, expected in markers.expectations(run, table, "files").items():
+    table = phases.list_phase_steps(run)
+    for name, expected in markers.expected_markers(run, table, "files").items():
         write_json(
             directory.marker(name),
             {
@@ -33,12 +33,12 @@ def complete(directory: RunDirectory, run: RunConfig) -> None:
 
 def stale(directory: RunDirectory, run: RunConfig, files: str = "files") -> dict[str, str]:
     """Units that are refused under `run`, with the messages."""
-    table = phases.units(run)
+    table = phases.list_phase_steps(run)
     refused = {}
     for unit in table:
         try:
             markers.check_current(
-                directory, unit, markers.expectations(run, table, files)[unit.name]
+                directory, unit, markers.expected_markers(run, table, files)[unit.name]
             )
         except UserError as error:
             refused[unit.name] = str(error)
@@ -47,11 +47,13 @@ def stale(directory: RunDirectory, run: RunConfig, files: str = "files") -> dict
 
 def test_every_unit_reads_only_from_earlier_units() -> None:
     seen: set[str] = set()
-    for unit in phases.units(config()):
-        assert set(unit.needs) <= seen
+    for unit in phases.list_phase_steps(config()):
+        assert set(unit.inputs) <= seen
         seen.add(unit.name)
         assert callable(phases.load_function(unit))
-    assert [*dict.fromkeys(unit.phase for unit in phases.units(config()))] == [*phases.PHASES]
+    assert [*dict.fromkeys(unit.phase for unit in phases.list_phase_steps(config()))] == [
+        *phases.PHASES
+    ]
 
 
 def test_an_unchanged_run_is_current(tmp_path: Path) -> None:
@@ -59,21 +61,21 @@ def test_an_unchanged_run_is_current(tmp_path: Path) -> None:
     complete(directory, config())
     assert stale(directory, config()) == {}
     # Where and how fast it runs is free to change.
-    assert stale(directory, config("--parallel.data=2", "--scoring.rows_per_device=3")) == {}
+    assert stale(directory, config("--parallel.data=2", "--scoring.per_device_batch_size=3")) == {}
 
 
 def test_a_changed_setting_makes_its_unit_and_all_later_ones_stale(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     complete(directory, config())
-    refused = stale(directory, config("--pretrain.training.batch_rows=48"))
+    refused = stale(directory, config("--pretrain.training.batch_size=48"))
     assert set(refused) == {
         *("pretrain-frame", "pretrain-random", "evaluate-frame", "evaluate-random")
     }
     message = refused["pretrain-frame"]
-    assert "pretrain.training.batch_rows: 32 then, 48 now" in message
+    assert "pretrain.training.batch_size: 32 then, 48 now" in message
     assert "--redo pretrain" in message and "--run_directory" in message
     assert "input `pretrain-frame` has changed" in refused["evaluate-frame"]
-    everything = {unit.name for unit in phases.units(config())} - {"report"}
+    everything = {unit.name for unit in phases.list_phase_steps(config())} - {"report"}
     assert set(stale(directory, config("--seed=1"))) == everything
 
 
@@ -103,16 +105,18 @@ def test_another_arm_leaves_the_finished_arms_alone(tmp_path: Path) -> None:
         '"reverse": {"preset": "reverse"}}'
     )
     assert stale(directory, more) == {}
-    expected = markers.expectations(more, phases.units(more), "files")
+    expected = markers.expected_markers(more, phases.list_phase_steps(more), "files")
     left = [
-        u for u in phases.units(more) if not markers.is_complete(directory, u, expected[u.name])
+        u
+        for u in phases.list_phase_steps(more)
+        if not markers.is_complete(directory, u, expected[u.name])
     ]
     assert [u.name for u in left] == ["pretrain-reverse", "evaluate-reverse", "report"]
 
 
 def left_of(directory: RunDirectory, run: RunConfig) -> list[str]:
-    table = phases.units(run)
-    expected = markers.expectations(run, table, "files")
+    table = phases.list_phase_steps(run)
+    expected = markers.expected_markers(run, table, "files")
     return [u.name for u in table if not markers.is_complete(directory, u, expected[u.name])]
 
 
@@ -131,7 +135,7 @@ def test_another_seed_trains_only_what_is_missing(tmp_path: Path) -> None:
 
 def test_a_trials_seed_is_among_its_settings(tmp_path: Path) -> None:
     run = config("--seed=4", "--seeds=[4,7]")
-    expected = markers.expectations(run, phases.units(run), "files")
+    expected = markers.expected_markers(run, phases.list_phase_steps(run), "files")
     assert expected["pretrain-frame"].settings["seed"] == 4
     assert expected["pretrain-frame-seed7"].settings["seed"] == 7
     assert expected["pretrain-frame"].inputs == expected["pretrain-frame-seed7"].inputs
@@ -142,7 +146,7 @@ def test_redo_removes_a_phase_and_what_was_made_from_it(tmp_path: Path) -> None:
     complete(directory, config())
     for folder in ("scores", "quadrants", "pretrain/frame"):
         (tmp_path / folder).mkdir(parents=True)
-    removed = markers.redo(directory, phases.units(config()), "partition")
+    removed = markers.remove_outputs(directory, phases.list_phase_steps(config()), "partition")
     assert "score" not in removed and "report" in removed and "pretrain-random" in removed
     assert (tmp_path / "scores").exists() and directory.marker("score").exists()
     assert not (tmp_path / "quadrants").exists() and not (tmp_path / "pretrain/frame").exists()
@@ -152,7 +156,7 @@ def test_redo_removes_a_phase_and_what_was_made_from_it(tmp_path: Path) -> None:
 def test_redo_of_one_arm_keeps_the_other(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     complete(directory, config())
-    removed = markers.redo(directory, phases.units(config()), "pretrain-frame")
+    removed = markers.remove_outputs(directory, phases.list_phase_steps(config()), "pretrain-frame")
     assert set(removed) == {"pretrain-frame", "evaluate-frame", "report"}
 
 
@@ -160,7 +164,7 @@ def test_a_redo_that_is_killed_leaves_no_outputs_without_the_marker_that_guards_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = config()
-    table = phases.units(run)
+    table = phases.list_phase_steps(run)
 
     class KilledError(Exception):
         pass
@@ -182,7 +186,7 @@ def test_a_redo_that_is_killed_leaves_no_outputs_without_the_marker_that_guards_
             do = getattr(run_directory, name)
             monkeypatch.setattr(markers, name, functools.partial(act, do=do))
         with pytest.raises(KilledError):
-            markers.redo(directory, table, "score")
+            markers.remove_outputs(directory, table, "score")
         for unit in table:
             left = [o for o in unit.outputs if (directory.root / o).exists()]
             assert directory.marker(unit.name).exists() or not left

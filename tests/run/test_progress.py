@@ -30,7 +30,7 @@ def test_lines_come_now_and_then_with_the_time_left(monkeypatch, capsys) -> None
 
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    with progress.bar("score", 1000, "tokens", done=200) as update:
+    with progress.progress_bar("score", 1000, "tokens", done=200) as update:
         for _ in range(6):
             clock[0] += 10
             update(100)

@@ -23,8 +23,8 @@ from frame_jax.models.functional import read_description
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run import integrity, lock, storage
 from frame_jax.run.directory import RunDirectory, read_json, write_json
-from frame_jax.run.ending import user_error
-from frame_jax.run.lock import exclusive
+from frame_jax.run.lock import hold_lock
+from frame_jax.run.program_exit import find_user_error
 from tests.arm import make_arm
 from tests.integration.small_run import write_config, write_corpus
 from tests.programs import free_port, side_by_side
@@ -33,7 +33,7 @@ UNREADABLE = Path("/proc/self/mem")  # a file whose first byte the system refuse
 
 
 def test_a_good_file_system_is_left_as_it_was(tmp_path: Path) -> None:
-    storage.check(RunDirectory(tmp_path / "run"))
+    storage.check_storage(RunDirectory(tmp_path / "run"))
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -71,12 +71,12 @@ def test_a_file_system_that_gives_back_something_else_is_refused(
 ) -> None:
     monkeypatch.setattr(Path, "read_bytes", lambda _: b"")
     with pytest.raises(UserError, match="9 bytes were written, 0 others came back"):
-        storage.probe(tmp_path)
+        storage.probe_file_system(tmp_path)
 
 
 def test_a_name_that_no_pattern_can_mean_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="choose another --run_directory"):
-        storage.check(RunDirectory(tmp_path / "a\\b[1]"))
+        storage.check_storage(RunDirectory(tmp_path / "a\\b[1]"))
 
 
 @pytest.fixture
@@ -92,19 +92,19 @@ def test_without_flock_the_file_alone_keeps_a_second_program_out(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(number))
     directory = RunDirectory(tmp_path)
-    with exclusive(directory):
+    with hold_lock(directory):
         shown = capsys.readouterr().err
         assert f"warning: the file system of {tmp_path} has no locks" in shown
         assert os.strerror(number) in shown
         with (
             pytest.raises(UserError, match=f"in use by process {os.getpid()} on"),
-            exclusive(directory),
+            hold_lock(directory),
         ):
             pass
-        assert lock.holder(tmp_path / "lock") == lock.me()
+        assert lock.read_holder(tmp_path / "lock") == lock.describe_process()
     assert (tmp_path / "lock").read_bytes() == b""
     (tmp_path / "lock").write_text(f"process 1 on {os.uname().nodename}\n{7:012d}\n")
-    with exclusive(directory):  # the dead beat no more
+    with hold_lock(directory):  # the dead beat no more
         pass
 
 
@@ -117,17 +117,17 @@ def test_without_flock_the_first_of_two_gives_way_when_both_begin(
     )
     with (
         pytest.raises(UserError, match="in use by process 9 on other"),
-        exclusive(RunDirectory(tmp_path)),
+        hold_lock(RunDirectory(tmp_path)),
     ):
         pass
-    assert lock.holder(tmp_path / "lock") == "process 9 on other"
+    assert lock.read_holder(tmp_path / "lock") == "process 9 on other"
 
 
 def test_a_lock_that_cannot_be_asked_for_is_no_other_program(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(fcntl, "flock", refuse(errno.EIO))
     with (
         pytest.raises(UserError, match="the storage or the network failed"),
-        exclusive(RunDirectory(tmp_path)),
+        hold_lock(RunDirectory(tmp_path)),
     ):
         pass
 
@@ -136,10 +136,10 @@ def refused_together(config: Path, *arguments: list[str]) -> list[str]:
     """What the processes of a run print, each with its own arguments, that refuse it with one
     message and leave at once."""
     command = ["-m", "frame_jax.main", "--config", str(config)]
-    command += ["--parallel.distributed", "true", "--parallel.processes", str(len(arguments))]
-    command += ["--parallel.coordinator", f"localhost:{free_port()}"]
+    command += ["--parallel.distributed", "true", "--parallel.num_processes", str(len(arguments))]
+    command += ["--parallel.coordinator_address", f"localhost:{free_port()}"]
     ended = side_by_side(
-        *([*command, "--parallel.process", str(i), *own] for i, own in enumerate(arguments)),
+        *([*command, "--parallel.process_id", str(i), *own] for i, own in enumerate(arguments)),
         seconds=200,
     )
     for code, output in ended:
@@ -207,15 +207,15 @@ def test_files_that_the_storage_does_not_give_are_not_called_damaged(
 ) -> None:
     directory = RunDirectory(tmp_path)
     write_json(directory.scores / "a.json", 1)
-    integrity.record(directory, "score", ["scores"])
+    integrity.record_checksums(directory, "score", ["scores"])
     (directory.scores / "a.json").unlink()
     (directory.scores / "a.json").symlink_to(UNREADABLE)
     with pytest.raises(UserError, match=r"scores/a.json: the storage .*Input/output") as raised:
-        integrity.verify(directory, ["score"])
+        integrity.verify_checksums(directory, ["score"])
     assert "--redo" not in str(raised.value)
     with pytest.raises(OSError, match="Input/output error") as unexpected:
         read_json(directory.scores / "a.json")
-    assert "the storage or the network failed" in str(user_error(unexpected.value))
+    assert "the storage or the network failed" in str(find_user_error(unexpected.value))
 
     path = directory.tokens / "part-00000-of-00001.arrayrecord"
     with write_tokens(path) as writer:
@@ -239,7 +239,7 @@ def test_files_that_the_storage_does_not_give_are_not_called_damaged(
 def test_what_is_missing_is_still_said_to_be(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     write_json(directory.scores / "a.json", 1)
-    integrity.record(directory, "score", ["scores"])
+    integrity.record_checksums(directory, "score", ["scores"])
     shutil.rmtree(directory.scores)
     with pytest.raises(UserError, match="is missing"):
-        integrity.verify(directory, ["score"])
+        integrity.verify_checksums(directory, ["score"])

@@ -33,8 +33,8 @@ def make_run(tmp_path):
     def make(name="run", parts=3, models=None, **scoring):
         directory = RunDirectory(tmp_path / name)
         directory.tokenizer.parent.mkdir(parents=True)
-        specials = {"bos_id": BOS, "eos_id": BOS, "vocab_size": VOCAB}
-        directory.tokenizer.with_name("special_tokens.json").write_text(json.dumps(specials))
+        special_tokens = {"bos_id": BOS, "eos_id": BOS, "vocab_size": VOCAB}
+        directory.tokenizer.with_name("special_tokens.json").write_text(json.dumps(special_tokens))
         for index in range(parts):
             write_part(directory, index, parts)
         models = models or [make_model(1), make_model(2, hidden_size=48)]

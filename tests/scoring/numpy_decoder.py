@@ -44,7 +44,7 @@ def _norm(x, scale, eps):
 
 
 def _attention(config, w, x):
-    T, d = len(x), config.head_width
+    T, d = len(x), config.resolved_head_dim
     q = _rotate(config, (x @ w["query"]).reshape(T, config.num_heads, d))
     k = _rotate(config, (x @ w["key"]).reshape(T, config.num_kv_heads, d))
     v = (x @ w["value"]).reshape(T, config.num_kv_heads, d)

@@ -34,14 +34,14 @@ def main(run: str, port: str, count: str, index: str, devices: str, *parts: str)
     jax.config.update("jax_num_cpu_devices", int(devices))
     parallel = ParallelConfig(
         distributed=int(count) > 1,
-        coordinator=f"localhost:{port}",
-        processes=int(count),
-        process=int(index),
+        coordinator_address=f"localhost:{port}",
+        num_processes=int(count),
+        process_id=int(index),
     )
     processes.start(parallel)
     if parts:
         die_after(int(parts[0]))
-    score.run(run_config(Path(run)), RunDirectory(run))
+    score.score_corpus(run_config(Path(run)), RunDirectory(run))
 
 
 if __name__ == "__main__":

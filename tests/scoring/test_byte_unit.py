@@ -21,7 +21,7 @@ from frame_jax.main import main
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
-from frame_jax.scoring import readings
+from frame_jax.scoring import model_tokenizers
 from tests.scoring.numpy_decoder import document_nll
 
 CONTEXT, OVERLAP = 16, 4
@@ -113,7 +113,7 @@ def test_documents_rank_by_losses_a_byte(checkpoints, tmp_path, monkeypatch, rea
     """With the run's own tokenizer, whose tokens give the text, and with one that composes."""
     folder, found = checkpoints
     path = folder / "composing/tokenizer.json" if read_again else "null"
-    monkeypatch.setattr(readings, "TEXTS_CHARACTERS", 300)
+    monkeypatch.setattr(model_tokenizers, "TEXTS_CHARACTERS", 300)
     assert main(arguments(folder, tmp_path, **{"tokenizer.path": path})) == 0
     table = tmp_path / "scores.parquet"
     assert export_scores([str(tmp_path / "run"), "--out", str(table)]) == 0
@@ -285,7 +285,7 @@ def test_a_corpus_that_is_not_what_it_was_is_refused(checkpoints, tmp_path, caps
         name: ReferenceModelConfig(checkpoint=str(tmp_path / name)) for name in ("weak", "strong")
     }
     config = dataclasses.replace(config, reference=dataclasses.replace(config.reference, **both))
-    readings.require_corpus(config, RunDirectory(config.run_directory))
+    model_tokenizers.require_corpus(config, RunDirectory(config.run_directory))
 
 
 def test_what_each_model_starts_documents_with_is_said(checkpoints, tmp_path, capsys) -> None:

@@ -9,7 +9,7 @@ import pytest
 from frame_jax.config.file import load
 from frame_jax.config.models import ModelConfig
 from frame_jax.errors import UserError
-from frame_jax.files import cached, is_checkpoint
+from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.models.functional import Decoder
 from frame_jax.run.directory import RunDirectory
 from frame_jax.scoring.checks import check_imported, refuse_pickled, same_weights
@@ -39,9 +39,9 @@ def test_pickled_weights_in_a_bucket_are_called_by_their_name(
         config = load(tmp_path / "config.yaml")
         with pytest.raises(UserError, match=r"pickled weights \(pytorch_model.bin\), which"):
             check_imported(config, RunDirectory(tmp_path / "run"), "weak", tokenizer_anew=True)
-        folder = cached("memory://model", is_checkpoint)
+        folder = local_copy("memory://model", is_checkpoint)
         assert [path.name for path in folder.iterdir()] == ["config.json"]
         bucket.pipe("/model/model.safetensors", b"weights")
-        refuse_pickled("x", "memory://model", cached("memory://model", is_checkpoint))
+        refuse_pickled("x", "memory://model", local_copy("memory://model", is_checkpoint))
     finally:
         bucket.rm("/model", recursive=True)

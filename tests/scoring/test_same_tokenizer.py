@@ -8,10 +8,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from frame_jax.errors import UserError
 from frame_jax.scoring.tokenizers import (
-    differences,
     read_tokenizer,
     require_rows,
     require_same_tokenizer,
+    tokenizer_differences,
 )
 
 
@@ -50,7 +50,7 @@ def test_a_tokenizer_is_itself_however_it_is_written(tokenizer, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(tokenizer))
     require_same_tokenizer(write(tmp_path, other), tmp_path / "run.json", "key")
     theirs, ours = (read_tokenizer(tmp_path / f"{name}.json") for name in ("tokenizer", "run"))
-    assert list(differences(theirs, ours)) == []
+    assert list(tokenizer_differences(theirs, ours)) == []
 
 
 def swap_two_ids(other):

@@ -7,7 +7,7 @@ from frame_jax.config.parallel import ParallelConfig
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import make_mesh
 from frame_jax.scoring.documents import score_documents
-from frame_jax.scoring.step import Scorer, place
+from frame_jax.scoring.scorer import Scorer, shard_params
 from tests.models.kinds import KINDS
 from tests.scoring.scoring_helpers import BFLOAT16_TOLERANCE, BOS, VOCAB, make_documents, make_model
 
@@ -18,7 +18,7 @@ TOLERANCES = 2e-6, BFLOAT16_TOLERANCE  # of a document's NLL sum, relative, for 
 def score(fsdp: int = 1) -> np.ndarray:
     """[2, documents]: NLL sums under a float32 and a bfloat16 model."""
     models = [make_model(1, "float32"), make_model(2, "bfloat16", hidden_size=48)]
-    scorer = Scorer(models, CONTEXT, rows_per_device=2, loss_chunk=300, fsdp=fsdp)
+    scorer = Scorer(models, CONTEXT, per_device_batch_size=2, loss_chunk=300, fsdp=fsdp)
     lengths = np.random.default_rng(0).lognormal(4, 1.2, 150).astype(int)
     return score_documents(scorer, make_documents(lengths=lengths), bos_id=BOS, overlap=8).nll
 
@@ -43,7 +43,7 @@ def test_models_of_other_kinds_are_gathered_layer_by_layer(use_devices) -> None:
         for name, dtype in (("sigmoid", "float32"), ("hybrid", "bfloat16")):
             decoder = Decoder(KINDS[name], VOCAB, dtype)
             models.append((decoder, jax.tree.map(np.asarray, decoder.init(jax.random.key(0)))))
-        scorer = Scorer(models, 64, rows_per_device=2, loss_chunk=300, fsdp=fsdp)
+        scorer = Scorer(models, 64, per_device_batch_size=2, loss_chunk=300, fsdp=fsdp)
         lengths = np.random.default_rng(0).lognormal(3, 1.2, 60).astype(int)
         return score_documents(scorer, make_documents(lengths=lengths), bos_id=BOS, overlap=8).nll
 
@@ -56,7 +56,7 @@ def test_models_of_other_kinds_are_gathered_layer_by_layer(use_devices) -> None:
 def test_fsdp_leaves_each_device_its_share_of_the_matrices(use_devices) -> None:
     use_devices(8)
     decoder, params = make_model(1)
-    placed, _ = place(decoder, params, make_mesh(ParallelConfig(data=2, fsdp=4, tensor=1)))
+    placed, _ = shard_params(decoder, params, make_mesh(ParallelConfig(data=2, fsdp=4, tensor=1)))
 
     def bytes_on_a_device(tree) -> int:
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from frame_jax.errors import UserError
 from frame_jax.scoring import documents as documents_module
 from frame_jax.scoring.documents import score_documents
-from frame_jax.scoring.step import Scorer, score_rows
+from frame_jax.scoring.scorer import Scorer, score_rows
 from tests.scoring.numpy_decoder import document_nll
 from tests.scoring.scoring_helpers import (
     BFLOAT16_TOLERANCE,
@@ -23,7 +23,7 @@ from tests.scoring.scoring_helpers import (
 
 
 def make_scorer(models, *, context=32, rows=8, loss_chunk=64):
-    return Scorer(models, context, rows_per_device=rows, loss_chunk=loss_chunk)
+    return Scorer(models, context, per_device_batch_size=rows, loss_chunk=loss_chunk)
 
 
 def score(scorer, documents, overlap=8):
@@ -129,4 +129,4 @@ def test_reports_add_up(scorer, documents):
 
 def test_fsdp_must_divide_the_devices(models):
     with pytest.raises(UserError, match=r"scoring.fsdp is 3, but a process has \d+ devices"):
-        Scorer(models, 32, rows_per_device=1, loss_chunk=64, fsdp=3)
+        Scorer(models, 32, per_device_batch_size=1, loss_chunk=64, fsdp=3)

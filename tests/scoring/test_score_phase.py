@@ -14,7 +14,7 @@ from frame_jax.records import write_tokens
 from frame_jax.run.directory import list_parts, remove
 from frame_jax.scoring import score
 from frame_jax.scoring.documents import BatchScores, Scores
-from frame_jax.scoring.meter import judge
+from frame_jax.scoring.running_totals import sample_warnings
 from tests.scoring.numpy_decoder import document_nll
 from tests.scoring.scoring_helpers import (
     BOS,
@@ -29,7 +29,7 @@ from tests.scoring.scoring_helpers import (
 
 def test_scores_are_those_of_a_float64_decoder(make_run, models):
     config, directory = make_run()
-    result = score.run(config, directory)
+    result = score.score_corpus(config, directory)
     parts = list_parts(directory.scores, ".parquet")
     assert [part.name for part in parts] == [
         p.name for p in list_parts(directory.tokens, ".parquet")
@@ -49,11 +49,11 @@ def test_scores_are_those_of_a_float64_decoder(make_run, models):
 
 def test_a_lost_part_is_made_again_byte_for_byte_and_the_others_are_left(make_run):
     config, directory = make_run()
-    score.run(config, directory)
+    score.score_corpus(config, directory)
     parts = list_parts(directory.scores, ".parquet")
     before = [(part.read_bytes(), part.stat().st_mtime_ns) for part in parts]
     parts[1].unlink()
-    score.run(config, directory)
+    score.score_corpus(config, directory)
     after = [(part.read_bytes(), part.stat().st_mtime_ns) for part in parts]
     assert after[0] == before[0] and after[2] == before[2]
     assert after[1][0] == before[1][0] and after[1][1] != before[1][1]
@@ -61,24 +61,24 @@ def test_a_lost_part_is_made_again_byte_for_byte_and_the_others_are_left(make_ru
 
 def test_models_are_not_loaded_when_every_part_is_there(make_run, monkeypatch):
     config, directory = make_run(parts=1)
-    first = score.run(config, directory)
+    first = score.score_corpus(config, directory)
     monkeypatch.setattr(score, "load_references", None)
-    assert score.run(config, directory) == first
+    assert score.score_corpus(config, directory) == first
 
 
 def test_one_process_alone_reads_all_scores(make_run, monkeypatch):
     config, directory = make_run(parts=1)
-    first = score.run(config, directory)
+    first = score.score_corpus(config, directory)
     for name, value in (("index", 1), ("count", 2), ("is_first", False), ("barrier", None)):
         monkeypatch.setattr(score.processes, name, lambda *_, value=value: value)
     for name in ("summary", "oddities"):
         monkeypatch.setattr(score, name, None)
-    assert score.run(config, directory) == first
+    assert score.score_corpus(config, directory) == first
 
 
 def test_parts_are_not_completed_with_other_weights(make_run):
     config, directory = make_run()
-    score.run(config, directory)
+    score.score_corpus(config, directory)
     parts = list_parts(directory.scores, ".parquet")
     parts[1].unlink()
     decoder, params = make_model(2, hidden_size=48)
@@ -88,11 +88,11 @@ def test_parts_are_not_completed_with_other_weights(make_run):
     with pytest.raises(
         UserError, match=r"reference.strong: its weights or its .* not those .*--redo"
     ):
-        score.run(config, directory)
+        score.score_corpus(config, directory)
     assert not parts[1].exists()
     for part in (parts[0], parts[2]):  # nothing is left to be mixed with
         part.unlink()
-    score.run(config, directory)
+    score.score_corpus(config, directory)
 
 
 def test_one_part_is_in_memory_at_a_time(make_run, monkeypatch):
@@ -111,7 +111,7 @@ def test_one_part_is_in_memory_at_a_time(make_run, monkeypatch):
 
     monkeypatch.setattr(score, "read_index", read_noted)
     monkeypatch.setattr(score, "write_scores", write_noted)
-    score.run(config, directory)
+    score.score_corpus(config, directory)
     assert alive == [1] * 4
 
 
@@ -120,7 +120,7 @@ def test_a_model_worse_than_chance_is_refused_and_nothing_is_written(make_run):
     params["output"] = -params["output"]
     config, directory = make_run(models=[make_model(2), (decoder, params)])
     with pytest.raises(UserError, match="strong reference model predicts worse than chance"):
-        score.run(config, directory)
+        score.score_corpus(config, directory)
     assert not list_parts(directory.scores, ".parquet")
 
 
@@ -130,9 +130,9 @@ def test_a_model_worse_than_chance_is_refused_after_a_few_documents(make_run, mo
     params["output"] = params["output"] * np.float32(1e-3)
     params["output"][FREQUENT:, 0] += 5e-3
     config, directory = make_run(models=[(decoder, params), make_model(2)])
-    monkeypatch.setattr(score, "Meter", None)
+    monkeypatch.setattr(score, "RunningTotals", None)
     with pytest.raises(UserError, match=r"weak reference model predicts worse .* over ([\d,]+) to"):
-        score.run(config, directory)
+        score.score_corpus(config, directory)
     assert not list_parts(directory.scores, ".parquet")
 
 
@@ -150,22 +150,22 @@ def test_a_sample_is_judged_by_its_own_scatter():
         sample = Scores(tokens, np.array([better, nll]) * tokens)
         if refused:
             with np.errstate(invalid="ignore"), pytest.raises(UserError, match="strong reference"):
-                list(judge(sample, [VOCAB, VOCAB]))
+                list(sample_warnings(sample, [VOCAB, VOCAB]))
         else:
-            list(judge(sample, [VOCAB, VOCAB]))
+            list(sample_warnings(sample, [VOCAB, VOCAB]))
     few = Scores(tokens[:7], np.full((2, 7), 1e6))
-    assert not list(judge(few, [VOCAB, VOCAB]))
+    assert not list(sample_warnings(few, [VOCAB, VOCAB]))
 
 
 def test_exchanged_models_are_said_early_and_late(make_run, capsys):
     weak, strong = make_model(1), make_model(2, hidden_size=48)
     strong[1]["output"][:FREQUENT, 0] += 1  # knows much better which tokens are frequent
     config, directory = make_run(models=[weak, strong])
-    result = score.run(config, directory)
+    result = score.score_corpus(config, directory)
     assert result["negative_pd"] < result["documents"] / 2 and result["warnings"] == []
     assert "warning" not in capsys.readouterr().err
     config, directory = make_run("exchanged", models=[strong, weak])
-    result = score.run(config, directory)
+    result = score.score_corpus(config, directory)
     assert result["negative_pd"] > 0.9 * (result["documents"] - 3)  # three have no token
     [warning] = result["warnings"]
     said = f"{result['negative_pd']} of {result['documents']} documents have a negative PD"
@@ -177,7 +177,7 @@ def test_exchanged_models_are_said_early_and_late(make_run, capsys):
 def test_one_model_in_both_places_is_refused_before_scoring(make_run):
     config, directory = make_run(models=[make_model(1), make_model(1)])
     with pytest.raises(UserError, match=r"reference.weak and reference.strong hold the same weig"):
-        score.run(config, directory)
+        score.score_corpus(config, directory)
     assert not directory.scores.exists()
 
 
@@ -186,7 +186,7 @@ def test_windows_longer_than_the_rows_that_trained_the_models_are_said(make_run,
     for rows, longer in ((64, None), (40, 12), (200, None), (150, None)):
         rows_config = RowsConfig(sequence_length=rows)
         changed = dataclasses.replace(config.reference, rows=rows_config)
-        result = score.run(dataclasses.replace(config, reference=changed), directory)
+        result = score.score_corpus(dataclasses.replace(config, reference=changed), directory)
         if longer is None:
             assert result["warnings"] == []
             continue
@@ -205,7 +205,7 @@ def test_a_token_without_a_row_is_refused_and_not_taken_for_another(make_run):
         for tokens in documents:
             writer.append(tokens)
     with pytest.raises(UserError, match=f"holds token {VOCAB}, but the model knows {VOCAB} tokens"):
-        score.run(config, directory)
+        score.score_corpus(config, directory)
 
 
 def test_a_model_whose_perplexity_is_beyond_any_number_is_refused(make_run):
@@ -213,14 +213,14 @@ def test_a_model_whose_perplexity_is_beyond_any_number_is_refused(make_run):
     params["output"] = params["output"] * np.float32(1e6)
     config, directory = make_run(models=[make_model(2), (decoder, params)])
     with pytest.raises(UserError, match="strong reference model predicts worse than chance"):
-        score.run(config, directory)
+        score.score_corpus(config, directory)
 
 
 def test_the_meter_shows_speed_ppl_and_pd_whatever_the_numbers(recwarn):
     shown = []
-    meter = score.Meter(lambda amount, note: shown.append((amount, note)), [VOCAB, VOCAB])
-    meter.add(BatchScores(3, 10, np.log([8.0, 4.0]) * 10))
-    meter.add(BatchScores(1, 10, np.array([1e6, 1e5])))
+    meter = score.RunningTotals(lambda amount, note: shown.append((amount, note)), [VOCAB, VOCAB])
+    meter.add_batch(BatchScores(3, 10, np.log([8.0, 4.0]) * 10))
+    meter.add_batch(BatchScores(1, 10, np.array([1e6, 1e5])))
     assert [amount for amount, _ in shown] == [10, 10]
     assert re.match(r"3 documents, [\d.,]+ documents/s, PPL 4.0, PD \+0.500", shown[0][1])
     assert shown[1][1].startswith("4 documents") and not recwarn
@@ -231,19 +231,19 @@ def test_weights_that_are_not_numbers_are_refused(make_run):
     params["final_norm"][0] = np.nan
     config, directory = make_run(models=[(decoder, params), make_model(2)])
     with pytest.raises(UserError, match="weak reference model"):
-        score.run(config, directory)
+        score.score_corpus(config, directory)
 
 
 def test_a_model_with_too_small_a_vocabulary_is_refused(make_run):
     config, directory = make_run()
-    specials = directory.tokenizer.with_name("special_tokens.json")
-    specials.write_text(specials.read_text().replace(str(VOCAB), str(VOCAB + 1)))
+    special_tokens = directory.tokenizer.with_name("special_tokens.json")
+    special_tokens.write_text(special_tokens.read_text().replace(str(VOCAB), str(VOCAB + 1)))
     with pytest.raises(UserError, match=f"knows {VOCAB} tokens.* has {VOCAB + 1}"):
-        score.run(config, directory)
+        score.score_corpus(config, directory)
 
 
 def test_a_missing_reference_model_is_named(make_run):
     config, directory = make_run(parts=1)
     (directory.reference("weak") / "model.json").unlink()
     with pytest.raises(UserError, match=r"no weak reference model.*reference phase"):
-        score.run(config, directory)
+        score.score_corpus(config, directory)

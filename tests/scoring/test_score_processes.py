@@ -48,7 +48,7 @@ def test_three_processes_one_of_them_killed_then_two_write_what_one_writes(
     make_run, tmp_path: Path
 ) -> None:
     config, alone = make_run("alone", parts=PARTS)
-    score.run(config, alone)
+    score.score_corpus(config, alone)
     _, run = make_run("together", parts=PARTS)
 
     workers = start(run.root, tmp_path / "cache", count=3, devices=1, dies=1)

@@ -8,7 +8,7 @@ import pytest
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.scoring.documents import score_documents
-from frame_jax.scoring.step import Scorer
+from frame_jax.scoring.scorer import Scorer
 from tests.scoring.scoring_helpers import BOS
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
@@ -75,7 +75,7 @@ def test_nll_sums_agree_with_transformers(tmp_path):
     expected = np.array([[nll_alone(model, tokens) for tokens in documents] for model in theirs])
     # Rows of 192 and 512 tokens, whose attention is computed in two different ways.
     for rows in (3, 8):
-        scorer = Scorer(ours, CONTEXT, rows_per_device=rows, loss_chunk=50)
+        scorer = Scorer(ours, CONTEXT, per_device_batch_size=rows, loss_chunk=50)
         scores = score_documents(scorer, documents, bos_id=BOS, overlap=OVERLAP)
         assert list(scores.predicted_tokens) == [len(text.encode()) for text in TEXTS.values()]
         nothing = scores.predicted_tokens == 0

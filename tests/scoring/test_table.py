@@ -23,10 +23,10 @@ from frame_jax.config.quadrants import AxesConfig, PartitionConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig, TableConfig
 from frame_jax.errors import UserError
-from frame_jax.quadrants.partition import place_documents
+from frame_jax.quadrants.partition import write_assignment
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.scoring import table
-from frame_jax.sql import database
+from frame_jax.sql import open_database
 from tests.corpus.reading import read
 from tests.quadrants.corpus import Corpus, make_corpus, run_config, write
 
@@ -78,7 +78,7 @@ def test_quadrants_are_cut_along_two_columns(corpus: Corpus, tmp_path: Path) -> 
     columns = numbers(corpus)
     give(tmp_path, columns, np.random.default_rng(1).permutation(len(corpus.doc_id)))
     table.check_table(config)
-    found = table.run(config, directory)
+    found = table.import_scores(config, directory)
     scored = corpus.split != "reference"
     assert found["documents"] == scored.sum()
     [warning] = found["warnings"]
@@ -86,7 +86,7 @@ def test_quadrants_are_cut_along_two_columns(corpus: Corpus, tmp_path: Path) -> 
     assert [part.name for part in list_parts(directory.scores, ".parquet")] == [
         part.name for part in list_parts(directory.tokens, ".parquet")
     ]
-    place_documents(config.partition, config.scoring, directory)
+    write_assignment(config.partition, config.scoring, directory)
     lines = {row["doc_id"]: row for row in pq.read_table(directory.assignment).to_pylist()}
     train = np.flatnonzero(corpus.split == "train")
     ids, tokens = corpus.doc_id[train], corpus.tokens[train]
@@ -100,10 +100,10 @@ def test_quadrants_are_cut_along_two_columns(corpus: Corpus, tmp_path: Path) -> 
         assert lines[doc_id]["pd"] == columns["toxicity"][scored][number]
     said = read_json(directory.partition)
     assert said["names"] == ["education", "toxicity"] and said["ppl_model"] is None
-    cell = train[[lines[doc_id]["quadrant"] == "Q4" for doc_id in ids]]
+    quadrant = train[[lines[doc_id]["quadrant"] == "Q4" for doc_id in ids]]
     for key, column in (("ppl", "education"), ("pd", "toxicity")):
-        mean = np.average(columns[column][cell], weights=corpus.tokens[cell])
-        assert said["cells"]["Q4"][key] == pytest.approx(mean, rel=1e-8)
+        mean = np.average(columns[column][quadrant], weights=corpus.tokens[quadrant])
+        assert said["quadrants"]["Q4"][key] == pytest.approx(mean, rel=1e-8)
     assert said["warnings"] == []  # of a negative PD, which says nothing here
 
 
@@ -112,8 +112,8 @@ def test_documents_of_one_length_are_cut_at_quantiles(tmp_path: Path) -> None:
     corpus.tokens[:] = 10
     config, directory = set_up(corpus, tmp_path, pd=None)
     give(tmp_path, {"doc_id": corpus.doc_id, "education": np.random.default_rng(2).random(901)})
-    table.run(config, directory)
-    place_documents(config.partition, config.scoring, directory)
+    table.import_scores(config, directory)
+    write_assignment(config.partition, config.scoring, directory)
     rows = pq.read_table(directory.assignment).to_pylist()
     train = [row for row in rows if row["split"] == "train"]
     values = np.array([row["ppl"] for row in train])
@@ -127,12 +127,12 @@ def test_documents_of_one_length_are_cut_at_quantiles(tmp_path: Path) -> None:
 
 def test_our_own_numbers_come_back_as_the_same_quadrants(corpus: Corpus, tmp_path: Path) -> None:
     directory = write(corpus, tmp_path / "ours")
-    place_documents(PartitionConfig(), ScoringConfig(), directory)
+    write_assignment(PartitionConfig(), ScoringConfig(), directory)
     ours = pq.read_table(directory.assignment)
     config, directory = set_up(corpus, tmp_path, ppl="ppl", pd="pd")
     pq.write_table(ours.select(["doc_id", "ppl", "pd"]), tmp_path / "theirs.parquet")
-    table.run(config, directory)
-    place_documents(PartitionConfig(), config.scoring, directory)
+    table.import_scores(config, directory)
+    write_assignment(PartitionConfig(), config.scoring, directory)
     theirs = pq.read_table(directory.assignment)
     assert theirs.sort_by("doc_id").to_pylist() == ours.sort_by("doc_id").to_pylist()
 
@@ -157,7 +157,7 @@ def test_texts_that_are_numbers_other_names_and_several_files_in_a_bucket(
             content = (tmp_path / "theirs.parquet").read_bytes()
             bucket.pipe(f"/scores/{index}.parquet", content)
         table.check_table(config)
-        table.run(config, directory)
+        table.import_scores(config, directory)
     finally:
         bucket.rm("/scores", recursive=True)
     parts = list_parts(directory.scores, ".parquet")
@@ -177,12 +177,12 @@ def test_held_out_documents_may_have_no_numbers(
     columns["education"][held_out[:2]] = np.nan
     kept = np.setdiff1d(np.arange(900), [*held_out[2:5], *np.flatnonzero(~corpus.scored)])
     give(tmp_path, columns, kept)
-    found = table.run(config, directory)
+    found = table.import_scores(config, directory)
     [warning] = found["warnings"]
     assert "5 held-out documents have no numbers, and are in no quadrant" in warning
     assert warning in capsys.readouterr().err
-    place_documents(config.partition, config.scoring, directory)
-    without = read_json(directory.partition)["without_place"]
+    write_assignment(config.partition, config.scoring, directory)
+    without = read_json(directory.partition)["without_quadrant"]
     assert without["train"] == {} and without["held_out"]["unscored"]["documents"] == 5
 
 
@@ -201,7 +201,7 @@ def test_every_training_document_needs_one_line_with_numbers(
     order = [*np.setdiff1d(np.arange(900), lost), train[20], train[20], train[21]]
     give(tmp_path, columns | {"education": texts}, np.array(order))
     with pytest.raises(UserError) as error:
-        table.run(config, directory)
+        table.import_scores(config, directory)
     message = str(error.value)
     ids = corpus.doc_id
     first = ", ".join(f"'{doc_id}'" for doc_id in ids[lost[:3]])
@@ -222,17 +222,17 @@ def test_a_lost_part_is_made_again_but_not_from_another_table(
     config, directory = set_up(corpus, tmp_path)
     columns = numbers(corpus)
     give(tmp_path, columns)
-    table.run(config, directory)
+    table.import_scores(config, directory)
     parts = list_parts(directory.scores, ".parquet")
     before = [part.read_bytes() for part in parts]
     parts[1].unlink()
     give(tmp_path, columns, np.arange(900)[::-1])  # the same numbers in another order
-    table.run(config, directory)
+    table.import_scores(config, directory)
     assert [part.read_bytes() for part in parts] == before
     columns["education"][np.flatnonzero(corpus.split == "train")[0]] += 1e-9
     give(tmp_path, columns)
     with pytest.raises(UserError, match=r"not those that the parts .*--redo score"):
-        table.run(config, directory)
+        table.import_scores(config, directory)
     assert [part.read_bytes() for part in parts] == before
 
 
@@ -295,7 +295,9 @@ def test_what_other_programs_keep_in_the_tables_folder_is_left_out_and_named(
     table.check_table(config)
     said = capsys.readouterr().err
     assert "_delta_log/00010.checkpoint.parquet, _temporary/0/part-0.parquet\n" in said
-    assert table.run(config, directory)["documents"] == (corpus.split != "reference").sum()
+    assert (
+        table.import_scores(config, directory)["documents"] == (corpus.split != "reference").sum()
+    )
     # Asked for by name, a file is data.
     scoring = ScoringConfig(table=TableConfig(str(log), "education", "toxicity"))
     with pytest.raises(UserError, match="has no column 'doc_id'; it has: add"):
@@ -327,9 +329,9 @@ def test_ids_are_those_that_a_corpus_with_the_same_column_has(tmp_path: Path, id
     documents = {"doc_id": wanted, "part": 0, "row": range(len(ids)), "split": "train"}
     documents = {k: [v] * len(ids) if k in ("part", "split") else v for k, v in documents.items()}
     pq.write_table(pa.table(documents), tmp_path / "part-00000-of-00001.parquet")
-    with database(tmp_path / "scratch") as connection:
-        table.join(connection, given, [tmp_path / "part-00000-of-00001.parquet"])
-        assert list(table.wrong(connection, given)) == []
+    with open_database(tmp_path / "scratch") as connection:
+        table.join_table(connection, given, [tmp_path / "part-00000-of-00001.parquet"])
+        assert list(table.table_errors(connection, given)) == []
         found = connection.execute("SELECT doc_id, ppl FROM joined ORDER BY row").fetchall()
     assert found == [(doc_id, row / 2) for row, doc_id in enumerate(wanted)]
 
@@ -365,7 +367,7 @@ def test_every_file_of_a_table_is_looked_at(corpus: Corpus, tmp_path: Path) -> N
         given["education"] = whole.astype(int) if number == 0 else given["education"]
         pq.write_table(pa.table(given), tmp_path / f"theirs/{number}.parquet")
     table.check_table(config)
-    table.run(config, directory)
+    table.import_scores(config, directory)
     parts = list_parts(directory.scores, ".parquet")
     found = {row["doc_id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
     columns["education"][chosen[0]] = np.rint(columns["education"][chosen[0]])
@@ -401,8 +403,8 @@ def test_a_fault_of_the_storage_is_no_fault_of_the_table(
 
     monkeypatch.setattr(table, "id_in_sql", fails)
     with pytest.raises(UserError, match="the storage or the network failed"):
-        table.run(config, directory)
-    monkeypatch.setattr(table, "parquet", fails)
+        table.import_scores(config, directory)
+    monkeypatch.setattr(table, "parquet_table", fails)
     with pytest.raises(UserError, match="the storage or the network failed"):
         table.check_table(config)
 
@@ -410,6 +412,6 @@ def test_a_fault_of_the_storage_is_no_fault_of_the_table(
 def test_a_column_of_one_value_is_refused(corpus: Corpus, tmp_path: Path) -> None:
     config, directory = set_up(corpus, tmp_path)
     give(tmp_path, numbers(corpus) | {"toxicity": np.full(900, 3)})
-    table.run(config, directory)
+    table.import_scores(config, directory)
     with pytest.raises(UserError, match=r"toxicity has one value for all .*scoring.table"):
-        place_documents(config.partition, config.scoring, directory)
+        write_assignment(config.partition, config.scoring, directory)

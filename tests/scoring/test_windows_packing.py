@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frame_jax.scoring.packing import (
-    batches,
     best_fit_decreasing,
     make_batch,
-    pack,
+    make_batches,
+    pack_windows,
     row_tokens,
     window_sums,
 )
@@ -31,11 +31,13 @@ def test_every_target_is_counted_once_on_overlap_tokens_of_the_document(n, conte
         start = framed.index(window.ids[0])
         assert list(window.ids) == framed[start : start + window.length + 1]
         if counted:
-            assert window.uncounted + 1 == max(overlap, 1)  # inputs before the first counted target
+            assert window.num_overlap_targets + 1 == max(
+                overlap, 1
+            )  # inputs before the first counted target
         else:
-            assert window.uncounted == 0
+            assert window.num_overlap_targets == 0
         assert window.last == (window.ids[-1] == framed[-1])
-        counted += list(window.ids[1 + window.uncounted :])
+        counted += list(window.ids[1 + window.num_overlap_targets :])
     assert counted == list(tokens)
 
 
@@ -46,7 +48,7 @@ def test_rows_hold_every_window_once_and_never_more_than_their_length(lengths, p
         for document, n in enumerate(lengths)
         for window in windows(document, np.arange(n), BOS, 60, 0)
     ]
-    rows = list(pack(given_windows, 60, pool_rows))
+    rows = list(pack_windows(given_windows, 60, pool_rows))
     assert all(0 < row_tokens(row) <= 60 for row in rows)
     assert sorted(w.document for row in rows for w in row) == list(range(len(lengths)))
 
@@ -59,7 +61,7 @@ def test_a_batch_shows_every_window_once_in_a_place_of_its_own(lengths, row_coun
         for window in windows(document, 100 * document + np.arange(n), BOS, 60, 7)
     ]
     read = []
-    for batch in batches(pack(given_windows, 60, 4), row_count, 60):
+    for batch in make_batches(pack_windows(given_windows, 60, 4), row_count, 60):
         assert batch.inputs.shape == (row_count, 60)
         for ids, *row in zip(
             batch.segment_ids, batch.inputs, batch.targets, batch.positions, strict=True
@@ -82,7 +84,7 @@ def heavy_tailed_windows(documents, context):
 
 
 def test_rows_are_at_least_97_percent_full():
-    rows = list(pack(heavy_tailed_windows(5000, 1024), 1024, 64))
+    rows = list(pack_windows(heavy_tailed_windows(5000, 1024), 1024, 64))
     assert sum(map(row_tokens, rows)) >= 0.97 * 1024 * len(rows)
 
 
@@ -96,7 +98,7 @@ def test_the_pool_is_bounded():
             yield window
 
     given_back = 0
-    for row in pack(counted(), 1024, 16):
+    for row in pack_windows(counted(), 1024, 16):
         assert taken - given_back <= 17 * 1024
         given_back += row_tokens(row)
     assert taken == given_back
@@ -106,7 +108,9 @@ def test_packing_keeps_up_with_an_accelerator():
     context = 1024
     ready = list(heavy_tailed_windows(20_000, context))
     started = time.perf_counter()
-    tokens = sum(batch.tokens for batch in batches(pack(ready, context, 256), 32, context))
+    tokens = sum(
+        batch.tokens for batch in make_batches(pack_windows(ready, context, 256), 32, context)
+    )
     rate = tokens / (time.perf_counter() - started)
     assert rate > 3e6, f"{rate:,.0f} tokens/s"
 
@@ -128,7 +132,7 @@ def test_sums_take_counted_targets_of_each_window_and_no_padding(overlap):
         for document, n in enumerate(lengths)
         for window in windows(document, np.arange(n) + 1, BOS, 10, overlap)
     ]
-    batch = make_batch(list(pack(given_windows, 10, 4)), 8, 10)
+    batch = make_batch(list(pack_windows(given_windows, 10, 4)), 8, 10)
     # Were the NLL of a target its own id, a document's sum would be 1 + 2 + ... + n.
     nll = np.stack([batch.targets, 2 * batch.targets]).astype(np.float32)
     nll[:, batch.segment_ids == 0] = np.nan

@@ -11,5 +11,5 @@ def test_the_smallest_shape_is_the_quickstart() -> None:
     shape, rows = SHAPES["quickstart"], config.partition.rows
     assert shape.decoder("float32").config == config.pretrain.model
     assert shape.vocab_size == config.tokenizer.vocab_size
-    assert shape.rows == config.pretrain.training.batch_rows
+    assert shape.rows == config.pretrain.training.batch_size
     assert shape.length == rows.sequence_length

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frame_jax.export.order.plan import Trainer, make_plan
 from frame_jax.export.order.shards import read_rows
+from frame_jax.export.order.trial_order import Trainer, make_trial_order
 from tests.export.order.test_order import BATCH, CELLS, CURRICULA, LENGTH, make_run
 
 REPOSITORY = Path(__file__).parents[2]
@@ -38,21 +38,21 @@ def test_mosaicml_streaming_yields_the_run_s_rows(tool, run, curriculum) -> None
             "MosaicML streaming is not in .venv/clients; tools/check_exports.py installs it"
         )
     good, line = tool.check("mosaicml", run[1], curriculum, ENVIRONMENTS)
-    rows = make_plan(*run, curriculum).schedule.rows
+    rows = make_trial_order(*run, curriculum).schedule.rows
     assert good and f" accepted; {rows} of {rows} rows in their place" in line
 
 
 def rows_of(tool, run, plan) -> np.ndarray:
     names = plan.schedule.cells
-    cells = [
+    quadrants = [
         tool.Cell(name, tool.list_parts(run[1].quadrants / name, ".arrayrecord"), tool.OpenFiles())
         for name in names
     ]
-    return read_rows(cells, plan, 0, plan.schedule.rows)
+    return read_rows(quadrants, plan, 0, plan.schedule.rows)
 
 
 def test_other_rows_are_seen(tool, run) -> None:
-    plan = make_plan(*run, "frame")
+    plan = make_trial_order(*run, "frame")
     trainer = Trainer(BATCH, LENGTH, "", "")
     rows = rows_of(tool, run, plan)
     whole = len(rows) // BATCH * BATCH
@@ -65,7 +65,7 @@ def test_other_rows_are_seen(tool, run) -> None:
 @pytest.mark.parametrize("curriculum", list(CURRICULA))
 def test_another_order_of_sequences_is_seen(tool, run, curriculum, monkeypatch) -> None:
     """Sequences of random tokens in the run's order and in none; a fifth is read twice."""
-    plan = make_plan(*run, curriculum)
+    plan = make_trial_order(*run, curriculum)
     steps = 200
     trainer = Trainer(plan.schedule.rows * LENGTH // (20 * steps), 20, "", "")
     rng = np.random.default_rng(0)
@@ -73,14 +73,14 @@ def test_another_order_of_sequences_is_seen(tool, run, curriculum, monkeypatch) 
     texts = rng.integers(0, 1000, (len(CELLS), needed))
     places = np.concatenate([np.append(text, -2) for text in texts])
     owners = np.repeat(np.arange(len(CELLS)), needed + 1)
-    monkeypatch.setattr(tool, "known_places", lambda run, cells: (places, owners))
+    monkeypatch.setattr(tool, "known_places", lambda run, quadrants: (places, owners))
     taken, sequences = [0] * len(CELLS), []
     stages = tool.promised(plan, trainer, True)
     for _, first, stop, shares in stages:
-        count = (stop - first) * trainer.batch_rows
-        for cell in rng.choice(len(CELLS), count, p=shares):
-            sequences.append(texts[cell, taken[cell] : taken[cell] + 20])
-            taken[cell] += 20
+        count = (stop - first) * trainer.batch_size
+        for quadrant in rng.choice(len(CELLS), count, p=shares):
+            sequences.append(texts[quadrant, taken[quadrant] : taken[quadrant] + 20])
+            taken[quadrant] += 20
     found = np.stack(sequences)
     good, text = tool.compare_tokens(found, run[1], plan, trainer, True)
     assert good and " 0.00% read twice" in text, text

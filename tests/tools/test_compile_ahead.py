@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from frame_jax.config.file import load
-from frame_jax.config.models import Kind, ModelConfig
+from frame_jax.config.models import LayerSpec, ModelConfig
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 
@@ -48,15 +48,15 @@ def test_the_seconds_of_a_step_come_from_two_and_four_layers_of_each_kind(
 ) -> None:
     """Prices by kind, a chunk of a Mamba-2 layer and a piece of the loss each counted once."""
     config = load(ROOT / "configs" / "frame_hybrid.yaml")
-    mamba2, attention = Kind("mamba2", "dense"), Kind("attention", "dense")
+    mamba2, attention = LayerSpec("mamba2", "dense"), LayerSpec("attention", "dense")
     layer, chunk, piece, rest = {mamba2: 0.003, attention: 0.005}, 0.0001, 0.02, 0.01
     seen = []
 
     def compile_step(config: Any, mesh: Any, decoder: Decoder) -> Priced:
-        assert decoder.unroll >= max(run.length for run in decoder.config.runs)
-        kinds, training = decoder.config.kinds, config.pretrain.training
+        assert decoder.unroll >= max(run.length for run in decoder.config.layer_groups)
+        kinds, training = decoder.config.layer_specs, config.pretrain.training
         seen.append(kinds)
-        rows = training.batch_rows / 256  # of 4,096 tokens
+        rows = training.batch_size / 256  # of 4,096 tokens
         seconds = rest + sum(layer[kind] for kind in kinds)
         seconds += kinds.count(mamba2) * chunk * rows + piece * training.loss_chunk / 4096
         return Priced(seconds)
@@ -75,7 +75,7 @@ def test_the_seconds_of_a_step_come_from_two_and_four_layers_of_each_kind(
 
 def test_a_model_of_one_kind_is_made_shallow_as_it_is(tool: dict[str, Any]) -> None:
     decoder = Decoder(ModelConfig(num_layers=8), 512)
-    shallow = tool["shallow"](decoder, {Kind("attention", "dense"): 4})
+    shallow = tool["shallow"](decoder, {LayerSpec("attention", "dense"): 4})
     assert shallow.config.runs[0].length == shallow.unroll == 4 and shallow.config.repeats == 1
 
 

@@ -14,13 +14,13 @@ import pytest
 
 from frame_jax.config.training import TrainingConfig
 from frame_jax.errors import UserError
-from frame_jax.evaluation.board import write_board
+from frame_jax.evaluation.tensorboard import write_tensorboard
 from frame_jax.main import main
 from frame_jax.parallel import processes
 from frame_jax.training import trackers
-from frame_jax.training.job import Job
 from frame_jax.training.metrics import MetricsLog
 from frame_jax.training.trainer import train
+from frame_jax.training.training_job import TrainingJob
 from tests.integration.small_run import write_config
 from tests.training.rows import make_job, write_rows
 
@@ -74,10 +74,10 @@ def attempt(folder: Path, first_step: int, records: list[dict], notebook: Notebo
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Notebook]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingJob, Notebook]:
     root = tmp_path_factory.mktemp("rows")
     write_rows(root)
-    training = TrainingConfig(batch_rows=16, compute_dtype="float32", milestones=2, log_every=1)
+    training = TrainingConfig(batch_size=16, compute_dtype="float32", milestones=2, log_every=1)
     notebook = Notebook()
     job = dataclasses.replace(make_job(root, training=training), make_tracker=lambda: notebook)
     train(job)
@@ -90,14 +90,14 @@ def documented_keys(section: str) -> list[str]:
     return re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
 
 
-def test_the_documented_keys_are_those_of_the_file(trained: tuple[Job, Notebook]) -> None:
+def test_the_documented_keys_are_those_of_the_file(trained: tuple[TrainingJob, Notebook]) -> None:
     documented = documented_keys("metrics.jsonl")
     lines = (trained[0].folder / "metrics.jsonl").read_text().splitlines()
     for line in lines:
         assert sorted(json.loads(line)) == sorted(documented)
 
 
-def test_tensorboard_groups_by_phase_and_stage(trained: tuple[Job, Notebook]) -> None:
+def test_tensorboard_groups_by_phase_and_stage(trained: tuple[TrainingJob, Notebook]) -> None:
     job, _ = trained  # named `test`, which is its phase
     found = points(job.folder / "tensorboard")
     records = [json.loads(line) for line in (job.folder / "metrics.jsonl").open()]
@@ -111,7 +111,7 @@ def test_tensorboard_groups_by_phase_and_stage(trained: tuple[Job, Notebook]) ->
 
 
 def test_interruptions_send_no_step_twice_and_take_back_points(
-    trained: tuple[Job, Notebook], tmp_path: Path
+    trained: tuple[TrainingJob, Notebook], tmp_path: Path
 ) -> None:
     job, notebook = trained
     steps = list(range(job.steps))
@@ -128,7 +128,7 @@ def test_interruptions_send_no_step_twice_and_take_back_points(
 
 
 def test_a_tracker_that_comes_later_is_sent_what_follows(
-    trained: tuple[Job, Notebook], tmp_path: Path
+    trained: tuple[TrainingJob, Notebook], tmp_path: Path
 ) -> None:
     records = [json.loads(line) for line in (trained[0].folder / "metrics.jsonl").open()]
     notebook = Notebook()
@@ -157,7 +157,7 @@ def test_a_tracker_that_fails_stops_nothing(tmp_path: Path, capsys: Any, method:
 
 
 def test_only_the_first_process_writes(
-    trained: tuple[Job, Notebook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: tuple[TrainingJob, Notebook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, notebook = trained
     shutil.copytree(job.folder / "checkpoints", tmp_path / "checkpoints")
@@ -168,7 +168,7 @@ def test_only_the_first_process_writes(
 
 
 def test_the_example_of_the_documentation_follows_a_run(
-    trained: tuple[Job, Notebook], monkeypatch: pytest.MonkeyPatch
+    trained: tuple[TrainingJob, Notebook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`wandb` is a stand-in here: it is no dependency."""
     (source,) = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
@@ -184,7 +184,7 @@ def test_the_example_of_the_documentation_follows_a_run(
     exec(source, module.__dict__)
     monkeypatch.setitem(sys.modules, "my_tracker", module)
     folder = trained[0].folder
-    follow = trackers.find("my_tracker:Run")
+    follow = trackers.import_function("my_tracker:Run")
     for _ in range(2):
         tracker = follow("pretrain-frame", folder, {"seed": 1})
     record = json.loads((folder / "metrics.jsonl").read_text().splitlines()[2])
@@ -211,7 +211,7 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything(
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="cannot be imported"):
-        trackers.find("json:make")
+        trackers.import_function("json:make")
 
 
 def test_the_board_of_an_evaluation_is_written_anew(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_the_board_of_an_evaluation_is_written_anew(tmp_path: Path) -> None:
         "tasks": [{"task": "piqa", "step": 6, "accuracy": 0.75}],
     }
     for _ in range(2):
-        write_board(tmp_path, measured)
+        write_tensorboard(tmp_path, measured)
     found = points(tmp_path / "tensorboard")
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
     assert found["evaluate/nll_per_token"] == {3: 6.0, 6: 3.0}

@@ -4,14 +4,14 @@ import jax.numpy as jnp
 import pytest
 
 from frame_jax.models.flops import PEAK_FLOPS, model_flops_utilisation
-from frame_jax.training.profiling import Trace
+from frame_jax.training.profiling import StepTrace
 
 
 def test_a_trace_is_written_for_the_steps_asked(tmp_path: Path) -> None:
-    trace, state = Trace(tmp_path, "1:3"), jnp.ones(4)
+    trace, state = StepTrace(tmp_path, "1:3"), jnp.ones(4)
     written = []
     for step in range(5):
-        trace.before(step, state)
+        trace.before_step(step, state)
         state = state * 2
         written.append(bool(list(tmp_path.rglob("*.xplane.pb"))))
     trace.close(state)

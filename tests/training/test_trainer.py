@@ -16,10 +16,10 @@ from frame_jax.config.training import OptimizerConfig, ReferenceModelConfig, Tra
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import make_mesh
-from frame_jax.run.arm import averaged_steps
-from frame_jax.training.job import Job, kept_steps, tail_steps
+from frame_jax.run.trial_record import averaged_steps
 from frame_jax.training.state import StateFactory
 from frame_jax.training.trainer import train
+from frame_jax.training.training_job import TrainingJob, kept_steps, tail_steps
 from tests.models.kinds import KINDS
 from tests.training.rows import LENGTH, VOCAB, make_job, write_rows
 from tests.training.test_metrics import documented_keys
@@ -31,11 +31,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def metrics(job: Job) -> list[dict]:
+def metrics(job: TrainingJob) -> list[dict]:
     return [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def final_params(job: Job) -> dict:
+def final_params(job: TrainingJob) -> dict:
     return checkpoints.load_params(job.folder / "checkpoints", job.decoder)
 
 
@@ -76,8 +76,8 @@ def test_a_run_resumed_from_any_checkpoint_ends_bit_identical(root: Path) -> Non
 def test_moments_lie_where_their_parameters_do(root: Path, use_devices, kind: str) -> None:
     """Whichever rule: Muon's state is made from axes, and has moments of the matrices alone."""
     use_devices(8)
-    optimizer = OptimizerConfig(kind=kind, average_decay=0.9)
-    training = TrainingConfig(batch_rows=8, milestones=1, optimizer=optimizer)
+    optimizer = OptimizerConfig(kind=kind, ema_decay=0.9)
+    training = TrainingConfig(batch_size=8, milestones=1, optimizer=optimizer)
     parallel = ParallelConfig(data=2, fsdp=2, tensor=2)
     job = make_job(root, folder=kind, training=training, parallel=parallel)
     factory = StateFactory(job, make_mesh(job.parallel))
@@ -97,7 +97,7 @@ def test_moments_lie_where_their_parameters_do(root: Path, use_devices, kind: st
 
 def test_muon_trains_and_goes_on(root: Path) -> None:
     optimizer = OptimizerConfig(kind="muon")
-    training = TrainingConfig(batch_rows=16, milestones=2, optimizer=optimizer)
+    training = TrainingConfig(batch_size=16, milestones=2, optimizer=optimizer)
     job = make_job(root, folder="muon", training=training)
     train(job)
     whole = metrics(job)
@@ -112,7 +112,7 @@ def test_experts_go_on_under_another_mesh(root: Path, use_devices, kind: str) ->
     """Saved under expert=4, resumed under tensor=2: the same steps, the balancing bias included."""
     use_devices(8)
     training = TrainingConfig(
-        batch_rows=16,
+        batch_size=16,
         compute_dtype="float32",
         milestones=2,
         optimizer=OptimizerConfig(kind=kind),  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ def test_a_finished_run_trains_no_further(root: Path) -> None:
 def test_the_update_norm_is_that_of_the_change_of_all_weights(root: Path, kind: str) -> None:
     """Between checkpoints that lie one step apart."""
     optimizer = OptimizerConfig(kind=kind)  # type: ignore[arg-type]
-    job = make_job(root, training=TrainingConfig(batch_rows=22, milestones=4, optimizer=optimizer))
+    job = make_job(root, training=TrainingConfig(batch_size=22, milestones=4, optimizer=optimizer))
     train(job)
     folder = job.folder / "checkpoints"
     weights = [
@@ -163,7 +163,7 @@ def test_the_update_norm_is_that_of_the_change_of_all_weights(root: Path, kind: 
 
 
 def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
-    job = make_job(root, training=TrainingConfig(batch_rows=8, milestones=2))
+    job = make_job(root, training=TrainingConfig(batch_size=8, milestones=2))
     kept = kept_steps(job.selection.schedule, job.training)
     assert kept == [0, 3, 6, 9, 11]  # 88 rows of 8: stages end at rows 22, 44, 66, 88
     train(job)
@@ -178,7 +178,7 @@ def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
 
 
 def test_the_end_of_a_run_keeps_checkpoints_for_averages(root: Path) -> None:
-    training = TrainingConfig(batch_rows=8, milestones=1, tail_checkpoints=3, tail_fraction=0.5)
+    training = TrainingConfig(batch_size=8, milestones=1, tail_checkpoints=3, tail_fraction=0.5)
     job = make_job(root, folder="tail", training=training)
     assert tail_steps(job) == [7, 9, 11]  # thirds of the last 5.5 of 11 steps
     train(job)
@@ -195,7 +195,7 @@ def test_the_end_of_a_run_keeps_checkpoints_for_averages(root: Path) -> None:
 def test_without_milestones_only_stage_ends_are_saved(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make_job(root, training=TrainingConfig(batch_rows=8, milestones=0))
+    job = make_job(root, training=TrainingConfig(batch_size=8, milestones=0))
     assert kept_steps(job.selection.schedule, job.training) == [3, 6, 9, 11]
     save, asked = checkpoints.Checkpointer.save, []
 
@@ -255,7 +255,7 @@ def test_a_run_goes_on_under_another_mesh(root: Path, use_devices) -> None:
 def test_a_batch_that_does_not_divide_is_refused(root: Path, use_devices) -> None:
     use_devices(8)
     with pytest.raises(UserError, match="multiple of slice x data x fsdp"):
-        train(make_job(root, training=TrainingConfig(batch_rows=12)))
+        train(make_job(root, training=TrainingConfig(batch_size=12)))
 
 
 def test_impossible_mesh_is_refused(root: Path) -> None:

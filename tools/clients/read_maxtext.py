@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 from maxtext.input_pipeline import grain_data_processing as pipeline
 
-out, batch_rows = sys.argv[1], int(sys.argv[2])
+out, batch_size = sys.argv[1], int(sys.argv[2])
 base = yaml.safe_load((files("maxtext") / "configs" / "base.yml").read_text("utf-8"))
 lines = Path("train.sh").read_text("utf-8").splitlines()
 launches = [
@@ -31,7 +31,7 @@ for launch in launches:
     unknown = launch.keys() - base.keys()
     assert not unknown, f"base.yml has no {unknown}"
     given = {key: yaml.safe_load(value) for key, value in launch.items()}
-    settings = SimpleNamespace(**base | given, global_batch_size_to_load=batch_rows)
+    settings = SimpleNamespace(**base | given, global_batch_size_to_load=batch_size)
     settings.expansion_factor_real_data = -1
     settings.grain_worker_count = 0
     documents = pipeline.get_datasets(

@@ -20,7 +20,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from megatron.core.datasets.utils import get_blend_from_list
 from tokenizers import Tokenizer
 
-out, batch_rows, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+out, batch_size, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 tokenizer = Tokenizer.from_file("tokenizer/tokenizer.json")
 names = json.loads(Path("tokenizer/tokenizer_config.json").read_text("utf-8"))
 eos = tokenizer.token_to_id(names["eos_token"])
@@ -38,7 +38,7 @@ def value(words: list[str], name: str) -> str:
 
 blends = [value(words, "--data-args-path") for words in options]
 transitions = value(options[0], "--phase-transition-iterations").split(",")
-steps = int(value(options[0], "--train-samples")) // batch_rows
+steps = int(value(options[0], "--train-samples")) // batch_size
 edges = [0, *(int(step) for step in transitions if step), steps]
 assert len(edges) == len(blends) + 1
 
@@ -68,7 +68,7 @@ with tempfile.TemporaryDirectory() as cache:
             reset_attention_mask=False,
             eod_mask_loss=False,
         )
-        sizes = [(stop - first) * batch_rows, 0, 0]
+        sizes = [(stop - first) * batch_size, 0, 0]
         data, *_ = BlendedMegatronDatasetBuilder(GPTDataset, sizes, lambda: True, config).build()
         found += [data[index]["tokens"].numpy() for index in range(sizes[0])]
 np.save(out, np.stack(found))

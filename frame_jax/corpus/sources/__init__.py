@@ -8,13 +8,13 @@ from typing import Protocol
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record
 from frame_jax.corpus.sources import arrow, jsonl, parquet, python_library, text, tfds
-from frame_jax.corpus.sources.inputs import Input, Stripe
+from frame_jax.corpus.sources.inputs import Input, RecordSlice
 
 
 class Source(Protocol):
     """What a module in this package offers."""
 
-    def inputs(self, config: SourceConfig) -> list[Input]:
+    def list_inputs(self, config: SourceConfig) -> list[Input]:
         """What can be read, always in the same order. Looks at names and sizes, not at contents.
 
         Raises:
@@ -22,7 +22,9 @@ class Source(Protocol):
         """
         ...
 
-    def read(self, config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
+    def read_records(
+        self, config: SourceConfig, item: Input, record_slice: RecordSlice
+    ) -> Iterator[Record]:
         """The records of one stripe of an input, in order.
 
         The stripes of an input share out its records: each is in exactly one of them.

@@ -10,27 +10,27 @@ import pyarrow.compute as pc
 
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.documents import Record, from_fields
-from frame_jax.corpus.sources.columns import paths_to_read, rows
+from frame_jax.corpus.documents import Record, document_from_fields
+from frame_jax.corpus.sources.columns import paths_to_read, rows_of_batch
 from frame_jax.corpus.sources.inputs import (
     Input,
-    Stripe,
+    RecordSlice,
     file_inputs,
     record_id,
     source_name,
-    unreadable,
+    unreadable_input_error,
 )
 
 FILE_MAGIC = b"ARROW1"  # of a file with a footer; `datasets` writes streams, which have none
 BATCH_ROWS = 256
 
 
-def inputs(config: SourceConfig) -> list[Input]:
+def list_inputs(config: SourceConfig) -> list[Input]:
     """One input a file."""
     return file_inputs(config, (".arrow", ".feather"), lambda name: 1)
 
 
-def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
+def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
     """Documents and rejections of a stripe's rows.
 
     Raises:
@@ -42,23 +42,25 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
         with files.open_binary(item.path) as stream:
             number = 0
             for batch in _batches(stream):
-                paths, size = paths_to_read(config, item.place, batch.schema), len(batch)
-                taken = range((stripe.index - number) % stripe.count, size, stripe.count)
+                paths, size = paths_to_read(config, item.display_path, batch.schema), len(batch)
+                taken = range(
+                    (record_slice.index - number) % record_slice.count, size, record_slice.count
+                )
                 if len(taken) < size:
                     batch = batch.take(pa.array(taken, pa.int64()))
-                for index, fields in zip(taken, rows(batch, paths), strict=True):
+                for index, fields in zip(taken, rows_of_batch(batch, paths), strict=True):
                     line = number + index + 1
-                    yield from_fields(
+                    yield document_from_fields(
                         fields,
                         config,
                         default_id=record_id(config, item, line),
                         default_source=source,
-                        file=item.place,
+                        file=item.display_path,
                         line=line,
                     )
                 number += size
     except (pa.ArrowException, OSError) as error:
-        raise unreadable(item, error, "not a readable Arrow file") from error
+        raise unreadable_input_error(item, error, "not a readable Arrow file") from error
 
 
 def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.fields import FIELDS, asked
+from frame_jax.corpus.fields import FIELDS, is_named_by_config
 from frame_jax.errors import UserError
 
 
@@ -34,7 +34,7 @@ class ColumnPath:
         return ".".join((self.column, *self.inside))
 
 
-def paths_to_read(config: SourceConfig, place: str, schema: pa.Schema) -> dict[str, ColumnPath]:
+def paths_to_read(config: SourceConfig, file: str, schema: pa.Schema) -> dict[str, ColumnPath]:
     """The names of fields that the config has and the table too, and where they are.
 
     Raises:
@@ -48,15 +48,15 @@ def paths_to_read(config: SourceConfig, place: str, schema: pa.Schema) -> dict[s
         path = _path(schema, name)
         if path is not None:
             found[name] = path
-        elif setting == "text_field" or asked(config, setting):
+        elif setting == "text_field" or is_named_by_config(config, setting):
             raise UserError(
-                f"{place}: no column {name!r} (corpus.sources: {setting}); its columns are "
+                f"{file}: no column {name!r} (corpus.sources: {setting}); its columns are "
                 f"{', '.join(_names(schema))}: set {setting} to one of them"
             )
     return found
 
 
-def rows(batch: pa.RecordBatch, paths: dict[str, ColumnPath]) -> Iterator[dict[str, Any]]:
+def rows_of_batch(batch: pa.RecordBatch, paths: dict[str, ColumnPath]) -> Iterator[dict[str, Any]]:
     """Rows as field to value. Text comes as bytes, because Parquet and Arrow promise UTF-8 but do
     not check it. A field that lies in a map or a JSON text stands under its column's name."""
     columns = {}

@@ -15,7 +15,7 @@ class ParseError(ValueError):
     """Not Python that this interpreter reads."""
 
 
-def separate(source: bytes, module: str) -> tuple[str, str]:
+def separate_docstrings(source: bytes, module: str) -> tuple[str, str]:
     """The code without docstrings, and the docstrings, each under the name of what it describes.
 
     The two share no text. The code still parses: a docstring that is all a function does becomes
@@ -35,15 +35,15 @@ def separate(source: bytes, module: str) -> tuple[str, str]:
         raise ParseError(str(error)) from error
     lines = [line.encode("utf-8") for line in text.split("\n")]
     name = module.removesuffix("/__init__").replace("/", ".")
-    sections, places = [], []
+    sections, statements = [], []
     for qualified, node in _documented(tree, name):
         docstring = ast.get_docstring(node)
         if docstring is not None:
             sections.append(f"{qualified}\n\n{docstring.strip()}\n")
-            places.append((node.body[0], len(node.body) == 1 and node is not tree))
+            statements.append((node.body[0], len(node.body) == 1 and node is not tree))
     # From the end, so that earlier positions stay right.
-    for statement, alone in reversed(places):
-        _cut(lines, statement, alone)
+    for statement, alone in reversed(statements):
+        _remove_docstring(lines, statement, alone)
     has_code = len(tree.body) > (ast.get_docstring(tree) is not None)
     code = b"\n".join(lines).decode("utf-8") if has_code else ""
     prose = "\n\n".join(sections)
@@ -74,7 +74,7 @@ def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, Documented]]:
             yield from _documented(child, name)
 
 
-def _cut(lines: list[bytes], statement: ast.stmt, alone: bool) -> None:
+def _remove_docstring(lines: list[bytes], statement: ast.stmt, alone: bool) -> None:
     """Takes a docstring out of `lines` in place. Columns count UTF-8 bytes, lines from 1."""
     assert statement.end_lineno is not None and statement.end_col_offset is not None
     first, last = statement.lineno - 1, statement.end_lineno - 1

@@ -14,8 +14,8 @@ from frame_jax.errors import UserError
 from frame_jax.files import is_remote
 
 # What programs that write tables put beside the data: logs, copies not yet committed, caches.
-ASIDE_FOLDERS = {"_delta_log", "_temporary", "_change_data", "_spark_metadata", "__MACOSX"}
-ASIDE_FILES = re.compile(r"dataset_infos?\.json|dataset_dict\.json|cache-[0-9a-f]{16}\w*\.arrow")
+IGNORED_FOLDERS = {"_delta_log", "_temporary", "_change_data", "_spark_metadata", "__MACOSX"}
+IGNORED_FILES = re.compile(r"dataset_infos?\.json|dataset_dict\.json|cache-[0-9a-f]{16}\w*\.arrow")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Input:
         version: Another text whenever the input holds something else, as far as names and sizes
             tell.
         members: The files it is made of, where it is several.
-        aside: It is no data but something that lies beside them: it has no records.
+        ignored: It is no data but something that lies beside them: it has no records.
     """
 
     path: str
@@ -37,22 +37,22 @@ class Input:
     size: int
     version: str
     members: tuple[File, ...] = ()
-    aside: bool = False
+    ignored: bool = False
 
     @property
-    def place(self) -> str:
+    def display_path(self) -> str:
         """`path` as text, for messages and tables: bytes that are not UTF-8 are spelled out."""
-        return spelled(self.path)
+        return escape_name(self.path)
 
 
 @dataclass(frozen=True)
-class Stripe:
+class RecordSlice:
     """Records `index`, `index + count`, `index + 2 count`, ... of an input, from 0."""
 
     index: int = 0
     count: int = 1
 
-    def takes(self, record: int) -> bool:
+    def contains(self, record: int) -> bool:
         return record % self.count == self.index
 
 
@@ -92,13 +92,13 @@ def file_inputs(
     files, single = find_files(config, suffixes)
     items = []
     for file in files:
-        name = spelled(file.name)
+        name = escape_name(file.name)
         size, version = file.size * ratio(name), f"{name} {file.size}"
-        items.append(Input(file.path, name, size, version, aside=not single and is_aside(name)))
+        items.append(Input(file.path, name, size, version, ignored=not single and is_ignored(name)))
     return items
 
 
-def spelled(name: str) -> str:
+def escape_name(name: str) -> str:
     r"""The name of a file as text; bytes that are not UTF-8 become `\xe9`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
@@ -114,19 +114,23 @@ def record_id(config: SourceConfig, item: Input, number: int) -> str:
     return f"{config.name}/{item.name}:{number}" if config.name else f"{item.name}:{number}"
 
 
-def unreadable(item: Input, error: BaseException, what: str = "cannot be read") -> UserError:
+def unreadable_input_error(
+    item: Input, error: BaseException, what: str = "cannot be read"
+) -> UserError:
     """What to say of an input that is damaged, or that its disk or mount does not give."""
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(
-            f"{item.place}: cannot be read now ({error.strerror or error}): the disk, the mount or "
+            f"{item.display_path}: cannot be read now ({error.strerror or error}): the disk, the mount or "
             "the right to read it fails, which says nothing of the file; mend that and run the "
             "same command again"
         )
-    return UserError(f"{item.place}: {what} ({error}): replace it, or leave it out of `path`")
+    return UserError(
+        f"{item.display_path}: {what} ({error}): replace it, or leave it out of `path`"
+    )
 
 
-def is_aside(name: str) -> bool:
+def is_ignored(name: str) -> bool:
     """Whether a file in a folder is no data but what a program keeps beside them, by its name
     there."""
     *folders, file = name.split("/")
-    return bool(ASIDE_FOLDERS & set(folders) or ASIDE_FILES.fullmatch(file))
+    return bool(IGNORED_FOLDERS & set(folders) or IGNORED_FILES.fullmatch(file))

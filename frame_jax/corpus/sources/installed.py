@@ -13,7 +13,7 @@ from pathlib import Path
 
 PROJECT = "frame-jax"
 # Dependencies that came later: the corpus stays what it was without them.
-LATER = {"zstandard"}
+LATER_DEPENDENCIES = {"zstandard"}
 # Longer files are few, and one of them would be a sizeable share of a small held-out split.
 MAX_FILE_BYTES = 40_000
 
@@ -28,7 +28,7 @@ BOILERPLATE = re.compile(r"licen[cs]e|copying|notice|cmakelists|requirements", r
 
 
 @dataclass(frozen=True)
-class Text:
+class InstalledText:
     """One installed text.
 
     Attributes:
@@ -44,14 +44,14 @@ class Text:
     path: Path | None
     content: bytes = field(default=b"", repr=False)
 
-    def read(self) -> bytes:
+    def read_text(self) -> bytes:
         return self.path.read_bytes() if self.path else self.content
 
 
 @functools.cache
-def texts() -> tuple[Text, ...]:
+def installed_texts() -> tuple[InstalledText, ...]:
     """Every text, sorted by name; sizes and names only, but for the small ones without a file."""
-    found: dict[str, Text] = {}
+    found: dict[str, InstalledText] = {}
     groups = [_standard_library(), _topics()]
     for name, distribution in distributions():
         if name != PROJECT:  # its sources change while it is worked on
@@ -81,7 +81,7 @@ def distributions() -> tuple[tuple[str, importlib.metadata.Distribution], ...]:
     pending = [PROJECT]
     while pending:
         name = pending.pop()
-        if name in present and name not in needed | LATER:
+        if name in present and name not in needed | LATER_DEPENDENCIES:
             needed.add(name)
             pending += _requirements(present[name])
     return tuple((name, present[name]) for name in sorted(needed))
@@ -99,7 +99,7 @@ def _normalised(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _standard_library() -> Iterator[Text]:
+def _standard_library() -> Iterator[InstalledText]:
     root = Path(sysconfig.get_path("stdlib"))
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
@@ -107,32 +107,36 @@ def _standard_library() -> Iterator[Text]:
             path = Path(folder, name)
             relative = path.relative_to(root)
             if relative.suffix == ".py" and _is_wanted(relative):
-                yield Text(f"stdlib/{relative.as_posix()}", path.stat().st_size, True, path)
+                yield InstalledText(
+                    f"stdlib/{relative.as_posix()}", path.stat().st_size, True, path
+                )
 
 
-def _files(distribution: importlib.metadata.Distribution) -> Iterator[Text]:
+def _files(distribution: importlib.metadata.Distribution) -> Iterator[InstalledText]:
     for file in distribution.files or []:
         relative = Path(file)
         if relative.suffix in (".py", ".md", ".rst", ".txt") and _is_wanted(relative):
             path = Path(str(file.locate()))
             if path.is_file():
                 size = path.stat().st_size
-                yield Text(relative.as_posix(), size, relative.suffix == ".py", path)
+                yield InstalledText(relative.as_posix(), size, relative.suffix == ".py", path)
 
 
-def _description(name: str, distribution: importlib.metadata.Distribution) -> Iterator[Text]:
+def _description(
+    name: str, distribution: importlib.metadata.Distribution
+) -> Iterator[InstalledText]:
     content = (distribution.metadata["Description"] or "").encode("utf-8", "replace")
-    yield Text(f"{name}/DESCRIPTION", len(content), False, None, content)
+    yield InstalledText(f"{name}/DESCRIPTION", len(content), False, None, content)
 
 
-def _topics() -> Iterator[Text]:
+def _topics() -> Iterator[InstalledText]:
     try:
         from pydoc_data.topics import topics
     except ImportError:  # some systems package it apart
         return
     for name, topic in topics.items():
         content = topic.encode("utf-8")
-        yield Text(f"pydoc/{name}", len(content), False, None, content)
+        yield InstalledText(f"pydoc/{name}", len(content), False, None, content)
 
 
 def _is_wanted(relative: Path) -> bool:

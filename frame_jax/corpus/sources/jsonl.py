@@ -9,33 +9,40 @@ from typing import Any
 
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.documents import Record, Rejection, from_fields
-from frame_jax.corpus.fields import RecordError, decode
+from frame_jax.corpus.documents import Record, Rejection, document_from_fields
+from frame_jax.corpus.fields import RecordError, decode_utf8
+from frame_jax.corpus.sources.compressed import (
+    BYTE_ORDER_MARK,
+    HEAD_BYTES,
+    DecompressedStream,
+    refuse_other_format,
+)
 from frame_jax.corpus.sources.inputs import (
     Input,
-    Stripe,
+    RecordSlice,
     file_inputs,
     record_id,
     source_name,
-    unreadable,
+    unreadable_input_error,
 )
-from frame_jax.corpus.sources.packed import BYTE_ORDER_MARK, HEAD_BYTES, Unpacked, refuse_other
 
-PLAIN = (".jsonl", ".ndjson", ".json")
-PACKED = (".gz", ".zst", ".zstd", ".bz2", ".xz")
-PACKED_RATIO = 4  # of text, roughly; only shares out work
+PLAIN_SUFFIXES = (".jsonl", ".ndjson", ".json")
+COMPRESSED_SUFFIXES = (".gz", ".zst", ".zstd", ".bz2", ".xz")
+COMPRESSION_RATIO = 4  # of text, roughly; only shares out work
 READ_BYTES = 1 << 20
 
 
-def inputs(config: SourceConfig) -> list[Input]:
+def list_inputs(config: SourceConfig) -> list[Input]:
     """One input a file."""
-    suffixes = [plain + packed for plain in PLAIN for packed in ("", *PACKED)]
+    suffixes = [plain + packed for plain in PLAIN_SUFFIXES for packed in ("", *COMPRESSED_SUFFIXES)]
     return file_inputs(
-        config, suffixes, lambda name: PACKED_RATIO if name.lower().endswith(PACKED) else 1
+        config,
+        suffixes,
+        lambda name: COMPRESSION_RATIO if name.lower().endswith(COMPRESSED_SUFFIXES) else 1,
     )
 
 
-def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
+def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
     """Documents and rejections of a stripe's lines. Blank lines are no records.
 
     Raises:
@@ -43,21 +50,21 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
     """
     source = source_name(config, item)
     for number, line in enumerate(_lines(item)):
-        if not stripe.takes(number) or line.isspace():
+        if not record_slice.contains(number) or line.isspace():
             continue
         if number == 0:
             line = line.removeprefix(BYTE_ORDER_MARK)
         try:
             fields = _parse(line)
         except RecordError as error:
-            yield Rejection(item.place, number + 1, str(error))
+            yield Rejection(item.display_path, number + 1, str(error))
             continue
-        yield from_fields(
+        yield document_from_fields(
             fields,
             config,
             default_id=record_id(config, item, number + 1),
             default_source=source,
-            file=item.place,
+            file=item.display_path,
             line=number + 1,
         )
 
@@ -66,17 +73,17 @@ def _lines(item: Input) -> Iterator[bytes]:
     try:
         with (
             files.open_binary(item.path) as file,
-            io.BufferedReader(Unpacked(file), READ_BYTES) as stream,
+            io.BufferedReader(DecompressedStream(file), READ_BYTES) as stream,
         ):
-            refuse_other(item.place, stream.peek(HEAD_BYTES))
+            refuse_other_format(item.display_path, stream.peek(HEAD_BYTES))
             yield from stream
     except OSError as error:
-        raise unreadable(item, error) from error
+        raise unreadable_input_error(item, error) from error
 
 
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(decode(line))
+        value = json.loads(decode_utf8(line))
     except json.JSONDecodeError as error:
         raise RecordError(f"broken JSON: {error.msg} at character {error.pos}") from error
     except (ValueError, RecursionError) as error:  # numbers too long, lists nested too deep

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frame_jax import files
-from frame_jax.config.paths import settled, user_path
+from frame_jax.config.paths import user_path, without_home
 from frame_jax.errors import UserError
 
-LOST = "lost+found"
+LOST_AND_FOUND = "lost+found"
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
     """
     if files.is_remote(path):
         return _remote(path, endings)
-    place = user_path(path)
-    if place.is_file():
-        return [File(str(place), place.name, place.stat().st_size)], True
-    if place.is_dir():
-        base, found = place, _matches(place, ("**",))
+    local = user_path(path)
+    if local.is_file():
+        return [File(str(local), local.name, local.stat().st_size)], True
+    if local.is_dir():
+        base, found = local, _matches(local, ("**",))
     else:
-        plain = itertools.takewhile(lambda part: not glob.has_magic(part), place.parts)
+        plain = itertools.takewhile(lambda part: not glob.has_magic(part), local.parts)
         base = Path(*plain)
-        rest = place.parts[len(base.parts) :]
+        rest = local.parts[len(base.parts) :]
         found, endings = _matches(base, rest) if rest and base.is_dir() else iter(()), ("",)
     listed = [
         (file.relative_to(base), file, linked)
@@ -63,12 +63,13 @@ def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
     ]
     visible = sorted(item for item in listed if not _hidden(item[0].parts))
     return [
-        File(str(settled(file)), name.as_posix(), _size(file)) for name, file in _each_once(visible)
+        File(str(without_home(file)), name.as_posix(), _size(file))
+        for name, file in _without_duplicates(visible)
     ], False
 
 
 def _remote(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
-    found = files.find(path)
+    found = files.find_remote_files(path)
     single = len(found) == 1 and found[0].name == path.rpartition("/")[2]
     if single or files.is_pattern(path):
         endings = ("",)
@@ -95,7 +96,7 @@ def _matches(
             if not entry.is_dir():
                 if not rest:
                     yield Path(folder, entry.name), linked
-            elif entry.name.startswith(".") or entry.name == LOST:
+            elif entry.name.startswith(".") or entry.name == LOST_AND_FOUND:
                 continue  # hidden, or of the file system: perhaps not even readable
             elif not entry.is_symlink() or os.path.realpath(entry) not in above:
                 inner = Path(folder, entry.name)
@@ -125,7 +126,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         ) from error
 
 
-def _each_once(found: list[tuple[Path, Path, bool]]) -> Iterator[tuple[Path, Path]]:
+def _without_duplicates(found: list[tuple[Path, Path, bool]]) -> Iterator[tuple[Path, Path]]:
     """(name, file) pairs; what a link to a folder leads to is left out where it is there anyway."""
     seen = set()
     if any(linked for _, _, linked in found):

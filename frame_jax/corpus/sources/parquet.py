@@ -10,27 +10,27 @@ import pyarrow.parquet as pq
 
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.documents import Record, from_fields
-from frame_jax.corpus.sources.columns import paths_to_read, rows
+from frame_jax.corpus.documents import Record, document_from_fields
+from frame_jax.corpus.sources.columns import paths_to_read, rows_of_batch
 from frame_jax.corpus.sources.inputs import (
     Input,
-    Stripe,
+    RecordSlice,
     file_inputs,
     record_id,
     source_name,
-    unreadable,
+    unreadable_input_error,
 )
 
 BATCH_ROWS = 256
 RATIO = 2  # bytes of text for a byte of a file, roughly
 
 
-def inputs(config: SourceConfig) -> list[Input]:
+def list_inputs(config: SourceConfig) -> list[Input]:
     """One input a file."""
     return file_inputs(config, (".parquet",), lambda name: RATIO)
 
 
-def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
+def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
     """Documents and rejections of a stripe's rows.
 
     With at least as many row groups as stripes, a stripe is every k-th row group, so that nothing
@@ -43,32 +43,32 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
     source = source_name(config, item)
     try:
         with files.open_binary(item.path) as stream, _open(stream) as file:
-            paths = paths_to_read(config, item.place, file.schema_arrow)
+            paths = paths_to_read(config, item.display_path, file.schema_arrow)
             for number, batch in _batches(
-                file, sorted({path.name for path in paths.values()}), stripe
+                file, sorted({path.name for path in paths.values()}), record_slice
             ):
-                for line, fields in enumerate(rows(batch, paths), number):
-                    if file.num_row_groups >= stripe.count or stripe.takes(line - 1):
-                        yield from_fields(
+                for line, fields in enumerate(rows_of_batch(batch, paths), number):
+                    if file.num_row_groups >= record_slice.count or record_slice.contains(line - 1):
+                        yield document_from_fields(
                             fields,
                             config,
                             default_id=record_id(config, item, line),
                             default_source=source,
-                            file=item.place,
+                            file=item.display_path,
                             line=line,
                         )
     except (pa.ArrowException, OSError) as error:
-        raise unreadable(item, error, "not a readable Parquet file") from error
+        raise unreadable_input_error(item, error, "not a readable Parquet file") from error
 
 
 def _batches(
-    file: pq.ParquetFile, columns: list[str], stripe: Stripe
+    file: pq.ParquetFile, columns: list[str], record_slice: RecordSlice
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """(number of its first row, from 1; batch) of the row groups in which a stripe has rows."""
-    by_group = file.num_row_groups >= stripe.count
+    by_group = file.num_row_groups >= record_slice.count
     number = 1
     for group in range(file.num_row_groups):
-        if by_group and not stripe.takes(group):
+        if by_group and not record_slice.contains(group):
             number += file.metadata.row_group(group).num_rows
             continue
         for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):

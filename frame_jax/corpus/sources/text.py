@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.documents import Record, Rejection, from_fields
-from frame_jax.corpus.sources.inputs import Input, Stripe, find_files, unreadable
+from frame_jax.corpus.documents import Record, Rejection, document_from_fields
+from frame_jax.corpus.sources.compressed import DecompressedStream
+from frame_jax.corpus.sources.inputs import Input, RecordSlice, find_files, unreadable_input_error
 from frame_jax.corpus.sources.listing import File
-from frame_jax.corpus.sources.packed import Unpacked
 
 
-def inputs(config: SourceConfig) -> list[Input]:
+def list_inputs(config: SourceConfig) -> list[Input]:
     """One input for the whole folder: its records are its files, sorted by path."""
     found, _ = find_files(config, ("",))
     digest, total = hashlib.blake2b(digest_size=16), 0
@@ -26,14 +26,14 @@ def inputs(config: SourceConfig) -> list[Input]:
     return [Input(base, base.rpartition("/")[2], total, digest.hexdigest(), tuple(found))]
 
 
-def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
+def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
     """Documents and rejections of a stripe's files. The id is the path inside the folder."""
     found, _ = find_files(config, ("",))
     no_fields = dataclasses.replace(
         config, id_field=None, source_field=None, domain_field=None, language_field=None
     )
     for number, file in enumerate(found):
-        if not stripe.takes(number):
+        if not record_slice.contains(number):
             continue
         data = _content(file)
         try:
@@ -45,7 +45,7 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
             line = data.count(b"\n", 0, error.start) + 1
             yield Rejection(file.path, line, f"not UTF-8: byte 0x{data[error.start]:02x}")
         else:
-            yield from_fields(
+            yield document_from_fields(
                 {config.text_field: text},
                 no_fields,
                 default_id=f"{config.name}/{file.name}" if config.name else file.name,
@@ -57,7 +57,10 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
 
 def _content(file: File) -> bytes:
     try:
-        with files.open_binary(file.path) as stream, io.BufferedReader(Unpacked(stream)) as plain:
+        with (
+            files.open_binary(file.path) as stream,
+            io.BufferedReader(DecompressedStream(stream)) as plain,
+        ):
             return plain.read()
     except OSError as error:
-        raise unreadable(Input(file.path, file.name, file.size, ""), error) from error
+        raise unreadable_input_error(Input(file.path, file.name, file.size, ""), error) from error

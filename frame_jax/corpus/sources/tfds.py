@@ -11,15 +11,15 @@ from typing import Any
 
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.config.paths import user_path
-from frame_jax.corpus.documents import Record, from_fields
-from frame_jax.corpus.sources.inputs import Input, Stripe
+from frame_jax.corpus.documents import Record, document_from_fields
+from frame_jax.corpus.sources.inputs import Input, RecordSlice
 from frame_jax.errors import UserError
 from frame_jax.files import is_remote
 
 BATCH_RECORDS = 64
 
 
-def inputs(config: SourceConfig) -> list[Input]:
+def list_inputs(config: SourceConfig) -> list[Input]:
     """One input: the split."""
     data, info = _open(config)
     size = info.splits[config.split].num_bytes
@@ -27,7 +27,7 @@ def inputs(config: SourceConfig) -> list[Input]:
     return [Input(name, name, size, f"{name} {len(data)} {size}")]
 
 
-def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
+def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
     """Documents and rejections of a stripe's examples.
 
     Raises:
@@ -40,11 +40,11 @@ def read(config: SourceConfig, item: Input, stripe: Stripe) -> Iterator[Record]:
             f"{item.path}: no feature {config.text_field!r} (corpus.sources: text_field); its "
             f"features are {', '.join(names)}: set text_field to one of them"
         )
-    indices = range(stripe.index, len(data), stripe.count)
+    indices = range(record_slice.index, len(data), record_slice.count)
     for start in range(0, len(indices), BATCH_RECORDS):
         batch = indices[start : start + BATCH_RECORDS]
         for index, fields in zip(batch, data.__getitems__(list(batch)), strict=True):
-            yield from_fields(
+            yield document_from_fields(
                 {name: _plain(value) for name, value in fields.items()},
                 config,
                 default_id=f"{item.name}:{index + 1}",

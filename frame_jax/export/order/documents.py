@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
-from frame_jax.export.order.plan import Plan
-from frame_jax.quadrants.packing import Pieces, best_fit, concat
-from frame_jax.quadrants.rows import listed, training_documents
+from frame_jax.export.order.trial_order import TrialOrder
+from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
+from frame_jax.quadrants.rows import list_documents, training_conditions
 from frame_jax.run.directory import RunDirectory, read_json
-from frame_jax.sql import database, parquet, write_parquet
+from frame_jax.sql import open_database, parquet_table, write_parquet
 
 ROWS_AT_ONCE = 1 << 20
 
@@ -53,28 +53,30 @@ documents, not their order: let the stages be those of `stage`, not counts of to
 """
 
 
-def write_documents(config: RunConfig, directory: RunDirectory, plan: Plan, folder: Path) -> None:
+def write_documents(
+    config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, folder: Path
+) -> None:
     """Writes order.parquet and NOTES.md to `folder`; memory does not grow with the corpus."""
-    with database(folder) as connection:
+    with open_database(folder) as connection:
         scratch = folder / ".rows"
         scratch.mkdir()
-        write_first_rows(config, directory, plan.schedule.cells, scratch)
-        write_places(plan, config.pretrain.training.batch_rows, scratch)
+        write_first_rows(config, directory, trial_order.schedule.quadrants, scratch)
+        write_row_positions(trial_order, config.pretrain.training.batch_size, scratch)
         connection.execute("SET preserve_insertion_order = true")
         order = f"""
             SELECT row_number() OVER (ORDER BY places.place, first_rows.number) - 1 AS rank,
                 doc_id, quadrant, stage, weight, step, tokens, source, domain, language, ppl,
                 pd, part, row
-            FROM {parquet(*sorted(scratch.glob("documents-*.parquet")))} first_rows
-            JOIN {parquet(*sorted(scratch.glob("places-*.parquet")))} places USING (cell, cell_row)
-            JOIN {parquet(directory.assignment)} USING (part, row)
+            FROM {parquet_table(*sorted(scratch.glob("documents-*.parquet")))} first_rows
+            JOIN {parquet_table(*sorted(scratch.glob("places-*.parquet")))} places USING (cell, quadrant_row)
+            JOIN {parquet_table(directory.assignment)} USING (part, row)
             ORDER BY rank
             """
         connection.execute(write_parquet(order, folder / "order.parquet", "zstd"))
         notes = NOTES.format(
-            curriculum=plan.curriculum,
-            quadrants=cut_table(connection, plan, scratch),
-            stages=stage_table(connection, plan, folder / "order.parquet", scratch),
+            curriculum=trial_order.trial,
+            quadrants=cut_documents_table(connection, trial_order, scratch),
+            stages=stage_table(connection, trial_order, folder / "order.parquet", scratch),
         )
     for path in scratch.iterdir():
         path.unlink()
@@ -82,66 +84,70 @@ def write_documents(config: RunConfig, directory: RunDirectory, plan: Plan, fold
     (folder / "NOTES.md").write_text(notes, "utf-8")
 
 
-def cut_table(connection: duckdb.DuckDBPyConnection, plan: Plan, scratch: Path) -> str:
+def cut_documents_table(
+    connection: duckdb.DuckDBPyConnection, trial_order: TrialOrder, scratch: Path
+) -> str:
     """Text tokens of each quadrant, and those that are not in their document's first row."""
-    rows = parquet(*sorted(scratch.glob("rows-*.parquet")))
+    rows = parquet_table(*sorted(scratch.glob("rows-*.parquet")))
     found = connection.execute(
         f"SELECT cell, sum(tokens), sum(cut) FROM {rows} GROUP BY cell ORDER BY cell"
     ).fetchall()
     return "\n".join(
-        f"| {plan.schedule.cells[cell]} | {tokens:,} | {cut:,} ({cut / max(tokens, 1):.1%}) |"
-        for cell, tokens, cut in found
+        f"| {trial_order.schedule.quadrants[quadrant]} | {tokens:,} | {cut:,} ({cut / max(tokens, 1):.1%}) |"
+        for quadrant, tokens, cut in found
     )
 
 
 def stage_table(
-    connection: duckdb.DuckDBPyConnection, plan: Plan, order: Path, scratch: Path
+    connection: duckdb.DuckDBPyConnection, trial_order: TrialOrder, order: Path, scratch: Path
 ) -> str:
     """Text tokens of each stage, as rows read them and as whole documents do."""
-    rows = parquet(*sorted(scratch.glob("rows-*.parquet")))
-    places = parquet(*sorted(scratch.glob("places-*.parquet")))
+    rows = parquet_table(*sorted(scratch.glob("rows-*.parquet")))
+    positions = parquet_table(*sorted(scratch.glob("places-*.parquet")))
     by_rows = dict(
         connection.execute(
-            f"SELECT stage, sum(tokens) FROM {rows} JOIN {places} USING (cell, cell_row) GROUP BY 1"
+            f"SELECT stage, sum(tokens) FROM {rows} JOIN {positions} USING (cell, quadrant_row) GROUP BY 1"
         ).fetchall()
     )
     by_documents = dict(
-        connection.execute(f"SELECT stage, sum(tokens) FROM {parquet(order)} GROUP BY 1").fetchall()
+        connection.execute(
+            f"SELECT stage, sum(tokens) FROM {parquet_table(order)} GROUP BY 1"
+        ).fetchall()
     )
     lines = []
-    for name in dict.fromkeys(stage.name for stage in plan.schedule.stages):
+    for name in dict.fromkeys(stage.name for stage in trial_order.schedule.stages):
         here, there = by_rows.get(name, 0), by_documents.get(name, 0)
         lines.append(f"| {name} | {here:,} | {there:,} | {there / max(here, 1) - 1:+.1%} |")
     return "\n".join(lines)
 
 
 def write_first_rows(
-    config: RunConfig, directory: RunDirectory, cells: tuple[str, ...], scratch: Path
+    config: RunConfig, directory: RunDirectory, quadrants: tuple[str, ...], scratch: Path
 ) -> None:
-    """The row of its cell in which each document begins: cell, cell_row, number, part, row.
+    """The row of its cell in which each document begins: cell, quadrant_row, number, part, row.
 
-    And of each row: cell, cell_row, tokens (of text), cut (those of documents that begin in another
-    row). Packs lengths as the partition phase has packed the documents.
+    And of each row: cell, quadrant_row, tokens (of text), cut (those of documents that begin in
+    another row). Packs lengths as the partition phase has packed the documents.
     """
-    special = read_json(directory.tokenizer.with_name("special_tokens.json"))
-    framing = 1 if special["bos_id"] == special["eos_id"] else 2
+    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    framing = 1 if special_tokens["bos_id"] == special_tokens["eos_id"] else 2
     rows_config = config.partition.rows
     pack = concat if rows_config.packing == "concat" else best_fit
-    conditions, parts = training_documents(cells), rows_config.parts
-    units = [(cell, part) for cell in cells for part in range(parts)]
-    before = dict.fromkeys(cells, 0)
-    with listed(
-        [directory.assignment], conditions, units, parts, config.seed, scratch.parent
+    conditions, parts = training_conditions(quadrants), rows_config.parts
+    row_files = [(quadrant, part) for quadrant in quadrants for part in range(parts)]
+    before = dict.fromkeys(quadrants, 0)
+    with list_documents(
+        [directory.assignment], conditions, row_files, parts, config.seed, scratch.parent
     ) as select:
-        for cell, part in units:
-            documents = select(cell, part)
+        for quadrant, part in row_files:
+            documents = select(quadrant, part)
             packed = pack(documents.tokens + framing, rows_config.sequence_length + 1)
             first = np.full(len(documents.tokens), np.iinfo(np.int64).max)
             np.minimum.at(first, packed.document, packed.row)
-            index = cells.index(cell)
+            index = quadrants.index(quadrant)
             columns = {
-                "cell": np.full(len(first), index, np.int32),
-                "cell_row": before[cell] + first,
+                "quadrant": np.full(len(first), index, np.int32),
+                "quadrant_row": before[quadrant] + first,
                 "number": np.arange(len(first)),
                 "part": documents.part.astype(np.int32),
                 "row": documents.row,
@@ -149,16 +155,16 @@ def write_first_rows(
             pq.write_table(pa.table(columns), scratch / f"documents-{index}-{part:05d}.parquet")
             tokens, cut = row_tokens(packed, documents.tokens)
             columns = {
-                "cell": np.full(packed.rows, index, np.int32),
-                "cell_row": before[cell] + np.arange(packed.rows),
+                "quadrant": np.full(packed.rows, index, np.int32),
+                "quadrant_row": before[quadrant] + np.arange(packed.rows),
                 "tokens": tokens,
                 "cut": cut,
             }
             pq.write_table(pa.table(columns), scratch / f"rows-{index}-{part:05d}.parquet")
-            before[cell] += packed.rows
+            before[quadrant] += packed.rows
 
 
-def row_tokens(packed: Pieces, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def row_tokens(packed: PackedSegments, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Text tokens of each row, and those of them whose document begins in another row.
 
     Args:
@@ -168,7 +174,7 @@ def row_tokens(packed: Pieces, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarr
     Returns:
         int64 [rows], twice.
     """
-    first, stop = packed.text(tokens)
+    first, stop = packed.text_spans(tokens)
     begins = np.full(len(tokens), packed.rows)
     np.minimum.at(begins, packed.document, packed.row)
     cut = np.where(packed.row == begins[packed.document], 0, stop - first)
@@ -178,23 +184,23 @@ def row_tokens(packed: Pieces, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return whole, others
 
 
-def write_places(plan: Plan, batch_rows: int, scratch: Path) -> None:
-    """What the first epoch does with each row: cell, cell_row, place, stage, weight, step."""
-    schedule, selection = plan.schedule, plan.selection
+def write_row_positions(trial_order: TrialOrder, batch_size: int, scratch: Path) -> None:
+    """What the first epoch does with each row: cell, quadrant_row, place, stage, weight, step."""
+    schedule, selection = trial_order.schedule, trial_order.selection
     names = np.array([stage.name for stage in schedule.stages])
     stops = np.array([stage.stop for stage in schedule.stages])
     asked = np.diff(schedule.cumulative(selection.edges), axis=0)
     weights = asked / np.diff(selection.edges)[:, None]
     for start in range(0, schedule.epoch_rows, ROWS_AT_ONCE):
-        place = np.arange(start, min(start + ROWS_AT_ONCE, schedule.epoch_rows))
-        cells, rows = selection.select(place)
-        block = np.searchsorted(selection.edges, place, side="right") - 1
+        row_index = np.arange(start, min(start + ROWS_AT_ONCE, schedule.epoch_rows))
+        quadrants, rows = selection.select(row_index)
+        block = np.searchsorted(selection.edges, row_index, side="right") - 1
         columns = {
-            "cell": cells.astype(np.int32),
-            "cell_row": rows,
-            "place": place,
-            "stage": names[np.searchsorted(stops, place, side="right")],
-            "weight": weights[block, cells],
-            "step": place // batch_rows,
+            "quadrant": quadrants.astype(np.int32),
+            "quadrant_row": rows,
+            "place": row_index,
+            "stage": names[np.searchsorted(stops, row_index, side="right")],
+            "weight": weights[block, quadrants],
+            "step": row_index // batch_size,
         }
         pq.write_table(pa.table(columns), scratch / f"places-{start:012d}.parquet")

@@ -16,15 +16,15 @@ from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.export.order.documents import write_documents
-from frame_jax.export.order.formats.table import FORMATS
-from frame_jax.export.order.manifest import add_process_options, join, write_manifest
-from frame_jax.export.order.plan import Plan, Trainer, make_plan
+from frame_jax.export.order.formats.registry import FORMATS
+from frame_jax.export.order.manifest import add_process_options, join_processes, write_manifest
 from frame_jax.export.order.shards import KINDS, ROWS, TEXT, write_shards
+from frame_jax.export.order.trial_order import Trainer, TrialOrder, make_trial_order
 from frame_jax.models.hugging_face.export import write_tokenizer
 from frame_jax.parallel import processes
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, read_json
-from frame_jax.run.ending import refusal, together
+from frame_jax.run.program_exit import report_error, run_on_all_processes
 
 
 def positive(text: str) -> int:
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         description="Write a curriculum for another trainer.",
     )
     options.add_argument("run", help="run directory, partitioned")
-    options.add_argument("--curriculum", default="frame", help="which order (default: frame)")
+    options.add_argument("--trial", default="frame", help="which order (default: frame)")
     options.add_argument(
         "--to", choices=("parquet", "manifest", *FORMATS), required=True, help="format"
     )
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "--data", default="data", help="where the documents or rows will lie (default: data)"
     )
     options.add_argument(
-        "--batch_rows",
+        "--batch_size",
         type=positive,
         help="sequences in a step of the other trainer (default: here's)",
     )
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     return options
 
 
-def export(options: argparse.Namespace) -> None:
+def write_order(options: argparse.Namespace) -> None:
     """Writes `options.out`, which appears whole or not at all; a manifest does so part by part.
 
     Raises:
@@ -77,13 +77,13 @@ def export(options: argparse.Namespace) -> None:
     directory = RunDirectory(options.run)
     if options.out is None and options.to != "manifest":
         raise UserError(f"--to {options.to} needs --out, a new folder")
-    out = user_path(options.out or directory.manifest(options.curriculum))
+    out = user_path(options.out or directory.manifest(options.trial))
     if options.to == "manifest":
         if options.shards is not None:
             raise UserError("--to manifest writes no texts: leave out --shards")
-        join(options)
-        config, plan = together(lambda: planned(directory, options.curriculum))
-        return write_manifest(config, directory, plan, out)
+        join_processes(options)
+        config, trial_order = run_on_all_processes(lambda: planned_order(directory, options.trial))
+        return write_manifest(config, directory, trial_order, out)
     if options.distributed:
         raise UserError(f"--distributed is for --to manifest: one process writes {options.to}")
     require_quadrants(directory)
@@ -94,15 +94,15 @@ def export(options: argparse.Namespace) -> None:
         raise UserError(
             f"{options.to} does not read {options.shards}: choose --shards {' or '.join(reads)}"
         )
-    config, plan = planned(directory, options.curriculum)
-    if reads[0] in ROWS and options.sequence_length not in (None, plan.sequence_length):
+    config, trial_order = planned_order(directory, options.trial)
+    if reads[0] in ROWS and options.sequence_length not in (None, trial_order.sequence_length):
         raise UserError(
-            f"{options.to} reads the run's own rows, which predict {plan.sequence_length:,} tokens "
+            f"{options.to} reads the run's own rows, which predict {trial_order.sequence_length:,} tokens "
             "each: leave out --sequence_length"
         )
     data = options.data.rstrip("/")
     trainer = Trainer(
-        batch_rows=options.batch_rows or config.pretrain.training.batch_rows,
+        batch_size=options.batch_size or config.pretrain.training.batch_size,
         sequence_length=options.sequence_length or config.partition.rows.sequence_length,
         # Elsewhere nobody expands a `~`: it would stand in quotes, or in a file of settings.
         data=str(user_path(data)) if data.startswith("~") else data,
@@ -114,28 +114,28 @@ def export(options: argparse.Namespace) -> None:
     temporary.mkdir()
     try:
         if options.to == "parquet":
-            write_documents(config, directory, plan, temporary)
+            write_documents(config, directory, trial_order, temporary)
         else:
-            for name, text in FORMATS[options.to].files(plan, trainer).items():
+            for name, text in FORMATS[options.to].files(trial_order, trainer).items():
                 (temporary / name).write_text(text, "utf-8")
-        special = read_json(directory.tokenizer.with_name("special_tokens.json"))
+        special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
         (temporary / "tokenizer").mkdir()
         write_tokenizer(
             temporary / "tokenizer",
             directory.tokenizer,
-            special["bos_id"],
-            special["eos_id"],
+            special_tokens["bos_id"],
+            special_tokens["eos_id"],
             trainer.sequence_length,
-            special["vocab_size"],
+            special_tokens["vocab_size"],
         )
         if options.shards:
-            write_shards(config, directory, plan, options.shards, temporary / "data")
+            write_shards(config, directory, trial_order, options.shards, temporary / "data")
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def planned(directory: RunDirectory, curriculum: str) -> tuple[RunConfig, Plan]:
+def planned_order(directory: RunDirectory, trial: str) -> tuple[RunConfig, TrialOrder]:
     """The run's settings and the order of one of its curricula.
 
     Raises:
@@ -144,9 +144,9 @@ def planned(directory: RunDirectory, curriculum: str) -> tuple[RunConfig, Plan]:
     """
     require_quadrants(directory)
     config = load(directory.config)
-    plan = make_plan(config, directory, curriculum)
-    integrity.verify(directory, ["partition"], integrity.HASHED)
-    return config, plan
+    trial_order = make_trial_order(config, directory, trial)
+    integrity.verify_checksums(directory, ["partition"], integrity.HASHED)
+    return config, trial_order
 
 
 def require_quadrants(directory: RunDirectory) -> None:
@@ -163,8 +163,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     processes.leave_accelerators()
     try:
-        export(options)
+        write_order(options)
     except Exception as error:
-        return refusal(error)
-    print(f"{options.curriculum} for {options.to}: {options.out or 'in the run directory'}")
+        return report_error(error)
+    print(f"{options.trial} for {options.to}: {options.out or 'in the run directory'}")
     return 0

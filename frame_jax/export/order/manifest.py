@@ -21,9 +21,9 @@ from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.errors import UserError
 from frame_jax.export.order import manifest_lines
-from frame_jax.export.order.manifest_lines import gather, opened, write_part
-from frame_jax.export.order.plan import Plan
-from frame_jax.export.order.quadrant_rows import units_of
+from frame_jax.export.order.manifest_lines import open_line_files, write_part, write_sorted_lines
+from frame_jax.export.order.row_files import list_row_files
+from frame_jax.export.order.trial_order import TrialOrder
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import (
@@ -34,11 +34,11 @@ from frame_jax.run.directory import (
     remove_temporaries,
     write_json,
 )
-from frame_jax.run.ending import together
-from frame_jax.run.markers import fingerprint_of
-from frame_jax.run.storage import seen_by_all
+from frame_jax.run.markers import read_fingerprint
+from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.run.storage import prepare_on_all_processes
 
-BEGUN = "order.json"  # is there from the first moment on, and says of which order
+HEADER_FILE = "order.json"  # is there from the first moment on, and says of which order
 
 NOTES = """# Rows of curriculum {curriculum}
 
@@ -65,31 +65,35 @@ def add_process_options(options: argparse.ArgumentParser) -> None:
     group.add_argument("--process", type=int, help="index of this one")
 
 
-def join(options: argparse.Namespace) -> None:
+def join_processes(options: argparse.Namespace) -> None:
     """Joins the other processes, if there are any."""
     fields = ("distributed", "coordinator", "processes", "process")
     processes.start(ParallelConfig(**{name: getattr(options, name) for name in fields}))
 
 
-def header(config: RunConfig, directory: RunDirectory, plan: Plan) -> dict[str, Any]:
+def manifest_header(
+    config: RunConfig, directory: RunDirectory, trial_order: TrialOrder
+) -> dict[str, Any]:
     """What tells a manifest from that of another order or of other rows."""
-    schedule, batch = plan.schedule, config.pretrain.training.batch_rows
-    made = directory.marker("partition").exists()
+    schedule, batch = trial_order.schedule, config.pretrain.training.batch_size
+    rows_of_quadrants = directory.marker("partition").exists()
     return {
-        "curriculum": plan.curriculum,
-        "seed": plan.selection.seed,
-        "shuffle": plan.selection.shuffle,
+        "curriculum": trial_order.trial,
+        "seed": trial_order.selection.seed,
+        "shuffle": trial_order.selection.shuffle,
         "schedule": schedule.fingerprint,
         "rows": schedule.rows,
         "steps": schedule.steps(batch),
-        "batch_rows": batch,
-        "sequence_length": plan.sequence_length,
+        "batch_size": batch,
+        "sequence_length": trial_order.sequence_length,
         "part_rows": manifest_lines.PART_ROWS,
-        "partition": fingerprint_of(directory, "partition") if made else None,
+        "partition": read_fingerprint(directory, "partition") if rows_of_quadrants else None,
     }
 
 
-def write_manifest(config: RunConfig, directory: RunDirectory, plan: Plan, folder: Path) -> None:
+def write_manifest(
+    config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, folder: Path
+) -> None:
     """Writes FOLDER/part-*.parquet, what each holds beside it, and FOLDER/manifest.json at the end.
 
     Called on every process.
@@ -98,8 +102,8 @@ def write_manifest(config: RunConfig, directory: RunDirectory, plan: Plan, folde
         UserError: if `folder` holds something else, some process sees another folder or another
             run, or the rows are not those of the assignment.
     """
-    expected = header(config, directory, plan)
-    seen_by_all(
+    expected = manifest_header(config, directory, trial_order)
+    prepare_on_all_processes(
         folder,
         lambda: make_folder(folder, expected),
         "--out",
@@ -107,37 +111,45 @@ def write_manifest(config: RunConfig, directory: RunDirectory, plan: Plan, folde
         "all hosts share: name it with --out",
     )
     if processes.is_first():
-        write_json(folder / BEGUN, expected)
+        write_json(folder / HEADER_FILE, expected)
         remove_temporaries(folder)
-        (folder / "NOTES.md").write_text(NOTES.format(curriculum=plan.curriculum), "utf-8")
+        (folder / "NOTES.md").write_text(NOTES.format(curriculum=trial_order.trial), "utf-8")
     processes.barrier("the manifest is begun")
-    together(lambda: require_same_order(directory, read_json(folder / BEGUN), expected))
-    count = -(-plan.schedule.rows // manifest_lines.PART_ROWS)
+    run_on_all_processes(
+        lambda: require_same_order(directory, read_json(folder / HEADER_FILE), expected)
+    )
+    count = -(-trial_order.schedule.rows // manifest_lines.PART_ROWS)
     paths = [folder / part_name(index, count, ".parquet") for index in range(count)]
     missing = [i for i, path in enumerate(paths) if not path.with_suffix(".json").exists()]
     processes.barrier("parts of the manifest listed")
     show, scratch = processes.is_first(), folder / ".rows"
     if missing:
-        units = units_of(directory, plan.schedule)
-        gathered = [scratch / f"{unit.name}-{unit.part:05d}.arrow" for unit in units]
-        left = [pair for pair in zip(units, gathered, strict=True) if not pair[1].exists()]
+        row_files = list_row_files(directory, trial_order.schedule)
+        gathered = [
+            scratch / f"{row_file.quadrant_name}-{row_file.part:05d}.arrow"
+            for row_file in row_files
+        ]
+        left = [pair for pair in zip(row_files, gathered, strict=True) if not pair[1].exists()]
         processes.barrier("rows of the manifest listed")
-        gather(config, directory, plan, processes.mine(left), scratch)
+        write_sorted_lines(config, directory, trial_order, processes.local_share(left), scratch)
         processes.barrier("rows of the manifest read")
         with (
-            progress.bar("manifest", len(missing), "parts", show=show) as update,
-            opened(gathered) as sources,
+            progress.progress_bar("manifest", len(missing), "parts", show=show) as update,
+            open_line_files(gathered) as sources,
         ):
-            for index in processes.mine(missing):
-                write_part(plan, expected["batch_rows"], units, sources, index, paths[index])
+            for index in processes.local_share(missing):
+                write_part(
+                    trial_order, expected["batch_size"], row_files, sources, index, paths[index]
+                )
                 update(1, paths[index].name)
         processes.barrier("parts of the manifest written")
     if processes.is_first():
         remove(scratch)
         parts = [{"file": p.name, **read_json(p.with_suffix(".json"))} for p in paths]
-        whole = sum(digest.value_of(part["digest"]) for part in parts) % digest.MODULUS
+        whole = sum(digest.parse_digest(part["digest"]) for part in parts) % digest.MODULUS
         write_json(
-            folder / "manifest.json", {**expected, "digest": digest.text(whole), "parts": parts}
+            folder / "manifest.json",
+            {**expected, "digest": digest.format_digest(whole), "parts": parts},
         )
     processes.barrier("the manifest is written")
 
@@ -148,7 +160,7 @@ def make_folder(folder: Path, expected: dict[str, Any]) -> None:
     Raises:
         UserError: if it holds something else.
     """
-    if holds_other(folder, expected):
+    if holds_other_files(folder, expected):
         raise UserError(
             f"{folder} is there already, and is no manifest of this order: choose another --out, "
             "or remove it"
@@ -172,8 +184,8 @@ def require_same_order(
         )
 
 
-def holds_other(folder: Path, expected: dict[str, Any]) -> bool:
+def holds_other_files(folder: Path, expected: dict[str, Any]) -> bool:
     """Whether there is something in `folder` that is not the beginning of this manifest."""
-    if (folder / BEGUN).exists():
-        return read_json(folder / BEGUN) != expected
+    if (folder / HEADER_FILE).exists():
+        return read_json(folder / HEADER_FILE) != expected
     return folder.exists() and any(not p.name.startswith(".tmp-") for p in folder.iterdir())

@@ -1,9 +1,9 @@
 """Parts of quadrants in, parts of a manifest out.
 
 Rows lie on disk by quadrant and come in training from anywhere. So each part of a quadrant is read
-once, from its beginning to its end, and its lines are sorted by where they go (`gather`); each part
-of the manifest then takes its own from all of them (`write_part`). Memory holds one part of a
-quadrant, or PART_ROWS lines.
+once, from its beginning to its end, and its lines are sorted by where they go
+(`write_sorted_lines`); each part of the manifest then takes its own from all of them
+(`write_part`). Memory holds one part of a quadrant, or PART_ROWS lines.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
-from frame_jax.export.order.plan import Plan
-from frame_jax.export.order.quadrant_rows import Unit, read_rows
+from frame_jax.export.order.row_files import RowFile, read_rows
+from frame_jax.export.order.trial_order import TrialOrder
 from frame_jax.parallel import processes
-from frame_jax.quadrants.packing import Pieces, best_fit, concat
-from frame_jax.quadrants.rows import Documents, listed, training_documents
+from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
+from frame_jax.quadrants.rows import ShuffledDocuments, list_documents, training_conditions
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path, read_json, write_json
 
@@ -52,65 +52,71 @@ LINES = pa.schema(
 )
 
 
-def gather(
+def write_sorted_lines(
     config: RunConfig,
     directory: RunDirectory,
-    plan: Plan,
-    left: list[tuple[Unit, Path]],
+    trial_order: TrialOrder,
+    left: list[tuple[RowFile, Path]],
     scratch: Path,
 ) -> None:
     """Writes a file for each part of a quadrant: batch i has its lines of part i, in order."""
-    special = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
     rows_config, show = config.partition.rows, processes.is_first()
-    framing = 1 if special["bos_id"] == special["eos_id"] else 2
+    framing = 1 if special_tokens["bos_id"] == special_tokens["eos_id"] else 2
     pack = concat if rows_config.packing == "concat" else best_fit
-    cells = plan.schedule.cells
+    quadrants = trial_order.schedule.quadrants
     with (
-        listed(
+        list_documents(
             [directory.assignment],
-            training_documents(cells),
-            [(unit.name, unit.part) for unit, _ in left],
+            training_conditions(quadrants),
+            [(row_file.quadrant_name, row_file.part) for row_file, _ in left],
             rows_config.parts,
             config.seed,
             scratch,
             doc_ids=True,
         ) as select,
-        progress.bar("rows", sum(unit.rows for unit, _ in left), "rows", show=show) as update,
+        progress.progress_bar(
+            "rows", sum(row_file.rows for row_file, _ in left), "rows", show=show
+        ) as update,
     ):
-        for unit, path in left:
-            documents = select(unit.name, unit.part)
-            pieces = pack(documents.tokens + framing, rows_config.sequence_length + 1)
-            digests = np.empty((unit.rows, digest.BYTES), np.uint8)
+        for row_file, path in left:
+            documents = select(row_file.quadrant_name, row_file.part)
+            segments = pack(documents.tokens + framing, rows_config.sequence_length + 1)
+            digests = np.empty((row_file.rows, digest.BYTES), np.uint8)
             # What the rows' documents were is not kept with them, so it is found out again.
-            led = (pieces.start == 0) | (pieces.lead > 0)  # pieces that BOS begins, or leads
-            begins, begin_rows = pieces.place[led] - pieces.lead, pieces.row[led]
-            agree = pieces.rows == unit.rows
-            for first, rows in read_rows(unit) if agree else ():
-                digests[first : first + len(rows)] = digest.of_rows(rows)
+            led = (segments.start == 0) | (segments.num_bos > 0)  # pieces that BOS begins, or leads
+            begins, begin_rows = segments.offset[led] - segments.num_bos, segments.row[led]
+            agree = segments.rows == row_file.rows
+            for first, rows in read_rows(row_file) if agree else ():
+                digests[first : first + len(rows)] = digest.row_digests(rows)
                 lo, hi = np.searchsorted(begin_rows, [first, first + len(rows)])
                 ids = rows[begin_rows[lo:hi] - first, begins[lo:hi]]
-                agree &= bool((ids == special["bos_id"]).all())
+                agree &= bool((ids == special_tokens["bos_id"]).all())
                 update(len(rows), path.stem)
             if not agree:
                 raise UserError(
-                    f"{unit.path} does not hold the documents that {directory.assignment} has for "
+                    f"{row_file.path} does not hold the documents that {directory.assignment} has for "
                     "it: one of them has changed since; redo the partition phase"
                 )
-            write_lines(plan.selection, unit, digests, spans(documents, pieces), path)
+            write_lines(
+                trial_order.selection, row_file, digests, document_spans(documents, segments), path
+            )
 
 
-def spans(documents: Documents, pieces: Pieces) -> pa.ListArray:
+def document_spans(documents: ShuffledDocuments, segments: PackedSegments) -> pa.ListArray:
     """The documents of each row and where their text tokens lie in it: SPANS [rows]."""
-    first, stop = pieces.text(documents.tokens)
-    start = pieces.place + first + 1 - pieces.start  # a framed document has BOS before its text
+    first, stop = segments.text_spans(documents.tokens)
+    start = (
+        segments.offset + first + 1 - segments.start
+    )  # a framed document has BOS before its text
     assert documents.doc_id is not None
     columns = [
-        documents.doc_id.cast(pa.large_string()).combine_chunks().take(pa.array(pieces.document)),
+        documents.doc_id.cast(pa.large_string()).combine_chunks().take(pa.array(segments.document)),
         pa.array(start, pa.int32()),
         pa.array(start + stop - first, pa.int32()),
         pa.array(first),
     ]
-    offsets = np.searchsorted(pieces.row, np.arange(pieces.rows + 1))
+    offsets = np.searchsorted(segments.row, np.arange(segments.rows + 1))
     fields = list(SPANS.value_type)
     return pa.ListArray.from_arrays(
         pa.array(offsets, pa.int32()), pa.StructArray.from_arrays(columns, fields=fields)
@@ -118,23 +124,29 @@ def spans(documents: Documents, pieces: Pieces) -> pa.ListArray:
 
 
 def write_lines(
-    selection: SelectionMap, unit: Unit, digests: np.ndarray, documents: pa.ListArray, path: Path
+    selection: SelectionMap,
+    row_file: RowFile,
+    digests: np.ndarray,
+    documents: pa.ListArray,
+    path: Path,
 ) -> None:
     """Writes the lines of a part of a quadrant, of all epochs, a batch for each part."""
-    rows = unit.first + np.arange(unit.rows)
+    rows = row_file.first + np.arange(row_file.rows)
     epochs = range(selection.schedule.epochs)
-    place = np.concatenate([selection.places(unit.cell, rows, epoch) for epoch in epochs])
-    order = np.argsort(place)
-    order = order[np.searchsorted(place[order], 0) :]  # -1 is of rows that are left out
-    place, own = place[order], order % max(unit.rows, 1)
+    row_index = np.concatenate(
+        [selection.inverse(row_file.quadrant, rows, epoch) for epoch in epochs]
+    )
+    order = np.argsort(row_index)
+    order = order[np.searchsorted(row_index[order], 0) :]  # -1 is of rows that are left out
+    row_index, row_in_file = row_index[order], order % max(row_file.rows, 1)
     parts = -(-len(selection) // PART_ROWS)
-    edges = np.searchsorted(place, np.arange(parts + 1) * PART_ROWS)
+    edges = np.searchsorted(row_index, np.arange(parts + 1) * PART_ROWS)
     with atomic_path(path) as temporary, pa.ipc.new_file(temporary, LINES) as writer:
         for lo, hi in itertools.pairwise(edges):
-            chosen = own[lo:hi]
+            chosen = row_in_file[lo:hi]
             flat = pa.py_buffer(digests[chosen].tobytes())
             columns = [
-                pa.array(place[lo:hi]),
+                pa.array(row_index[lo:hi]),
                 pa.array(rows[chosen]),
                 pa.Array.from_buffers(LINES.field("digest").type, len(chosen), [None, flat]),
                 documents.take(pa.array(chosen)),
@@ -143,7 +155,7 @@ def write_lines(
 
 
 @contextlib.contextmanager
-def opened(paths: list[Path]) -> Iterator[list[pa.ipc.RecordBatchFileReader]]:
+def open_line_files(paths: list[Path]) -> Iterator[list[pa.ipc.RecordBatchFileReader]]:
     """The files that `write_lines` wrote."""
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(pa.OSFile(str(path))) for path in paths]
@@ -151,9 +163,9 @@ def opened(paths: list[Path]) -> Iterator[list[pa.ipc.RecordBatchFileReader]]:
 
 
 def write_part(
-    plan: Plan,
-    batch_rows: int,
-    units: list[Unit],
+    trial_order: TrialOrder,
+    batch_size: int,
+    row_files: list[RowFile],
     sources: list[pa.ipc.RecordBatchFileReader],
     index: int,
     path: Path,
@@ -161,18 +173,20 @@ def write_part(
     """Writes one part of the manifest, and beside it how many rows it has and its digests."""
     batches = [source.get_batch(index) for source in sources]
     table = pa.Table.from_batches(batches, LINES).combine_chunks()
-    cells = np.repeat([unit.cell for unit in units], [len(batch) for batch in batches])
+    quadrants = np.repeat(
+        [row_file.quadrant for row_file in row_files], [len(batch) for batch in batches]
+    )
     order = np.argsort(table["row"].to_numpy())
-    table, cells = table.take(pa.array(order)), cells[order]
+    table, quadrants = table.take(pa.array(order)), quadrants[order]
     rows, digests = table["row"].to_numpy(), digests_of(table["digest"])
-    schedule = plan.schedule
+    schedule = trial_order.schedule
     stops = np.array([stage.stop for stage in schedule.stages])
     stages = np.searchsorted(stops, rows % schedule.epoch_rows, side="right")
     columns = {
         "row": table["row"],
-        "step": pa.array(rows // batch_rows),
-        "stage": named(stages, [stage.name for stage in schedule.stages]),
-        "quadrant": named(cells, schedule.cells),
+        "step": pa.array(rows // batch_size),
+        "stage": name_column(stages, [stage.name for stage in schedule.stages]),
+        "quadrant": name_column(quadrants, schedule.quadrants),
         "quadrant_row": table["quadrant_row"],
         "digest": table["digest"],
         "documents": table["documents"],
@@ -182,12 +196,16 @@ def write_part(
         pq.write_table(pa.table(columns), temporary, use_dictionary=names, compression="zstd")
         with temporary.open("rb") as file:
             sha256 = hashlib.file_digest(file, hashlib.sha256).hexdigest()
-    total = digest.number(digest.of_places(rows, digests).sum(0, dtype=np.uint64))
-    described = {"first_row": int(rows[0]), "rows": len(rows), "digest": digest.text(total)}
+    total = digest.digest_value(digest.ordered_row_digests(rows, digests).sum(0, dtype=np.uint64))
+    described = {
+        "first_row": int(rows[0]),
+        "rows": len(rows),
+        "digest": digest.format_digest(total),
+    }
     write_json(path.with_suffix(".json"), {**described, "sha256": sha256})
 
 
-def named(indices: np.ndarray, names: Any) -> pa.DictionaryArray:
+def name_column(indices: np.ndarray, names: Any) -> pa.DictionaryArray:
     """A column of names, by index."""
     return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(names)))
 

@@ -26,8 +26,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from frame_jax import sql
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.curriculum.loader import Cell
-from frame_jax.export.order.plan import Plan, row_stages
+from frame_jax.curriculum.loader import QuadrantRows
+from frame_jax.export.order.trial_order import TrialOrder, row_stages
 from frame_jax.records import TOKEN_DTYPE, OpenFiles, TokenReader
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, write_json
@@ -40,34 +40,34 @@ DOCUMENTS_AT_ONCE = 2048
 SHARD_BYTES = 256_000_000  # of text in a file, about
 ROW_BYTES = 1 << 26  # of rows in a file; MosaicML's own limit, whole shards are fetched
 
-Document = dict[str, Any]
-Append = Callable[[list[Document]], None]
+DocumentRow = dict[str, Any]
+Append = Callable[[list[DocumentRow]], None]
 
 
 def write_shards(
-    config: RunConfig, directory: RunDirectory, plan: Plan, kind: str, folder: Path
+    config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, kind: str, folder: Path
 ) -> None:
     """Writes the files under `folder`; memory does not grow with the corpus."""
     if kind in ROWS:
-        write_rows(directory, plan, kind, folder)
+        write_rows(directory, trial_order, kind, folder)
     else:
-        write_documents(config, directory, plan, kind, folder)
+        write_documents(config, directory, trial_order, kind, folder)
 
 
-def write_rows(directory: RunDirectory, plan: Plan, kind: str, folder: Path) -> None:
+def write_rows(directory: RunDirectory, trial_order: TrialOrder, kind: str, folder: Path) -> None:
     """The rows of every stage, in order."""
     files = OpenFiles()
-    cells = [
-        Cell(name, list_parts(directory.quadrants / name, ".arrayrecord"), files)
-        for name in plan.schedule.cells
+    quadrants = [
+        QuadrantRows(name, list_parts(directory.quadrants / name, ".arrayrecord"), files)
+        for name in trial_order.schedule.quadrants
     ]
-    at_once = max(1, ROW_BYTES // (TOKEN_DTYPE.itemsize * (plan.sequence_length + 1)))
-    with progress.bar("write rows", plan.schedule.rows, "rows") as update:
-        for name, start, stop in row_stages(plan):
+    at_once = max(1, ROW_BYTES // (TOKEN_DTYPE.itemsize * (trial_order.sequence_length + 1)))
+    with progress.progress_bar("write rows", trial_order.schedule.rows, "rows") as update:
+        for name, start, stop in row_stages(trial_order):
             (folder / name).mkdir(parents=True)
             shards = []
             for number, first in enumerate(range(start, stop, at_once)):
-                rows = read_rows(cells, plan, first, min(first + at_once, stop))
+                rows = read_rows(quadrants, trial_order, first, min(first + at_once, stop))
                 if kind == "npy":
                     (folder / name / f"{number:05d}.npy").write_bytes(rows.tobytes())
                 else:
@@ -77,13 +77,15 @@ def write_rows(directory: RunDirectory, plan: Plan, kind: str, folder: Path) -> 
                 write_json(folder / name / "index.json", {"version": 2, "shards": shards})
 
 
-def read_rows(cells: Sequence[Cell], plan: Plan, start: int, stop: int) -> np.ndarray:
+def read_rows(
+    quadrants: Sequence[QuadrantRows], trial_order: TrialOrder, start: int, stop: int
+) -> np.ndarray:
     """Rows [start, stop) of the curriculum: uint32 [stop - start, sequence_length + 1]."""
-    chosen, places = plan.selection.select(np.arange(start, stop))
-    rows = np.empty((stop - start, plan.sequence_length + 1), TOKEN_DTYPE)
-    for number, cell in enumerate(cells):
+    chosen, quadrant_rows = trial_order.selection.select(np.arange(start, stop))
+    rows = np.empty((stop - start, trial_order.sequence_length + 1), TOKEN_DTYPE)
+    for number, quadrant in enumerate(quadrants):
         lines = np.flatnonzero(chosen == number)
-        cell.read_into(rows, lines, places[lines])
+        quadrant.read_into(rows, lines, quadrant_rows[lines])
     return rows
 
 
@@ -113,25 +115,25 @@ def write_mds(rows: np.ndarray, path: Path) -> dict[str, Any]:
 
 
 def write_documents(
-    config: RunConfig, directory: RunDirectory, plan: Plan, kind: str, folder: Path
+    config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, kind: str, folder: Path
 ) -> None:
     """The documents of every quadrant."""
-    assignment = sql.parquet(directory.assignment)
-    with sql.database(folder) as connection:
-        for cell in plan.schedule.cells:
+    assignment = sql.parquet_table(directory.assignment)
+    with sql.open_database(folder) as connection:
+        for quadrant in trial_order.schedule.quadrants:
             found = connection.sql(
                 f"""
                 SELECT {", ".join(COLUMNS)}, part, row FROM {assignment}
                 WHERE split = 'train' AND quadrant = $cell AND tokens > 0
                 ORDER BY md5_number_lower(concat($seed, ' ', doc_id)), doc_id
                 """,
-                params={"cell": cell, "seed": config.seed},
+                params={"quadrant": quadrant, "seed": config.seed},
             )
-            (folder / cell).mkdir(parents=True)
-            with progress.bar(f"write {cell}", None, "documents") as update:
+            (folder / quadrant).mkdir(parents=True)
+            with progress.progress_bar(f"write {quadrant}", None, "documents") as update:
                 documents = read_documents(directory, found.fetch_arrow_reader(DOCUMENTS_AT_ONCE))
-                for index, shard in enumerate(cut(documents)):
-                    path = folder / cell / f"{index:05d}{KINDS[kind]}"
+                for index, shard in enumerate(group_batches(documents)):
+                    path = folder / quadrant / f"{index:05d}{KINDS[kind]}"
                     with WRITERS[kind](path) as append:
                         for batch in shard:
                             append(batch)
@@ -140,7 +142,7 @@ def write_documents(
 
 def read_documents(
     directory: RunDirectory, batches: pa.RecordBatchReader
-) -> Iterator[list[Document]]:
+) -> Iterator[list[DocumentRow]]:
     """The documents in `batches`, which say their part and row, with their texts."""
     tokenizer = load_tokenizer(directory)
     with contextlib.ExitStack() as stack:
@@ -153,17 +155,17 @@ def read_documents(
             texts = [""] * len(rows)
             for part in np.unique(parts):
                 chosen = np.flatnonzero(parts == part)
-                for place, ids in zip(chosen, readers[part].read(rows[chosen]), strict=True):
-                    texts[place] = tokenizer.decode(ids)
+                for index, ids in zip(chosen, readers[part].read(rows[chosen]), strict=True):
+                    texts[index] = tokenizer.decode(ids)
             documents = batch.select(COLUMNS).to_pylist()
             yield [{**document, "text": t} for document, t in zip(documents, texts, strict=True)]
 
 
-def cut(batches: Iterator[list[Document]]) -> Iterator[Iterator[list[Document]]]:
+def group_batches(batches: Iterator[list[DocumentRow]]) -> Iterator[Iterator[list[DocumentRow]]]:
     """Groups of batches with about SHARD_BYTES of text each; each must be read before the next."""
     pending = next(batches, None)
 
-    def shard() -> Iterator[list[Document]]:
+    def shard() -> Iterator[list[DocumentRow]]:
         nonlocal pending
         filled = 0
         while pending is not None and filled < SHARD_BYTES:
@@ -176,7 +178,7 @@ def cut(batches: Iterator[list[Document]]) -> Iterator[Iterator[list[Document]]]
 
 
 @contextlib.contextmanager
-def jsonl(path: Path) -> Iterator[Append]:
+def jsonl_writer(path: Path) -> Iterator[Append]:
     with path.open("w", encoding="utf-8") as file:
         yield lambda documents: file.writelines(
             json.dumps(document, ensure_ascii=False) + "\n" for document in documents
@@ -184,7 +186,7 @@ def jsonl(path: Path) -> Iterator[Append]:
 
 
 @contextlib.contextmanager
-def parquet(path: Path) -> Iterator[Append]:
+def parquet_writer(path: Path) -> Iterator[Append]:
     types = {"tokens": pa.int64(), "ppl": pa.float64(), "pd": pa.float64()}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in (*COLUMNS, "text")])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
@@ -192,12 +194,12 @@ def parquet(path: Path) -> Iterator[Append]:
 
 
 @contextlib.contextmanager
-def arrayrecord(path: Path) -> Iterator[Append]:
+def arrayrecord_writer(path: Path) -> Iterator[Append]:
     writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
 
-    def append(documents: list[Document]) -> None:
+    def append(documents: list[DocumentRow]) -> None:
         for document in documents:
-            writer.write(tf_example(document["text"]))
+            writer.write(encode_tf_example(document["text"]))
 
     try:
         yield append
@@ -205,24 +207,26 @@ def arrayrecord(path: Path) -> Iterator[Append]:
         writer.close()
 
 
-WRITERS = {"jsonl": jsonl, "parquet": parquet, "arrayrecord": arrayrecord}
+WRITERS = {"jsonl": jsonl_writer, "parquet": parquet_writer, "arrayrecord": arrayrecord_writer}
 
 
-def tf_example(text: str) -> bytes:
+def encode_tf_example(text: str) -> bytes:
     """A tf.train.Example with the feature `text`, in protocol-buffer encoding.
 
     Example{1: Features{1: {1: "text", 2: Feature{1: BytesList{1: text}}}}}.
     """
-    feature = field(1, field(1, text.encode()))
-    return field(1, field(1, field(1, b"text") + field(2, feature)))
+    feature = protobuf_field(1, protobuf_field(1, text.encode()))
+    return protobuf_field(
+        1, protobuf_field(1, protobuf_field(1, b"text") + protobuf_field(2, feature))
+    )
 
 
-def field(number: int, payload: bytes) -> bytes:
+def protobuf_field(number: int, payload: bytes) -> bytes:
     """A length-delimited field of a protocol-buffer message."""
-    return bytes([number << 3 | 2]) + varint(len(payload)) + payload
+    return bytes([number << 3 | 2]) + protobuf_varint(len(payload)) + payload
 
 
-def varint(value: int) -> bytes:
+def protobuf_varint(value: int) -> bytes:
     """Seven bits a byte, lowest first; all bytes but the last have the high bit set."""
     out = bytearray()
     while value > 0x7F:

@@ -19,43 +19,43 @@ from frame_jax.config.file import load
 from frame_jax.config.paths import user_path
 from frame_jax.curriculum import digest
 from frame_jax.errors import USAGE_ERROR, UserError
-from frame_jax.export.order.quadrant_rows import units_of
-from frame_jax.export.order.trained_rows import (
-    Arm,
-    parts_of,
-    read_arm,
-    read_disk,
-    read_manifest,
+from frame_jax.export.order.row_files import list_row_files
+from frame_jax.export.order.verified_trial import (
+    VerifiedTrial,
+    manifest_parts,
     read_row,
-    where,
+    read_row_digests_from_disk,
+    read_row_digests_from_manifest,
+    read_verified_trial,
+    row_name,
 )
 from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory
-from frame_jax.run.ending import refusal
+from frame_jax.run.program_exit import report_error
 
 NAMED = 20  # rows that are named of each kind
 
 
-def intervals(arm: Arm) -> list[tuple[int, int, int]]:
+def digest_intervals(trial: VerifiedTrial) -> list[tuple[int, int, int]]:
     """Steps [first, stop) between two digests of the trainer, and the digest of their rows.
 
     A place with two digests that differ is among the arm's problems.
     """
     found = []
-    for begin in sorted({consumed.first_step for _, consumed in arm.records}):
+    for begin in sorted({consumed.first_step for _, consumed in trial.records}):
         values = {begin: 0}
-        for done, consumed in arm.records:
+        for done, consumed in trial.records:
             if consumed.first_step != begin:
                 continue
             if values.setdefault(done, consumed.value) != consumed.value:
-                arm.problems.append(f"metrics and checkpoint differ after {done:,} steps")
+                trial.problems.append(f"metrics and checkpoint differ after {done:,} steps")
         for (first, before), (stop, after) in itertools.pairwise(sorted(values.items())):
             found.append((first, stop, (after - before) % digest.MODULUS))
     return found
 
 
-def joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def join_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Spans of steps with those that touch made one."""
     result: list[tuple[int, int]] = []
     for first, stop in sorted(spans):
@@ -65,82 +65,91 @@ def joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
-def differing(sums: np.ndarray, found: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
+def differing_spans(sums: np.ndarray, found: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
     """The spans whose digest is not that of the trainer."""
     before = np.concatenate([np.zeros((1, digest.BYTES), np.uint64), np.cumsum(sums, axis=0)])
-    return joined(
+    return join_spans(
         [
             (first, stop)
             for first, stop, value in found
-            if digest.number(before[stop] - before[first]) != value
+            if digest.digest_value(before[stop] - before[first]) != value
         ]
     )
 
 
-def compare(directory: RunDirectory, arm: Arm, trained: int) -> str:
+def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial, trained: int) -> str:
     """Fills the problems of an arm whose sums are there; returns what has been verified."""
-    found = intervals(arm)
-    if arm.listed is None:
-        for first, stop in differing(arm.disk, found):
-            arm.problems.append(
-                f"{steps(first, stop)}: trained on other rows than there are on disk, or in "
+    found = digest_intervals(trial)
+    if trial.listed is None:
+        for first, stop in differing_spans(trial.disk, found):
+            trial.problems.append(
+                f"{format_steps(first, stop)}: trained on other rows than there are on disk, or in "
                 "another order; a manifest from before the change would name them"
             )
     else:
-        for first, stop in differing(arm.listed, found):
-            arm.problems.append(
-                f"{steps(first, stop)}: trained on other rows than the manifest lists"
+        for first, stop in differing_spans(trial.listed, found):
+            trial.problems.append(
+                f"{format_steps(first, stop)}: trained on other rows than the manifest lists"
             )
-        changed = np.flatnonzero((arm.disk != arm.listed).any(1))
-        for first, stop in joined([(int(step), int(step) + 1) for step in changed]):
-            arm.problems.append(f"{steps(first, stop)}: the rows on disk are not the manifest's")
-        arm.problems += changed_rows(directory, arm, changed)
+        changed = np.flatnonzero((trial.disk != trial.listed).any(1))
+        for first, stop in join_spans([(int(step), int(step) + 1) for step in changed]):
+            trial.problems.append(
+                f"{format_steps(first, stop)}: the rows on disk are not the manifest's"
+            )
+        trial.problems += describe_changed_rows(directory, trial, changed)
     if not found:
-        arm.problems.append("its trainer has left no digest: it was of an earlier release")
-    known = joined([(first, stop) for first, stop, _ in found])
+        trial.problems.append("its trainer has left no digest: it was of an earlier release")
+    known = join_spans([(first, stop) for first, stop, _ in found])
     unknown = [
         (a, b)
         for (_, a), (b, _) in itertools.pairwise([(0, 0), *known, (trained, trained)])
         if a < b
     ]
-    said = [f"{', '.join(steps(*span) for span in known) or 'no step'} of {trained:,} compared"]
-    said += [f"{steps(*span)}: no digest, trained by an earlier release" for span in unknown]
-    said.append("no manifest" if arm.manifest is None else f"manifest {arm.manifest}")
-    if (bad := arm.folder / "bad_steps.jsonl").exists():
+    findings = [
+        f"{', '.join(format_steps(*span) for span in known) or 'no step'} of {trained:,} compared"
+    ]
+    findings += [
+        f"{format_steps(*span)}: no digest, trained by an earlier release" for span in unknown
+    ]
+    findings.append("no manifest" if trial.manifest is None else f"manifest {trial.manifest}")
+    if (bad := trial.folder / "bad_steps.jsonl").exists():
         count = len(bad.read_text("utf-8").splitlines())
-        said.append(f"{count:,} steps read and not applied")
-    return "; ".join(said)
+        findings.append(f"{count:,} steps read and not applied")
+    return "; ".join(findings)
 
 
-def steps(first: int, stop: int) -> str:
+def format_steps(first: int, stop: int) -> str:
     """Steps [first, stop) in words."""
     return f"step {first:,}" if stop - first == 1 else f"steps {first:,} to {stop - 1:,}"
 
 
-def changed_rows(directory: RunDirectory, arm: Arm, changed: np.ndarray) -> list[str]:
+def describe_changed_rows(
+    directory: RunDirectory, trial: VerifiedTrial, changed: np.ndarray
+) -> list[str]:
     """The first rows, of those that `changed` steps read, that are not what the manifest says."""
-    units = units_of(directory, arm.plan.schedule)
+    row_files = list_row_files(directory, trial.trial_order.schedule)
     named: list[str] = []
     if len(changed) == 0:
         return named
-    for part in parts_of(arm, int(changed[0]), int(changed[-1]) + 1):
-        assert arm.manifest is not None
+    for part in manifest_parts(trial, int(changed[0]), int(changed[-1]) + 1):
+        assert trial.manifest is not None
         columns = ["step", "quadrant", "quadrant_row", "digest"]
-        table = pq.read_table(arm.manifest / part["file"], columns=columns)
+        table = pq.read_table(trial.manifest / part["file"], columns=columns)
         chosen = np.isin(table["step"].to_numpy(), changed)
         for line in table.filter(pa.array(chosen)).to_pylist():
             row = line["quadrant_row"]
-            (unit,) = (
-                unit
-                for unit in units
-                if unit.name == line["quadrant"] and unit.first <= row < unit.first + unit.rows
+            (row_file,) = (
+                row_file
+                for row_file in row_files
+                if row_file.quadrant_name == line["quadrant"]
+                and row_file.first <= row < row_file.first + row_file.rows
             )
-            with contextlib.closing(TokenReader(unit.path)) as reader:
-                ids = read_row(reader, row - unit.first)
-            own = b"" if ids is None else digest.of_rows(ids[None])[0].tobytes()
+            with contextlib.closing(TokenReader(row_file.path)) as reader:
+                ids = read_row(reader, row - row_file.first)
+            own = b"" if ids is None else digest.row_digests(ids[None])[0].tobytes()
             if own != line["digest"]:
                 named.append(
-                    f"{where(unit, row - unit.first)}, read at step {line['step']:,}, has changed "
+                    f"{row_name(row_file, row - row_file.first)}, read at step {line['step']:,}, has changed "
                     "since the manifest was written"
                 )
             if len(named) == NAMED:
@@ -148,7 +157,7 @@ def changed_rows(directory: RunDirectory, arm: Arm, changed: np.ndarray) -> list
     return named
 
 
-def verify(directory: RunDirectory, curriculum: str | None, manifest: Path | None) -> bool:
+def verify_trials(directory: RunDirectory, trial_name: str | None, manifest: Path | None) -> bool:
     """Prints what is found of every trained arm; returns whether all is well.
 
     Raises:
@@ -160,7 +169,7 @@ def verify(directory: RunDirectory, curriculum: str | None, manifest: Path | Non
     trained = [
         t.name for t in config.trials if (directory.pretrain(t.name) / "metrics.jsonl").exists()
     ]
-    names = trained if curriculum is None else [config.trial(curriculum).name]
+    names = trained if trial_name is None else [config.trial(trial_name).name]
     if not names:
         raise UserError(f"{directory.root} has no trained curriculum: run the pretrain phase first")
     found = []
@@ -169,19 +178,19 @@ def verify(directory: RunDirectory, curriculum: str | None, manifest: Path | Non
         there = (own / "manifest.json").exists()
         if manifest is not None and not there:
             raise UserError(f"{manifest} holds no whole manifest: export it with --to manifest")
-        found.append(read_arm(config, directory, name, own if there else None))
-    arms = [arm for arm, _ in found]
-    damaged = read_disk(directory, arms)
+        found.append(read_verified_trial(config, directory, name, own if there else None))
+    trials = [trial for trial, _ in found]
+    damaged = read_row_digests_from_disk(directory, trials)
     for line in damaged[:NAMED]:
         print(line)
-    for arm, count in found:
-        if arm.manifest is not None:
-            read_manifest(arm)
-        said = compare(directory, arm, count)
-        print(f"{arm.name}: {'verified' if not arm.problems else 'NOT VERIFIED'}: {said}")
-        for problem in arm.problems:
+    for trial, count in found:
+        if trial.manifest is not None:
+            read_row_digests_from_manifest(trial)
+        findings = compare_witnesses(directory, trial, count)
+        print(f"{trial.name}: {'verified' if not trial.problems else 'NOT VERIFIED'}: {findings}")
+        for problem in trial.problems:
             print(f"  {problem}")
-    return not damaged and not any(arm.problems for arm in arms)
+    return not damaged and not any(trial.problems for trial in trials)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -191,11 +200,11 @@ def parser() -> argparse.ArgumentParser:
         description="Compare what was trained on with the rows on disk and with a manifest.",
     )
     options.add_argument("run", help="run directory, with a trained curriculum")
-    options.add_argument("--curriculum", help="which (default: all that were trained)")
+    options.add_argument("--trial", help="which (default: all that were trained)")
     options.add_argument(
         "--manifest",
         help="folder that export_order --to manifest wrote for it (default: RUN/manifest/..., if "
-        "it is there); needs --curriculum",
+        "it is there); needs --trial",
     )
     return options
 
@@ -205,10 +214,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     processes.leave_accelerators()
     try:
-        if options.manifest is not None and options.curriculum is None:
-            raise UserError("--manifest is of one curriculum: say which with --curriculum")
+        if options.manifest is not None and options.trial is None:
+            raise UserError("--manifest is of one curriculum: say which with --trial")
         manifest = None if options.manifest is None else user_path(options.manifest)
-        well = verify(RunDirectory(options.run), options.curriculum, manifest)
+        well = verify_trials(RunDirectory(options.run), options.trial, manifest)
     except Exception as error:
-        return refusal(error)
+        return report_error(error)
     return 0 if well else USAGE_ERROR

@@ -18,8 +18,8 @@ from frame_jax.models.hugging_face.families import (
     mamba2,
     olmo2,
 )
-from frame_jax.models.hugging_face.families.family import Family, pattern
-from frame_jax.models.hugging_face.settings import Settings
+from frame_jax.models.hugging_face.families.family import Family, layer_pattern
+from frame_jax.models.hugging_face.settings import HFSettings
 
 # In the order in which a layout for a decoder is looked for.
 FAMILIES: dict[str, Family] = {
@@ -69,14 +69,14 @@ def read_config(values: dict[str, Any], path: Path, longest: int | None) -> Mode
         UserError: naming the setting that is absent, malformed or not known to this project's
             decoder.
     """
-    s = Settings(values, path)
+    s = HFSettings(values, path)
     family = family_of(values, path)
     s.require("vocab_size")
     s.size("vocab_size")
-    for problem in unsupported(s, longest):
+    for problem in unsupported_features(s, longest):
         raise s.error(problem)
     try:
-        return ModelConfig(**family.read(s))
+        return ModelConfig(**family.from_hf_config(s))
     except UserError as error:
         if str(path) in str(error):
             raise
@@ -100,7 +100,7 @@ def family_of(values: dict[str, Any], path: Path) -> Family:
     return family
 
 
-def unsupported(s: Settings, longest: int | None) -> Iterator[str]:
+def unsupported_features(s: HFSettings, longest: int | None) -> Iterator[str]:
     """Each reason, common to all families, why the model cannot be computed here."""
     if s.values.get("quantization_config"):
         yield (
@@ -122,10 +122,10 @@ def unsupported(s: Settings, longest: int | None) -> Iterator[str]:
         )
 
 
-def sliding_window(s: Settings) -> int | None:
+def sliding_window(s: HFSettings) -> int | None:
     """Tokens that attention looks back in at least one layer; None if it looks at all."""
     window, family = s.optional("sliding_window"), s.values["model_type"]
-    slides = "sliding_attention" in s.listed("layer_types") or s.flag("use_sliding_window")
+    slides = "sliding_attention" in s.list_of("layer_types") or s.flag("use_sliding_window")
     if family not in WINDOWS and not slides:
         return None
     return window if "sliding_window" in s.values else WINDOWS.get(family, 4096)
@@ -142,9 +142,11 @@ def find_layout(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
     found = {}
     for family in FAMILIES.values():
         if set(c.layers) <= set(family.layers):
-            written = family.write(c)
-            again = ModelConfig(**family.read(Settings(written, Path("config.json"))))
-            lacking = list(differences(essential(c), essential(again)))
+            written = family.to_hf_config(c)
+            again = ModelConfig(**family.from_hf_config(HFSettings(written, Path("config.json"))))
+            lacking = list(
+                config_differences(without_unused_settings(c), without_unused_settings(again))
+            )
             found[family.model_type] = lacking
             if not lacking:
                 return family, written
@@ -165,18 +167,18 @@ def find_layout(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
     )
 
 
-def essential(c: ModelConfig) -> ModelConfig:
+def without_unused_settings(c: ModelConfig) -> ModelConfig:
     """The same model with settings that change nothing in it at one fixed value."""
     attention, dense = c.has("attention"), c.has("dense")
-    changes: dict[str, Any] = {"layers": pattern(c.layers), "head_dim": c.head_width}
+    changes: dict[str, Any] = {"layers": layer_pattern(c.layers), "head_dim": c.resolved_head_dim}
     if not dense:
         changes |= {"intermediate_size": 1, "activation": "swiglu"}
     if not attention:
         changes |= {"num_heads": 1, "num_kv_heads": 1, "head_dim": 2, "attention_multiplier": None}
-        changes |= {"qkv_bias": False, "qk_norm": False, "rotary_fraction": 1.0}
-    elif c.attention_multiplier == c.head_width**-0.5:
+        changes |= {"qkv_bias": False, "qk_norm": False, "partial_rotary_factor": 1.0}
+    elif c.attention_multiplier == c.resolved_head_dim**-0.5:
         changes["attention_multiplier"] = None
-    if not attention or c.rotary_width == 0:
+    if not attention or c.rotary_dim == 0:
         changes |= {"rope_theta": 10_000.0, "rope_scaling": None}
     if not attention or not c.qk_norm:
         changes["qk_norm_over"] = "head"
@@ -189,12 +191,12 @@ def essential(c: ModelConfig) -> ModelConfig:
     return dataclasses.replace(c, **changes)
 
 
-def differences(one: Any, other: Any, place: str = "model") -> Iterator[str]:
+def config_differences(one: Any, other: Any, path: str = "model") -> Iterator[str]:
     """The settings of `one` that are other in `other`, with their values."""
     for field in dataclasses.fields(one):
         ours, theirs = getattr(one, field.name), getattr(other, field.name)
-        name = f"{place}.{field.name}"
+        name = f"{path}.{field.name}"
         if dataclasses.is_dataclass(ours) and dataclasses.is_dataclass(theirs):
-            yield from differences(ours, theirs, name)
+            yield from config_differences(ours, theirs, name)
         elif ours != theirs:
             yield f"{name} = {ours!r}"

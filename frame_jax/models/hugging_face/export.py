@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.config import find_layout
-from frame_jax.models.hugging_face.tensors import Tensor, tensors_of
+from frame_jax.models.hugging_face.tensors import Tensor, checkpoint_tensors
 from frame_jax.models.transformer import Params
 from frame_jax.run.directory import write_json
 
@@ -81,7 +81,7 @@ def model_config(decoder: Decoder, bos_id: int, eos_id: int, context: int) -> di
     }
 
 
-def padding(backend: tokenizers.Tokenizer, eos_id: int, vocab_size: int) -> int:
+def pad_token_id(backend: tokenizers.Tokenizer, eos_id: int, vocab_size: int) -> int:
     """The token that fills up a batch: one of that name which the model has a row for, else EOS.
 
     config.json does not name it: `transformers` would then keep its row from being trained, which
@@ -100,7 +100,7 @@ def write_tokenizer(
     text that spells out a special token stays text.
     """
     backend = tokenizers.Tokenizer.from_file(str(path))
-    pad_id = padding(backend, eos_id, vocab_size)
+    pad_id = pad_token_id(backend, eos_id, vocab_size)
     bos = backend.id_to_token(bos_id)
     backend.post_processor = TemplateProcessing(
         single=[bos, "$A"], pair=[bos, "$A", "$B"], special_tokens=[(bos, bos_id)]
@@ -124,7 +124,7 @@ def write_tokenizer(
 def write_weights(folder: Path, decoder: Decoder, params: Params, shard_bytes: int) -> None:
     """model.safetensors, or several files of about `shard_bytes` and their index."""
     family, _ = find_layout(decoder.config)
-    shards = list(cut(tensors_of(decoder, family.layouts[0]), shard_bytes))
+    shards = list(group_tensors(checkpoint_tensors(decoder, family.layouts[0]), shard_bytes))
     weight_map: dict[str, str] = {}
     for index, shard in enumerate(shards, 1):
         file = "model.safetensors"
@@ -140,7 +140,7 @@ def write_weights(folder: Path, decoder: Decoder, params: Params, shard_bytes: i
         write_json(folder / "model.safetensors.index.json", index_file)
 
 
-def cut(tensors: dict[str, Tensor], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
+def group_tensors(tensors: dict[str, Tensor], shard_bytes: int) -> Iterator[dict[str, Tensor]]:
     """Consecutive groups of tensors, each of at most `shard_bytes` in float32 or of one tensor."""
     shard: dict[str, Tensor] = {}
     filled = 0

@@ -14,7 +14,7 @@ from frame_jax.config.models import ModelConfig, RopeScalingConfig
 from frame_jax.errors import UserError
 
 
-class Settings:
+class HFSettings:
     """A config.json. What is null there counts as absent.
 
     Attributes:
@@ -42,7 +42,7 @@ class Settings:
         """True or false."""
         return bool(self.get(key, bool, "true or false", default))
 
-    def listed(self, key: str) -> list[Any]:
+    def list_of(self, key: str) -> list[Any]:
         """A list; absent, an empty one."""
         return list(self.get(key, list, "a list", ()))
 
@@ -59,7 +59,7 @@ class Settings:
 
     def size(self, key: str, default: int | None = None, least: int = 1) -> int:
         """A whole number of at least 1, or 0."""
-        value = first(self.values.get(key), default)
+        value = first_given(self.values.get(key), default)
         if type(value) is not int or value < least:
             what = "a positive whole number" if least else "a whole number"
             raise self.error(f"{key} is {value!r}, must be {what}")
@@ -67,7 +67,7 @@ class Settings:
 
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number."""
-        return self.positive(first(self.values.get(key), default), key)
+        return self.positive(first_given(self.values.get(key), default), key)
 
     def positive(self, value: Any, key: str) -> float:
         """`value`, which was found under `key`, if it is a positive number."""
@@ -75,7 +75,7 @@ class Settings:
             raise self.error(f"{key} is {value!r}, must be a positive number")
         return float(value)
 
-    def only(self, **computed: Any) -> None:
+    def require_value(self, **computed: Any) -> None:
         """Refuses any other value of these keys; absent, they have the one that is computed."""
         for key, one in computed.items():
             value = self.values.get(key)
@@ -93,17 +93,19 @@ class Settings:
             raise self.error(f"{key} that differ between layers are not supported")
         return key, rope
 
-    def rotary_fraction(self, default: float = 1.0, spelling: str = "partial_rotary_factor") -> Any:
+    def partial_rotary_factor(
+        self, default: float = 1.0, spelling: str = "partial_rotary_factor"
+    ) -> Any:
         """Share of a head that is rotated, in the newer or the older place."""
         _, rope = self.rope()
-        return first(rope.get("partial_rotary_factor"), self.values.get(spelling), default)
+        return first_given(rope.get("partial_rotary_factor"), self.values.get(spelling), default)
 
     def read_rope(
         self, default: float = 10_000.0, spelling: str = "rope_theta"
     ) -> tuple[float, RopeScalingConfig | None]:
         """Base of the rotary frequencies and their stretch."""
         key, rope = self.rope()
-        theta = first(rope.get("rope_theta"), self.values.get(spelling), default)
+        theta = first_given(rope.get("rope_theta"), self.values.get(spelling), default)
         theta = self.positive(theta, "rope_theta")
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind == "default":
@@ -117,7 +119,7 @@ class Settings:
         return theta, RopeScalingConfig(factor, low, high, int(context))
 
 
-def first(*values: Any) -> Any:
+def first_given(*values: Any) -> Any:
     """The first of these that is not None."""
     return next((value for value in values if value is not None), None)
 
@@ -129,6 +131,6 @@ def write_rope(c: ModelConfig) -> dict[str, Any]:
         "factor": c.rope_scaling.factor,
         "low_freq_factor": c.rope_scaling.low_freq_factor,
         "high_freq_factor": c.rope_scaling.high_freq_factor,
-        "original_max_position_embeddings": c.rope_scaling.original_context,
+        "original_max_position_embeddings": c.rope_scaling.original_max_position_embeddings,
     }
     return {"rope_theta": c.rope_theta, "rope_scaling": scaling}

@@ -24,23 +24,23 @@ from frame_jax.models.transformer import Params
 View = Callable[[ModelConfig, np.ndarray], np.ndarray]
 
 
-def plain(c: ModelConfig, values: np.ndarray) -> np.ndarray:
+def as_is(c: ModelConfig, values: np.ndarray) -> np.ndarray:
     """As it is here: the tables over the vocabulary."""
     return values
 
 
-def matrix(c: ModelConfig, values: np.ndarray) -> np.ndarray:
+def transposed(c: ModelConfig, values: np.ndarray) -> np.ndarray:
     """[..., in, out] here, [..., out, in] there; vectors are the same."""
     return values.swapaxes(-1, -2) if values.ndim > 1 else values
 
 
 def by_head(c: ModelConfig, values: np.ndarray) -> np.ndarray:
     """[in, H * head_dim] here, [H, head_dim, in] there; a bias without `in`."""
-    rows = matrix(c, values)
+    rows = transposed(c, values)
     return rows.reshape(c.num_heads, -1, *rows.shape[1:])
 
 
-def taps(c: ModelConfig, values: np.ndarray) -> np.ndarray:
+def conv_kernel_view(c: ModelConfig, values: np.ndarray) -> np.ndarray:
     """[W, C], the token itself first, here; [C, 1, W], the oldest token first, there."""
     return values[::-1].T[:, None]
 
@@ -58,12 +58,12 @@ class Rule(NamedTuple):
 
     tensor: str
     parameters: tuple[str, ...]
-    view: View = matrix
+    view: View = transposed
     axis: int = 0
     merged: int = 1
 
 
-def single(parameters: Mapping[str, str]) -> tuple[Rule, ...]:
+def single_rules(parameters: Mapping[str, str]) -> tuple[Rule, ...]:
     """Rules for tensors that hold one parameter each: tensor -> parameter."""
     return tuple(Rule(tensor, (parameter,)) for tensor, parameter in parameters.items())
 
@@ -91,20 +91,20 @@ class Tensor:
     Attributes:
         config: Of the model.
         rule: How it is made.
-        stack: Where its parameters are: keys of nested dicts.
+        subtree_keys: Where its parameters are: keys of nested dicts.
         index: The layer (and the expert) among what is stacked there.
         shape: Its shape in the checkpoint.
     """
 
     config: ModelConfig
     rule: Rule
-    stack: tuple[str, ...]
+    subtree_keys: tuple[str, ...]
     index: tuple[int, ...]
     shape: tuple[int, ...]
 
     def views(self, params: Params) -> list[np.ndarray]:
         """Its parameters as they are stored, one by one."""
-        return views(self.config, self.rule, inside(params, self.stack), self.index)
+        return views(self.config, self.rule, subtree(params, self.subtree_keys), self.index)
 
     def stored(self, params: Params) -> np.ndarray:
         """What the checkpoint holds: contiguous float32."""
@@ -132,25 +132,25 @@ def joined_shape(views: list[np.ndarray], axis: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def inside(params: Params, stack: tuple[str, ...]) -> Any:
+def subtree(params: Params, stack: tuple[str, ...]) -> Any:
     """What is under these keys, one in the other."""
     for key in stack:
         params = params[key]
     return params
 
 
-def layer_places(c: ModelConfig) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+def layer_locations(c: ModelConfig) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
     """Where each layer's parameters are, from the first layer on: keys, and leading indices."""
     for repeat in range(c.repeats):
-        for run in c.runs:
-            for layer in range(run.length):
-                if run.name:
-                    yield ("layers", run.name), (repeat, layer)
+        for group in c.layer_groups:
+            for layer in range(group.length):
+                if group.name:
+                    yield ("layers", group.name), (repeat, layer)
                 else:
                     yield ("layers",), (layer,)
 
 
-def tensors_of(decoder: Decoder, layout: Layout) -> dict[str, Tensor]:
+def checkpoint_tensors(decoder: Decoder, layout: Layout) -> dict[str, Tensor]:
     """Every tensor of a model by its name in a checkpoint."""
     c = decoder.config
     # As large as the parameters, without their memory: a view tells its shape.
@@ -158,7 +158,7 @@ def tensors_of(decoder: Decoder, layout: Layout) -> dict[str, Tensor]:
 
     @functools.cache
     def shape(rule: Rule, stack: tuple[str, ...], axes: int) -> tuple[int, ...]:
-        form = joined_shape(views(c, rule, inside(params, stack), (0,) * axes), rule.axis)
+        form = joined_shape(views(c, rule, subtree(params, stack), (0,) * axes), rule.axis)
         return (math.prod(form[: rule.merged]), *form[rule.merged :])
 
     def tensor(rule: Rule, stack: tuple[str, ...] = (), index: tuple[int, ...] = ()) -> Tensor:
@@ -166,17 +166,17 @@ def tensors_of(decoder: Decoder, layout: Layout) -> dict[str, Tensor]:
 
     outer = [name for name in params if name != "layers"]
     tensors = {
-        layout.outer[name]: tensor(Rule(layout.outer[name], (name,), plain)) for name in outer
+        layout.outer[name]: tensor(Rule(layout.outer[name], (name,), as_is)) for name in outer
     }
-    for layer, (stack, index) in enumerate(layer_places(c)):
+    for layer, (stack, index) in enumerate(layer_locations(c)):
         for rule in layout.rules:
             name = layout.prefix.format(layer=layer) + rule.tensor
-            if rule.parameters[0] not in inside(params, stack):
+            if rule.parameters[0] not in subtree(params, stack):
                 continue
             if "{expert}" not in name:
                 tensors[name] = tensor(rule, stack, index)
                 continue
-            for expert in range(c.experts.count):
+            for expert in range(c.experts.num_experts):
                 tensors[name.format(expert=expert)] = tensor(rule, stack, (*index, expert))
     size = sum(math.prod(tensor.shape) for tensor in tensors.values())
     assert size == decoder.parameter_count(), "a parameter has no tensor, or two"

@@ -18,11 +18,14 @@ import safetensors
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.config import family_of, read_config
-from frame_jax.models.hugging_face.tensors import Layout, tensors_of
+from frame_jax.models.hugging_face.tensors import Layout, checkpoint_tensors
 from frame_jax.models.transformer import Params
 
-WHOLE = "model.safetensors"  # the whole model in one file
-OTHERS = ("consolidated", "adapter_")  # how files begin that are not the model as it is read here
+SINGLE_FILE = "model.safetensors"  # the whole model in one file
+OTHER_PREFIXES = (
+    "consolidated",
+    "adapter_",
+)  # how files begin that are not the model as it is read here
 DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -48,8 +51,8 @@ def import_checkpoint(folder: Path, longest: int | None = None) -> tuple[Decoder
 def read_decoder(folder: Path, longest: int | None = None) -> Decoder:
     """The model that config.json describes, as in `import_checkpoint`, without its weights."""
     path = folder / "config.json"
-    if not path.is_file() and adapter_beside(folder) is not None:
-        raise UserError(f"{folder} has {no_weights(folder, [])}")
+    if not path.is_file() and find_adapter(folder) is not None:
+        raise UserError(f"{folder} has {missing_weights_message(folder, [])}")
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder")
     settings = read_object(path)
@@ -80,9 +83,11 @@ def layout_in(folder: Path, decoder: Decoder) -> Layout:
         return family.layouts[0]
     names = set()
     for file in weight_files(folder):
-        with open_weights(file) as opened:
+        with open_safetensors(file) as opened:
             names |= set(opened.keys())
-    return max(family.layouts, key=lambda layout: len(names & tensors_of(decoder, layout).keys()))
+    return max(
+        family.layouts, key=lambda layout: len(names & checkpoint_tensors(decoder, layout).keys())
+    )
 
 
 def read_weights(folder: Path, decoder: Decoder) -> Params:
@@ -91,12 +96,12 @@ def read_weights(folder: Path, decoder: Decoder) -> Params:
     Raises:
         UserError: naming every missing, extra or misshapen tensor.
     """
-    expected = tensors_of(decoder, layout_in(folder, decoder))
+    expected = checkpoint_tensors(decoder, layout_in(folder, decoder))
     params = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), decoder.shapes())
-    places = find_tensors(folder, decoder)
-    for path in sorted(set(places.values())):
-        with open_weights(path) as file:
-            for name in (name for name in places if places[name] == path):
+    files = find_tensors(folder, decoder)
+    for path in sorted(set(files.values())):
+        with open_safetensors(path) as file:
+            for name in (name for name in files if files[name] == path):
                 expected[name].load(file.get_tensor(name), params)
     return params
 
@@ -108,24 +113,24 @@ def find_tensors(folder: Path, decoder: Decoder) -> dict[str, Path]:
         UserError: naming every missing, extra or misshapen tensor.
     """
     layout = layout_in(folder, decoder)
-    expected = tensors_of(decoder, layout)
-    places: dict[str, Path] = {}
+    expected = checkpoint_tensors(decoder, layout)
+    files: dict[str, Path] = {}
     problems: list[str] = []
     for path in weight_files(folder):
-        with open_weights(path) as file:
+        with open_safetensors(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
-                if name in places:
-                    problems.append(f"twice: {name} in {places[name].name} and {path.name}")
+                if name in files:
+                    problems.append(f"twice: {name} in {files[name].name} and {path.name}")
                 elif name in expected:
-                    problems += misfits(file.get_slice(name), name, expected[name].shape)
-                places.setdefault(name, path)
+                    problems += tensor_errors(file.get_slice(name), name, expected[name].shape)
+                files.setdefault(name, path)
     problems += [
         f"extra: {name} in {path.name}"
-        for name, path in places.items()
-        if name not in expected and not is_repetition(name, places, layout)
+        for name, path in files.items()
+        if name not in expected and not is_redundant_tensor(name, files, layout)
     ]
     problems += [
-        f"missing: {name} {list(expected[name].shape)}" for name in expected if name not in places
+        f"missing: {name} {list(expected[name].shape)}" for name in expected if name not in files
     ]
     if problems:
         listing = "\n  ".join(problems)
@@ -133,7 +138,7 @@ def find_tensors(folder: Path, decoder: Decoder) -> dict[str, Path]:
             f"{folder} does not hold the model its config.json describes; "
             f"{len(problems)} tensors differ:\n  {listing}"
         )
-    return {name: places[name] for name in expected}
+    return {name: files[name] for name in expected}
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -145,9 +150,9 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: if there are none, or a shard named by the index is missing.
     """
-    if (folder / WHOLE).is_file():
-        return [folder / WHOLE]
-    index = folder / f"{WHOLE}.index.json"
+    if (folder / SINGLE_FILE).is_file():
+        return [folder / SINGLE_FILE]
+    index = folder / f"{SINGLE_FILE}.index.json"
     if index.is_file():
         names = read_object(index).get("weight_map")
         if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
@@ -158,15 +163,15 @@ def weight_files(folder: Path) -> list[Path]:
             raise UserError(f"{folder} lacks {', '.join(absent)}, which {index.name} names")
         return paths
     paths = sorted(folder.glob("*.safetensors"))
-    models = [path for path in paths if not path.name.startswith(OTHERS)]
+    models = [path for path in paths if not path.name.startswith(OTHER_PREFIXES)]
     if models:
         return models
-    raise UserError(f"{folder} has {no_weights(folder, paths)}")
+    raise UserError(f"{folder} has {missing_weights_message(folder, paths)}")
 
 
-def no_weights(folder: Path, others: list[Path]) -> str:
+def missing_weights_message(folder: Path, others: list[Path]) -> str:
     """What a folder has in place of the weights of a model."""
-    adapter = adapter_beside(folder)
+    adapter = find_adapter(folder)
     if adapter is not None:
         return (
             f"no weights but those of an adapter ({adapter}). Merge it into its model where you "
@@ -176,7 +181,7 @@ def no_weights(folder: Path, others: list[Path]) -> str:
     if others:
         return (
             f"its weights under other tensors' names only ({', '.join(p.name for p in others)}): "
-            f"fetch {WHOLE}, or the shards and their index, too"
+            f"fetch {SINGLE_FILE}, or the shards and their index, too"
         )
     pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
     if pickled:
@@ -188,18 +193,18 @@ def no_weights(folder: Path, others: list[Path]) -> str:
     return "no *.safetensors"
 
 
-def adapter_beside(folder: Path) -> Path | None:
+def find_adapter(folder: Path) -> Path | None:
     """An adapter (of PEFT) that lies in a checkpoint's folder, whose weights are not read."""
     return next((path for path in sorted(folder.glob("adapter_model*"))), None)
 
 
 def read_tensor(path: Path, name: str) -> np.ndarray:
     """One tensor of a safetensors file, as it is stored."""
-    with open_weights(path) as file:
+    with open_safetensors(path) as file:
         return file.get_tensor(name)
 
 
-def open_weights(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
     """An open safetensors file, a context manager."""
     try:
         return safetensors.safe_open(path, framework="np")
@@ -207,7 +212,7 @@ def open_weights(path: Path) -> Any:
         raise UserError(f"{path} is damaged or incomplete ({error}); fetch it again") from error
 
 
-def misfits(stored: Any, name: str, shape: tuple[int, ...]) -> list[str]:
+def tensor_errors(stored: Any, name: str, shape: tuple[int, ...]) -> list[str]:
     """What is wrong with a tensor of an open file, if anything."""
     found, dtype = tuple(stored.get_shape()), stored.get_dtype()
     if found != shape:
@@ -217,13 +222,13 @@ def misfits(stored: Any, name: str, shape: tuple[int, ...]) -> list[str]:
     return []
 
 
-def is_repetition(name: str, places: dict[str, Path], layout: Layout) -> bool:
+def is_redundant_tensor(name: str, files: dict[str, Path], layout: Layout) -> bool:
     """Whether an extra tensor says nothing new: buffers, or the output of a model whose output is
     tied to its embedding."""
     if name.endswith(layout.buffers):
         return True
     pair = (name, layout.outer["embedding"])
-    if name != layout.outer["output"] or pair[1] not in places:
+    if name != layout.outer["output"] or pair[1] not in files:
         return False
-    output, embedding = (read_tensor(places[tensor], tensor) for tensor in pair)
+    output, embedding = (read_tensor(files[tensor], tensor) for tensor in pair)
     return bool(np.array_equal(output, embedding))

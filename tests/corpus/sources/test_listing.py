@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.parts import plan, sample, signature
+from frame_jax.corpus.parts import corpus_signature, plan_parts, sample_documents
 from frame_jax.corpus.sources import SOURCES
 from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError
@@ -146,17 +146,22 @@ def test_what_other_programs_keep_among_the_data_is_not_read(tmp_path, make_conf
     config = make_config(
         SourceConfig(kind="parquet", path=str(table)), SourceConfig(kind="jsonl", path=str(lines))
     )
-    found = [r for chunks in plan(config.corpus) for chunk in chunks for r in chunk.read()]
+    found = [
+        r for chunks in plan_parts(config.corpus) for chunk in chunks for r in chunk.read_records()
+    ]
     assert sorted(record.text for record in found) == ["a document", "a record"]
-    assert sorted(d.text for d in sample(config.corpus, 10**6)) == ["a document", "a record"]
+    assert sorted(d.text for d in sample_documents(config.corpus, 10**6)) == [
+        "a document",
+        "a record",
+    ]
     # They count for the signature, as they did when they were read: finished runs stay current.
-    before = signature(config)
+    before = corpus_signature(config)
     (lines / "dataset_infos.json").write_text("{}")
-    assert signature(config) != before
+    assert corpus_signature(config) != before
     # Asked for by name, a file is data.
     source = SourceConfig(kind="jsonl", path=str(lines / "dataset_infos.json"), text_field="t")
-    (item,) = SOURCES["jsonl"].inputs(source)
-    assert not item.aside
+    (item,) = SOURCES["jsonl"].list_inputs(source)
+    assert not item.ignored
     named = SourceConfig(kind="parquet", path=str(table / "_temporary" / "0" / "*.parquet"))
     assert texts(named) == ["a document"]
 
@@ -168,7 +173,7 @@ def test_tokenize_says_what_it_passed_over(tmp_path, make_config, write_jsonl, r
     path = write_jsonl("a.jsonl", records)
     (path.parent / "dataset_infos.json").write_text(json.dumps({"a": 1, "b": 2}, indent=1))
     config = make_config(SourceConfig(kind="jsonl", path=str(path.parent)))
-    summary = tokenize.run(config, RunDirectory(config.run_directory))
+    summary = tokenize.tokenize_corpus(config, RunDirectory(config.run_directory))
     assert summary["rejected"] == 0
     shown = capsys.readouterr().err
     assert f"keep notes there: {path.parent / 'dataset_infos.json'}" in shown

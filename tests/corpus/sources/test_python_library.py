@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.sources import installed, python_library
-from frame_jax.corpus.sources.docstrings import ParseError, separate
-from frame_jax.corpus.sources.inputs import Stripe
+from frame_jax.corpus.sources.docstrings import ParseError, separate_docstrings
+from frame_jax.corpus.sources.inputs import RecordSlice
 
 SMALL = SourceConfig(kind="python_library", max_bytes=1_500_000)
 
 
-def read(config, stripe=None):
-    [item] = python_library.inputs(config)
-    return list(python_library.read(config, item, stripe or Stripe()))
+def read(config, record_slice=None):
+    [item] = python_library.list_inputs(config)
+    return list(python_library.read_records(config, item, record_slice or RecordSlice()))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_ids_and_texts_are_unique_and_name_no_place_on_this_machine(documents):
     assert len({d.id for d in documents}) == len(documents)
     assert len({d.text for d in documents}) == len(documents)
     assert not any(d.id.startswith("/") or ".." in d.id.split("/") for d in documents)
-    assert {"stdlib/json/decoder.py", "pydoc/assert"} <= {t.id for t in installed.texts()}
+    assert {"stdlib/json/decoder.py", "pydoc/assert"} <= {t.id for t in installed.installed_texts()}
 
 
 def test_code_and_docstrings_share_no_docstring(documents):
@@ -66,7 +66,7 @@ def test_code_and_docstrings_share_no_docstring(documents):
 
 
 def test_stripes_hold_each_document_once(documents):
-    found = [d for k in range(3) for d in read(SMALL, Stripe(k, 3))]
+    found = [d for k in range(3) for d in read(SMALL, RecordSlice(k, 3))]
     assert sorted(d.id for d in found) == [d.id for d in sorted(documents, key=lambda d: d.id)]
 
 
@@ -101,9 +101,10 @@ def test_copies_of_a_file_are_read_once(tmp_path, monkeypatch):
     (tmp_path / "b.py").write_text("x = 1\n" * 100)
     (tmp_path / "c.py").write_text("y = 1\n" * 100)
     texts = tuple(
-        installed.Text(f"pkg/{n}.py", 600, True, tmp_path / f"{n}.py") for n in ("a", "b", "c")
+        installed.InstalledText(f"pkg/{n}.py", 600, True, tmp_path / f"{n}.py")
+        for n in ("a", "b", "c")
     )
-    monkeypatch.setattr(installed, "texts", lambda: texts)
+    monkeypatch.setattr(installed, "installed_texts", lambda: texts)
     python_library._selected.cache_clear()
     try:
         found = read(SourceConfig(kind="python_library"))
@@ -143,7 +144,7 @@ if os:
 
 
 def test_docstrings_are_cut_out_exactly():
-    code, prose = separate(SOURCE.encode(), "pkg/a/__init__")
+    code, prose = separate_docstrings(SOURCE.encode(), "pkg/a/__init__")
     for text in ("Module: 模块.", "Class A.", "Only this.", "One line.", "Two", "Inner: é."):
         assert text in prose and text not in code
     assert "In brackets." in prose and "In brackets." not in code
@@ -161,24 +162,24 @@ def test_docstrings_are_cut_out_exactly():
 
 
 def test_modules_without_statements_and_without_sense():
-    assert separate(b'# Licence\n"""Doc."""\n', "m") == ("", "m\n\nDoc.\n")
+    assert separate_docstrings(b'# Licence\n"""Doc."""\n', "m") == ("", "m\n\nDoc.\n")
     for bad in (b"def (:", b"\0", b"# coding: nonsense\n", b"x = '\xff'", b"(" * 5000):
         with pytest.raises(ParseError):
-            separate(bad, "m")
+            separate_docstrings(bad, "m")
 
 
 @settings(max_examples=50)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters='"\\\0\r'), min_size=1))
 def test_any_docstring_goes_and_the_rest_stays(text):
     source = f'def f():\n    """.{text}."""\n    return "kept"\n'
-    code, _ = separate(source.encode(), "m")
+    code, _ = separate_docstrings(source.encode(), "m")
     assert code == 'def f():\n    return "kept"\n'
 
 
 def test_a_dependency_that_came_later_leaves_the_corpus_as_it_was(monkeypatch):
     def requirements(distribution):
         is_project = distribution.metadata["Name"].lower().replace("_", "-") == installed.PROJECT
-        return ["numpy", *installed.LATER] if is_project else []
+        return ["numpy", *installed.LATER_DEPENDENCIES] if is_project else []
 
     monkeypatch.setattr(installed, "_requirements", requirements)
     found = {name for name, _ in installed.distributions.__wrapped__()}

@@ -13,8 +13,8 @@ import pytest
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus import tokenize
 from frame_jax.corpus.documents import Document
-from frame_jax.corpus.inventory import known_signature
-from frame_jax.corpus.parts import signature
+from frame_jax.corpus.inventory import expected_signature
+from frame_jax.corpus.parts import corpus_signature
 from frame_jax.errors import UserError
 from frame_jax.run import markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts
@@ -44,7 +44,7 @@ def folder(tmp_path: Path, records) -> Path:
     return data
 
 
-def without_place(records: list) -> list:
+def without_quadrant(records: list) -> list:
     return [dataclasses.replace(record, file="") for record in records]
 
 
@@ -62,7 +62,7 @@ def test_every_kind_reads_from_a_bucket_what_it_reads_from_a_disk(s3: Server, fo
         here = SourceConfig(kind=kind, path=f"{folder}/{kind}{below}")
         there = SourceConfig(kind=kind, path=f"{url}/{kind}{below}")
         found = read(there)
-        assert without_place(found) == without_place(read(here)) and len(found) >= 9
+        assert without_quadrant(found) == without_quadrant(read(here)) and len(found) >= 9
         assert all(isinstance(r, Document) and r.file.startswith(url) for r in found)
         if kind in ("jsonl", "parquet"):
             ids = sorted(record.id for record in stripes(there, 3))
@@ -103,8 +103,8 @@ def test_a_killed_run_on_a_failing_bucket_ends_up_as_one_on_a_disk(
     url = s3.put("bucket", folder)
     here = make_config(SourceConfig(kind="jsonl", path=f"{folder}/jsonl"), run="here")
     there = make_config(SourceConfig(kind="jsonl", path=f"{url}/jsonl"), run="there")
-    assert signature(here) == signature(there)  # names and sizes, wherever they are
-    wanted = tokenize.run(here, RunDirectory(here.run_directory))
+    assert corpus_signature(here) == corpus_signature(there)  # names and sizes, wherever they are
+    wanted = tokenize.tokenize_corpus(here, RunDirectory(here.run_directory))
     s3.every(6, 500, 503)
     real, calls = tokenize.write_part, 0
 
@@ -119,10 +119,10 @@ def test_a_killed_run_on_a_failing_bucket_ends_up_as_one_on_a_disk(
     with monkeypatch.context() as patch:
         patch.setattr(tokenize, "write_part", killed)
         with pytest.raises(KeyboardInterrupt):
-            tokenize.run(there, directory)
+            tokenize.tokenize_corpus(there, directory)
     done = {path: path.stat().st_mtime_ns for path in list_parts(directory.tokens, ".parquet")}
     assert len(done) == 3
-    assert tokenize.run(there, directory) == wanted
+    assert tokenize.tokenize_corpus(there, directory) == wanted
     assert {path: path.stat().st_mtime_ns for path in done} == done
     assert rows(directory) == rows(RunDirectory(here.run_directory))
     tokens = [p.read_bytes() for p in list_parts(directory.tokens, ".arrayrecord")]
@@ -137,14 +137,14 @@ def test_a_bucket_out_of_reach_stops_tokenize_and_nothing_after_it(
     url = s3.put("bucket", folder)
     config = make_config(SourceConfig(kind="jsonl", path=f"{url}/jsonl"))
     directory = RunDirectory(config.run_directory)
-    before = signature(config)
-    expected = markers.expectations(config, [phases.TOKENIZE], before)["tokenize"]
+    before = corpus_signature(config)
+    expected = markers.expected_markers(config, [phases.TOKENIZE], before)["tokenize"]
     marker = {"settings": expected.settings, "inputs": expected.inputs, "complete": False}
     directory.root.mkdir()
     directory.marker("tokenize").write_text(json.dumps(marker))
     s3.fault = lambda request: 503
     with pytest.raises(UserError, match=rf"{url}/jsonl: cannot be listed after 6 attempts"):
-        known_signature(config, directory)
+        expected_signature(config, directory)
     directory.marker("tokenize").write_text(json.dumps(marker | {"complete": True}))
-    assert known_signature(config, directory) == before
+    assert expected_signature(config, directory) == before
     assert f"{url}/jsonl" in capsys.readouterr().err

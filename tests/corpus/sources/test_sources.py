@@ -131,7 +131,7 @@ def test_nothing_to_read_is_an_error_that_names_the_path(tmp_path, monkeypatch, 
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="path") as error:
-        SOURCES[kind].inputs(SourceConfig(kind=kind, path=path))
+        SOURCES[kind].list_inputs(SourceConfig(kind=kind, path=path))
     assert path in str(error.value)
 
 

@@ -13,7 +13,7 @@ from frame_jax.config.quadrants import PartitionConfig, RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import PretrainConfig, TrainingConfig
 from frame_jax.main import write_config
-from frame_jax.quadrants.rows import training_documents, write_cells
+from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, write_json
 
@@ -38,7 +38,7 @@ def make_run(
         hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, num_kv_heads=1
     )
     training = TrainingConfig(
-        batch_rows=BATCH, steps=steps, milestones=2, compute_dtype="float32", log_every=1
+        batch_size=BATCH, steps=steps, milestones=2, compute_dtype="float32", log_every=1
     )
     rows = RowsConfig(sequence_length=LENGTH, parts=PARTS, packing=packing)  # type: ignore[arg-type]
     config = RunConfig(
@@ -74,8 +74,8 @@ def make_run(
                 )
     directory.quadrants.mkdir()
     pq.write_table(pa.Table.from_pylist(lines), directory.assignment)
-    conditions = training_documents(CELLS)
-    write_cells(rows, directory, directory.quadrants, [directory.assignment], conditions, 0)
+    conditions = training_conditions(CELLS)
+    write_quadrant_rows(rows, directory, directory.quadrants, [directory.assignment], conditions, 0)
     write_json(directory.marker("partition"), {"fingerprint": "rows", "inputs": {}})
     for name in CURRICULA:
         write_json(
@@ -85,8 +85,8 @@ def make_run(
     return config, directory
 
 
-def rows_of(directory: RunDirectory, cell: str) -> np.ndarray:
+def rows_of(directory: RunDirectory, quadrant: str) -> np.ndarray:
     """All rows of a quadrant: uint32 [rows, LENGTH + 1]."""
-    paths = list_parts(directory.quadrants / cell, ".arrayrecord")
+    paths = list_parts(directory.quadrants / quadrant, ".arrayrecord")
     readers = [TokenReader(path) for path in paths]
     return np.array([row for reader in readers for row in reader.read(range(len(reader)))])

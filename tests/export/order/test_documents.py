@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from frame_jax.export.order.documents import row_tokens, write_documents
 from frame_jax.export.order.manifest import write_manifest
-from frame_jax.export.order.plan import make_plan
+from frame_jax.export.order.trial_order import make_trial_order
 from frame_jax.quadrants.packing import best_fit, concat
 from tests.export.order.packed_run import CELLS, make_run
 
@@ -48,7 +48,7 @@ def test_a_follower_deviates_as_the_notes_say(
     tmp_path: Path, packing: str, curriculum: str
 ) -> None:
     config, directory = make_run(tmp_path / "run", packing=packing)
-    plan = make_plan(config, directory, curriculum)
+    plan = make_trial_order(config, directory, curriculum)
     write_manifest(config, directory, plan, tmp_path / "manifest")
     write_documents(config, directory, plan, tmp_path / "out")
     order = pq.read_table(tmp_path / "out" / "order.parquet").to_pylist()
@@ -85,13 +85,13 @@ def test_a_follower_deviates_as_the_notes_say(
         while following is not None and begins[following["doc_id"]][1]["row"] <= row["row"]:
             ahead[following["quadrant"]] += following["tokens"]
             following = next(waiting, None)
-        cell = row["quadrant"]
-        ahead[cell] -= sum(span["stop"] - span["start"] for span in row["documents"])
-        assert abs(ahead[cell]) <= cut[cell]
+        quadrant = row["quadrant"]
+        ahead[quadrant] -= sum(span["stop"] - span["start"] for span in row["documents"])
+        assert abs(ahead[quadrant]) <= cut[quadrant]
     assert not any(ahead.values())
 
     notes = (tmp_path / "out" / "NOTES.md").read_text("utf-8")
     for stage in plan.schedule.stages:
         assert f"| {stage.name} | {here[stage.name]:,} | {there[stage.name]:,} | " in notes
-    for cell in CELLS:
-        assert f"| {cell} | {whole[cell]:,} | {cut[cell]:,} (" in notes
+    for quadrant in CELLS:
+        assert f"| {quadrant} | {whole[quadrant]:,} | {cut[quadrant]:,} (" in notes

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax.errors import UserError
-from frame_jax.export.order import manifest, manifest_lines, quadrant_rows
+from frame_jax.export.order import manifest, manifest_lines, row_files
 from frame_jax.export.order.export import main
-from frame_jax.export.order.plan import make_plan
-from frame_jax.quadrants.rows import write_cells
+from frame_jax.export.order.trial_order import make_trial_order
+from frame_jax.quadrants.rows import write_quadrant_rows
 from frame_jax.records import TokenReader
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
@@ -31,11 +31,11 @@ PAGE = REPOSITORY / "docs" / "order.md"
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest_lines, "PART_ROWS", 37)
-    monkeypatch.setattr(quadrant_rows, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(row_files, "ROWS_AT_ONCE", 5)
 
 
 def export(directory: RunDirectory, curriculum: str, *options: str) -> Path:
-    command = [str(directory.root), "--curriculum", curriculum, "--to", "manifest", *options]
+    command = [str(directory.root), "--trial", curriculum, "--to", "manifest", *options]
     assert main(command) == 0
     return directory.manifest(curriculum)
 
@@ -62,8 +62,8 @@ def test_every_row_is_listed_with_the_documents_that_it_holds(
 ) -> None:
     config, directory = make_run(tmp_path / "run", packing=packing, steps=steps)
     folder = export(directory, curriculum)
-    plan = make_plan(config, directory, curriculum)
-    lines, rows = lines_of(folder), {cell: rows_of(directory, cell) for cell in CELLS}
+    plan = make_trial_order(config, directory, curriculum)
+    lines, rows = lines_of(folder), {quadrant: rows_of(directory, quadrant) for quadrant in CELLS}
     files = list_parts(directory.tokens, ".arrayrecord")
     tokens = {
         line["doc_id"]: TokenReader(files[line["part"]]).read([line["row"]])[0]
@@ -73,9 +73,9 @@ def test_every_row_is_listed_with_the_documents_that_it_holds(
     seen: dict[str, int] = {}
     total = 0
     for place, line in enumerate(lines):
-        cell, row = plan.selection[place]
-        ids = rows[CELLS[cell]][row]
-        assert (line["quadrant"], line["quadrant_row"]) == (CELLS[cell], row)
+        quadrant, row = plan.selection[place]
+        ids = rows[CELLS[quadrant]][row]
+        assert (line["quadrant"], line["quadrant_row"]) == (CELLS[quadrant], row)
         assert line["step"] == place // BATCH
         assert line["stage"] == plan.schedule.stages[plan.schedule.stage_at(place)].name
         assert line["digest"] == sha(ids.astype("<u4").tobytes())
@@ -134,7 +134,7 @@ def test_a_run_of_the_same_command_makes_what_is_missing(
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert content(resumed) == whole
 
-    command = [str(directory.root), "--curriculum", "twice", "--to", "manifest"]
+    command = [str(directory.root), "--trial", "twice", "--to", "manifest"]
     assert main([*command, "--out", str(folder)]) == 2
     assert "no manifest of this order" in capsys.readouterr().err
 
@@ -196,7 +196,7 @@ def test_what_one_program_refuses_both_end_with(tmp_path: Path) -> None:
 
 def test_another_run_than_that_of_process_0_is_refused(tmp_path: Path) -> None:
     _, directory = make_run(tmp_path / "run")
-    begun = read_json(export(directory, "frame") / manifest.BEGUN)
+    begun = read_json(export(directory, "frame") / manifest.HEADER_FILE)
     with pytest.raises(UserError, match=r"run is not the run .* differ in seed, partition"):
         manifest.require_same_order(directory, begun, begun | {"seed": 1, "partition": "other"})
 
@@ -204,7 +204,7 @@ def test_another_run_than_that_of_process_0_is_refused(tmp_path: Path) -> None:
 @pytest.mark.processes
 def test_programs_that_list_two_orders_in_one_folder_both_end(tmp_path: Path) -> None:
     _, directory = make_run(tmp_path / "run")
-    command = [str(directory.root), "--out", str(tmp_path / "out"), "--curriculum"]
+    command = [str(directory.root), "--out", str(tmp_path / "out"), "--trial"]
     for code, output in two_programs([*command, "frame"], [*command, "twice"]):
         assert code == 2, output
         assert "is not the run that process 0 writes a manifest of" in output
@@ -215,9 +215,9 @@ def test_rows_of_other_documents_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, directory = make_run(tmp_path / "run")
-    conditions = {cell: f"split = 'train' AND quadrant = '{cell}'" for cell in CELLS}
+    conditions = {quadrant: f"split = 'train' AND quadrant = '{quadrant}'" for quadrant in CELLS}
     shutil.rmtree(directory.quadrants / "Q1")
-    write_cells(
+    write_quadrant_rows(
         config.partition.rows, directory, directory.quadrants, [directory.assignment], conditions, 1
     )
     assert main([str(directory.root), "--to", "manifest"]) == 2
@@ -229,7 +229,7 @@ def test_a_run_whose_files_are_damaged_is_refused_in_words(
     tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, directory = make_run(tmp_path / "run")
-    integrity.record(directory, "partition", ["quadrants"])
+    integrity.record_checksums(directory, "partition", ["quadrants"])
     part = list_parts(directory.quadrants / "Q2", ".arrayrecord")[1]
     out = tmp_path / "out"
     capsys.readouterr()

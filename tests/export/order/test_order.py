@@ -23,10 +23,16 @@ from frame_jax.config.training import PretrainConfig, TrainingConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import make_loader
 from frame_jax.export.order.export import main
-from frame_jax.export.order.formats.table import FORMATS
-from frame_jax.export.order.plan import Trainer, make_plan, pieces, stages, whole
+from frame_jax.export.order.formats.registry import FORMATS
+from frame_jax.export.order.trial_order import (
+    Trainer,
+    make_trial_order,
+    mixture_spans,
+    round_to_total,
+    stage_spans,
+)
 from frame_jax.main import write_config
-from frame_jax.quadrants.rows import write_cells
+from frame_jax.quadrants.rows import write_quadrant_rows
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json
 from tests.arm import TEXT, write_tokenizer
@@ -55,7 +61,7 @@ def make_run(root: Path) -> tuple[RunConfig, RunDirectory]:
         run_directory=str(directory.root),
         corpus=CorpusConfig([SourceConfig("python_library")]),
         partition=PartitionConfig(rows=RowsConfig(sequence_length=LENGTH, parts=2)),
-        pretrain=PretrainConfig(ModelConfig(), TrainingConfig(batch_rows=BATCH)),
+        pretrain=PretrainConfig(ModelConfig(), TrainingConfig(batch_size=BATCH)),
         curricula=CURRICULA,
     )
     write_config(config, directory)
@@ -87,8 +93,8 @@ def make_run(root: Path) -> tuple[RunConfig, RunDirectory]:
                 )
     directory.quadrants.mkdir()
     pq.write_table(pa.Table.from_pylist(lines), directory.assignment)
-    conditions = {cell: f"split = 'train' AND quadrant = '{cell}'" for cell in CELLS}
-    write_cells(
+    conditions = {quadrant: f"split = 'train' AND quadrant = '{quadrant}'" for quadrant in CELLS}
+    write_quadrant_rows(
         config.partition.rows, directory, directory.quadrants, [directory.assignment], conditions, 0
     )
     return config, directory
@@ -98,12 +104,12 @@ def text_of(directory: RunDirectory, part: int, row: int) -> np.ndarray:
     return TokenReader(list_parts(directory.tokens, ".arrayrecord")[part]).read([row])[0]
 
 
-def first_rows(directory: RunDirectory, cell: str) -> dict[int, list[np.ndarray]]:
+def first_rows(directory: RunDirectory, quadrant: str) -> dict[int, list[np.ndarray]]:
     """The documents that begin in each row of a cell, read off its files: {row: token ids}."""
     tokenizer = load_tokenizer(directory)
     found: dict[int, list[np.ndarray]] = {}
     before = 0
-    for path in list_parts(directory.quadrants / cell, ".arrayrecord"):
+    for path in list_parts(directory.quadrants / quadrant, ".arrayrecord"):
         reader = TokenReader(path)
         stream = np.concatenate(reader.read(range(len(reader))))
         starts = np.flatnonzero(stream == tokenizer.bos_id)  # padding is BOS too, at the end
@@ -126,19 +132,19 @@ def test_documents_come_in_the_order_in_which_training_reads_them(
     run, tmp_path, curriculum
 ) -> None:
     config, directory = run
-    export(directory, tmp_path / "out", "--curriculum", curriculum, "--to", "parquet")
+    export(directory, tmp_path / "out", "--trial", curriculum, "--to", "parquet")
     order = pq.read_table(tmp_path / "out" / "order.parquet").to_pylist()
     assert [line["rank"] for line in order] == list(range(len(order)))
-    plan = make_plan(config, directory, curriculum)
-    begins = {cell: first_rows(directory, cell) for cell in CELLS}
+    plan = make_trial_order(config, directory, curriculum)
+    begins = {quadrant: first_rows(directory, quadrant) for quadrant in CELLS}
     lines = iter(order)
     stops = {stage.name: stage.stop for stage in plan.schedule.stages}
     for place in range(plan.schedule.epoch_rows):
-        cell, row = plan.selection[place]
-        for ids in begins[CELLS[cell]].get(row, []):
+        quadrant, row = plan.selection[place]
+        for ids in begins[CELLS[quadrant]].get(row, []):
             line = next(lines)
             np.testing.assert_array_equal(ids, text_of(directory, line["part"], line["row"]))
-            assert line["quadrant"] == CELLS[cell] and line["step"] == place // BATCH
+            assert line["quadrant"] == CELLS[quadrant] and line["step"] == place // BATCH
             assert line["stage"] == next(n for n, s in stops.items() if place < s)
             assert 0 <= line["weight"] <= 1
     assigned = pq.read_table(directory.assignment).to_pylist()
@@ -148,7 +154,7 @@ def test_documents_come_in_the_order_in_which_training_reads_them(
 
 def test_weights_are_those_of_the_stage_away_from_transitions(run, tmp_path) -> None:
     _, directory = run
-    export(directory, tmp_path / "out", "--curriculum", "hard", "--to", "parquet")
+    export(directory, tmp_path / "out", "--trial", "hard", "--to", "parquet")
     order = pq.read_table(tmp_path / "out" / "order.parquet").to_pylist()
     assert [line["stage"] for line in order] == sorted(
         (line["stage"] for line in order), key=["Q3", "Q4", "Q1", "Q2"].index
@@ -161,13 +167,13 @@ def test_weights_are_those_of_the_stage_away_from_transitions(run, tmp_path) -> 
 def test_stages_hold_the_same_tokens_in_another_trainer_s_steps(run, batch) -> None:
     config, directory = run
     for curriculum in CURRICULA:
-        plan = make_plan(config, directory, curriculum)
+        plan = make_trial_order(config, directory, curriculum)
         trainer = Trainer(*batch, "data", ".jsonl")
         tokens = plan.schedule.rows * LENGTH
         for spans in (
-            stages(plan, trainer, smooth=True),
-            stages(plan, trainer, smooth=False),
-            pieces(plan, trainer, 40, 1),
+            stage_spans(plan, trainer, smooth=True),
+            stage_spans(plan, trainer, smooth=False),
+            mixture_spans(plan, trainer, 40, 1),
         ):
             assert spans[0].first == 0
             assert all(a.stop == b.first for a, b in itertools.pairwise(spans))
@@ -184,8 +190,8 @@ def test_stages_hold_the_same_tokens_in_another_trainer_s_steps(run, batch) -> N
 @pytest.mark.parametrize("curriculum", list(CURRICULA))
 def test_levanter_follows_the_schedule(run, tmp_path, curriculum) -> None:
     config, directory = run
-    options = ("--curriculum", curriculum, "--to", "levanter", "--shards", "jsonl")
-    export(directory, tmp_path / "out", *options, "--batch_rows", "12")
+    options = ("--trial", curriculum, "--to", "levanter", "--shards", "jsonl")
+    export(directory, tmp_path / "out", *options, "--batch_size", "12")
     text = (tmp_path / "out" / "levanter.yaml").read_text()
     assert "-0.0" not in text
     value = yaml.safe_load(text)
@@ -194,40 +200,40 @@ def test_levanter_follows_the_schedule(run, tmp_path, curriculum) -> None:
     weights = data["train_weights"]
     steps = [step for step, _ in weights] + [trainer["num_train_steps"]]
     assert steps[0] == 0 and trainer["train_batch_size"] % block == 0
-    plan = make_plan(config, directory, curriculum)
+    plan = make_trial_order(config, directory, curriculum)
     asked = np.zeros(4)
     for (_, mixture), (first, stop) in zip(weights, itertools.pairwise(steps), strict=True):
-        rows = np.array([mixture[cell] * block for cell in CELLS])
+        rows = np.array([mixture[quadrant] * block for quadrant in CELLS])
         assert rows.sum() == block and (rows == rows.astype(int)).all()
         asked += rows * (stop - first) * 12 // block
     # Rounding to whole rows of a block costs no quadrant more than a piece's rounding.
     wanted = np.array(plan.schedule.cumulative(np.array([plan.schedule.epoch_rows]))[0])
     wanted *= plan.schedule.epochs * 12 * steps[-1] / plan.schedule.rows
     np.testing.assert_allclose(asked, wanted, atol=12)
-    for cell, component in data["components"].items():
+    for quadrant, component in data["components"].items():
         (url,) = component["source"]["train_urls"]
-        assert list((tmp_path / "out").glob(url)), cell
+        assert list((tmp_path / "out").glob(url)), quadrant
 
 
 def test_rounding_carries_its_error() -> None:
     """A share far below a block's resolution still gets its rows over the run."""
     given = np.zeros(3)
     for piece in range(1, 201):
-        rows = whole(np.array([0.01, 0.3, 0.69]) * 16 * piece - given, 16)
+        rows = round_to_total(np.array([0.01, 0.3, 0.69]) * 16 * piece - given, 16)
         assert rows.sum() == 16 and (rows >= 0).all()
         given += rows
     np.testing.assert_allclose(given, np.array([0.01, 0.3, 0.69]) * 3200, atol=1)
 
 
 def test_trainers_that_restart_a_stage_s_data_get_hard_stages(run) -> None:
-    plan = make_plan(*run, "frame")
+    plan = make_trial_order(*run, "frame")
     trainer = Trainer(BATCH, LENGTH, "gs://bucket", ".jsonl")
-    ends = [span.stop for span in stages(plan, trainer, smooth=False)]
+    ends = [span.stop for span in stage_spans(plan, trainer, smooth=False)]
     blends = FORMATS["megatron"].files(plan, trainer)
-    for number, cell in enumerate(("Q3", "Q4", "Q1", "Q2"), 1):
+    for number, quadrant in enumerate(("Q3", "Q4", "Q1", "Q2"), 1):
         assert blends[f"blend-{number:02d}.txt"].split() == [
             "1.0",
-            f"gs://bucket/{cell}_text_document",
+            f"gs://bucket/{quadrant}_text_document",
         ]
     transitions = ",".join(map(str, ends[:-1]))
     assert blends["train.sh"].count(f"--phase-transition-iterations {transitions} ") == 4
@@ -240,17 +246,17 @@ def test_trainers_that_restart_a_stage_s_data_get_hard_stages(run) -> None:
     assert "--workers" in blends["tokenize.sh"]
 
 
-@pytest.mark.parametrize(("curriculum", "batch_rows"), [("twice", 4), ("hard", 60)])
-def test_nanotron_accepts_the_stages(run, curriculum, batch_rows) -> None:
+@pytest.mark.parametrize(("curriculum", "batch_size"), [("twice", 4), ("hard", 60)])
+def test_nanotron_accepts_the_stages(run, curriculum, batch_size) -> None:
     """Its rules: unique names, rising first steps of which the lowest is 1, weights by folder.
 
     It reads the last stage of a config only: one launch a stage, each going on after the other.
     """
-    plan = make_plan(*run, curriculum)
-    trainer = Trainer(batch_rows, LENGTH, "data", ".jsonl")
+    plan = make_trial_order(*run, curriculum)
+    trainer = Trainer(batch_size, LENGTH, "data", ".jsonl")
     files = FORMATS["nanotron"].files(plan, trainer)
     configs = [yaml.safe_load(files[name]) for name in sorted(files) if name.endswith(".yaml")]
-    assert len(configs) == len(stages(plan, trainer, smooth=True))
+    assert len(configs) == len(stage_spans(plan, trainer, smooth=True))
     done = 0
     for number, config in enumerate(configs, 1):
         found = config["data_stages"]
@@ -266,14 +272,14 @@ def test_nanotron_accepts_the_stages(run, curriculum, batch_rows) -> None:
 
 
 def test_maxtext_finds_every_component_in_every_stage(run) -> None:
-    plan = make_plan(*run, "frame")
+    plan = make_trial_order(*run, "frame")
     files = FORMATS["maxtext"].files(plan, Trainer(BATCH, LENGTH, "data", ".arrayrecord"))
     mixtures = [json.loads(text) for name, text in files.items() if name.startswith("mixture")]
     assert len(mixtures) == 4
-    for mixture, cell in zip(mixtures, ("Q3", "Q4", "Q1", "Q2"), strict=True):
+    for mixture, quadrant in zip(mixtures, ("Q3", "Q4", "Q1", "Q2"), strict=True):
         assert mixture.keys() == set(CELLS)
         assert all(component["weight"] > 0 for component in mixture.values())
-        assert max(mixture, key=lambda name: mixture[name]["weight"]) == cell
+        assert max(mixture, key=lambda name: mixture[name]["weight"]) == quadrant
     for setting in ("use_truncation=false", "packing=true", "add_bos=true", "add_eos=true"):
         assert files["train.sh"].count(f" {setting} ") == 4
     assert files["train.sh"].count(" num_epoch=2 ") == 4
@@ -281,17 +287,19 @@ def test_maxtext_finds_every_component_in_every_stage(run) -> None:
 
 def test_maxtext_s_documents_give_the_stage_s_share_of_tokens(run) -> None:
     """It draws documents, whose mean length differs from quadrant to quadrant."""
-    plan = make_plan(*run, "random")
+    plan = make_trial_order(*run, "random")
     files = FORMATS["maxtext"].files(plan, Trainer(BATCH, LENGTH, "data", ".arrayrecord"))
     mixture = json.loads(files["mixture-01.json"])
     tokens = {
-        cell: mixture[cell]["weight"] * plan.counts[cell]["tokens"] / plan.counts[cell]["documents"]
-        for cell in CELLS
+        quadrant: mixture[quadrant]["weight"]
+        * plan.counts[quadrant]["tokens"]
+        / plan.counts[quadrant]["documents"]
+        for quadrant in CELLS
     }
-    (span,) = stages(plan, Trainer(BATCH, LENGTH, "data", ""), smooth=True)
-    for cell in CELLS:
-        share = tokens[cell] / sum(tokens.values())
-        assert share == pytest.approx(span.mixture[cell], abs=1e-4)
+    (span,) = stage_spans(plan, Trainer(BATCH, LENGTH, "data", ""), smooth=True)
+    for quadrant in CELLS:
+        share = tokens[quadrant] / sum(tokens.values())
+        assert share == pytest.approx(span.mixture[quadrant], abs=1e-4)
 
 
 def read_mds(folder: Path) -> np.ndarray:
@@ -319,7 +327,7 @@ def test_rows_come_as_the_loader_here_reads_them(
     monkeypatch.setattr(shards, "ROW_BYTES", 7 * 4 * (LENGTH + 1))
     config, directory = run
     out = tmp_path / "out"
-    export(directory, out, "--to", to, "--shards", kind, "--curriculum", curriculum)
+    export(directory, out, "--to", to, "--shards", kind, "--trial", curriculum)
     tree = ast.parse((out / "order.py").read_text("utf-8"))
     (folders,) = [
         ast.literal_eval(node.value)
@@ -335,13 +343,13 @@ def test_rows_come_as_the_loader_here_reads_them(
             assert len(files) > 1
             ids = np.concatenate([np.fromfile(file, "<u4") for file in files])
             stage_rows.append(ids.reshape(-1, LENGTH + 1))
-    plan = make_plan(config, directory, curriculum)
+    plan = make_trial_order(config, directory, curriculum)
     assert [len(rows) for rows in stage_rows] == np.diff(
         plan.schedule.boundaries, prepend=0
     ).tolist()
     parts = {c: list_parts(directory.quadrants / c, ".arrayrecord") for c in CELLS}
     loader = make_loader(
-        parts, plan.selection, batch_rows=1, row_offsets=[0], row_tokens=LENGTH + 1, padding_id=0
+        parts, plan.selection, batch_size=1, row_offsets=[0], row_tokens=LENGTH + 1, padding_id=0
     )
     np.testing.assert_array_equal(np.concatenate(stage_rows), np.concatenate(list(loader)))
 
@@ -369,14 +377,14 @@ def test_shards_hold_each_quadrant_s_texts(run, tmp_path, kind, monkeypatch) -> 
     export(directory, tmp_path / "out", "--to", "parquet", "--shards", kind)
     tokenizer = load_tokenizer(directory)
     assigned = pq.read_table(directory.assignment).to_pylist()
-    for cell in CELLS:
-        files = sorted((tmp_path / "out" / "data" / cell).iterdir())
+    for quadrant in CELLS:
+        files = sorted((tmp_path / "out" / "data" / quadrant).iterdir())
         assert len(files) > 1
         texts = [text for file in files for text in read_shard(file)]
         wanted = [
             tokenizer.decode(text_of(directory, d["part"], d["row"]))
             for d in assigned
-            if d["split"] == "train" and d["quadrant"] == cell
+            if d["split"] == "train" and d["quadrant"] == quadrant
         ]
         assert Counter(texts) == Counter(wanted)
         assert texts != wanted  # shuffled
@@ -386,11 +394,11 @@ def test_what_cannot_be_exported_is_said(run, tmp_path, capsys) -> None:
     _, directory = run
     root, out = str(directory.root), str(tmp_path / "out")
     for arguments, message in (
-        ([root, "--curriculum", "nothing", "--to", "levanter"], "there are: frame, hard"),
+        ([root, "--trial", "nothing", "--to", "levanter"], "there are: frame, hard"),
         ([root, "--to", "maxtext", "--shards", "jsonl"], "choose --shards arrayrecord"),
         ([str(tmp_path), "--to", "levanter"], "up to partition first"),
-        ([root, "--to", "nanotron", "--batch_rows", "100000"], "lower --batch_rows"),
-        ([root, "--to", "levanter", "--batch_rows", "100000"], "lower --batch_rows"),
+        ([root, "--to", "nanotron", "--batch_size", "100000"], "lower --batch_size"),
+        ([root, "--to", "levanter", "--batch_size", "100000"], "lower --batch_size"),
         ([root, "--to", "olmo_core", "--sequence_length", "64"], "leave out --sequence_length"),
         ([root, "--to", "parquet", "--shards", "mds"], "choose --shards jsonl or"),
     ):
@@ -410,7 +418,7 @@ def test_a_shortened_run_leaves_out_what_it_does_not_reach(run, tmp_path) -> Non
     write_config(
         dataclasses.replace(config, pretrain=pretrain, run_directory=str(other.root)), other
     )
-    export(other, tmp_path / "out", "--curriculum", "hard", "--to", "parquet")
+    export(other, tmp_path / "out", "--trial", "hard", "--to", "parquet")
     order = pq.read_table(tmp_path / "out" / "order.parquet").to_pylist()
     assert 0 < len(order) < DOCUMENTS * 0.7
     assert max(line["step"] for line in order) < 20

@@ -18,12 +18,12 @@ from frame_jax.errors import UserError
 from frame_jax.export.order import manifest_lines
 from frame_jax.export.order.export import main as export_order
 from frame_jax.export.order.verify import main
-from frame_jax.records import TokenReader, damaged, write_tokens
+from frame_jax.records import TokenReader, damaged_file_error, write_tokens
 from frame_jax.run import preemption
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
-from frame_jax.run.faults import fault
 from frame_jax.run.preemption import Preempted
-from frame_jax.training.runs import pretrain
+from frame_jax.run.storage_errors import storage_error
+from frame_jax.training.phases import pretrain
 from tests.export.order.packed_run import BATCH, make_run
 
 ARM = "frame"
@@ -43,7 +43,7 @@ def run(trained: tuple[RunConfig, RunDirectory], tmp_path: Path) -> RunDirectory
 
 
 def export(directory: RunDirectory) -> Path:
-    assert export_order([str(directory.root), "--curriculum", ARM, "--to", "manifest"]) == 0
+    assert export_order([str(directory.root), "--trial", ARM, "--to", "manifest"]) == 0
     return directory.manifest(ARM)
 
 
@@ -52,9 +52,9 @@ def records(directory: RunDirectory) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def change_row(directory: RunDirectory, cell: str, part: int, record: int) -> Path:
+def change_row(directory: RunDirectory, quadrant: str, part: int, record: int) -> Path:
     """Another token in one row, in a file that is whole."""
-    path = list_parts(directory.quadrants / cell, ".arrayrecord")[part]
+    path = list_parts(directory.quadrants / quadrant, ".arrayrecord")[part]
     reader = TokenReader(path)
     rows = [row.copy() for row in reader.read(range(len(reader)))]
     reader.close()
@@ -74,10 +74,10 @@ def test_a_run_is_verified_alone_and_by_its_manifest(
     assert f"frame: verified: steps 0 to {steps - 1} of {steps} compared; no manifest" in said
     folder = export(run)
     assert records(run)[-1]["order_digest"] == read_json(folder / "manifest.json")["digest"]
-    saved = checkpoints.saved_orders(run.pretrain(ARM) / "checkpoints")
+    saved = checkpoints.saved_consumed_rows(run.pretrain(ARM) / "checkpoints")
     assert saved[steps]["order_digest"] == records(run)[-1]["order_digest"]
     assert saved[0]["order_digest"] == "0" * 32
-    assert main([str(run.root), "--curriculum", ARM, "--manifest", str(folder)]) == 0
+    assert main([str(run.root), "--trial", ARM, "--manifest", str(folder)]) == 0
     assert f"manifest {folder}" in capsys.readouterr().out
 
 
@@ -90,7 +90,7 @@ def test_kills_and_another_mesh_leave_the_same_digests(
     config, whole = trained
     directory = RunDirectory(shutil.copytree(whole.root, tmp_path / "run"))
     shutil.rmtree(directory.pretrain(ARM))
-    monkeypatch.setattr(preemption, "requested", lambda step: step == 3)
+    monkeypatch.setattr(preemption, "stop_requested", lambda step: step == 3)
     with pytest.raises(Preempted):
         pretrain(config, directory, ARM)
     monkeypatch.undo()
@@ -173,7 +173,7 @@ def test_a_manifest_that_was_changed_is_no_witness(
     shutil.copy(second, first)
     assert main([str(run.root)]) == 2
     assert f"{first} is not what was written" in capsys.readouterr().out
-    described = read_json(folder / "manifest.json") | {"schedule": "another"}
+    described = read_json(folder / "manifest.json") | {"lr_schedule": "another"}
     (folder / "manifest.json").write_text(json.dumps(described))
     assert main([str(run.root)]) == 2
     assert "is not the manifest of frame" in capsys.readouterr().err
@@ -212,7 +212,9 @@ def test_a_run_of_an_earlier_release_is_verified_from_where_digests_begin(
 
 def test_all_rows_count_and_padding_does_not(trained: tuple[RunConfig, RunDirectory]) -> None:
     rows = read_json(trained[1].quadrants / "rows.json")
-    assert sum(cell["rows"] for cell in rows.values()) % BATCH  # the last batch is completed
+    assert (
+        sum(quadrant["rows"] for quadrant in rows.values()) % BATCH
+    )  # the last batch is completed
     digests = [record["order_digest"] for record in records(trained[1])]
     assert len(np.unique(digests)) == len(digests)
 
@@ -224,8 +226,8 @@ def test_what_cannot_be_verified_is_said(
     for arguments, message in (
         ([str(tmp_path)], "is no run directory"),
         ([str(directory.root)], "run the pretrain phase first"),
-        ([str(directory.root), "--manifest", "x"], "say which with --curriculum"),
-        ([str(directory.root), "--curriculum", "none"], "there is no curriculum 'none'"),
+        ([str(directory.root), "--manifest", "x"], "say which with --trial"),
+        ([str(directory.root), "--trial", "none"], "there is no curriculum 'none'"),
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -279,11 +281,11 @@ def test_a_fault_of_the_storage_is_no_change_of_a_row(
     def read(reader: TokenReader, indices: list[int]) -> list[np.ndarray]:
         if len(indices) == 1 and reader._path == path:  # as single rows are read again
             again.append(indices)
-            raise fault(path, OSError(5, "Input/output error")) from OSError(
+            raise storage_error(path, OSError(5, "Input/output error")) from OSError(
                 5, "Input/output error"
             )
         if not listed and reader._path == path:
-            raise damaged(path, ValueError("a bad record"))
+            raise damaged_file_error(path, ValueError("a bad record"))
         return real(reader, indices)
 
     monkeypatch.setattr(TokenReader, "read", read)

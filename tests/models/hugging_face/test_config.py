@@ -13,9 +13,14 @@ from safetensors.numpy import save_file
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
-from frame_jax.models.hugging_face.config import FAMILIES, essential, find_layout, read_config
+from frame_jax.models.hugging_face.config import (
+    FAMILIES,
+    find_layout,
+    read_config,
+    without_unused_settings,
+)
 from frame_jax.models.hugging_face.export import model_config
-from frame_jax.models.hugging_face.tensors import tensors_of
+from frame_jax.models.hugging_face.tensors import checkpoint_tensors
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.run.directory import write_json
 
@@ -23,15 +28,17 @@ from frame_jax.run.directory import write_json
 WRITTEN = json.loads((Path(__file__).parent / "configs_4.57.6.json").read_text("utf-8"))
 
 SMALL = {"hidden_size": 16, "intermediate_size": 12, "num_layers": 4, "num_heads": 2}
-MAMBA = Mamba2Config(num_heads=4, head_dim=8, state_size=3, groups=2, min_step=0.5)
-EXPERTS = ExpertsConfig(count=3, per_token=2, intermediate_size=5, renormalise=True)
-SHARED = dataclasses.replace(EXPERTS, shared_size=7)
+MAMBA = Mamba2Config(num_heads=4, head_dim=8, state_size=3, groups=2, min_time_step=0.5)
+EXPERTS = ExpertsConfig(
+    num_experts=3, num_experts_per_token=2, intermediate_size=5, norm_topk_prob=True
+)
+SHARED = dataclasses.replace(EXPERTS, shared_expert_intermediate_size=7)
 NEOX = {
     "norm": "layer",
     "activation": "gelu",
     "bias": True,
     "qkv_bias": True,
-    "rotary_fraction": 0.5,
+    "partial_rotary_factor": 0.5,
     "num_kv_heads": 2,
     "parallel_residual": True,
 }
@@ -64,9 +71,9 @@ COMPUTED: dict[str, tuple[str, dict[str, Any]]] = {
     "a shared expert": ("granitemoehybrid", ALL_EXPERTS | {"experts": SHARED}),
     "Mamba-2": ("mamba2", {"layers": ("mamba2+none",), "mamba2": MAMBA}),
     "Mamba-2 with dense layers": ("bamba", {"layers": ("mamba2+dense",), "mamba2": MAMBA}),
-    "a hybrid, half a head rotated": ("bamba", HYBRID | {"rotary_fraction": 0.5}),
+    "a hybrid, half a head rotated": ("bamba", HYBRID | {"partial_rotary_factor": 0.5}),
     "a hybrid, rotated": ("granitemoehybrid", HYBRID),
-    "a hybrid without positions": ("granitemoehybrid", HYBRID | {"rotary_fraction": 0.0}),
+    "a hybrid without positions": ("granitemoehybrid", HYBRID | {"partial_rotary_factor": 0.0}),
     "a hybrid with experts": ("granitemoehybrid", MIXED | {"experts": EXPERTS}),
     "a hybrid with a shared expert": ("granitemoehybrid", MIXED | {"experts": SHARED}),
     "multipliers": (
@@ -88,10 +95,12 @@ def test_a_decoder_is_written_as_the_family_that_computes_it(case: str, tmp_path
     )
     write_json(tmp_path / "config.json", model_config(decoder, 0, 1, 64))
     for layout in family.layouts:
-        tensors = {name: t.stored(params) for name, t in tensors_of(decoder, layout).items()}
+        tensors = {
+            name: t.stored(params) for name, t in checkpoint_tensors(decoder, layout).items()
+        }
         save_file(tensors, tmp_path / "model.safetensors")
         again, imported = import_checkpoint(tmp_path)
-        assert essential(again.config) == essential(decoder.config)
+        assert without_unused_settings(again.config) == without_unused_settings(decoder.config)
         jax.tree.map(np.testing.assert_array_equal, imported, params)
 
 
@@ -101,9 +110,9 @@ NOT_WRITTEN: dict[str, tuple[dict[str, Any], str]] = {
         "qwen2 has no model.qk_norm = True; qwen3 has no model.qkv_bias = True",
     ),
     "a bias of the router": (
-        {"experts": dataclasses.replace(SHARED, balance_bias=True), "layers": MIXED["layers"]}
+        {"experts": dataclasses.replace(SHARED, router_bias=True), "layers": MIXED["layers"]}
         | {"mamba2": MAMBA},
-        "granitemoehybrid has no model.experts.balance_bias = True",
+        "granitemoehybrid has no model.experts.router_bias = True",
     ),
     "sigmoid scores": (
         ALL_EXPERTS
@@ -112,10 +121,13 @@ NOT_WRITTEN: dict[str, tuple[dict[str, Any], str]] = {
         "qwen3_moe has no model.experts.scores = 'sigmoid'",
     ),
     "scaled experts": (
-        ALL_EXPERTS | {"experts": dataclasses.replace(EXPERTS, scaling=2.5)},
-        "mixtral has no model.experts.scaling = 2.5",
+        ALL_EXPERTS | {"experts": dataclasses.replace(EXPERTS, routed_scaling_factor=2.5)},
+        "mixtral has no model.experts.routed_scaling_factor = 2.5",
     ),
-    "a part of a head": ({"rotary_fraction": 0.25}, "has no model.rotary_fraction = 0.25"),
+    "a part of a head": (
+        {"partial_rotary_factor": 0.25},
+        "has no model.partial_rotary_factor = 0.25",
+    ),
     "dense layers and experts in a hybrid": (
         {"layers": ("mamba2+dense", "attention+experts"), "mamba2": MAMBA, "experts": SHARED},
         "granitemoehybrid has no .*model.layers = ",
@@ -142,7 +154,7 @@ def test_a_setting_without_a_family_is_named(case: str) -> None:
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("olmoe", {"clip_qkv": 8.0}, "clip_qkv 8.0 is not supported"),
     ("olmoe", {"norm_topk_prob": 1}, "norm_topk_prob is 1, must be true or false"),
-    ("olmoe", {"num_experts_per_tok": 9}, "per_token"),
+    ("olmoe", {"num_experts_per_tok": 9}, "num_experts_per_token"),
     ("olmo2", {"attention_bias": True}, "attention_bias"),
     ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 8}, "8 tokens"),
     ("qwen3_moe", {"num_experts": None}, "does not say num_experts"),
@@ -159,7 +171,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gpt_neox", {"hidden_act": "gelu_fast"}, "hidden_act 'gelu_fast'.*'gelu'"),
     ("gpt_neox", {"rotary_pct": "half"}, "rotary_pct is 'half'"),
     ("gpt_neox", {"attention_bias": False}, "attention_bias False"),
-    ("gpt_neox", {"rotary_pct": 0.3, "hidden_size": 40}, "rotary_fraction"),
+    ("gpt_neox", {"rotary_pct": 0.3, "hidden_size": 40}, "partial_rotary_factor"),
     ("granite_dense", {"position_embedding_type": "alibi"}, "position_embedding_type 'alibi'"),
     ("granite_dense", {"normalization_function": "layernorm"}, "normalization_function"),
     ("granite_dense", {"layer_types": ["mamba", "attention", "hyena"]}, "layer_types"),
@@ -185,7 +197,7 @@ def test_a_setting_that_is_not_computed_is_refused(
 @pytest.mark.parametrize("infinity", [float("inf"), {"__float__": "Infinity"}, 3.5e38])
 def test_no_upper_limit_in_all_its_spellings(infinity: Any) -> None:
     values = WRITTEN["mamba2"] | {"time_step_limit": [0.0, infinity]}
-    assert read_config(values, Path("config.json"), None).mamba2.max_step is None
+    assert read_config(values, Path("config.json"), None).mamba2.max_time_step is None
 
 
 def test_buffers_of_old_saves_are_passed_over(tmp_path: Path) -> None:
@@ -193,7 +205,7 @@ def test_buffers_of_old_saves_are_passed_over(tmp_path: Path) -> None:
     decoder = Decoder(read_config(values, tmp_path, None), values["vocab_size"])
     params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), decoder.shapes())
     layout = FAMILIES["gpt_neox"].layouts[0]
-    tensors = {name: t.stored(params) for name, t in tensors_of(decoder, layout).items()}
+    tensors = {name: t.stored(params) for name, t in checkpoint_tensors(decoder, layout).items()}
     place = "gpt_neox.layers.0.attention."
     tensors[f"{place}bias"] = np.ones((1, 1, 4, 4), bool)
     tensors[f"{place}masked_bias"] = np.array(-1e9, np.float32)

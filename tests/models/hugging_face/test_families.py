@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from frame_jax.models.functional import Decoder
-from frame_jax.models.hugging_face.config import essential, read_config
+from frame_jax.models.hugging_face.config import read_config, without_unused_settings
 from frame_jax.models.hugging_face.export import model_config, write_weights
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.run.directory import write_json
@@ -138,13 +138,13 @@ def test_a_family_both_ways(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=0)
 
     folder = write(tmp_path / "ours", decoder, params)
-    loaded, told = type(model).from_pretrained(folder, output_loading_info=True)
-    assert not any(told.values()), told
+    loaded, aux = type(model).from_pretrained(folder, output_loading_info=True)
+    assert not any(aux.values()), aux
     assert loaded.config.architectures == model.config.architectures
     with torch.no_grad():
         np.testing.assert_array_equal(loaded.eval()(ids, use_cache=False).logits, expected)
     again, imported = import_checkpoint(folder)
-    assert essential(again.config) == essential(decoder.config)
+    assert without_unused_settings(again.config) == without_unused_settings(decoder.config)
     jax.tree.map(np.testing.assert_array_equal, imported, params)
 
 

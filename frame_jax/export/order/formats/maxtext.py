@@ -5,22 +5,24 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from frame_jax.export.order.formats.notes import Files, notes, script
-from frame_jax.export.order.plan import Plan, Span, Trainer, stages
+from frame_jax.export.order.formats.notes import Files, format_notes, shell_script
+from frame_jax.export.order.trial_order import Span, Trainer, TrialOrder, stage_spans
 
-READS = ("arrayrecord",)
+DATA_FORMATS = ("arrayrecord",)
 
-LEAST = 1e-6  # Grain refuses a weight of zero, and a component that is left out loses its place
+SMALLEST_SHARE = (
+    1e-6  # Grain refuses a weight of zero, and a component that is left out loses its place
+)
 
 
-def files(plan: Plan, trainer: Trainer) -> Files:
+def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
     """A Grain mixture file for each stage, and the launches in order."""
-    spans = stages(plan, trainer, smooth=True)
-    made: Files = {}
+    spans = stage_spans(trial_order, trainer, smooth=True)
+    files: Files = {}
     lines = []
     for number, span in enumerate(spans, 1):
         name = f"mixture-{number:02d}.json"
-        made[name] = json.dumps(documents(plan, trainer, span), indent=2) + "\n"
+        files[name] = json.dumps(document_mixture(trial_order, trainer, span), indent=2) + "\n"
         lines.append(
             f"grain_train_mixture_config_path={name} steps={span.stop} "
             f"learning_rate_schedule_steps={spans[-1].stop}  # {span.name}"
@@ -30,14 +32,14 @@ def files(plan: Plan, trainer: Trainer) -> Files:
         "dataset_type=grain grain_file_type=arrayrecord tokenizer_type=huggingface "
         "tokenizer_path=tokenizer add_bos=true add_eos=true use_truncation=false packing=true "
         "grain_packing_type=concat_then_split enable_data_shuffling=true "
-        f"num_epoch={plan.schedule.epochs + 1} max_target_length={trainer.sequence_length}"
+        f"num_epoch={trial_order.schedule.epochs + 1} max_target_length={trainer.sequence_length}"
     )
-    made["train.sh"] = script(*(f"{program} {line}" for line in lines))
+    files["train.sh"] = shell_script(*(f"{program} {line}" for line in lines))
     text = f"""
 One mixture file a stage, for `dataset_type=grain`; `train.sh` starts MaxText once a stage, each
 time from the checkpoint of the stage before and up to a later `steps`. Set CONFIG (as seen from
 this folder, or absolute) and RUN_NAME, and `per_device_batch_size` so that all devices together
-have {trainer.batch_rows} sequences. All quadrants are in every file under the same names, so that
+have {trainer.batch_size} sequences. All quadrants are in every file under the same names, so that
 MaxText finds each one's place again after a change of weights. It draws documents, not sequences: a
 weight is the quadrant's share of the tokens divided by the mean length of its documents. They are
 cut into pieces (`use_truncation=false`; by default all but the first is dropped) that fill
@@ -46,21 +48,25 @@ a mixture ends with the first of its quadrants. Grain mixtures need ArrayRecord 
 arrayrecord`: records are tf.train.Example with `text`). Inside a stage the weights are constant: a
 smooth transition becomes a step between the stages' mean mixtures. The module's name has changed
 between releases (`MaxText.train` before)."""
-    made["NOTES.md"] = notes(plan, trainer, text, spans)
-    return made
+    files["NOTES.md"] = format_notes(trial_order, trainer, text, spans)
+    return files
 
 
-def documents(plan: Plan, trainer: Trainer, span: Span) -> dict[str, dict[str, Any]]:
+def document_mixture(
+    trial_order: TrialOrder, trainer: Trainer, span: Span
+) -> dict[str, dict[str, Any]]:
     """A stage's mixture of quadrants where documents are drawn: shares over mean lengths."""
     drawn = {
-        cell: max(share, LEAST) * plan.counts[cell]["documents"] / plan.counts[cell]["tokens"]
-        for cell, share in span.mixture.items()
-        if plan.counts[cell]["documents"]
+        quadrant: max(share, SMALLEST_SHARE)
+        * trial_order.counts[quadrant]["documents"]
+        / trial_order.counts[quadrant]["tokens"]
+        for quadrant, share in span.mixture.items()
+        if trial_order.counts[quadrant]["documents"]
     }
     return {
-        cell: {
-            "path": f"{trainer.data}/{cell}/*.arrayrecord",
+        quadrant: {
+            "path": f"{trainer.data}/{quadrant}/*.arrayrecord",
             "weight": float(f"{rate / sum(drawn.values()):.6g}"),
         }
-        for cell, rate in drawn.items()
+        for quadrant, rate in drawn.items()
     }

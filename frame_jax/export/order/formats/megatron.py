@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from frame_jax.export.order.formats.notes import Files, notes, script
-from frame_jax.export.order.plan import Plan, Trainer, stages
+from frame_jax.export.order.formats.notes import Files, format_notes, shell_script
+from frame_jax.export.order.trial_order import Trainer, TrialOrder, stage_spans
 
-READS = ("jsonl",)
+DATA_FORMATS = ("jsonl",)
 
 
-def files(plan: Plan, trainer: Trainer) -> Files:
+def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
     """A blend file for each stage, the launches in order, and what tokenizes the quadrants."""
-    spans = stages(plan, trainer, smooth=False)
-    made: Files = {}
+    spans = stage_spans(trial_order, trainer, smooth=False)
+    files: Files = {}
     lines = []
     for number, span in enumerate(spans, 1):
         name = f"blend-{number:02d}.txt"
-        used = {cell: share for cell, share in span.mixture.items() if share > 0}
-        blend = [f"{share} {trainer.data}/{cell}_text_document" for cell, share in used.items()]
-        made[name] = " ".join(blend) + "\n"
+        used = {quadrant: share for quadrant, share in span.mixture.items() if share > 0}
+        blend = [
+            f"{share} {trainer.data}/{quadrant}_text_document" for quadrant, share in used.items()
+        ]
+        files[name] = " ".join(blend) + "\n"
         lines.append(f"--data-args-path {name}  # {span.name}, ends at iteration {span.stop}")
     transitions = ",".join(str(span.stop) for span in spans[:-1])
     tokenizer = "--tokenizer-type HuggingFaceTokenizer --tokenizer-model tokenizer"
@@ -25,14 +27,14 @@ def files(plan: Plan, trainer: Trainer) -> Files:
         f'torchrun $TORCHRUN_ARGS "$MEGATRON/pretrain_gpt.py" $MODEL_ARGS {tokenizer} '
         '--load "$CHECKPOINTS" --save "$CHECKPOINTS" --split 100,0,0 --eval-iters 0 '
         + (f"--phase-transition-iterations {transitions} " if transitions else "")
-        + f"--global-batch-size {trainer.batch_rows} --seq-length {trainer.sequence_length} "
-        f"--train-samples {spans[-1].stop * trainer.batch_rows}"
+        + f"--global-batch-size {trainer.batch_size} --seq-length {trainer.sequence_length} "
+        f"--train-samples {spans[-1].stop * trainer.batch_size}"
     )
-    made["train.sh"] = script(*(f"{program} {line}" for line in lines))
-    cells = " ".join(plan.schedule.cells)
+    files["train.sh"] = shell_script(*(f"{program} {line}" for line in lines))
+    quadrants = " ".join(trial_order.schedule.quadrants)
     source = f'"{trainer.data}/$cell{trainer.suffix}"'
-    made["tokenize.sh"] = script(
-        f"for cell in {cells}; do",
+    files["tokenize.sh"] = shell_script(
+        f"for cell in {quadrants}; do",
         f'  cat "{trainer.data}/$cell"/*{trainer.suffix} > {source}',
         f'  python3 "$MEGATRON/tools/preprocess_data.py" --input {source} \\',
         f'    --output-prefix "{trainer.data}/$cell" --append-eod --workers "${{WORKERS:-8}}" \\',
@@ -51,5 +53,5 @@ begins its data anew, transitions are hard here (a smooth one would repeat what 
 a quadrant that occurs in several stages is read from its start in each. Sequences overlap by a
 token there and rows do not here, so that a stage leaves up to 1 in {trainer.sequence_length} of its
 quadrants' tokens unread, and what rounding to whole steps leaves."""
-    made["NOTES.md"] = notes(plan, trainer, text, spans)
-    return made
+    files["NOTES.md"] = format_notes(trial_order, trainer, text, spans)
+    return files

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from frame_jax.export.order.formats.notes import Files, notes, rows_in
-from frame_jax.export.order.plan import Plan, Trainer, row_stages, stages
+from frame_jax.export.order.formats.notes import Files, format_notes, own_rows_notes
+from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages, stage_spans
 
-READS = ("mds",)
+DATA_FORMATS = ("mds",)
 
 MOSAICML = '''# Curriculum {curriculum!r} for MosaicML streaming: the rows of every stage, in order.
 
@@ -16,7 +16,7 @@ FOLDERS = {folders}
 
 
 def dataset(batch_size: int, **options) -> StreamingDataset:
-    """`batch_size`: sequences of one device; all devices together have {batch_rows}."""
+    """`batch_size`: sequences of one device; all devices together have {batch_size}."""
     streams = [Stream({stream}) for folder in FOLDERS]
     return StreamingDataset(
         streams=streams, shuffle=False, num_canonical_nodes=1, batch_size=batch_size, **options
@@ -24,28 +24,31 @@ def dataset(batch_size: int, **options) -> StreamingDataset:
 '''
 
 
-def files(plan: Plan, trainer: Trainer) -> Files:
+def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
     """A module with a StreamingDataset that reads the stages' rows in order."""
     remote = "://" in trainer.data
     module = MOSAICML.format(
-        curriculum=plan.curriculum,
+        curriculum=trial_order.trial,
         data=trainer.data,
-        folders=[folder for folder, *_ in row_stages(plan)],
+        folders=[folder for folder, *_ in row_stages(trial_order)],
         stream='remote=f"{DATA}/{folder}", local=f"{CACHE}/{folder}"'
         if remote
         else 'local=f"{DATA}/{folder}"',
         cache='\nCACHE = "cache"' if remote else "",
-        batch_rows=trainer.batch_rows,
+        batch_size=trainer.batch_size,
     )
     text = f"""
 `order.py` makes a StreamingDataset of one stream a stage (MDS folders; a sample's `tokens` are the
 ids of a row of this run), in order, with `shuffle=False` and `num_canonical_nodes=1`: sample n is
 row n of the training here, transitions included, and each batch of all devices together holds
 consecutive rows, on any number of nodes. Train one epoch of it. Give every device as many sequences
-that all together have {trainer.batch_rows}. A row has {trainer.sequence_length + 1:,} ids of which
+that all together have {trainer.batch_size}. A row has {trainer.sequence_length + 1:,} ids of which
 {trainer.sequence_length:,} are predicted: in LLM Foundry, `max_seq_len:
 {trainer.sequence_length + 1}`, the streams of `order.py`, `shuffle: false` and
-`num_canonical_nodes: 1`. Padding at the ends of rows is BOS ({plan.special["bos_id"]}); here it has
+`num_canonical_nodes: 1`. Padding at the ends of rows is BOS ({trial_order.special_tokens["bos_id"]}); here it has
 no loss."""
-    spans = stages(plan, trainer, smooth=True)
-    return {"order.py": module, "NOTES.md": notes(plan, trainer, text, spans, rows_in(trainer))}
+    spans = stage_spans(trial_order, trainer, smooth=True)
+    return {
+        "order.py": module,
+        "NOTES.md": format_notes(trial_order, trainer, text, spans, own_rows_notes(trainer)),
+    }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from frame_jax.export.order.formats.notes import Files, as_yaml, notes
-from frame_jax.export.order.plan import Plan, Trainer, stages
+from frame_jax.export.order.formats.notes import Files, as_yaml, format_notes
+from frame_jax.export.order.trial_order import Trainer, TrialOrder, stage_spans
 
-READS = ("jsonl", "parquet")
+DATA_FORMATS = ("jsonl", "parquet")
 
 DATATROVE = """# Tokenizes each quadrant's documents for nanotron; needs datatrove[io,processing].
 import json
@@ -34,16 +34,16 @@ if __name__ == "__main__":
 """
 
 
-def files(plan: Plan, trainer: Trainer) -> Files:
+def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
     """A config for each stage, and what tokenizes the quadrants."""
-    spans = stages(plan, trainer, smooth=True)
+    spans = stage_spans(trial_order, trainer, smooth=True)
     listed = [
         {
             "name": f"{number} {span.name}",  # a name may not occur twice
             "start_training_step": span.first + 1,
             "data": {
                 "dataset": {
-                    "dataset_folder": [f"{trainer.data}/{cell}" for cell in used],
+                    "dataset_folder": [f"{trainer.data}/{quadrant}" for quadrant in used],
                     "dataset_weights": list(used.values()),
                 },
                 "num_loading_workers": 1,
@@ -51,9 +51,9 @@ def files(plan: Plan, trainer: Trainer) -> Files:
             },
         }
         for number, span in enumerate(spans, 1)
-        for used in [{cell: share for cell, share in span.mixture.items() if share > 0}]
+        for used in [{quadrant: share for quadrant, share in span.mixture.items() if share > 0}]
     ]
-    made = {
+    files = {
         f"nanotron-{number:02d}.yaml": as_yaml(
             {
                 "data_stages": listed[:number],
@@ -64,8 +64,8 @@ def files(plan: Plan, trainer: Trainer) -> Files:
         )
         for number, span in enumerate(spans, 1)
     }
-    made["tokenize_documents.py"] = DATATROVE.format(
-        cells=tuple(plan.schedule.cells),
+    files["tokenize_documents.py"] = DATATROVE.format(
+        cells=tuple(trial_order.schedule.quadrants),
         data=trainer.data,
         reader={".jsonl": "JsonlReader", ".parquet": "ParquetReader"}[trainer.suffix],
         pattern=f"*{trainer.suffix}",
@@ -79,6 +79,6 @@ each from the checkpoint that the one before leaves at its last step
 (`checkpoints.resume_checkpoint_path`). Give the learning rate its own length
 (`learning_rate_scheduler.lr_decay_steps`), or it would end with each launch. Steps count from 1.
 The global batch is dp x micro_batch_size x batch_accumulation_per_replica: make it
-{trainer.batch_rows}. A quadrant goes on in a stage where the stage before left it. Inside a stage
+{trainer.batch_size}. A quadrant goes on in a stage where the stage before left it. Inside a stage
 the weights are constant: a smooth transition becomes a step between the stages' mean mixtures."""
-    return {**made, "NOTES.md": notes(plan, trainer, text, spans)}
+    return {**files, "NOTES.md": format_notes(trial_order, trainer, text, spans)}

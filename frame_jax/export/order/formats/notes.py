@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from frame_jax.export.order.plan import Plan, Span, Trainer
+from frame_jax.export.order.trial_order import Span, Trainer, TrialOrder
 
 Files = dict[str, str]
 
@@ -21,24 +21,26 @@ def as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
-def table(spans: list[Span]) -> str:
+def stage_table(spans: list[Span]) -> str:
     """The stages in Markdown."""
-    cells = list(spans[0].mixture)
+    quadrants = list(spans[0].mixture)
     lines = [
-        f"| stage | from step | to step | {' | '.join(cells)} |",
-        f"|---|---:|---:|{'---:|' * len(cells)}",
+        f"| stage | from step | to step | {' | '.join(quadrants)} |",
+        f"|---|---:|---:|{'---:|' * len(quadrants)}",
     ]
     for span in spans:
-        shares = " | ".join(f"{span.mixture[cell]:.3f}" for cell in cells)
+        shares = " | ".join(f"{span.mixture[quadrant]:.3f}" for quadrant in quadrants)
         lines.append(f"| {span.name} | {span.first:,} | {span.stop:,} | {shares} |")
     return "\n".join(lines)
 
 
-def notes(plan: Plan, trainer: Trainer, text: str, spans: list[Span], where: str = "") -> str:
+def format_notes(
+    trial_order: TrialOrder, trainer: Trainer, text: str, spans: list[Span], where: str = ""
+) -> str:
     """NOTES.md: what the files are and how they are used.
 
     Args:
-        plan: The curriculum.
+        trial_order: The curriculum.
         trainer: Who reads the files.
         text: What is particular to it.
         spans: The stages.
@@ -46,8 +48,8 @@ def notes(plan: Plan, trainer: Trainer, text: str, spans: list[Span], where: str
     """
     where = where or f"The documents of each quadrant belong in `{trainer.data}/<quadrant>/`"
     return (
-        f"# Curriculum {plan.curriculum}\n\n{text.strip()}\n\n{table(spans)}\n\n"
-        f"Steps are of {trainer.batch_rows:,} sequences of {trainer.sequence_length:,} tokens, "
+        f"# Curriculum {trial_order.trial}\n\n{text.strip()}\n\n{stage_table(spans)}\n\n"
+        f"Steps are of {trainer.batch_size:,} sequences of {trainer.sequence_length:,} tokens, "
         "counted with the run's tokenizer, which is in `tokenizer/`.\n"
         f"{where}; `--shards` writes them.\n"
         "Use one learning-rate schedule over the whole run, constant or warmup-stable-decay, not "
@@ -55,13 +57,13 @@ def notes(plan: Plan, trainer: Trainer, text: str, spans: list[Span], where: str
     )
 
 
-def script(*commands: str) -> str:
+def shell_script(*commands: str) -> str:
     """A shell script that runs in the folder in which it lies."""
     return "\n".join(
         ["#!/usr/bin/env bash", "set -euo pipefail", 'cd "$(dirname "$0")"', *commands, ""]
     )
 
 
-def rows_in(trainer: Trainer) -> str:
+def own_rows_notes(trainer: Trainer) -> str:
     """What NOTES.md says of the data folder where the run's own rows are read."""
     return f"The rows of each stage belong in `{trainer.data}/<number of the stage>/`"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from frame_jax.export.order.formats.notes import Files, notes, rows_in
-from frame_jax.export.order.plan import Plan, Trainer, row_stages, stages
+from frame_jax.export.order.formats.notes import Files, format_notes, own_rows_notes
+from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages, stage_spans
 
-READS = ("npy",)
+DATA_FORMATS = ("npy",)
 
 OLMO_CORE = '''# Curriculum {curriculum!r} for OLMo-core: the rows of every stage, in order.
 
@@ -35,7 +35,7 @@ sources = [
     for folder in FOLDERS
 ]
 config = ComposableDataLoaderConfig(
-    tokenizer=tokenizer, global_batch_size={batch_rows} * {row}, shuffle=False
+    tokenizer=tokenizer, global_batch_size={batch_size} * {row}, shuffle=False
 )
 
 
@@ -46,17 +46,17 @@ def data_loader(work_dir: str, **distributed) -> ComposableDataLoader:
 '''
 
 
-def files(plan: Plan, trainer: Trainer) -> Files:
+def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
     """A module with the sources of every stage and a data loader that keeps their order."""
-    steps = plan.schedule.rows // trainer.batch_rows
+    steps = trial_order.schedule.rows // trainer.batch_size
     module = OLMO_CORE.format(
-        curriculum=plan.curriculum,
+        curriculum=trial_order.trial,
         data=trainer.data,
-        folders=[folder for folder, *_ in row_stages(plan)],
+        folders=[folder for folder, *_ in row_stages(trial_order)],
         row=trainer.sequence_length + 1,
-        batch_rows=trainer.batch_rows,
+        batch_size=trainer.batch_size,
         steps=steps,
-        **{name: plan.special[name] for name in ("bos_id", "eos_id", "vocab_size")},
+        **{name: trial_order.special_tokens[name] for name in ("bos_id", "eos_id", "vocab_size")},
     )
     text = f"""
 `order.py` builds OLMo-core's composable data loader (3.0 and later): one instance source a stage,
@@ -66,7 +66,10 @@ in order, and `shuffle=False`. Import `data_loader` and give it to your trainer,
 n is row n of the training here, transitions included. The files hold uint32 ids without a header.
 Every row is in one file, and no file holds rows of two stages, so that older releases read them,
 too (`NumpyFSLDatasetConfig`, whose loader must be told not to shuffle). The last
-{plan.schedule.rows % trainer.batch_rows} rows, less than a batch, are not read. Padding at the ends
-of rows is BOS ({plan.special["bos_id"]}); here it has no loss."""
-    spans = stages(plan, trainer, smooth=True)
-    return {"order.py": module, "NOTES.md": notes(plan, trainer, text, spans, rows_in(trainer))}
+{trial_order.schedule.rows % trainer.batch_size} rows, less than a batch, are not read. Padding at the ends
+of rows is BOS ({trial_order.special_tokens["bos_id"]}); here it has no loss."""
+    spans = stage_spans(trial_order, trainer, smooth=True)
+    return {
+        "order.py": module,
+        "NOTES.md": format_notes(trial_order, trainer, text, spans, own_rows_notes(trainer)),
+    }

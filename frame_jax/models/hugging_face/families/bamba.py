@@ -12,44 +12,44 @@ from frame_jax.models.hugging_face.families.family import (
     PREFIX,
     Family,
     Fields,
-    dense,
+    dense_rules,
     layer_names,
-    mamba2,
-    pattern,
+    layer_pattern,
+    mamba2_rules,
     read_mamba2,
     read_shape,
     write_mamba2,
     write_shape,
 )
-from frame_jax.models.hugging_face.settings import Settings
-from frame_jax.models.hugging_face.tensors import Layout, single
+from frame_jax.models.hugging_face.settings import HFSettings
+from frame_jax.models.hugging_face.tensors import Layout, single_rules
 
 ROTATED = 0.5  # fixed in transformers, whatever `partial_rotary_factor` a version writes
-NORMS = single(
+NORMS = single_rules(
     {"input_layernorm.weight": "attention_norm", "pre_ff_layernorm.weight": "mlp_norm"}
-) + single({"input_layernorm.weight": "mamba_norm"})
+) + single_rules({"input_layernorm.weight": "mamba_norm"})
 
 
-def read(s: Settings) -> Fields:
+def from_hf_config(s: HFSettings) -> Fields:
     """Fields of ModelConfig."""
     shape = read_shape(s, "intermediate_size", "num_key_value_heads")
-    s.only(mamba_proj_bias=False)
-    if s.rotary_fraction(ROTATED) != ROTATED:
+    s.require_value(mamba_proj_bias=False)
+    if s.partial_rotary_factor(ROTATED) != ROTATED:
         raise s.error(f"partial_rotary_factor other than {ROTATED} is not supported in Bamba")
-    attention = s.listed("attn_layer_indices")
+    attention = s.list_of("attn_layer_indices")
     mixers = ["attention" if i in attention else "mamba2" for i in range(shape["num_layers"])]
     return (
         shape
         | {
             "intermediate_size": s.size("intermediate_size"),
-            "layers": pattern([f"{mixer}+dense" for mixer in mixers]),
-            "rotary_fraction": ROTATED,
+            "layers": layer_pattern([f"{mixer}+dense" for mixer in mixers]),
+            "partial_rotary_factor": ROTATED,
         }
         | ({"mamba2": read_mamba2(s, HYBRID)} if "mamba2" in mixers else {})
     )
 
 
-def write(c: ModelConfig) -> dict[str, Any]:
+def to_hf_config(c: ModelConfig) -> dict[str, Any]:
     """What config.json says."""
     attention = [i for i, name in enumerate(layer_names(c)) if name.startswith("attention")]
     return (
@@ -69,13 +69,13 @@ FAMILY = Family(
     "bamba",
     "BambaForCausalLM",
     ("attention+dense", "mamba2+dense"),
-    read,
-    write,
+    from_hf_config,
+    to_hf_config,
     (
         Layout(
             OUTER | {"final_norm": "model.final_layernorm.weight"},
             PREFIX,
-            (*NORMS, *ATTENTION, *mamba2("mamba"), *dense("feed_forward")),
+            (*NORMS, *ATTENTION, *mamba2_rules("mamba"), *dense_rules("feed_forward")),
         ),
     ),
 )

@@ -10,8 +10,14 @@ import ml_dtypes
 
 from frame_jax.config.models import LayerName, Mamba2Config, ModelConfig
 from frame_jax.errors import UserError
-from frame_jax.models.hugging_face.settings import Settings, write_rope
-from frame_jax.models.hugging_face.tensors import Layout, Rule, plain, single, taps
+from frame_jax.models.hugging_face.settings import HFSettings, write_rope
+from frame_jax.models.hugging_face.tensors import (
+    Layout,
+    Rule,
+    as_is,
+    conv_kernel_view,
+    single_rules,
+)
 
 # Stands for no limit, which JSON cannot say: the largest number that bfloat16 can, too.
 NO_LIMIT = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
@@ -26,8 +32,8 @@ class Family(NamedTuple):
         model_type: Its name in config.json.
         architecture: Its class in `transformers`.
         layers: What its layers can be.
-        read: What config.json says of the shape.
-        write: What config.json says of a shape. A setting without a place there is left out:
+        from_hf_config: What config.json says of the shape.
+        to_hf_config: What config.json says of a shape. A setting without a place there is left out:
             reading it again gives another model, which is how one notices.
         layouts: The ways in which its tensors are stored; the first is written, all are read.
     """
@@ -35,8 +41,8 @@ class Family(NamedTuple):
     model_type: str
     architecture: str
     layers: tuple[LayerName, ...]
-    read: Callable[[Settings], Fields]
-    write: Callable[[ModelConfig], dict[str, Any]]
+    from_hf_config: Callable[[HFSettings], Fields]
+    to_hf_config: Callable[[ModelConfig], dict[str, Any]]
     layouts: tuple[Layout, ...]
 
 
@@ -46,7 +52,7 @@ OUTER = {
     "output": "lm_head.weight",
 }
 PREFIX = "model.layers.{layer}."
-ATTENTION = single(
+ATTENTION = single_rules(
     {
         "self_attn.q_proj.weight": "query",
         "self_attn.k_proj.weight": "key",
@@ -59,31 +65,31 @@ ATTENTION = single(
         "self_attn.o_proj.weight": "attention_out",
     }
 )
-NORMS = single(
+NORMS = single_rules(
     {"input_layernorm.weight": "attention_norm", "post_attention_layernorm.weight": "mlp_norm"}
 )
 
 
-def dense(place: str = "mlp") -> tuple[Rule, ...]:
+def dense_rules(prefix: str = "mlp") -> tuple[Rule, ...]:
     """The tensors of a dense SwiGLU layer."""
     names = ("gate", "up", "down")
-    return single({f"{place}.{name}_proj.weight": name for name in names})
+    return single_rules({f"{prefix}.{name}_proj.weight": name for name in names})
 
 
-def separate_experts(place: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
+def separate_expert_rules(prefix: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
     """The tensors of a mixture of experts, each expert by itself."""
     names = {gate: "expert_gate", up: "expert_up", down: "expert_down"}
-    experts = {f"{place}.experts.{{expert}}.{name}.weight": ours for name, ours in names.items()}
-    return single({f"{place}.gate.weight": "router"} | experts)
+    experts = {f"{prefix}.experts.{{expert}}.{name}.weight": ours for name, ours in names.items()}
+    return single_rules({f"{prefix}.gate.weight": "router"} | experts)
 
 
-def fused_experts(router: str, gate_up: str, down: str) -> tuple[Rule, ...]:
+def fused_expert_rules(router: str, gate_up: str, down: str) -> tuple[Rule, ...]:
     """The tensors of a mixture of experts, all in one, gate and up one after the other."""
     both = Rule(gate_up, ("expert_gate", "expert_up"), axis=1)
-    return (*single({router: "router", down: "expert_down"}), both)
+    return (*single_rules({router: "router", down: "expert_down"}), both)
 
 
-def mamba2(place: str) -> tuple[Rule, ...]:
+def mamba2_rules(prefix: str) -> tuple[Rule, ...]:
     """The tensors of a Mamba-2 mixer."""
     parts = ("x", "b", "c")
     own = {
@@ -94,18 +100,18 @@ def mamba2(place: str) -> tuple[Rule, ...]:
         "out_proj.weight": "mamba_out",
     }
     return (
-        Rule(f"{place}.in_proj.weight", ("in_z", "in_x", "in_b", "in_c", "in_dt")),
-        Rule(f"{place}.conv1d.weight", tuple(f"conv_{part}" for part in parts), taps),
-        Rule(f"{place}.conv1d.bias", tuple(f"conv_{part}_bias" for part in parts), plain),
-        *single({f"{place}.{name}": ours for name, ours in own.items()}),
+        Rule(f"{prefix}.in_proj.weight", ("in_z", "in_x", "in_b", "in_c", "in_dt")),
+        Rule(f"{prefix}.conv1d.weight", tuple(f"conv_{part}" for part in parts), conv_kernel_view),
+        Rule(f"{prefix}.conv1d.bias", tuple(f"conv_{part}_bias" for part in parts), as_is),
+        *single_rules({f"{prefix}.{name}": ours for name, ours in own.items()}),
     )
 
 
-def read_shape(s: Settings, *sizes: str, theta: float = 10_000.0) -> Fields:
+def read_shape(s: HFSettings, *sizes: str, theta: float = 10_000.0) -> Fields:
     """What all models with attention and RMSNorm say; `sizes` must be there too."""
     always = ("hidden_size", "num_hidden_layers", "num_attention_heads")
     s.require(*always, *sizes, "rms_norm_eps")
-    s.only(hidden_act="silu", attention_bias=False, mlp_bias=False)
+    s.require_value(hidden_act="silu", attention_bias=False, mlp_bias=False)
     rope_theta, rope_scaling = s.read_rope(theta)
     heads = s.size("num_attention_heads")
     return {
@@ -128,7 +134,7 @@ def write_shape(c: ModelConfig) -> dict[str, Any]:
         "num_hidden_layers": c.num_layers,
         "num_attention_heads": c.num_heads,
         "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.head_width,
+        "head_dim": c.resolved_head_dim,
         "hidden_act": "silu",
         "attention_bias": False,
         "rms_norm_eps": c.norm_eps,
@@ -136,13 +142,13 @@ def write_shape(c: ModelConfig) -> dict[str, Any]:
     } | write_rope(c)
 
 
-def require_whole_rotation(s: Settings) -> None:
+def require_whole_rotation(s: HFSettings) -> None:
     """Refuses a part of a head that is rotated."""
-    if s.rotary_fraction() != 1:
+    if s.partial_rotary_factor() != 1:
         raise s.error("partial_rotary_factor is not supported: all of a head is rotated")
 
 
-def pattern(layers: Sequence[str]) -> tuple[LayerName, ...]:
+def layer_pattern(layers: Sequence[str]) -> tuple[LayerName, ...]:
     """The shortest beginning of these names of layers which, repeated, is all of them."""
     names = cast("tuple[LayerName, ...]", tuple(layers))
     lengths = range(1, len(names) + 1)
@@ -161,7 +167,7 @@ HYBRID = {
     "head_dim": "mamba_d_head",
     "state_size": "mamba_d_state",
     "groups": "mamba_n_groups",
-    "conv_width": "mamba_d_conv",
+    "conv_kernel": "mamba_d_conv",
     "chunk": "mamba_chunk_size",
     "conv_bias": "mamba_conv_bias",
     "expand": "mamba_expand",
@@ -171,15 +177,15 @@ ALONE = {
     "head_dim": "head_dim",
     "state_size": "state_size",
     "groups": "n_groups",
-    "conv_width": "conv_kernel",
+    "conv_kernel": "conv_kernel",
     "chunk": "chunk_size",
     "conv_bias": "use_conv_bias",
     "expand": "expand",
 }
-MIXER_SIZES = ("num_heads", "state_size", "groups", "conv_width", "chunk")
+MIXER_SIZES = ("num_heads", "state_size", "groups", "conv_kernel", "chunk")
 
 
-def read_mamba2(s: Settings, spelling: dict[str, str]) -> Mamba2Config:
+def read_mamba2(s: HFSettings, spelling: dict[str, str]) -> Mamba2Config:
     """The shape of a Mamba-2 mixer."""
     s.require(*(spelling[key] for key in (*MIXER_SIZES, "expand")))
     sizes = {key: s.size(spelling[key]) for key in MIXER_SIZES}
@@ -191,15 +197,17 @@ def read_mamba2(s: Settings, spelling: dict[str, str]) -> Mamba2Config:
             f"{spelling['num_heads']} * {key} is {heads * head_dim}, must be {spelling['expand']} "
             f"* hidden_size, {width}"
         )
-    low, high = read_limits(s)
+    low, high = read_time_step_limits(s)
     bias = s.flag(spelling["conv_bias"], True)
-    return Mamba2Config(**sizes, head_dim=head_dim, conv_bias=bias, min_step=low, max_step=high)
+    return Mamba2Config(
+        **sizes, head_dim=head_dim, conv_bias=bias, min_time_step=low, max_time_step=high
+    )
 
 
-def read_limits(s: Settings) -> tuple[float, float | None]:
+def read_time_step_limits(s: HFSettings) -> tuple[float, float | None]:
     """Limits of the step size: [low, high]. Infinity is a number to Python and an object to
     transformers 5."""
-    limits = s.listed("time_step_limit") or [0.0, NO_LIMIT]
+    limits = s.list_of("time_step_limit") or [0.0, NO_LIMIT]
     found = [math.inf if x == {"__float__": "Infinity"} else x for x in limits]
     if len(found) != 2 or any(type(x) not in (int, float) for x in found):
         raise s.error(f"time_step_limit is {limits!r}, must be two numbers")
@@ -214,13 +222,13 @@ def write_mamba2(c: ModelConfig, spelling: dict[str, str]) -> dict[str, Any]:
         UserError: if the width is no multiple of `hidden_size`.
     """
     m = c.mamba2 if c.has("mamba2") else Mamba2Config(num_heads=1, head_dim=c.hidden_size)
-    if m.width % c.hidden_size:
+    if m.inner_dim % c.hidden_size:
         raise UserError(
             "transformers has Mamba-2 mixers only of a multiple of the width of the model, so this "
-            f"one cannot be exported: model.mamba2.num_heads * model.mamba2.head_dim is {m.width}, "
+            f"one cannot be exported: model.mamba2.num_heads * model.mamba2.head_dim is {m.inner_dim}, "
             f"model.hidden_size {c.hidden_size}"
         )
     values = {key: getattr(m, key) for key in (*MIXER_SIZES, "head_dim", "conv_bias")}
-    values["expand"] = m.width // c.hidden_size
+    values["expand"] = m.inner_dim // c.hidden_size
     written = {spelling[key]: value for key, value in values.items()}
-    return written | {"time_step_limit": [m.min_step, m.max_step or NO_LIMIT]}
+    return written | {"time_step_limit": [m.min_time_step, m.max_time_step or NO_LIMIT]}

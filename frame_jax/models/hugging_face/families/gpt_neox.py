@@ -9,8 +9,8 @@ from typing import Any
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.hugging_face.families.family import Family, Fields
-from frame_jax.models.hugging_face.settings import Settings, write_rope
-from frame_jax.models.hugging_face.tensors import Layout, Rule, by_head, single
+from frame_jax.models.hugging_face.settings import HFSettings, write_rope
+from frame_jax.models.hugging_face.tensors import Layout, Rule, by_head, single_rules
 
 OUTER = {
     "embedding": "gpt_neox.embed_in.weight",
@@ -34,17 +34,17 @@ RULES = (
         axis=1,
         merged=2,
     ),
-    *single({f"{tensor}.weight": parameter for tensor, parameter in PARTS.items()}),
-    *single({f"{tensor}.bias": f"{parameter}_bias" for tensor, parameter in PARTS.items()}),
+    *single_rules({f"{tensor}.weight": parameter for tensor, parameter in PARTS.items()}),
+    *single_rules({f"{tensor}.bias": f"{parameter}_bias" for tensor, parameter in PARTS.items()}),
 )
 BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")  # of old saves
 
 
-def read(s: Settings) -> Fields:
+def from_hf_config(s: HFSettings) -> Fields:
     """Fields of ModelConfig."""
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     s.require(*sizes, "layer_norm_eps")
-    s.only(hidden_act="gelu", attention_bias=True)
+    s.require_value(hidden_act="gelu", attention_bias=True)
     theta, scaling = s.read_rope(spelling="rotary_emb_base")
     return {
         "hidden_size": s.size("hidden_size"),
@@ -54,7 +54,9 @@ def read(s: Settings) -> Fields:
         "num_kv_heads": s.size("num_attention_heads"),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "rotary_fraction": s.positive(s.rotary_fraction(0.25, "rotary_pct"), "rotary_pct"),
+        "partial_rotary_factor": s.positive(
+            s.partial_rotary_factor(0.25, "rotary_pct"), "rotary_pct"
+        ),
         "norm": "layer",
         "norm_eps": s.number("layer_norm_eps"),
         "parallel_residual": s.flag("use_parallel_residual", True),
@@ -65,14 +67,14 @@ def read(s: Settings) -> Fields:
     }
 
 
-def write(c: ModelConfig) -> dict[str, Any]:
+def to_hf_config(c: ModelConfig) -> dict[str, Any]:
     """What config.json says."""
     return {
         "hidden_size": c.hidden_size,
         "intermediate_size": c.intermediate_size,
         "num_hidden_layers": c.num_layers,
         "num_attention_heads": c.num_heads,
-        "rotary_pct": c.rotary_fraction,
+        "rotary_pct": c.partial_rotary_factor,
         "rotary_emb_base": c.rope_theta,
         "rope_scaling": write_rope(c)["rope_scaling"],
         "layer_norm_eps": c.norm_eps,
@@ -87,8 +89,8 @@ FAMILY = Family(
     "gpt_neox",
     "GPTNeoXForCausalLM",
     ("attention+dense",),
-    read,
-    write,
+    from_hf_config,
+    to_hf_config,
     tuple(
         Layout(OUTER | {"output": output}, "gpt_neox.layers.{layer}.", RULES, BUFFERS)
         for output in ("embed_out.weight", "lm_head.weight")

@@ -14,18 +14,18 @@ from frame_jax.models.hugging_face.families.family import (
     PREFIX,
     Family,
     Fields,
-    fused_experts,
+    fused_expert_rules,
     layer_names,
-    mamba2,
-    pattern,
+    layer_pattern,
+    mamba2_rules,
     read_mamba2,
     read_shape,
     require_whole_rotation,
     write_mamba2,
     write_shape,
 )
-from frame_jax.models.hugging_face.settings import Settings
-from frame_jax.models.hugging_face.tensors import Layout, Rule, single
+from frame_jax.models.hugging_face.settings import HFSettings
+from frame_jax.models.hugging_face.tensors import Layout, Rule, single_rules
 
 WRITTEN = {"mamba2": "mamba", "attention": "attention"}  # which all versions read
 MIXERS = {
@@ -42,9 +42,9 @@ MULTIPLIERS = {
 SHARED_IN, SHARED_OUT = "shared_mlp.input_linear.weight", "shared_mlp.output_linear.weight"
 COMMON = (
     *NORMS,
-    *single({"input_layernorm.weight": "mamba_norm"}),
+    *single_rules({"input_layernorm.weight": "mamba_norm"}),
     *ATTENTION,
-    *mamba2("mamba"),
+    *mamba2_rules("mamba"),
     # The dense layer of a model without experts, or the shared expert, which is there even if its
     # width is 0: the last of these rules that applies is taken.
     Rule(SHARED_IN, ("expert_gate",), lambda c, values: values[0, :, :0].T),
@@ -54,64 +54,64 @@ COMMON = (
     Rule(SHARED_IN, ("gate", "up")),
     Rule(SHARED_OUT, ("down",)),
 )
-STORED = fused_experts(
+STORED = fused_expert_rules(
     "block_sparse_moe.router.layer.weight",
     "block_sparse_moe.input_linear.weight",
     "block_sparse_moe.output_linear.weight",
 )
-AS_IN_MEMORY = fused_experts(
+AS_IN_MEMORY = fused_expert_rules(
     "block_sparse_moe.router.weight",
     "block_sparse_moe.experts.gate_up_proj",
     "block_sparse_moe.experts.down_proj",
 )
 
 
-def read(s: Settings) -> Fields:
+def from_hf_config(s: HFSettings) -> Fields:
     """Fields of ModelConfig."""
     require_whole_rotation(s)
     shape = read_shape(s, "shared_intermediate_size", "num_local_experts")
-    s.only(mamba_proj_bias=False, normalization_function="rmsnorm")
+    s.require_value(mamba_proj_bias=False, normalization_function="rmsnorm")
     positions = s.values.get("position_embedding_type")
     if positions not in (None, "nope", "rope"):
         raise s.error(f"position_embedding_type {positions!r} is not supported")
-    types = s.listed("layer_types") or ["mamba"] * shape["num_layers"]
+    types = s.list_of("layer_types") or ["mamba"] * shape["num_layers"]
     unknown = [name for name in types if name not in list(MIXERS)]
     if unknown or len(types) != shape["num_layers"]:
         raise s.error(f"layer_types must be num_hidden_layers names, each of {', '.join(MIXERS)}")
     mixers = [MIXERS[name] for name in types]
     experts = s.size("num_local_experts", least=0)
     kind = "experts" if experts else "dense"
-    head_width = shape["head_dim"] or shape["hidden_size"] // shape["num_heads"]
+    head_dim = shape["head_dim"] or shape["hidden_size"] // shape["num_heads"]
     scale = s.number("attention_multiplier", 1.0)
     return (
         shape
         | {ours: s.number(theirs, 1.0) for theirs, ours in MULTIPLIERS.items()}
         | {
-            "layers": pattern([f"{mixer}+{kind}" for mixer in mixers]),
-            "attention_multiplier": None if scale == head_width**-0.5 else scale,
-            "rotary_fraction": 1.0 if positions == "rope" else 0.0,
+            "layers": layer_pattern([f"{mixer}+{kind}" for mixer in mixers]),
+            "attention_multiplier": None if scale == head_dim**-0.5 else scale,
+            "partial_rotary_factor": 1.0 if positions == "rope" else 0.0,
         }
         | read_feed_forward(s, experts)
         | ({"mamba2": read_mamba2(s, HYBRID)} if "mamba2" in mixers else {})
     )
 
 
-def read_feed_forward(s: Settings, count: int) -> Fields:
+def read_feed_forward(s: HFSettings, count: int) -> Fields:
     """The dense layer, or the experts if there are any."""
     if not count:
         return {"intermediate_size": s.size("shared_intermediate_size")}
     s.require("num_experts_per_tok", "intermediate_size")
     experts = ExpertsConfig(
-        count=count,
-        per_token=s.size("num_experts_per_tok"),
+        num_experts=count,
+        num_experts_per_token=s.size("num_experts_per_tok"),
         intermediate_size=s.size("intermediate_size"),
-        shared_size=s.size("shared_intermediate_size", least=0),
-        renormalise=True,  # the softmax over the chosen logits is the renormalised one over all
+        shared_expert_intermediate_size=s.size("shared_intermediate_size", least=0),
+        norm_topk_prob=True,  # the softmax over the chosen logits is the renormalised one over all
     )
     return {"experts": experts}
 
 
-def write(c: ModelConfig) -> dict[str, Any]:
+def to_hf_config(c: ModelConfig) -> dict[str, Any]:
     """What config.json says."""
     experts = c.experts if c.has("experts") else None
     scale = c.attention_multiplier
@@ -120,13 +120,15 @@ def write(c: ModelConfig) -> dict[str, Any]:
         | write_mamba2(c, HYBRID)
         | {theirs: getattr(c, ours) for theirs, ours in MULTIPLIERS.items()}
         | {
-            "attention_multiplier": c.head_width**-0.5 if scale is None else scale,
+            "attention_multiplier": c.resolved_head_dim**-0.5 if scale is None else scale,
             "intermediate_size": experts.intermediate_size if experts else c.intermediate_size,
-            "shared_intermediate_size": experts.shared_size if experts else c.intermediate_size,
-            "num_local_experts": experts.count if experts else 0,
-            "num_experts_per_tok": experts.per_token if experts else 0,
+            "shared_intermediate_size": experts.shared_expert_intermediate_size
+            if experts
+            else c.intermediate_size,
+            "num_local_experts": experts.num_experts if experts else 0,
+            "num_experts_per_tok": experts.num_experts_per_token if experts else 0,
             "layer_types": [WRITTEN[name.split("+")[0]] for name in layer_names(c)],
-            "position_embedding_type": "rope" if c.rotary_fraction else "nope",
+            "position_embedding_type": "rope" if c.partial_rotary_factor else "nope",
             "mamba_proj_bias": False,
         }
     )
@@ -136,7 +138,7 @@ FAMILY = Family(
     "granitemoehybrid",
     "GraniteMoeHybridForCausalLM",
     ("attention+dense", "attention+experts", "mamba2+dense", "mamba2+experts"),
-    read,
-    write,
+    from_hf_config,
+    to_hf_config,
     (Layout(OUTER, PREFIX, COMMON + STORED), Layout(OUTER, PREFIX, COMMON + AS_IN_MEMORY)),
 )

@@ -14,38 +14,45 @@ from frame_jax.models.hugging_face.families.family import (
     PREFIX,
     Family,
     Fields,
-    dense,
+    dense_rules,
     read_shape,
     require_whole_rotation,
     write_shape,
 )
-from frame_jax.models.hugging_face.settings import Settings
+from frame_jax.models.hugging_face.settings import HFSettings
 from frame_jax.models.hugging_face.tensors import Layout
 
 GROUPED = ("num_key_value_heads",)
-LAYOUT = Layout(OUTER, PREFIX, (*NORMS, *ATTENTION, *dense()))
+LAYOUT = Layout(OUTER, PREFIX, (*NORMS, *ATTENTION, *dense_rules()))
 
 
-def read(s: Settings, sizes: Sequence[str] = (), **fields: Any) -> Fields:
+def from_hf_config(s: HFSettings, sizes: Sequence[str] = (), **fields: Any) -> Fields:
     """`sizes` must be there beside the usual ones; `fields` are what sets a family apart."""
     require_whole_rotation(s)
     shape = read_shape(s, "intermediate_size", *sizes)
     return shape | {"intermediate_size": s.size("intermediate_size")} | fields
 
 
-def write(c: ModelConfig) -> dict[str, Any]:
+def to_hf_config(c: ModelConfig) -> dict[str, Any]:
     """The same for all of them."""
     return write_shape(c) | {"intermediate_size": c.intermediate_size}
 
 
-READERS: dict[str, Callable[[Settings], Fields]] = {
-    "llama": read,
-    "mistral": functools.partial(read, sizes=GROUPED),
-    "qwen2": functools.partial(read, sizes=GROUPED, qkv_bias=True),
+READERS: dict[str, Callable[[HFSettings], Fields]] = {
+    "llama": from_hf_config,
+    "mistral": functools.partial(from_hf_config, sizes=GROUPED),
+    "qwen2": functools.partial(from_hf_config, sizes=GROUPED, qkv_bias=True),
     # The only one of them whose heads are not hidden_size / num_heads by default.
-    "qwen3": functools.partial(read, sizes=(*GROUPED, "head_dim"), qk_norm=True),
+    "qwen3": functools.partial(from_hf_config, sizes=(*GROUPED, "head_dim"), qk_norm=True),
 }
 FAMILIES = tuple(
-    Family(name, f"{name.capitalize()}ForCausalLM", ("attention+dense",), reader, write, (LAYOUT,))
+    Family(
+        name,
+        f"{name.capitalize()}ForCausalLM",
+        ("attention+dense",),
+        reader,
+        to_hf_config,
+        (LAYOUT,),
+    )
     for name, reader in READERS.items()
 )

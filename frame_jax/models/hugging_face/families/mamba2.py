@@ -9,12 +9,12 @@ from frame_jax.models.hugging_face.families.family import (
     ALONE,
     Family,
     Fields,
-    mamba2,
+    mamba2_rules,
     read_mamba2,
     write_mamba2,
 )
-from frame_jax.models.hugging_face.settings import Settings
-from frame_jax.models.hugging_face.tensors import Layout, single
+from frame_jax.models.hugging_face.settings import HFSettings
+from frame_jax.models.hugging_face.tensors import Layout, single_rules
 
 OUTER = {
     "embedding": "backbone.embeddings.weight",
@@ -23,10 +23,10 @@ OUTER = {
 }
 
 
-def read(s: Settings) -> Fields:
+def from_hf_config(s: HFSettings) -> Fields:
     """Fields of ModelConfig."""
     s.require("hidden_size", "num_hidden_layers", "layer_norm_epsilon")
-    s.only(hidden_act="silu", use_bias=False, rms_norm=True)
+    s.require_value(hidden_act="silu", use_bias=False, rms_norm=True)
     return {
         "hidden_size": s.size("hidden_size"),
         "num_layers": s.size("num_hidden_layers"),
@@ -40,7 +40,7 @@ def read(s: Settings) -> Fields:
     }
 
 
-def write(c: ModelConfig) -> dict[str, Any]:
+def to_hf_config(c: ModelConfig) -> dict[str, Any]:
     """What config.json says."""
     return write_mamba2(c, ALONE) | {
         "hidden_size": c.hidden_size,
@@ -58,13 +58,13 @@ FAMILY = Family(
     "mamba2",
     "Mamba2ForCausalLM",
     ("mamba2+none",),
-    read,
-    write,
+    from_hf_config,
+    to_hf_config,
     (
         Layout(
             OUTER,
             "backbone.layers.{layer}.",
-            (*single({"norm.weight": "mamba_norm"}), *mamba2("mixer")),
+            (*single_rules({"norm.weight": "mamba_norm"}), *mamba2_rules("mixer")),
         ),
     ),
 )

@@ -9,10 +9,10 @@ from frame_jax.models.hugging_face.families.family import (
     PREFIX,
     Family,
     Fields,
-    dense,
+    dense_rules,
 )
-from frame_jax.models.hugging_face.settings import Settings
-from frame_jax.models.hugging_face.tensors import Layout, single
+from frame_jax.models.hugging_face.settings import HFSettings
+from frame_jax.models.hugging_face.tensors import Layout, single_rules
 
 NORMS = {
     "post_attention_layernorm.weight": "attention_norm",
@@ -20,16 +20,16 @@ NORMS = {
 }
 
 
-def read(s: Settings) -> Fields:
+def from_hf_config(s: HFSettings) -> Fields:
     """Fields of ModelConfig."""
-    return llama.read(s, qk_norm=True, qk_norm_over="projection", norm_position="after")
+    return llama.from_hf_config(s, qk_norm=True, qk_norm_over="projection", norm_position="after")
 
 
 FAMILY = Family(
     "olmo2",
     "Olmo2ForCausalLM",
     ("attention+dense",),
-    read,
-    llama.write,
-    (Layout(OUTER, PREFIX, (*single(NORMS), *ATTENTION, *dense())),),
+    from_hf_config,
+    llama.to_hf_config,
+    (Layout(OUTER, PREFIX, (*single_rules(NORMS), *ATTENTION, *dense_rules())),),
 )

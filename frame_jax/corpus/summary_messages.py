@@ -1,0 +1,107 @@
+"""What a user should hear of the corpus once it is tokenized: what was rejected, what was absent.
+
+Each part counts, for every source, its records and those without a field that was looked for; the
+counts are kept in the metadata of the part's Parquet file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from frame_jax.config.corpus import CorpusConfig, SourceConfig
+from frame_jax.corpus.documents import Document
+from frame_jax.corpus.parts import Chunk
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
+
+METADATA = b"frame_jax.fields"
+SETTINGS = {"domain_field": "domain", "language_field": "language"}
+SHOWN = 3
+
+
+class FieldCounts:
+    """Records of a part, and those that lack a field that was looked for, by source."""
+
+    def __init__(self, corpus: CorpusConfig):
+        self._sources = corpus.sources
+        self._counts: Counter[str] = Counter()
+
+    def add(self, chunk: Chunk, document: Document) -> None:
+        index = self._sources.index(chunk.source)
+        self._counts[f"{index} records"] += 1
+        for setting in document.absent:
+            self._counts[f"{index} {setting}"] += 1
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """As they are kept."""
+        return {METADATA: json.dumps(self._counts, sort_keys=True).encode()}
+
+
+def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list[str]:
+    """A sentence for each field that was looked for and that no record of its source has.
+
+    None for a run whose parts were made by a release that did not count.
+    """
+    total: Counter[str] = Counter()
+    for part in list_parts(directory.tokens, ".parquet"):
+        counts = (pq.read_metadata(part).metadata or {}).get(METADATA)
+        if counts is None:
+            return []
+        total.update(json.loads(counts))
+    return [
+        sentence
+        for index, source in enumerate(corpus.sources)
+        if (records := total[f"{index} records"])
+        for sentence in _absent_field_messages(total, index, source, records)
+    ]
+
+
+def _absent_field_messages(
+    total: Counter[str], index: int, source: SourceConfig, records: int
+) -> Iterator[str]:
+    for setting, value in SETTINGS.items():
+        if total[f"{index} {setting}"] == records:
+            yield (
+                f"corpus.sources[{index}]: no record has the field {getattr(source, setting)!r} "
+                f"({setting}), so the {value} of all {records:,} is {getattr(source, value)!r}"
+            )
+
+
+def rejection_reasons(rejected: Path) -> dict[str, int]:
+    """Why records were rejected, and how many for each reason, the most frequent first."""
+    with rejected.open(encoding="utf-8") as lines:
+        counts = Counter(_general_reason(json.loads(line)["reason"]) for line in lines)
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _general_reason(reason: str) -> str:
+    """A reason without what is special to its record."""
+    if reason.startswith("duplicate id "):
+        return "duplicate id"
+    return reason.split(": ")[0].split(" at character ")[0]
+
+
+def summary_messages(summary: dict[str, Any], directory: RunDirectory) -> list[str]:
+    """What a summary of the phase says, in lines for the terminal."""
+    documents, rejected = sum(summary["documents"].values()), summary["rejected"]
+    line = f"corpus: {documents:,} documents, {rejected:,} records rejected"
+    if rejected:
+        # A release that counted no reasons left none.
+        kinds = [f"{count:,} {kind}" for kind, count in summary.get("rejected_for", {}).items()]
+        shown = "; ".join(kinds[:SHOWN]) + ("; ..." if len(kinds) > SHOWN else "")
+        line += f" ({shown})" if kinds else ""
+        line += f", listed in {directory.rejected}"
+    return [line, *summary.get("fields_never_found", [])]
+
+
+def read_summary_messages(directory: RunDirectory) -> list[str]:
+    """The remarks on a corpus that is tokenized."""
+    marker = directory.marker("tokenize")
+    if not marker.exists():
+        return []
+    return summary_messages(read_json(marker)["summary"], directory)

@@ -1,0 +1,196 @@
+"""Where the run's tokenizer comes from: trained on a sample of the corpus, or given as a file."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from frame_jax.config.corpus import TokenizerConfig
+from frame_jax.config.run import RunConfig
+from frame_jax.corpus.documents import Document
+from frame_jax.corpus.parts import sample_documents
+from frame_jax.corpus.tokenizer import Tokenizer, make_tokenizer
+from frame_jax.corpus.tokenizer_notes import tokenizer_messages
+from frame_jax.errors import UserError
+from frame_jax.files import local_copy
+from frame_jax.run.directory import RunDirectory, atomic_path, write_json
+from frame_jax.run.special_tokens import (
+    BOS,
+    EOS,
+    ChosenTokens,
+    choose_special_tokens,
+    special_tokens_path,
+)
+
+# Merges never cross these borders. Alternatives, in order: a word with the character before it
+# (mostly a space); up to three digits; a run of symbols with the space before it; line ends with
+# the blanks before them; blanks up to the one that belongs to the next word; other blanks.
+WORDS = "|".join(
+    (
+        r"[^\r\n\p{L}\p{M}\p{N}]?[\p{L}\p{M}]+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{M}\p{N}]+",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+MAX_TOKEN_CHARACTERS = 64  # longer ones are rules of dashes and lines of blanks
+
+# Training reads a long text in pieces of about this many characters: for one of 50 MB in one piece
+# the library takes 5 GB to find its words. Pieces end where a line does.
+SAMPLE_TEXT_CHARACTERS = 1 << 16
+LINE_START = re.compile(r"(?<=\n)(?=\S)")
+
+CHECKED_BYTES = 4_000_000
+
+
+def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
+    """Writes tokenizer.json and special_tokens.json, unless they are there.
+
+    Raises:
+        UserError: for a given tokenizer that cannot be used, or a corpus without a document.
+    """
+    if special_tokens_path(directory).exists():
+        return
+    if config.tokenizer.path is None:
+        size = config.tokenizer.sample_bytes
+        texts = sample_texts(sample_documents(config.corpus, size), size)
+        backend = train_tokenizer(texts, config.tokenizer.vocab_size)
+        chosen = ChosenTokens(BOS, EOS, "of the trained tokenizer", "of the trained tokenizer")
+    else:
+        backend, chosen = load_given_tokenizer(config.tokenizer)
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    bos_id, eos_id = vocabulary[chosen.bos], vocabulary[chosen.eos]
+    tokenizer = make_tokenizer(backend, bos_id, eos_id)
+    if config.tokenizer.path is not None:
+        limit = min(CHECKED_BYTES, config.tokenizer.sample_bytes)
+        require_lossless(tokenizer, sample_documents(config.corpus, limit), config.tokenizer.path)
+    with atomic_path(directory.tokenizer) as path:
+        backend.save(str(path))
+    write_json(
+        special_tokens_path(directory),
+        {
+            "bos_id": bos_id,
+            "eos_id": eos_id,
+            "vocab_size": tokenizer.vocab_size,
+            "notes": list(tokenizer_messages(config, tokenizer, chosen)),
+        },
+    )
+
+
+def sample_texts(documents: Iterable[Document], most_bytes: int) -> Iterator[str]:
+    """Pieces of the documents' texts, about `most_bytes` of UTF-8 in all."""
+    for document in documents:
+        for piece in split_text(document.text, SAMPLE_TEXT_CHARACTERS):
+            yield piece
+            most_bytes -= len(piece.encode("utf-8"))
+            if most_bytes <= 0:
+                return
+
+
+def split_text(text: str, characters: int) -> Iterator[str]:
+    """Pieces of at least `characters` characters that join to `text`; the last may be shorter.
+
+    A piece ends where the next line starts, or after twice as many characters where none does.
+    """
+    start = 0
+    while len(text) - start > 2 * characters:
+        found = LINE_START.search(text, start + characters, start + 2 * characters)
+        end = found.start() if found else start + 2 * characters
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """A byte-level BPE of at most `vocab_size` ids, two of them `<|bos|>` and `<|eos|>`.
+
+    Every text is encoded without loss: all 256 bytes are tokens, and nothing normalises. A small
+    sample gives fewer merges than asked for.
+    """
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        max_token_length=MAX_TOKEN_CHARACTERS,
+        show_progress=False,
+    )
+    tokenizer.encode_special_tokens = True
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def load_given_tokenizer(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, ChosenTokens]:
+    """The tokenizer in `config.path`, and its BOS and EOS tokens.
+
+    Raises:
+        UserError: for a file that is no tokenizer, or one that has neither token.
+    """
+    assert config.path is not None
+    path = local_copy(config.path)
+    if not path.is_file():
+        raise UserError(f"tokenizer.path: there is no file {config.path!r}: correct the path")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise UserError(
+            f"tokenizer.path: {config.path} is not a tokenizer.json of the `tokenizers` library "
+            f"({error})"
+        ) from error
+    chosen = choose_special_tokens(backend.get_vocab(with_added_tokens=True), config)
+    # Special tokens are never found in text, whatever the file says of them.
+    names = sorted({chosen.bos, chosen.eos})
+    backend.add_special_tokens([AddedToken(name, special=True) for name in names])
+    return backend, chosen
+
+
+def require_lossless(tokenizer: Tokenizer, documents: Iterable[Document], name: str) -> None:
+    """Refuses a tokenizer that changes a text, or that finds special tokens in one.
+
+    Texts are compared up to Unicode's canonical equivalence, because some widely used tokenizers
+    compose characters (NFC), which by Unicode's definition leaves the text the same. A text that
+    passes here may have relatives later in the corpus that would not: this looks at a sample. A
+    single blank at the start may be lost, which is the way of newer Llama and Mistral files.
+
+    Raises:
+        UserError: naming the document and the first difference.
+    """
+    for document in documents:
+        ids = tokenizer.encode_arrays([document.text])[0]
+        if {tokenizer.bos_id, tokenizer.eos_id} & set(ids.tolist()):
+            raise UserError(
+                f"tokenizer.path: {name} encodes text as its BOS or EOS token (document "
+                f"{document.id!r}, {document.file} line {document.line}): choose another token in "
+                "tokenizer.bos_token and tokenizer.eos_token, or another tokenizer"
+            )
+        wanted = unicodedata.normalize("NFC", document.text)
+        given = unicodedata.normalize("NFC", tokenizer.decode(ids))
+        if tokenizer.strips_blank and wanted == f" {given}":
+            continue  # a note says so
+        if wanted != given:
+            at = _first_difference(wanted, given)
+            raise UserError(
+                f"tokenizer.path: {name} is not lossless: of document {document.id!r} "
+                f"({document.file} line {document.line}) {wanted[at : at + 20]!r} comes back as "
+                f"{given[at : at + 20]!r} (character {at}): choose a byte-level tokenizer, or "
+                "leave tokenizer.path out to train one"
+            )
+
+
+def _first_difference(a: str, b: str) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))

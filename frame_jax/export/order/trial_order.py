@@ -1,0 +1,182 @@
+"""A run's settings and rows in; its curriculum as stages, in any trainer's steps, out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from frame_jax.config.run import RunConfig
+from frame_jax.curriculum.presets import expand_curriculum
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum
+from frame_jax.errors import UserError
+from frame_jax.run.directory import RunDirectory, read_json
+
+
+class TrialOrder(NamedTuple):
+    """A curriculum over rows that exist.
+
+    Attributes:
+        trial: Its name.
+        schedule: Stages and exact counts.
+        selection: Which row comes when.
+        sequence_length: Tokens a row predicts here.
+        counts: Of each cell: rows, documents, tokens, padding.
+        special_tokens: bos_id, eos_id and vocab_size of the run's tokenizer.
+    """
+
+    trial: str
+    schedule: DataSchedule
+    selection: SelectionMap
+    sequence_length: int
+    counts: Mapping[str, Mapping[str, int]]
+    special_tokens: Mapping[str, int]
+
+
+class Trainer(NamedTuple):
+    """What must be known of the other trainer.
+
+    Attributes:
+        batch_size: Sequences in one of its steps.
+        sequence_length: Tokens in one of its sequences.
+        data: Folder or bucket that will hold a folder of documents for each quadrant.
+        suffix: Of the files there.
+    """
+
+    batch_size: int
+    sequence_length: int
+    data: str
+    suffix: str
+
+    def step(self, trial_order: TrialOrder, row: int) -> int:
+        """The step at which it has read as many tokens as `row` rows hold here."""
+        tokens_per_step = self.batch_size * self.sequence_length
+        return round(row * trial_order.sequence_length / tokens_per_step)
+
+
+class Span(NamedTuple):
+    """Steps [first, stop) of the other trainer and the share of each quadrant in them."""
+
+    name: str
+    first: int
+    stop: int
+    mixture: dict[str, float]
+
+
+def make_trial_order(config: RunConfig, directory: RunDirectory, trial_name: str) -> TrialOrder:
+    """The plan of one of the run's curricula, the same as training here follows.
+
+    Raises:
+        UserError: if there is no such curriculum, or the rows cannot fill its stages.
+    """
+    trial = config.trial(trial_name)
+    counts = read_json(directory.quadrants / "rows.json")
+    training, axes = config.pretrain.training, config.partition.axes
+    sequence_length = config.partition.rows.sequence_length
+    order = expand_curriculum(config.curricula[trial.arm], axes)
+    schedule = resolve_curriculum(
+        order,
+        {quadrant: counts[quadrant]["rows"] for quadrant in axes.quadrants},
+        batch_size=training.batch_size,
+        sequence_length=sequence_length,
+        steps=training.steps,
+    )
+    selection = SelectionMap(schedule, trial.seed, order.shuffle)
+    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    return TrialOrder(trial_name, schedule, selection, sequence_length, counts, special_tokens)
+
+
+def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> list[Span]:
+    """The stages of the whole run, epochs included, but for those shorter than a step.
+
+    Args:
+        trial_order: The curriculum.
+        trainer: Whose steps to count.
+        smooth: Whether a stage's mixture is what it gets with its transitions; otherwise it is the
+            stage's own, as if all transitions were hard.
+
+    Raises:
+        UserError: if the whole run is shorter than half a step.
+    """
+    schedule = trial_order.schedule
+    spans = []
+    for epoch in range(schedule.epochs):
+        for stage in schedule.stages:
+            start, stop = (epoch * schedule.epoch_rows + row for row in (stage.start, stage.stop))
+            first, last = trainer.step(trial_order, start), trainer.step(trial_order, stop)
+            if first == last:
+                continue
+            counts = np.array(stage.quadrant_rows) / (stage.stop - stage.start)
+            shares = schedule.mixture(stage.start, stage.stop) if smooth else counts
+            spans.append(Span(stage.name, first, last, rounded_mixture(schedule, shares)))
+    if not spans:
+        raise UserError(
+            f"the run has {schedule.rows * trial_order.sequence_length:,} tokens, less than a step of "
+            f"{trainer.batch_size:,} x {trainer.sequence_length:,}: lower --batch_size"
+        )
+    return spans
+
+
+def mixture_spans(trial_order: TrialOrder, trainer: Trainer, count: int, block: int) -> list[Span]:
+    """The run cut into about `count` pieces, in which each `block` of rows has the same mixture.
+
+    Shares are whole rows of a block. What a piece gets too much or too little of a quadrant by that
+    is made up for by the pieces after it. Neighbours with the same mixture are joined.
+
+    Args:
+        trial_order: The curriculum.
+        trainer: Whose steps to count.
+        count: Pieces of a smooth curriculum; with hard transitions pieces also end with stages.
+        block: Rows; divides the trainer's batch.
+    """
+    schedule = trial_order.schedule
+    ends = np.concatenate([[0], schedule.boundaries])
+    steps = np.array([trainer.step(trial_order, int(row)) for row in ends])
+    edges = np.union1d(np.arange(0, steps[-1], max(1, steps[-1] // count)), steps[-1:])
+    if math.isinf(schedule.steepness):
+        edges = np.union1d(edges, steps)
+    epochs, inside = np.divmod(np.interp(edges, steps, ends), schedule.epoch_rows)
+    epoch = schedule.cumulative(np.array([schedule.epoch_rows]))
+    asked = (epochs[:, None] * epoch + schedule.cumulative(inside)) / schedule.rows
+    asked *= edges[-1] * trainer.batch_size
+    given = np.zeros(len(schedule.quadrants))
+    spans: list[Span] = []
+    for number, (first, stop) in enumerate(itertools.pairwise(edges.tolist())):
+        blocks = (stop - first) * trainer.batch_size // block
+        rows = round_to_total((asked[number + 1] - given) / blocks, block)
+        given += rows * blocks
+        shares = dict(zip(schedule.quadrants, (rows / block).tolist(), strict=True))
+        span = Span(f"piece {number + 1}", first, stop, shares)
+        if spans and spans[-1].mixture == span.mixture:
+            span = spans.pop()._replace(stop=stop)
+        spans.append(span)
+    return spans
+
+
+def round_to_total(owed: np.ndarray, total: int) -> np.ndarray:
+    """`owed`, which sums to about `total`, as whole numbers of at least 0 that sum to it: int64."""
+    share = np.maximum(owed, 0)
+    share *= total / share.sum()
+    rows = share.astype(np.int64)
+    rows[np.argsort(rows - share, kind="stable")[: total - rows.sum()]] += 1
+    return rows
+
+
+def rounded_mixture(schedule: DataSchedule, shares: np.ndarray) -> dict[str, float]:
+    """Shares by quadrant, in four digits."""
+    rounded = np.round(shares, 4) + 0.0  # which makes -0 a 0
+    return dict(zip(schedule.quadrants, rounded.tolist(), strict=True))
+
+
+def row_stages(trial_order: TrialOrder) -> list[tuple[str, int, int]]:
+    """Folder, first row and end of each stage of the run that has rows, epochs included."""
+    ends = [0, *trial_order.schedule.boundaries.tolist()]
+    return [
+        (f"{number:02d}", start, stop)
+        for number, (start, stop) in enumerate(itertools.pairwise(ends), 1)
+        if start < stop
+    ]

@@ -1,0 +1,241 @@
+"""What an arm was trained on, by three witnesses: the trainer, the rows on disk, a manifest.
+
+The trainer keeps a digest of the rows it has read (`curriculum/digest.py`). The same is made anew
+from the rows on disk, which are read once for all arms, and from a manifest, where an arm has one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from frame_jax.checkpoints import saved_consumed_rows
+from frame_jax.config.run import RunConfig
+from frame_jax.curriculum import digest
+from frame_jax.curriculum.digest import ConsumedRows
+from frame_jax.errors import UserError
+from frame_jax.export.order.manifest import manifest_header
+from frame_jax.export.order.manifest_lines import digests_of
+from frame_jax.export.order.row_files import RowFile, list_row_files, read_rows
+from frame_jax.export.order.trial_order import TrialOrder, make_trial_order
+from frame_jax.records import TokenReader
+from frame_jax.run import progress
+from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.storage_errors import is_storage_error
+from frame_jax.run.trial_record import read_trial_record
+
+
+@dataclass
+class VerifiedTrial:
+    """A trained arm and what is found out of it.
+
+    Attributes:
+        name: Its name.
+        trial_order: Its order.
+        batch_size: Rows of a step.
+        folder: Its folder.
+        records: Steps done and what was read until then: all digests that the trainer has left.
+        disk: uint64 [steps, 16]: sums by byte of the digests of each step's rows, from the disk.
+        manifest: The folder of its manifest, or None.
+        listed: As `disk`, from the manifest.
+        problems: What is wrong, in words.
+    """
+
+    name: str
+    trial_order: TrialOrder
+    batch_size: int
+    folder: Path
+    records: list[tuple[int, ConsumedRows]]
+    disk: np.ndarray
+    manifest: Path | None = None
+    listed: np.ndarray | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Steps up to the last digest."""
+        return len(self.disk)
+
+
+def read_metrics(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The lines that a trainer has written, each with the steps done after it."""
+    lines: list[tuple[int, dict[str, Any]]] = []
+    if not path.exists():
+        return lines
+    with path.open(encoding="utf-8") as file:
+        for line in filter(lambda line: line.endswith("\n"), file):
+            try:
+                record = json.loads(line)
+                lines.append((record["step"] + 1, record))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path} is damaged: this is no step: {line[:80]!r}") from error
+    return lines
+
+
+def read_verified_trial(
+    config: RunConfig, directory: RunDirectory, name: str, manifest: Path | None
+) -> tuple[VerifiedTrial, int]:
+    """An arm with its digests, and how many steps it was trained."""
+    folder, _ = read_trial_record(directory, name)
+    lines = read_metrics(folder / "metrics.jsonl")
+    trained = max((done for done, _ in lines), default=0)
+    saved = saved_consumed_rows(folder / "checkpoints")
+    lines += [(done, record) for done, record in saved.items() if done <= trained]
+    records = [
+        (done, consumed)
+        for done, record in lines
+        if (consumed := digest.read_consumed_rows(record)) is not None
+        and done > consumed.first_step
+    ]
+    steps = max((done for done, _ in records), default=0)
+    trial_order = make_trial_order(config, directory, name)
+    trial = VerifiedTrial(
+        name,
+        trial_order,
+        config.pretrain.training.batch_size,
+        folder,
+        records,
+        np.zeros((steps, digest.BYTES), np.uint64),
+    )
+    if manifest is not None:
+        found = read_json(manifest / "manifest.json")
+        expected = manifest_header(config, directory, trial_order) | {
+            "part_rows": found.get("part_rows")
+        }
+        if {key: found.get(key) for key in expected} != expected:
+            raise UserError(
+                f"{manifest} is not the manifest of {name} in {directory.root}: its order or its "
+                "rows are others, as after a phase was repeated. Remove it to verify without one; "
+                f"then export_order RUN --trial {name} --to manifest lists the rows of now"
+            )
+        trial.manifest = manifest
+    return trial, trained
+
+
+def add_digests(sums: np.ndarray, steps: np.ndarray, digests: np.ndarray) -> None:
+    """Adds digests, uint8 [n, 16], to the lines `steps` of `sums`, uint64 [steps, 16]."""
+    if len(steps) == 0:
+        return
+    order = np.argsort(steps, kind="stable")
+    found, first = np.unique(steps[order], return_index=True)
+    sums[found] += np.add.reduceat(digests[order].astype(np.uint64), first, axis=0)
+
+
+def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTrial]) -> list[str]:
+    """Fills `disk` of all arms, from one reading of the rows; says which rows cannot be read."""
+    damaged: list[str] = []
+    row_files = list_row_files(directory, trials[0].trial_order.schedule)
+    with progress.progress_bar(
+        "rows", sum(row_file.rows for row_file in row_files), "rows"
+    ) as update:
+        for row_file in row_files:
+            indices_by_trial = [trained_row_indices(trial, row_file) for trial in trials]
+            if not any((indices >= 0).any() for indices in indices_by_trial):
+                continue
+            for first, rows in readable_rows(row_file, damaged):
+                digests = digest.row_digests(rows)
+                for trial, indices in zip(trials, indices_by_trial, strict=True):
+                    for line in indices[:, first : first + len(rows)]:
+                        used = line >= 0
+                        each = digest.ordered_row_digests(line[used], digests[used])
+                        add_digests(trial.disk, line[used] // trial.batch_size, each)
+                update(len(rows), row_file.path.stem)
+    return damaged
+
+
+def trained_row_indices(trial: VerifiedTrial, row_file: RowFile) -> np.ndarray:
+    """Where an arm was trained on the rows of a part: int64 [epochs, rows], -1 for nowhere."""
+    rows = row_file.first + np.arange(row_file.rows)
+    epochs = range(trial.trial_order.schedule.epochs)
+    indices = np.stack(
+        [trial.trial_order.selection.inverse(row_file.quadrant, rows, epoch) for epoch in epochs]
+    )
+    return np.where(indices < trial.steps * trial.batch_size, indices, -1)
+
+
+def readable_rows(row_file: RowFile, damaged: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """As `read_rows`, but rows that cannot be read are noted in `damaged`, and are zeros."""
+    done, ids = 0, 0
+    try:
+        for first, rows in read_rows(row_file):
+            yield first, rows
+            done, ids = first + len(rows), rows.shape[1]
+        return
+    except UserError as error:
+        if is_storage_error(error.__cause__):
+            raise
+    with contextlib.closing(TokenReader(row_file.path)) as reader:
+        for record in range(done, row_file.rows):
+            row = read_row(reader, record)
+            if row is None:
+                damaged.append(f"{row_name(row_file, record)} cannot be read")
+                row = np.zeros(max(ids, 1), np.uint32)
+            ids = len(row)
+            yield record, row[None]
+
+
+def read_row(reader: TokenReader, record: int) -> np.ndarray | None:
+    """The ids of a row, uint32; None where it is damaged.
+
+    Raises:
+        UserError: where the storage fails, which says nothing of the row.
+    """
+    try:
+        return reader.read([record])[0]
+    except UserError as error:
+        if is_storage_error(error.__cause__):
+            raise
+        return None
+
+
+def row_name(row_file: RowFile, record: int) -> str:
+    """The name of a row on disk."""
+    return (
+        f"{row_file.quadrant_name} row {row_file.first + record} ({row_file.path}, record {record})"
+    )
+
+
+def read_row_digests_from_manifest(trial: VerifiedTrial) -> None:
+    """Fills `listed` of an arm that has a manifest, unless a part of it is not what was written:
+    then it is among the arm's problems, and the manifest is no witness."""
+    assert trial.manifest is not None
+    listed = np.zeros_like(trial.disk)
+    for part in manifest_parts(trial, 0, trial.steps):
+        path = trial.manifest / part["file"]
+        if sha256_of(path) != part["sha256"]:
+            trial.problems.append(
+                f"{path} is not what was written: remove it and its .json, and export the manifest "
+                "again"
+            )
+            continue
+        table = pq.read_table(path, columns=["row", "digest"])
+        rows, digests = table["row"].to_numpy(), digests_of(table["digest"])
+        read = rows < trial.steps * trial.batch_size
+        each = digest.ordered_row_digests(rows[read], digests[read])
+        add_digests(listed, rows[read] // trial.batch_size, each)
+    trial.listed = None if trial.problems else listed
+
+
+def sha256_of(path: Path) -> str | None:
+    """A file's checksum in hexadecimal; None where there is no file."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, hashlib.sha256).hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def manifest_parts(trial: VerifiedTrial, first: int, stop: int) -> list[dict[str, Any]]:
+    """The parts of an arm's manifest that have rows of steps [first, stop)."""
+    assert trial.manifest is not None
+    lo, hi = first * trial.batch_size, stop * trial.batch_size
+    parts = read_json(trial.manifest / "manifest.json")["parts"]
+    return [p for p in parts if p["first_row"] < hi and p["first_row"] + p["rows"] > lo]

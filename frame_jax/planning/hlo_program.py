@@ -1,0 +1,264 @@
+"""The text of a compiled program in; its operations, kernels and transfers out.
+
+The text is XLA's, after optimisation and scheduling (`compiled.as_text()`): the order of a
+computation's lines is the order in which a device starts them. Bodies of loops count as often as
+they run; a loop whose turns are known only at run time counts once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+
+BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0}
+COLLECTIVES = (
+    "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute",
+    "ragged-all-to-all", "collective-broadcast",
+)  # fmt: skip
+NO_WORK = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "replica-id", "iota", "opt-barrier", "domain", "rng-get-and-update-state",
+}  # fmt: skip
+PART_READERS = {"dynamic-slice", "slice", "gather"}
+ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
+LINE = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
+HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One line.
+
+    Attributes:
+        name: Its name.
+        kind: What it does, e.g. `fusion`.
+        shape: The text of its result's shape.
+        operands: Names of what it reads; of a constant or a parameter, the text in the brackets.
+        rest: The text after them.
+        root: Whether it is what its computation returns.
+    """
+
+    name: str
+    kind: str
+    shape: str
+    operands: tuple[str, ...]
+    rest: str
+    root: bool
+
+    def called(self, attribute: str = "calls") -> str | None:
+        """The computation it names as that."""
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
+        return found[1] if found else None
+
+
+Computation = dict[str, Operation]
+
+
+def shape_bytes(shape: str) -> float:
+    """Bytes of all arrays in the text of a shape.
+
+    >>> size("(bf16[2,3]{1,0}, f32[], pred[8]{0})")
+    24.0
+    """
+    return float(sum(type_bytes(kind) * math.prod(dims) for kind, dims in shape_arrays(shape)))
+
+
+def shape_arrays(shape: str) -> list[tuple[str, list[int]]]:
+    """Type and dimensions of the arrays in the text of a shape."""
+    return [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in ARRAY.findall(shape)]
+
+
+def type_bytes(kind: str) -> float:
+    """Bytes of one number of that type."""
+    bits = re.match(r"[a-z]+(\d+)", kind)
+    return BYTES[kind] if kind in BYTES else int(bits[1]) / 8 if bits else 0
+
+
+def split_line(text: str) -> tuple[str, str, str, str]:
+    """Shape, kind, operands and rest of what stands right of `=`."""
+    end = closing_bracket(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    shape, tail = text[:end], text[end:].lstrip()
+    kind, _, inside = tail.partition("(")
+    stop = closing_bracket("(" + inside, 0) - 1
+    return shape, kind, inside[:stop], inside[stop + 1 :]
+
+
+def closing_bracket(text: str, start: int) -> int:
+    """Where the bracket at `start` is closed."""
+    depth = 0
+    for index in range(start, len(text)):
+        depth += (text[index] == "(") - (text[index] == ")")
+        if depth == 0:
+            return index
+    raise ValueError(f"no closing bracket: {text[:80]}")
+
+
+class HloProgram:
+    """A compiled program.
+
+    Attributes:
+        computations: By name, each its operations by name in the order of the text.
+        entry: Name of the first to run.
+    """
+
+    def __init__(self, text: str):
+        self.computations: dict[str, Computation] = {}
+        self.entry = ""
+        inside: Computation | None = None
+        for line in text.splitlines():
+            if header := HEADER.match(line):
+                inside = self.computations.setdefault(header[2], {})
+                self.entry = header[2] if header[1] else self.entry
+            elif line.startswith("}"):
+                inside = None
+            elif inside is not None and (found := LINE.match(line)):
+                shape, kind, operands, rest = split_line(found[3])
+                names = tuple(re.findall(r"%([\w.\-]+)", operands))
+                operation = Operation(found[2], kind, shape, names, rest, bool(found[1]))
+                if kind in ("parameter", "constant"):
+                    operation = dataclasses.replace(operation, operands=(operands,))
+                inside[operation.name] = operation
+
+    def walk_operations(
+        self, name: str = "", times: int = 1
+    ) -> Iterator[tuple[str, Operation, int]]:
+        """Computation, operation, and how often it runs, for all that a device does; inside
+        fusions, too."""
+        name = name or self.entry
+        for operation in self.computations[name].values():
+            yield name, operation, times
+            turns = self.trip_count(operation) if operation.kind == "while" else 1
+            for attribute in ("body", "calls", "true_computation", "false_computation"):
+                if called := operation.called(attribute):
+                    yield from self.walk_operations(called, times * turns)
+
+    def trip_count(self, loop: Operation) -> int:
+        """How often the body of a loop runs; 1 where only the run knows.
+
+        The compiler for GPUs writes the number down. For TPUs it is what the condition compares
+        with; the loops of JAX start at 0.
+        """
+        if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
+            return int(found[1])
+        condition = self.computations[str(loop.called("condition"))]
+        root = next(operation for operation in condition.values() if operation.root)
+        limit = condition.get(root.operands[-1]) if root.operands else None
+        if limit and limit.kind == "constant" and "direction=LT" in root.rest:
+            return int(limit.operands[0])
+        return 1
+
+    def kernels(self) -> Counter[str]:
+        """Library kernels in the program's text, and how often each stands there."""
+        targets = Counter(
+            found[1]
+            for _, operation, _ in self.walk_operations()
+            if (found := re.search(r'custom_call_target="([^"]+)"', operation.rest))
+        )
+        return targets
+
+    def operand_sizes(self, name: str, operation: Operation) -> list[float]:
+        """Bytes of what an operation of that computation reads."""
+        inside = self.computations[name]
+        return [shape_bytes(inside[x].shape) if x in inside else 0.0 for x in operation.operands]
+
+    def collective(self, operation: Operation) -> tuple[str, Operation] | None:
+        """Which collective an operation is or starts, and the operation that describes it."""
+        kind = operation.kind.removesuffix("-start")
+        if kind in COLLECTIVES:
+            return kind, operation
+        if operation.kind == "async-start" and (called := operation.called()):
+            for inner in self.computations[called].values():
+                if inner.kind in COLLECTIVES:
+                    return inner.kind, inner
+        return None
+
+    def read_and_written(self, name: str, operation: Operation) -> float:
+        """Bytes between device and memory: operands once, results once; of a slice or an update,
+        the part."""
+        sizes = self.operand_sizes(name, operation)
+        if operation.kind in PART_READERS:
+            return 2 * shape_bytes(operation.shape)
+        if operation.kind == "dynamic-update-slice":
+            return 2 * sizes[1]
+        called = operation.called() if operation.kind == "fusion" else None
+        if called is None:
+            return sum(sizes) + shape_bytes(operation.shape)
+        inside = self.computations[called]
+        users: dict[str, list[Operation]] = {}
+        for inner in inside.values():
+            for operand in inner.operands:
+                users.setdefault(operand, []).append(inner)
+        total = 0.0
+        for inner in inside.values():
+            if inner.kind == "parameter":
+                total += part_read(inner, users)
+            if inner.root:
+                total += sum(part_written(inside, root) for root in fusion_results(inside, inner))
+        return total
+
+
+def part_read(parameter: Operation, users: dict[str, list[Operation]]) -> float:
+    """Bytes that a fusion reads of one of its operands."""
+    total, names = 0.0, [parameter.name]
+    while names:
+        name = names.pop()
+        for user in users.get(name, []):
+            if user.kind == "bitcast":
+                names.append(user.name)
+            elif user.kind in PART_READERS and user.operands[0] == name:
+                total += shape_bytes(user.shape)
+            elif user.kind == "dynamic-update-slice" and user.operands[0] == name:
+                continue  # written in place
+            else:
+                return shape_bytes(parameter.shape)
+    return min(total, shape_bytes(parameter.shape))
+
+
+def fusion_results(inside: Computation, root: Operation) -> list[Operation]:
+    """The results of a fusion."""
+    if root.kind == "tuple":
+        return [inside[name] for name in root.operands]
+    return [root]
+
+
+def part_written(inside: Computation, root: Operation) -> float:
+    """Bytes that a fusion writes of one of its results."""
+    found = root
+    while found.kind == "bitcast" and found.operands[0] in inside:
+        found = inside[found.operands[0]]
+    if found.kind == "dynamic-update-slice":
+        return shape_bytes(inside[found.operands[1]].shape)
+    return shape_bytes(root.shape)
+
+
+def collective_group(operation: Operation, devices: int) -> list[int]:
+    """The devices that one of a collective's groups joins, by number.
+
+    XLA writes groups as lists, as a reshaped and transposed row of numbers, or as axes of a mesh.
+    """
+    text = operation.rest
+    if found := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\S+)? ?\{([^}]*)\}", text
+    ):
+        sizes = dict(re.findall(r"'?([\w.]+)'?=(\d+)", found[1]))
+        joined = re.findall(r"'?([\w.]+)'?", found[2])
+        names = list(sizes)
+        numbers = np.arange(devices).reshape([int(n) for n in sizes.values()])
+        order = [names.index(n) for n in names if n not in joined]
+        order += [names.index(n) for n in joined if n in names]
+        ways = math.prod(int(sizes[n]) for n in joined if n in sizes)
+        return [int(n) for n in numbers.transpose(order).reshape(-1, ways)[0]]
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        dims = [int(n) for n in found[3].split(",")]
+        numbers = np.arange(math.prod(dims)).reshape(dims)
+        if found[4]:
+            numbers = numbers.transpose([int(n) for n in found[4].split(",")])
+        return [int(n) for n in numbers.reshape(int(found[1]), int(found[2]))[0]]
+    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}", text):
+        return [int(n) for n in found[1].split(",") if n]
+    return list(range(devices))

@@ -1,0 +1,164 @@
+"""What training and its readers do with the copies of checkpoints in a bucket, all processes alike.
+
+Process 0 copies and fetches; the others find in the run directory what it has fetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from frame_jax.errors import UserError
+from frame_jax.parallel import processes
+from frame_jax.run.bucket import Bucket, CopyError, bucket_of
+from frame_jax.run.directory import remove
+
+LOOK_SECONDS = 0.2
+
+
+class CheckpointCopies:
+    """The copies of the checkpoints in `folder`; does nothing for a run without a bucket.
+
+    Args:
+        folder: The `checkpoints` folder of a training run.
+        kept_steps: Steps whose copies are never removed.
+        rolling: Newest copies that stay beside them.
+    """
+
+    def __init__(self, folder: Path, kept_steps: Sequence[int], rolling: int):
+        self.folder, self._kept, self._rolling = folder, set(kept_steps), rolling
+        self._bucket = bucket_of(folder.parent)
+        self._copying: Future[None] | None = None
+        self._given_up = threading.Event()
+        self._worker = ThreadPoolExecutor(1, "copy")
+        if self._bucket is not None and processes.is_first():
+            self._bucket.sweep()
+
+    @property
+    def exist(self) -> bool:
+        return self._bucket is not None
+
+    def begin(self, step: int) -> None:
+        """Copies the checkpoint of a step in the background, as soon as it has its name."""
+        if self._bucket is not None and processes.is_first():
+            self._copying = self._worker.submit(self._copy, self._bucket, step)
+
+    def _copy(self, bucket: Bucket, step: int) -> None:
+        while not (self.folder / str(step)).exists():
+            if self._given_up.wait(LOOK_SECONDS):
+                return
+        bucket.put(step, self.folder / str(step))
+        steps = bucket.steps()
+        for old in steps[: -self._rolling]:
+            if old not in self._kept:
+                bucket.remove(old)
+
+    def finish(self) -> None:
+        """Waits for the copy under way.
+
+        Raises:
+            UserError: if it could not be made.
+        """
+        copying, self._copying = self._copying, None
+        if copying is not None:
+            copying.result()
+
+    def close(self, *, give_up: bool) -> None:
+        """Ends the copying; one whose checkpoint will not come is given up."""
+        if give_up:
+            self._given_up.set()
+        try:
+            if not give_up:
+                self.finish()
+        finally:
+            self._worker.shutdown()
+
+    def steps(self) -> list[int]:
+        """Steps of the whole copies, the same on every process."""
+        if self._bucket is None:
+            return []
+        found, problem = [], None
+        if processes.is_first():
+            try:
+                found = self._bucket.steps()
+            except UserError as error:
+                problem = error
+        self._raise(problem)
+        return [
+            processes.broadcast_from_first(found[i] if found else 0)
+            for i in range(processes.broadcast_from_first(len(found)))
+        ]
+
+    def fetch(self, step: int, folder: Path) -> str | None:
+        """Makes `folder` from the copy of a step; says what is wrong with a copy that is damaged.
+
+        Raises:
+            UserError: on every process, if the bucket cannot be read.
+        """
+        assert self._bucket is not None
+        problem, damage = None, ""
+        if processes.is_first():
+            try:
+                folder.parent.mkdir(parents=True, exist_ok=True)
+                self._bucket.get(step, folder)
+            except CopyError as error:
+                damage = str(error)
+            except UserError as error:
+                problem = error
+        self._raise(problem)
+        message = processes.failing_processes(not damage, damage)
+        return next(iter(message.values()), None)
+
+    def set_aside(self, step: int) -> None:
+        """Lets a damaged copy count no more. Process 0 only."""
+        if self._bucket is not None and step in self._bucket.steps():
+            self._bucket.set_aside(step)
+
+    def _raise(self, problem: UserError | None) -> None:
+        message = processes.failing_processes(problem is None, str(problem))
+        if problem is not None:
+            raise problem
+        for words in message.values():
+            raise UserError(words)
+
+
+def copied_steps(folder: Path) -> list[int]:
+    """Steps whose checkpoints lie in the bucket of a training run; none where it has no bucket."""
+    bucket = bucket_of(folder.parent)
+    return [] if bucket is None else bucket.steps()
+
+
+@contextlib.contextmanager
+def local_checkpoint_folder(folder: Path, step: int | None) -> Iterator[Path]:
+    """A folder like `folder` that has the checkpoint of a step: itself, or one fetched for a while.
+
+    Args:
+        folder: The `checkpoints` folder of a training run.
+        step: Which checkpoint; None means the newest.
+
+    Raises:
+        UserError: if the bucket cannot be read, or the copy there is damaged.
+    """
+    here = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if not (folder.parent / "checkpoints.txt").exists() or step in here:
+        yield folder
+        return
+    copies = CheckpointCopies(folder, (), 1)
+    there = copies.steps()
+    step = max([*here, *there], default=None) if step is None else step
+    if step in here or step not in there:
+        yield folder
+        return
+    fetched = folder.with_name(".tmp-fetched")
+    try:
+        damage = copies.fetch(step, fetched / str(step))
+        if damage is not None:
+            raise UserError(f"{damage}: take another checkpoint, or train this model again")
+        yield fetched
+        processes.barrier("the fetched checkpoint is read")
+    finally:
+        if processes.is_first():
+            remove(fetched)

@@ -1,0 +1,83 @@
+"""How a program ends: an error in; a message and an exit code out, on every process of a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from frame_jax.errors import USAGE_ERROR, UserError, print_error
+from frame_jax.run.directory import is_disk_full
+from frame_jax.run.preemption import STOPPED
+from frame_jax.run.storage_errors import find_disk_error
+
+T = TypeVar("T")
+
+
+def find_user_error(error: BaseException) -> UserError | None:
+    """The `UserError` that `error` is or came from: libraries wrap what is raised inside them."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    if not is_disk_full(error):
+        return find_disk_error(error)
+    return UserError(
+        f"no room: {error}. Make room and run the same command again; every finished part is kept"
+    )
+
+
+def report_error(error: Exception) -> int:
+    """Says what the user can fix and returns the exit code; raises any other error again."""
+    known = find_user_error(error)
+    if known is None:
+        raise error
+    print_error(known)
+    return USAGE_ERROR
+
+
+def run_on_all_processes(action: Callable[[], T]) -> T:
+    """What `action` gives on this process, if it ends well on all; called on every process.
+
+    Otherwise one process would end, and the others would wait for it at the next barrier.
+
+    Raises:
+        UserError: where it raised one, here or, naming the process, elsewhere.
+    """
+    from frame_jax.parallel import processes
+
+    problem: UserError | None = None
+    try:
+        result = action()
+    except Exception as error:
+        problem = find_user_error(error)
+        if problem is None:
+            raise
+    elsewhere = processes.failing_processes(problem is None, f"on {os.uname().nodename}: {problem}")
+    if problem is not None:
+        raise problem
+    if elsewhere:
+        index = min(elsewhere)
+        raise UserError(f"process {index}, {elsewhere[index]}")
+    return result
+
+
+def exit_program(code: int) -> NoReturn:
+    """Ends this program, after an error without waiting for other processes of the run."""
+    joined = sys.modules.get("frame_jax.parallel.processes")
+    if code not in (0, STOPPED) and joined is not None:
+        joined.leave(code)
+    sys.exit(code)
+
+
+def run_main(main: Callable[[], int]) -> NoReturn:
+    """Ends this program with the exit code of `main`, or with 1 after what is its own fault."""
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    exit_program(code)

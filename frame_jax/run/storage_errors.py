@@ -1,0 +1,73 @@
+"""An error in; whether the storage or the network is at fault, rather than a file, out.
+
+What cannot be read at the moment is not damaged: nothing is thrown away, moved or trained again for
+it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from frame_jax.errors import UserError
+
+# ENOTCONN is what a mount says whose program has died.
+DISK_ERRNOS = (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOTCONN)
+PERMISSION_ERRNOS = (errno.EACCES, errno.EPERM)
+STORAGE_ERRNOS = (
+    *DISK_ERRNOS,
+    *PERMISSION_ERRNOS,
+    *(errno.EBUSY, errno.ETIMEDOUT, errno.ECONNABORTED, errno.ECONNRESET, errno.ECONNREFUSED),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+)
+# As libraries in C++ and HTTP clients say it.
+STORAGE_ERROR_WORDS = (
+    *(os.strerror(number) for number in STORAGE_ERRNOS),
+    *("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED"),
+    *("HTTP response code: 5", "HTTP response code: 403", "HTTP response code: 429"),
+    *("SlowDown", "ServiceUnavailable", "InternalError", "Could not connect to the endpoint"),
+)
+
+
+def find_storage_error(error: BaseException | None) -> BaseException | None:
+    """The error, of those that `error` came from, that storage or network made; None for none."""
+    if error is None or isinstance(error, UserError):
+        return None
+    if isinstance(error, ConnectionError | TimeoutError):
+        return error
+    if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:
+        return error
+    inner = find_storage_error(error.__cause__ or error.__context__)
+    if inner is not None:
+        return inner
+    return error if any(words in str(error) for words in STORAGE_ERROR_WORDS) else None
+
+
+def is_storage_error(error: BaseException | None) -> bool:
+    """Whether an error that a read ended in came from storage or network, not from the content."""
+    return find_storage_error(error) is not None
+
+
+def storage_error(what: object, error: BaseException | str) -> UserError:
+    """What to tell the user when `what` could not be read or written for such a reason."""
+    cause = error if isinstance(error, str) else find_storage_error(error) or error
+    message = str(cause).strip().splitlines()
+    return UserError(
+        f"{what}: the storage or the network failed ({message[0][:300] if message else repr(cause)}). "
+        "Nothing is damaged as far as this tells, and nothing was changed: mend the mount, the "
+        "disk, the connection or the permissions, and run the same command again"
+    )
+
+
+def find_disk_error(error: BaseException | None) -> UserError | None:
+    """What to tell the user of an error from anywhere in the program, if a disk or a mount failed.
+
+    Words of the network do not count here: processes of a run speak over it, too.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (*DISK_ERRNOS, *PERMISSION_ERRNOS):
+            return storage_error(error.filename or "reading or writing", error)
+        if any(os.strerror(number) in str(error) for number in DISK_ERRNOS):
+            return storage_error("reading or writing", error)
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,247 @@
+"""How a model reads a run's documents: as the tokens that are stored, or by a tokenizer of its own.
+
+The second is for `scoring.unit: byte`, which is ours and not the paper's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from frame_jax.config.corpus import TokenizerConfig
+from frame_jax.config.run import RunConfig
+from frame_jax.corpus.documents import Document
+from frame_jax.corpus.parts import Chunk, list_inputs, plan_parts
+from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
+from frame_jax.corpus.tokenizer_notes import bos_tokens_named_in, other_bos_messages
+from frame_jax.corpus.tokenizer_training import load_given_tokenizer
+from frame_jax.errors import UserError
+from frame_jax.files import is_checkpoint, local_copy
+from frame_jax.records import TokenReader
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, special_tokens_path
+from frame_jax.scoring.tokenizers import (
+    read_tokenizer,
+    special_token_texts,
+    token_ids,
+    tokenizer_differences,
+    tokenizer_of,
+)
+
+REFERENCE_NAMES = ("weak", "strong")  # the reference models, in the order of their scores
+TEXTS_CHARACTERS = 2_000_000  # encoded at one time
+READ_DOCUMENTS = 1024  # documents read from a token shard at one time
+
+
+class ModelTokenizer(NamedTuple):
+    """How one model reads.
+
+    Attributes:
+        bos_id: What it starts a document with.
+        tokenizer: Its own; None where it reads the run's tokens.
+        digest: Of its own tokenizer; empty for the run's.
+    """
+
+    bos_id: int
+    tokenizer: Tokenizer | None = None
+    digest: str = ""
+
+
+def model_tokenizer(config: RunConfig, directory: RunDirectory, name: str) -> ModelTokenizer:
+    """How the weak or the strong model reads.
+
+    Raises:
+        UserError: as `load_own_tokenizer`.
+    """
+    bos_id: int = read_json(special_tokens_path(directory))["bos_id"]
+    checkpoint = getattr(config.reference, name).checkpoint
+    if config.scoring.unit == "token" or checkpoint is None:
+        return ModelTokenizer(bos_id)
+    folder, key = local_copy(checkpoint, is_checkpoint), f"reference.{name}.checkpoint"
+    path = tokenizer_of(folder, key)
+    if not any(
+        tokenizer_differences(read_tokenizer(path), read_tokenizer(directory.tokenizer), bos_id)
+    ):
+        return ModelTokenizer(bos_id)
+    own, _ = load_own_tokenizer(folder, key, config.tokenizer.bos_token)
+    return ModelTokenizer(
+        own.bos_id, own, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    )
+
+
+def load_own_tokenizer(
+    folder: Path, key: str, bos_token: str | None, vocab_size: int | None = None
+) -> tuple[Tokenizer, ChosenTokens]:
+    """The tokenizer of a checkpoint, which starts documents as the run's does, if it has that
+    token, or with the first usual name that it has; and what was chosen, and why.
+
+    Args:
+        folder: A Hugging Face checkpoint.
+        key: The setting that names it, for messages.
+        bos_token: What `tokenizer.bos_token` says.
+        vocab_size: Rows of the model's embedding, to be compared.
+
+    Raises:
+        UserError: where it has none, none of the usual tokens that start or end a text, or a token
+            of text that the model has no row for.
+    """
+    path = tokenizer_of(folder, key)
+    parsed = read_tokenizer(path)
+    ids, names = token_ids(parsed), (*BOS_NAMES, *EOS_NAMES)
+    asked = bos_token if bos_token in ids else None
+    if asked is None and not any(name in ids for name in names):
+        raise UserError(
+            f"{key}: {path} has none of the usual tokens that start or end a text "
+            f"({', '.join(names)}): add the one that the model was trained with"
+        )
+    backend, chosen = load_given_tokenizer(TokenizerConfig(path=str(path), bos_token=asked))
+    silent = special_token_texts(parsed) - {chosen.bos}
+    largest = max(index for token, index in ids.items() if token not in silent)
+    if vocab_size is not None and largest >= vocab_size:
+        raise UserError(
+            f"{key}: the model knows {vocab_size:,} tokens, but a document may hold the token "
+            f"{largest:,} of {path}: put the tokenizer.json there that the model was trained with. "
+            "A token that is no text, such as one for padding, needs `special: true`"
+        )
+    return make_tokenizer(backend, ids[chosen.bos], ids[chosen.eos]), chosen
+
+
+def bos_messages(config: RunConfig) -> Iterator[str]:
+    """What each imported model starts documents with where it reads by its own tokenizer, and whose
+    own files name another start, in words; nothing where all read the run's tokens.
+
+    Raises:
+        UserError: as `load_own_tokenizer`, and for a damaged file of a checkpoint.
+    """
+    for name in REFERENCE_NAMES:
+        checkpoint = getattr(config.reference, name).checkpoint
+        if config.scoring.unit == "token" or checkpoint is None:
+            continue
+        folder, key = local_copy(checkpoint, is_checkpoint), f"reference.{name}.checkpoint"
+        tokenizer, chosen = load_own_tokenizer(folder, key, config.tokenizer.bos_token)
+        others = [
+            other
+            for file, named in bos_tokens_named_in(folder)
+            for other in other_bos_messages(tokenizer, chosen, file, named)
+        ]
+        yield "; but ".join(
+            [
+                f"{key}: the {name} model starts documents with {chosen.bos!r} (id "
+                f"{tokenizer.bos_id}), {chosen.bos_reason}",
+                *others,
+            ]
+        )
+
+
+def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
+    """Refuses a run whose corpus has gone though its texts will be read again, see `DocumentTexts`;
+    once the run has its tokenizer.
+
+    Raises:
+        UserError: naming the source that is not there.
+    """
+    if config.scoring.unit == "token" or config.tokenizer.path is None:
+        return
+    if all(model_tokenizer(config, directory, name).tokenizer is None for name in REFERENCE_NAMES):
+        return
+    for source in config.corpus.sources:
+        try:
+            list_inputs(source)
+        except UserError as error:
+            raise UserError(
+                "scoring.unit: byte reads the corpus again where tokenizer.path is given and a "
+                f"model has a tokenizer of its own. {error}, or put it back"
+            ) from error
+
+
+def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """The ids of each text, in order; a few texts are held at one time."""
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= TEXTS_CHARACTERS:
+            yield from tokenizer.encode_arrays(batch)
+            batch, size = [], 0
+    yield from tokenizer.encode_arrays(batch)
+
+
+def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """The token ids of the documents at `rows`, in that order."""
+    reader = TokenReader(path)
+    try:
+        for start in range(0, len(rows), READ_DOCUMENTS):
+            yield from reader.read(rows[start : start + READ_DOCUMENTS])
+    finally:
+        reader.close()
+
+
+class DocumentTexts:
+    """The texts of a run's documents.
+
+    The run's own tokens give them where it has trained its tokenizer, which loses nothing. One that
+    was given may compose characters (NFC), so then the corpus is read again.
+    """
+
+    def __init__(self, config: RunConfig, directory: RunDirectory):
+        self._tokenizer = load_tokenizer(directory)
+        self._parts = list_parts(directory.tokens, ".parquet")
+        self._chunks = None if config.tokenizer.path is None else plan_parts(config.corpus)
+
+    def read_part(self, part: Path, rows: np.ndarray) -> Iterator[str]:
+        """The texts of all scored documents of a part, which are at `rows`, in that order.
+
+        Raises:
+            UserError: as `reread_texts`.
+        """
+        if self._chunks is None:
+            return self.decode_part(part, rows)
+        return reread_texts(self._chunks[self._parts.index(part)], part)
+
+    def decode_part(self, part: Path, rows: np.ndarray) -> Iterator[str]:
+        """The texts that the tokens at `rows` of a part spell."""
+        documents = read_documents(part.with_suffix(".arrayrecord"), rows)
+        return map(self._tokenizer.decode, documents)
+
+
+def reread_texts(chunks: list[Chunk], part: Path) -> Iterator[str]:
+    """The texts of a part's scored documents, in its order, from the corpus.
+
+    Args:
+        chunks: What the part was made of.
+        part: The table of a token shard.
+
+    Raises:
+        UserError: where the corpus is not what was tokenized.
+    """
+    columns = ["doc_id", "file", "line", "bytes", "split"]
+    wanted = (
+        row
+        for batch in pq.ParquetFile(part).iter_batches(columns=columns)
+        for row in batch.to_pylist()
+        if row["split"] in ("train", "held_out")
+    )
+    row = next(wanted, None)
+    for record in (record for chunk in chunks for record in chunk.read_records()):
+        if row is None:
+            return
+        if not isinstance(record, Document):
+            continue
+        key = record.id, record.file, record.line
+        if key == (row["doc_id"], row["file"], row["line"]):
+            if len(record.text.encode()) != row["bytes"]:
+                break
+            yield record.text
+            row = next(wanted, None)
+    if row is not None:
+        raise UserError(
+            f"{row['file']} line {row['line']}: document {row['doc_id']!r} is not what it was when "
+            "it was tokenized, and scoring.unit: byte reads the corpus again where tokenizer.path "
+            "is given: put it back, or leave tokenizer.path out in a new run directory"
+        )

@@ -1,0 +1,130 @@
+"""Running totals of scoring in; what the progress bar shows, and models that are no use, out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from frame_jax.errors import UserError
+from frame_jax.run import progress
+from frame_jax.scoring.documents import BatchScores, Scores
+from frame_jax.scoring.model_tokenizers import REFERENCE_NAMES
+
+CHECK_TOKENS = 100_000  # tokens after which a model is compared with the uniform distribution
+MIN_DOCUMENTS = 8  # documents of a sample that says something
+SURE_STANDARD_ERRORS = 3  # standard errors
+
+
+def sample_warnings(
+    sample: Scores, vocab_sizes: list[int], names: tuple[str, ...] = REFERENCE_NAMES
+) -> Iterator[str]:
+    """What a sample of the corpus says of the models, in a few thousand tokens.
+
+    Args:
+        sample: Scores of documents from all over the corpus.
+        vocab_sizes: Of each model.
+        names: Of each model: both, or one that reads its own tokens.
+
+    Yields:
+        A warning, where of both the weak model predicts better than the strong one.
+
+    Raises:
+        UserError: for a model that predicts worse than a uniform guess by three standard errors.
+    """
+    if np.count_nonzero(sample.predicted_tokens) < MIN_DOCUMENTS:
+        return
+    tokens = int(sample.predicted_tokens.sum())
+    for name, nll, vocab_size in zip(names, sample.nll, vocab_sizes, strict=True):
+        mean, error = mean_and_error(nll, sample.predicted_tokens)
+        if not mean - SURE_STANDARD_ERRORS * error <= math.log(vocab_size):
+            raise worse_than_chance_error(name, mean, tokens, vocab_size)
+    if names != REFERENCE_NAMES:
+        return
+    weak, strong = sample.nll
+    gap, error = mean_and_error(weak - strong, sample.predicted_tokens)
+    if gap + SURE_STANDARD_ERRORS * error < 0:
+        yield weak_is_better_warning(f"a sample of {tokens:,} tokens gives {gap:+.3f} nats a token")
+
+
+def mean_and_error(sums: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
+    """Mean a token of documents' sums, and its standard error over documents (ratio estimator)."""
+    mean = sums.sum() / tokens.sum()
+    residuals = np.square(sums - mean * tokens).sum()
+    documents = np.count_nonzero(tokens)
+    error = math.sqrt(residuals * documents / (documents - 1)) / tokens.sum()
+    return float(mean), float(error)
+
+
+def weak_is_better_warning(evidence: str) -> str:
+    """That PD is the wrong way round."""
+    return (
+        f"the weak reference model predicts better than the strong one: {evidence}. Quadrants of "
+        "such a PD are the wrong way round: are reference.weak and reference.strong exchanged?"
+    )
+
+
+def worse_than_chance_error(name: str, mean: float, tokens: int, vocab_size: int) -> UserError:
+    """That a model has learned nothing of this corpus."""
+    return UserError(
+        f"the {name} reference model predicts worse than chance: {mean:.3f} nats a token over "
+        f"{tokens:,} tokens, where a uniform guess among {vocab_size:,} tokens costs "
+        f"{math.log(vocab_size):.3f}. Train it longer (reference.{name}.training), or check that "
+        f"reference.{name}.checkpoint and the tokenizer belong together"
+    )
+
+
+class RunningTotals:
+    """Running totals over the batches of this process: what the progress bar shows.
+
+    Of both models together tokens advance it; of one that reads its own tokens, documents.
+    """
+
+    def __init__(
+        self,
+        update: progress.Update,
+        vocab_sizes: list[int],
+        names: tuple[str, ...] = REFERENCE_NAMES,
+    ):
+        self._update, self._vocab_sizes, self._names = update, vocab_sizes, names
+        self._documents, self._tokens = 0, 0
+        self._nll = np.zeros(len(vocab_sizes))
+        self._checked, self._started = False, time.monotonic()
+
+    def add_batch(self, batch: BatchScores) -> None:
+        """Counts a batch."""
+        self._documents += batch.documents
+        self._tokens += batch.tokens
+        self._nll += batch.nll
+        means = self._nll / max(self._tokens, 1)
+        if self._names == REFERENCE_NAMES:
+            rate = self._documents / max(time.monotonic() - self._started, 1e-9)
+            speed = f"{self._documents:,} documents, {rate:,.1f} documents/s"
+            self._update(batch.tokens, f"{speed}, {format_ppl_and_pd(*means)}")
+        else:
+            self._update(batch.documents, f"{self._names[0]} {means[0]:.3f} nats a token")
+        if self._tokens >= CHECK_TOKENS:
+            self.require_better_than_chance()
+
+    def require_better_than_chance(self) -> None:
+        """Refuses, once and before anything is written, a model that has learned nothing.
+
+        Raises:
+            UserError: if the mean NLL exceeds that of the uniform distribution, or is NaN.
+        """
+        if self._checked or self._tokens == 0:
+            return
+        self._checked = True
+        means = self._nll / self._tokens
+        for name, mean, vocab_size in zip(self._names, means, self._vocab_sizes, strict=True):
+            if not mean <= math.log(vocab_size):
+                raise worse_than_chance_error(name, mean, self._tokens, vocab_size)
+
+
+def format_ppl_and_pd(weak: float, strong: float) -> str:
+    """Both for people, from mean losses."""
+    with np.errstate(all="ignore"):  # a broken model's numbers are shown until it is refused
+        ppl, pd = np.exp(strong), 1 - np.exp(strong - weak)
+    return f"PPL {ppl:,.1f}, PD {pd:+.3f}"

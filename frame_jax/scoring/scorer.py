@@ -1,0 +1,203 @@
+"""Packed rows in, the NLL of every token under every model out, in one jitted, device-mapped call.
+
+Rows are split over the devices of this process; processes never wait for each other here. The
+parameters are replicated, or, for models larger than a device, sharded over `fsdp` devices and
+gathered layer by layer while the call runs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from frame_jax.config.parallel import ParallelConfig
+from frame_jax.errors import UserError
+from frame_jax.models.cross_entropy import chunk_count, token_nll
+from frame_jax.models.functional import Decoder
+from frame_jax.models.layers import from_bits
+from frame_jax.models.transformer import Params, Transformer
+from frame_jax.parallel import sharding
+from frame_jax.scoring.packing import Batch
+
+ROW_TOKENS = 2048
+
+
+class Scorer:
+    """Models on the devices of this process, ready to score batches of one shape.
+
+    Attributes:
+        context: Tokens that a window holds at most.
+        rows: A batch holds so many contexts of tokens.
+        row_length: Tokens in a packed row: as many contexts as ROW_TOKENS and `rows` allow, because
+            longer rows are filled better.
+        models: The decoders, in the order of the results.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[tuple[Decoder, Params]],
+        context: int,
+        *,
+        per_device_batch_size: int,
+        loss_chunk: int,
+        fsdp: int = 1,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        """Places the parameters; compiles at the first call.
+
+        Args:
+            models: Decoders with their parameters, which must share a vocabulary.
+            context: Tokens that a window holds at most.
+            per_device_batch_size: Contexts of tokens that one device scores in a call.
+            loss_chunk: Tokens whose logits exist at one time, per device.
+            fsdp: Devices that share one copy of the parameters; divides the number of devices.
+            devices: Defaults to all devices of this process.
+
+        Raises:
+            UserError: if `fsdp` does not divide the number of devices.
+        """
+        devices = jax.local_devices() if devices is None else devices
+        if len(devices) % fsdp:
+            raise UserError(
+                f"scoring.fsdp is {fsdp}, but a process has {len(devices)} devices: "
+                "choose a divisor of that"
+            )
+        self.models = tuple(decoder for decoder, _ in models)
+        self.context, self.rows = context, per_device_batch_size * len(devices)
+        contexts = range(1, per_device_batch_size + 1)
+        self.row_length = context * max(
+            n
+            for n in contexts
+            if per_device_batch_size % n == 0 and (n == 1 or n * context <= ROW_TOKENS)
+        )
+        mesh = sharding.make_mesh(ParallelConfig(data=-1, fsdp=fsdp, tensor=1), devices)
+        sharded = [shard_params(decoder, params, mesh) for decoder, params in models]
+        self._params = tuple(params for params, _ in sharded)
+        specs = tuple(specs for _, specs in sharded)
+        self._batch_sharding = sharding.batch_sharding(mesh)
+        rows_spec = self._batch_sharding.spec
+        score = functools.partial(score_rows, self.models, specs, loss_chunk=loss_chunk)
+        self._score = jax.jit(
+            jax.shard_map(
+                score,
+                mesh=mesh,
+                in_specs=(specs, rows_spec, rows_spec, rows_spec, rows_spec),
+                out_specs=PartitionSpec(None, *rows_spec),
+                check_vma=False,  # the mesh's third axis, `tensor`, has one device here
+            )
+        )
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        """Starts scoring a batch: [models, *shape of its arrays] float32 NLL in nats, ready later.
+
+        Compiles for each shape.
+        """
+        arrays = (batch.inputs, batch.targets, batch.segment_ids, batch.positions)
+        return self._score(self._params, *jax.device_put(arrays, self._batch_sharding))
+
+
+def shard_params(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
+    """Parameters on the devices of `mesh`, matrices in the compute dtype; their partition specs.
+
+    Routers and convolutions compute in float32 and stay it.
+
+    Rounding the matrices once gives what rounding them at every use gives, in half the memory. On a
+    CPU the stacked ones are kept as their bits: XLA takes a layer out of a bfloat16 stack by way of
+    float32, and the loop over layers would convert every matrix twice more.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    axes, shapes = decoder.axes(), decoder.shapes()
+    shardings = sharding.param_shardings(axes, shapes, mesh)
+
+    def put(leaf: Any, names: tuple[str, ...], target: NamedSharding) -> jax.Array:
+        single = {"norm", "conv", "router"} & set(names)
+        is_matrix = len(names) - names.count("layer") >= 2 and not single
+        dtype = jnp.dtype(decoder.compute_dtype) if is_matrix else jnp.float32
+        values = np.asarray(leaf).astype(dtype)
+        if on_cpu and dtype == jnp.bfloat16 and "layer" in names:
+            values = values.view(np.uint16)
+        return jax.device_put(values, target)
+
+    sharded = jax.tree.map(put, params, axes, shardings)
+    return sharded, jax.tree.map(lambda target: target.spec, shardings)
+
+
+def all_gather_params(params: Params, specs: Any) -> Params:
+    """Whole parameters from the shards that the devices of the `fsdp` axis hold, as `shard_params`
+    made them."""
+
+    def whole(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
+        leaf = from_bits(leaf)
+        if "fsdp" not in spec or jax.lax.axis_size("fsdp") == 1:
+            return leaf
+        return jax.lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)
+
+    return jax.tree.map(whole, params, specs)
+
+
+def hidden_states(
+    decoder: Decoder,
+    shards: Params,
+    specs: Any,
+    inputs: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+) -> tuple[Transformer, jax.Array]:
+    """A model and its hidden states [rows, length, D], from this device's shards of its parameters;
+    all but the layers' are made whole in it."""
+    outer = {name: spec for name, spec in specs.items() if name != "layers"}
+    whole = all_gather_params({name: shards[name] for name in outer}, outer)
+    module = decoder.bind({**whole, "layers": shards["layers"]})
+
+    def gather_layer(params: Params, group: str) -> Params:
+        group_specs = specs["layers"][group] if group else specs["layers"]
+        # Without the leading axes, over which the layers are scanned.
+        inner = {
+            name: PartitionSpec(*group_specs[name][-leaf.ndim :]) for name, leaf in params.items()
+        }
+        return all_gather_params(params, inner)
+
+    return module, module(inputs, segment_ids, positions, gather=gather_layer)
+
+
+def score_rows(
+    models: tuple[Decoder, ...],
+    specs: tuple[Any, ...],
+    params: tuple[Params, ...],
+    inputs: jax.Array,
+    targets: jax.Array,
+    segment_ids: jax.Array,
+    positions: jax.Array,
+    *,
+    loss_chunk: int,
+) -> jax.Array:
+    """What one device does with its rows.
+
+    Args:
+        models: The decoders.
+        specs: Partition specs of the parameters of each.
+        params: This device's shards of the parameters of each.
+        inputs: [rows, length] int32.
+        targets: [rows, length] int32.
+        segment_ids: [rows, length] int32.
+        positions: [rows, length] int32.
+        loss_chunk: Tokens whose logits exist at one time.
+
+    Returns:
+        [models, rows, length] float32.
+    """
+    chunks = chunk_count(inputs.shape[0], inputs.shape[1], loss_chunk)
+    losses = []
+    for decoder, shards, spec in zip(models, params, specs, strict=True):
+        # Left alone, a TPU multiplies float32 operands rounded to bfloat16, a GPU to TF32.
+        precision = "highest" if decoder.compute_dtype == "float32" else None
+        with jax.default_matmul_precision(precision):
+            module, hidden = hidden_states(decoder, shards, spec, inputs, segment_ids, positions)
+            losses.append(token_nll(hidden, module.unembedding(), targets, chunks))
+    return jnp.stack(losses)

@@ -1,0 +1,129 @@
+"""The two phases that train: reference models on the reference split, arms on the quadrants."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from frame_jax.config.run import RunConfig, Trial
+from frame_jax.config.training import PretrainConfig, ReferenceModelConfig
+from frame_jax.curriculum.presets import expand_curriculum
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.stages import resolve_curriculum, shuffled_schedule
+from frame_jax.models.functional import Decoder
+from frame_jax.records import record_counts
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.markers import read_fingerprint
+from frame_jax.training import trackers
+from frame_jax.training.train_step import SpecialTokens
+from frame_jax.training.trainer import train
+from frame_jax.training.training_job import TrainingJob
+
+VOCAB_MULTIPLE = 128  # the embedding is padded to this, so that it splits over devices
+
+
+def train_reference(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]:
+    """Trains the reference model `name` (weak or strong) on the reference split, shuffled."""
+    reference, rows = getattr(config.reference, name), config.reference.rows
+    parts = {"reference": list_parts(directory.reference("rows") / "reference", ".arrayrecord")}
+    training = reference.training
+    schedule = shuffled_schedule(count_rows(parts), training.batch_size, training.steps)
+    job = make_job(
+        config,
+        directory,
+        phase_step=f"reference-{name}",
+        folder=directory.reference(name),
+        settings=reference,
+        selection=SelectionMap(schedule, config.seed),
+        parts=parts,
+        sequence_length=rows.sequence_length,
+    )
+    return train(job)
+
+
+def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]:
+    """Trains the target model in the order of the trial `name`: a curriculum under a seed.
+
+    Arms of a seed differ in the order of the rows and, where a curriculum has one of its own, the
+    learning rate: initial weights and the rows are the same.
+    """
+    trial = config.trial(name)
+    selection, parts = trial_order(config, directory, trial)
+    job = make_job(
+        config,
+        directory,
+        phase_step=f"pretrain-{name}",
+        folder=directory.pretrain(name),
+        settings=dataclasses.replace(config.pretrain, training=config.training_of_arm(trial.arm)),
+        selection=selection,
+        parts=parts,
+        sequence_length=config.partition.rows.sequence_length,
+    )
+    return train(job)
+
+
+def trial_order(
+    config: RunConfig, directory: RunDirectory, trial: Trial
+) -> tuple[SelectionMap, dict[str, list[Path]]]:
+    """Which row comes when in a trial, and the files of rows, by quadrant."""
+    training, axes = config.training_of_arm(trial.arm), config.partition.axes
+    curriculum = expand_curriculum(config.curricula[trial.arm], axes)
+    parts = {
+        quadrant: list_parts(directory.quadrants / quadrant, ".arrayrecord")
+        for quadrant in axes.quadrants
+    }
+    schedule = resolve_curriculum(
+        curriculum,
+        count_rows(parts),
+        batch_size=training.batch_size,
+        sequence_length=config.partition.rows.sequence_length,
+        steps=training.steps,
+    )
+    return SelectionMap(schedule, trial.seed, curriculum.shuffle), parts
+
+
+def make_job(
+    config: RunConfig,
+    directory: RunDirectory,
+    *,
+    phase_step: str,
+    folder: Path,
+    settings: ReferenceModelConfig | PretrainConfig,
+    selection: SelectionMap,
+    parts: dict[str, list[Path]],
+    sequence_length: int,
+) -> TrainingJob:
+    """What all training runs of a run directory have in common, filled in."""
+    training = settings.training
+    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    return TrainingJob(
+        name=phase_step.replace("-", " "),
+        folder=folder,
+        decoder=Decoder(
+            settings.model,
+            padded_vocab_size(special_tokens["vocab_size"]),
+            training.compute_dtype,
+            training.remat,
+        ),
+        training=training,
+        parallel=config.parallel,
+        special_tokens=SpecialTokens(special_tokens["bos_id"], special_tokens["eos_id"]),
+        selection=selection,
+        parts=parts,
+        sequence_length=sequence_length,
+        seed=selection.seed,
+        fingerprint=f"{read_fingerprint(directory, phase_step)}-{selection.schedule.fingerprint}",
+        profile=config.profile,
+        make_tracker=trackers.tracker_opener(config, phase_step, folder),
+    )
+
+
+def count_rows(parts: dict[str, list[Path]]) -> dict[str, int]:
+    """Rows in the files of each quadrant."""
+    return {quadrant: int(record_counts(paths).sum()) for quadrant, paths in parts.items()}
+
+
+def padded_vocab_size(vocab_size: int) -> int:
+    """Rows of the embedding of a model that is trained here."""
+    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE

@@ -1,0 +1,251 @@
+"""One optimizer update as a pure function: (state, rows) in, (state, metrics) out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from frame_jax.config.models import ModelConfig
+from frame_jax.config.training import TrainingConfig
+from frame_jax.models.cross_entropy import chunk_count, cross_entropy
+from frame_jax.models.functional import Decoder
+from frame_jax.models.router import RouterStatistics, updated_router_bias
+from frame_jax.models.transformer import Params
+from frame_jax.parallel.sharding import constrain_sharding, data_parallel_size
+
+
+class TrainState(NamedTuple):
+    """Everything an update reads and writes.
+
+    Attributes:
+        step: Updates applied so far, int32.
+        params: Nested dict of float32 arrays.
+        optimizer: State of the optax chain.
+    """
+
+    step: jax.Array
+    params: Params
+    optimizer: Any
+
+
+class SpecialTokens(NamedTuple):
+    """Token ids that structure a row: every document is framed as `bos tokens eos`."""
+
+    bos: int
+    eos: int
+
+
+class LMBatch(NamedTuple):
+    """A batch of rows as the model and the loss see it; all [B, T], rows being [B, T + 1].
+
+    Attributes:
+        inputs: Tokens the model reads, int32.
+        targets: Tokens it predicts, int32.
+        segment_ids: Document number inside the row, int32.
+        positions: Position inside the document, int32.
+        loss_mask: 1 where a target counts, else 0, float32.
+    """
+
+    inputs: jax.Array
+    targets: jax.Array
+    segment_ids: jax.Array
+    positions: jax.Array
+    loss_mask: jax.Array
+
+
+def make_lm_batch(
+    rows: jax.Array, special_tokens: SpecialTokens, document_attention: bool
+) -> LMBatch:
+    """Derives segments, positions and loss weights from the tokens alone.
+
+    A document begins at each BOS. A BOS that follows BOS or EOS is not predicted: which document
+    comes next is not something to learn, and padding is repeated BOS.
+
+    Args:
+        rows: [B, T + 1] int32.
+        special_tokens: BOS and EOS.
+        document_attention: False lets attention and positions run through the whole row.
+    """
+    inputs, targets = rows[:, :-1], rows[:, 1:]
+    starts = inputs == special_tokens.bos
+    index = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
+    segment_ids, positions = jnp.zeros_like(inputs), index
+    if document_attention:
+        segment_ids = jnp.cumsum(starts, axis=1)
+        positions = index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+    after_end = starts | (inputs == special_tokens.eos)
+    loss_mask = ~((targets == special_tokens.bos) & after_end)
+    return LMBatch(inputs, targets, segment_ids, positions, loss_mask.astype(jnp.float32))
+
+
+class LossAux(NamedTuple):
+    """What is summed over the counted targets of a batch, so that pieces of it add up.
+
+    Attributes:
+        nll: In nats, float32.
+        routers: What the routers did; None for a model without experts.
+    """
+
+    nll: jax.Array
+    routers: RouterStatistics | None
+
+
+def loss_fn(
+    decoder: Decoder, params: Params, batch: LMBatch, chunks: int, training: TrainingConfig
+) -> tuple[jax.Array, LossAux]:
+    """The objective's sum over the counted targets, and what is reported of them."""
+    module = decoder.bind(params)
+    routed = decoder.config.has("experts")
+    hidden, routers = module.forward(
+        batch.inputs,
+        batch.segment_ids,
+        batch.positions,
+        loss_mask=batch.loss_mask if routed else None,
+    )
+    objective, nll = cross_entropy(
+        hidden, module.unembedding(), batch.targets, batch.loss_mask, chunks, training.z_loss_weight
+    )
+    if routers is not None:
+        objective += training.load_balance_loss_weight * jnp.mean(routers.balance)
+        objective += training.router_z_loss_weight * jnp.mean(routers.z)
+    return objective, LossAux(nll, routers)
+
+
+def accumulate_gradients(
+    loss: Callable[[Params, LMBatch], tuple[jax.Array, LossAux]],
+    params: Params,
+    batch: LMBatch,
+    gradient_accumulation_steps: int,
+) -> tuple[LossAux, Params]:
+    """The sums over a batch and the derivatives of its objective, a piece at a time.
+
+    Sums, not means, are added, so pieces with different numbers of counted targets make exactly the
+    derivative of the whole batch. Piece i is rows i, i + pieces, ...: every device has an equal
+    part of each.
+    """
+    gradient = jax.value_and_grad(loss, has_aux=True)
+
+    def microbatch_gradients(microbatch: LMBatch) -> tuple[LossAux, Params]:
+        (_, aux), grads = gradient(params, microbatch)
+        return aux, grads
+
+    if gradient_accumulation_steps == 1:
+        return microbatch_gradients(batch)
+    microbatches = jax.tree.map(
+        lambda x: constrain_sharding(
+            x.reshape(-1, gradient_accumulation_steps, x.shape[1]).swapaxes(0, 1),
+            None,
+            "batch",
+            None,
+        ),
+        batch,
+    )
+    shapes = jax.eval_shape(microbatch_gradients, jax.tree.map(lambda x: x[0], microbatches))
+    zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(carry: tuple[LossAux, Params], microbatch: LMBatch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, microbatch_gradients(microbatch)), None
+
+    return jax.lax.scan(add, zero, microbatches)[0]
+
+
+def updated_router_biases(
+    params: Params, counts: jax.Array, rate: float, config: ModelConfig
+) -> Params:
+    """`params` with the routers' balancing biases moved by the load of this step.
+
+    Args:
+        params: The model's.
+        counts: [layers with experts, E] float32, choices of the batch's counted tokens.
+        rate: How far.
+        config: The model's shape.
+    """
+    layers, done = params["layers"], 0
+    expert_groups = [group for group in config.layer_groups if group.spec.feed_forward == "experts"]
+    if len(config.layer_groups) == 1:
+        bias = updated_router_bias(layers["router_bias"], counts, rate)
+        return {**params, "layers": {**layers, "router_bias": bias}}
+    by_repeat = counts.reshape(config.repeats, -1, counts.shape[-1])
+    new = dict(layers)
+    for group in expert_groups:
+        group_counts = by_repeat[:, done : done + group.length]
+        bias = updated_router_bias(layers[group.name]["router_bias"], group_counts, rate)
+        new[group.name] = {**layers[group.name], "router_bias": bias}
+        done += group.length
+    return {**params, "layers": new}
+
+
+def router_metrics(routers: RouterStatistics) -> dict[str, jax.Array]:
+    """What is reported of the routers.
+
+    Returns:
+        `expert_load`: [layers] float32, the busiest expert's choices by an even share;
+        `dead_experts`: share of all experts that nothing chose; `router_entropy`: [layers], mean
+        over tokens, nats; `balance_loss`: 1 where the load is even.
+    """
+    tokens = jnp.maximum(routers.tokens, 1)
+    return {
+        "expert_load": jnp.max(routers.counts, -1) / jnp.maximum(jnp.mean(routers.counts, -1), 1),
+        "dead_experts": jnp.mean(routers.counts == 0),
+        "router_entropy": routers.entropy / tokens,
+        "balance_loss": jnp.mean(routers.balance / tokens),
+    }
+
+
+def make_train_step(
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    special_tokens: SpecialTokens,
+    training: TrainingConfig,
+    mesh: Mesh,
+    learning_rate: Callable[[jax.Array], jax.Array],
+) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """The update, to be jitted by the caller with shardings and a donated state.
+
+    Args:
+        decoder: The model.
+        optimizer: The update rule.
+        special_tokens: BOS and EOS.
+        training: Document attention, z-loss, and how the batch is cut to fit in memory.
+        mesh: The devices it will run on.
+        learning_rate: The optimizer's schedule, for the metrics.
+    """
+
+    def train_step(state: TrainState, rows: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        batch = make_lm_batch(rows, special_tokens, training.document_attention)
+        B, T = batch.inputs.shape
+        device_rows = B // (data_parallel_size(mesh) * training.gradient_accumulation_steps)
+        chunks = chunk_count(max(1, device_rows), T, training.loss_chunk)
+        predicted_tokens = jnp.sum(batch.loss_mask)
+        scale = 1 / jnp.maximum(predicted_tokens, 1)
+
+        def loss(params: Params, microbatch: LMBatch) -> tuple[jax.Array, LossAux]:
+            objective, aux = loss_fn(decoder, params, microbatch, chunks, training)
+            return objective * scale, aux
+
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            aux, grads = accumulate_gradients(
+                loss, state.params, batch, training.gradient_accumulation_steps
+            )
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": aux.nll * scale,
+            "grad_norm": optax.global_norm(grads),
+            "update_norm": optax.global_norm(updates),
+            "learning_rate": learning_rate(state.step),
+            "predicted_tokens": predicted_tokens,
+        }
+        if aux.routers is not None:
+            metrics |= router_metrics(aux.routers)
+            if decoder.config.experts.router_bias:
+                rate = training.router_bias_update_rate
+                params = updated_router_biases(params, aux.routers.counts, rate, decoder.config)
+        return TrainState(state.step + 1, params, optimizer_state), metrics
+
+    return train_step

@@ -1,0 +1,121 @@
+"""What it takes to train one model, and what follows from it before a step has run."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.sharding import Mesh
+
+from frame_jax.config.parallel import ParallelConfig
+from frame_jax.config.training import TrainingConfig
+from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.stages import DataSchedule
+from frame_jax.errors import UserError
+from frame_jax.models.functional import Decoder
+from frame_jax.parallel.sharding import data_parallel_size
+from frame_jax.training.trackers import MakeTracker
+from frame_jax.training.train_step import SpecialTokens
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingJob:
+    """One model to train.
+
+    Attributes:
+        name: Shown beside the progress bar.
+        folder: Checkpoints, metrics and descriptions go here.
+        decoder: The model.
+        training: How it is trained.
+        parallel: The mesh.
+        special_tokens: BOS and EOS of the rows.
+        selection: Which row comes when.
+        parts: Files of rows, by quadrant.
+        sequence_length: Tokens a row predicts.
+        seed: Seed of the initial weights.
+        fingerprint: Identifies everything the result depends on.
+        profile: Steps to trace, `START:STOP`.
+        make_tracker: Opens the tracker that follows the run, on process 0; None for none.
+    """
+
+    name: str
+    folder: Path
+    decoder: Decoder
+    training: TrainingConfig
+    parallel: ParallelConfig
+    special_tokens: SpecialTokens
+    selection: SelectionMap
+    parts: dict[str, list[Path]]
+    sequence_length: int
+    seed: int
+    fingerprint: str
+    profile: str | None = None
+    make_tracker: MakeTracker | None = None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run; the last batch may be completed by padding."""
+        return self.selection.schedule.steps(self.training.batch_size)
+
+    @property
+    def stage_starts(self) -> list[int]:
+        """The first step of each stage, rising; a stage inside a step begins with it."""
+        return self.selection.schedule.stage_starts(self.training.batch_size)
+
+
+def kept_steps(schedule: DataSchedule, training: TrainingConfig) -> list[int]:
+    """Steps whose checkpoints stay: the stage ends, the last of which ends the run, and the
+    milestones with the initial weights, where the first stage's drop begins."""
+    steps, count = schedule.steps(training.batch_size), training.milestones
+    even = {round(steps * i / count) for i in range(count + 1)} if count else set()
+    return sorted(step for step in stage_ends(schedule, training) | even if step <= steps)
+
+
+def stage_ends(schedule: DataSchedule, training: TrainingConfig) -> set[int]:
+    """Updates made when each stage ends, a step that two stages share being the first one's."""
+    return {-(-int(row) // training.batch_size) for row in schedule.boundaries}
+
+
+def tail_steps(job: TrainingJob) -> list[int]:
+    """Steps whose checkpoints are kept for averages of weights alone; the last ends the run."""
+    count, training = job.training.tail_checkpoints, job.training
+    first = job.steps * (1 - training.tail_fraction)
+    between = (job.steps - first) / max(count, 1)
+    return sorted({round(first + between * (i + 1)) for i in range(count)})
+
+
+def check_batch(job: TrainingJob, mesh: Mesh) -> None:
+    """Refuses a batch that does not divide over the mesh."""
+    ways = data_parallel_size(mesh) * job.training.gradient_accumulation_steps
+    if job.training.batch_size % ways:
+        raise UserError(
+            f"training.batch_size ({job.training.batch_size}) must be a multiple of slice x data x "
+            f"fsdp x expert x accumulate ({ways}); change it, or the mesh under `parallel`"
+        )
+
+
+def trial_description(job: TrainingJob, kept: list[int]) -> dict[str, Any]:
+    """What evaluation and report need to know of the order: `curriculum.json`."""
+    schedule, batch = job.selection.schedule, job.training.batch_size
+    starts = np.concatenate([[0], schedule.boundaries[:-1]]).tolist()
+    names = [stage.name for stage in schedule.stages] * schedule.epochs
+    return {
+        "steps": job.steps,
+        "batch_size": batch,
+        "sequence_length": job.sequence_length,
+        "rows": dict(zip(schedule.quadrants, schedule.available, strict=True)),
+        "kept_steps": kept,
+        "tail_steps": tail_steps(job),
+        "stages": [
+            {
+                "name": name,
+                "first_row": start,
+                "last_row": stop,
+                "first_step": start // batch,
+                "last_step": -(-stop // batch),
+            }
+            for name, start, stop in zip(names, starts, schedule.boundaries.tolist(), strict=True)
+        ],
+    }
