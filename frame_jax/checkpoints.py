@@ -188,8 +188,9 @@ class Checkpointer:
             listing = "\n".join(f"  {step}: {problem}" for step, problem in damaged.items())
             raise UserError(
                 f"none of the checkpoints in {self.folder} can be read:\n{listing}\nIf the storage "
-                "or the memory is at fault, mend that and run the same command again; nothing was "
-                f"changed. If they are lost, train from the start: --redo {phase_step_of(self.folder)}"
+                "or the memory is at fault, fix that and run the same command again; nothing was "
+                "changed. If they are lost, train from the start: --redo "
+                f"{phase_step_of(self.folder)}"
             )
         return None
 
@@ -291,7 +292,7 @@ def explain_restore_failure(
 
 
 def phase_step_of(folder: Path) -> str:
-    """The unit that a run's folder `checkpoints` belongs to, such as `pretrain-frame`."""
+    """The phase step that a run's folder `checkpoints` belongs to, such as `pretrain-frame`."""
     return "-".join(folder.parts[-3:-1])
 
 
@@ -307,7 +308,7 @@ def state_digests(params: Params, optimizer_state: Any) -> dict[str, int]:
     trees = {"params": params, "optimizer": optimizer_state}
     last = optimizer_state[-1] if isinstance(optimizer_state, tuple) else None
     if isinstance(last, EmaState):
-        trees["average"] = last.ema
+        trees["ema"] = last.ema
     return jax.tree.map(int, array_digest.tree_digests(trees))
 
 
@@ -362,7 +363,7 @@ def load_params(
                 params = _load_ema(orbax, step, like)
             else:
                 params = load_arrays(orbax, step, {"params": like})["params"]
-        expected = metadata["digests"]["average" if ema else "params"]
+        expected = metadata["digests"]["ema" if ema else "params"]
         if int(array_digest.array_digest(params, np)) != expected:
             raise DamagedError("its params are not what was saved")
     except UnreachableError as error:
@@ -402,11 +403,11 @@ def _load_ema(orbax: ocp.training.Checkpointer, step: int | None, like: Params) 
     """
     saved = orbax.checkpointables_metadata(step).metadata["optimizer"]
     last = saved[-1] if isinstance(saved, list) else None
-    if not (isinstance(last, dict) and "average" in last):
+    if not (isinstance(last, dict) and "ema" in last):
         raise UserError(
             "this model was trained without a moving average of its weights; it needs "
             "training.optimizer.ema_decay, such as 0.999, from its first step on"
         )
     others = jax.tree.map(lambda _: ..., saved)  # what Orbax leaves out
-    wanted = [*others[:-1], {"average": like}]
-    return load_arrays(orbax, step, {"optimizer": wanted})["optimizer"][-1]["average"]
+    wanted = [*others[:-1], {"ema": like}]
+    return load_arrays(orbax, step, {"optimizer": wanted})["optimizer"][-1]["ema"]

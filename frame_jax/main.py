@@ -70,7 +70,7 @@ def write_config(config: RunConfig, directory: RunDirectory) -> None:
 
 
 def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None = None) -> int:
-    """Runs what is left of a run; returns the number of units that ran.
+    """Runs what is left of a run; returns the number of phase steps that ran.
 
     Raises:
         UserError: for anything the user can fix.

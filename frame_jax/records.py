@@ -149,7 +149,8 @@ class OpenFiles:
 
 
 def record_counts(paths: Sequence[Path]) -> np.ndarray:
-    """Records of each file of a cell, int64 [files]: as FOLDER/lengths.json says, or by opening.
+    """Records of each file of a quadrant, int64 [files]: as FOLDER/lengths.json says, or by
+    opening.
 
     Opening takes time by the records; a run of an earlier release has no such file.
     """

@@ -121,7 +121,7 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
         return []
     bands = training_curves.stage_bands(data.shaded)
     curve = curve_rows(data.results)
-    averaged = any(result["average"] for result in data.results.values())
+    averaged = any(result["ema"] for result in data.results.values())
     found: list[Piece] = [
         tag("h2", "Held-out loss"),
         sections.slice_choice(slice_labels(data.results)),

@@ -1,7 +1,7 @@
 """Records of training steps in, curves to watch out: TensorBoard, and one tracker of the user's.
 
 The setting `tracker: module:function` names the function that opens it, called on process 0 as
-`function(name, folder, config)`: the run's unit such as `pretrain-frame`, its folder, and all
+`function(name, folder, config)`: the run's phase step such as `pretrain-frame`, its folder, and all
 settings as a nested dict. What it returns has the two methods of `Tracker`.
 """
 

@@ -1,6 +1,6 @@
-"""A run in, whether its arms were trained on the rows that they should have been out.
+"""Verifies that each trial trained on the expected rows.
 
-Where two of an arm's three witnesses (`trained_rows`) differ, the steps are named; where the
+Where two of a trial's three witnesses (`trained_rows`) differ, the steps are named; where the
 manifest and the disk differ, the rows are.
 """
 
@@ -40,7 +40,7 @@ NAMED = 20  # rows that are named of each kind
 def digest_intervals(trial: VerifiedTrial) -> list[tuple[int, int, int]]:
     """Steps [first, stop) between two digests of the trainer, and the digest of their rows.
 
-    A place with two digests that differ is among the arm's problems.
+    A place with two digests that differ is among the trial's problems.
     """
     found = []
     for begin in sorted({consumed.first_step for _, consumed in trial.records}):
@@ -78,7 +78,7 @@ def differing_spans(sums: np.ndarray, found: list[tuple[int, int, int]]) -> list
 
 
 def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial, trained: int) -> str:
-    """Fills the problems of an arm whose sums are there; returns what has been verified."""
+    """Fills the problems of a trial whose sums are there; returns what has been verified."""
     found = digest_intervals(trial)
     if trial.listed is None:
         for first, stop in differing_spans(trial.disk, found):
@@ -149,8 +149,8 @@ def describe_changed_rows(
             own = b"" if ids is None else digest.row_digests(ids[None])[0].tobytes()
             if own != line["digest"]:
                 named.append(
-                    f"{row_name(row_file, row - row_file.first)}, read at step {line['step']:,}, has changed "
-                    "since the manifest was written"
+                    f"{row_name(row_file, row - row_file.first)}, read at step {line['step']:,}, "
+                    "has changed since the manifest was written"
                 )
             if len(named) == NAMED:
                 return [*named, "and perhaps others"]
@@ -158,7 +158,7 @@ def describe_changed_rows(
 
 
 def verify_trials(directory: RunDirectory, trial_name: str | None, manifest: Path | None) -> bool:
-    """Prints what is found of every trained arm; returns whether all is well.
+    """Prints what is found of every trained trial; returns whether all is well.
 
     Raises:
         UserError: if there is nothing to verify, or a manifest is another order's.
