@@ -108,7 +108,7 @@ def stage_table(
     positions = parquet_table(*sorted(scratch.glob("positions-*.parquet")))
     by_rows = dict(
         connection.execute(
-            f"SELECT stage, sum(tokens) FROM {rows} JOIN {positions} USING (quadrant, "
+            f"SELECT stage, sum(tokens) FROM {rows} JOIN {positions} USING (quadrant_index, "
             "quadrant_row) GROUP BY 1"
         ).fetchall()
     )
@@ -127,11 +127,11 @@ def stage_table(
 def write_first_rows(
     config: RunConfig, directory: RunDirectory, quadrants: tuple[str, ...], scratch: Path
 ) -> None:
-    """The row of its quadrant in which each document begins: quadrant, quadrant_row, number, part,
-    row.
+    """The row of its quadrant in which each document begins: quadrant_index, quadrant_row, number,
+    part, row.
 
-    And of each row: quadrant, quadrant_row, tokens (of text), cut (those of documents that begin in
-    another row). Packs lengths as the partition phase has packed the documents.
+    And of each row: quadrant_index, quadrant_row, tokens (of text), cut (those of documents that
+    begin in another row). Packs lengths as the partition phase has packed the documents.
     """
     special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
     framing = 1 if special_tokens["bos_id"] == special_tokens["eos_id"] else 2
@@ -189,8 +189,8 @@ def row_tokens(packed: PackedSegments, tokens: np.ndarray) -> tuple[np.ndarray, 
 
 
 def write_row_positions(trial_order: TrialOrder, batch_size: int, scratch: Path) -> None:
-    """What the first epoch does with each row: quadrant, quadrant_row, position, stage, weight,
-    step."""
+    """What the first epoch does with each row: quadrant_index, quadrant_row, position, stage,
+    weight, step."""
     schedule, selection = trial_order.schedule, trial_order.selection
     names = np.array([stage.name for stage in schedule.stages])
     stops = np.array([stage.stop for stage in schedule.stages])

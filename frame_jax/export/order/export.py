@@ -89,7 +89,7 @@ def write_order(options: argparse.Namespace) -> None:
     require_quadrants(directory)
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    reads = FORMATS[options.to].READS if options.to in FORMATS else tuple(TEXT)
+    reads = FORMATS[options.to].DATA_FORMATS if options.to in FORMATS else tuple(TEXT)
     if options.shards not in (None, *reads):
         raise UserError(
             f"{options.to} does not read {options.shards}: choose --shards {' or '.join(reads)}"
