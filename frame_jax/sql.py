@@ -76,7 +76,7 @@ def json_lines(path: Path, columns: Mapping[str, str]) -> str:
     """
     types = ", ".join(f"{literal(name)}: {literal(kind)}" for name, kind in columns.items())
     return (
-        f"read_json({pattern(path)}, format = 'newline_delimited', compression = 'none', "
+        f"read_json({pattern(path)}, format = 'newline_delimited', compression = 'uncompressed', "
         f"hive_partitioning = false, columns = {{{types}}})"
     )
 
