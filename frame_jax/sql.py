@@ -76,8 +76,8 @@ def json_lines_table(path: Path, columns: Mapping[str, str]) -> str:
     """
     types = ", ".join(f"{sql_literal(name)}: {sql_literal(kind)}" for name, kind in columns.items())
     return (
-        f"read_json({sql_pattern(path)}, format = 'newline_delimited', compression = 'none', "
-        f"hive_partitioning = false, columns = {{{types}}})"
+        f"read_json({sql_pattern(path)}, format = 'newline_delimited', "
+        f"compression = 'uncompressed', hive_partitioning = false, columns = {{{types}}})"
     )
 
 
