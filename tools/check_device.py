@@ -31,6 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compiled_programs.chips import CHIPS
 
 from frame_jax import checkpoints
 from frame_jax.config.curriculum import CurriculumConfig
@@ -54,7 +55,6 @@ from frame_jax.models.grouped_product import grouped_matmul, place_choices, rows
 from frame_jax.models.hugging_face.export import model_config
 from frame_jax.models.ssd import ssd
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
-from frame_jax.planning.chips import CHIPS
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import write_json
 from frame_jax.scoring.documents import score_documents

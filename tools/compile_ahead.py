@@ -10,7 +10,7 @@ A topology of GPUs is hosts x GPUs of a host. Memory is the compiler's for the w
 with what cuDNN takes beside it. Time on TPUs is the compiler's own estimate, extrapolated from
 programs of two and four layers of each kind (see `estimate`). The compiler for GPUs gives none:
 there, the program's operations are added up at the chip's peaks, which no chip reaches (see
-`frame_jax.planning.roofline.estimate_step_time`). Both are for comparing programs; how long devices
+`compiled_programs.roofline.estimate_step_time`). Both are for comparing programs; how long devices
 wait for each other is in neither.
 """
 
@@ -34,6 +34,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from compiled_programs.chips import CHIPS, GIB, Chip
+from compiled_programs.hlo_program import HloProgram
+from compiled_programs.roofline import (
+    MachineLimits,
+    RooflineEstimate,
+    estimate_step_time,
+    library_workspace,
+)
 from jax.experimental import topologies
 from jax.sharding import Mesh, PartitionSpec
 
@@ -55,14 +63,6 @@ from frame_jax.parallel.sharding import (
     data_parallel_size,
     make_mesh,
     param_shardings,
-)
-from frame_jax.planning.chips import CHIPS, GIB, Chip
-from frame_jax.planning.hlo_program import HloProgram
-from frame_jax.planning.roofline import (
-    MachineLimits,
-    RooflineEstimate,
-    estimate_step_time,
-    library_workspace,
 )
 from frame_jax.scoring.scorer import score_rows
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings

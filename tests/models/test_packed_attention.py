@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_programs.chips import CHIPS
+from compiled_programs.hlo_program import HloProgram
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.models import packed_attention as module
 from frame_jax.models.attention import _kernel_for as kernel_for
 from frame_jax.models.attention import attention, lean_attention, library_attention
 from frame_jax.models.transformer import REMAT_POLICIES
-from frame_jax.planning.chips import CHIPS
-from frame_jax.planning.hlo_program import HloProgram
 from tests.models.test_attention import HEAD, B, H, K, T, reference
 
 

@@ -8,7 +8,7 @@ import math
 import re
 from typing import NamedTuple
 
-from frame_jax.planning.hlo_program import (
+from compiled_programs.hlo_program import (
     NO_WORK,
     Computation,
     HloProgram,

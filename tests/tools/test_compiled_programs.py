@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 
 import pytest
-
-from frame_jax.planning.hlo_program import (
+from compiled_programs.hlo_program import (
     HloProgram,
     Operation,
     collective_group,
     shape_bytes,
     split_line,
 )
-from frame_jax.planning.roofline import MachineLimits, estimate_step_time, library_workspace
+from compiled_programs.roofline import MachineLimits, estimate_step_time, library_workspace
 
 # Two turns of a loop that gathers a matrix over four devices while it multiplies, and adds a slice
 # of a stack to the product; then a sum over all devices that nothing hides.

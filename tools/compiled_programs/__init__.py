@@ -1,0 +1,1 @@
+"""What a compiled program runs and moves, and the least time that takes, from its text."""
