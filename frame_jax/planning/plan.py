@@ -20,8 +20,8 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.corpus.inventory import compare_inventory
 from frame_jax.corpus.parts import plan_parts
-from frame_jax.curriculum.presets import expand_curriculum
-from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum
+from frame_jax.curriculum.order import arm_schedule
+from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
 from frame_jax.evaluation.held_out import held_out_documents
 from frame_jax.planning.costs import BYTES_PER_TOKEN, Corpus, cost_table
@@ -207,7 +207,6 @@ def trial_schedule(config: RunConfig, corpus: Corpus, name: str) -> tuple[DataSc
     Rows of each quadrant are counted if partitioned, else equal shares of the training tokens.
     """
     training, quadrants = config.pretrain.training, config.partition.axes.quadrants
-    curriculum = expand_curriculum(config.curricula[name], config.partition.axes)
     length, note = config.partition.rows.sequence_length, ""
     directory = RunDirectory(config.run_directory)
     marker = directory.marker("partition")
@@ -216,7 +215,7 @@ def trial_schedule(config: RunConfig, corpus: Corpus, name: str) -> tuple[DataSc
         rows = {quadrant: counted[quadrant]["rows"] for quadrant in quadrants}
     else:
         held = corpus.train // (length + 1)
-        needed = -(-(training.steps or 0) * training.batch_size // curriculum.epochs)
+        needed = -(-(training.steps or 0) * training.batch_size // config.curricula[name].epochs)
         if needed > held:
             note = (
                 f"{name}: {training.steps:,} steps of {training.batch_size:,} rows need "
@@ -224,14 +223,7 @@ def trial_schedule(config: RunConfig, corpus: Corpus, name: str) -> tuple[DataSc
                 "pretraining would be refused\n"
             )
         rows = dict.fromkeys(quadrants, max(1, -(-max(held, needed) // len(quadrants))))
-    schedule = resolve_curriculum(
-        curriculum,
-        rows,
-        batch_size=training.batch_size,
-        sequence_length=length,
-        steps=training.steps,
-    )
-    return schedule, note
+    return arm_schedule(config, name, rows), note
 
 
 def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> RenderableType:

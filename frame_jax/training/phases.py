@@ -8,9 +8,9 @@ from typing import Any
 
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.training import PretrainConfig, ReferenceModelConfig
-from frame_jax.curriculum.presets import expand_curriculum
+from frame_jax.curriculum.order import trial_selection
 from frame_jax.curriculum.selection import SelectionMap
-from frame_jax.curriculum.stages import resolve_curriculum, shuffled_schedule
+from frame_jax.curriculum.stages import shuffled_schedule
 from frame_jax.models.functional import Decoder
 from frame_jax.records import record_counts
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
@@ -67,20 +67,11 @@ def trial_order(
     config: RunConfig, directory: RunDirectory, trial: Trial
 ) -> tuple[SelectionMap, dict[str, list[Path]]]:
     """Which row comes when in a trial, and the files of rows, by quadrant."""
-    training, axes = config.training_of_arm(trial.arm), config.partition.axes
-    curriculum = expand_curriculum(config.curricula[trial.arm], axes)
     parts = {
         quadrant: list_parts(directory.quadrants / quadrant, ".arrayrecord")
-        for quadrant in axes.quadrants
+        for quadrant in config.partition.axes.quadrants
     }
-    schedule = resolve_curriculum(
-        curriculum,
-        count_rows(parts),
-        batch_size=training.batch_size,
-        sequence_length=config.partition.rows.sequence_length,
-        steps=training.steps,
-    )
-    return SelectionMap(schedule, trial.seed, curriculum.shuffle), parts
+    return trial_selection(config, trial, count_rows(parts)), parts
 
 
 def make_job(

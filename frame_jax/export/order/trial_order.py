@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from frame_jax.config.run import RunConfig
-from frame_jax.curriculum.presets import expand_curriculum
+from frame_jax.curriculum.order import trial_selection
 from frame_jax.curriculum.selection import SelectionMap
-from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum
+from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, read_json
 
@@ -68,26 +68,25 @@ class Span(NamedTuple):
 
 
 def make_trial_order(config: RunConfig, directory: RunDirectory, trial_name: str) -> TrialOrder:
-    """The plan of one of the run's curricula, the same as training here follows.
+    """The order of one of the run's trials, the same as training follows.
 
     Raises:
         UserError: if there is no such curriculum, or the rows cannot fill its stages.
     """
     trial = config.trial(trial_name)
     counts = read_json(directory.quadrants / "rows.json")
-    training, axes = config.pretrain.training, config.partition.axes
-    sequence_length = config.partition.rows.sequence_length
-    order = expand_curriculum(config.curricula[trial.arm], axes)
-    schedule = resolve_curriculum(
-        order,
-        {quadrant: counts[quadrant]["rows"] for quadrant in axes.quadrants},
-        batch_size=training.batch_size,
-        sequence_length=sequence_length,
-        steps=training.steps,
+    selection = trial_selection(
+        config, trial, {quadrant: count["rows"] for quadrant, count in counts.items()}
     )
-    selection = SelectionMap(schedule, trial.seed, order.shuffle)
     special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
-    return TrialOrder(trial_name, schedule, selection, sequence_length, counts, special_tokens)
+    return TrialOrder(
+        trial_name,
+        selection.schedule,
+        selection,
+        config.partition.rows.sequence_length,
+        counts,
+        special_tokens,
+    )
 
 
 def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> list[Span]:
