@@ -1,5 +1,4 @@
-"""Stages and quadrants in, whole rows of each quadrant in each stage out, with exact sums both
-ways."""
+"""Allots whole rows of every quadrant to every stage, with exact sums both ways."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ SCALING_ROUNDS = 200
 
 
 def split_proportionally(total: int, shares: np.ndarray) -> np.ndarray:
-    """`total` in whole parts proportional to `shares` (int64 [n]), by largest remainder.
+    """Splits `total` into whole numbers proportional to `shares` (int64 [n]), by largest remainder.
 
     No part exceeds its share as long as `total` does not exceed their sum.
     """
@@ -76,7 +75,7 @@ def allot_rows(
 
 
 def scale_to_sums(matrix: np.ndarray, sums: np.ndarray, axis: int) -> np.ndarray:
-    """The matrix with its lines scaled so that `matrix.sum(axis)` is `sums`."""
+    """Scales the lines of a matrix so that `matrix.sum(axis)` is `sums`."""
     present = matrix.sum(axis)
     return matrix * np.expand_dims(sums / np.where(present > 0, present, 1.0), axis)
 
@@ -84,7 +83,7 @@ def scale_to_sums(matrix: np.ndarray, sums: np.ndarray, axis: int) -> np.ndarray
 def fill_by_augmenting_paths(
     rows: np.ndarray, allowed: np.ndarray, lengths: np.ndarray, columns: np.ndarray
 ) -> tuple[list[int], list[int]] | None:
-    """Fills `rows` in place up to both sums by shortest augmenting paths (maximum flow).
+    """Completes `rows` in place to both sums by shortest augmenting paths (maximum flow).
 
     Returns:
         None when the sums are met, otherwise stages that ask for more than their quadrants hold,

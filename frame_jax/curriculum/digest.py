@@ -1,4 +1,4 @@
-"""Rows and their places in an order in, digests that anyone can compute again out.
+"""Digests of training rows and of their order, which anyone can compute again from the rows.
 
 The digest of a row is the first 16 bytes of SHA-256 of its ids as they lie on disk (uint32,
 little-endian). The digest of a row at a place is that of the place (the global row index from 0,
@@ -30,7 +30,7 @@ def row_digests(rows: np.ndarray) -> np.ndarray:
 
 
 def ordered_row_digests(row_indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Digests of rows at places, int64 [n] and uint8 [n, 16]: uint8 [n, 16]."""
+    """Digests of rows at their positions, int64 [n] and uint8 [n, 16]: uint8 [n, 16]."""
     lines = np.concatenate([row_indices.astype("<i8").view(np.uint8).reshape(-1, 8), rows], axis=1)
     return _joined([sha256(line).digest()[:BYTES] for line in lines])
 
@@ -45,18 +45,18 @@ def digest_value(columns: np.ndarray) -> int:
 
 
 def format_digest(value: int) -> str:
-    """A digest as it is written down: 32 hexadecimal digits, the lowest byte first."""
+    """Formats a digest as 32 hexadecimal digits, the lowest byte first."""
     return value.to_bytes(BYTES, "little").hex()
 
 
 def parse_digest(text: str) -> int:
-    """The number that `format_digest` has written down."""
+    """The number that `format_digest` formatted."""
     return int.from_bytes(bytes.fromhex(text), "little")
 
 
 @dataclass(frozen=True)
 class ConsumedRows:
-    """What a training run has read.
+    """Digest of the rows that a training run has consumed.
 
     Attributes:
         first_step: The step from which rows are counted: 0, or that of the checkpoint of an earlier
@@ -68,11 +68,11 @@ class ConsumedRows:
     value: int = 0
 
     def add_rows(self, columns: np.ndarray) -> ConsumedRows:
-        """With the next rows, of whose digests `columns` are the sums by byte."""
+        """The digest after the next rows, given the sums by byte of their digests."""
         return ConsumedRows(self.first_step, (self.value + digest_value(columns)) % MODULUS)
 
     def as_record(self) -> dict[str, Any]:
-        """As a line of metrics and a checkpoint hold it."""
+        """The fields that a line of metrics and a checkpoint store."""
         return {"order_digest": format_digest(self.value), "order_digest_from": self.first_step}
 
 

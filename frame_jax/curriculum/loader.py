@@ -1,4 +1,4 @@
-"""Row files and a selection map in, batches of token ids out, from any step on, on any process.
+"""Loads batches of token ids in the order of a selection map, from any step and on any process.
 
 Batch b is rows [b * batch_size, (b + 1) * batch_size) of the schedule. A process reads only its own
 rows of each batch; the state is the step alone, so a run may resume on another number of processes.
@@ -18,8 +18,7 @@ from frame_jax.records import OpenFiles, record_counts
 
 
 class QuadrantRows:
-    """The rows of one quadrant, numbered across its parts, which are opened when a row is asked
-    for."""
+    """Random access to the rows of one quadrant across its files, which are opened when needed."""
 
     def __init__(self, name: str, parts: Sequence[Path], files: OpenFiles):
         self.name = name
@@ -31,7 +30,7 @@ class QuadrantRows:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read_into(self, out: np.ndarray, lines: np.ndarray, rows: np.ndarray) -> None:
-        """Puts row `rows[i]` of the quadrant into `out[lines[i]]`.
+        """Reads row `rows[i]` of the quadrant into `out[lines[i]]`.
 
         Raises:
             UserError: when a part does not hold the rows that were recorded of it.

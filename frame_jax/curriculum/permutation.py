@@ -1,4 +1,4 @@
-"""Keyed permutations computed element by element: index, size and key in, permuted index out.
+"""Keyed permutations computed element by element, without a table.
 
 A Feistel network on a rectangle: an index is a line and a column, and each round shifts one of them
 by a hash of the other. The rectangle is hardly larger than the size, and an index that leaves it
@@ -18,7 +18,7 @@ _ALL_STRIDES = np.uint64(ROUNDS * int(_STRIDE) % (1 << 64))
 
 
 def permutation_keys(*parts: int | np.ndarray) -> np.ndarray:
-    """One uint64 key for each element of the broadcast integers, of which one is an array."""
+    """Makes one uint64 key for each element of the broadcast integers, of which one is an array."""
     key = np.zeros(np.broadcast_shapes(*(np.shape(part) for part in parts)), np.uint64)
     for part in parts:
         key = mix_bits(key + _STRIDE + np.asarray(part, np.int64).astype(np.uint64))
@@ -26,7 +26,7 @@ def permutation_keys(*parts: int | np.ndarray) -> np.ndarray:
 
 
 def permute(indices: np.ndarray, sizes: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Where each index goes under the permutation of [0, size) that its key names.
+    """Where each index goes under the permutation of [0, size) given by its key.
 
     Args:
         indices: int64 [n], 0 <= index < size.
@@ -40,7 +40,7 @@ def permute(indices: np.ndarray, sizes: np.ndarray, key: np.ndarray) -> np.ndarr
 
 
 def unpermute(indices: np.ndarray, sizes: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Where each index comes from: `unpermute(permute(i, n, k), n, k)` is i. As `permute`."""
+    """The inverse of `permute`: `unpermute(permute(i, n, k), n, k)` is i."""
     return _walk(_unfeistel, indices, sizes, key)
 
 

@@ -1,4 +1,4 @@
-"""Orders by name: a curriculum with a preset in, the same curriculum spelled out as stages out.
+"""Named orders, and how they are spelled out as stages.
 
     python -m frame_jax.curriculum.presets frame
 
@@ -62,7 +62,7 @@ def preset_stages(axes: AxesConfig) -> dict[str, CurriculumConfig]:
 
 
 def expand_curriculum(curriculum: CurriculumConfig, axes: AxesConfig) -> CurriculumConfig:
-    """The curriculum as explicit stages, with nothing left to a preset or a default.
+    """Spells a curriculum out as stages, with nothing left to a preset or a default.
 
     What the curriculum itself gives (`transition`, `width`, `folds`, `shuffle`, `epochs`) wins.
     """
@@ -80,7 +80,7 @@ def expand_curriculum(curriculum: CurriculumConfig, axes: AxesConfig) -> Curricu
 
 
 def curricula_as_yaml(curricula: dict[str, CurriculumConfig]) -> str:
-    """The curricula as the YAML that a config file could hold, unset keys left out."""
+    """Formats curricula as the YAML of a config file, unset keys left out."""
 
     def tidy(value: object) -> object:
         if isinstance(value, dict):
@@ -93,7 +93,7 @@ def curricula_as_yaml(curricula: dict[str, CurriculumConfig]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints presets as stages, ready to be changed in a config; returns the exit code."""
+    """Prints presets as stages to start a config from; returns the exit code."""
     options = argparse.ArgumentParser(
         prog="python -m frame_jax.curriculum.presets",
         description="Print curricula by name as the stages they stand for.",

@@ -1,4 +1,4 @@
-"""A schedule in, a map from the global row index to (quadrant, row of that quadrant) out.
+"""The selection map: from the global index of a row to its quadrant and its index there.
 
 The map is a pure function of the index: no state but the step, so any number of processes may read
 it from anywhere. Rows are drawn without replacement and with exact counts. An epoch is cut into
@@ -18,7 +18,7 @@ TABLE_ENTRIES = 1 << 19
 
 
 class SelectionMap:
-    """Global row index -> (quadrant, index among that quadrant's rows).
+    """Maps a global row index to (quadrant, index among that quadrant's rows).
 
     `len(map)` and `map[i]` are what `grain.MapDataset.select_from_datasets` asks for.
 
@@ -81,7 +81,7 @@ class SelectionMap:
         )
 
     def inverse(self, quadrant: int, rows: np.ndarray, epoch: int) -> np.ndarray:
-        """Where an epoch uses rows of a quadrant, the way back of `select`.
+        """Global indices at which an epoch uses rows of a quadrant: the inverse of `select`.
 
         Args:
             quadrant: Index of the quadrant.
@@ -116,14 +116,13 @@ class SelectionMap:
         return indices
 
     def mixture(self, start: int, stop: int) -> np.ndarray:
-        """Realised share of each quadrant among rows [start, stop) of the run: float64
-        [quadrants]."""
+        """Actual share of each quadrant in rows [start, stop) of the run: float64 [quadrants]."""
         quadrants, _ = self.select(np.arange(start, min(stop, len(self))))
         return np.bincount(quadrants, minlength=len(self.schedule.quadrants)) / len(quadrants)
 
 
 def round_cumulative_counts(asked: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Rounds cumulative counts to whole rows without ever taking one back.
+    """Rounds cumulative counts to whole rows that never decrease.
 
     From edge to edge every quadrant gets the whole rows it is owed; those still missing from the
     block go to the largest remainders, and a block that owes too much (a quadrant ran ahead by less

@@ -1,5 +1,4 @@
-"""A curriculum and the rows of each quadrant in, a `DataSchedule` out: stages with exact row
-boundaries.
+"""Resolves a curriculum over existing rows to a `DataSchedule`: stages with exact row counts.
 
 Every row is used exactly once an epoch. The schedule says how many rows of every quadrant are asked
 for up to any row of an epoch, in closed form; `selection.py` turns that into whole rows.
@@ -80,11 +79,12 @@ class DataSchedule:
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever any row could come at another place under the same seed."""
+        """Changes whenever any row could come at another position under the same seed."""
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
 
     def cumulative(self, rows: np.ndarray) -> np.ndarray:
-        """Rows asked of each quadrant up to each row of an epoch: float64 [len(rows), quadrants].
+        """Scheduled rows of each quadrant before each row of an epoch: float64 [len(rows),
+        quadrants].
 
         Stage j has weight w_j(p) = s(k(p - b_{j-1})) - s(k(p - b_j)) at progress p, with s the
         logistic, the first and last stage open-ended [ours: method, decision 4]. Its integral is a
@@ -105,7 +105,7 @@ class DataSchedule:
         return asked
 
     def mixture(self, start: int, stop: int) -> np.ndarray:
-        """Asked share of each quadrant among rows [start, stop) of an epoch: float64
+        """Scheduled share of each quadrant among rows [start, stop) of an epoch: float64
         [quadrants]."""
         first, last = self.cumulative(np.array([start, stop]))
         return (last - first) / (stop - start)
@@ -134,7 +134,7 @@ def resolve_curriculum(
     sequence_length: int,
     steps: int | None = None,
 ) -> DataSchedule:
-    """The schedule of an expanded curriculum (see `presets.expand_curriculum`).
+    """Makes the schedule of an expanded curriculum (see `presets.expand_curriculum`).
 
     Args:
         curriculum: Stages, transition, width and folds, none of them null.
@@ -179,7 +179,7 @@ def resolve_curriculum(
 def shuffled_schedule(
     quadrant_rows: Mapping[str, int], batch_size: int, steps: int | None = None
 ) -> DataSchedule:
-    """All rows in one random order, as many epochs as `steps` need; trains the reference models."""
+    """All rows in one random order, for as many epochs as `steps` need; trains reference models."""
     rows = max(sum(quadrant_rows.values()), 1)
     curriculum = CurriculumConfig(
         stages=[StageConfig({quadrant: 1.0 for quadrant in quadrant_rows})],
@@ -192,7 +192,7 @@ def shuffled_schedule(
 
 
 def rows_per_epoch(available: int, epochs: int, batch_size: int, steps: int | None) -> int:
-    """Rows that an epoch uses, of those available."""
+    """Number of rows that an epoch uses, of those available."""
     if available == 0:
         raise UserError("there are no training rows: the partition phase found no documents")
     longest = -(-available * epochs // batch_size)

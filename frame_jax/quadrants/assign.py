@@ -1,4 +1,4 @@
-"""Token tables and scores in, a quadrant for every document and the thresholds behind it out.
+"""Assigns a quadrant to every document: token tables and scores in, thresholds and assignments out.
 
 All of it is SQL in DuckDB over Parquet, out of core. An axis is cut by rank: the documents of a
 group, in order of (value, doc_id), are laid end to end by their tokens, the line is cut into equal
@@ -27,7 +27,7 @@ DOCUMENT_STATUSES = ("placed", "unscored", "no_tokens", "not_finite")
 def load_scores(
     connection: duckdb.DuckDBPyConnection, axes: Axes, tokens: list[Path], scores: list[Path]
 ) -> None:
-    """Makes `documents` (numbers) and `labels` (each combination of strings once).
+    """Creates the tables `documents` (numbers) and `labels` (each combination of labels once).
 
     loss and gap are as `axes` says. status is an index into DOCUMENT_STATUSES; documents that are
     not scored have neither loss nor gap.
@@ -81,8 +81,7 @@ def load_scores(
 
 
 def group_documents(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> None:
-    """Makes `threshold_groups` (label -> the set of documents whose thresholds it uses) and
-    `training`.
+    """Creates the tables `threshold_groups` (label to threshold group) and `training`.
 
     A group with fewer than `min_group_tokens` training tokens, or none, uses the set of all
     training documents of its language; where those have none either, `threshold_group` is null. A
@@ -128,7 +127,7 @@ def group_documents(connection: duckdb.DuckDBPyConnection, config: PartitionConf
 def compute_thresholds(
     connection: duckdb.DuckDBPyConnection, name: str, ranked: str, bins: int
 ) -> None:
-    """Makes table `name` (scope, value_1, doc_1, value_2, doc_2, ...): lower ends of bins 1, 2, ...
+    """Creates a table of thresholds by scope: the lower ends of bins 1, 2, ... along one axis.
 
     Args:
         connection: The database.
@@ -176,8 +175,7 @@ def compute_thresholds(
 
 
 def bin_index_sql(value: str, thresholds: str, bins: int) -> str:
-    """SQL for the bin, from 0, of a document with `value` and `doc_id`, by a table that
-    `compute_thresholds` made.
+    """SQL for the index, from 0, of a document's bin by a table of `compute_thresholds`.
 
     Documents of a scope that has no cuts, because no training document came there, are in bin 0.
     """
@@ -190,8 +188,7 @@ def bin_index_sql(value: str, thresholds: str, bins: int) -> str:
 
 
 def ranked_documents_sql(config: PartitionConfig) -> dict[str, str]:
-    """Queries for (scope, value, tokens, doc_id) of the training documents, by the axis, `ppl` or
-    `pd`, that they are cut along; PD's needs the table `ppl_thresholds`."""
+    """SQL, by axis, for the training documents that thresholds are computed from."""
     return {
         "ppl": "SELECT threshold_group AS scope, loss AS value, tokens, doc_id FROM training",
         "pd": f"SELECT {pd_scope_sql(config)} AS scope, gap AS value, tokens, doc_id "
@@ -200,7 +197,7 @@ def ranked_documents_sql(config: PartitionConfig) -> dict[str, str]:
 
 
 def pd_scope_sql(config: PartitionConfig) -> str:
-    """SQL for what PD is cut within: a set of documents, nested one of its PPL bins."""
+    """SQL for the scope of PD's thresholds: a threshold group, or one of its PPL bins if nested."""
     bins = config.axes.ppl
     ppl_bin = bin_index_sql("loss", "ppl_thresholds", bins)
     return (
@@ -213,7 +210,7 @@ def pd_scope_sql(config: PartitionConfig) -> str:
 def assign_quadrants(
     connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
 ) -> None:
-    """Cuts both axes and writes one line for every document of the train and held-out splits.
+    """Computes thresholds along both axes and writes a line for every scored document.
 
     Columns: doc_id, ppl, pd, quadrant (these null for documents without a quadrant), split, source,
     domain, language, tokens, bytes, part, row. Lines are in no particular order: sorting 20 million

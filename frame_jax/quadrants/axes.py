@@ -1,4 +1,4 @@
-"""The two numbers by which documents are cut: how scores say them, how they are shown."""
+"""The two numbers that the quadrants are cut along: how they are computed and shown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from frame_jax.sql import parquet_table
 
 
 class Axes(NamedTuple):
-    """PPL and PD, or two columns of a table in their places.
+    """PPL and PD, or two columns of an imported table in their places.
 
     Documents are cut by `loss` and `gap`, which rank as the numbers that are shown.
 
@@ -32,7 +32,7 @@ class Axes(NamedTuple):
     loss: str
 
     def query(self, scores: Path) -> str:
-        """`scored` of this part of RUN/scores."""
+        """SQL for the table `scored` of one part of RUN/scores."""
         return self.scored.replace("{scores}", parquet_table(scores))
 
 

@@ -1,4 +1,4 @@
-"""Lengths of framed documents in, which piece of which document goes into which row out.
+"""Decides which segment of which document goes into which training row.
 
 A framed document is [bos] + tokens + [eos]; see `rows.py`. Only lengths matter here, so a million
 documents are planned without reading one.
@@ -13,7 +13,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class PackedSegments:
-    """Pieces in the order of their rows, and within a row in order of place; each int64 [pieces].
+    """Segments of documents in the order of their rows, then of their offsets; each int64
+    [segments].
 
     Attributes:
         row: The row that holds the piece.
@@ -34,7 +35,7 @@ class PackedSegments:
         return int(self.row[-1]) + 1 if len(self.row) else 0
 
     def select_rows(self, first: int, stop: int) -> PackedSegments:
-        """The pieces of rows [first, stop), with rows counted from `first`."""
+        """The segments of rows [first, stop), with rows counted from `first`."""
         lo, hi = np.searchsorted(self.row, [first, stop])
         return PackedSegments(
             self.row[lo:hi] - first,
@@ -46,14 +47,16 @@ class PackedSegments:
 
     @property
     def offset(self) -> np.ndarray:
-        """Where in its row each piece begins, after the BOS that may lead it: int64 [pieces]."""
+        """Where in its row each segment begins, after the BOS that may precede it: int64
+        [segments]."""
         size = self.stop - self.start + self.num_bos
         before = np.cumsum(size) - size
         first = np.searchsorted(self.row, self.row)  # the first piece of the row
         return before - before[first] + self.num_bos
 
     def text_spans(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The text tokens of its document that each piece holds: int64 [pieces], twice.
+        """The text tokens [first, stop) of its document that each segment holds: two int64
+        [segments].
 
         Args:
             tokens: Text tokens of every document.
@@ -67,12 +70,13 @@ class PackedSegments:
 
     @property
     def num_ids(self) -> int:
-        """Ids that are not padding."""
+        """Number of ids that are not padding."""
         return int((self.stop - self.start).sum()) + self.num_bos * len(self.row)
 
 
 def concat(lengths: np.ndarray, row_ids: int) -> PackedSegments:
-    """Joins the documents and cuts the stream every `row_ids` ids; only the last row has room."""
+    """Joins the documents to one stream and cuts it every `row_ids` ids; only the last row has room
+    left."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     starts = np.union1d(ends - lengths, np.arange(0, total, row_ids))
@@ -83,7 +87,7 @@ def concat(lengths: np.ndarray, row_ids: int) -> PackedSegments:
 
 
 def best_fit(lengths: np.ndarray, row_ids: int) -> PackedSegments:
-    """Cuts only documents longer than a row, and puts each piece where the least room is left.
+    """Cuts only documents longer than a row, and puts each segment where it leaves the least room.
 
     Every piece begins with BOS, its own or one more, so that attention and loss treat the rest of
     a cut document as a document. Longest pieces first (best-fit decreasing).

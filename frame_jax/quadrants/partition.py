@@ -1,4 +1,4 @@
-"""The partition phase: scores in; thresholds, the quadrant of every document and rows out."""
+"""The partition phase: scores in, thresholds, quadrants of documents and training rows out."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_assignment(
     config: PartitionConfig, scoring: ScoringConfig, directory: RunDirectory
 ) -> None:
     """Writes assignment.parquet and then partition.json, whose `ppl_model` is null where scores
-    were made elsewhere."""
+    were imported."""
     tokens = list_parts(directory.tokens, ".parquet")
     scores = list_parts(directory.scores, ".parquet")
     if not tokens or [path.name for path in tokens] != [path.name for path in scores]:

@@ -14,7 +14,7 @@ WARN_TIED_SHARE = (
 
 
 def partition_warnings(summary: dict[str, Any], ppl_model: str | None) -> Iterator[str]:
-    """In words, what makes the quadrants differ by something else than PPL and PD.
+    """Yields what makes the quadrants differ by something else than PPL and PD.
 
     Args:
         summary: As `summary.summarise_partition` gives it.
@@ -39,7 +39,7 @@ def partition_warnings(summary: dict[str, Any], ppl_model: str | None) -> Iterat
 
 
 def require_groups(summary: dict[str, Any]) -> None:
-    """Refuses a partition that groups so small have emptied.
+    """Refuses a partition with quadrants that are empty because their groups are too small.
 
     A document alone in its group is its own threshold, so all such land in the last quadrant, and
     an order of quadrants is no order.
@@ -62,7 +62,8 @@ def require_groups(summary: dict[str, Any]) -> None:
 
 
 def require_values(summary: dict[str, Any]) -> None:
-    """Refuses a partition along an axis on which all documents of each quadrant have one value.
+    """Refuses a partition along an axis on which all documents of each quadrant have the same
+    value.
 
     Raises:
         UserError: naming the axis.
@@ -83,12 +84,12 @@ REMEDY = (
 
 
 def assigned_documents(summary: dict[str, Any]) -> int:
-    """Training documents with a place."""
+    """Number of training documents that have a quadrant."""
     return sum(quadrant["documents"] for quadrant in summary["quadrants"].values())
 
 
 def small_groups_message(summary: dict[str, Any]) -> str:
-    """How many documents are in groups too small to be cut."""
+    """Says how many documents are in groups too small to be cut."""
     thin = summary["thin_groups"]
     columns = " and ".join(summary["group_by"]) or "nothing"
     return (

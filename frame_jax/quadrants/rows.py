@@ -1,4 +1,4 @@
-"""Documents of a quadrant in, training rows of sequence_length + 1 token ids out.
+"""Writes training rows: a quadrant's documents in, records of sequence_length + 1 token ids out.
 
 Documents are shuffled by a hash of their id and the run's seed, and the range of the hash is cut
 into parts. A process lists the documents of all its parts in one pass, on disk where they are many,
@@ -34,7 +34,7 @@ IDS_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True)
 class ShuffledDocuments:
-    """Documents in the order in which they enter rows; each number int64 [documents].
+    """Documents in the order in which they are packed; each field int64 [documents].
 
     Attributes:
         part: Index of the token file that holds the document.
@@ -50,7 +50,7 @@ class ShuffledDocuments:
 
 
 def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    """Makes the rows that train the reference models: RUN/reference/rows/reference/part-*.
+    """Writes the rows that train the reference models: RUN/reference/rows/reference/part-*.
 
     Returns:
         The content of RUN/reference/rows/rows.json, see `write_quadrant_rows`.
@@ -64,7 +64,7 @@ def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str
 
 
 def training_conditions(quadrants: Sequence[str]) -> dict[str, str]:
-    """The condition in SQL under which a line of the assignment goes into each quadrant's rows."""
+    """SQL for which lines of the assignment become rows of each quadrant."""
     return {
         quadrant: f"split = 'train' AND quadrant = {sql_literal(quadrant)}"
         for quadrant in quadrants
@@ -79,7 +79,7 @@ def write_quadrant_rows(
     conditions: Mapping[str, str],
     seed: int,
 ) -> dict[str, Any]:
-    """Writes FOLDER/QUADRANT/part-*.arrayrecord, a record a row, and FOLDER/{rows,lengths}.json.
+    """Writes FOLDER/QUADRANT/part-*.arrayrecord, one record a row, and FOLDER/{rows,lengths}.json.
 
     Called on every process, each of which makes its share of the parts. A part whose counts are
     there is complete and kept.
@@ -146,8 +146,7 @@ def list_documents(
     *,
     doc_ids: bool = False,
 ) -> Iterator[Callable[[str, int], ShuffledDocuments]]:
-    """Yields a function from a quadrant and a part's index, one of `row_files`, to its documents,
-    shuffled.
+    """Yields a function from a quadrant and the index of a row file to its shuffled documents.
 
     Reading part after part gives one order of all documents that does not depend on `parts`.
     """
@@ -204,7 +203,7 @@ def write_part(
     eos: int,
     path: Path,
 ) -> dict[str, int]:
-    """Writes the rows of `documents` to one file.
+    """Packs documents into rows and writes them to one file.
 
     Args:
         documents: What goes in, in order.
@@ -253,7 +252,7 @@ def read_framed_documents(
     bos: int,
     end: list[int],
 ) -> dict[int, np.ndarray]:
-    """The documents with the indices `chosen`, framed: {index: uint32 [ids]}."""
+    """Reads documents by index, framed by BOS and EOS: {index: uint32 [ids]}."""
     framed: dict[int, np.ndarray] = {}
     parts = documents.part[chosen]
     for part in np.unique(parts):

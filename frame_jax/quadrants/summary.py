@@ -1,4 +1,4 @@
-"""Assigned documents in, what `partition.json` says about them out."""
+"""Summarises a partition for `partition.json`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from frame_jax.sql import parquet_table
 def summarise_partition(
     connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
 ) -> dict[str, Any]:
-    """Thresholds and contents of every group and quadrant, after `assign.assign_quadrants`.
+    """Thresholds and contents of every group and quadrant, once documents are assigned.
 
     Returns:
         mode, axes, their `names`, group_by; `without_quadrant`: documents and tokens without a
@@ -91,8 +91,7 @@ def summarise_partition(
 def thin_groups(
     connection: duckdb.DuckDBPyConnection, groups: dict[Any, list[dict[str, Any]]], quadrants: int
 ) -> dict[str, int]:
-    """Groups, and their training documents, whose thresholds come from fewer than `quadrants`
-    ones."""
+    """Groups with fewer training documents than there are quadrants, by name with their number."""
     sizes = query_rows(
         connection,
         "SELECT threshold_group, count(*)::BIGINT AS documents FROM training GROUP BY ALL",
@@ -106,8 +105,7 @@ def thin_groups(
 
 
 def tied_shares(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> dict[str, float]:
-    """Of each axis, `ppl` and `pd`, the share of the training tokens whose documents have, with
-    others of their scope, the very value at which a bin begins: ids alone tell them apart."""
+    """Share of training tokens in documents whose value equals a threshold, by axis."""
     found = {}
     for (axis, ranked), bins in zip(
         ranked_documents_sql(config).items(), (config.axes.ppl, config.axes.pd), strict=True
@@ -132,7 +130,7 @@ def tied_shares(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) 
 
 
 def query_rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
-    """The result's lines by column."""
+    """The result of a query: one dictionary a line."""
     result = connection.execute(sql)
     columns = [column[0] for column in result.description or []]
     return [dict(zip(columns, line, strict=True)) for line in result.fetchall()]
@@ -141,7 +139,7 @@ def query_rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str
 def thresholds_by_scope(
     connection: duckdb.DuckDBPyConnection, table: str
 ) -> dict[int, dict[str, Any]]:
-    """A table that `assign.compute_thresholds` made: {scope: {value_1, doc_1, ...}}."""
+    """Reads a table of `compute_thresholds`: {scope: {value_1, doc_1, ...}}."""
     return {line["scope"]: line for line in query_rows(connection, f"SELECT * FROM {table}")}
 
 
@@ -159,7 +157,7 @@ def bin_starts(line: dict[str, Any] | None, bins: int, convert: Any) -> list[dic
 def quadrant_lines(
     connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
 ) -> list[dict[str, Any]]:
-    """Sums over the documents of each group, group of thresholds and quadrant."""
+    """Sums over the documents of each group, threshold group and quadrant."""
     return query_rows(
         connection,
         f"""
@@ -186,7 +184,7 @@ def quadrant_lines(
 def quadrant_contents(
     lines: list[dict[str, Any]], quadrants: tuple[str, ...], axes: Axes
 ) -> dict[str, dict[str, Any]]:
-    """What each quadrant holds, from its lines."""
+    """What each quadrant holds, summed from `quadrant_lines`."""
 
     def total(quadrant: str, key: str) -> Any:
         return sum(line[key] or 0 for line in lines if line["quadrant"] == quadrant)
@@ -207,12 +205,12 @@ def quadrant_contents(
 
 
 def round_nine_digits(value: float) -> float:
-    """Nine digits: those after depend on the order in which threads add."""
+    """Rounds to nine significant digits: later ones depend on the order in which threads add."""
     return float(f"{value:.9g}")
 
 
 def without_quadrant(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, dict[str, int]]]:
-    """Documents and tokens without a quadrant: {split: {reason: {documents, tokens}}}."""
+    """Documents and tokens without a quadrant: {split: {status: {documents, tokens}}}."""
     lost: dict[str, dict[str, dict[str, int]]] = {"train": {}, "held_out": {}}
     for line in query_rows(
         connection,

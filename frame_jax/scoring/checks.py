@@ -1,4 +1,4 @@
-"""Reference models that could not score a corpus, or would in vain: refused before work is done."""
+"""Checks of the reference models before a run starts, so that unusable ones cost no work."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Tensors = dict[str, Path]
 def check_references(
     config: RunConfig, directory: RunDirectory, *, tokenizer_anew: bool = False
 ) -> None:
-    """Looks at both reference models before the phases that need them, and says what is odd.
+    """Checks both reference models before the phases that need them; warns of what is unusual.
 
     Args:
         config: The run.
@@ -75,7 +75,7 @@ def check_references(
 def check_imported(
     config: RunConfig, directory: RunDirectory, name: str, tokenizer_anew: bool
 ) -> tuple[Decoder, Tensors] | None:
-    """The shape of an imported model and the files of its tensors; None for one trained here.
+    """Checks an imported model and returns its shape and tensor files; None if it is trained here.
 
     Raises:
         UserError: as `check_references`.
@@ -116,8 +116,7 @@ def check_imported(
 
 
 def refuse_pickled(key: str, checkpoint: str, folder: Path) -> None:
-    """Refuses a remote checkpoint of pickled weights, which are not fetched, so that `folder`, what
-    was fetched, does not show them.
+    """Refuses a remote checkpoint of pickled weights, which are never downloaded.
 
     Raises:
         UserError: naming them.
@@ -136,7 +135,7 @@ def refuse_pickled(key: str, checkpoint: str, folder: Path) -> None:
 
 
 def require_two_models(config: RunConfig, found: dict[str, tuple[Decoder, Tensors] | None]) -> None:
-    """Refuses a weak and a strong model that are one: PD would be 0 for every document.
+    """Refuses a weak and a strong model that are the same: PD would be 0 for every document.
 
     Raises:
         UserError: naming both settings.
@@ -157,7 +156,7 @@ def require_two_models(config: RunConfig, found: dict[str, tuple[Decoder, Tensor
 
 
 def same_weights(one: tuple[Decoder, Tensors], other: tuple[Decoder, Tensors]) -> bool:
-    """Whether two checkpoints hold the same model. Reads as far as the first difference."""
+    """Whether two checkpoints hold the same weights; reads up to the first difference."""
     (decoder, files), (other_decoder, other_places) = one, other
     if decoder != other_decoder or files.keys() != other_places.keys():
         return False
@@ -168,7 +167,7 @@ def same_weights(one: tuple[Decoder, Tensors], other: tuple[Decoder, Tensors]) -
 
 
 def reference_warnings(config: RunConfig) -> Iterator[str]:
-    """What can be done and is seldom meant."""
+    """Yields a warning for each choice of reference models that is allowed but rarely intended."""
     context, rows = config.scoring.context, config.reference.rows.sequence_length
     trained = [n for n in REFERENCE_NAMES if getattr(config.reference, n).checkpoint is None]
     if trained and context > rows:
@@ -185,7 +184,7 @@ def reference_warnings(config: RunConfig) -> Iterator[str]:
 
 
 def long_context_warning(context: int, rows: int, trained: list[str]) -> str:
-    """That windows are longer than anything that the models have seen."""
+    """Warns that the scoring windows are longer than the rows the models were trained on."""
     return (
         f"scoring.context is {context:,} tokens, but the {' and the '.join(trained)} reference "
         f"model are trained on rows of {rows:,} (reference.rows.sequence_length): their losses "

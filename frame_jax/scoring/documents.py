@@ -1,4 +1,4 @@
-"""Documents' token ids in, each document's NLL sums and predicted tokens out.
+"""Scores documents: token ids in, NLL sums and predicted tokens of each document out.
 
 Packing, the mapped call and the sums in one pipeline: the host packs a batch while the devices
 work on the one before.
@@ -20,7 +20,7 @@ POOL_ROWS = 256  # rows of windows that the packer chooses from, on the host
 
 
 class Scores(NamedTuple):
-    """What is known about documents after scoring.
+    """Scores of a sequence of documents.
 
     Attributes:
         predicted_tokens: [documents] int64; 0 for a document without tokens.
@@ -32,7 +32,7 @@ class Scores(NamedTuple):
 
 
 class BatchScores(NamedTuple):
-    """What one batch contributed, for progress.
+    """What one batch added to the scores, for progress reports.
 
     Attributes:
         documents: Documents that ended in it.

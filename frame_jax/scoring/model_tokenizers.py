@@ -1,4 +1,4 @@
-"""How a model reads a run's documents: as the tokens that are stored, or by a tokenizer of its own.
+"""How a reference model reads a document: as the stored token ids, or by its own tokenizer.
 
 The second is for `scoring.unit: byte`, which is ours and not the paper's.
 """
@@ -39,7 +39,7 @@ READ_DOCUMENTS = 1024  # documents read from a token shard at one time
 
 
 class ModelTokenizer(NamedTuple):
-    """How one model reads.
+    """How one reference model turns a document into the token ids it scores.
 
     Attributes:
         bos_id: What it starts a document with.
@@ -53,7 +53,7 @@ class ModelTokenizer(NamedTuple):
 
 
 def model_tokenizer(config: RunConfig, directory: RunDirectory, name: str) -> ModelTokenizer:
-    """How the weak or the strong model reads.
+    """How the weak or the strong model reads documents.
 
     Raises:
         UserError: as `load_own_tokenizer`.
@@ -77,8 +77,8 @@ def model_tokenizer(config: RunConfig, directory: RunDirectory, name: str) -> Mo
 def load_own_tokenizer(
     folder: Path, key: str, bos_token: str | None, vocab_size: int | None = None
 ) -> tuple[Tokenizer, ChosenTokens]:
-    """The tokenizer of a checkpoint, which starts documents as the run's does, if it has that
-    token, or with the first usual name that it has; and what was chosen, and why.
+    """Loads a checkpoint's own tokenizer and chooses the token that starts a document: the run's if
+    it has that, else the first usual name that it has; returns the choice and its reason too.
 
     Args:
         folder: A Hugging Face checkpoint.
@@ -112,8 +112,7 @@ def load_own_tokenizer(
 
 
 def bos_messages(config: RunConfig) -> Iterator[str]:
-    """What each imported model starts documents with where it reads by its own tokenizer, and whose
-    own files name another start, in words; nothing where all read the run's tokens.
+    """Says with which token each model that has its own tokenizer starts documents, and why.
 
     Raises:
         UserError: as `load_own_tokenizer`, and for a damaged file of a checkpoint.
@@ -139,8 +138,7 @@ def bos_messages(config: RunConfig) -> Iterator[str]:
 
 
 def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
-    """Refuses a run whose corpus has gone though its texts will be read again, see `DocumentTexts`;
-    once the run has its tokenizer.
+    """Refuses a run whose corpus is gone although its texts must be read again.
 
     Raises:
         UserError: naming the source that is not there.
@@ -160,7 +158,7 @@ def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
 
 
 def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """The ids of each text, in order; a few texts are held at one time."""
+    """Yields the token ids of each text, in order, holding a few texts at a time."""
     batch: list[str] = []
     size = 0
     for text in texts:
@@ -173,7 +171,7 @@ def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndar
 
 
 def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """The token ids of the documents at `rows`, in that order."""
+    """Yields the token ids of the documents at `rows`, in that order."""
     reader = TokenReader(path)
     try:
         for start in range(0, len(rows), READ_DOCUMENTS):
@@ -183,7 +181,7 @@ def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
 
 
 class DocumentTexts:
-    """The texts of a run's documents.
+    """Gives access to the texts of a run's documents.
 
     The run's own tokens give them where it has trained its tokenizer, which loses nothing. One that
     was given may compose characters (NFC), so then the corpus is read again.
@@ -195,7 +193,7 @@ class DocumentTexts:
         self._chunks = None if config.tokenizer.path is None else plan_parts(config.corpus)
 
     def read_part(self, part: Path, rows: np.ndarray) -> Iterator[str]:
-        """The texts of all scored documents of a part, which are at `rows`, in that order.
+        """The texts of all scored documents of a part (those at `rows`), in that order.
 
         Raises:
             UserError: as `reread_texts`.
@@ -205,13 +203,13 @@ class DocumentTexts:
         return reread_texts(self._chunks[self._parts.index(part)], part)
 
     def decode_part(self, part: Path, rows: np.ndarray) -> Iterator[str]:
-        """The texts that the tokens at `rows` of a part spell."""
+        """The texts that the token ids at `rows` of a part decode to."""
         documents = read_documents(part.with_suffix(".arrayrecord"), rows)
         return map(self._tokenizer.decode, documents)
 
 
 def reread_texts(chunks: list[Chunk], part: Path) -> Iterator[str]:
-    """The texts of a part's scored documents, in its order, from the corpus.
+    """Reads the texts of a part's scored documents from the corpus again, in the part's order.
 
     Args:
         chunks: What the part was made of.

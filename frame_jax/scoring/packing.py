@@ -1,4 +1,4 @@
-"""Windows in, rows of fixed length out: best-fit-decreasing over a bounded pool.
+"""Packs windows into rows of fixed length: best-fit-decreasing over a bounded pool.
 
 A row holds several windows side by side; segment ids keep them apart in the model.
 """
@@ -46,12 +46,12 @@ def pack_windows(windows: Iterable[Window], length: int, pool_rows: int) -> Iter
 
 
 def row_tokens(row: WindowRow) -> int:
-    """Real tokens of a row."""
+    """Number of tokens in a row, padding left out."""
     return sum(window.length for window in row)
 
 
 def best_fit_decreasing(windows: Iterable[Window], length: int) -> list[WindowRow]:
-    """Packs windows, longest first, each into the fullest row that still holds it.
+    """Packs windows, longest first, each into the fullest row that still has room for it.
 
     Rows are found by their remaining room: bit r of `rooms` says that a row with room for r tokens
     exists, so the search is one shift, whatever the number of rows.
@@ -77,7 +77,7 @@ def best_fit_decreasing(windows: Iterable[Window], length: int) -> list[WindowRo
 
 
 class Batch(NamedTuple):
-    """Packed rows as a model reads them; arrays [rows, length] int32, unused places 0.
+    """Packed rows as a model reads them: arrays [rows, length] int32, padding 0.
 
     Attributes:
         inputs: Tokens.
@@ -102,7 +102,7 @@ class Batch(NamedTuple):
 
 
 def make_batch(rows: list[WindowRow], row_count: int, length: int) -> Batch:
-    """Lays out at most `row_count` rows; rows that are missing stay empty."""
+    """Lays out at most `row_count` rows in arrays; missing rows are all padding."""
     inputs, targets, segment_ids, positions = np.zeros((4, row_count * length), np.int32)
     windows: list[Window] = []
     starts: list[int] = []
@@ -130,7 +130,7 @@ def make_batch(rows: list[WindowRow], row_count: int, length: int) -> Batch:
 
 
 def make_batches(rows: Iterable[WindowRow], row_count: int, length: int) -> Iterator[Batch]:
-    """Batches of `row_count` rows; the last is filled up with empty rows."""
+    """Yields batches of `row_count` rows; the last one is filled up with empty rows."""
     pending: list[WindowRow] = []
     for row in rows:
         pending.append(row)
@@ -142,7 +142,7 @@ def make_batches(rows: Iterable[WindowRow], row_count: int, length: int) -> Iter
 
 
 def window_sums(nll: np.ndarray, batch: Batch) -> np.ndarray:
-    """Sum of the counted NLL of every window, in float64.
+    """Sums the counted NLL of every window, in float64.
 
     Args:
         nll: [models, rows, length] float32, one value a token.

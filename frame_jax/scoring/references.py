@@ -1,4 +1,4 @@
-"""The reference models of a run in: trained here or imported. Decoders with parameters out."""
+"""Loads the two reference models of a run, trained here or imported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_s
 def load_references(
     config: RunConfig, directory: RunDirectory
 ) -> tuple[tuple[Decoder, Params], tuple[Decoder, Params]]:
-    """The weak and the strong model, parameters as NumPy arrays. All processes call it together.
+    """Loads the weak and the strong model, with parameters as NumPy arrays; all processes call it
+    together.
 
     Raises:
         UserError: if a model is missing, cannot be imported or does not fit the run's tokenizer.
@@ -41,6 +42,7 @@ def load_references(
 def load_reference(
     reference: ReferenceModelConfig, directory: RunDirectory, name: str, config: RunConfig
 ) -> tuple[Decoder, Params]:
+    """Loads one reference model."""
     compute_dtype = config.scoring.compute_dtype
     if reference.checkpoint is not None:
         key, folder = (
@@ -75,7 +77,7 @@ def load_reference(
 
 
 def model_digest(decoder: Decoder, params: Params) -> str:
-    """A hash of a model's shape and weights, by which it is known wherever its files are."""
+    """A hash of a model's shape and weights that identifies it wherever its files are."""
     described = json.dumps(dataclasses.asdict(decoder), sort_keys=True)
     found = hashlib.blake2b(described.encode(), digest_size=16)
     for leaf in jax.tree.leaves(params):

@@ -1,4 +1,4 @@
-"""Running totals of scoring in; what the progress bar shows, and models that are no use, out."""
+"""Totals over the documents scored so far, shown by the progress bar, and checks on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SURE_STANDARD_ERRORS = 3  # standard errors
 def sample_warnings(
     sample: Scores, vocab_sizes: list[int], names: tuple[str, ...] = REFERENCE_NAMES
 ) -> Iterator[str]:
-    """What a sample of the corpus says of the models, in a few thousand tokens.
+    """Warnings about the models that a small sample of the corpus already justifies.
 
     Args:
         sample: Scores of documents from all over the corpus.
@@ -50,7 +50,7 @@ def sample_warnings(
 
 
 def mean_and_error(sums: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
-    """Mean a token of documents' sums, and its standard error over documents (ratio estimator)."""
+    """Mean NLL a token and its standard error over documents (ratio estimator)."""
     mean = sums.sum() / tokens.sum()
     residuals = np.square(sums - mean * tokens).sum()
     documents = np.count_nonzero(tokens)
@@ -59,7 +59,7 @@ def mean_and_error(sums: np.ndarray, tokens: np.ndarray) -> tuple[float, float]:
 
 
 def weak_is_better_warning(evidence: str) -> str:
-    """That PD is the wrong way round."""
+    """Warns that the weak model predicts this corpus better than the strong one."""
     return (
         f"the weak reference model predicts better than the strong one: {evidence}. Quadrants of "
         "such a PD are the wrong way round: are reference.weak and reference.strong exchanged?"
@@ -67,7 +67,7 @@ def weak_is_better_warning(evidence: str) -> str:
 
 
 def worse_than_chance_error(name: str, mean: float, tokens: int, vocab_size: int) -> UserError:
-    """That a model has learned nothing of this corpus."""
+    """Error for a model that predicts this corpus worse than the uniform distribution."""
     return UserError(
         f"the {name} reference model predicts worse than chance: {mean:.3f} nats a token over "
         f"{tokens:,} tokens, where a uniform guess among {vocab_size:,} tokens costs "
@@ -77,7 +77,7 @@ def worse_than_chance_error(name: str, mean: float, tokens: int, vocab_size: int
 
 
 class RunningTotals:
-    """Running totals over the batches of this process: what the progress bar shows.
+    """Totals over the batches of this process, shown by the progress bar.
 
     Of both models together tokens advance it; of one that reads its own tokens, documents.
     """
@@ -94,7 +94,7 @@ class RunningTotals:
         self._checked, self._started = False, time.monotonic()
 
     def add_batch(self, batch: BatchScores) -> None:
-        """Counts a batch."""
+        """Adds a batch to the totals."""
         self._documents += batch.documents
         self._tokens += batch.tokens
         self._nll += batch.nll
@@ -109,7 +109,8 @@ class RunningTotals:
             self.require_better_than_chance()
 
     def require_better_than_chance(self) -> None:
-        """Refuses, once and before anything is written, a model that has learned nothing.
+        """Refuses, once and before anything is written, a model worse than the uniform
+        distribution.
 
         Raises:
             UserError: if the mean NLL exceeds that of the uniform distribution, or is NaN.
@@ -124,7 +125,7 @@ class RunningTotals:
 
 
 def format_ppl_and_pd(weak: float, strong: float) -> str:
-    """Both for people, from mean losses."""
+    """Formats PPL and PD for people, from mean losses."""
     with np.errstate(all="ignore"):  # a broken model's numbers are shown until it is refused
         ppl, pd = np.exp(strong), 1 - np.exp(strong - weak)
     return f"PPL {ppl:,.1f}, PD {pd:+.3f}"

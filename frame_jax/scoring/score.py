@@ -54,7 +54,7 @@ SAMPLED_PARTS, SAMPLED_DOCUMENTS = 8, 64  # looked at before all else
 
 
 def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    """Scores every part that has no scores yet; called on every process.
+    """Scores every part that has no scores yet; every process calls it.
 
     Returns:
         documents, predicted_tokens, the mean NLL of each model over all parts, documents whose
@@ -97,7 +97,7 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
 
 
 def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) -> Iterator[str]:
-    """What makes scores mean little, in words.
+    """Yields a warning for everything that makes the scores of little use.
 
     Args:
         config: The run's settings.
@@ -122,21 +122,22 @@ def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) 
 
 
 def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
+    """Path of the scores of a token part."""
     return directory.scores / tokens_part.name
 
 
 def models_path(directory: RunDirectory) -> Path:
-    """Digests of the models that all parts are scored with, by name."""
+    """Path of the digests, by name, of the models that all parts are scored with."""
     return directory.scores / "models.json"
 
 
 def summary_path(directory: RunDirectory) -> Path:
-    """What `score_corpus` returns, so that one process alone reads all scores."""
+    """Path of what `score_corpus` returns, so that one process alone reads all scores."""
     return directory.scores / "summary.json"
 
 
 def require_different(found: dict[str, str]) -> None:
-    """Refuses one model in both places.
+    """Refuses the same model as both weak and strong.
 
     Raises:
         UserError: where the digests are equal.
@@ -150,7 +151,7 @@ def require_different(found: dict[str, str]) -> None:
 
 
 def require_same_models(path: Path, found: dict[str, str]) -> None:
-    """Refuses to complete scores with other models than those that began them.
+    """Refuses to continue scores with other models than those that began them.
 
     Settings name an imported checkpoint by its path, where other weights may lie by now.
 
@@ -168,7 +169,7 @@ def require_same_models(path: Path, found: dict[str, str]) -> None:
 
 
 class ScoringPass(NamedTuple):
-    """Models that read the same tokens and are scored in one call."""
+    """Models that read the same token ids and are scored in one call."""
 
     names: tuple[str, ...]
     scorer: Scorer
@@ -184,7 +185,7 @@ def make_passes(
     references: Sequence[tuple[Decoder, Params]],
     readings: Sequence[ModelTokenizer],
 ) -> list[ScoringPass]:
-    """Both models in one pass, or, where losses are compared by the byte, each in its own."""
+    """Both models in one pass or, where losses are compared by the byte, each in its own."""
 
     def over(first: int, stop: int) -> ScoringPass:
         scorer = Scorer(
@@ -202,7 +203,7 @@ def make_passes(
 def score_parts(
     config: RunConfig, directory: RunDirectory, passes: Sequence[ScoringPass], parts: list[Path]
 ) -> None:
-    """Scores `parts` (token shards' parquet files), one after the other."""
+    """Scores parts (paths of token tables), one after the other."""
     show = processes.is_first()
     by_text = any(each.tokenizer.tokenizer is not None for each in passes)
     texts = DocumentTexts(config, directory) if by_text else None
@@ -241,7 +242,7 @@ def score_parts(
 def read_model_documents(
     part: Path, rows: np.ndarray, models: ScoringPass, texts: DocumentTexts | None
 ) -> Iterator[np.ndarray]:
-    """The ids that the models of a pass read in a part's scored documents, which are at `rows`."""
+    """Yields the token ids that the models of a pass read in the documents at `rows` of a part."""
     own = models.tokenizer.tokenizer
     if own is None or texts is None:
         return checked_documents(part, rows, models.vocab_sizes, models.names)
@@ -249,29 +250,29 @@ def read_model_documents(
 
 
 def read_index(part: Path) -> pa.Table:
-    """The documents of a token shard that are scored: doc_id, row, bytes."""
+    """The scored documents of a token part: doc_id, row, bytes."""
     return pq.read_table(part, columns=["doc_id", "row", "bytes"], filters=SCORED_SPLITS)
 
 
 def read_tokens(part: Path) -> pa.ChunkedArray:
-    """How many tokens each of those documents has."""
+    """Number of tokens of each scored document of a part."""
     return pq.read_table(part, columns=["tokens"], filters=SCORED_SPLITS)["tokens"]
 
 
 def scored_tokens(part: Path) -> int:
-    """Tokens of those documents."""
+    """Number of tokens in the scored documents of a part."""
     return pc.sum(read_tokens(part)).as_py() or 0
 
 
 def scored_documents(part: Path) -> int:
-    """How many they are."""
+    """Number of scored documents of a part."""
     return len(read_tokens(part))
 
 
 def checked_documents(
     part: Path, rows: np.ndarray, vocab_sizes: Sequence[int], names: Sequence[str]
 ) -> Iterator[np.ndarray]:
-    """The documents at `rows` of a token shard.
+    """Yields the documents at `rows` of a token part, their ids checked against the vocabularies.
 
     Raises:
         UserError: for an id that a model has no row for, which it would take for another.
@@ -290,7 +291,7 @@ def checked_documents(
 def sampled_documents(
     parts: list[Path], context: int, models: ScoringPass, texts: DocumentTexts | None
 ) -> Iterator[np.ndarray]:
-    """First tokens, as many as a window holds, of documents from all over `parts`.
+    """Yields documents from all over `parts`, cut to one window, to judge the models by.
 
     Texts are those of the run's tokens, which is near enough to judge a model by.
     """
@@ -312,7 +313,7 @@ def spread_evenly(items: Any, most: int) -> Any:
 
 
 def write_scores(path: Path, index: pa.Table, scores: Sequence[Scores]) -> None:
-    """Writes one part of RUN/scores, from what each pass has found of its documents."""
+    """Writes one part of RUN/scores from the scores of each pass."""
     nll = np.concatenate([each.nll for each in scores])
     bad = np.flatnonzero(~np.isfinite(nll).all(axis=0))
     if len(bad):
@@ -334,7 +335,7 @@ def write_scores(path: Path, index: pa.Table, scores: Sequence[Scores]) -> None:
 
 
 def scores_summary(directory: RunDirectory, parts: list[Path], unit: str) -> dict[str, Any]:
-    """Totals over all scores; means are over tokens, or over bytes where that is the unit.
+    """Totals over all scores; means are per token, or per byte where that is the unit.
 
     Raises:
         UserError: if the scores of a part are missing.

@@ -1,4 +1,4 @@
-"""Packed rows in, the NLL of every token under every model out, in one jitted, device-mapped call.
+"""The scoring function: the NLL of every token of packed rows under all models, in one mapped call.
 
 Rows are split over the devices of this process; processes never wait for each other here. The
 parameters are replicated, or, for models larger than a device, sharded over `fsdp` devices and
@@ -29,7 +29,7 @@ ROW_TOKENS = 2048
 
 
 class Scorer:
-    """Models on the devices of this process, ready to score batches of one shape.
+    """Models on the devices of this process, ready to score batches of packed rows.
 
     Attributes:
         context: Tokens that a window holds at most.
@@ -103,7 +103,8 @@ class Scorer:
 
 
 def shard_params(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
-    """Parameters on the devices of `mesh`, matrices in the compute dtype; their partition specs.
+    """Puts parameters on the devices of a mesh, matrices in the compute dtype; returns their specs
+    too.
 
     Routers and convolutions compute in float32 and stay it.
 
@@ -129,8 +130,7 @@ def shard_params(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, 
 
 
 def all_gather_params(params: Params, specs: Any) -> Params:
-    """Whole parameters from the shards that the devices of the `fsdp` axis hold, as `shard_params`
-    made them."""
+    """Gathers whole parameters from the shards on the devices of the `fsdp` axis."""
 
     def whole(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         leaf = from_bits(leaf)
@@ -149,8 +149,7 @@ def hidden_states(
     segment_ids: jax.Array,
     positions: jax.Array,
 ) -> tuple[Transformer, jax.Array]:
-    """A model and its hidden states [rows, length, D], from this device's shards of its parameters;
-    all but the layers' are made whole in it."""
+    """Runs a model on this device's rows, gathering its layers' parameters one layer at a time."""
     outer = {name: spec for name, spec in specs.items() if name != "layers"}
     whole = all_gather_params({name: shards[name] for name in outer}, outer)
     module = decoder.bind({**whole, "layers": shards["layers"]})
@@ -177,7 +176,7 @@ def score_rows(
     *,
     loss_chunk: int,
 ) -> jax.Array:
-    """What one device does with its rows.
+    """What one device computes: the NLL of its rows under every model.
 
     Args:
         models: The decoders.

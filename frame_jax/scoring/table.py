@@ -1,4 +1,4 @@
-"""Scores made elsewhere in, in place of the scoring phase: RUN/scores/part-*.parquet out.
+"""Imports scores made elsewhere, a table of documents, in place of the scoring phase.
 
 A Parquet table with a line for each document and one or two columns of numbers takes the place of
 both reference models. Parts have the names of the token shards and hold doc_id, ppl and pd: the
@@ -46,7 +46,8 @@ Files = dict[tuple[str, ...], list[Path]]  # those whose columns have the same t
 
 
 def check_table(config: RunConfig) -> None:
-    """Refuses a table that cannot be used, before the corpus is tokenized; on the first process.
+    """Refuses a table that cannot be used, before the corpus is tokenized; runs on the first
+    process.
 
     Raises:
         UserError: where it is not there, is no Parquet, or a file of it lacks a column or has one
@@ -72,8 +73,7 @@ def check_table(config: RunConfig) -> None:
 
 
 def table_files(table: TableConfig) -> tuple[dict[str, Path], list[str]]:
-    """The files of the table, on this machine, by where they are; and the names of those that lie
-    beside them and are no data, as in a corpus.
+    """The table's files on this machine by their original location, and ignored files beside them.
 
     Raises:
         UserError: where there are none, or one has a name that DuckDB does not read.
@@ -93,7 +93,7 @@ def table_files(table: TableConfig) -> tuple[dict[str, Path], list[str]]:
 
 
 def files_by_type(table: TableConfig, files: dict[str, Path]) -> Files:
-    """The files of the table by the types of their ids and numbers, in DuckDB's words.
+    """Groups the table's files by the DuckDB types of their ids and numbers.
 
     Raises:
         UserError: naming the first file that is no Parquet, lacks a column, or has one that holds
@@ -113,7 +113,7 @@ def files_by_type(table: TableConfig, files: dict[str, Path]) -> Files:
 
 
 def column_types(table: TableConfig, path: str, types: dict[str, str]) -> tuple[str, ...]:
-    """The types of a file's columns that the table names: of ids, PPL and, if there is one, PD.
+    """The types of a file's columns that the config names: ids, PPL and, if given, PD.
 
     Raises:
         UserError: where one is not there or of no use.
@@ -141,14 +141,14 @@ def column_types(table: TableConfig, path: str, types: dict[str, str]) -> tuple[
 
 
 def unreadable_table_error(path: str, error: Exception) -> UserError:
-    """That a file is not what it should be, or that the storage does not give it."""
+    """Error for a file that is no table, or that the storage does not give."""
     if is_storage_error(error):
         return storage_error(path, error)
     return UserError(f"scoring.table.path: {path} cannot be read as a Parquet table: {error}")
 
 
 def import_scores(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    """Writes every part; called on every process, of which the first does it.
+    """Writes every part of RUN/scores; every process calls it, and the first one does the work.
 
     Returns:
         documents with numbers, and which held-out documents and lines of the table found no partner
@@ -181,7 +181,7 @@ def import_scores(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
 
 
 def import_table(config: RunConfig, directory: RunDirectory) -> None:
-    """Joins the table with the corpus, checks what came out, and writes parts and table.json."""
+    """Joins the table with the corpus, checks the result, and writes parts and table.json."""
     table = config.scoring.table
     assert table is not None
     parts = list_parts(directory.tokens, ".parquet")
@@ -207,8 +207,8 @@ def import_table(config: RunConfig, directory: RunDirectory) -> None:
 def join_table(
     connection: duckdb.DuckDBPyConnection, table: TableConfig, parts: list[Path]
 ) -> None:
-    """Makes the view `given` (doc_id, ppl, pd: the table as it is) and the table `joined`: a line
-    for each document of the splits train and held_out, in the order of parts."""
+    """Makes the views `given` (the table as it is) and `joined` (a line for each document of the
+    splits train and held_out, in the order of parts)."""
     pd = "0" if table.pd is None else sql_identifier(table.pd)
     files, _ = table_files(table)
     # Those of one type each, because DuckDB takes the types of the first file for those of all.
@@ -234,7 +234,8 @@ def join_table(
 
 
 def id_in_sql(column: str, kind: str) -> str:
-    """A column of ids as text, in SQL: what `corpus.fields.get_id` makes of the same values."""
+    """SQL for a column of ids as text, equal to what `corpus.fields.get_id` makes of the same
+    values."""
     name = sql_identifier(column)
     if kind == "BLOB":
         return f"coalesce(try(decode({name})), lower(hex({name})))"
@@ -246,7 +247,7 @@ def id_in_sql(column: str, kind: str) -> str:
 
 
 def table_errors(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> Iterator[str]:
-    """What makes the table useless for this corpus, in words, with counts and first examples."""
+    """Yields everything that makes the table useless for this corpus, with counts and examples."""
 
     def documents(condition: str) -> tuple[int, str]:
         count = f"SELECT count(*) FROM joined WHERE {condition}"
@@ -279,8 +280,7 @@ def table_errors(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> I
 
 
 def table_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
-    """What table.json holds: `documents` with numbers, held-out ones without, lines of the table
-    that name none of these (`ignored`), and a digest of the documents' numbers."""
+    """The content of table.json: counts of documents and lines, and a digest of the numbers."""
     [(documents, without, used, digest)] = connection.execute(
         """
         SELECT count(*) FILTER (fine), count(*) FILTER (NOT fine), sum(lines)::BIGINT,
@@ -297,7 +297,7 @@ def table_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
 
 
 def require_same_numbers(path: Path, found: dict[str, Any]) -> None:
-    """Refuses to replace parts by others than those that the partition may have been made from.
+    """Refuses to replace parts by others than those that a partition may have been made from.
 
     Raises:
         UserError: where the table has changed.

@@ -1,4 +1,4 @@
-"""Two tokenizer.json in, the ways in which they cut or number text differently out.
+"""Compares two tokenizer.json files: whether they give every text the same token ids.
 
 PPL and PD compare the two reference models token by token, so both must read the same tokens.
 """
@@ -24,7 +24,7 @@ SHOWN = 3  # examples of a difference
 def require_same_tokenizer(
     checkpoint: Path, run_tokenizer: Path, key: str, bos_id: int | None = None
 ) -> None:
-    """Raises UserError unless a checkpoint reads the tokens that the corpus was made into.
+    """Refuses a checkpoint whose tokenizer is not the one the corpus was tokenized with.
 
     Args:
         checkpoint: A Hugging Face checkpoint folder.
@@ -44,7 +44,7 @@ def require_same_tokenizer(
 
 
 def tokenizer_of(checkpoint: Path, key: str) -> Path:
-    """The tokenizer.json of a Hugging Face checkpoint folder, which the setting `key` names.
+    """Finds the tokenizer.json of a Hugging Face checkpoint folder, which the setting `key` names.
 
     Raises:
         UserError: if it has none.
@@ -60,7 +60,7 @@ def tokenizer_of(checkpoint: Path, key: str) -> Path:
 
 
 def read_tokenizer(path: Path) -> dict[str, Any]:
-    """A parsed tokenizer.json, spelled as the installed library spells it.
+    """Parses a tokenizer.json, normalised by the installed `tokenizers` library.
 
     Versions spell merges in two ways and leave out what is as by default.
 
@@ -74,7 +74,7 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
 
 
 def require_rows(vocab_size: int, tokenizer: dict[str, Any], bos_id: int, key: str) -> None:
-    """Raises UserError unless a model has a row for every token that a document may hold.
+    """Refuses a model whose embedding lacks a row for a token that a document may hold.
 
     Special tokens other than BOS never occur in text, so a `<pad>` beyond the last row is no harm.
 
@@ -101,14 +101,14 @@ def require_rows(vocab_size: int, tokenizer: dict[str, Any], bos_id: int, key: s
 
 
 def special_token_texts(tokenizer: dict[str, Any]) -> set[str]:
-    """The tokens that are never found in text."""
+    """Texts of the special tokens, which are never matched in a document's text."""
     return {added["content"] for added in tokenizer["added_tokens"] if added["special"]}
 
 
 def tokenizer_differences(
     theirs: dict[str, Any], ours: dict[str, Any], bos_id: int | None = None
 ) -> Iterator[str]:
-    """Each difference between two tokenizers that changes ids, in words.
+    """Yields each difference between two tokenizers that changes ids.
 
     A special token, the run's BOS apart, that only one of the two has changes none.
 
@@ -155,7 +155,7 @@ def tokenizer_differences(
 
 
 def id_differences(theirs: dict[str, int], ours: dict[str, int]) -> Iterator[str]:
-    """How two vocabularies differ."""
+    """Yields how two vocabularies differ."""
     if len(theirs) != len(ours):
         yield f"it has {len(theirs):,} tokens, the run's {len(ours):,}"
     moved = [token for token in theirs if token in ours and theirs[token] != ours[token]]
@@ -171,7 +171,7 @@ def id_differences(theirs: dict[str, int], ours: dict[str, int]) -> Iterator[str
 
 
 def token_ids(tokenizer: dict[str, Any]) -> dict[str, int]:
-    """Every token and its id, added tokens included."""
+    """Maps every token to its id, added tokens included."""
     vocab = tokenizer["model"]["vocab"]
     if isinstance(vocab, list):  # Unigram: (token, score) in the order of the ids
         vocab = {token: index for index, (token, _) in enumerate(vocab)}
@@ -179,8 +179,7 @@ def token_ids(tokenizer: dict[str, Any]) -> dict[str, int]:
 
 
 def added_token_rules(tokenizer: dict[str, Any]) -> dict[str, tuple[bool, ...]]:
-    """The added tokens that are cut out of text before all else, and by which rules; the special
-    ones are not, in this project."""
+    """The non-special added tokens that are split off before all else, and their matching rules."""
     rules = ("single_word", "lstrip", "rstrip", "normalized")
     return {
         added["content"]: tuple(added[rule] for rule in rules)

@@ -1,4 +1,4 @@
-"""A document's framed token ids in, the windows a model scores out.
+"""Cuts a document's token ids into the windows that a model scores.
 
 A document of n tokens is scored from its own start: s = [bos] + tokens, and the n tokens are the
 targets. The first window reads s[0:context]. Every later one starts early enough that the first
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Window(NamedTuple):
-    """A piece of a document that a model reads in one go.
+    """A piece of a document that a model reads in one row.
 
     Attributes:
         document: Index of the document.
@@ -31,14 +31,14 @@ class Window(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens that the model reads, and targets that it predicts."""
+        """Number of tokens the model reads, which is the number of targets it predicts."""
         return len(self.ids) - 1
 
 
 def windows(
     document: int, tokens: np.ndarray, bos_id: int, context: int, overlap: int
 ) -> Iterator[Window]:
-    """The windows of one document; none for a document without tokens.
+    """Yields the windows of one document; none for a document without tokens.
 
     Args:
         document: Index that the windows carry.
