@@ -103,7 +103,7 @@ class Checkpointer:
         metadata = {
             "fingerprint": self.fingerprint,
             "digests": digests,
-            "order": dict(consumed or {}),
+            "consumed_rows": dict(consumed or {}),
         }
         with self._report_full_disk(*self._saving):
             if self._response is not None:
@@ -142,12 +142,12 @@ class Checkpointer:
         return state
 
     def consumed_rows(self, step: int) -> dict[str, Any]:
-        """What `save` was told of the rows that led to a checkpoint; empty from an earlier release.
+        """What `save` noted of the rows that led to a checkpoint.
 
         Raises:
             DamagedError: if it cannot be read.
         """
-        return read_metadata(self._orbax, step).get("order", {})
+        return read_metadata(self._orbax, step)["consumed_rows"]
 
     def restore_newest(
         self, params: Params, optimizer_state: Any
@@ -239,16 +239,17 @@ class Checkpointer:
 
 
 def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[str, Any]:
-    """What `save` noted beside the arrays: `fingerprint`, `tree_digests` as `state_digests` gives,
-    `order`.
-
-    Earlier releases noted no `order`.
+    """What `save` noted beside the arrays: `fingerprint`, `digests` as `state_digests` gives,
+    `consumed_rows`.
     """
     try:
         metadata = orbax.checkpointables_metadata(step).custom_metadata
     except Exception as error:  # Orbax has no common class for what it cannot read
         raise explain_restore_failure(orbax, step, error) from error
-    if not isinstance(metadata, dict) or not {"fingerprint", "digests"} <= metadata.keys():
+    if (
+        not isinstance(metadata, dict)
+        or not {"fingerprint", "digests", "consumed_rows"} <= metadata.keys()
+    ):
         raise explain_restore_failure(orbax, step, ValueError("its metadata cannot be read"))
     return metadata
 
@@ -328,7 +329,7 @@ def saved_consumed_rows(folder: Path) -> dict[int, dict[str, Any]]:
     with ocp.training.Checkpointer(glob_safe_path(folder)) as orbax:
         for step in sorted(checkpoint.step for checkpoint in orbax.checkpoints):
             with contextlib.suppress(DamagedError, UnreachableError):
-                found[step] = read_metadata(orbax, step).get("order", {})
+                found[step] = read_metadata(orbax, step)["consumed_rows"]
     return found
 
 

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from frame_jax.config.base import added, require
+from frame_jax.config.base import require
 
 Mixer = Literal["attention", "mamba2"]
 FeedForward = Literal["dense", "experts", "none"]
@@ -213,20 +213,20 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     tie_embeddings: bool = True
-    layers: tuple[LayerName, ...] = added(DENSE)
-    experts: ExpertsConfig = added(ExpertsConfig())
-    mamba2: Mamba2Config = added(Mamba2Config())
-    qk_norm_over: Literal["head", "projection"] = added("head")
-    partial_rotary_factor: float = added(1.0)
-    norm: Literal["rms", "layer"] = added("rms")
-    norm_position: Literal["before", "after"] = added("before")
-    parallel_residual: bool = added(False)
-    activation: Literal["swiglu", "gelu"] = added("swiglu")
-    bias: bool = added(False)
-    embedding_multiplier: float = added(1.0)
-    residual_multiplier: float = added(1.0)
-    attention_multiplier: float | None = added(None)
-    logits_divisor: float = added(1.0)
+    layers: tuple[LayerName, ...] = DENSE
+    experts: ExpertsConfig = ExpertsConfig()
+    mamba2: Mamba2Config = Mamba2Config()
+    qk_norm_over: Literal["head", "projection"] = "head"
+    partial_rotary_factor: float = 1.0
+    norm: Literal["rms", "layer"] = "rms"
+    norm_position: Literal["before", "after"] = "before"
+    parallel_residual: bool = False
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    bias: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    logits_divisor: float = 1.0
 
     def __post_init__(self) -> None:
         for key in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):

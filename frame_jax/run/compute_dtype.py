@@ -1,8 +1,7 @@
 """`compute_dtype: auto` decided, once a run: bfloat16 where the device multiplies it, else float32.
 
 The record is in the markers, each of which holds the type that its phase step began under. What has
-begun in one type goes on in it, on whatever machine; so does a run of an earlier release, whose
-default was bfloat16.
+begun in one type goes on in it, on whatever machine.
 """
 
 from __future__ import annotations

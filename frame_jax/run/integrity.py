@@ -64,8 +64,7 @@ def verify_checksums(
 
     Args:
         directory: The run.
-        phase_steps: Names of phase steps; those of a release that kept no checksums are passed
-            over.
+        phase_steps: Their names.
         kinds: Suffixes of the files that will be read.
 
     Raises:
@@ -74,7 +73,7 @@ def verify_checksums(
     """
     for phase_step in phase_steps:
         path = checksums(directory, phase_step)
-        expected = read_json(path) if path.exists() else {}
+        expected = read_json(path)
         wanted = [name for name in sorted(expected) if Path(name).suffix in kinds]
         for name in processes.local_share(wanted):
             file = directory.root / name

@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from frame_jax.config.run import BASELINE, RunConfig, Trial
+from frame_jax.config.run import RunConfig, Trial
 
 PHASES = ("tokenize", "reference", "score", "partition", "pretrain", "evaluate", "report")
 
@@ -158,7 +158,7 @@ def report_step(config: RunConfig) -> PhaseStep:
     return PhaseStep(
         "report",
         phase="report",
-        settings=() if config.baseline == BASELINE else ("baseline",),
+        settings=("baseline",),
         inputs=tuple(f"evaluate-{trial.name}" for trial in config.trials),
         function="report.report:write_report",
         outputs=("report",),

@@ -63,9 +63,7 @@ def averaged_steps(trial_record: dict[str, Any], last: int) -> list[int]:
     Raises:
         UserError: if fewer were kept.
     """
-    kept = trial_record.get("tail_steps") or [
-        step for step in trial_record["kept_steps"] if step > 0
-    ]
+    kept = trial_record["tail_steps"] or [step for step in trial_record["kept_steps"] if step > 0]
     if last > len(kept):
         raise UserError(
             f"an average of the last {last} checkpoints needs as many, and {len(kept)} were kept: "

@@ -93,8 +93,7 @@ def read_verified_trial(
     records = [
         (done, consumed)
         for done, record in lines
-        if (consumed := digest.read_consumed_rows(record)) is not None
-        and done > consumed.first_step
+        if (consumed := digest.read_consumed_rows(record)) is not None and done > 0
     ]
     steps = max((done for done, _ in records), default=0)
     trial_order = make_trial_order(config, directory, name)

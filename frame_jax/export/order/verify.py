@@ -42,17 +42,14 @@ def digest_intervals(trial: VerifiedTrial) -> list[tuple[int, int, int]]:
 
     A place with two digests that differ is among the trial's problems.
     """
-    found = []
-    for begin in sorted({consumed.first_step for _, consumed in trial.records}):
-        values = {begin: 0}
-        for done, consumed in trial.records:
-            if consumed.first_step != begin:
-                continue
-            if values.setdefault(done, consumed.value) != consumed.value:
-                trial.problems.append(f"metrics and checkpoint differ after {done:,} steps")
-        for (first, before), (stop, after) in itertools.pairwise(sorted(values.items())):
-            found.append((first, stop, (after - before) % digest.MODULUS))
-    return found
+    values = {0: 0}
+    for done, consumed in trial.records:
+        if values.setdefault(done, consumed.value) != consumed.value:
+            trial.problems.append(f"metrics and checkpoint differ after {done:,} steps")
+    return [
+        (first, stop, (after - before) % digest.MODULUS)
+        for (first, before), (stop, after) in itertools.pairwise(sorted(values.items()))
+    ]
 
 
 def join_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -98,7 +95,7 @@ def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial, trained: in
             )
         trial.problems += describe_changed_rows(directory, trial, changed)
     if not found:
-        trial.problems.append("its trainer has left no digest: it was of an earlier release")
+        trial.problems.append("its trainer has left no digest")
     known = join_spans([(first, stop) for first, stop, _ in found])
     unknown = [
         (a, b)
@@ -108,9 +105,7 @@ def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial, trained: in
     findings = [
         f"{', '.join(format_steps(*span) for span in known) or 'no step'} of {trained:,} compared"
     ]
-    findings += [
-        f"{format_steps(*span)}: no digest, trained by an earlier release" for span in unknown
-    ]
+    findings += [f"{format_steps(*span)}: no digest" for span in unknown]
     findings.append("no manifest" if trial.manifest is None else f"manifest {trial.manifest}")
     if (bad := trial.folder / "bad_steps.jsonl").exists():
         count = len(bad.read_text("utf-8").splitlines())
