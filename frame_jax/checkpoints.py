@@ -1,4 +1,4 @@
-"""Training state to disk and back. The only module that calls Orbax.
+"""Saves and restores training state. The only module that calls Orbax.
 
 A checkpoint of step s holds the state before step s runs: s updates have been applied. It carries
 the fingerprint of the run that wrote it and is not continued under another, digests of its arrays,
@@ -41,11 +41,11 @@ ROLLING = 2  # newest checkpoints that are kept beside the asked-for ones
 
 
 class DamagedError(Exception):
-    """A checkpoint that cannot be read, or does not hold what was saved."""
+    """A checkpoint cannot be read, or does not hold what was saved."""
 
 
 class UnreachableError(Exception):
-    """A checkpoint that storage or network do not give at the moment; it may be whole."""
+    """Storage or network do not deliver a checkpoint at the moment; it may be whole."""
 
 
 class Checkpointer:
@@ -73,7 +73,7 @@ class Checkpointer:
         )
 
     def latest(self) -> int | None:
-        """The newest complete checkpoint's step."""
+        """Step of the newest complete checkpoint."""
         latest = self._orbax.latest
         return None if latest is None else latest.step
 
@@ -117,7 +117,7 @@ class Checkpointer:
         self._copies.begin(step)
 
     def restore(self, step: int, params: Params, optimizer_state: Any) -> tuple[Params, Any]:
-        """The state at `step`.
+        """Restores the state at `step`.
 
         Args:
             step: Step of the checkpoint.
@@ -152,7 +152,8 @@ class Checkpointer:
     def restore_newest(
         self, params: Params, optimizer_state: Any
     ) -> tuple[int, Params, Any] | None:
-        """The newest checkpoint that all processes can read: its step and state; None without one.
+        """Restores the newest checkpoint that all processes can read: step and state; None without
+        one.
 
         Damaged ones are moved aside, with a warning, once one before them has been read: what
         spoils all of them is rather the storage or the memory than the files. One that is out of
@@ -195,7 +196,7 @@ class Checkpointer:
         return None
 
     def _set_aside(self, damaged: dict[int, str]) -> None:
-        """Moves checkpoints to `damaged/`; the value says what is wrong with each."""
+        """Moves damaged checkpoints to `damaged/` and warns about each."""
         for step, problem in damaged.items():
             aside = self.folder.with_name("damaged") / str(step)
             print(
@@ -215,7 +216,7 @@ class Checkpointer:
 
     @contextlib.contextmanager
     def _report_full_disk(self, step: int, size: int) -> Iterator[None]:
-        """Says which checkpoint did not fit when the disk is full."""
+        """Context that names the checkpoint that did not fit when the disk is full."""
         try:
             yield
         except Exception as error:
@@ -224,7 +225,7 @@ class Checkpointer:
             raise
 
     def close(self) -> None:
-        """Waits for the save under way, and its copy.
+        """Waits for the save in progress and its copy.
 
         Raises:
             UserError: if the disk is full, or the copy could not be made.
@@ -255,7 +256,7 @@ def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[st
 
 
 def load_arrays(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any]) -> Any:
-    """The arrays of a checkpoint in the shapes of `like`."""
+    """Loads the arrays of a checkpoint in the shapes of `like`."""
     try:
         found = orbax.load_checkpointables(step, like)
     except Exception as error:  # Orbax has no common class for what it cannot read
@@ -272,7 +273,7 @@ def load_arrays(orbax: ocp.training.Checkpointer, step: int | None, like: dict[s
 def explain_restore_failure(
     orbax: ocp.training.Checkpointer, step: int | None, error: Exception
 ) -> Exception:
-    """What it means that Orbax could not read a checkpoint.
+    """Decides what Orbax's failure to read a checkpoint means: damage, or storage out of reach.
 
     Orbax hides what a file system said, so every file is read once more: one that cannot be read
     at all says that the storage is at fault, and no longer that the checkpoint is damaged.
@@ -293,11 +294,12 @@ def explain_restore_failure(
 
 
 def phase_step_of(folder: Path) -> str:
-    """The phase step that a run's folder `checkpoints` belongs to, such as `pretrain-frame`."""
+    """The phase step of a run's folder `checkpoints`, such as `pretrain-frame`."""
     return "-".join(folder.parts[-3:-1])
 
 
 def first_line(error: BaseException) -> str:
+    """The first line of an error's message, for messages of our own."""
     return (str(error).strip('"').splitlines() or [type(error).__name__])[0][:300]
 
 
@@ -321,7 +323,7 @@ def saved_steps(folder: Path) -> list[int]:
 
 
 def saved_consumed_rows(folder: Path) -> dict[int, dict[str, Any]]:
-    """What each checkpoint in `folder` notes of the rows that led to it, by step.
+    """Reads what each checkpoint in `folder` notes of the consumed rows, by step.
 
     Those that are in a bucket alone are not fetched, and those that cannot be read are left out.
     """
@@ -336,7 +338,7 @@ def saved_consumed_rows(folder: Path) -> dict[int, dict[str, Any]]:
 def load_params(
     folder: Path, decoder: Decoder, step: int | None = None, *, ema: bool = False
 ) -> Params:
-    """Parameters of a checkpoint as NumPy arrays, on every process that calls this.
+    """Loads the parameters of a checkpoint as NumPy arrays on every process that calls this.
 
     All processes must call it together.
 
@@ -380,7 +382,7 @@ def load_params(
 def load_mean_params(
     folder: Path, decoder: Decoder, steps: Sequence[int], decay: float | None = None
 ) -> Params:
-    """The mean of the parameters of several checkpoints, read one after the other.
+    """Loads the mean of the parameters of several checkpoints, one after the other.
 
     All processes must call it together.
 
@@ -397,7 +399,7 @@ def load_mean_params(
 
 
 def _load_ema(orbax: ocp.training.Checkpointer, step: int | None, like: Params) -> Params:
-    """The average alone, out of an optimizer's state whose other arrays are not read.
+    """Loads the moving average alone, without the optimizer's other arrays.
 
     Raises:
         UserError: if the optimizer kept none.

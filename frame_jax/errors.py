@@ -1,4 +1,4 @@
-"""The one exception that means "the input is wrong, not the program", and how it is shown."""
+"""`UserError`, which means "the input is wrong, not the program", and how it is shown."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class UserError(Exception):
 
 
 def print_error(error: UserError) -> None:
-    """Shows what is wrong on stderr; names and texts in it are data and move no cursor."""
+    """Prints an error on stderr, with control characters in names and texts escaped."""
     print(f"error: {printable(str(error))}", file=sys.stderr)
 
 
 def print_note(text: str) -> None:
-    """Says on stderr what a run has decided or found, in one line."""
+    """Prints one line on stderr about what a run has decided or found."""
     print(printable(text), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    """`text` without anything a terminal would obey: control and format characters are spelled out.
+    """Escapes everything in `text` that a terminal would obey: control and format characters.
 
-    >>> printable("a\\x1b[2Jb\\tc")
-    'a\\\\x1b[2Jb\\tc'
+    >>> printable("a[2Jb	c")
+    'a\x1b[2Jb	c'
     """
     return "".join(
         character

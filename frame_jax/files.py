@@ -1,4 +1,4 @@
-"""Files in a bucket, on the Hugging Face Hub or behind a web server: listed, read, and cached.
+"""Lists, reads and caches files in a bucket, on the Hugging Face Hub or behind a web server.
 
 A remote path is a URL: `s3://bucket/key`, `gs://bucket/key`, `hf://datasets/owner/name/file` or
 `https://host/file`. The libraries behind fsspec (s3fs, gcsfs, huggingface_hub, aiohttp) find their
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file that `find_remote_files` has found.
+    """A remote file that `find_remote_files` found.
 
     Attributes:
         path: Its URL.
@@ -54,12 +54,12 @@ def is_remote(path: str) -> bool:
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a URL stands for what matches it, where there is no file of that very name."""
+    """Whether a URL is a pattern, unless a file of that very name exists."""
     return _magic(path) is not None
 
 
 def find_remote_files(path: str) -> list[RemoteFile]:
-    """The files that a URL stands for, in the order of their names' parts; none where it is absent.
+    """Finds the files that a URL stands for, ordered by the parts of their names.
 
     Args:
         path: A file, a folder (searched in depth) or a pattern (`*`, `**`, `[...]`, `?` but in web
@@ -100,7 +100,7 @@ def find_remote_files(path: str) -> list[RemoteFile]:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """A file for reading, seekable, wherever it is; faults that pass are tried again on the way.
+    """Opens a local or remote file for reading, seekable; transient faults are retried.
 
     Raises:
         UserError: here or at any read, where a remote file cannot be read, with URL and cause.
@@ -112,7 +112,8 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def local_copy(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
-    """A local path with the content of a file or folder; a local path is only expanded.
+    """Downloads a file or folder to the cache and returns its local path; a local path is only
+    expanded.
 
     A remote one is kept in `$XDG_CACHE_HOME/frame_jax` (`~/.cache/frame_jax`), in a folder named by
     a digest of its URL, sizes and versions, so that another content is another folder. A file there
@@ -146,12 +147,12 @@ def local_copy(path: str, wanted: Callable[[str], bool] = lambda name: True) -> 
 
 
 def is_checkpoint(name: str) -> bool:
-    """Whether a file of a model's folder is read: weights in safetensors, and JSON, at its top."""
+    """Whether a file of a model's folder is needed: safetensors weights and JSON at its top."""
     return "/" not in name and name.endswith((".safetensors", ".json"))
 
 
 def _download(file: RemoteFile, target: Path) -> None:
-    """Makes `target` the content of a remote file, at once or not at all."""
+    """Downloads a remote file to `target`, whole or not at all."""
     if target.exists():
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -173,7 +174,7 @@ def _download(file: RemoteFile, target: Path) -> None:
 
 
 class _Reader(io.RawIOBase):
-    """A remote file, a request at a time. A failed request is made again on a new handle."""
+    """A remote file read by requests, each repeated on a new handle if it fails."""
 
     def __init__(self, path: str):
         self._path = path
@@ -255,7 +256,7 @@ class _Reader(io.RawIOBase):
 
 
 def _filesystem(path: str) -> Any:
-    """fsspec's file system for a URL.
+    """The fsspec file system of a URL.
 
     Raises:
         UserError: for a scheme that is not known, or whose library is not installed.
@@ -282,12 +283,12 @@ def _filesystem(path: str) -> Any:
 
 
 def _magic(path: str) -> re.Match[str] | None:
-    """Where a URL begins to be a pattern."""
+    """Where in a URL a pattern begins."""
     return (WEB_MAGIC if path.lower().startswith("http") else MAGIC).search(path)
 
 
 def _file_info(filesystem: Any, path: str) -> dict[str, Any] | None:
-    """What is known of a file; None for a folder or its page, and where there is nothing."""
+    """Information about a file; None for a folder, its index page, or nothing."""
     if path.endswith("/"):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Real documents of a quadrant with their scores: `python -m frame_jax.inspect RUN --quadrant Q2`.
+"""Shows documents of a quadrant with their scores: `python -m frame_jax.inspect RUN --quadrant Q2`.
 
 Reads `quadrants/assignment.parquet` and the token files of a run directory; writes to the terminal.
 This is how one comes to trust or to doubt a partition.
@@ -34,7 +34,7 @@ COLUMNS = ("doc_id", "quadrant", "ppl", "pd", "split", "source", "domain", "lang
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1; anything else is refused by argparse."""
+    """Parses a whole number of at least 1 from the command line."""
     number = int(text)
     if number < 1:
         raise ValueError(text)
@@ -42,7 +42,7 @@ def positive(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of the command line."""
+    """The command line's options."""
     options = argparse.ArgumentParser(
         prog="python -m frame_jax.inspect", description="Show documents of a quadrant."
     )
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def choose_documents(directory: RunDirectory, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The documents to show: rows of the assignment.
+    """Chooses the documents to show: rows of the assignment.
 
     Raises:
         UserError: if the run is not partitioned, what was made then is damaged, or nothing matches.
@@ -129,7 +129,7 @@ def show_documents(directory: RunDirectory, rows: list[dict[str, Any]], characte
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for bad input."""
+    """Runs the command line; returns the exit code: 0, or 2 for bad input."""
     options = parser().parse_args(arguments)
     processes.leave_accelerators()
     try:

@@ -1,4 +1,4 @@
-"""Text in, a report on curricula out: `python -m frame_jax.main --config CONFIG`.
+"""Runs the whole line from text to report: `python -m frame_jax.main --config CONFIG`.
 
 Runs seven phases (tokenize, reference, score, partition, pretrain, evaluate, report), skips those
 that are complete and resumes the one that was interrupted. On several hosts, run it on every host.
@@ -29,7 +29,7 @@ PIPED_WIDTH = 132  # of the last table where there is no terminal
 
 
 def parser() -> Any:
-    """Options of the command line: the run's settings, and what to do with them."""
+    """The command line's options: the run's settings, and what to do with them."""
     options = make_parser(prog="python -m frame_jax.main", description=__doc__)
     options.add_argument(
         "--until", choices=phases.PHASES, default=None, help="Stop after this phase."
@@ -59,7 +59,7 @@ def parser() -> Any:
 
 
 def write_config(config: RunConfig, directory: RunDirectory) -> None:
-    """`RUN/config.yaml`: every setting of the run, defaults included."""
+    """Writes `RUN/config.yaml`: every setting of the run, defaults included."""
     import dataclasses
 
     import yaml
@@ -142,7 +142,7 @@ def is_finished(
     todo: list[phases.PhaseStep],
     expected: dict[str, markers.ExpectedMarker],
 ) -> bool:
-    """Whether all of `todo` is complete; refuses what was made under other settings."""
+    """Whether all of `todo` is complete; refuses outputs made under other settings."""
     for phase_step in todo:
         markers.check_current(directory, phase_step, expected[phase_step.name])
     return all(
@@ -187,7 +187,7 @@ def _run_phase_steps(
 
 
 def print_outcome(config: RunConfig, ran: int, until: str | None) -> None:
-    """Prints what the run has come to: the table of held-out losses and where the report is."""
+    """Prints the table of held-out losses and the path of the report."""
     directory = RunDirectory(config.run_directory)
     if ran == 0:
         print(f"{directory.root}: nothing to do, every phase is complete", file=sys.stderr)

@@ -110,7 +110,7 @@ class TokenReader:
 
 
 class OpenFiles:
-    """Readers of any number of files, of which those used last are kept open.
+    """Opens readers of any number of files and keeps the most recently used ones open.
 
     An open reader holds an index of its file, so what is kept is bounded by the records of the
     files, not by how many records a run has. Threads may share it.
@@ -158,7 +158,7 @@ def record_counts(paths: Sequence[Path]) -> np.ndarray:
 
 @contextlib.contextmanager
 def explain_read_errors(path: Path) -> Iterator[None]:
-    """Around whatever opens or reads a file of token arrays: says what its library's errors mean.
+    """Context that explains errors of the library that opens or reads files of token arrays.
 
     Raises:
         UserError: if the file is damaged, with how to make it again, or cannot be read.
@@ -174,7 +174,7 @@ def explain_read_errors(path: Path) -> Iterator[None]:
 
 
 def open_files_error(path: Path) -> UserError:
-    """What to tell the user when the operating system opens no more files."""
+    """Error for a process that the operating system lets open no more files."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return UserError(
         f"{path} cannot be opened: this process may hold {limit:,} files open, and it opens many "
@@ -184,7 +184,7 @@ def open_files_error(path: Path) -> UserError:
 
 
 def damaged_file_error(path: Path, error: Exception) -> UserError:
-    """What to tell the user about a file of tokens or rows that cannot be read."""
+    """Error for a file of tokens or rows that cannot be read."""
     folders = [parent.name for parent in path.parents]
     if folders[0] == "tokens":
         root, phase_step = path.parents[1], "tokenize"

@@ -1,4 +1,4 @@
-"""An action at a remote place, tried again while its faults may pass; what does not, explained."""
+"""Retries actions on remote storage while their faults may pass, and explains those that do not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AbsentError(Exception):
 def retry(
     path: str, verb: str, action: Callable[[], Result], between: Callable[[], None] = lambda: None
 ) -> Result:
-    """What `action` gives, after as many attempts as `RETRY_SECONDS` allows.
+    """Returns what `action` returns, after as many attempts as `RETRY_SECONDS` allows.
 
     Raises:
         AbsentError: where there is no such file.
@@ -56,7 +56,7 @@ def retry(
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and what it came from."""
+    """An error and the errors that caused it."""
     found: BaseException | None = error
     while found is not None:
         yield found
@@ -64,7 +64,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _is_of_libraries(error: Exception) -> bool:
-    """Whether an error says something of the remote place, rather than of a fault in a program."""
+    """Whether an error is about the remote storage rather than a fault in the program."""
     return isinstance(error, OSError) or any(
         cls.__module__.partition(".")[0] in LIBRARIES for cls in type(error).__mro__
     )
@@ -97,6 +97,6 @@ def _status(error: Any) -> int | None:
 
 
 def _cause(error: BaseException) -> str:
-    """What an error says, in one line; its name where it says nothing."""
+    """An error's message in one line; its type's name if it has none."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

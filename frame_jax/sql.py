@@ -1,4 +1,4 @@
-"""Values and files in, pieces of DuckDB's SQL out; and a database that spills to disk.
+"""Values and files as DuckDB's SQL, and a database that spills to disk.
 
 Every file that DuckDB reads or writes is named here and nowhere else (a test sees to it): left to
 itself, it reads `runs/a[1]` as a pattern, which `runs/a1` meets, makes a folder `split=train` on
@@ -45,7 +45,7 @@ def sql_literal(value: str | Path) -> str:
 
 
 def sql_identifier(name: str) -> str:
-    """The name of a column in SQL.
+    """A column's name in SQL.
 
     >>> identifier("score of it")
     '"score of it"'
@@ -54,7 +54,7 @@ def sql_identifier(name: str) -> str:
 
 
 def sql_pattern(path: Path) -> str:
-    """A string in SQL: the pattern that exactly this file meets.
+    """A string in SQL: the file pattern that matches exactly this file.
 
     >>> pattern(Path("/runs/a[1]/x.parquet"))
     "'/runs/a[[]1]/x.parquet'"
@@ -63,12 +63,12 @@ def sql_pattern(path: Path) -> str:
 
 
 def parquet_table(*paths: Path) -> str:
-    """A table of what is in exactly these Parquet files."""
+    """A table expression of exactly these Parquet files."""
     return f"read_parquet([{', '.join(map(sql_pattern, paths))}], hive_partitioning = false)"
 
 
 def json_lines_table(path: Path, columns: Mapping[str, str]) -> str:
-    """A table of the lines of exactly this file of JSON objects.
+    """A table expression of exactly this file of JSON objects, one a line.
 
     Args:
         path: The file; its bytes are taken as they are, whatever its name.

@@ -1,4 +1,4 @@
-"""A config file and dotted overrides in, `RunConfig` out.
+"""Reads a config file and dotted overrides into a `RunConfig`.
 
 What a parser of YAML lets pass (keys set twice, null for any type, NaN) is refused here; what is
 impossible among values, the dataclasses refuse themselves.
@@ -32,7 +32,7 @@ def make_parser(**kwargs: Any) -> Any:
 
 
 def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
-    """Settings from `arguments`, such as `["--config", "run.yaml", "--seed", "1"]`.
+    """Parses settings from `arguments`, such as `["--config", "run.yaml", "--seed", "1"]`.
 
     Returns:
         The config, and the namespace of whatever other options `parser` has.
@@ -65,7 +65,7 @@ def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
 
 
 def refuse_invalid_values(values: Any, cls: type, key: str = "") -> None:
-    """Refuses what the parser lets pass: null for any type, NaN, infinity, text that is no name.
+    """Refuses what the parser accepts: null for any type, NaN, infinity, text that is no name.
 
     Args:
         values: The parser's namespace for a dataclass.
@@ -135,12 +135,12 @@ def refuse_repeated_keys(path: str) -> None:
 
 
 def load(path: str | Path, *overrides: str) -> RunConfig:
-    """The config in a YAML file, with dotted overrides such as `--seed=1`."""
+    """Loads the config in a YAML file, with dotted overrides such as `--seed=1`."""
     return parse(["--config", str(path), *overrides])[0]
 
 
 def explain_parser_error(message: str, arguments: list[str]) -> str:
-    """A parser's message in one line, with the nearest valid name for an unknown key."""
+    """Rewrites a parser's message in one line, with the nearest valid name for an unknown key."""
     message = re.sub(r"Problem with given class_path '[^']*':", "", message)
     message = " ".join(message.replace("Parser key", "key").split())
     found = re.search(r"option '([^']+)'|unrecognized arguments: --(\S+)", message, re.IGNORECASE)
@@ -154,19 +154,19 @@ def explain_parser_error(message: str, arguments: list[str]) -> str:
 
 
 def config_origin(arguments: list[str]) -> str:
-    """What the settings were read from, for messages."""
+    """Names what the settings were read from, for messages."""
     files = config_files(arguments)
     return f"config {files[-1]}" if files else "command line"
 
 
 def config_files(arguments: list[str]) -> list[str]:
-    """The files that `--config FILE` and `--config=FILE` name."""
+    """Lists the files that `--config FILE` and `--config=FILE` name."""
     files = [b for a, b in itertools.pairwise(arguments) if a == "--config"]
     return files + [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
 
 
 def dataclass_types(cls: type) -> set[type]:
-    """`cls` and every dataclass that its fields mention."""
+    """Collects `cls` and every dataclass that its fields mention."""
     import typing
 
     found = {cls}
@@ -177,7 +177,7 @@ def dataclass_types(cls: type) -> set[type]:
 
 
 def mentioned_dataclasses(hint: Any) -> list[type]:
-    """The dataclasses in a type hint, such as `SourceConfig` in `list[SourceConfig]`."""
+    """Lists the dataclasses in a type hint, such as `SourceConfig` in `list[SourceConfig]`."""
     import typing
 
     if dataclasses.is_dataclass(hint):

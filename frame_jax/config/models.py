@@ -22,14 +22,14 @@ DENSE: tuple[LayerName, ...] = ("attention+dense",)
 
 
 class LayerSpec(NamedTuple):
-    """What a layer is made of."""
+    """The mixer and the feed-forward of a layer."""
 
     mixer: Mixer
     feed_forward: FeedForward
 
 
 class LayerGroup(NamedTuple):
-    """Equal layers, one after the other.
+    """A group of equal layers, one after the other.
 
     Attributes:
         name: Their parameters' name among those of all layers; empty where all layers are equal.
@@ -71,7 +71,7 @@ class RopeScalingConfig:
 
 @dataclass(frozen=True)
 class ExpertsConfig:
-    """A feed-forward layer of which each token takes a few parts, chosen by a router.
+    """A mixture-of-experts feed-forward: a router sends each token to a few experts.
 
     No token is dropped: what a document's tokens become does not depend on its neighbours.
 
@@ -286,23 +286,23 @@ class ModelConfig:
 
     @property
     def rotary_dim(self) -> int:
-        """Numbers of a head that are rotated."""
+        """Number of a head's dimensions that are rotated."""
         return int(self.resolved_head_dim * self.partial_rotary_factor)
 
     @property
     def layer_specs(self) -> tuple[LayerSpec, ...]:
-        """What each layer is: one entry a layer."""
+        """What each layer is made of, one entry a layer."""
         pattern = [LayerSpec(*name.split("+")) for name in self.layers]  # type: ignore[arg-type]
         return tuple(pattern) * (self.num_layers // len(pattern))
 
     def has(self, part: Mixer | FeedForward) -> bool:
-        """Whether any layer has this mixer or this feed-forward."""
+        """Whether any layer has this mixer or feed-forward."""
         return any(part in kind for kind in self.layer_specs)
 
     @property
     def repeats(self) -> int:
         """How often the shortest pattern that makes all layers is repeated; 1 where all layers are
-        equal, which is one run."""
+        equal."""
         kinds = self.layer_specs
         if len(set(kinds)) == 1:
             return 1
@@ -314,7 +314,7 @@ class ModelConfig:
 
     @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:
-        """The runs of equal layers in one repeat of the pattern."""
+        """The groups of equal layers in one repeat of the pattern."""
         kinds = self.layer_specs[: self.num_layers // self.repeats]
         groups = [(kind, len(list(group))) for kind, group in itertools.groupby(kinds)]
         if len(groups) == 1:

@@ -1,4 +1,4 @@
-"""A path as somebody wrote it in, the path it means out.
+"""Local paths as users write them: `~` and `~name` expanded once, URLs left alone.
 
 Settings keep what was written, which is what fingerprints hold; whoever opens a file asks here.
 """
@@ -13,7 +13,7 @@ from frame_jax.errors import UserError
 
 
 def user_path(text: str | Path) -> Path:
-    """The local path that a setting or an option names; `~` and `~name` at its head are homes.
+    """The local path that a setting or an option names, with `~` and `~name` expanded.
 
     What comes out means the same when it is asked about again: a file that is really called `~` or
     `~name` comes out absolute, because nothing else would tell it from a home (pathlib drops the
@@ -38,7 +38,7 @@ def user_path(text: str | Path) -> Path:
 
 
 def without_home(path: Path) -> Path:
-    """A path that is one already and no longer somebody's words, so that no `~` in it is a home."""
+    """Marks a path as already expanded, so that a `~` in it is part of a name."""
     return path.absolute() if str(path).startswith("~") else path
 
 

@@ -10,7 +10,7 @@ from frame_jax.config.base import require
 
 @dataclass(frozen=True)
 class RowsConfig:
-    """How documents become training rows.
+    """How documents are packed into training rows.
 
     Attributes:
         sequence_length: Tokens a row predicts; a row stores one more.
@@ -61,7 +61,7 @@ class AxesConfig:
 
 @dataclass(frozen=True)
 class PartitionConfig:
-    """Documents to quadrants, quadrants to rows.
+    """How documents get quadrants and quadrants get rows.
 
     Attributes:
         mode: `nested` (PPL first, then PD inside each PPL bin: equal quadrants) or `independent`

@@ -27,7 +27,7 @@ BASELINE = "random"  # the curriculum that the others are compared with, unless 
 
 @dataclass(frozen=True)
 class Trial:
-    """One arm under one seed: what is trained and evaluated by itself.
+    """One arm under one seed, trained and evaluated by itself.
 
     Attributes:
         name: Of its folders and results: the arm's, with `-seedN` for another seed than the run's.
@@ -62,7 +62,7 @@ class StudyConfig:
 
 
 def default_curricula() -> dict[str, CurriculumConfig]:
-    """What a run compares that names no curricula."""
+    """The curricula of a run whose config names none."""
     return {
         "frame": CurriculumConfig(preset="frame"),
         "random": CurriculumConfig(preset="random"),
@@ -190,7 +190,7 @@ class RunConfig:
         ]
 
     def trial(self, name: str) -> Trial:
-        """The trial called `name`.
+        """Looks up the trial called `name`.
 
         Raises:
             UserError: naming those there are.

@@ -10,7 +10,7 @@ from frame_jax.config.base import require, runtime
 
 @dataclass(frozen=True)
 class TableConfig:
-    """Scores or an order made elsewhere: a Parquet table with a line for each document.
+    """Scores made elsewhere: a Parquet table with a line for each document.
 
     Attributes:
         path: A file, folder or pattern, on this machine or a URL.
@@ -39,7 +39,7 @@ class TableConfig:
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """Every document under both reference models.
+    """How every document is scored under both reference models.
 
     Attributes:
         context: Tokens a scoring window predicts at most; also the length of a packed row.

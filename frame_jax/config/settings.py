@@ -1,4 +1,4 @@
-"""A config value in, its settings by dotted key out."""
+"""Settings of a config by dotted key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from frame_jax.config.run import RunConfig
 
 
 def flatten_settings(value: Any, key: str = "", *, with_runtime: bool = False) -> dict[str, Any]:
-    """The leaves under a config value as `{dotted key: plain value}`.
+    """Flattens a config value to `{dotted key: plain value}`.
 
     Left out are runtime fields.
 

@@ -1,4 +1,4 @@
-"""A study's orders and learning rates in, the arms that they make out."""
+"""Expands a study, orders crossed with learning rates, into the curricula it stands for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from frame_jax.errors import UserError
 
 
 def expand_study(config: RunConfig) -> RunConfig:
-    """The config with the arms of its study among its curricula, which then say all there is.
+    """Adds the arms of a config's study to its curricula.
 
     Where a file names a study and no curricula, the default ones are not meant.
 
@@ -42,7 +42,7 @@ def expand_study(config: RunConfig) -> RunConfig:
 
 
 def order_by_name(name: str, curricula: dict[str, CurriculumConfig]) -> CurriculumConfig:
-    """The order that a study calls by `name`."""
+    """The curriculum that a study calls by `name`."""
     if name in curricula:
         return curricula[name]
     presets = typing.get_args(Preset)
@@ -58,7 +58,7 @@ def order_by_name(name: str, curricula: dict[str, CurriculumConfig]) -> Curricul
 def changed_lr_schedule(
     base: LRScheduleConfig, name: str, changes: dict[str, Any]
 ) -> LRScheduleConfig:
-    """`base` with `changes`, whose types are checked as those of any setting are."""
+    """Applies `changes` to `base`, their types checked like those of any setting."""
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)

@@ -1,4 +1,4 @@
-"""Settings of training: learning rate, update rule, steps; and the models that are trained."""
+"""Settings of training: learning rate, update rule, steps, and the models that are trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a source yields for each record: a `Document`, or a `Rejection` that says why not."""
+"""What a source yields for each record: a `Document`, or a `Rejection` with its reason."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def document_from_fields(
     file: str,
     line: int,
 ) -> Record:
-    """A document from the fields of a JSON object, a Parquet row or a TFDS example.
+    """Makes a document from the fields of a JSON object, a Parquet row or a TFDS example.
 
     Args:
         fields: Field name to value; text may be bytes of UTF-8.

@@ -1,4 +1,4 @@
-"""The fields of a record: found by name or dotted path, and read as text or as an id."""
+"""Looks up fields of a record by name or dotted path, as text or as an id."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIELDS = ("text_field", "id_field", "source_field", "domain_field", "language_fi
 
 
 class RecordError(ValueError):
-    """Why a record cannot be used; becomes the reason of its `Rejection`."""
+    """A record cannot be used; the message becomes the reason of its `Rejection`."""
 
 
 def is_named_by_config(config: SourceConfig, setting: str) -> bool:
@@ -101,7 +101,7 @@ def get_id(fields: Mapping[str, Any], config: SourceConfig) -> str | None:
 
 
 def decode_utf8(data: bytes) -> str:
-    """UTF-8 bytes as text.
+    """Decodes UTF-8 bytes as text.
 
     Raises:
         RecordError: naming the first byte that is not UTF-8.
@@ -115,7 +115,7 @@ def decode_utf8(data: bytes) -> str:
 
 
 def _object(text: str | bytes, name: str) -> Any:
-    """What a JSON text holds; None where a text is none."""
+    """Parses a JSON text; None if it is none."""
     begin = text.lstrip()[:1]
     if begin not in ("{", "[", b"{", b"["):
         return None

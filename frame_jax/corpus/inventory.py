@@ -1,4 +1,4 @@
-"""What the corpus' files were when tokenize began, kept in the run, and what they are now.
+"""Records the corpus' files when tokenize begins, and compares them with what is there later.
 
 No phase after tokenize reads the corpus. It may be moved away then; but if it is there, it must be
 what it was.
@@ -29,7 +29,7 @@ def keep_inventory(config: RunConfig, directory: RunDirectory) -> None:
 
 
 def expected_signature(config: RunConfig, directory: RunDirectory, redo: str | None = None) -> str:
-    """The signature of the corpus, or of what was made of it where it is not there any more.
+    """The signature of the corpus, or the recorded one if the corpus is gone.
 
     Args:
         config: The run's settings.
@@ -56,7 +56,7 @@ def expected_signature(config: RunConfig, directory: RunDirectory, redo: str | N
 def compare_inventory(
     config: RunConfig, directory: RunDirectory, redo: str | None = None
 ) -> tuple[str, list[str]]:
-    """The signature to expect, see `expected_signature`, and what has changed, a line for each
+    """The signature to expect (see `expected_signature`) and what has changed, a line for each
     file.
 
     Raises:
@@ -111,7 +111,8 @@ def _path(directory: RunDirectory) -> Path:
 
 
 def _same_settings(config: RunConfig, before: dict[str, Any]) -> bool:
-    """Whether the run's settings of what is read are those of the marker; others are told there."""
+    """Whether the settings of what is read are those of the marker; differences are reported
+    elsewhere."""
     now = flatten_settings(config.corpus, "corpus") | flatten_settings(
         config.tokenizer, "tokenizer"
     )
@@ -119,7 +120,7 @@ def _same_settings(config: RunConfig, before: dict[str, Any]) -> bool:
 
 
 def _versions(items: list[Input]) -> dict[str, str]:
-    """Name to version of every file."""
+    """Maps each file's name to its version."""
     found: dict[str, str] = {}
     for item in items:
         members = [(escape_name(file.name), str(file.size)) for file in item.members]
@@ -128,7 +129,7 @@ def _versions(items: list[Input]) -> dict[str, str]:
 
 
 def _changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
-    """What came, what went and what is another, in the order of the names."""
+    """Lists files that were added, removed or changed, ordered by name."""
     found = []
     for name in sorted(before.keys() | now.keys()):
         if name not in now:

@@ -1,4 +1,4 @@
-"""The corpus as `corpus.parts` equal shares of work, a sample of it, and a signature of it."""
+"""Divides the corpus into `corpus.parts` equal parts, samples it, and computes its signature."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SAMPLE_STRIDE = 16  # at most this many records are passed over for each one loo
 
 @dataclass(frozen=True)
 class Chunk:
-    """One stripe of one input: what a part is made of."""
+    """One slice of one input, of which parts consist."""
 
     source: SourceConfig
     item: Input
@@ -33,7 +33,7 @@ class Chunk:
 
 
 def plan_parts(corpus: CorpusConfig) -> list[list[Chunk]]:
-    """The chunks of every part, in the order of the sources; parts may be empty.
+    """Lists the chunks of every part, in the order of the sources; parts may be empty.
 
     Inputs larger than a part's fair share are cut into stripes, so that one big file is still
     worked on in parallel; each reader then passes over the others' records without parsing them.
@@ -56,7 +56,7 @@ def plan_parts(corpus: CorpusConfig) -> list[list[Chunk]]:
 
 
 def sample_documents(corpus: CorpusConfig, max_bytes: int) -> Iterator[Document]:
-    """Documents from all over the corpus, at most about `max_bytes` of UTF-8 text in all.
+    """Yields documents from all over the corpus, at most about `max_bytes` of UTF-8 text in all.
 
     One document in turn from every input (from 64 evenly spaced ones where there are more); of a
     corpus larger than `max_bytes` only every k-th record, k at most 16. The same whatever
@@ -115,7 +115,7 @@ def tokenizer_bytes(config: RunConfig) -> bytes | None:
 
 
 def list_inputs(source: SourceConfig) -> list[Input]:
-    """What a source can be read from.
+    """Lists what a source can be read from.
 
     Raises:
         UserError: where there is nothing.
@@ -128,7 +128,7 @@ def _inputs(corpus: CorpusConfig) -> list[tuple[SourceConfig, Input]]:
 
 
 def _slice_counts(sizes: list[int], parts: int) -> list[int]:
-    """Into how many stripes to cut each input.
+    """Into how many slices to cut each input.
 
     The input with the largest stripes gets one more, until no stripe exceeds a part's fair share:
     as many stripes as parts where inputs are few, at most one more a part where they are many.

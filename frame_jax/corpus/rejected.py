@@ -1,4 +1,4 @@
-"""Duplicate ids and unusable records of all parts: found, listed in one file, counted."""
+"""Finds, lists and counts duplicate ids and unusable records of all parts."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ SAME_IDS = (
 
 
 def rejection_line(rejection: Rejection) -> str:
-    """One line of rejected.jsonl."""
+    """Formats one line of rejected.jsonl."""
     value = {"file": rejection.file, "line": rejection.line, "reason": rejection.reason}
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
 def part_rejections(tokens: Path) -> list[Path]:
-    """The files in which the parts list their unusable records."""
+    """Lists the files in which the parts record their unusable records."""
     return list_parts(tokens, ".rejected.jsonl")
 
 
 def reject_duplicates(directory: RunDirectory) -> None:
-    """Keeps the first document of every id, by file and line, and lists what was rejected.
+    """Keeps the first document of every id, by file and line, and lists the rejected ones.
 
     The others keep their record but get the split `rejected`; parts that have some are written
     again. Then rejected.jsonl is written: the parts' unusable records, and the duplicates. Doing it
@@ -73,7 +73,7 @@ def reject_duplicates(directory: RunDirectory) -> None:
 
 
 def summarise(directory: RunDirectory) -> dict[str, Any]:
-    """Documents, tokens and UTF-8 bytes by split; rejected records; parts."""
+    """Counts documents, tokens and UTF-8 bytes by split, rejected records, and parts."""
     with duckdb.connect() as database:
         rows = database.execute(
             f"SELECT split, count(*), sum(tokens)::BIGINT, sum(bytes)::BIGINT "
@@ -93,7 +93,7 @@ def summarise(directory: RunDirectory) -> dict[str, Any]:
 def require_few_rejected(
     summary: dict[str, Any], corpus: CorpusConfig, directory: RunDirectory
 ) -> None:
-    """Stops a run whose corpus is not what the user thinks it is.
+    """Stops a run most of whose records are rejected: the corpus is not what the user thinks.
 
     Raises:
         UserError: where too many records were rejected, or no document is left.

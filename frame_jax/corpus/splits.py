@@ -1,4 +1,4 @@
-"""Which split a document belongs to: a function of its id and the seed, and of nothing else."""
+"""Which split a document belongs to: a function of its id and the seed alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 
 
 def unit_hash(name: str, salt: str) -> float:
-    """A number in [0, 1) that is uniform over names; the same on every machine and Python."""
+    """Maps a name to a number uniform in [0, 1), the same on every machine and Python."""
     digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8, person=_key(salt)).digest()
     # 53 bits are what a float64 in [0, 1) holds; more would round up to 1.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
@@ -15,7 +15,7 @@ def unit_hash(name: str, salt: str) -> float:
 def assign_split(
     doc_id: str, seed: int, held_out_fraction: float, reference_fraction: float
 ) -> str:
-    """`held_out`, `reference` or `train`.
+    """Assigns `held_out`, `reference` or `train`.
 
     The hash's line from 0 to 1 is cut at the two fractions, so a document keeps its split when
     others come or go, whatever the order in which they are read.

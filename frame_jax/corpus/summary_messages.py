@@ -1,4 +1,4 @@
-"""What a user should hear of the corpus once it is tokenized: what was rejected, what was absent.
+"""Messages about a tokenized corpus: what was rejected, and which fields were absent.
 
 Each part counts, for every source, its records and those without a field that was looked for; the
 counts are kept in the metadata of the part's Parquet file.
@@ -67,21 +67,21 @@ def _absent_field_messages(
 
 
 def rejection_reasons(rejected: Path) -> dict[str, int]:
-    """Why records were rejected, and how many for each reason, the most frequent first."""
+    """Counts the reasons of rejections, the most frequent first."""
     with rejected.open(encoding="utf-8") as lines:
         counts = Counter(_general_reason(json.loads(line)["reason"]) for line in lines)
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def _general_reason(reason: str) -> str:
-    """A reason without what is special to its record."""
+    """A reason without what is specific to its record."""
     if reason.startswith("duplicate id "):
         return "duplicate id"
     return reason.split(": ")[0].split(" at character ")[0]
 
 
 def summary_messages(summary: dict[str, Any], directory: RunDirectory) -> list[str]:
-    """What a summary of the phase says, in lines for the terminal."""
+    """Formats a summary of the phase as lines for the terminal."""
     documents, rejected = sum(summary["documents"].values()), summary["rejected"]
     line = f"corpus: {documents:,} documents, {rejected:,} records rejected"
     if rejected:
@@ -93,7 +93,7 @@ def summary_messages(summary: dict[str, Any], directory: RunDirectory) -> list[s
 
 
 def read_summary_messages(directory: RunDirectory) -> list[str]:
-    """The remarks on a corpus that is tokenized."""
+    """Reads the messages about a corpus that is tokenized."""
     marker = directory.marker("tokenize")
     if not marker.exists():
         return []

@@ -1,4 +1,4 @@
-"""Phase `tokenize`: the corpus in, token parts with a table of their documents out."""
+"""The tokenize phase: the corpus in, token parts with a table of their documents out."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ DocumentRow = dict[str, Any]
 
 
 def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    """Writes RUN/tokenizer and RUN/tokens; parts that are there are left alone.
+    """Writes RUN/tokenizer and RUN/tokens; parts that exist are left alone.
 
     Returns:
         Documents, tokens and bytes by split, rejected records and why, fields that no record has,
@@ -150,7 +150,7 @@ def write_part(
 def _batches(
     chunks: Iterable[Chunk], reject: Callable[[str], Any], counts: FieldCounts
 ) -> Iterator[list[tuple[Document, int]]]:
-    """Documents with their UTF-8 bytes, in lists of about BATCH_BYTES; the others are rejected."""
+    """Yields documents with their UTF-8 bytes, in lists of about BATCH_BYTES; rejects the others."""
     batch: list[tuple[Document, int]] = []
     total = 0
     for chunk in chunks:
@@ -191,7 +191,7 @@ def _row(
 
 
 def ignored_inputs_message(parts: list[list[Chunk]]) -> list[str]:
-    """A sentence on inputs that lie among the data and are none, if there are any."""
+    """A sentence about files among the data that are ignored, if there are any."""
     names = sorted({c.item.display_path for chunks in parts for c in chunks if c.item.ignored})
     if not names:
         return []

@@ -23,7 +23,7 @@ CALL_CHARACTERS = 1 << 21
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """Text to ids and back. Text that spells out a special token is ordinary text.
+    """Converts text to token ids and back; text that spells a special token is ordinary text.
 
     Attributes:
         bos_id: Starts a document; may equal `eos_id`.
@@ -83,7 +83,7 @@ class Tokenizer:
         return self._encode_whole([text])[0]
 
     def _encode_windows(self, text: str, window: int, overlap: int) -> np.ndarray | None:
-        """The ids of a text by its windows; None where two neighbours do not agree."""
+        """Encodes a text by overlapping windows; None where two neighbours do not agree."""
         stride = window - overlap
         starts = range(0, max(len(text) - overlap, 1), stride)
         pieces: list[np.ndarray] = []
@@ -114,7 +114,7 @@ Encoded = tuple[np.ndarray, np.ndarray]
 def find_agreement(
     left: Encoded, right: Encoded, middle: tuple[int, int]
 ) -> tuple[int, int] | None:
-    """Where two overlapping windows may be joined: an index into the tokens of each.
+    """Where the tokens of two overlapping windows may be joined: an index into each.
 
     What both make of the `middle` of their overlap depends on where neither begins or ends, so it
     is what the whole text gives. A text without such a middle is, say, one long word.
@@ -172,7 +172,7 @@ def make_tokenizer(backend: tokenizers.Tokenizer, bos_id: int, eos_id: int) -> T
 
 
 def load_tokenizer(directory: RunDirectory) -> Tokenizer:
-    """The tokenizer in a run directory.
+    """Loads the tokenizer of a run directory.
 
     Raises:
         UserError: where the run has none yet.

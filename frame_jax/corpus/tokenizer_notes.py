@@ -1,4 +1,4 @@
-"""What was decided about the run's tokenizer, in lines for the terminal and the phase's summary."""
+"""Messages about the run's tokenizer, for the terminal and the phase's summary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from frame_jax.run.special_tokens import ChosenTokens
 def tokenizer_messages(
     config: RunConfig, tokenizer: Tokenizer, chosen: ChosenTokens
 ) -> Iterator[str]:
-    """Which BOS and EOS and why; whose own files name another BOS; what a text loses.
+    """Says which BOS and EOS were chosen and why, which files name another, and what a text loses.
 
     Raises:
         UserError: for a damaged file beside the tokenizer or a checkpoint.
@@ -40,7 +40,7 @@ def tokenizer_messages(
 def other_bos_messages(
     tokenizer: Tokenizer, chosen: ChosenTokens, file: Path, named: int | str
 ) -> Iterator[str]:
-    """That a file names another BOS, an id or a token, than the one that was chosen; if it does."""
+    """Says that a file names another BOS, an id or a token, than the chosen one."""
     token = named if isinstance(named, str) else tokenizer.id_to_token(named)
     if token is None or tokenizer.token_to_id(token) is None:
         yield f"{file} names a start of text that the tokenizer does not have: {named!r}"
@@ -53,8 +53,8 @@ def other_bos_messages(
 
 
 def bos_tokens_named_by_files(config: RunConfig) -> Iterator[tuple[Path, int | str]]:
-    """(file, BOS as an id or a token) for each file of the tokenizer's or a checkpoint's folder
-    that names one."""
+    """Yields (file, BOS as an id or a token) for each file beside a tokenizer or checkpoint that
+    names one."""
     folders = [local_copy(str(config.tokenizer.path)).parent]  # of a remote one, this file alone
     if config.scoring.unit == "token":  # by the byte, a model reads with its own tokenizer
         for reference in (config.reference.weak, config.reference.strong):

@@ -1,4 +1,4 @@
-"""Where the run's tokenizer comes from: trained on a sample of the corpus, or given as a file."""
+"""Prepares the run's tokenizer: trained on a sample of the corpus, or given as a file."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
 
 
 def sample_texts(documents: Iterable[Document], most_bytes: int) -> Iterator[str]:
-    """Pieces of the documents' texts, about `most_bytes` of UTF-8 in all."""
+    """Yields pieces of the documents' texts, about `most_bytes` of UTF-8 in all."""
     for document in documents:
         for piece in split_text(document.text, SAMPLE_TEXT_CHARACTERS):
             yield piece
@@ -94,7 +94,7 @@ def sample_texts(documents: Iterable[Document], most_bytes: int) -> Iterator[str
 
 
 def split_text(text: str, characters: int) -> Iterator[str]:
-    """Pieces of at least `characters` characters that join to `text`; the last may be shorter.
+    """Splits `text` into pieces of at least `characters` characters; the last may be shorter.
 
     A piece ends where the next line starts, or after twice as many characters where none does.
     """
@@ -108,7 +108,7 @@ def split_text(text: str, characters: int) -> Iterator[str]:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE of at most `vocab_size` ids, two of them `<|bos|>` and `<|eos|>`.
+    """Trains a byte-level BPE of at most `vocab_size` ids, two of them `<|bos|>` and `<|eos|>`.
 
     Every text is encoded without loss: all 256 bytes are tokens, and nothing normalises. A small
     sample gives fewer merges than asked for.
@@ -135,7 +135,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
 
 
 def load_given_tokenizer(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, ChosenTokens]:
-    """The tokenizer in `config.path`, and its BOS and EOS tokens.
+    """Loads the tokenizer in `config.path`, and its BOS and EOS tokens.
 
     Raises:
         UserError: for a file that is no tokenizer, or one that has neither token.

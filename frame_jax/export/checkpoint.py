@@ -1,4 +1,4 @@
-"""A trained trial in, a Hugging Face checkpoint out: `python -m frame_jax.export RUN --out DIR`.
+"""Exports a trained trial as a Hugging Face checkpoint: `python -m frame_jax.export RUN --out DIR`.
 
 Reads RUN/pretrain/<trial>/, RUN/tokenizer and what is there of RUN/quadrants and
 RUN/evaluation. Any kept checkpoint can be exported, by its step or by the stage that it ends.
@@ -29,7 +29,7 @@ from frame_jax.run.trial_record import averaged_steps, choose_checkpoint_step, r
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of the command line."""
+    """The command line's options."""
     options = argparse.ArgumentParser(
         prog="python -m frame_jax.export", description="Write a trained model for Hugging Face."
     )
@@ -135,7 +135,7 @@ def export_trial(
 
 
 def front_matter(license: str | None, languages: Sequence[str]) -> str:
-    """What the Hugging Face Hub reads at the top of a model card.
+    """The YAML at the top of a model card that the Hugging Face Hub reads.
 
     Raises:
         UserError: for a license or a language that is no identifier.
@@ -217,7 +217,7 @@ DATA_ELSEWHERE = "Documents by two numbers that were made elsewhere."
 
 
 def data_section(directory: RunDirectory) -> str:
-    """The section on what each quadrant holds; empty for a run without quadrants."""
+    """The model card's section on what each quadrant holds; empty for a run without quadrants."""
     if not directory.partition.exists():
         return ""
     partition = read_json(directory.partition)
@@ -240,7 +240,7 @@ def data_section(directory: RunDirectory) -> str:
 def held_out_section(
     directory: RunDirectory, trial: str, step: int, ema: bool, mean: AverageConfig | None
 ) -> str:
-    """The section on the held-out loss of these weights; empty where it was not measured."""
+    """The model card's section on the held-out loss; empty where it was not measured."""
     path = directory.evaluation(trial)
     measured = read_json(path) if path.exists() else {}
     lines = [c for c in measured.get("checkpoints", []) if c["step"] == step]
@@ -259,7 +259,7 @@ def held_out_section(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for bad input."""
+    """Runs the command line; returns the exit code: 0, or 2 for bad input."""
     options = parser().parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
     try:

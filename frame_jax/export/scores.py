@@ -1,4 +1,4 @@
-"""A partitioned run in, the scores of all its documents out: `python -m frame_jax.export_scores`.
+"""Exports the scores of all documents as one table: `python -m frame_jax.export_scores`.
 
 One table, Parquet or JSON lines, with a line for each document of the splits train and held_out, in
 the order of the run's token files:
@@ -39,7 +39,7 @@ WRITERS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of the command line."""
+    """The command line's options."""
     options = argparse.ArgumentParser(
         prog="python -m frame_jax.export_scores",
         description="Write the scores of every document into one table.",
@@ -80,7 +80,7 @@ def write_scores(options: argparse.Namespace) -> None:
 
 
 def scores_query(scoring: ScoringConfig, directory: RunDirectory) -> str:
-    """The table, in SQL."""
+    """SQL for the table of scores."""
     models = ", ".join(
         f"predicted_tokens_{name}::BIGINT AS predicted_tokens_{name}, nll_{name}, "
         f"nll_{name} / nullif(predicted_tokens_{name}, 0) AS loss_{name}, "
@@ -103,7 +103,7 @@ def scores_query(scoring: ScoringConfig, directory: RunDirectory) -> str:
 
 
 def stored_scores_sql(scoring: ScoringConfig) -> str:
-    """Predicted tokens and NLL sums of both models, in SQL, from the parts of RUN/scores."""
+    """SQL for predicted tokens and NLL sums of both models, from the parts of RUN/scores."""
     if scoring.table is not None:
         return (
             "NULL AS predicted_tokens_weak, NULL AS predicted_tokens_strong, "
@@ -118,7 +118,7 @@ def stored_scores_sql(scoring: ScoringConfig) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for bad input."""
+    """Runs the command line; returns the exit code: 0, or 2 for bad input."""
     options = parser().parse_args(arguments)
     processes.leave_accelerators()
     try:

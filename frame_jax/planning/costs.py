@@ -1,4 +1,4 @@
-"""Parameters, memory, FLOPs and time of everything that a run computes: a table for `--plan`."""
+"""What everything that a run computes costs: parameters, memory, FLOPs and time, for `--plan`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BYTES_PER_TOKEN = 4.0  # of text that is not tokenized yet
 
 @dataclass(frozen=True)
 class Corpus:
-    """Tokens of the splits, and how sure that is.
+    """Tokens of the splits, and how they are known.
 
     Attributes:
         reference: Tokens of the reference split.
@@ -55,7 +55,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class CostLine:
-    """Something that computes: a line of the cost table.
+    """One line of the cost table: a model that is trained or evaluated.
 
     Attributes:
         name: What it is.
@@ -79,7 +79,7 @@ class CostLine:
 def training_cost(
     name: str, phase_step: str, decoder: Decoder, training: TrainingConfig, steps: int, length: int
 ) -> CostLine:
-    """Training a model over `steps` batches of rows that predict `length` tokens."""
+    """Cost of training a model for `steps` batches of rows that predict `length` tokens."""
     tokens = steps * training.batch_size * length
     return CostLine(
         name,
@@ -103,7 +103,7 @@ def optimizer_state_bytes(decoder: Decoder, training: TrainingConfig, steps: int
 def scoring_cost(
     name: str, phase_step: str, decoder: Decoder, tokens: int, length: int
 ) -> CostLine:
-    """One pass of a model over `tokens` tokens in rows of `length`."""
+    """Cost of one pass of a model over `tokens` tokens in rows of `length`."""
     weights = parameter_count(decoder.config, decoder.vocab_size) * SCORED
     flops = tokens * forward_flops_per_token(decoder.config, decoder.vocab_size, length)
     return CostLine(name, phase_step, decoder, weights, 0, tokens, flops)
@@ -112,7 +112,7 @@ def scoring_cost(
 def evaluation_costs(
     config: RunConfig, corpus: Corpus, trial: Trial, schedule: DataSchedule, task_tokens: int
 ) -> CostLine:
-    """What is measured on a trained trial.
+    """Cost of everything measured on a trained trial.
 
     That is every kept checkpoint and every average on the held-out documents, some of them on the
     tasks, and the final weights on a sample of training rows.
@@ -146,7 +146,7 @@ def evaluation_costs(
 
 
 def answer_tokens(config: RunConfig) -> tuple[int, list[str]]:
-    """Tokens that a model reads to answer every task, by the size of their text, and notes on it.
+    """Tokens that a model reads to answer every task, estimated from text size; and notes.
 
     Raises:
         UserError: for a file that holds something else than items, or has too few examples.
@@ -172,7 +172,7 @@ def answer_tokens(config: RunConfig) -> tuple[int, list[str]]:
 
 
 def vocab_rows(config: RunConfig) -> int:
-    """Rows of the embedding: of the run's tokenizer, or of the one that is asked for."""
+    """Rows of the embedding: of the run's tokenizer, or of the one the config asks for."""
     special_tokens = RunDirectory(config.run_directory).tokenizer.with_name("special_tokens.json")
     size = (
         read_json(special_tokens)["vocab_size"]
@@ -183,7 +183,7 @@ def vocab_rows(config: RunConfig) -> int:
 
 
 def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None]:
-    """A reference model, and a sentence on where its shape is from if it is imported.
+    """A reference model's shape, and where it comes from if it is imported.
 
     Raises:
         UserError: if it is imported and this project cannot compute it.
@@ -205,7 +205,7 @@ def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None
 def list_costs(
     config: RunConfig, corpus: Corpus, schedules: dict[str, DataSchedule]
 ) -> tuple[list[CostLine], list[str]]:
-    """Everything that computes, and notes on it; `schedules` are those of each trial.
+    """Lists the costs of everything that computes, and notes on them.
 
     Raises:
         UserError: for a reference model or a task that could not be computed.
@@ -263,7 +263,7 @@ def cost_table(
     left: dict[str, float],
     tokens_per_second: float | None,
 ) -> RenderableType:
-    """Parameters, memory and FLOPs of everything that computes, each one's share, and its time.
+    """Formats all costs as a table: parameters, memory, FLOPs, share and time.
 
     Args:
         config: The run.

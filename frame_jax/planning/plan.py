@@ -1,4 +1,4 @@
-"""What a run will do and cost, from its config and the phases that have finished; starts nothing.
+"""Prints what a run will do and cost, from its config and its finished phases; starts nothing.
 
 Printed by `python -m frame_jax.main --config CONFIG --plan`: phases with what is done of them, and
 for each arm its stages, learning rates and mixture. What it costs comes from `costs.py`.
@@ -124,7 +124,7 @@ def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
 
 
 def measured_tokens(config: RunConfig, directory: RunDirectory) -> int:
-    """Tokens of the held-out documents that evaluation measures, of a corpus that is tokenized."""
+    """Tokens of the held-out documents that evaluation measures, once the corpus is tokenized."""
     documents = held_out_documents(directory, config.evaluation.max_documents)
     return sum(pc.sum(part["tokens"]).as_py() for part in documents.values())
 
@@ -132,7 +132,7 @@ def measured_tokens(config: RunConfig, directory: RunDirectory) -> int:
 def read_states(
     config: RunConfig, phase_steps: list[PhaseStep], corpus_may_be_absent: bool
 ) -> dict[str, PhaseStepState]:
-    """How far each phase step has come."""
+    """Reads how far each phase step has come."""
     directory = RunDirectory(config.run_directory)
     try:
         corpus, changes = compare_inventory(config, directory)
@@ -160,8 +160,7 @@ def read_states(
 def progress_text(
     config: RunConfig, directory: RunDirectory, phase_step: PhaseStep
 ) -> PhaseStepState:
-    """How far a phase step has come that is not complete: parts written, or the newest
-    checkpoint."""
+    """Describes an incomplete phase step: parts written, or the newest checkpoint."""
     folder = directory.root / phase_step.outputs[0]
     if phase_step.name in ("tokenize", "score"):
         done, total, noun = len(list_parts(folder, ".parquet")), config.corpus.parts, "parts"
@@ -180,7 +179,7 @@ def progress_text(
 
 
 def parts_of_cells(folder: Path) -> int:
-    """Row files under a folder of quadrants."""
+    """Lists the row files under a folder of quadrants."""
     return len(list(folder.glob("*/part-*-of-*.json")))
 
 
@@ -191,7 +190,7 @@ def is_step(path: Path) -> bool:
 def phase_table(
     config: RunConfig, phase_steps: list[PhaseStep], states: dict[str, PhaseStepState]
 ) -> Table:
-    """Every phase step of every phase and how far it has come."""
+    """Formats every phase step and how far it has come as a table."""
     root = RunDirectory(config.run_directory).root
     table = Table(title=f"phases of {root}", title_justify="left")
     for column in ("phase", "phase step", "state"):
@@ -227,7 +226,7 @@ def trial_schedule(config: RunConfig, corpus: Corpus, name: str) -> tuple[DataSc
 
 
 def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> RenderableType:
-    """Stages and mixture of one curriculum."""
+    """Formats the stages and mixture of one curriculum."""
     training, length = config.training_of_arm(name), config.partition.rows.sequence_length
     steps = schedule.steps(training.batch_size)
     table = Table(title=f"{name}: {steps:,} steps", title_justify="left")
@@ -260,7 +259,7 @@ def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> Rendera
 def memory_in_stages(
     training: TrainingConfig, first: int, last: int, steps: int, stage_starts: list[int]
 ) -> str:
-    """Over how many steps AdamW's weights forget what a step gave them, and in stages' lengths.
+    """Over how many steps AdamW's weights forget an update, and how many stages that is.
 
     The weights are a moving average of updates, each of which fades by 1 - rate * weight decay a
     step (arXiv 2509.25380 gives the same as a share of the run); the rate is the stage's mean.
@@ -276,9 +275,7 @@ def memory_in_stages(
 
 
 def plot_order(schedule: DataSchedule, training: TrainingConfig) -> Text:
-    """The run from left to right: share of each quadrant, dark where it is all of the mixture, and
-    the learning rate over its highest value.
-    """
+    """Draws the run from left to right: the share of each quadrant, and the learning rate."""
     epochs, edges = np.divmod(
         np.linspace(0, schedule.rows, COLUMNS + 1).astype(np.int64), schedule.epoch_rows
     )

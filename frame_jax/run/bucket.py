@@ -1,4 +1,4 @@
-"""Checkpoints of a training run in a bucket (gs://, s3://): there whole or not at all.
+"""Stores checkpoints of a training run in a bucket (gs://, s3://), whole or not at all.
 
 Orbax writes a checkpoint into the run directory, where it is whole when it has its name; a copy of
 it then goes to `checkpoint_root`. Orbax itself writes arrays to gs:// but not to s3:// (0.12.8
@@ -34,7 +34,7 @@ WHOLE, DAMAGED = "whole.json", "damaged.json"
 
 
 class CopyError(Exception):
-    """A copy that does not hold what was put there."""
+    """A copy in the bucket does not hold what was put there."""
 
 
 class Bucket:
@@ -59,7 +59,8 @@ class Bucket:
             ) from error
 
     def _try(self, key: str, call: Callable[[str], T]) -> T:
-        """`call` on the whole name of `key`, again where storage or network fail in passing."""
+        """Calls `call` with the full name of `key`, and again while storage or network fail in
+        passing."""
         name = f"{self.url}/{key}".rstrip("/")
         for attempt in range(ATTEMPTS):
             try:
@@ -74,14 +75,14 @@ class Bucket:
         raise AssertionError("the last attempt returns or raises")
 
     def _write(self, key: str, call: Callable[[str], object]) -> None:
-        """As `_try`, where only the bucket itself can be what is missing."""
+        """As `_try`, for writes, where a missing object means that the bucket itself is missing."""
         try:
             self._try(key, call)
         except FileNotFoundError as error:
             raise unusable_bucket_error(f"{self.url}/{key}", error) from error
 
     def _names(self, key: str = "") -> list[str]:
-        """Last parts of the names right under `key`."""
+        """Names directly under `key`."""
         try:
             found = self._try(key, lambda name: self._files.ls(name, detail=False))
         except FileNotFoundError:
@@ -132,7 +133,7 @@ class Bucket:
         temporary.rename(folder)
 
     def remove(self, step: int) -> None:
-        """Removes a copy, first what makes it count."""
+        """Removes a copy, beginning with the file that makes it count."""
         for name in (WHOLE, ""):
             try:
                 self._try(f"{step}/{name}", lambda key: self._files.rm(key, recursive=True))
@@ -140,13 +141,13 @@ class Bucket:
                 continue
 
     def set_aside(self, step: int) -> None:
-        """Lets a copy count no more, and leaves it there."""
+        """Makes a copy no longer count, without removing it."""
         content = self._try(f"{step}/{WHOLE}", self._files.cat_file)
         self._try(f"{step}/{DAMAGED}", lambda key: self._files.pipe_file(key, content))
         self._try(f"{step}/{WHOLE}", self._files.rm_file)
 
     def sweep(self) -> None:
-        """Removes what killed programs left of copies that are not whole."""
+        """Removes incomplete copies that killed programs left."""
         for name in self._names():
             if name.isdigit() and not {WHOLE, DAMAGED} & set(self._names(name)):
                 self.remove(int(name))
@@ -158,6 +159,7 @@ class Bucket:
 
 
 def unusable_bucket_error(name: str, error: Exception) -> UserError:
+    """Error for a bucket that cannot be written or read."""
     return UserError(
         f"checkpoint_root: {name}: {type(error).__name__}: {error}. Fix the credentials, the "
         "bucket or the connection and run the same command again; nothing that was there is lost"
@@ -165,17 +167,18 @@ def unusable_bucket_error(name: str, error: Exception) -> UserError:
 
 
 def sha256(file: Path) -> str:
+    """A file's checksum in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, hashlib.sha256).hexdigest()
 
 
 def pointer_file(training_folder: Path) -> Path:
-    """The file in a training run's folder that says where its copies are."""
+    """The file in a training run's folder that names the bucket of its copies."""
     return training_folder / "checkpoints.txt"
 
 
 def bucket_of(training_folder: Path) -> Bucket | None:
-    """Where the copies of a training run's checkpoints are; None where it has none."""
+    """The bucket with the copies of a training run's checkpoints; None if it has none."""
     path = pointer_file(training_folder)
     return Bucket(path.read_text("utf-8").strip()) if path.exists() else None
 
@@ -183,7 +186,7 @@ def bucket_of(training_folder: Path) -> Bucket | None:
 def record_buckets(
     directory: RunDirectory, phase_steps: Sequence[PhaseStep], root: str | None
 ) -> None:
-    """Says for each training run to come where its copies go, and tries the bucket. Process 0 only.
+    """Records for each training run where its copies go, and tries the bucket; process 0 only.
 
     Raises:
         UserError: if the bucket cannot be used, or a run that has begun has its copies elsewhere.

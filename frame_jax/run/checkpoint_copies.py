@@ -1,4 +1,4 @@
-"""What training and its readers do with the copies of checkpoints in a bucket, all processes alike.
+"""Copies checkpoints to a bucket during training and fetches them back, alike on all processes.
 
 Process 0 copies and fetches; the others find in the run directory what it has fetched.
 """
@@ -42,7 +42,7 @@ class CheckpointCopies:
         return self._bucket is not None
 
     def begin(self, step: int) -> None:
-        """Copies the checkpoint of a step in the background, as soon as it has its name."""
+        """Starts copying the checkpoint of a step in the background, once it is complete."""
         if self._bucket is not None and processes.is_first():
             self._copying = self._worker.submit(self._copy, self._bucket, step)
 
@@ -57,7 +57,7 @@ class CheckpointCopies:
                 bucket.remove(old)
 
     def finish(self) -> None:
-        """Waits for the copy under way.
+        """Waits for the copy in progress.
 
         Raises:
             UserError: if it could not be made.
@@ -67,7 +67,7 @@ class CheckpointCopies:
             copying.result()
 
     def close(self, *, give_up: bool) -> None:
-        """Ends the copying; one whose checkpoint will not come is given up."""
+        """Ends the copying; a copy whose checkpoint will not be written is given up."""
         if give_up:
             self._given_up.set()
         try:
@@ -93,7 +93,7 @@ class CheckpointCopies:
         ]
 
     def fetch(self, step: int, folder: Path) -> str | None:
-        """Makes `folder` from the copy of a step; says what is wrong with a copy that is damaged.
+        """Downloads the copy of a step to `folder`; returns what is wrong with a damaged copy.
 
         Raises:
             UserError: on every process, if the bucket cannot be read.
@@ -113,7 +113,7 @@ class CheckpointCopies:
         return next(iter(message.values()), None)
 
     def set_aside(self, step: int) -> None:
-        """Lets a damaged copy count no more. Process 0 only."""
+        """Makes a damaged copy no longer count; process 0 only."""
         if self._bucket is not None and step in self._bucket.steps():
             self._bucket.set_aside(step)
 
@@ -126,14 +126,14 @@ class CheckpointCopies:
 
 
 def copied_steps(folder: Path) -> list[int]:
-    """Steps whose checkpoints lie in the bucket of a training run; none where it has no bucket."""
+    """Steps whose checkpoints lie in the bucket of a training run; none without a bucket."""
     bucket = bucket_of(folder.parent)
     return [] if bucket is None else bucket.steps()
 
 
 @contextlib.contextmanager
 def local_checkpoint_folder(folder: Path, step: int | None) -> Iterator[Path]:
-    """A folder like `folder` that has the checkpoint of a step: itself, or one fetched for a while.
+    """Yields a folder with the checkpoint of a step: the run's own, or a temporary download.
 
     Args:
         folder: The `checkpoints` folder of a training run.

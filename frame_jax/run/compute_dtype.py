@@ -1,4 +1,4 @@
-"""`compute_dtype: auto` decided, once a run: bfloat16 where the device multiplies it, else float32.
+"""Decides `compute_dtype: auto` once a run: bfloat16 where the device multiplies it, else float32.
 
 The record is in the markers, each of which holds the type that its phase step began under. What has
 begun in one type goes on in it, on whatever machine.
@@ -19,12 +19,12 @@ TYPES = ("bfloat16", "float32")
 
 
 def undecided_keys(settings: dict[str, Any]) -> list[str]:
-    """The dotted keys, among flattened settings, of types that are left to the device."""
+    """Dotted keys, among flattened settings, whose value is left to the device."""
     return [k for k, value in settings.items() if k.endswith(".compute_dtype") and value == AUTO]
 
 
 def with_recorded_types(config: RunConfig, directory: RunDirectory) -> RunConfig:
-    """`config` with the run's own types in the place of `auto`; does not import JAX.
+    """Replaces `auto` in `config` by the types the run recorded; does not import JAX.
 
     A setting that no phase step has begun under takes the type of the first phase step that began
     under one left to the device, so that a run computes in one type. Where nothing has begun,
@@ -41,8 +41,8 @@ def with_recorded_types(config: RunConfig, directory: RunDirectory) -> RunConfig
 
 
 def decide_types(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[str]]:
-    """`config` without `auto`, and what is to be said of it; called on every process, and the same
-    on all: process 0 decides.
+    """Replaces `auto` in `config` by process 0's decision and returns what to tell the user; all
+    processes call it.
 
     Args:
         config: As the user gave it.

@@ -1,4 +1,4 @@
-"""Where every artefact of a run lives, and the two ways of writing one: whole or not at all."""
+"""Paths of everything in a run directory, and writing files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RunDirectory:
         return self.tokens / "rejected.jsonl"
 
     def reference(self, name: str) -> Path:
-        """`weak`, `strong`: a trained model. `rows`: the rows that trained them."""
+        """Folder of a trained model (`weak`, `strong`) or of the rows that trained them (`rows`)."""
         return self.root / "reference" / name
 
     @property
@@ -86,7 +86,7 @@ class RunDirectory:
         return self.root / "manifest"
 
     def manifest(self, trial: str) -> Path:
-        """Where the rows of an order are listed, unless another place was asked for."""
+        """Default folder for the manifest of an order."""
         return self.manifests / trial
 
     @property
@@ -98,7 +98,7 @@ class RunDirectory:
 
 
 def axis_names(directory: RunDirectory) -> tuple[str, str]:
-    """What the numbers in `assignment.parquet`'s columns ppl and pd are called."""
+    """Names of the numbers in the columns ppl and pd of `assignment.parquet`."""
     placed = read_json(directory.partition) if directory.partition.exists() else {}
     ppl, pd = placed.get("names", ("PPL", "PD"))
     return ppl, pd
@@ -142,7 +142,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def explain_append_errors(path: Path) -> Iterator[None]:
-    """Around a write to the end of an open file: says which file it is when the disk is full."""
+    """Context that turns a full disk, while appending to a file, into an error naming the file."""
     try:
         yield
     except OSError as error:
@@ -163,7 +163,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def no_room_error(path: Path, needed: int) -> UserError:
-    """What to tell the user when `path`, of at least `needed` bytes, could not be written."""
+    """Error for a `path`, of at least `needed` bytes, that could not be written."""
     free = shutil.disk_usage(path.parent).free
     return UserError(
         f"no room to write {path}: it needs more than {needed:,} bytes, and {free:,} are free (a "
@@ -173,7 +173,7 @@ def no_room_error(path: Path, needed: int) -> UserError:
 
 
 def how_to_remake(root: Path, path: Path, phase_step: str) -> str:
-    """What to type to have a damaged file of a phase step made again.
+    """The command that makes a damaged file of a phase step again.
 
     A part is made again by itself; the result is the same, so what was made from it stays.
     """
@@ -186,8 +186,8 @@ def how_to_remake(root: Path, path: Path, phase_step: str) -> str:
 
 
 def remove_temporaries(root: Path, *, apart: Path | None = None) -> None:
-    """Removes what killed programs left under temporary names; none may be at work in `root`, but
-    in the folder `apart`, which is left as it is."""
+    """Removes what killed programs left under temporary names in `root`, except in the folder
+    `apart`; no program may be writing there."""
     for path in list(root.rglob(".tmp-*")):
         if apart not in path.parents:
             remove(path)
@@ -216,7 +216,7 @@ def read_json(path: Path) -> Any:
 
 
 def mark_for_removal(path: Path) -> None:
-    """Gives a file or a folder, if it is there, a name that `remove_temporaries` removes."""
+    """Renames a file or a folder, if it exists, so that `remove_temporaries` removes it."""
     if path.exists():
         doomed = path.with_name(f".tmp-discarded-{path.name}")
         remove(doomed)
@@ -224,7 +224,7 @@ def mark_for_removal(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there."""
+    """Removes a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

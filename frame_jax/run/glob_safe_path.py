@@ -1,4 +1,4 @@
-"""A folder of any name in, a path to it that no library takes for a pattern out.
+"""Gives a folder with an odd name a path that no library mistakes for a pattern.
 
 Orbax looks for its own files by patterns that begin with the whole path: under `runs/a[1]` it finds
 nothing, and under `runs/a*` its neighbours' files too.

@@ -1,4 +1,4 @@
-"""Files of a finished phase step in, a list of their sizes and checksums out; and the way back.
+"""Records and verifies sizes and checksums of a finished phase step's files.
 
 RUN/checksums/<phase step>.json is written when the phase step is complete and compared at the start
 of every program that will read from the phase step. Tables and JSON files are hashed: they are
@@ -35,8 +35,8 @@ def checksums(directory: RunDirectory, phase_step: str) -> Path:
 
 
 def files_of(output: Path) -> list[Path]:
-    """The files under an output that other phase steps read, checkpoints apart (they carry a
-    digest)."""
+    """Lists the files under an output that other phase steps read, except checkpoints (they have
+    digests)."""
     if output.is_file():
         return [output]
     return [
@@ -60,7 +60,7 @@ def verify_checksums(
     phase_steps: Sequence[str],
     kinds: Container[str] = frozenset(HASHED | SIZED),
 ) -> None:
-    """Compares the files of complete phase steps with their checksums; each process takes a share.
+    """Compares the files of complete phase steps with their checksums; each process checks a share.
 
     Args:
         directory: The run.

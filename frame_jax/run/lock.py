@@ -1,4 +1,4 @@
-"""One program at a time in a run directory: a lock that names its holder and ends with it.
+"""Keeps a run directory to one program at a time with a lock that names its holder.
 
 The operating system frees the lock of a program that dies. Some shared file systems do not tell
 one host of another's locks, and some have none; there the file itself does: its holder changes it
@@ -69,7 +69,7 @@ def hold_lock(directory: RunDirectory) -> Iterator[None]:
 
 
 def lock_file(file: BinaryIO, directory: RunDirectory, path: Path) -> bool:
-    """Takes the operating system's lock; False where the file system has none.
+    """Takes the operating system's lock; returns False where the file system has none.
 
     Raises:
         UserError: if another program has it, or it cannot be asked for.
@@ -92,16 +92,17 @@ def lock_file(file: BinaryIO, directory: RunDirectory, path: Path) -> bool:
 
 
 def describe_process() -> str:
-    """What the file says of this program."""
+    """Describes this program for the lock file."""
     return f"process {os.getpid()} on {os.uname().nodename}"
 
 
 def read_holder(path: Path) -> str:
-    """`process 12 on HOST`; empty for none."""
+    """Reads the holder's description, `process 12 on HOST`; empty for none."""
     return path.read_text("utf-8", "replace").split("\n")[0]
 
 
 def in_use_error(directory: RunDirectory, path: Path) -> UserError:
+    """Error for a run directory that another program holds."""
     return UserError(
         f"{directory.root} is in use by {read_holder(path) or 'another program'}; wait for it to "
         "end, or choose another --run_directory"
@@ -115,7 +116,7 @@ def is_held_elsewhere(path: Path) -> bool:
 
 
 def is_beating(path: Path) -> bool:
-    """Whether somebody changes the file."""
+    """Whether another program keeps changing the lock file."""
     print(f"{path} names {read_holder(path)}: waiting to see whether it lives", file=sys.stderr)
     before, ends = path.read_bytes(), time.monotonic() + STALE_SECONDS
     while time.monotonic() < ends:
@@ -126,12 +127,13 @@ def is_beating(path: Path) -> bool:
 
 
 def write_beat(file: int, number: int) -> None:
+    """Writes the holder's description and heartbeat to the lock file."""
     os.pwrite(file, f"{describe_process()}\n{number:012d}\n".encode(), 0)
     os.fsync(file)
 
 
 def _beat(file: int, end: threading.Event) -> None:
-    """Writes the holder's name and a number that grows, until `end`."""
+    """Writes the heartbeat, a growing number, until `end` is set."""
     for number in itertools.count():
         with contextlib.suppress(OSError):  # a full disk is no reason to give up the lock
             write_beat(file, number)

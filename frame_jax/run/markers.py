@@ -1,4 +1,4 @@
-"""Completion markers: which phase steps are complete, which are stale, and running one.
+"""Completion markers: which phase steps are complete or out of date, and running one.
 
 A phase step's marker `RUN/<phase step>.json` holds the settings it was started under, a fingerprint
 of them and of the phase steps it reads from, and whether it is complete. One that does not match
@@ -25,7 +25,7 @@ from frame_jax.run.stale_steps import with_stale_steps
 
 @dataclasses.dataclass(frozen=True)
 class ExpectedMarker:
-    """What a phase step's marker must say: flattened settings, fingerprints of its inputs, and a
+    """What a phase step's marker must hold: flattened settings, fingerprints of its inputs, and a
     hash."""
 
     settings: dict[str, Any]
@@ -40,7 +40,7 @@ class ExpectedMarker:
 def expected_markers(
     config: RunConfig, table: Sequence[PhaseStep], corpus_signature: str
 ) -> dict[str, ExpectedMarker]:
-    """What every marker must say under this config and corpus."""
+    """Computes what every marker must hold under this config and corpus."""
     found: dict[str, ExpectedMarker] = {}
     for phase_step in table:
         settings = {
@@ -63,7 +63,7 @@ def read_marker(directory: RunDirectory, phase_step: PhaseStep) -> dict[str, Any
 
 
 def is_complete(directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker) -> bool:
-    """Whether the phase step has run to its end, under the settings of this run."""
+    """Whether the phase step has finished under the settings of this run."""
     marker = read_marker(directory, phase_step)
     return (
         marker is not None and marker["complete"] and marker["fingerprint"] == expected.fingerprint
@@ -109,8 +109,8 @@ def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: Expe
 def downstream_names(
     table: Sequence[PhaseStep], everything: Sequence[PhaseStep], phase: str
 ) -> list[str]:
-    """Names of a phase's phase steps (or of one phase step) in `table`, and of all in `everything`
-    made from them."""
+    """Names of a phase's steps (or of one step) in `table`, and of all in `everything` made from
+    them."""
     doomed = [
         phase_step.name for phase_step in table if phase in (phase_step.phase, phase_step.name)
     ]
@@ -144,7 +144,7 @@ def remove_outputs(directory: RunDirectory, table: Sequence[PhaseStep], phase: s
 def run_phase_step(
     config: RunConfig, directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker
 ) -> None:
-    """Runs one phase step on this process, together with the others, and marks it complete."""
+    """Runs one phase step together with the other processes, and marks it complete."""
     from frame_jax.parallel import processes
     from frame_jax.run import integrity
 
@@ -168,6 +168,5 @@ def run_phase_step(
 
 
 def read_fingerprint(directory: RunDirectory, phase_step: str) -> str:
-    """The fingerprint a phase step was started under: identifies everything its result depends
-    on."""
+    """The fingerprint a phase step was started under, which identifies all its result depends on."""
     return read_json(directory.marker(phase_step))["fingerprint"]

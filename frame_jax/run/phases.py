@@ -1,5 +1,4 @@
-"""The ordered table of phases and their phase steps: the one file that knows all subpackages, by
-name.
+"""The table of phases and their steps, in order; names every package's functions as text.
 
 A phase is one or more phase steps: `reference_step` is three, `pretrain_step` one a trial (an arm
 under a seed).
@@ -21,7 +20,7 @@ REFERENCES = ("weak", "strong")
 
 @dataclasses.dataclass(frozen=True)
 class PhaseStep:
-    """A piece of work with one completion marker.
+    """A part of a phase with one completion marker.
 
     Attributes:
         name: Name of the marker, e.g. `pretrain-frame`.
@@ -83,7 +82,7 @@ REFERENCE_ROWS = PhaseStep(
 
 
 def reference_step(name: str) -> PhaseStep:
-    """The training of one reference model."""
+    """The phase step that trains one reference model."""
     return PhaseStep(
         f"reference-{name}",
         phase="reference",
@@ -96,7 +95,7 @@ def reference_step(name: str) -> PhaseStep:
 
 
 def score_step(imported: list[str], trained: list[str]) -> PhaseStep:
-    """Scoring under both reference models, of which some are imported and some trained here."""
+    """The phase step that scores under both reference models."""
     return PhaseStep(
         "score",
         phase="score",
@@ -127,7 +126,7 @@ PARTITION = PhaseStep(
 
 
 def pretrain_step(trial: Trial) -> PhaseStep:
-    """The training of one arm under one seed."""
+    """The phase step that trains one arm under one seed."""
     return PhaseStep(
         f"pretrain-{trial.name}",
         phase="pretrain",
@@ -141,7 +140,7 @@ def pretrain_step(trial: Trial) -> PhaseStep:
 
 
 def evaluate_step(trial: str) -> PhaseStep:
-    """The measurements on one trial."""
+    """The phase step that evaluates one trial."""
     return PhaseStep(
         f"evaluate-{trial}",
         phase="evaluate",
@@ -154,7 +153,7 @@ def evaluate_step(trial: str) -> PhaseStep:
 
 
 def report_step(config: RunConfig) -> PhaseStep:
-    """The report on all trials."""
+    """The phase step that reports on all trials."""
     return PhaseStep(
         "report",
         phase="report",
@@ -172,8 +171,7 @@ def select_until(table: Sequence[PhaseStep], until: str | None) -> list[PhaseSte
 
 
 def source_names(table: Sequence[PhaseStep], left: Sequence[PhaseStep]) -> list[str]:
-    """Names of the finished phase steps from which, in one step or more, the phase steps `left` are
-    made."""
+    """Names of the finished phase steps from which, directly or not, the steps `left` are made."""
     by_name = {phase_step.name: phase_step for phase_step in table}
     found: set[str] = set()
     pending = [name for phase_step in left for name in phase_step.inputs]
@@ -186,6 +184,6 @@ def source_names(table: Sequence[PhaseStep], left: Sequence[PhaseStep]) -> list[
 
 
 def load_function(phase_step: PhaseStep) -> Callable[..., dict[str, Any]]:
-    """Imports a phase step's function only when it runs: a finished run must not wait for JAX."""
+    """Imports a phase step's function when it runs: a finished run must not wait for JAX."""
     module, function = phase_step.function.split(":")
     return getattr(importlib.import_module(f"frame_jax.{module}"), function)

@@ -14,7 +14,7 @@ Update = Callable[..., None]
 def progress_bar(
     description: str, total: float | None, unit: str, *, done: float = 0, show: bool = True
 ) -> Iterator[Update]:
-    """Yields `update(amount, note="")`, which advances by `amount` of `unit`.
+    """Yields `update(amount, note="")`, which advances the bar by `amount` of `unit`.
 
     Args:
         description: What is being done.

@@ -1,4 +1,4 @@
-"""The tokens that start and end a document: how they are found in a tokenizer, where they are kept.
+"""The tokens that start and end a document: chosen from a tokenizer, and stored with the run.
 
 Each phase that frames, scores or writes documents reads them in the run directory.
 """
@@ -28,7 +28,7 @@ EOS_NAMES = (
 
 
 class ChosenTokens(NamedTuple):
-    """BOS and EOS of a given tokenizer, and in words why these."""
+    """BOS and EOS of a given tokenizer, and why these were chosen."""
 
     bos: str
     eos: str
@@ -37,7 +37,7 @@ class ChosenTokens(NamedTuple):
 
 
 def choose_special_tokens(tokens: Container[str], config: TokenizerConfig) -> ChosenTokens:
-    """The tokens that the settings name, or else those with a usual name.
+    """Chooses the tokens that the settings name, or else those with a usual name.
 
     A tokenizer with only one of the two uses it for both.
 

@@ -12,7 +12,7 @@ from frame_jax.run.phases import PhaseStep
 
 
 def with_stale_steps(directory: RunDirectory, table: Sequence[PhaseStep]) -> list[PhaseStep]:
-    """A run's phase steps, and those of arms and reference models that its config no longer names.
+    """A run's phase steps, and those on disk of arms and models that its config no longer names.
 
     In the order in which they run.
     """
@@ -37,7 +37,7 @@ def with_stale_steps(directory: RunDirectory, table: Sequence[PhaseStep]) -> lis
 
 
 def has_outputs(directory: RunDirectory, phase_step: PhaseStep) -> bool:
-    """Whether a phase step has left anything."""
+    """Whether a phase step has left any output."""
     paths = [
         directory.marker(phase_step.name),
         *(directory.root / output for output in phase_step.outputs),
@@ -46,8 +46,7 @@ def has_outputs(directory: RunDirectory, phase_step: PhaseStep) -> bool:
 
 
 def changed_input(directory: RunDirectory, phase_step: str) -> str | None:
-    """The phase step, among those that `phase_step` was made from, that has been made anew since;
-    or None."""
+    """The phase step, among the inputs of `phase_step`, that was made anew since; None if none was."""
     marker = directory.marker(phase_step)
     if not marker.exists():
         return None

@@ -1,4 +1,4 @@
-"""A run directory in; a refusal out where its file system lacks what a run needs of it.
+"""Checks that the file system of a run directory can do what a run needs, and refuses it otherwise.
 
 docs/storage.md says what that is, and which mounts of object stores have it.
 """
@@ -24,7 +24,7 @@ OLD, NEW = b"one line\n", b"another\n"
 
 
 def check_storage(directory: RunDirectory) -> None:
-    """Tries what a run will do to its directory, on process 0, and whether all processes see it.
+    """Tries what a run will do to its directory on process 0, and whether all processes see it.
 
     Called on every process. Nothing is left behind.
 
@@ -49,7 +49,7 @@ def check_storage(directory: RunDirectory) -> None:
 def prepare_on_all_processes(
     folder: Path, prepare: Callable[[], None], key: str, remedy: str
 ) -> None:
-    """Prepares a folder on process 0, and sees that all processes have that one before them.
+    """Prepares a folder on process 0 and checks that all processes see the same folder.
 
     Called on every process.
 
@@ -86,7 +86,7 @@ def prepare_on_all_processes(
 
 
 def wait_until_seen(path: Path) -> bool:
-    """Whether a file is seen within SEEN_SECONDS."""
+    """Whether a file appears within SEEN_SECONDS."""
     ends = time.monotonic() + SEEN_SECONDS
     while not path.exists():
         if time.monotonic() > ends:
@@ -128,10 +128,11 @@ def probe_file_system(root: Path) -> None:
 
 
 class ContentDiffersError(Exception):
-    """What was read is not what was written."""
+    """A file does not hold what was written to it."""
 
 
 def expect_content(path: Path, content: bytes) -> None:
+    """Raises `ContentDiffersError` unless a file holds the expected bytes."""
     found = path.read_bytes()
     if found != content:
         raise ContentDiffersError(
@@ -140,7 +141,7 @@ def expect_content(path: Path, content: bytes) -> None:
 
 
 def try_flush(scratch: Path) -> None:
-    """As `atomic_path` writes."""
+    """Writes and flushes a file as `atomic_path` does."""
     with (scratch / "file").open("wb") as file:
         file.write(OLD)
         file.flush()
@@ -149,7 +150,7 @@ def try_flush(scratch: Path) -> None:
 
 
 def try_rename_over(scratch: Path) -> None:
-    """As `atomic_path` puts a file in the place of an older one."""
+    """Renames a file over an older one as `atomic_path` does."""
     (scratch / "new").write_bytes(NEW)
     (scratch / "new").replace(scratch / "file")
     expect_content(scratch / "file", NEW)
@@ -158,7 +159,7 @@ def try_rename_over(scratch: Path) -> None:
 
 
 def try_append(scratch: Path) -> None:
-    """As metrics.jsonl grows."""
+    """Appends to a file as metrics.jsonl grows."""
     with (scratch / "file").open("ab") as file:
         file.write(OLD)
         file.flush()
@@ -167,7 +168,7 @@ def try_append(scratch: Path) -> None:
 
 
 def try_change_in_place(scratch: Path) -> None:
-    """As the lock beats, and as DuckDB spills."""
+    """Changes a file in place as the lock's heartbeat and DuckDB's spilling do."""
     with (scratch / "file").open("r+b") as file:
         os.pwrite(file.fileno(), OLD[:3], 2)
         os.fsync(file.fileno())

@@ -15,7 +15,7 @@ class Source(Protocol):
     """What a module in this package offers."""
 
     def list_inputs(self, config: SourceConfig) -> list[Input]:
-        """What can be read, always in the same order. Looks at names and sizes, not at contents.
+        """Lists what can be read, always in the same order, from names and sizes alone.
 
         Raises:
             UserError: where there is nothing to read.

@@ -1,4 +1,4 @@
-"""Kind `arrow`: Arrow files, such as a folder that `datasets.save_to_disk` wrote, to documents."""
+"""Kind `arrow`: Arrow files, such as a folder that `datasets.save_to_disk` wrote."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
 
 
 def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
-    """The rows of an Arrow file of either form, some at a time.
+    """Yields the rows of an Arrow file or stream, some at a time.
 
     Raises:
         pa.ArrowInvalid: for offsets or indices that lead out of their column: reading there would
@@ -85,8 +85,8 @@ def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
 
 
 def _validate(column: pa.Array) -> None:
-    """Looks at all offsets and indices of a column; its texts may be other than UTF-8, which is
-    said of each record."""
+    """Checks all offsets and indices of a column; texts that are not UTF-8 are reported record by
+    record."""
     if pa.types.is_dictionary(column.type):
         bounds = pc.min_max(column.indices).as_py()
         if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < len(

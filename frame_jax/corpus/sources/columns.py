@@ -1,4 +1,4 @@
-"""The columns of a table that a config names, top ones and fields of structs, as rows of values."""
+"""Reads the columns of a table that a config names, also inside structs, as rows of values."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ColumnPath:
 
 
 def paths_to_read(config: SourceConfig, file: str, schema: pa.Schema) -> dict[str, ColumnPath]:
-    """The names of fields that the config has and the table too, and where they are.
+    """The fields that both the config and the table have, and where they are.
 
     Raises:
         UserError: for a field that must be there and is not: the text, or one asked for by name.

@@ -1,4 +1,4 @@
-"""The bytes of a file, unpacked: what they are packed with is told by the first of them."""
+"""Decompresses files, whose compression is recognised by their first bytes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ KIND_ADVICE = {"Parquet": "say `kind: parquet`", "Arrow": "say `kind: arrow`"}  
 
 
 class DecompressedStream(io.RawIOBase):
-    """A file of bytes in, a stream of what they unpack to out. Plain bytes stay as they are.
+    """A stream of a file's decompressed bytes; plain files are passed through.
 
     Raises:
         OSError: at a read, where the packed file is damaged or cut short.
@@ -81,7 +81,7 @@ class DecompressedStream(io.RawIOBase):
 
 
 def refuse_other_format(path: str, head: bytes) -> None:
-    """Refuses a file of a corpus whose unpacked bytes begin as those of another format do.
+    """Refuses a file of a corpus whose decompressed bytes begin like another format.
 
     Raises:
         UserError: naming the format, and what to do.
@@ -95,7 +95,7 @@ def refuse_other_format(path: str, head: bytes) -> None:
 
 
 def other_format(head: bytes) -> tuple[str, str] | None:
-    """The format other than text that unpacked bytes begin as, and what can be done; or None."""
+    """The format, other than text, that decompressed bytes begin like, with advice; or None."""
     return next((found for magic, found in OTHER_FORMATS.items() if re.match(magic, head)), None)
 
 

@@ -1,4 +1,4 @@
-"""Python source in; out the code without its docstrings, and the docstrings as prose."""
+"""Separates Python source into code without docstrings, and the docstrings as prose."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class ParseError(ValueError):
-    """Not Python that this interpreter reads."""
+    """The text is not Python that this interpreter parses."""
 
 
 def separate_docstrings(source: bytes, module: str) -> tuple[str, str]:
-    """The code without docstrings, and the docstrings, each under the name of what it describes.
+    """Returns the code without docstrings, and each docstring under the name of what it describes.
 
     The two share no text. The code still parses: a docstring that is all a function does becomes
     `...`, any other goes with its lines. A module with no code but comments gives none at all.
@@ -64,7 +64,7 @@ def _parse(text: str) -> ast.Module:
 
 
 def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, Documented]]:
-    """Everything that can have a docstring, with its qualified name, in the order of the source."""
+    """Yields everything that can have a docstring, with its qualified name, in source order."""
     if isinstance(node, Documented):
         yield name, node
     for child in ast.iter_child_nodes(node):
@@ -75,7 +75,7 @@ def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, Documented]]:
 
 
 def _remove_docstring(lines: list[bytes], statement: ast.stmt, alone: bool) -> None:
-    """Takes a docstring out of `lines` in place. Columns count UTF-8 bytes, lines from 1."""
+    """Removes a docstring from `lines` in place (columns count UTF-8 bytes, lines from 1)."""
     assert statement.end_lineno is not None and statement.end_col_offset is not None
     first, last = statement.lineno - 1, statement.end_lineno - 1
     before = lines[first][: statement.col_offset]

@@ -1,4 +1,4 @@
-"""What a source can be read from: inputs, stripes of an input, and the files behind a path."""
+"""What a source is read from: inputs, slices of their records, and the files behind a path."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def file_inputs(
 
 
 def escape_name(name: str) -> str:
-    r"""The name of a file as text; bytes that are not UTF-8 become `\xe9`."""
+    r"""A file's name as text; bytes that are not UTF-8 become `\xe9`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -117,7 +117,7 @@ def record_id(config: SourceConfig, item: Input, number: int) -> str:
 def unreadable_input_error(
     item: Input, error: BaseException, what: str = "cannot be read"
 ) -> UserError:
-    """What to say of an input that is damaged, or that its disk or mount does not give."""
+    """Error for an input that is damaged, or that its disk or mount does not deliver."""
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(
             f"{item.display_path}: cannot be read now ({error.strerror or error}): the disk, the "
@@ -131,7 +131,6 @@ def unreadable_input_error(
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file in a folder is no data but what a program keeps beside them, by its name
-    there."""
+    """Whether a file in a folder is not data but what a program keeps beside it, by its name."""
     *folders, file = name.split("/")
     return bool(IGNORED_FOLDERS & set(folders) or IGNORED_FILES.fullmatch(file))

@@ -1,4 +1,4 @@
-"""What is installed beside this project: the texts of Python and of our dependencies, by name."""
+"""Texts installed with this project: those of Python and of our dependencies, by name."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class InstalledText:
 
 @functools.cache
 def installed_texts() -> tuple[InstalledText, ...]:
-    """Every text, sorted by name; sizes and names only, but for the small ones without a file."""
+    """Lists every text, sorted by name; reads names and sizes only, and small texts without a file."""
     found: dict[str, InstalledText] = {}
     groups = [_standard_library(), _topics()]
     for name, distribution in distributions():

@@ -1,4 +1,4 @@
-"""Kind `jsonl`: files of one JSON object a line, packed or not, to documents."""
+"""Kind `jsonl`: files of one JSON object a line, compressed or not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def list_inputs(config: SourceConfig) -> list[Input]:
 
 
 def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
-    """Documents and rejections of a stripe's lines. Blank lines are no records.
+    """Yields documents and rejections of a slice's lines; blank lines are no records.
 
     Raises:
         UserError: for a packed file that is damaged or cut short, or one that holds no text.

@@ -1,4 +1,4 @@
-"""A path, folder or pattern in, the files behind it out, on this machine or elsewhere."""
+"""Lists the files behind a path, folder or pattern, local or remote."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class File:
 
 
 def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
-    """The files at `path`, in the order of the parts of their names, and whether it is one file.
+    """Lists the files at `path`, ordered by the parts of their names, and whether it is one file.
 
     Args:
         path: A file (whatever its ending), a folder (searched in depth) or a pattern. Links to
@@ -84,7 +84,8 @@ def _remote(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
 def _matches(
     folder: Path, parts: Sequence[str], above: frozenset[str] = frozenset(), linked: bool = False
 ) -> Iterator[tuple[Path, bool]]:
-    """Files under a folder by a pattern's parts, each with whether `**` went through a link to it.
+    """Yields files under a folder that match a pattern, each with whether `**` followed a link to
+    it.
 
     `above` are the real paths of the folders that `**` has come through: a link back to one of
     them leads to nothing new.
@@ -127,7 +128,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _without_duplicates(found: list[tuple[Path, Path, bool]]) -> Iterator[tuple[Path, Path]]:
-    """(name, file) pairs; what a link to a folder leads to is left out where it is there anyway."""
+    """Drops files that are reached through a link to a folder and listed anyway."""
     seen = set()
     if any(linked for _, _, linked in found):
         seen = {os.path.realpath(file) for _, file, linked in found if not linked}

@@ -1,4 +1,4 @@
-"""Kind `parquet`: Parquet files, one row a document, to documents."""
+"""Kind `parquet`: Parquet files, one row a document."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def list_inputs(config: SourceConfig) -> list[Input]:
 
 
 def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
-    """Documents and rejections of a stripe's rows.
+    """Yields documents and rejections of a slice's rows.
 
     With at least as many row groups as stripes, a stripe is every k-th row group, so that nothing
     else is decompressed; otherwise it is every k-th row.
@@ -64,7 +64,7 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
 def _batches(
     file: pq.ParquetFile, columns: list[str], record_slice: RecordSlice
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(number of its first row, from 1; batch) of the row groups in which a stripe has rows."""
+    """Yields (number of its first row, from 1; batch) of the row groups in which a slice has rows."""
     by_group = file.num_row_groups >= record_slice.count
     number = 1
     for group in range(file.num_row_groups):
@@ -77,5 +77,5 @@ def _batches(
 
 
 def _open(stream: BinaryIO) -> pq.ParquetFile:
-    """A Parquet file whose pages are checked where they carry a checksum."""
+    """Opens a Parquet file; pages are checked where they carry a checksum."""
     return pq.ParquetFile(stream, page_checksum_verification=True)

@@ -26,7 +26,7 @@ MIN_CHARACTERS = 200
 
 
 def list_inputs(config: SourceConfig) -> list[Input]:
-    """One input: its records are the texts that are installed, in the order of their names."""
+    """Lists one input, whose records are the installed texts in the order of their names."""
     total = sum(text.size for text in installed.installed_texts())
     version = " ".join(
         [f"python-{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"]
@@ -39,7 +39,7 @@ def list_inputs(config: SourceConfig) -> list[Input]:
 def read_records(
     config: SourceConfig, item: Input, record_slice: RecordSlice
 ) -> Iterator[Document]:
-    """Documents of a stripe's texts; modules that do not parse are left out."""
+    """Yields documents of a slice's texts; modules that do not parse are left out."""
     for number, text in enumerate(_selected(config.max_bytes)):
         if not record_slice.contains(number):
             continue

@@ -1,4 +1,4 @@
-"""Kind `text`: a folder of UTF-8 text files, packed or not, to documents, one a file."""
+"""Kind `text`: a folder of UTF-8 text files, compressed or not, one a document."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from frame_jax.corpus.sources.listing import File
 
 
 def list_inputs(config: SourceConfig) -> list[Input]:
-    """One input for the whole folder: its records are its files, sorted by path."""
+    """Lists one input for the whole folder, whose records are its files sorted by path."""
     found, _ = find_files(config, ("",))
     digest, total = hashlib.blake2b(digest_size=16), 0
     for file in found:
@@ -27,7 +27,7 @@ def list_inputs(config: SourceConfig) -> list[Input]:
 
 
 def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
-    """Documents and rejections of a stripe's files. The id is the path inside the folder."""
+    """Yields documents and rejections of a slice's files; the id is the path inside the folder."""
     found, _ = find_files(config, ("",))
     no_fields = dataclasses.replace(
         config, id_field=None, source_field=None, domain_field=None, language_field=None

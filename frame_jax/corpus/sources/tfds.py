@@ -1,4 +1,4 @@
-"""Kind `tfds`: a prepared TensorFlow Datasets split to documents, without TensorFlow.
+"""Kind `tfds`: a prepared TensorFlow Datasets split, read without TensorFlow.
 
 Only datasets prepared in a random-access format are read (`file_format="array_record"`), through
 `tfds.data_source`. Nothing is ever downloaded or prepared here.
@@ -28,7 +28,7 @@ def list_inputs(config: SourceConfig) -> list[Input]:
 
 
 def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
-    """Documents and rejections of a stripe's examples.
+    """Yields documents and rejections of a slice's examples.
 
     Raises:
         UserError: where the examples have no field for the text.
@@ -55,14 +55,14 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
 
 
 def _plain(value: Any) -> Any:
-    """NumPy scalars as Python's, also those in the features of a feature."""
+    """Converts NumPy scalars to Python's, also inside features of features."""
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in value.items()}
     return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _open(config: SourceConfig) -> tuple[Any, Any]:
-    """The split's examples, by index, and the dataset's info."""
+    """Opens the split's examples, by index, and the dataset's info."""
     import tensorflow_datasets as tfds
 
     where = f"in {config.path}" if config.path else "in the default data directory"

@@ -1,4 +1,4 @@
-"""A plan in, the documents in the order in which training here reads them out: order.parquet.
+"""Writes order.parquet: the documents of a run in the order in which training reads them.
 
 One line a training document, sorted: rank (from 0), doc_id, quadrant, stage, weight (the share of
 its quadrant at that place of the curriculum), step (the optimizer step here that reads its first
@@ -88,7 +88,7 @@ def write_documents(
 def cut_documents_table(
     connection: duckdb.DuckDBPyConnection, trial_order: TrialOrder, scratch: Path
 ) -> str:
-    """Text tokens of each quadrant, and those that are not in their document's first row."""
+    """Counts text tokens of each quadrant, and those outside their document's first row."""
     rows = parquet_table(*sorted(scratch.glob("rows-*.parquet")))
     found = connection.execute(
         f"SELECT quadrant_index, sum(tokens), sum(cut) FROM {rows} GROUP BY 1 ORDER BY 1"
@@ -103,7 +103,7 @@ def cut_documents_table(
 def stage_table(
     connection: duckdb.DuckDBPyConnection, trial_order: TrialOrder, order: Path, scratch: Path
 ) -> str:
-    """Text tokens of each stage, as rows read them and as whole documents do."""
+    """Counts text tokens of each stage, as rows read them and as whole documents do."""
     rows = parquet_table(*sorted(scratch.glob("rows-*.parquet")))
     positions = parquet_table(*sorted(scratch.glob("positions-*.parquet")))
     by_rows = dict(
@@ -127,8 +127,7 @@ def stage_table(
 def write_first_rows(
     config: RunConfig, directory: RunDirectory, quadrants: tuple[str, ...], scratch: Path
 ) -> None:
-    """The row of its quadrant in which each document begins: quadrant_index, quadrant_row, number,
-    part, row.
+    """Writes the row of its quadrant in which each document begins.
 
     And of each row: quadrant_index, quadrant_row, tokens (of text), cut (those of documents that
     begin in another row). Packs lengths as the partition phase has packed the documents.
@@ -169,7 +168,7 @@ def write_first_rows(
 
 
 def row_tokens(packed: PackedSegments, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Text tokens of each row, and those of them whose document begins in another row.
+    """Counts text tokens of each row, and those whose document begins in another row.
 
     Args:
         packed: Which piece of which document is in which row.
@@ -189,7 +188,7 @@ def row_tokens(packed: PackedSegments, tokens: np.ndarray) -> tuple[np.ndarray, 
 
 
 def write_row_positions(trial_order: TrialOrder, batch_size: int, scratch: Path) -> None:
-    """What the first epoch does with each row: quadrant_index, quadrant_row, position, stage,
+    """Writes where the first epoch uses each row: quadrant_index, quadrant_row, position, stage,
     weight, step."""
     schedule, selection = trial_order.schedule, trial_order.selection
     names = np.array([stage.name for stage in schedule.stages])

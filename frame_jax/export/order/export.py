@@ -1,4 +1,4 @@
-"""A partitioned run in, its curriculum for another trainer out: `python -m frame_jax.export_order`.
+"""Exports a run's order for another trainer: `python -m frame_jax.export_order`.
 
 Needs the phases up to partition; nothing has to be trained here. Writes one format's files,
 NOTES.md and the tokenizer into a new folder and, with --shards, the documents of every quadrant as
@@ -28,14 +28,14 @@ from frame_jax.run.program_exit import report_error, run_on_all_processes
 
 
 def positive(text: str) -> int:
-    """A number of at least 1, from the command line."""
+    """Parses a number of at least 1 from the command line."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not positive")
     return number
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of the command line."""
+    """The command line's options."""
     options = argparse.ArgumentParser(
         prog="python -m frame_jax.export_order",
         description="Write a curriculum for another trainer.",
@@ -137,7 +137,7 @@ def write_order(options: argparse.Namespace) -> None:
 
 
 def planned_order(directory: RunDirectory, trial: str) -> tuple[RunConfig, TrialOrder]:
-    """The run's settings and the order of one of its curricula.
+    """Loads a run's settings and the order of one of its trials.
 
     Raises:
         UserError: if the run is not partitioned, what was made then is damaged, or it has no such
@@ -151,7 +151,7 @@ def planned_order(directory: RunDirectory, trial: str) -> tuple[RunConfig, Trial
 
 
 def require_quadrants(directory: RunDirectory) -> None:
-    """Raises UserError if the run is not partitioned."""
+    """Refuses a run that is not partitioned."""
     if not (directory.quadrants / "rows.json").exists():
         raise UserError(
             f"{directory.root} has no quadrants: run the phases up to partition first "
@@ -160,7 +160,7 @@ def require_quadrants(directory: RunDirectory) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for bad input."""
+    """Runs the command line; returns the exit code: 0, or 2 for bad input."""
     options = parser().parse_args(arguments)
     processes.leave_accelerators()
     try:

@@ -1,4 +1,4 @@
-"""A plan in, every row of the curriculum with its documents and digest out, in training order.
+"""Writes a manifest: every row of an order with its documents and digest, in training order.
 
 FOLDER/part-*.parquet hold, a line a row of the run: row (global index, from 0), step, stage,
 quadrant, quadrant_row (numbered across the quadrant's parts), digest (of the row's ids, 16 bytes)
@@ -57,7 +57,7 @@ written in hexadecimal, lowest byte first. The trainer keeps the same sum: `orde
 
 
 def add_process_options(options: argparse.ArgumentParser) -> None:
-    """Adds those that several processes need to write a manifest together."""
+    """Adds the options with which several processes write one manifest."""
     group = options.add_argument_group("processes that write a manifest together")
     group.add_argument("--distributed", action="store_true", help="they find each other as main's")
     group.add_argument("--coordinator_address", help="host:port of process 0")
@@ -74,7 +74,7 @@ def join_processes(options: argparse.Namespace) -> None:
 def manifest_header(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder
 ) -> dict[str, Any]:
-    """What tells a manifest from that of another order or of other rows."""
+    """What tells one manifest from that of another order or of other rows."""
     schedule, batch = trial_order.schedule, config.pretrain.training.batch_size
     rows_of_quadrants = directory.marker("partition").exists()
     return {
@@ -94,7 +94,7 @@ def manifest_header(
 def write_manifest(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, folder: Path
 ) -> None:
-    """Writes FOLDER/part-*.parquet, what each holds beside it, and FOLDER/manifest.json at the end.
+    """Writes FOLDER/part-*.parquet with a sidecar file each, and FOLDER/manifest.json at the end.
 
     Called on every process.
 
@@ -155,7 +155,7 @@ def write_manifest(
 
 
 def make_folder(folder: Path, expected: dict[str, Any]) -> None:
-    """Makes the folder of a manifest, or finds it as an earlier start has left it.
+    """Makes the folder of a manifest, or continues one that an earlier start began.
 
     Raises:
         UserError: if it holds something else.
@@ -185,7 +185,7 @@ def require_same_order(
 
 
 def holds_other_files(folder: Path, expected: dict[str, Any]) -> bool:
-    """Whether there is something in `folder` that is not the beginning of this manifest."""
+    """Whether `folder` holds anything that is not the beginning of this manifest."""
     if (folder / HEADER_FILE).exists():
         return read_json(folder / HEADER_FILE) != expected
     return folder.exists() and any(not p.name.startswith(".tmp-") for p in folder.iterdir())

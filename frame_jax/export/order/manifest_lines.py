@@ -1,4 +1,4 @@
-"""Parts of quadrants in, parts of a manifest out.
+"""Writes the lines and the parts of a manifest, quadrant by quadrant.
 
 Rows lie on disk by quadrant and come in training from anywhere. So each part of a quadrant is read
 once, from its beginning to its end, and its lines are sorted by where they go
@@ -59,7 +59,7 @@ def write_sorted_lines(
     left: list[tuple[RowFile, Path]],
     scratch: Path,
 ) -> None:
-    """Writes a file for each part of a quadrant: batch i has its lines of part i, in order."""
+    """Sorts the lines of a part of a quadrant into one batch for each part of the manifest."""
     special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
     rows_config, show = config.partition.rows, processes.is_first()
     framing = 1 if special_tokens["bos_id"] == special_tokens["eos_id"] else 2
@@ -104,7 +104,7 @@ def write_sorted_lines(
 
 
 def document_spans(documents: ShuffledDocuments, segments: PackedSegments) -> pa.ListArray:
-    """The documents of each row and where their text tokens lie in it: SPANS [rows]."""
+    """The documents of each row and the text tokens of theirs that it holds: SPANS [rows]."""
     first, stop = segments.text_spans(documents.tokens)
     start = (
         segments.offset + first + 1 - segments.start
@@ -130,7 +130,7 @@ def write_lines(
     documents: pa.ListArray,
     path: Path,
 ) -> None:
-    """Writes the lines of a part of a quadrant, of all epochs, a batch for each part."""
+    """Writes the lines of a part of a quadrant, of all epochs, one batch for each part."""
     rows = row_file.first + np.arange(row_file.rows)
     epochs = range(selection.schedule.epochs)
     row_index = np.concatenate(
@@ -156,7 +156,7 @@ def write_lines(
 
 @contextlib.contextmanager
 def open_line_files(paths: list[Path]) -> Iterator[list[pa.ipc.RecordBatchFileReader]]:
-    """The files that `write_lines` wrote."""
+    """Opens the files that `write_lines` wrote."""
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(pa.OSFile(str(path))) for path in paths]
         yield [stack.enter_context(pa.ipc.open_file(file)) for file in files]
@@ -170,7 +170,7 @@ def write_part(
     index: int,
     path: Path,
 ) -> None:
-    """Writes one part of the manifest, and beside it how many rows it has and its digests."""
+    """Writes one part of the manifest and, beside it, its number of rows and its digests."""
     batches = [source.get_batch(index) for source in sources]
     table = pa.Table.from_batches(batches, LINES).combine_chunks()
     quadrants = np.repeat(
@@ -206,12 +206,12 @@ def write_part(
 
 
 def name_column(indices: np.ndarray, names: Any) -> pa.DictionaryArray:
-    """A column of names, by index."""
+    """Makes a column of names from their indices."""
     return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(names)))
 
 
 def digests_of(column: pa.ChunkedArray) -> np.ndarray:
-    """The column `digest` of a manifest: uint8 [n, 16]."""
+    """Reads the column `digest` of a manifest: uint8 [n, 16]."""
     array = column.combine_chunks()
     flat = np.frombuffer(array.buffers()[1], np.uint8)
     return flat[array.offset * digest.BYTES :].reshape(-1, digest.BYTES)[: len(array)]

@@ -1,4 +1,4 @@
-"""Rows as they lie on disk, part by part of each quadrant."""
+"""Reads training rows as they lie on disk, part by part of each quadrant."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class RowFile:
-    """One part of a quadrant's rows.
+    """One file of a quadrant's rows.
 
     Attributes:
         quadrant: Index of the quadrant.
@@ -39,7 +39,7 @@ class RowFile:
 
 
 def list_row_files(directory: RunDirectory, schedule: DataSchedule) -> list[RowFile]:
-    """All parts of all quadrants, in order.
+    """Lists the row files of all quadrants, in order.
 
     Raises:
         UserError: if they do not hold the rows that the schedule was made for.
@@ -61,7 +61,7 @@ def list_row_files(directory: RunDirectory, schedule: DataSchedule) -> list[RowF
 
 
 def read_rows(row_file: RowFile) -> Iterator[tuple[int, np.ndarray]]:
-    """The rows of a part from its beginning: the index of the first, and uint32 [n, ids]."""
+    """Yields the rows of a file from its beginning: the index of the first, and uint32 [n, ids]."""
     with contextlib.closing(TokenReader(row_file.path)) as reader:
         for first in range(0, row_file.rows, ROWS_AT_ONCE):
             yield (

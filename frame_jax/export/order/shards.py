@@ -1,4 +1,4 @@
-"""A partitioned run in, what another trainer reads out: documents of quadrants, or rows in order.
+"""Writes the data that another trainer reads: documents by quadrant, or rows in training order.
 
 Kinds of text hold the training documents: DIR/<quadrant>/00000.jsonl (or .parquet, .arrayrecord)
 with doc_id, text, source, domain, language, tokens, ppl, pd, in the shuffled order in which the
@@ -55,7 +55,7 @@ def write_shards(
 
 
 def write_rows(directory: RunDirectory, trial_order: TrialOrder, kind: str, folder: Path) -> None:
-    """The rows of every stage, in order."""
+    """Writes the rows of every stage, in order."""
     files = OpenFiles()
     quadrants = [
         QuadrantRows(name, list_parts(directory.quadrants / name, ".arrayrecord"), files)
@@ -80,7 +80,7 @@ def write_rows(directory: RunDirectory, trial_order: TrialOrder, kind: str, fold
 def read_rows(
     quadrants: Sequence[QuadrantRows], trial_order: TrialOrder, start: int, stop: int
 ) -> np.ndarray:
-    """Rows [start, stop) of the curriculum: uint32 [stop - start, sequence_length + 1]."""
+    """Reads rows [start, stop) of the order: uint32 [stop - start, sequence_length + 1]."""
     chosen, quadrant_rows = trial_order.selection.select(np.arange(start, stop))
     rows = np.empty((stop - start, trial_order.sequence_length + 1), TOKEN_DTYPE)
     for number, quadrant in enumerate(quadrants):
@@ -90,7 +90,7 @@ def read_rows(
 
 
 def write_mds(rows: np.ndarray, path: Path) -> dict[str, Any]:
-    """A shard of MosaicML's MDS format, and its entry in index.json.
+    """Writes a shard of MosaicML's MDS format; returns its entry in index.json.
 
     The file: number of samples; where each begins, and the end; the settings as JSON; the samples.
     Each sample is one column, `tokens`, an array of fixed shape without a header.
@@ -117,7 +117,7 @@ def write_mds(rows: np.ndarray, path: Path) -> dict[str, Any]:
 def write_documents(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, kind: str, folder: Path
 ) -> None:
-    """The documents of every quadrant."""
+    """Writes the documents of every quadrant."""
     assignment = sql.parquet_table(directory.assignment)
     with sql.open_database(folder) as connection:
         for quadrant in trial_order.schedule.quadrants:
@@ -143,7 +143,7 @@ def write_documents(
 def read_documents(
     directory: RunDirectory, batches: pa.RecordBatchReader
 ) -> Iterator[list[DocumentRow]]:
-    """The documents in `batches`, which say their part and row, with their texts."""
+    """Yields the documents in `batches` (part and row of each), with their texts."""
     tokenizer = load_tokenizer(directory)
     with contextlib.ExitStack() as stack:
         readers = [
@@ -162,7 +162,7 @@ def read_documents(
 
 
 def group_batches(batches: Iterator[list[DocumentRow]]) -> Iterator[Iterator[list[DocumentRow]]]:
-    """Groups of batches with about SHARD_BYTES of text each; each must be read before the next."""
+    """Groups batches with about SHARD_BYTES of text each; read each before asking for the next."""
     pending = next(batches, None)
 
     def shard() -> Iterator[list[DocumentRow]]:
@@ -179,6 +179,7 @@ def group_batches(batches: Iterator[list[DocumentRow]]) -> Iterator[Iterator[lis
 
 @contextlib.contextmanager
 def jsonl_writer(path: Path) -> Iterator[Append]:
+    """Opens a writer of JSON lines."""
     with path.open("w", encoding="utf-8") as file:
         yield lambda documents: file.writelines(
             json.dumps(document, ensure_ascii=False) + "\n" for document in documents
@@ -187,6 +188,7 @@ def jsonl_writer(path: Path) -> Iterator[Append]:
 
 @contextlib.contextmanager
 def parquet_writer(path: Path) -> Iterator[Append]:
+    """Opens a writer of Parquet."""
     types = {"tokens": pa.int64(), "ppl": pa.float64(), "pd": pa.float64()}
     schema = pa.schema([(name, types.get(name, pa.string())) for name in (*COLUMNS, "text")])
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
@@ -195,6 +197,7 @@ def parquet_writer(path: Path) -> Iterator[Append]:
 
 @contextlib.contextmanager
 def arrayrecord_writer(path: Path) -> Iterator[Append]:
+    """Opens a writer of ArrayRecord files of tf.train.Example."""
     writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
 
     def append(documents: list[DocumentRow]) -> None:
@@ -211,7 +214,7 @@ WRITERS = {"jsonl": jsonl_writer, "parquet": parquet_writer, "arrayrecord": arra
 
 
 def encode_tf_example(text: str) -> bytes:
-    """A tf.train.Example with the feature `text`, in protocol-buffer encoding.
+    """Encodes a tf.train.Example with the feature `text` as protocol-buffer bytes.
 
     Example{1: Features{1: {1: "text", 2: Feature{1: BytesList{1: text}}}}}.
     """
@@ -222,12 +225,13 @@ def encode_tf_example(text: str) -> bytes:
 
 
 def protobuf_field(number: int, payload: bytes) -> bytes:
-    """A length-delimited field of a protocol-buffer message."""
+    """Encodes a length-delimited field of a protocol-buffer message."""
     return bytes([number << 3 | 2]) + protobuf_varint(len(payload)) + payload
 
 
 def protobuf_varint(value: int) -> bytes:
-    """Seven bits a byte, lowest first; all bytes but the last have the high bit set."""
+    """Encodes an integer seven bits a byte, lowest first, the high bit set in all bytes but the
+    last."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

@@ -1,4 +1,4 @@
-"""A run's settings and rows in; its curriculum as stages, in any trainer's steps, out."""
+"""The order of a trial as stages and mixtures, in the steps of any trainer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from frame_jax.run.directory import RunDirectory, read_json
 
 
 class TrialOrder(NamedTuple):
-    """A curriculum over rows that exist.
+    """The order of a trial over rows that exist.
 
     Attributes:
         trial: Its name.
@@ -38,7 +38,7 @@ class TrialOrder(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """What must be known of the other trainer.
+    """What an export must know about the other trainer.
 
     Attributes:
         batch_size: Sequences in one of its steps.
@@ -53,7 +53,7 @@ class Trainer(NamedTuple):
     suffix: str
 
     def step(self, trial_order: TrialOrder, row: int) -> int:
-        """The step at which it has read as many tokens as `row` rows hold here."""
+        """The step at which the other trainer has read as many tokens as `row` rows hold here."""
         tokens_per_step = self.batch_size * self.sequence_length
         return round(row * trial_order.sequence_length / tokens_per_step)
 
@@ -90,7 +90,7 @@ def make_trial_order(config: RunConfig, directory: RunDirectory, trial_name: str
 
 
 def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> list[Span]:
-    """The stages of the whole run, epochs included, but for those shorter than a step.
+    """The stages of the whole run, epochs included, in the other trainer's steps.
 
     Args:
         trial_order: The curriculum.
@@ -121,7 +121,7 @@ def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> l
 
 
 def mixture_spans(trial_order: TrialOrder, trainer: Trainer, count: int, block: int) -> list[Span]:
-    """The run cut into about `count` pieces, in which each `block` of rows has the same mixture.
+    """Cuts the run into about `count` spans in which each `block` of rows has the same mixture.
 
     Shares are whole rows of a block. What a piece gets too much or too little of a quadrant by that
     is made up for by the pieces after it. Neighbours with the same mixture are joined.
@@ -157,7 +157,7 @@ def mixture_spans(trial_order: TrialOrder, trainer: Trainer, count: int, block: 
 
 
 def round_to_total(owed: np.ndarray, total: int) -> np.ndarray:
-    """`owed`, which sums to about `total`, as whole numbers of at least 0 that sum to it: int64."""
+    """Rounds `owed` (sum about `total`) to whole numbers of at least 0 with that sum: int64."""
     share = np.maximum(owed, 0)
     share *= total / share.sum()
     rows = share.astype(np.int64)
@@ -166,7 +166,7 @@ def round_to_total(owed: np.ndarray, total: int) -> np.ndarray:
 
 
 def rounded_mixture(schedule: DataSchedule, shares: np.ndarray) -> dict[str, float]:
-    """Shares by quadrant, in four digits."""
+    """Shares by quadrant, rounded to four digits."""
     rounded = np.round(shares, 4) + 0.0  # which makes -0 a 0
     return dict(zip(schedule.quadrants, rounded.tolist(), strict=True))
 

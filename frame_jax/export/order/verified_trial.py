@@ -36,7 +36,7 @@ from frame_jax.run.trial_record import read_trial_record
 
 @dataclass
 class VerifiedTrial:
-    """A trained trial and what is found out of it.
+    """A trained trial and what verification finds about it.
 
     Attributes:
         name: Its name.
@@ -67,7 +67,7 @@ class VerifiedTrial:
 
 
 def read_metrics(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """The lines that a trainer has written, each with the steps done after it."""
+    """Yields the lines of metrics.jsonl, each with the steps done after it."""
     lines: list[tuple[int, dict[str, Any]]] = []
     if not path.exists():
         return lines
@@ -84,7 +84,7 @@ def read_metrics(path: Path) -> list[tuple[int, dict[str, Any]]]:
 def read_verified_trial(
     config: RunConfig, directory: RunDirectory, name: str, manifest: Path | None
 ) -> tuple[VerifiedTrial, int]:
-    """A trial with its digests, and how many steps it was trained."""
+    """Reads a trial's digests and how many steps it was trained."""
     folder, _ = read_trial_record(directory, name)
     lines = read_metrics(folder / "metrics.jsonl")
     trained = max((done for done, _ in lines), default=0)
@@ -130,7 +130,7 @@ def add_digests(sums: np.ndarray, steps: np.ndarray, digests: np.ndarray) -> Non
 
 
 def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTrial]) -> list[str]:
-    """Fills `disk` of all trials, from one reading of the rows; says which rows cannot be read."""
+    """Adds up the digests of the rows on disk for all trials; returns unreadable rows."""
     damaged: list[str] = []
     row_files = list_row_files(directory, trials[0].trial_order.schedule)
     with progress.progress_bar(
@@ -152,7 +152,7 @@ def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTri
 
 
 def trained_row_indices(trial: VerifiedTrial, row_file: RowFile) -> np.ndarray:
-    """Where a trial was trained on the rows of a part: int64 [epochs, rows], -1 for nowhere."""
+    """Where a trial used the rows of a file: int64 [epochs, rows], -1 for not at all."""
     rows = row_file.first + np.arange(row_file.rows)
     epochs = range(trial.trial_order.schedule.epochs)
     indices = np.stack(
@@ -162,7 +162,7 @@ def trained_row_indices(trial: VerifiedTrial, row_file: RowFile) -> np.ndarray:
 
 
 def readable_rows(row_file: RowFile, damaged: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """As `read_rows`, but rows that cannot be read are noted in `damaged`, and are zeros."""
+    """As `read_rows`, with damaged rows as zeros and noted in `damaged`."""
     done, ids = 0, 0
     try:
         for first, rows in read_rows(row_file):
@@ -183,7 +183,7 @@ def readable_rows(row_file: RowFile, damaged: list[str]) -> Iterator[tuple[int, 
 
 
 def read_row(reader: TokenReader, record: int) -> np.ndarray | None:
-    """The ids of a row, uint32; None where it is damaged.
+    """Reads the ids of a row, uint32; None if it is damaged.
 
     Raises:
         UserError: where the storage fails, which says nothing of the row.
@@ -197,15 +197,14 @@ def read_row(reader: TokenReader, record: int) -> np.ndarray | None:
 
 
 def row_name(row_file: RowFile, record: int) -> str:
-    """The name of a row on disk."""
+    """Names a row on disk for messages."""
     return (
         f"{row_file.quadrant_name} row {row_file.first + record} ({row_file.path}, record {record})"
     )
 
 
 def read_row_digests_from_manifest(trial: VerifiedTrial) -> None:
-    """Fills `listed` of a trial that has a manifest, unless a part of it is not what was written:
-    then it is among the trial's problems, and the manifest is no witness."""
+    """Adds up the digests of a trial's manifest; a damaged part is one of its problems."""
     assert trial.manifest is not None
     listed = np.zeros_like(trial.disk)
     for part in manifest_parts(trial, 0, trial.steps):
@@ -225,7 +224,7 @@ def read_row_digests_from_manifest(trial: VerifiedTrial) -> None:
 
 
 def sha256_of(path: Path) -> str | None:
-    """A file's checksum in hexadecimal; None where there is no file."""
+    """A file's checksum in hexadecimal; None if there is no file."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, hashlib.sha256).hexdigest()
@@ -234,7 +233,7 @@ def sha256_of(path: Path) -> str | None:
 
 
 def manifest_parts(trial: VerifiedTrial, first: int, stop: int) -> list[dict[str, Any]]:
-    """The parts of a trial's manifest that have rows of steps [first, stop)."""
+    """Lists the parts of a trial's manifest with rows of steps [first, stop)."""
     assert trial.manifest is not None
     lo, hi = first * trial.batch_size, stop * trial.batch_size
     parts = read_json(trial.manifest / "manifest.json")["parts"]

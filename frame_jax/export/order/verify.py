@@ -38,7 +38,7 @@ NAMED = 20  # rows that are named of each kind
 
 
 def digest_intervals(trial: VerifiedTrial) -> list[tuple[int, int, int]]:
-    """Steps [first, stop) between two digests of the trainer, and the digest of their rows.
+    """Yields steps [first, stop) between two digests of the trainer, and the digest of their rows.
 
     A place with two digests that differ is among the trial's problems.
     """
@@ -53,7 +53,7 @@ def digest_intervals(trial: VerifiedTrial) -> list[tuple[int, int, int]]:
 
 
 def join_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans of steps with those that touch made one."""
+    """Joins adjacent spans of steps."""
     result: list[tuple[int, int]] = []
     for first, stop in sorted(spans):
         if result and first <= result[-1][1]:
@@ -63,7 +63,7 @@ def join_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def differing_spans(sums: np.ndarray, found: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """The spans whose digest is not that of the trainer."""
+    """Yields the spans whose digest differs from the trainer's."""
     before = np.concatenate([np.zeros((1, digest.BYTES), np.uint64), np.cumsum(sums, axis=0)])
     return join_spans(
         [
@@ -75,7 +75,7 @@ def differing_spans(sums: np.ndarray, found: list[tuple[int, int, int]]) -> list
 
 
 def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial, trained: int) -> str:
-    """Fills the problems of a trial whose sums are there; returns what has been verified."""
+    """Compares a trial's witnesses and notes its problems; returns what has been verified."""
     found = digest_intervals(trial)
     if trial.listed is None:
         for first, stop in differing_spans(trial.disk, found):
@@ -114,14 +114,15 @@ def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial, trained: in
 
 
 def format_steps(first: int, stop: int) -> str:
-    """Steps [first, stop) in words."""
+    """Formats steps [first, stop) for people."""
     return f"step {first:,}" if stop - first == 1 else f"steps {first:,} to {stop - 1:,}"
 
 
 def describe_changed_rows(
     directory: RunDirectory, trial: VerifiedTrial, changed: np.ndarray
 ) -> list[str]:
-    """The first rows, of those that `changed` steps read, that are not what the manifest says."""
+    """Yields the first rows, among those read by the steps `changed`, that differ from the
+    manifest."""
     row_files = list_row_files(directory, trial.trial_order.schedule)
     named: list[str] = []
     if len(changed) == 0:
@@ -153,7 +154,7 @@ def describe_changed_rows(
 
 
 def verify_trials(directory: RunDirectory, trial_name: str | None, manifest: Path | None) -> bool:
-    """Prints what is found of every trained trial; returns whether all is well.
+    """Prints what is found about every trained trial; returns whether all is well.
 
     Raises:
         UserError: if there is nothing to verify, or a manifest is another order's.
@@ -189,7 +190,7 @@ def verify_trials(directory: RunDirectory, trial_name: str | None, manifest: Pat
 
 
 def parser() -> argparse.ArgumentParser:
-    """Options of the command line."""
+    """The command line's options."""
     options = argparse.ArgumentParser(
         prog="python -m frame_jax.verify_order",
         description="Compare what was trained on with the rows on disk and with a manifest.",
@@ -205,7 +206,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0 where all is well, 2 otherwise and for bad input."""
+    """Runs the command line; returns the exit code: 0 if all is well, 2 otherwise and for bad
+    input."""
     options = parser().parse_args(arguments)
     processes.leave_accelerators()
     try:

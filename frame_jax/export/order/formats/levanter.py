@@ -12,7 +12,7 @@ LARGEST_BLOCK = 32768  # sequences; Levanter packs a block's indices into 16 bit
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
-    """A data section whose `train_weights` change over the run."""
+    """Makes a config whose data section has `train_weights` that change over the run."""
     spans = stage_spans(trial_order, trainer, smooth=True)
     # Levanter cuts shares down to whole rows of a block. Blocks that divide the batch leave none
     # unfinished at the end, and of a power of two, so that no share is a rounding error too small.

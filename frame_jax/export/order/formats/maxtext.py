@@ -16,7 +16,7 @@ SMALLEST_SHARE = (
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
-    """A Grain mixture file for each stage, and the launches in order."""
+    """Makes a Grain mixture file for each stage, and the launches in order."""
     spans = stage_spans(trial_order, trainer, smooth=True)
     files: Files = {}
     lines = []
@@ -55,7 +55,7 @@ between releases (`MaxText.train` before)."""
 def document_mixture(
     trial_order: TrialOrder, trainer: Trainer, span: Span
 ) -> dict[str, dict[str, Any]]:
-    """A stage's mixture of quadrants where documents are drawn: shares over mean lengths."""
+    """The shares of quadrants with which documents, instead of tokens, are drawn in a stage."""
     drawn = {
         quadrant: max(share, SMALLEST_SHARE)
         * trial_order.counts[quadrant]["documents"]

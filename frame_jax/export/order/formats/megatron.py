@@ -9,7 +9,7 @@ DATA_FORMATS = ("jsonl",)
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
-    """A blend file for each stage, the launches in order, and what tokenizes the quadrants."""
+    """Makes a blend file for each stage, the launches in order, and the script that tokenizes."""
     spans = stage_spans(trial_order, trainer, smooth=False)
     files: Files = {}
     lines = []

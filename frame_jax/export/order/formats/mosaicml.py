@@ -25,7 +25,7 @@ def dataset(batch_size: int, **options) -> StreamingDataset:
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
-    """A module with a StreamingDataset that reads the stages' rows in order."""
+    """Makes a module with a StreamingDataset that reads the stages' rows in order."""
     remote = "://" in trainer.data
     module = MOSAICML.format(
         curriculum=trial_order.trial,

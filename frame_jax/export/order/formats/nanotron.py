@@ -35,7 +35,7 @@ if __name__ == "__main__":
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
-    """A config for each stage, and what tokenizes the quadrants."""
+    """Makes a config for each stage, and the script that tokenizes."""
     spans = stage_spans(trial_order, trainer, smooth=True)
     listed = [
         {

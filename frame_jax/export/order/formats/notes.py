@@ -1,4 +1,4 @@
-"""What the formats share: YAML, scripts, and NOTES.md.
+"""What the formats share: YAML, scripts and NOTES.md.
 
 Field names of all formats are those of the trainers' public sources, late 2026;
 `tools/check_exports.py` feeds what is written to their own code. OLMo-core and MosaicML read the
@@ -18,11 +18,12 @@ Files = dict[str, str]
 
 
 def as_yaml(value: Any) -> str:
+    """Formats a value as YAML."""
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
 def stage_table(spans: list[Span]) -> str:
-    """The stages in Markdown."""
+    """Formats the stages as a table in Markdown."""
     quadrants = list(spans[0].mixture)
     lines = [
         f"| stage | from step | to step | {' | '.join(quadrants)} |",
@@ -37,7 +38,7 @@ def stage_table(spans: list[Span]) -> str:
 def format_notes(
     trial_order: TrialOrder, trainer: Trainer, text: str, spans: list[Span], where: str = ""
 ) -> str:
-    """NOTES.md: what the files are and how they are used.
+    """Writes NOTES.md: what the files are and how to use them.
 
     Args:
         trial_order: The curriculum.
@@ -58,12 +59,12 @@ def format_notes(
 
 
 def shell_script(*commands: str) -> str:
-    """A shell script that runs in the folder in which it lies."""
+    """Wraps commands in a shell script that runs in its own folder."""
     return "\n".join(
         ["#!/usr/bin/env bash", "set -euo pipefail", 'cd "$(dirname "$0")"', *commands, ""]
     )
 
 
 def own_rows_notes(trainer: Trainer) -> str:
-    """What NOTES.md says of the data folder where the run's own rows are read."""
+    """The lines of NOTES.md about a data folder that holds the run's own rows."""
     return f"The rows of each stage belong in `{trainer.data}/<number of the stage>/`"

@@ -47,7 +47,7 @@ def data_loader(work_dir: str, **distributed) -> ComposableDataLoader:
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
-    """A module with the sources of every stage and a data loader that keeps their order."""
+    """Makes a module with the sources of every stage and a data loader that keeps their order."""
     steps = trial_order.schedule.rows // trainer.batch_size
     module = OLMO_CORE.format(
         curriculum=trial_order.trial,

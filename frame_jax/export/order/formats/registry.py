@@ -1,4 +1,4 @@
-"""The formats by name, a module each.
+"""The formats by name, one module each.
 
 `files` makes the trainer's configuration and a note on its use from a plan; `READS` are the kinds
 of data that the trainer reads.
