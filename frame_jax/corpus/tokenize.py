@@ -150,7 +150,7 @@ def write_part(
 def _batches(
     chunks: Iterable[Chunk], reject: Callable[[str], Any], counts: FieldCounts
 ) -> Iterator[list[tuple[Document, int]]]:
-    """Yields documents with their UTF-8 bytes, in lists of about BATCH_BYTES; rejects the others."""
+    """Yields documents with their UTF-8 bytes, in lists of about BATCH_BYTES; rejects others."""
     batch: list[tuple[Document, int]] = []
     total = 0
     for chunk in chunks:

@@ -56,7 +56,7 @@ class RunDirectory:
         return self.tokens / "rejected.jsonl"
 
     def reference(self, name: str) -> Path:
-        """Folder of a trained model (`weak`, `strong`) or of the rows that trained them (`rows`)."""
+        """Folder of a trained model (`weak`, `strong`) or of the rows that train them (`rows`)."""
         return self.root / "reference" / name
 
     @property

@@ -168,5 +168,5 @@ def run_phase_step(
 
 
 def read_fingerprint(directory: RunDirectory, phase_step: str) -> str:
-    """The fingerprint a phase step was started under, which identifies all its result depends on."""
+    """The fingerprint under which a phase step was started: all its result depends on."""
     return read_json(directory.marker(phase_step))["fingerprint"]

@@ -46,7 +46,7 @@ def has_outputs(directory: RunDirectory, phase_step: PhaseStep) -> bool:
 
 
 def changed_input(directory: RunDirectory, phase_step: str) -> str | None:
-    """The phase step, among the inputs of `phase_step`, that was made anew since; None if none was."""
+    """The phase step, among the inputs of `phase_step`, that was made anew since, if any."""
     marker = directory.marker(phase_step)
     if not marker.exists():
         return None

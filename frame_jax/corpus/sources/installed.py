@@ -50,7 +50,7 @@ class InstalledText:
 
 @functools.cache
 def installed_texts() -> tuple[InstalledText, ...]:
-    """Lists every text, sorted by name; reads names and sizes only, and small texts without a file."""
+    """Lists every text, sorted by name; reads only names, sizes and small texts without a file."""
     found: dict[str, InstalledText] = {}
     groups = [_standard_library(), _topics()]
     for name, distribution in distributions():
