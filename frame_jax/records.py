@@ -149,11 +149,16 @@ class OpenFiles:
 
 
 def record_counts(paths: Sequence[Path]) -> np.ndarray:
-    """Records of each file of a quadrant, int64 [files], as FOLDER/lengths.json says."""
+    """Records of each file of a quadrant, int64 [files]: as FOLDER/lengths.json says, or by
+    opening, which takes time by the records."""
     if not paths:
         return np.zeros(0, np.int64)
-    counts = read_json(paths[0].parents[1] / LENGTHS)[paths[0].parent.name]
-    return np.array([counts[path.stem] for path in paths], np.int64)
+    known = paths[0].parents[1] / LENGTHS
+    counts = read_json(known).get(paths[0].parent.name, {}) if known.exists() else {}
+    return np.array(
+        [counts[path.stem] if path.stem in counts else len(TokenReader(path)) for path in paths],
+        np.int64,
+    )
 
 
 @contextlib.contextmanager

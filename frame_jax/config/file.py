@@ -139,6 +139,39 @@ def load(path: str | Path, *overrides: str) -> RunConfig:
     return parse(["--config", str(path), *overrides])[0]
 
 
+# What settings were called before, so that an old config file is told the new name.
+RENAMED_KEYS = {
+    "accumulate": "gradient_accumulation_steps",
+    "average": "ema",
+    "average_decay": "ema_decay",
+    "balance_bias": "router_bias",
+    "balance_bias_rate": "router_bias_update_rate",
+    "balance_loss": "load_balance_loss_weight",
+    "batch_rows": "batch_size",
+    "chunk": "chunk_size",
+    "clip_norm": "max_grad_norm",
+    "conv_width": "conv_kernel",
+    "coordinator": "coordinator_address",
+    "count": "num_experts",
+    "max_step": "max_time_step",
+    "min_step": "min_time_step",
+    "original_context": "original_max_position_embeddings",
+    "per_token": "num_experts_per_token",
+    "process": "process_id",
+    "processes": "num_processes",
+    "renormalise": "norm_topk_prob",
+    "rotary_fraction": "partial_rotary_factor",
+    "router_z_loss": "router_z_loss_weight",
+    "rows_per_device": "per_device_batch_size",
+    "scaling": "routed_scaling_factor",
+    "schedule": "lr_schedule",
+    "schedules": "lr_schedules",
+    "shared_size": "shared_expert_intermediate_size",
+    "shots": "num_fewshot",
+    "z_loss": "z_loss_weight",
+}
+
+
 def explain_parser_error(message: str, arguments: list[str]) -> str:
     """Rewrites a parser's message in one line, with the nearest valid name for an unknown key."""
     message = re.sub(r"Problem with given class_path '[^']*':", "", message)
@@ -148,7 +181,8 @@ def explain_parser_error(message: str, arguments: list[str]) -> str:
         names = {f.name for cls in dataclass_types(RunConfig) for f in dataclasses.fields(cls)}
         keys = (found.group(1) or found.group(2)).split("=")[0].split(".")
         error = next((key for key in keys if key not in names), keys[-1])
-        near = difflib.get_close_matches(error, sorted(names), n=1, cutoff=0.5)
+        near = [RENAMED_KEYS[error]] if error in RENAMED_KEYS else []
+        near = near or difflib.get_close_matches(error, sorted(names), n=1, cutoff=0.5)
         message += f" (did you mean `{near[0]}`?)" if near else ""
     return f"{config_origin(arguments)}: {message}"
 

@@ -84,7 +84,7 @@ def test_it_says_which_fields_no_record_has(make_config, write_jsonl, capsys, tm
         "corpus.sources[3]: no record has the field 'language' (language_field), so the language "
         "of all 3 is 'de'",
     ]
-    summary, _directory = run(config)
+    summary, _ = run(config)
     assert summary["fields_never_found"] == wanted
     shown = capsys.readouterr().err
     assert all(f"{line}\n" in shown for line in wanted) and "0 records rejected\n" in shown
