@@ -15,7 +15,7 @@ from frame_jax.report.study import read_study
 from frame_jax.run import markers, phases
 from frame_jax.run.directory import RunDirectory, read_json, write_json
 from frame_jax.run.stale_steps import changed_input
-from frame_jax.run.trial_record import read_trial_record
+from frame_jax.run.trial_record import TrialRecord, read_trial_record, write_trial_record
 from tests.report.synthetic import make_run
 from tests.run.test_phases import complete, config
 
@@ -23,6 +23,7 @@ THREE = (
     '--curricula={"frame": {"preset": "frame"}, "random": {"preset": "random"}, '
     '"folded": {"preset": "folded"}}'
 )
+RECORD = TrialRecord(1, 8, 64, {}, (1,), (), ())
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def finished(tmp_path: Path) -> RunDirectory:
     directory = RunDirectory(tmp_path)
     complete(directory, config(THREE))
     for arm in ("frame", "random", "folded"):
-        write_json(directory.pretrain(arm) / "curriculum.json", {"steps": 1})
+        write_trial_record(directory.pretrain(arm), RECORD)
         write_json(directory.evaluation(arm), {"checkpoints": []})
         (directory.evaluation(arm).with_suffix("") / "1").mkdir(parents=True)
     return directory
@@ -82,7 +83,7 @@ def partition_anew(directory: RunDirectory) -> None:
 
 def test_an_arm_of_other_rows_is_known_and_not_exported(finished: RunDirectory) -> None:
     assert changed_input(finished, "evaluate-folded") is None
-    assert read_trial_record(finished, "folded")[1] == {"steps": 1}
+    assert read_trial_record(finished, "folded")[1] == RECORD
     partition_anew(finished)
     assert changed_input(finished, "evaluate-folded") == "partition"
     with pytest.raises(UserError, match=r"before partition was made anew.*--redo pretrain-folded"):
