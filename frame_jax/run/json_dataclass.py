@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from pathlib import Path
@@ -46,7 +45,7 @@ def from_json(kind: Any, value: Any) -> Any:
         value: The parsed JSON.
     """
     if dataclasses.is_dataclass(kind):
-        hints = _type_hints(kind)
+        hints = typing.get_type_hints(kind)
         fields = {name: from_json(hints[name], item) for name, item in value.items()}
         return typing.cast(Any, kind)(**fields)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -57,8 +56,3 @@ def from_json(kind: Any, value: Any) -> Any:
     if origin is dict:
         return {key: from_json(arguments[1], item) for key, item in value.items()}
     return value
-
-
-@functools.cache
-def _type_hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
