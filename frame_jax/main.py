@@ -18,7 +18,6 @@ from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
-    read_json,
     remove_temporaries,
 )
 from frame_jax.run.lock import hold_lock
@@ -194,21 +193,12 @@ def print_outcome(config: RunConfig, ran: int, until: str | None) -> None:
     if until in (None, "report"):
         from rich.console import Console
 
-        from frame_jax.report.terminal import terminal_table
+        from frame_jax.report.study_results import load_study
+        from frame_jax.report.verdict_table import terminal_table
 
         width = None if sys.stdout.isatty() else PIPED_WIDTH
-        Console(width=width).print(terminal_table(read_study_results(config, directory)))
+        Console(width=width).print(terminal_table(load_study(directory)))
         print(f"report: {directory.report / 'index.html'}")
-
-
-def read_study_results(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    """What the report says of the arms; read again where an earlier release made the report."""
-    path = directory.report / "verdict.json"
-    if path.exists():
-        return read_json(path)
-    from frame_jax.report.study import read_study
-
-    return read_study(config, directory)
 
 
 def main(arguments: list[str] | None = None) -> int:

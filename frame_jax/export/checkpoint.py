@@ -21,6 +21,7 @@ from frame_jax import checkpoints
 from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
+from frame_jax.evaluation.results import read_result
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.run.directory import RunDirectory, axis_names, read_json
@@ -177,8 +178,8 @@ def model_card(
     step = steps[-1]
     tokens = step * trial_record.tokens_per_step
     stages = "\n".join(
-        f"| {item['name']} | {item['first_step']:,} | {item['last_step']:,} | "
-        f"{(item['last_row'] - item['first_row']) * trial_record['sequence_length']:,} |"
+        f"| {item.name} | {item.first_step:,} | {item.last_step:,} | "
+        f"{(item.last_row - item.first_row) * trial_record.sequence_length:,} |"
         for item in trial_record.stages
     )
     weights = " The weights are an exponential moving average over training." if ema else ""
@@ -193,8 +194,8 @@ def model_card(
 
 A base language model of {decoder.parameter_count():,} parameters, trained from scratch on about
 {tokens:,} tokens with frame_jax {version("frame-jax")}, curriculum `{trial}`, in sequences of
-{trial_record.sequence_length:,} tokens. It is not tuned to follow instructions, and nothing was done to
-make its output safe.{weights}
+{trial_record.sequence_length:,} tokens. It is not tuned to follow instructions, and nothing was
+done to make its output safe.{weights}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -246,20 +247,18 @@ def held_out_section(
     directory: RunDirectory, trial: str, step: int, ema: bool, mean: AverageConfig | None
 ) -> str:
     """The section on the held-out loss of these weights; empty where it was not measured."""
-    path = directory.evaluation(trial)
-    measured = read_json(path) if path.exists() else {}
-    lines = [c for c in measured.get("checkpoints", []) if c["step"] == step]
-    if mean:
-        name = f"average-{mean.name}"
-        lines = [line for line in measured.get("averages", []) if line["name"] == name]
-    elif measured.get("average") is not ema:
-        lines = []
-    for overall in (line["overall"] for line in lines):
-        return (
-            f"\n## Held-out loss\n\n{overall['nll_per_token']:.4f} nats a token, "
-            f"{overall['bits_per_byte']:.4f} bits a byte, over {overall['documents']:,} documents "
-            "kept out of training.\n"
-        )
+    if not directory.evaluation(trial).exists():
+        return ""
+    result = read_result(directory, trial)
+    name = f"average-{mean.name}" if mean else str(step)
+    for measured in (*result.checkpoints, *result.averages):
+        if measured.name == name and (mean or result.ema is ema):
+            loss = measured.overall
+            return (
+                f"\n## Held-out loss\n\n{loss.nll_per_token:.4f} nats a token, "
+                f"{loss.bits_per_byte:.4f} bits a byte, over {loss.documents:,} documents "
+                "kept out of training.\n"
+            )
     return ""
 
 

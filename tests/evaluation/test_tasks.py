@@ -126,15 +126,15 @@ def test_scores_are_those_of_every_choice_alone(arm, make) -> None:
         for key, values in (("accuracy", right), ("accuracy_norm", norm)):
             p = sum(values) / n
             assert getattr(result, key) == pytest.approx(p)
-            assert getattr(result, f"{key}_stderr") == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)))
+            assert getattr(result, f"{key}_stderr") == pytest.approx(
+                math.sqrt(p * (1 - p) / (n - 1))
+            )
         bits = [nll[i % len(nll)] / math.log(2) for i, nll in enumerate(table)]  # the right ones
         size = [1 if task.name == "letters" else len(c[i % len(c)].encode())
                 for i, (_, c, _) in enumerate(QUESTIONS)]  # fmt: skip
         assert result.answer_bits_per_byte == pytest.approx(sum(bits) / sum(size), rel=2e-5)
         assert result.items == n and 0 < cut < n and result.truncated == cut
-        assert result.chance == pytest.approx(
-            (1 / 4 + 1 / 2 + 1 / 3 + 1 / 3 + 1 / 2 + 1 / 2) / n
-        )
+        assert result.chance == pytest.approx((1 / 4 + 1 / 2 + 1 / 3 + 1 / 3 + 1 / 2 + 1 / 2) / n)
         assert result.subjects["python"].items == 3
         of_python = [r for r, (_, _, s) in zip(right, QUESTIONS, strict=True) if s == "python"]
         assert result.subjects["python"].accuracy == pytest.approx(sum(of_python) / 3)

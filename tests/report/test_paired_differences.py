@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax.evaluation.verdict import NONE, UNTESTED, WORSE, decide_verdict
 from frame_jax.report.paired_differences import right_answer_bits, task_differences
+from frame_jax.report.study_results import NONE, UNTESTED, WORSE
+from frame_jax.report.verdict import decide_verdict
 from frame_jax.run.directory import part_name
 
 ITEMS, PARTS, SEEDS = 90, 3, 3

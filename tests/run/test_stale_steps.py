@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax.errors import UserError
-from frame_jax.report.held_out_results import read_results
+from frame_jax.evaluation.results import read_result, read_results, scores_folder
 from frame_jax.report.study import read_study
 from frame_jax.run import markers, phases
 from frame_jax.run.directory import RunDirectory, read_json, write_json
@@ -93,7 +93,7 @@ def test_an_arm_of_other_rows_is_known_and_not_exported(finished: RunDirectory) 
 def test_the_report_shows_no_arm_of_other_rows(tmp_path: Path) -> None:
     run, directory = make_run(tmp_path, arms=("frame", "random"))
     alone = dataclasses.replace(run, curricula={"random": run.curricula["random"]})
-    assert [line["arm"] for line in read_study(alone, directory)["lines"]] == ["random"]
+    assert [result.line.arm for result in read_study(alone, directory).lines] == ["random"]
     complete(directory, config())
     assert set(read_results(directory)) == {"frame", "random"}
     marker = read_json(directory.marker("pretrain-frame"))
@@ -105,10 +105,10 @@ def test_the_report_shows_no_arm_of_other_rows(tmp_path: Path) -> None:
 
 def test_arms_without_a_common_document_have_no_difference(tmp_path: Path) -> None:
     run, directory = make_run(tmp_path / "run", arms=("frame", "random"))
-    assert [c["arm"] for c in read_study(run, directory)["comparisons"]] == ["frame"]
-    last = read_results(directory)["random"]["checkpoints"][-1]["step"]
-    for path in (directory.evaluation("random").with_suffix("") / str(last)).glob("*.parquet"):
+    assert [c.line.arm for c in read_study(run, directory).comparisons] == ["frame"]
+    final = read_result(directory, "random").final.name
+    for path in scores_folder(directory, "random", final).glob("*.parquet"):
         table = pq.read_table(path)
         others = pa.array([f"other {doc_id}" for doc_id in table["doc_id"].to_pylist()])
         pq.write_table(table.set_column(table.column_names.index("doc_id"), "doc_id", others), path)
-    assert read_study(run, directory)["comparisons"] == []
+    assert read_study(run, directory).comparisons == ()
