@@ -14,8 +14,7 @@ from frame_jax import checkpoints
 from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.models.functional import Decoder, read_description
-from frame_jax.models.transformer import Params
+from frame_jax.models.functional import read_description
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path
@@ -134,7 +133,11 @@ def checkpoint_scorers(
     decoder = read_description(folder, compute_dtype=scoring.compute_dtype)
     scorer: Scorer | None = None
     for each in weights:
-        params = load_weights(folder / "checkpoints", decoder, each, ema=ema)
+        saved = folder / "checkpoints"
+        if len(each.steps) == 1:
+            params = checkpoints.load_params(saved, decoder, each.step, ema=ema)
+        else:
+            params = checkpoints.load_mean_params(saved, decoder, each.steps, each.decay)
         if scorer is None:
             scorer = Scorer(
                 [(decoder, params)],
@@ -146,10 +149,3 @@ def checkpoint_scorers(
         else:
             scorer.replace_params(params)
         yield each, scorer
-
-
-def load_weights(folder: Path, decoder: Decoder, weights: Weights, *, ema: bool) -> Params:
-    """Loads the parameters that `weights` stand for from the checkpoints in `folder`."""
-    if len(weights.steps) == 1:
-        return checkpoints.load_params(folder, decoder, weights.step, ema=ema)
-    return checkpoints.load_mean_params(folder, decoder, weights.steps, weights.decay)

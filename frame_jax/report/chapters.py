@@ -79,10 +79,10 @@ class ReportData:
 
 def training_loss_chapter(data: ReportData) -> list[Piece]:
     """The loss of all arms, and what happens to it where a stage begins."""
-    bands = training_curves.stage_bands(data.shaded)
     points = min(training_curves.POINTS, data.shaded.record.steps)
     note = notes.LOSS.format(arm=data.shaded.name, smooth=(2 * figures.SMOOTH + 1) / points)
-    loss = Figure("training-loss", [figures.training_loss(data.curves, bands, data.names)], note)
+    panel = figures.training_loss(data.curves, data.shaded, data.names)
+    loss = Figure("training-loss", [panel], note)
     drops: list[Piece] = []
     for arm in data.arms:
         if len(arm.stages) > 1:
@@ -104,7 +104,6 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
     """Curves and final losses on the held-out split; nothing where no arm was evaluated."""
     if not data.results:
         return []
-    bands = training_curves.stage_bands(data.shaded)
     curves = loss_curves(data.results)
     averaged = any(result.ema for result in data.results.values())
     found: list[Piece] = [
@@ -112,13 +111,13 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
         sections.slice_choice(slice_names(data.results)),
         Figure(
             "held-out-loss",
-            [figures.held_out_loss(curves, bands, data.names)],
+            [figures.held_out_loss(curves, data.shaded, data.names)],
             notes.HELD_OUT + (notes.AVERAGE if averaged else ""),
         ),
     ]
     baseline = data.study.baseline
     if differences := difference_curves(curves, baseline):
-        panel = figures.held_out_difference(differences, bands, data.names, baseline)
+        panel = figures.held_out_difference(differences, data.shaded, data.names, baseline)
         note = notes.DIFFERENCE.format(baseline=baseline)
         found.append(Figure("held-out-difference", [panel], note))
     table_note = tag("p", notes.HELD_OUT_TABLE, class_="note")
@@ -138,9 +137,8 @@ def tasks_chapter(data: ReportData) -> list[Piece]:
         task_results.task_table(finals, arms),
         tag("p", note, class_="note"),
     ]
-    points = task_results.task_curves(data.results)
-    if drawn := list(dict.fromkeys(point.task for point in points))[:TASK_PANELS]:
-        panels = [figures.accuracy(points, data.names, task) for task in drawn]
+    if drawn := list(task_results.task_curves(data.results).values())[:TASK_PANELS]:
+        panels = [figures.accuracy(scores, data.names) for scores in drawn]
         found.append(Figure("tasks", panels, notes.TASK_CURVES))
     return found
 
@@ -174,7 +172,7 @@ def quadrants_chapter(directory: RunDirectory) -> list[Piece]:
         Figure(
             "density",
             [figures.density(tiles, lines, label, names, scale) for label in labels],
-            note,
+            note + notes.DENSITY_CELLS,
             renderer="canvas",
         ),
         tag("h2", "The quadrants"),

@@ -101,8 +101,10 @@ def steps_to_baseline(
                 if overhead is not None and whole:
                     with_scoring.append(step / last.step + overhead / whole)
         if steps:
-            every = None not in steps
-            means = [mean_or_none(values) if every else None for values in (shares, with_scoring)]
+            means = [
+                sum(values) / len(values) if values and None not in steps else None
+                for values in (shares, with_scoring)
+            ]
             found.append(StepsToBaseline(arm, tuple(steps), *means))
     return found
 
@@ -122,8 +124,3 @@ def first_step_at_loss(result: TrialResult, loss: float) -> float | None:
             return before[0] + share * (step - before[0])
         before = step, nll
     return None
-
-
-def mean_or_none(values: Sequence[float]) -> float | None:
-    """The mean; None of nothing."""
-    return sum(values) / len(values) if values else None

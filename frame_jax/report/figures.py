@@ -13,11 +13,11 @@ from typing import Any, Literal
 import altair as alt
 import numpy as np
 
+from frame_jax.evaluation.results import TaskScore
 from frame_jax.report.documents import DensityTile, GroupTokens, ThresholdLine
 from frame_jax.report.held_out_curves import LossPoint
 from frame_jax.report.study_results import Comparison
-from frame_jax.report.task_results import TaskPoint
-from frame_jax.report.training_curves import CurvePoint, MixturePoint, StageBand
+from frame_jax.report.training_curves import CurvePoint, MixturePoint, TrainingRun
 from frame_jax.report.training_row_differences import TrainingRowPoint
 
 Panel = alt.Chart | alt.LayerChart | alt.FacetChart
@@ -64,11 +64,10 @@ def _arm_colour(arms: Sequence[str]) -> alt.Color:
     return alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms), range=colours))
 
 
-def _layer(*charts: Panel, arms: Sequence[str], height: int, title: str | None = None) -> Panel:
+def _layer(*charts: Panel, arms: Sequence[str], height: int) -> Panel:
     """Charts of arms on top of each other."""
     shown = alt.param(name="shown_arms", value=list(arms))
-    chart = alt.layer(*charts).add_params(shown).properties(height=height)
-    return chart if title is None else chart.properties(title=title)
+    return alt.layer(*charts).add_params(shown).properties(height=height)
 
 
 def _zero_line(axis: Literal["x", "y"]) -> alt.Chart:
@@ -76,9 +75,15 @@ def _zero_line(axis: Literal["x", "y"]) -> alt.Chart:
     return rule.encode(**{axis: f"{axis}:Q"})
 
 
-def _bands(stages: Sequence[StageBand]) -> alt.LayerChart:
-    """The stages as shaded stretches with their names on top."""
-    base = _rows_chart(stages)
+def _bands(run: TrainingRun) -> alt.LayerChart:
+    """The stages of a run as shaded stretches with their names on top."""
+    tokens = run.record.tokens_per_step
+    base = _chart(
+        [
+            {"name": s.name, "start": s.start * tokens, "end": s.stop * tokens, "shade": index % 2}
+            for index, s in enumerate(run.stages)
+        ]
+    )
     shade = base.mark_rect(color="#8899aa").encode(
         x="start:Q",
         x2="end:Q",
@@ -94,9 +99,7 @@ def _bands(stages: Sequence[StageBand]) -> alt.LayerChart:
     return shade + names
 
 
-def training_loss(
-    curves: Sequence[CurvePoint], stages: Sequence[StageBand], arms: Sequence[str]
-) -> Panel:
+def training_loss(curves: Sequence[CurvePoint], shaded: TrainingRun, arms: Sequence[str]) -> Panel:
     """Training loss of every arm against tokens seen.
 
     The vertical axis leaves out the steep beginning: it is made for what comes after the first
@@ -122,7 +125,7 @@ def training_loss(
         .mark_line(strokeWidth=2, clip=True)
         .encode(x=TOKENS, y=alt.Y("smooth:Q", title=title, scale=scale), color=_arm_colour(arms))
     )
-    return _layer(_bands(stages), steps, means, arms=arms, height=340)
+    return _layer(_bands(shaded), steps, means, arms=arms, height=340)
 
 
 def _checkpoints(
@@ -150,20 +153,18 @@ def _checkpoints(
     )
 
 
-def held_out_loss(
-    curves: Sequence[LossPoint], stages: Sequence[StageBand], arms: Sequence[str]
-) -> Panel:
+def held_out_loss(curves: Sequence[LossPoint], shaded: TrainingRun, arms: Sequence[str]) -> Panel:
     """Held-out loss of every arm at its kept checkpoints."""
     lines = _checkpoints(curves, arms, "nll", "held-out loss (nats / token)")
-    return _layer(_bands(stages), lines, arms=arms, height=320)
+    return _layer(_bands(shaded), lines, arms=arms, height=320)
 
 
 def held_out_difference(
-    curves: Sequence[LossPoint], stages: Sequence[StageBand], arms: Sequence[str], baseline: str
+    curves: Sequence[LossPoint], shaded: TrainingRun, arms: Sequence[str], baseline: str
 ) -> Panel:
     """The same loss minus the baseline's at the same checkpoint."""
     lines = _checkpoints(curves, arms, "difference", f"minus {baseline} (nats / token)")
-    return _layer(_bands(stages), _zero_line("y"), lines, arms=arms, height=200)
+    return _layer(_bands(shaded), _zero_line("y"), lines, arms=arms, height=200)
 
 
 def forest(comparisons: Sequence[Comparison]) -> Panel:
@@ -238,17 +239,28 @@ def throughput(curves: Sequence[CurvePoint], arms: Sequence[str]) -> Panel:
     return _layer(lines, arms=arms, height=220)
 
 
-def accuracy(points: Sequence[TaskPoint], arms: Sequence[str], task: str) -> Panel:
+def accuracy(scores: Sequence[tuple[str, TaskScore]], arms: Sequence[str]) -> Panel:
     """Accuracy in one task at the checkpoints that did it, over the accuracy of a guess.
 
     Args:
-        points: Of all tasks.
+        scores: Of the task, each with its arm.
         arms: Their colours follow from their order.
-        task: The task to draw.
     """
-    own = [point for point in points if point.task == task]
+    keys = ("step", "tokens", "accuracy", "accuracy_norm", "accuracy_stderr", "chance")
+    rows = [
+        {"arm": arm, "stages": ", ".join(score.stages), **{k: getattr(score, k) for k in keys}}
+        for arm, score in scores
+    ]
     axis = alt.Axis(format="%", tickCount=4)
-    base, marks = _arms_chart(own), alt.OverlayMarkDef(size=45, filled=True)
+    base = (
+        _chart(rows)
+        .transform_filter(IS_SHOWN)
+        .transform_calculate(
+            low="datum.accuracy - datum.accuracy_stderr",  # an error of null counts as 0
+            high="datum.accuracy + datum.accuracy_stderr",
+        )
+    )
+    marks = alt.OverlayMarkDef(size=45, filled=True)
     lines = base.mark_line(strokeWidth=2, point=marks).encode(
         x=TOKENS,
         y=alt.Y("accuracy:Q", title="accuracy", axis=axis, scale=alt.Scale(zero=False)),
@@ -258,14 +270,15 @@ def accuracy(points: Sequence[TaskPoint], arms: Sequence[str], task: str) -> Pan
             alt.Tooltip("stages:N", title="end of stage"),
             alt.Tooltip("step:Q", format=","),
             *(alt.Tooltip(f"{key}:Q", format=".2%") for key in ("accuracy", "accuracy_norm")),
-            alt.Tooltip("stderr:Q", title="standard error", format=".2%"),
+            alt.Tooltip("accuracy_stderr:Q", title="standard error", format=".2%"),
         ],
     )
     errors = base.mark_rule(strokeWidth=1, opacity=0.6).encode(
         x=TOKENS, y="low:Q", y2="high:Q", color=_arm_colour(arms)
     )
-    guess = _chart([{"chance": own[0].chance}]).mark_rule(strokeDash=[4, 4]).encode(y="chance:Q")
-    return _layer(guess, errors, lines, arms=arms, height=160, title=task)
+    guess = _chart(rows[:1]).mark_rule(strokeDash=[4, 4]).encode(y="chance:Q")
+    title = scores[0][1].task
+    return _layer(guess, errors, lines, arms=arms, height=160).properties(title=title)
 
 
 def _quadrant_colour(quadrants: Sequence[str]) -> alt.Color:

@@ -71,36 +71,3 @@ def checkpoints_around(
     points = result.checkpoints
     index = bisect.bisect_right([point.step for point in points], step)
     return points[index - 1] if index else None, points[index] if index < len(points) else None
-
-
-@dataclasses.dataclass(frozen=True)
-class Forgetting:
-    """How far the loss of an arm on a quadrant has risen again since it was lowest.
-
-    Attributes:
-        arm: The arm.
-        quadrant: The quadrant.
-        lowest: The lowest loss among the kept checkpoints, nats per token.
-        at: Its step.
-        final: The loss at the end.
-    """
-
-    arm: str
-    quadrant: str
-    lowest: float
-    at: int
-    final: float
-
-
-def forgetting(curves: Sequence[LossPoint]) -> list[Forgetting]:
-    """What each arm has forgotten of each quadrant."""
-    groups: dict[tuple[str, str], list[LossPoint]] = {}
-    for point in curves:
-        dimension, _, quadrant = point.slice.partition(": ")
-        if dimension == "quadrant":
-            groups.setdefault((point.arm, quadrant), []).append(point)
-    found = []
-    for (arm, quadrant), points in groups.items():
-        lowest = min(points, key=lambda point: point.nll)
-        found.append(Forgetting(arm, quadrant, lowest.nll, lowest.step, points[-1].nll))
-    return found

@@ -1,4 +1,4 @@
-"""Differences between the losses of two arms, paired by seed and by document or item.
+"""Compares the losses of two arms, paired by seed and by document or item.
 
 DuckDB does the sums, so memory does not grow with the held-out split.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -16,24 +15,10 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.evaluation.results import SLICE_SQL
+from frame_jax.report.study_results import Verdict
+from frame_jax.report.verdict import decide_verdict
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.sql import parquet_table
-
-
-@dataclass(frozen=True)
-class Differences:
-    """Bits per byte of one arm minus another's, on a slice of the held-out split.
-
-    Attributes:
-        by_seed: One for each seed.
-        document_error: Standard error of their mean over documents. With d_i the difference of
-            document i, averaged over seeds, b_i its bytes and D = sum(d) / sum(b), it is that of a
-            ratio of two means, sqrt(sum((d_i - D b_i)^2)) / sum(b): documents are compared with
-            themselves, so what makes one hard for every arm cancels. [ours]
-    """
-
-    by_seed: tuple[float, ...]
-    document_error: float
 
 
 def baseline_trials(config: RunConfig, trials: Collection[Trial]) -> dict[Trial, Trial]:
@@ -46,14 +31,22 @@ def baseline_trials(config: RunConfig, trials: Collection[Trial]) -> dict[Trial,
     }
 
 
-def slice_differences(
+def slice_verdicts(
     directory: RunDirectory, pairs: Sequence[tuple[Path, Path]]
-) -> dict[str, Differences]:
-    """Differences on each slice of the held-out split, see `evaluation.results.SLICE_SQL`.
+) -> dict[str, Verdict]:
+    """Decides whether an arm's bits per byte are lower on each slice of the held-out split.
+
+    With d_i the difference of document i, averaged over seeds, b_i its bytes and D = sum(d) /
+    sum(b), the standard error of D over documents is that of a ratio of two means,
+    sqrt(sum((d_i - D b_i)^2)) / sum(b): documents are compared with themselves, so what makes one
+    hard for every arm cancels. [ours]
 
     Args:
         directory: The run.
         pairs: For each seed the folders of losses by document of the arm and of the other one.
+
+    Returns:
+        By slice, see `evaluation.results.SLICE_SQL`; empty without a document in common.
     """
     tokens = list_parts(directory.tokens, ".parquet")
     union = " UNION ALL ".join(
@@ -100,14 +93,14 @@ def slice_differences(
     for name, _, difference in seeds:
         by_slice.setdefault(name, []).append(difference)
     return {
-        name: Differences(tuple(by_slice[name]), error)
+        name: decide_verdict(by_slice[name], error)
         for name, _, error in errors
         if name is not None and name in by_slice  # without a document in common there is no seed
     }
 
 
-def task_differences(pairs: Sequence[tuple[Path, Path]]) -> Differences:
-    """Differences in bits per byte of the right answers of a task's items.
+def task_verdict(pairs: Sequence[tuple[Path, Path]]) -> Verdict:
+    """Decides whether an arm's bits per byte of the right answers of a task are lower.
 
     Args:
         pairs: For each seed the folders of the task's parts under the arm and under the other one.
@@ -119,7 +112,7 @@ def task_differences(pairs: Sequence[tuple[Path, Path]]) -> Differences:
     by_seed = tuple(float(d.sum() / sizes.sum()) for d in seeds)
     mean = np.mean(seeds, axis=0)
     off = mean - mean.sum() / sizes.sum() * sizes
-    return Differences(by_seed, float(math.sqrt((off**2).sum()) / sizes.sum()))
+    return decide_verdict(by_seed, float(math.sqrt((off**2).sum()) / sizes.sum()))
 
 
 def right_answer_bits(folder: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from frame_jax.report.documents import Example, GroupTokens
 from frame_jax.report.figures import ARM_COLOURS
 from frame_jax.report.held_out_curves import checkpoints_around, slice_names
 from frame_jax.report.html import Html, join_html, table, tag
-from frame_jax.report.training_curves import TrainingDrop, TrainingRun, TrainingSpeed
+from frame_jax.report.training_curves import StageBoundary, TrainingRun, TrainingSpeed
 
 NONE = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
@@ -73,7 +73,7 @@ def slice_choice(labels: Sequence[str]) -> Html:
     return tag("p", tag("label", "Part of the held-out split ", choice))
 
 
-def drops_table(drops: Sequence[TrainingDrop], result: TrialResult | None) -> Html:
+def drops_table(drops: Sequence[StageBoundary], result: TrialResult | None) -> Html:
     """The training and the held-out loss before and after each stage of one arm begins."""
     rows = []
     for drop in drops:
@@ -82,9 +82,9 @@ def drops_table(drops: Sequence[TrainingDrop], result: TrialResult | None) -> Ht
             [
                 f"{drop.stage} begins",
                 f"{drop.step:,}",
-                number(drop.before, ".3f"),
-                number(drop.after, ".3f"),
-                _fall(drop.before, drop.after),
+                number(drop.before.loss, ".3f"),
+                number(drop.after.loss, ".3f"),
+                _fall(drop.before.loss, drop.after.loss),
                 _at_step(before),
                 _at_step(after),
                 _fall(_loss(before), _loss(after)),

@@ -19,9 +19,9 @@ from frame_jax.evaluation.results import (
     scores_folder,
 )
 from frame_jax.report.cost import run_costs, steps_to_baseline
-from frame_jax.report.paired_differences import slice_differences, task_differences
+from frame_jax.report.paired_differences import slice_verdicts, task_verdict
 from frame_jax.report.study_results import FINAL, ComparedLine, Comparison, LineResult, Study
-from frame_jax.report.verdict import RULE, decide_verdict, verdict_sentence
+from frame_jax.report.verdict import RULE, verdict_sentence
 from frame_jax.run.directory import RunDirectory
 
 UNIT = "bits per byte"
@@ -108,10 +108,9 @@ def compare_lines(
         return scores_folder(directory, trial.name, name)
 
     folders = [(document_losses(one, line), document_losses(two, other)) for one, two in pairs]
-    found = slice_differences(directory, folders) if pairs else {}
-    if ALL not in found:
+    slices = slice_verdicts(directory, folders) if pairs else {}
+    if ALL not in slices:
         return None
-    slices = {name: decide_verdict(d.by_seed, d.document_error) for name, d in found.items()}
     tasks = {}
     for task in (task.name for task in config.evaluation.tasks):
         scores = [
@@ -124,8 +123,7 @@ def compare_lines(
             if one is not None and two is not None
         ]
         if len(items) == len(pairs):
-            d = task_differences(items)
-            tasks[task] = decide_verdict(d.by_seed, d.document_error)
+            tasks[task] = task_verdict(items)
     sentence = verdict_sentence(slices[ALL], line.label, other.label, UNIT)
     return Comparison(line, other, tuple(seeds), slices, tasks, sentence)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from frame_jax.report import figures, notes, sections, study_sections, training_curves
 from frame_jax.report.chapters import Figure, Piece, ReportData
-from frame_jax.report.held_out_curves import forgetting, loss_curves
-from frame_jax.report.html import tag
+from frame_jax.report.held_out_curves import loss_curves
+from frame_jax.report.html import table, tag
+from frame_jax.report.verdict_table import table_rows
 
 FOREST_LINES = 40  # drawn; the table has them all
 
@@ -15,7 +16,7 @@ def verdicts_chapter(data: ReportData) -> list[Piece]:
     study = data.study
     found: list[Piece] = [*study_sections.headline(study)]
     if study.lines:
-        found.append(study_sections.verdict_table(study))
+        found.append(table(*table_rows(study)))
     if firsts := list(study.first_comparisons().values()):
         made = notes.COMPARISONS.format(count=study.comparisons_made)
         details = [
@@ -37,7 +38,7 @@ def forgetting_chapter(data: ReportData) -> list[Piece]:
         return []
     found: list[Piece] = [
         tag("h2", "What was learned, and what was forgotten"),
-        study_sections.forgetting_table(forgetting(loss_curves(data.results))),
+        study_sections.forgetting_table(loss_curves(data.results)),
         tag("p", notes.FORGOTTEN, class_="note"),
     ]
     if data.training_rows:

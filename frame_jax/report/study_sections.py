@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from frame_jax.report.held_out_curves import Forgetting
+from frame_jax.report.held_out_curves import LossPoint
 from frame_jax.report.html import Html, join_html, table, tag
 from frame_jax.report.sections import number, si
 from frame_jax.report.study_results import FINAL, Study
-from frame_jax.report.training_curves import BoundaryNorms
-from frame_jax.report.verdict_table import table_rows, verdict_cells
+from frame_jax.report.training_curves import StageBoundary
+from frame_jax.report.verdict_table import verdict_cells
 
 ONE_SEED = join_html(
     [
@@ -36,11 +36,6 @@ def headline(study: Study) -> list[Html]:
         return [tag("p", f"There is no {study.baseline} to compare with.", class_="lead")]
     found = [tag("p", sentence, class_="lead") for sentence in sentences]
     return [*found, tag("p", ONE_SEED)] if len(study.seeds) == 1 else found
-
-
-def verdict_table(study: Study) -> Html:
-    """One line an arm, and one an average of its checkpoints."""
-    return table(*table_rows(study))
 
 
 def slice_tables(study: Study) -> list[tuple[str, Html]]:
@@ -81,22 +76,22 @@ def steps_to_baseline_table(study: Study) -> Html:
     return table(header, rows)
 
 
-def forgetting_table(lines: Sequence[Forgetting]) -> Html:
+def forgetting_table(curves: Sequence[LossPoint]) -> Html:
     """Per arm and quadrant: lowest held-out loss on the way, final one, and what lies between."""
-    rows = [
-        [
-            line.arm,
-            line.quadrant,
-            f"{line.lowest:.4f} ({line.at:,})",
-            f"{line.final:.4f}",
-            f"{line.final - line.lowest:+.4f}",
-        ]
-        for line in lines
-    ]
+    groups: dict[tuple[str, str], list[LossPoint]] = {}
+    for point in curves:
+        dimension, _, quadrant = point.slice.partition(": ")
+        if dimension == "quadrant":
+            groups.setdefault((point.arm, quadrant), []).append(point)
+    rows = []
+    for (arm, quadrant), points in groups.items():
+        lowest, final = min(points, key=lambda point: point.nll), points[-1]
+        at_step = f"{lowest.nll:.4f} ({lowest.step:,})"
+        rows.append([arm, quadrant, at_step, f"{final.nll:.4f}", f"{final.nll - lowest.nll:+.4f}"])
     return table(["order", "quadrant", "lowest (at step)", "at the end", "lost again"], rows)
 
 
-def boundary_table(boundaries: Sequence[BoundaryNorms]) -> Html:
+def boundary_table(boundaries: Sequence[StageBoundary]) -> Html:
     """Gradient norm and size of updates before and after each stage of one arm begins."""
     rows = [
         [

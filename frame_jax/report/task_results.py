@@ -22,46 +22,13 @@ def final_scores(results: dict[str, TrialResult]) -> FinalScores:
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskPoint:
-    """The accuracy of an arm in a task at a checkpoint; `low` and `high` are one error off it."""
-
-    arm: str
-    task: str
-    step: int
-    tokens: int
-    stages: str
-    accuracy: float
-    accuracy_norm: float
-    stderr: float | None
-    low: float
-    high: float
-    chance: float
-
-
-def task_curves(results: dict[str, TrialResult]) -> list[TaskPoint]:
-    """The accuracies of all arms in the tasks that were done at two checkpoints or more."""
-    scores = [(arm, s) for arm, result in results.items() for s in result.checkpoint_tasks()]
-    steps: dict[str, set[int]] = {}
-    for _, score in scores:
-        steps.setdefault(score.task, set()).add(score.step)
-    return [
-        TaskPoint(
-            arm,
-            score.task,
-            score.step,
-            score.tokens,
-            ", ".join(score.stages),
-            score.accuracy,
-            score.accuracy_norm,
-            score.accuracy_stderr,
-            score.accuracy - (score.accuracy_stderr or 0),
-            score.accuracy + (score.accuracy_stderr or 0),
-            score.chance,
-        )
-        for arm, score in scores
-        if len(steps[score.task]) >= 2
-    ]
+def task_curves(results: dict[str, TrialResult]) -> dict[str, list[tuple[str, TaskScore]]]:
+    """Arms and scores of the tasks that were done at two checkpoints or more."""
+    scores: dict[str, list[tuple[str, TaskScore]]] = {}
+    for arm, result in results.items():
+        for score in result.checkpoint_tasks():
+            scores.setdefault(score.task, []).append((arm, score))
+    return {task: own for task, own in scores.items() if len({score.step for _, score in own}) >= 2}
 
 
 def mean_score(scores: list[TaskScore]) -> TaskScore:

@@ -143,25 +143,6 @@ def mixture_curve(run: TrainingRun, points: int = 160) -> list[MixturePoint]:
 
 
 @dataclass(frozen=True)
-class StageBand:
-    """A stage in a figure, from `start` to `end` training tokens; `shade` alternates."""
-
-    name: str
-    start: int
-    end: int
-    shade: int
-
-
-def stage_bands(run: TrainingRun) -> list[StageBand]:
-    """The stages of a run by the training tokens seen."""
-    tokens = run.record.tokens_per_step
-    return [
-        StageBand(stage.name, stage.start * tokens, stage.stop * tokens, index % 2)
-        for index, stage in enumerate(run.stages)
-    ]
-
-
-@dataclass(frozen=True)
 class WindowMeans:
     """Means of the finite values in a window of steps; None where there is none."""
 
@@ -181,28 +162,28 @@ def window_means(run: TrainingRun, start: int, stop: int) -> WindowMeans:
 
 
 @dataclass(frozen=True)
-class TrainingDrop:
-    """The training loss on the two sides of a stage's beginning, in nats per token.
+class StageBoundary:
+    """The two sides of a stage's beginning.
 
     Attributes:
         stage: The stage that begins.
         step: Updates made before it.
-        before: Mean over a window before; the very first step's loss for the first stage.
-        after: Mean over a window after.
+        before: Means over a window of steps before it.
+        after: Means over a window after.
     """
 
     stage: str
     step: int
-    before: float | None
-    after: float | None
+    before: WindowMeans
+    after: WindowMeans
 
 
-def training_drops(run: TrainingRun) -> list[TrainingDrop]:
+def training_drops(run: TrainingRun) -> list[StageBoundary]:
     """Measures how the training loss changes where each stage begins. [ours]
 
     The two windows lie `GAP` of the run away from the boundary, because a smooth transition mixes
     both stages beside it, and are `WINDOW` of the run long; neither is more than a quarter of its
-    stage.
+    stage. Before the first stage stands the very first step.
     """
 
     def spans(stage: StageSteps) -> tuple[int, int]:
@@ -218,28 +199,11 @@ def training_drops(run: TrainingRun) -> list[TrainingDrop]:
         else:
             gap, window = spans(previous)
             before = window_means(run, stage.start - gap - window, stage.start - gap)
-        drops.append(TrainingDrop(stage.name, stage.start, before.loss, after.loss))
+        drops.append(StageBoundary(stage.name, stage.start, before, after))
     return drops
 
 
-@dataclass(frozen=True)
-class BoundaryNorms:
-    """Size of gradients and updates on the two sides of a stage's beginning.
-
-    Attributes:
-        stage: The stage that begins.
-        step: Updates made before it.
-        before: Means right before.
-        after: Means right after.
-    """
-
-    stage: str
-    step: int
-    before: WindowMeans
-    after: WindowMeans
-
-
-def boundary_norms(run: TrainingRun) -> list[BoundaryNorms]:
+def boundary_norms(run: TrainingRun) -> list[StageBoundary]:
     """Measures gradients and updates where each stage but the first begins. [ours]
 
     Means are over `WINDOW` of the run right before and right after, at most a quarter of the stage.
@@ -249,7 +213,7 @@ def boundary_norms(run: TrainingRun) -> list[BoundaryNorms]:
         left, right = (max(s.span(WINDOW, run.record.steps), 1) for s in (previous, stage))
         before = window_means(run, stage.start - left, stage.start)
         after = window_means(run, stage.start, stage.start + right)
-        found.append(BoundaryNorms(stage.name, stage.start, before, after))
+        found.append(StageBoundary(stage.name, stage.start, before, after))
     return found
 
 

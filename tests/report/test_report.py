@@ -113,8 +113,8 @@ def test_an_arm_without_a_task_has_a_dash() -> None:
     assert '<span class="best">90.0' in html and '<span class="best">60.0' not in html
     assert quadrants(html, "b")[1:] == ["75.0", "50.0", "–", "–"]
     assert quadrants(html, "mean")[1:] == ["75.0", "70.0", "–", "–"]
-    points = task_results.task_curves(results)
-    assert [(point.arm, point.task, point.step) for point in points] == [
+    (curve,) = task_results.task_curves(results).values()
+    assert [(arm, score.task, score.step) for arm, score in curve] == [
         ("frame", "a", 9),
         ("frame", "a", 3),
         ("random", "a", 9),

@@ -58,12 +58,12 @@ def test_drops_are_means_beside_each_boundary(arm: TrainingRun) -> None:
         ("Q3", 0), ("Q4", 301), ("Q1", 602), ("Q2", 902),
     ]  # fmt: skip
     span = int(np.ceil(0.04 * STEPS))
-    assert drops[0].before == losses[0]
+    assert drops[0].before.loss == losses[0]
     for drop in drops[1:]:
         before = losses[drop.step - 2 * span : drop.step - span].mean()
         after = losses[drop.step + span : drop.step + 2 * span].mean()
-        np.testing.assert_allclose([drop.before, drop.after], [before, after], rtol=1e-12)
-        assert drop.before - drop.after > 0.2  # the curve was made to fall by 0.3 there
+        np.testing.assert_allclose([drop.before.loss, drop.after.loss], [before, after], rtol=1e-12)
+        assert drop.before.loss - drop.after.loss > 0.2  # the curve was made to fall by 0.3 there
 
 
 def test_boundaries_are_means_right_before_and_right_after(tmp_path: Path) -> None:
@@ -102,8 +102,8 @@ def test_windows_stay_inside_short_stages(tmp_path: Path) -> None:
     assert short is not None
     losses = [record["loss"] for record in records(short)]
     drops = training_curves.training_drops(short)
-    np.testing.assert_allclose([drop.after for drop in drops], losses)
-    np.testing.assert_allclose([drop.before for drop in drops[1:]], losses[:-1])
+    np.testing.assert_allclose([drop.after.loss for drop in drops], losses)
+    np.testing.assert_allclose([drop.before.loss for drop in drops[1:]], losses[:-1])
 
 
 def test_a_diverged_step_leaves_a_curve(tmp_path: Path) -> None:
