@@ -18,7 +18,6 @@ from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
-    read_json,
     remove_temporaries,
 )
 from frame_jax.run.lock import hold_lock
@@ -194,10 +193,11 @@ def print_outcome(config: RunConfig, ran: int, until: str | None) -> None:
     if until in (None, "report"):
         from rich.console import Console
 
-        from frame_jax.report.terminal import terminal_table
+        from frame_jax.report.study_results import load_study
+        from frame_jax.report.verdict_table import terminal_table
 
         width = None if sys.stdout.isatty() else PIPED_WIDTH
-        Console(width=width).print(terminal_table(read_json(directory.report / "verdict.json")))
+        Console(width=width).print(terminal_table(load_study(directory)))
         print(f"report: {directory.report / 'index.html'}")
 
 

@@ -15,6 +15,7 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.corpus.tokenizer_training import BOS, EOS, train_tokenizer
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.run.directory import RunDirectory, write_json
+from frame_jax.run.trial_record import StageRecord, TrialRecord, write_trial_record
 
 CONTEXT, VOCAB_SIZE, PADDED = 64, 380, 384
 STEPS = (3, 6)  # the ends of stages Q3 and Q1
@@ -61,19 +62,9 @@ def make_arm(root: Path, name: str = "frame", **shape: Any) -> tuple[RunDirector
     for step, value in params.items():
         checkpointer.save(step, value, {"unused": np.zeros(1)})
     checkpointer.close()
-    stages = [("Q3", 0, 12, 0, 3), ("Q1", 12, 24, 3, 6)]
-    keys = ("name", "first_row", "last_row", "first_step", "last_step")
-    write_json(
-        folder / "curriculum.json",
-        {
-            "steps": STEPS[-1],
-            "batch_size": 4,
-            "sequence_length": CONTEXT,
-            "rows": {"Q1": 12, "Q3": 12},
-            "kept_steps": list(STEPS),
-            "stages": [dict(zip(keys, stage, strict=True)) for stage in stages],
-        },
-    )
+    stages = StageRecord("Q3", 0, 12, 0, 3), StageRecord("Q1", 12, 24, 3, 6)
+    record = TrialRecord(STEPS[-1], 4, CONTEXT, {"Q1": 12, "Q3": 12}, STEPS, (), stages)
+    write_trial_record(folder, record)
     return directory, decoder, params
 
 

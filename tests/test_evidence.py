@@ -8,13 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
-from frame_jax.evaluation.verdict import (
-    BETTER,
-    DOCUMENT_ERRORS,
-    WORSE,
-    detectable_difference,
-    half_width,
-)
+from frame_jax.report.study_results import BETTER, WORSE
+from frame_jax.report.verdict import DOCUMENT_ERRORS, detectable_difference, half_width
 
 SEEDS = 3
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"

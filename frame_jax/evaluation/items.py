@@ -1,4 +1,4 @@
-"""Files of multiple-choice questions in, prompts and the answers to rate after them out."""
+"""Reads multiple-choice questions and makes the prompts and the answers to rate after them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Item(NamedTuple):
-    """A question.
+    """A multiple-choice question.
 
     Attributes:
         question: Its text.
@@ -42,7 +42,9 @@ class Item(NamedTuple):
 
 
 def read_items(path: Path) -> list[Item]:
-    """The items of a file of JSON lines, plain or packed whatever its name says, in order.
+    """Reads the items of a file of JSON lines, plain or compressed, in order.
+
+    The first bytes decide what it is, not its name.
 
     Raises:
         UserError: for a file that cannot be read or has no items, and for a line that is none.
@@ -68,10 +70,10 @@ def read_items(path: Path) -> list[Item]:
 
 
 def parse_item(line: bytes, where: str) -> Item:
-    """The item of a line.
+    """Parses a line of a file of items; `where` begins the messages.
 
     Raises:
-        UserError: saying what is wrong with it.
+        UserError: if it is no item.
     """
     try:
         value: Any = json.loads(decode_utf8(line))
@@ -94,9 +96,10 @@ def parse_item(line: bytes, where: str) -> Item:
 
 
 def blind_accuracy(items: list[Item]) -> float:
-    """The best accuracy of a rule that reads no question: one place, or the longest choice. [ours]
+    """The best accuracy of a rule that reads no question. [ours]
 
-    Of several longest choices the first is taken; length is in characters.
+    Rules are: always the same index, or always the longest choice in characters, the first of
+    several.
     """
     answer_counts = Counter(item.answer for item in items)
     longest = sum(
@@ -107,17 +110,17 @@ def blind_accuracy(items: list[Item]) -> float:
 
 
 def spread_items(items: list[Item], count: int | None) -> list[Item]:
-    """At most `count` items, evenly spread; None takes all."""
+    """Takes at most `count` items, evenly spread; None takes all."""
     if count is None or count >= len(items):
         return items
     return [items[i * len(items) // count] for i in range(count)]
 
 
 def make_prompts(task: TaskConfig, items: list[Item]) -> Iterator[str]:
-    """Everything that stands before the answer of each item: introduction, shots, prompt.
+    """Yields the text before the answer of each item: introduction, solved examples, prompt.
 
     Raises:
-        UserError: if there are fewer examples than shots.
+        UserError: if there are fewer examples than `num_fewshot`.
     """
     examples = read_items(user_path(task.examples)) if task.examples and task.num_fewshot else []
     by_subject: dict[str, list[Item]] = {}
@@ -134,11 +137,11 @@ def make_prompts(task: TaskConfig, items: list[Item]) -> Iterator[str]:
 
 
 def check_tasks(tasks: Sequence[TaskConfig]) -> None:
-    """Reads every task as evaluation will, so that nothing is trained for one that cannot be done.
+    """Checks that every task can be done, before anything is trained for it.
 
     Raises:
         UserError: for a file that is missing or holds something else than items, and where there
-            are fewer examples than shots.
+            are fewer examples than `num_fewshot`.
     """
     for task in tasks:
         for _ in make_prompts(task, spread_items(read_items(user_path(task.path)), task.max_items)):
@@ -160,14 +163,14 @@ def fewshot_items(
 
 
 def answers_to_rate(task: TaskConfig, item: Item) -> tuple[str, ...]:
-    """What is rated: the choices, or their letters where the prompt lists the choices."""
+    """The texts to rate: the choices, or their letters where the prompt lists the choices."""
     if "{choices}" in task.prompt:
         return tuple(string.ascii_uppercase[: len(item.choices)])
     return item.choices
 
 
 def fill_template(template: str, item: Item) -> str:
-    """The template with the item's texts; their own braces stay as they are."""
+    """Fills a template with the item's texts, whose own braces stay as they are."""
     listed = zip(string.ascii_uppercase, item.choices, strict=False)
     texts = {
         "question": item.question,

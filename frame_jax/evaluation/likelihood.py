@@ -1,4 +1,4 @@
-"""Texts and continuations in, log-likelihoods of the continuations under a scorer's model out.
+"""Rates continuations of prompts by their log-likelihood under a scorer's model.
 
 The rules are lm-evaluation-harness's, so that results compare: prompt and continuation are
 tokenized together and cut where the tokens of the prompt alone end, blanks at the end of a prompt
@@ -8,15 +8,13 @@ stands before every prompt, as before every training document.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from frame_jax.corpus.tokenizer import Tokenizer
-from frame_jax.scoring.documents import POOL_ROWS
-from frame_jax.scoring.packing import Batch, make_batches, pack_windows, window_sums
+from frame_jax.scoring.documents import score_windows
 from frame_jax.scoring.scorer import Scorer
 from frame_jax.scoring.windows import Window
 
@@ -34,7 +32,7 @@ class Request(NamedTuple):
 
 
 def encode_requests(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[Request]:
-    """Requests for pairs of prompt and continuation, each prompt with a BOS before it."""
+    """Tokenizes pairs of prompt and continuation, each prompt with a BOS before it."""
     moved = []
     for prompt, continuation in pairs:
         bare = prompt.rstrip()
@@ -52,18 +50,14 @@ def encode_requests(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> l
 
 
 def request_window(number: int, request: Request, context: int) -> Window:
-    """What the model reads of a request: at most `context` tokens, the last ones."""
+    """The window that scores a request: its last tokens, at most `context` of them."""
     ids = np.array([*request.prompt, *request.continuation][-(context + 1) :], np.int32)
     counted = min(len(request.continuation), len(ids) - 1)
     return Window(number, ids, len(ids) - 1 - counted, last=True)
 
 
-def continuation_sums(
-    scorer: Scorer,
-    requests: Iterable[Request],
-    count: int,
-) -> np.ndarray:
-    """Sums over each request's continuation of what the scorer says of every token.
+def continuation_sums(scorer: Scorer, requests: Iterable[Request], count: int) -> np.ndarray:
+    """Sums the scorer's values over each request's continuation.
 
     Args:
         scorer: One value or more a token; a `Scorer` gives the NLL in nats under each model.
@@ -71,29 +65,14 @@ def continuation_sums(
         count: How many there are.
 
     Returns:
-        [values, count] float64, in the order of the requests.
+        [values, count] float64, in the order of the requests; [1, 0] where there is none.
     """
-
-    def windows() -> Iterator[Window]:
-        for number, request in enumerate(requests):
-            yield request_window(number, request, scorer.context)
-
-    sums: list[tuple[list[int], np.ndarray]] = []
-
-    def read(batch: Batch, values: jax.Array) -> None:
-        sums.append(([w.document for w in batch.windows], window_sums(np.asarray(values), batch)))
-
-    rows = pack_windows(windows(), scorer.context, POOL_ROWS)
-    under_way: tuple[Batch, jax.Array] | None = None
-    for batch in make_batches(rows, scorer.rows, scorer.context):
-        started = (batch, scorer(batch))
-        if under_way is not None:
-            read(*under_way)
-        under_way = started
-    if under_way is not None:
-        read(*under_way)
-
-    result = np.zeros((len(sums[0][1]) if sums else 1, count))
-    for numbers, values in sums:
-        result[:, numbers] = values
+    windows = (
+        request_window(number, request, scorer.context) for number, request in enumerate(requests)
+    )
+    result = np.zeros((1, count))
+    for batch, sums in score_windows(scorer, windows, scorer.context):
+        if len(result) != len(sums):
+            result = np.zeros((len(sums), count))
+        result[:, [window.document for window in batch.windows]] = sums
     return result

@@ -79,7 +79,7 @@ class FrameJaxModel(LM):
         self.step = choose_checkpoint_step(trial_record, saved, step, stage)
         decoder = read_description(folder, compute_dtype=compute_dtype)
         params = checkpoints.load_params(folder / "checkpoints", decoder, self.step, ema=ema)
-        self.max_length = max_length or trial_record["sequence_length"]
+        self.max_length = max_length or trial_record.sequence_length
         self._scorer = GreedyScorer(
             decoder, params, self.max_length, per_device_batch_size=per_device_batch_size, fsdp=fsdp
         )

@@ -1,28 +1,31 @@
-"""What RUN/evaluation/<trial>.json holds, as TensorBoard scalars beside the training's."""
+"""Writes the results of a trial as TensorBoard scalars, beside those of its training."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+
+from frame_jax.evaluation.results import TrialResult
 
 
-def write_tensorboard(folder: Path, measured: dict[str, Any]) -> None:
+def write_tensorboard(folder: Path, result: TrialResult) -> None:
     """Writes `folder`/tensorboard anew.
 
     Args:
-        folder: The folder of the trial's held-out scores.
-        measured: Contents of its JSON file.
+        folder: The folder of the trial's scores, see `results.scores_folder`.
+        result: What was measured.
     """
     from tensorboardX import SummaryWriter
 
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     with SummaryWriter(str(folder / "tensorboard")) as writer:
-        for checkpoint in measured["checkpoints"]:
-            for key in ("nll_per_token", "bits_per_byte"):
-                writer.add_scalar(f"evaluate/{key}", checkpoint["overall"][key], checkpoint["step"])
-            for quadrant, part in checkpoint["quadrant"].items():
-                tag = f"evaluate.quadrant/{quadrant}"
-                writer.add_scalar(tag, part["nll_per_token"], checkpoint["step"])
-        for score in measured.get("tasks", []):
-            writer.add_scalar(f"evaluate.tasks/{score['task']}", score["accuracy"], score["step"])
+        for checkpoint in result.checkpoints:
+            step, overall = checkpoint.step, checkpoint.overall
+            writer.add_scalar("evaluate/nll_per_token", overall.nll_per_token, step)
+            writer.add_scalar("evaluate/bits_per_byte", overall.bits_per_byte, step)
+            for name, loss in checkpoint.slices.items():
+                dimension, _, value = name.partition(": ")
+                if dimension == "quadrant":
+                    writer.add_scalar(f"evaluate.quadrant/{value}", loss.nll_per_token, step)
+        for score in result.checkpoint_tasks():
+            writer.add_scalar(f"evaluate.tasks/{score.task}", score.accuracy, score.step)

@@ -1,7 +1,7 @@
-"""A trained trial in, its final loss on rows that it was trained on out, by when that was.
+"""Measures a trial's final loss on rows that it was trained on, by when it was trained on them.
 
 Reads RUN/pretrain/<trial>/ and RUN/quadrants. Writes RUN/evaluation/<trial>/<step>/training_rows/
-N/part-*.parquet, N the rows asked for: a line a row, with quadrant, row (its place among the
+N/part-*.parquet, N the rows asked for: a line a row, with quadrant, row (its index among the
 quadrant's), step (the last that trained on it), predicted_tokens and nll (sum, nats). Every trial
 of a seed is measured on the same rows, so that what makes a row hard cancels between two trials,
 and what is left is when each was trained on it (the question of arXiv 2509.25380). [ours]
@@ -9,6 +9,7 @@ and what is left is when each was trained on it (the question of arXiv 2509.2538
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +21,13 @@ import pyarrow.parquet as pq
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum.loader import QuadrantRows
 from frame_jax.curriculum.selection import SelectionMap
-from frame_jax.evaluation.checkpoint_scorer import CheckpointScorer, Weights, checkpoint_scorers
-from frame_jax.parallel import processes
+from frame_jax.evaluation.results import LossBin, TrainingRowsResult, scores_folder
+from frame_jax.evaluation.weights import Part, Weights, write_missing_parts
 from frame_jax.records import OpenFiles
-from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, atomic_path, part_name, read_json
+from frame_jax.run.directory import RunDirectory, part_name, read_json
+from frame_jax.run.trial_record import load_trial_record
 from frame_jax.scoring.packing import Batch
+from frame_jax.scoring.scorer import Scorer
 from frame_jax.training.phases import trial_order
 from frame_jax.training.train_step import SpecialTokens, make_lm_batch
 
@@ -39,7 +41,7 @@ class Sample(NamedTuple):
 
     Attributes:
         quadrant: Index of the quadrant.
-        row: Place among the quadrant's rows.
+        row: Index among the quadrant's rows.
         step: The last step that trained on it.
     """
 
@@ -49,62 +51,59 @@ class Sample(NamedTuple):
 
 
 def measure_training_rows(
-    config: RunConfig, directory: RunDirectory, name: str
-) -> dict[str, Any] | None:
+    config: RunConfig, directory: RunDirectory, trial: str
+) -> TrainingRowsResult | None:
     """Measures the final weights of a trial; called on every process.
 
     Returns:
-        What RUN/evaluation/<trial>.json holds under `training_rows`: `rows`, `folder` (of the
-        parts, relative to the run directory), and `loss_bins`, equal spans of the run that trained
-        on a row of the sample, with first_step, rows and nll_per_token. None where none are asked
-        for.
+        The result; None where no rows are asked for.
     """
     asked = config.evaluation.training_rows
     if asked == 0:
         return None
-    selection, parts = trial_order(config, directory, config.trial(name))
-    trial_record = read_json(directory.pretrain(name) / "curriculum.json")
-    sample = choose_rows(selection, asked, trial_record["batch_size"])
-    folder = directory.evaluation(name).with_suffix("") / str(trial_record["steps"])
-    folder = folder / "training_rows" / str(asked)
+    selection, row_files = trial_order(config, directory, config.trial(trial))
+    record = load_trial_record(directory.pretrain(trial))
+    final = Weights.of_step(record.steps)
+    sample = choose_rows(selection, asked, record.batch_size)
+    folder = scores_folder(directory, trial, final.name) / "training_rows" / str(asked)
     starts = range(0, len(sample.row), ROWS_PER_PART)
-    paths = [folder / part_name(i, len(starts), ".parquet") for i in range(len(starts))]
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    processes.barrier(f"training rows {name}: parts listed")
-    if missing:
-        files = OpenFiles()
-        quadrants = [
-            QuadrantRows(quadrant, parts[quadrant], files)
-            for quadrant in selection.schedule.quadrants
-        ]
-        token_ids = read_json(directory.tokenizer.with_name("special_tokens.json"))
-        special_tokens = SpecialTokens(token_ids["bos_id"], token_ids["eos_id"])
-        show = processes.is_first()
-        with progress.progress_bar(
-            f"training rows {name}", len(missing), "parts", show=show
-        ) as update:
-            wanted, ema = [Weights.of_step(trial_record["steps"])], config.evaluation.ema
-            for _, scorer in checkpoint_scorers(
-                config.scoring, directory.pretrain(name), wanted, ema=ema
-            ):
-                for number in processes.local_share(missing):
-                    part = Sample(*(a[starts[number] :][:ROWS_PER_PART] for a in sample))
-                    rows = read_rows(quadrants, part, trial_record["sequence_length"] + 1)
-                    document_attention = config.pretrain.training.document_attention
-                    tokens, nll = score_rows(scorer, rows, special_tokens, document_attention)
-                    write_losses(paths[number], selection.schedule.quadrants, part, tokens, nll)
-                    update(1, "")
-    processes.barrier(f"training rows {name}: parts written")
+    parts = [
+        Part(
+            final,
+            folder / part_name(index, len(starts), ".parquet"),
+            work=Sample(*(column[first:][:ROWS_PER_PART] for column in sample)),
+            size=1,
+            note="",
+        )
+        for index, first in enumerate(starts)
+    ]
+    names, files = selection.schedule.quadrants, OpenFiles()
+    quadrants = [QuadrantRows(name, row_files[name], files) for name in names]
+    token_ids = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    special_tokens = SpecialTokens(token_ids["bos_id"], token_ids["eos_id"])
+    document_attention = config.pretrain.training.document_attention
+
+    def measure(scorer: Scorer, part: Part, report: Callable[[int], None]) -> dict[str, Any]:
+        rows = read_rows(quadrants, part.work, record.sequence_length + 1)
+        tokens, nll = score_rows(scorer, rows, special_tokens, document_attention)
+        report(1)
+        return {
+            "quadrant": [names[index] for index in part.work.quadrant],
+            "row": part.work.row,
+            "step": part.work.step,
+            "predicted_tokens": tokens,
+            "nll": nll,
+        }
+
+    title = f"training rows {trial}"
+    write_missing_parts(config, directory, trial, parts, measure, title=title, unit="parts")
     root = str(folder.relative_to(directory.root))
-    return {
-        "rows": len(sample.row),
-        "folder": root,
-        "bins": loss_bins(paths, trial_record["steps"]),
-    }
+    bins = loss_bins([part.path for part in parts], record.steps)
+    return TrainingRowsResult(len(sample.row), root, bins)
 
 
 def choose_rows(selection: SelectionMap, count: int, batch_size: int) -> Sample:
-    """About `count` of the rows in use: every k-th of each quadrant, whatever the order is."""
+    """Samples about `count` of the rows in use: every k-th of each quadrant, for any order."""
     stride = max(1, selection.schedule.epoch_rows // count)
     found = []
     for first in range(0, len(selection), SELECTED_AT_ONCE):
@@ -121,7 +120,7 @@ def choose_rows(selection: SelectionMap, count: int, batch_size: int) -> Sample:
 
 
 def read_rows(quadrants: list[QuadrantRows], sample: Sample, row_tokens: int) -> np.ndarray:
-    """The tokens of the sample's rows: int32 [n, row_tokens]."""
+    """Reads the tokens of the sample's rows: int32 [n, row_tokens]."""
     rows = np.zeros((len(sample.row), row_tokens), np.int32)
     for number in np.unique(sample.quadrant):
         lines = np.flatnonzero(sample.quadrant == number)
@@ -130,15 +129,15 @@ def read_rows(quadrants: list[QuadrantRows], sample: Sample, row_tokens: int) ->
 
 
 def score_rows(
-    scorer: CheckpointScorer,
+    scorer: Scorer,
     rows: np.ndarray,
     special_tokens: SpecialTokens,
     document_attention: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Counted targets of each row and the sum of their NLL in nats, as training counts.
+    """Scores training rows, counting the targets that training counts.
 
     Returns:
-        int64 [n] and float64 [n].
+        Counted targets of each row, int64 [n], and the sum of their NLL in nats, float64 [n].
     """
     devices = len(jax.local_devices())
     length = rows.shape[1] - 1
@@ -164,34 +163,17 @@ def score_rows(
     return np.concatenate(tokens), np.concatenate(nll)
 
 
-def write_losses(
-    path: Path, quadrants: tuple[str, ...], sample: Sample, tokens: np.ndarray, nll: np.ndarray
-) -> None:
-    """Writes one part."""
-    columns = {
-        "quadrant": [quadrants[number] for number in sample.quadrant],
-        "row": sample.row,
-        "step": sample.step,
-        "predicted_tokens": tokens,
-        "nll": nll,
-    }
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd")
-
-
-def loss_bins(paths: list[Path], steps: int) -> list[dict[str, Any]]:
-    """Losses by when rows were trained on; see `measure_training_rows`."""
-    if not processes.is_first():
-        return []
+def loss_bins(paths: list[Path], steps: int) -> tuple[LossBin, ...]:
+    """Averages the losses in parts over `BINS` equal spans of a run of `steps` steps."""
     table = pa.concat_tables([pq.read_table(path) for path in paths])
     step, tokens, nll = (table[c].to_numpy() for c in ("step", "predicted_tokens", "nll"))
     number = step * BINS // steps
-    return [
-        {
-            "first_step": int(-(-n * steps // BINS)),
-            "rows": int((number == n).sum()),
-            "nll_per_token": float(nll[number == n].sum() / tokens[number == n].sum()),
-        }
+    return tuple(
+        LossBin(
+            first_step=int(-(-n * steps // BINS)),
+            rows=int((number == n).sum()),
+            nll_per_token=float(nll[number == n].sum() / tokens[number == n].sum()),
+        )
         for n in range(BINS)
         if tokens[number == n].sum() > 0
-    ]
+    )

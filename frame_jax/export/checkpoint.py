@@ -21,11 +21,17 @@ from frame_jax import checkpoints
 from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
+from frame_jax.evaluation.results import read_result
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.run.directory import RunDirectory, axis_names, read_json
 from frame_jax.run.program_exit import report_error
-from frame_jax.run.trial_record import averaged_steps, choose_checkpoint_step, read_trial_record
+from frame_jax.run.trial_record import (
+    TrialRecord,
+    averaged_steps,
+    choose_checkpoint_step,
+    read_trial_record,
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -124,7 +130,7 @@ def export_trial(
             tokenizer=directory.tokenizer,
             bos_id=special_tokens["bos_id"],
             eos_id=special_tokens["eos_id"],
-            context=trial_record["sequence_length"],
+            context=trial_record.sequence_length,
         )
         card = model_card(directory, trial, trial_record, steps, decoder, ema, mean)
         (temporary / "README.md").write_text(f"{header}\n{card}", "utf-8")
@@ -161,7 +167,7 @@ def front_matter(license: str | None, languages: Sequence[str]) -> str:
 def model_card(
     directory: RunDirectory,
     trial: str,
-    trial_record: dict[str, Any],
+    trial_record: TrialRecord,
     steps: list[int],
     decoder: Decoder,
     ema: bool,
@@ -170,11 +176,11 @@ def model_card(
     """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
     vocab_size = read_json(directory.tokenizer.with_name("special_tokens.json"))["vocab_size"]
     step = steps[-1]
-    tokens = step * trial_record["batch_size"] * trial_record["sequence_length"]
+    tokens = step * trial_record.tokens_per_step
     stages = "\n".join(
-        f"| {item['name']} | {item['first_step']:,} | {item['last_step']:,} | "
-        f"{(item['last_row'] - item['first_row']) * trial_record['sequence_length']:,} |"
-        for item in trial_record["stages"]
+        f"| {item.name} | {item.first_step:,} | {item.last_step:,} | "
+        f"{(item.last_row - item.first_row) * trial_record.sequence_length:,} |"
+        for item in trial_record.stages
     )
     weights = " The weights are an exponential moving average over training." if ema else ""
     if mean:
@@ -184,11 +190,11 @@ def model_card(
     rows = f"The embedding has {decoder.vocab_size:,} rows, the tokenizer {vocab_size:,} tokens"
     rest = "the rest is padding, which the model has learned never to predict"
     rows = f"{rows}: {rest}." if decoder.vocab_size > vocab_size else f"{rows}."
-    return f"""# {trial}, step {step:,} of {trial_record["steps"]:,}
+    return f"""# {trial}, step {step:,} of {trial_record.steps:,}
 
 A base language model of {decoder.parameter_count():,} parameters, trained from scratch on about
 {tokens:,} tokens with frame_jax {version("frame-jax")}, curriculum `{trial}`, in sequences of
-{trial_record["sequence_length"]:,} tokens. It is not tuned to follow instructions, and nothing was
+{trial_record.sequence_length:,} tokens. It is not tuned to follow instructions, and nothing was
 done to make its output safe.{weights}
 
 ```python
@@ -240,21 +246,19 @@ def data_section(directory: RunDirectory) -> str:
 def held_out_section(
     directory: RunDirectory, trial: str, step: int, ema: bool, mean: AverageConfig | None
 ) -> str:
-    """The model card's section on the held-out loss; empty where it was not measured."""
-    path = directory.evaluation(trial)
-    measured = read_json(path) if path.exists() else {}
-    lines = [c for c in measured.get("checkpoints", []) if c["step"] == step]
-    if mean:
-        name = f"average-{mean.name}"
-        lines = [line for line in measured.get("averages", []) if line["name"] == name]
-    elif measured.get("ema") is not ema:
-        lines = []
-    for overall in (line["overall"] for line in lines):
-        return (
-            f"\n## Held-out loss\n\n{overall['nll_per_token']:.4f} nats a token, "
-            f"{overall['bits_per_byte']:.4f} bits a byte, over {overall['documents']:,} documents "
-            "kept out of training.\n"
-        )
+    """The section on the held-out loss of these weights; empty where it was not measured."""
+    if not directory.evaluation(trial).exists():
+        return ""
+    result = read_result(directory, trial)
+    name = f"average-{mean.name}" if mean else str(step)
+    for measured in (*result.checkpoints, *result.averages):
+        if measured.name == name and (mean or result.ema is ema):
+            loss = measured.overall
+            return (
+                f"\n## Held-out loss\n\n{loss.nll_per_token:.4f} nats a token, "
+                f"{loss.bits_per_byte:.4f} bits a byte, over {loss.documents:,} documents "
+                "kept out of training.\n"
+            )
     return ""
 
 

@@ -28,6 +28,7 @@ from frame_jax.planning.costs import BYTES_PER_TOKEN, Corpus, cost_table
 from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.phases import PhaseStep
+from frame_jax.run.trial_record import load_trial_record
 from frame_jax.training.lr_schedules import learning_rate
 
 SHADES, LEVELS = " ░▒▓█", " ▁▂▃▄▅▆▇█"
@@ -171,7 +172,7 @@ def progress_text(
         done, total, noun = parts_of_cells(folder), rows.parts * len(quadrants), "parts of rows"
     elif (folder / "curriculum.json").exists():
         saved = [int(path.name) for path in (folder / "checkpoints").glob("*") if is_step(path)]
-        total, noun = read_json(folder / "curriculum.json")["steps"], "steps saved"
+        total, noun = load_trial_record(folder).steps, "steps saved"
         done = max(saved, default=0)
     else:
         return PhaseStepState("begun", 1.0)

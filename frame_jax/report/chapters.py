@@ -1,35 +1,26 @@
-"""What has been read of a run in, its report out, chapter by chapter: figures, tables, notes."""
+"""Makes the chapters of a report: figures, tables and notes."""
 
 from __future__ import annotations
 
 import dataclasses
 import platform
 from importlib import metadata
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.summary_messages import read_summary_messages
+from frame_jax.evaluation.results import TrialResult
 from frame_jax.models.functional import read_description
-from frame_jax.report import (
-    documents,
-    figures,
-    notes,
-    sections,
-    task_results,
-    training_curves,
-)
-from frame_jax.report.held_out_results import (
-    Result,
-    curve_rows,
-    difference_rows,
-    slice_labels,
-)
+from frame_jax.report import documents, figures, notes, sections, task_results, training_curves
+from frame_jax.report.held_out_curves import difference_curves, loss_curves, slice_names
 from frame_jax.report.html import Html, table, tag
-from frame_jax.report.training_curves import TrialCurves
+from frame_jax.report.study_results import Study
+from frame_jax.report.training_curves import CurvePoint, TrainingRun
+from frame_jax.report.training_row_differences import TrainingRowPoint
 from frame_jax.run.directory import RunDirectory, axis_names, read_json
+from frame_jax.run.phases import REFERENCES
 
 LIBRARIES = (
     *("frame-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record"),
@@ -42,7 +33,7 @@ class Figure:
     """A figure of the report.
 
     Attributes:
-        name: Of its PNG, and of its place on the page.
+        name: Of its PNG, and of its elements on the page.
         panels: Its charts; several are a grid.
         caption: Text below it.
         renderer: `svg`, or `canvas` for panels of thousands of marks.
@@ -65,39 +56,33 @@ class ReportData:
     """What the chapters share.
 
     Attributes:
-        arms: The trained arms, in the order of the config.
-        series: Their thinned metrics, see `training_curves.thinned_series`.
-        results: Held-out results of those that have been evaluated, in the same order.
+        arms: The trained arms under the first seed, in the order of the config.
+        curves: Their thinned metrics.
+        results: Results of those that have been evaluated, in the same order.
         shaded: The arm whose stages are shaded in the figures.
-        folders: Where each arm was trained.
-        study: Arms against the baseline, of all seeds, see `study.read_study`; all else is of one.
-        training_rows: Final loss on training rows minus the baseline's, by when they were trained
-            on: rows of arm, tokens, difference.
+        study: Arms against the baseline under all seeds.
+        training_rows: Arms against the baseline on training rows, under all seeds.
     """
 
-    arms: list[TrialCurves]
-    series: list[dict[str, Any]]
-    results: dict[str, Result]
-    shaded: TrialCurves
-    folders: dict[str, Path]
-    study: dict[str, Any]
-    training_rows: list[dict[str, Any]]
-
-    @property
-    def baseline(self) -> str:
-        return str(self.study["baseline"])
+    arms: list[TrainingRun]
+    curves: list[CurvePoint]
+    results: dict[str, TrialResult]
+    shaded: TrainingRun
+    study: Study
+    training_rows: list[TrainingRowPoint]
 
     @property
     def names(self) -> list[str]:
+        """The names of the arms."""
         return [arm.name for arm in self.arms]
 
 
 def training_loss_chapter(data: ReportData) -> list[Piece]:
     """The loss of all arms, and what happens to it where a stage begins."""
-    bands = training_curves.stage_bands(data.shaded)
-    points = min(training_curves.POINTS, data.shaded.steps)
+    points = min(training_curves.POINTS, data.shaded.record.steps)
     note = notes.LOSS.format(arm=data.shaded.name, smooth=(2 * figures.SMOOTH + 1) / points)
-    loss = Figure("training-loss", [figures.training_loss(data.series, bands, data.names)], note)
+    panel = figures.training_loss(data.curves, data.shaded, data.names)
+    loss = Figure("training-loss", [panel], note)
     drops: list[Piece] = []
     for arm in data.arms:
         if len(arm.stages) > 1:
@@ -119,24 +104,22 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
     """Curves and final losses on the held-out split; nothing where no arm was evaluated."""
     if not data.results:
         return []
-    bands = training_curves.stage_bands(data.shaded)
-    curve = curve_rows(data.results)
-    averaged = any(result["ema"] for result in data.results.values())
+    curves = loss_curves(data.results)
+    averaged = any(result.ema for result in data.results.values())
     found: list[Piece] = [
         tag("h2", "Held-out loss"),
-        sections.slice_choice(slice_labels(data.results)),
+        sections.slice_choice(slice_names(data.results)),
         Figure(
             "held-out-loss",
-            [figures.held_out_loss(curve, bands, data.names)],
+            [figures.held_out_loss(curves, data.shaded, data.names)],
             notes.HELD_OUT + (notes.AVERAGE if averaged else ""),
         ),
     ]
-    differences = difference_rows(curve, data.baseline)
-    if differences:
-        panel = figures.held_out_difference(differences, bands, data.names, data.baseline)
-        found.append(
-            Figure("held-out-difference", [panel], notes.DIFFERENCE.format(baseline=data.baseline))
-        )
+    baseline = data.study.baseline
+    if differences := difference_curves(curves, baseline):
+        panel = figures.held_out_difference(differences, data.shaded, data.names, baseline)
+        note = notes.DIFFERENCE.format(baseline=baseline)
+        found.append(Figure("held-out-difference", [panel], note))
     table_note = tag("p", notes.HELD_OUT_TABLE, class_="note")
     return [*found, sections.held_out_table(data.results), table_note]
 
@@ -146,27 +129,24 @@ def tasks_chapter(data: ReportData) -> list[Piece]:
     finals = task_results.final_scores(data.results)
     if not finals:
         return []
-    note = " ".join([notes.TASKS, task_results.truncated_prompts(finals)])
-    found: list[Piece] = [tag("h2", "Tasks")]
-    answers = task_results.answer_table(finals, list(data.results))
-    if answers is not None:
-        found += [answers, tag("p", notes.ANSWERS, class_="note")]
-    found += [
-        task_results.task_table(finals, list(data.results)),
+    arms, note = list(data.results), f"{notes.TASKS} {task_results.truncated_prompts(finals)}"
+    found: list[Piece] = [
+        tag("h2", "Tasks"),
+        task_results.answer_table(finals, arms),
+        tag("p", notes.ANSWERS, class_="note"),
+        task_results.task_table(finals, arms),
         tag("p", note, class_="note"),
     ]
-    rows = task_results.curve_rows(data.results)
-    drawn = list(dict.fromkeys(row["task"] for row in rows))[:TASK_PANELS]
-    if drawn:
-        panels = [figures.accuracy(rows, data.names, task) for task in drawn]
+    if drawn := list(task_results.task_curves(data.results).values())[:TASK_PANELS]:
+        panels = [figures.accuracy(scores, data.names) for scores in drawn]
         found.append(Figure("tasks", panels, notes.TASK_CURVES))
     return found
 
 
 def mixtures_chapter(data: ReportData, quadrants: list[str]) -> list[Piece]:
-    """What each arm was fed."""
+    """The shares of the quadrants in the batches of each arm."""
     panels = [
-        figures.mixture(training_curves.mixture_series(arm), quadrants, arm.name)
+        figures.mixture(training_curves.mixture_curve(arm), quadrants, arm.name)
         for arm in data.arms
     ]
     return [tag("h2", "What the batches were made of"), Figure("mixture", panels, notes.MIXTURE)]
@@ -178,10 +158,10 @@ def quadrants_chapter(directory: RunDirectory) -> list[Piece]:
     columns, quadrants = documents.label_columns(partition), list(partition["quadrants"])
     names, model = axis_names(directory), partition["ppl_model"]
     scale: Literal["log", "linear"] = "linear" if model is None else "log"
-    tiles = documents.token_density(directory.assignment, columns, scale)
-    labels = list(dict.fromkeys(row["label"] for row in tiles))
+    tiles = documents.token_density(directory, columns, scale)
+    labels = list(dict.fromkeys(tile.label for tile in tiles))
     lines = documents.threshold_lines(partition, labels)
-    balance = documents.token_balance(directory.assignment, columns)
+    balance = documents.token_balance(directory, columns)
     meanings = sections.meanings(quadrants, names)
     title, note = "Perplexity and perplexity difference", notes.DENSITY.format(model=model)
     if model is None:
@@ -192,7 +172,7 @@ def quadrants_chapter(directory: RunDirectory) -> list[Piece]:
         Figure(
             "density",
             [figures.density(tiles, lines, label, names, scale) for label in labels],
-            note,
+            note + notes.DENSITY_CELLS,
             renderer="canvas",
         ),
         tag("h2", "The quadrants"),
@@ -208,29 +188,27 @@ def quadrants_chapter(directory: RunDirectory) -> list[Piece]:
 def speed_chapter(data: ReportData, directory: RunDirectory) -> list[Piece]:
     """Tokens a second, MFU and goodput of the arms, and what the reference models were."""
     references = [
-        arm
-        for name in ("weak", "strong")
-        if (arm := training_curves.read_trial_curves(directory.reference(name), name)) is not None
-    ]
-    folders = [
-        *(directory.reference(arm.name) for arm in references),
-        *(data.folders[arm.name] for arm in data.arms),
+        run
+        for name in REFERENCES
+        if (run := training_curves.read_training_run(directory.reference(name), name)) is not None
     ]
     models = [
-        (arm, read_description(folder), training_curves.training_speed(arm))
-        for arm, folder in zip([*references, *data.arms], folders, strict=True)
+        (run, read_description(run.folder), training_curves.training_speed(run))
+        for run in (*references, *data.arms)
     ]
-    series = [row for arm in data.arms for row in training_curves.thinned_series(arm, SPEED_POINTS)]
+    curves = [
+        point for arm in data.arms for point in training_curves.thinned_curve(arm, SPEED_POINTS)
+    ]
     return [
         tag("h2", "Models and speed"),
-        Figure("throughput", [figures.throughput(series, data.names)]),
+        Figure("throughput", [figures.throughput(curves, data.names)]),
         sections.models_table(models),
         tag("p", notes.SPEED, class_="note"),
     ]
 
 
 def phase_messages(directory: RunDirectory) -> list[str]:
-    """What the phases decided, rejected or doubted, as they said it on the terminal."""
+    """The messages of the phases on what they decided or rejected, as on the terminal."""
     lines = read_summary_messages(directory)
     for phase_step, key in (
         ("tokenize", "tokenizer"),

@@ -1,47 +1,48 @@
-"""A run's markers and held-out curves in; what it cost, and what an order saved, out."""
+"""Counts what a run cost, and when an order reaches the loss that the baseline ends with."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from frame_jax.config.run import RunConfig, Trial
+from frame_jax.evaluation.results import TrialResult
 from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
-from frame_jax.models.functional import Decoder, read_description
-from frame_jax.report.held_out_results import Result
+from frame_jax.models.functional import read_description
+from frame_jax.report.paired_differences import baseline_trials
+from frame_jax.report.study_results import Cost, StepsToBaseline
 from frame_jax.run.directory import RunDirectory, read_json
 from frame_jax.run.phases import REFERENCES
 
 
-def run_costs(config: RunConfig, directory: RunDirectory) -> list[dict[str, Any]]:
-    """What was computed: `work`, `flops` and `seconds` of each finished piece of the run.
-
-    FLOPs are those of `models.flops`. Scoring's are null where a reference model was imported,
-    whose shape is not in the run directory, or scores were made elsewhere. Seconds are wall-clock,
-    all that the phase step did included.
-    """
-    found = []
-    for name in REFERENCES:
-        folder, marker = directory.reference(name), finished_marker(directory, f"reference-{name}")
-        if marker is not None:
-            length = config.reference.rows.sequence_length
-            tokens = marker["summary"]["tokens"]
-            flops = tokens * training_flops(read_description(folder), length)
-            found.append(cost_line(f"reference {name}", marker, flops))
-    marker = finished_marker(directory, "score")
-    if marker is not None:
-        found.append(cost_line("score", marker, scoring_flops(config, directory)))
-    for trial in config.trials:
-        marker = finished_marker(directory, f"pretrain-{trial.name}")
-        if marker is not None:
-            decoder = read_description(directory.pretrain(trial.name))
-            length = config.partition.rows.sequence_length
-            flops = marker["summary"]["tokens"] * training_flops(decoder, length)
-            found.append(cost_line(f"pretrain {trial.name}", marker, flops))
-    return found
+def run_costs(config: RunConfig, directory: RunDirectory) -> list[Cost]:
+    """Lists the cost of each finished piece of a run: references, scoring, training."""
+    of_references = config.reference.rows.sequence_length
+    found = [
+        training_cost(directory, f"reference {name}", directory.reference(name), of_references)
+        for name in REFERENCES
+    ]
+    if (marker := finished_marker(directory, "score")) is not None:
+        found.append(Cost("score", scoring_flops(config, directory), marker["seconds"]))
+    of_trials = config.partition.rows.sequence_length
+    found += [
+        training_cost(directory, f"pretrain {name}", directory.pretrain(name), of_trials)
+        for name in (trial.name for trial in config.trials)
+    ]
+    return [cost for cost in found if cost is not None]
 
 
-def cost_line(work: str, marker: dict[str, Any], flops: float | None) -> dict[str, Any]:
-    return {"work": work, "flops": flops, "seconds": marker["seconds"]}
+def training_cost(
+    directory: RunDirectory, work: str, folder: Path, sequence_length: int
+) -> Cost | None:
+    """The cost of the model trained in `folder`; None where its training has not finished."""
+    marker = finished_marker(directory, work.replace(" ", "-", 1))
+    if marker is None:
+        return None
+    decoder, tokens = read_description(folder), marker["summary"]["tokens"]
+    flops = training_flops_per_token(decoder.config, decoder.vocab_size, sequence_length)
+    return Cost(work, tokens * flops, marker["seconds"])
 
 
 def finished_marker(directory: RunDirectory, phase_step: str) -> dict[str, Any] | None:
@@ -51,12 +52,12 @@ def finished_marker(directory: RunDirectory, phase_step: str) -> dict[str, Any] 
     return marker if marker["complete"] else None
 
 
-def training_flops(decoder: Decoder, length: int) -> float:
-    return training_flops_per_token(decoder.config, decoder.vocab_size, length)
-
-
 def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
-    """FLOPs of scoring the train and held-out splits under both reference models."""
+    """FLOPs of scoring the train and held-out splits under both reference models.
+
+    None where a reference model was imported, whose shape is not in the run directory, or scores
+    were made elsewhere.
+    """
     if config.scoring.table is not None:
         return None
     marker = finished_marker(directory, "tokenize")
@@ -64,72 +65,58 @@ def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
     if marker is None or not all((folder / "model.json").exists() for folder in folders):
         return None
     tokens = sum(marker["summary"]["tokens"].get(split, 0) for split in ("train", "held_out"))
-    per_token = 0.0
-    for folder in folders:
-        decoder = read_description(folder)
-        per_token += forward_flops_per_token(
-            decoder.config, decoder.vocab_size, config.scoring.context
-        )
+    per_token = sum(
+        forward_flops_per_token(decoder.config, decoder.vocab_size, config.scoring.context)
+        for decoder in map(read_description, folders)
+    )
     return tokens * per_token
 
 
-def steps_to_baseline_loss(
-    config: RunConfig, costs: list[dict[str, Any]], results: dict[Trial, Result]
-) -> list[dict[str, Any]]:
-    """When each arm's held-out loss reaches the final one of the baseline under the same seed.
+def steps_to_baseline(
+    config: RunConfig, costs: Sequence[Cost], results: dict[Trial, TrialResult]
+) -> list[StepsToBaseline]:
+    """Finds when each arm's held-out loss reaches the final one of the baseline, seed by seed.
 
     Args:
         config: The run.
         costs: What it cost, see `run_costs`.
         results: Held-out results by trial.
-
-    Returns:
-        arm; `steps` by seed, null where it never does; `share`, their mean over the baseline's
-        steps, and `share_with_scoring`, the same with the FLOPs of references and scoring on top;
-        both null unless every seed gets there.
     """
-    overhead: float | None = 0.0
-    for piece in costs:
-        if not piece["work"].startswith("pretrain"):
-            known = overhead is not None and piece["flops"] is not None
-            overhead = overhead + piece["flops"] if known else None
-    flops = {piece["work"]: piece["flops"] for piece in costs}
+    flops = {cost.work: cost.flops for cost in costs}
+    shared = [value for work, value in flops.items() if not work.startswith("pretrain")]
+    overhead = None if None in shared else sum(value for value in shared if value is not None)
+    pairs = baseline_trials(config, results)
     found = []
     for arm in config.curricula:
         steps, shares, with_scoring = [], [], []
-        for trial, result in results.items():
-            base = next(
-                (t for t in results if t.arm == config.baseline and t.seed == trial.seed), None
-            )
-            if trial.arm != arm or base is None or base == trial:
+        for trial, base in pairs.items():
+            if trial.arm != arm:
                 continue
-            last = results[base]["checkpoints"][-1]
-            step = first_step_at_loss(result, last["overall"]["nll_per_token"])
+            last = results[base].final
+            step = first_step_at_loss(results[trial], last.overall.nll_per_token)
             steps.append(step)
             if step is not None:
-                shares.append(step / last["step"])
+                shares.append(step / last.step)
                 whole = flops.get(f"pretrain {base.name}")
                 if overhead is not None and whole:
-                    with_scoring.append(step / last["step"] + overhead / whole)
+                    with_scoring.append(step / last.step + overhead / whole)
         if steps:
-            every = None not in steps
-            found.append(
-                {
-                    "arm": arm,
-                    "steps": steps,
-                    "share": mean_or_none(shares) if every else None,
-                    "share_with_scoring": mean_or_none(with_scoring) if every else None,
-                }
-            )
+            means = [
+                sum(values) / len(values) if values and None not in steps else None
+                for values in (shares, with_scoring)
+            ]
+            found.append(StepsToBaseline(arm, tuple(steps), *means))
     return found
 
 
-def first_step_at_loss(result: Result, loss: float) -> float | None:
-    """The step at which a held-out curve first comes down to `loss`, between two kept checkpoints
-    on the straight line; None if it never does."""
+def first_step_at_loss(result: TrialResult, loss: float) -> float | None:
+    """The step at which a held-out curve first comes down to `loss`; None if it never does.
+
+    Between two kept checkpoints the curve is a straight line.
+    """
     before: tuple[int, float] | None = None
-    for checkpoint in result["checkpoints"]:
-        step, nll = checkpoint["step"], checkpoint["overall"]["nll_per_token"]
+    for checkpoint in result.checkpoints:
+        step, nll = checkpoint.step, checkpoint.overall.nll_per_token
         if nll <= loss:
             if before is None or before[1] == nll:
                 return float(step)
@@ -137,7 +124,3 @@ def first_step_at_loss(result: Result, loss: float) -> float | None:
             return before[0] + share * (step - before[0])
         before = step, nll
     return None
-
-
-def mean_or_none(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -1,20 +1,18 @@
-"""`assignment.parquet` and the token files in; density, token balance and example documents out.
+"""Reads what the report shows of the documents: density, token balance, example documents.
 
 DuckDB does the counting, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
-
-import duckdb
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.records import TokenReader
+from frame_jax.report.query import query
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.sql import parquet_table
 
@@ -23,49 +21,63 @@ BINS = 40  # on each axis of the density
 EXAMPLES = 4  # documents of each quadrant
 EXAMPLE_TOKENS = 220
 SEPARATOR, NO_NAME = " / ", "none"  # in labels
+Row = TypeVar("Row")
 
 
 def query_documents(
-    sql: str, assignment: Path, columns: Sequence[str], *parameters: Any
-) -> list[dict[str, Any]]:
-    """Rows of a query over `documents`: the placed training documents and the label of each.
+    kind: Callable[..., Row],
+    sql: str,
+    directory: RunDirectory,
+    columns: Sequence[str],
+    *parameters: Any,
+) -> list[Row]:
+    """Runs a query over `documents`: the training documents of quadrants with a label of each.
 
     Args:
+        kind: What is made of each row, see `query.query`.
         sql: What comes after the table `documents` in a WITH clause.
-        assignment: `assignment.parquet`.
+        directory: The run.
         columns: What labels are made of, of domain, language and source.
         parameters: Values for the question marks in `sql`.
     """
-    names = [f"coalesce({column}, '{NO_NAME}')" for column in columns]
-    with duckdb.connect() as connection:
-        cursor = connection.execute(
-            f"WITH documents AS (SELECT *, concat_ws('{SEPARATOR}', {', '.join(names)}) AS label "
-            f"FROM {parquet_table(assignment)} WHERE split = 'train' AND quadrant IS NOT NULL) "
-            f"{sql}",
-            parameters,
-        )
-        keys = [column[0] for column in cursor.description]
-        return [dict(zip(keys, row, strict=True)) for row in cursor.fetchall()]
+    names = ", ".join(f"coalesce({column}, '{NO_NAME}')" for column in columns)
+    table = f"""
+        WITH documents AS (
+            SELECT *, concat_ws('{SEPARATOR}', {names}) AS label
+            FROM {parquet_table(directory.assignment)}
+            WHERE split = 'train' AND quadrant IS NOT NULL)
+        """
+    return query(kind, table + sql, *parameters)
+
+
+@dataclass(frozen=True)
+class DensityTile:
+    """Tokens of a group in a cell of the grid of PPL and PD."""
+
+    label: str
+    ppl: float
+    ppl_end: float
+    pd: float
+    pd_end: float
+    tokens: int
 
 
 def token_density(
-    assignment: Path,
+    directory: RunDirectory,
     columns: Sequence[str],
     scale: Literal["log", "linear"] = "log",
     bins: int = BINS,
-) -> list[dict[str, Any]]:
-    """Token counts of training documents on a grid of PPL (on that scale) and PD, by group.
+) -> list[DensityTile]:
+    """Counts tokens of training documents on a grid of PPL (on that scale) and PD, by group.
 
     All groups share one grid, which spans all but the outermost thousandth on each side; what lies
-    outside is counted in the outermost cells.
-
-    Returns:
-        Rows of label, ppl, ppl_end, pd, pd_end and tokens, one for each cell that is not empty.
+    outside is counted in the outermost cells. Cells without tokens are left out.
     """
     value, ppl, pd = "ppl", "x0 + {} * dx", "y0 + {} * dy"
     if scale == "log":
         value, ppl, pd = "log10(ppl)", f"round(pow(10, {ppl}), 4)", f"round({pd}, 5)"
     return query_documents(
+        DensityTile,
         f"""
         , train AS (SELECT label, {value} AS x, pd AS y, tokens FROM documents),
         largest AS (SELECT label FROM train GROUP BY label ORDER BY sum(tokens) DESC, label
@@ -84,15 +96,26 @@ def token_density(
                CAST(sum(tokens) AS BIGINT) AS tokens
         FROM cells GROUP BY label, x0, dx, y0, dy, i, j ORDER BY label, i, j
         """,
-        assignment,
+        directory,
         columns,
         GROUPS,
     )
 
 
-def token_balance(assignment: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of label, quadrant, tokens and documents of the training split, largest groups first."""
+@dataclass(frozen=True)
+class GroupTokens:
+    """Training tokens and documents of a group in a quadrant."""
+
+    label: str
+    quadrant: str
+    tokens: int
+    documents: int
+
+
+def token_balance(directory: RunDirectory, columns: Sequence[str]) -> list[GroupTokens]:
+    """Counts training tokens of each group in each quadrant, largest groups first."""
     return query_documents(
+        GroupTokens,
         """
         , cells AS (SELECT label, quadrant, CAST(sum(tokens) AS BIGINT) AS tokens,
                            count(*) AS documents
@@ -100,27 +123,29 @@ def token_balance(assignment: Path, columns: Sequence[str]) -> list[dict[str, An
         SELECT * FROM cells
         ORDER BY sum(tokens) OVER (PARTITION BY label) DESC, label, quadrant
         """,
-        assignment,
+        directory,
         columns,
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Example:
     """A training document as the report shows it.
 
     Attributes:
-        quadrant: Its cell.
+        text: Its beginning.
+        truncated: Whether the text goes on.
+        quadrant: Its quadrant.
         doc_id: Its id.
         source: Where it comes from.
         label: Domain and language.
         ppl: Perplexity.
         pd: Perplexity difference.
         tokens: Length of the whole document.
-        text: Its beginning.
-        truncated: Whether the text goes on.
     """
 
+    text: str
+    truncated: bool
     quadrant: str
     doc_id: str
     source: str
@@ -128,19 +153,30 @@ class Example:
     ppl: float
     pd: float
     tokens: int
-    text: str
-    truncated: bool
 
 
 def choose_examples(
     directory: RunDirectory, columns: Sequence[str], count: int = EXAMPLES
 ) -> list[Example]:
-    """`count` training documents of each quadrant, chosen by a hash of their ids.
+    """Chooses `count` training documents of each quadrant by a hash of their ids.
 
     The largest groups give one each before any gives a second, so that a quadrant shows what it
     holds and the choice does not depend on the text.
     """
-    chosen = query_documents(
+    tokenizer = load_tokenizer(directory)
+    parts = list_parts(directory.tokens, ".arrayrecord")
+
+    def read_example(part: int, row: int, *about: Any) -> Example:
+        reader = TokenReader(parts[part])
+        ids = reader.read([row])[0]
+        reader.close()
+        truncated = len(ids) > EXAMPLE_TOKENS
+        text = tokenizer.decode(ids[:EXAMPLE_TOKENS].tolist())
+        text = text.rstrip("\ufffd") if truncated else text  # half a character at the end
+        return Example(text, truncated, *about)
+
+    return query_documents(
+        read_example,
         """
         , best AS (SELECT quadrant, label, sum(tokens) AS size,
                           arg_min({doc_id: doc_id, source: source, ppl: ppl, pd: pd,
@@ -148,39 +184,15 @@ def choose_examples(
                    FROM documents GROUP BY quadrant, label),
         flat AS (SELECT quadrant, label, size, unnest(few) AS d,
                         unnest(range(len(few))) AS turn FROM best)
-        SELECT quadrant, label, d.doc_id, d.source, d.ppl, d.pd, d.tokens, d.part, d.row
+        SELECT d.part, d.row, quadrant, d.doc_id, d.source, label, d.ppl, d.pd, d.tokens
         FROM flat QUALIFY row_number() OVER (
             PARTITION BY quadrant ORDER BY turn, size DESC, label) <= ?
         ORDER BY quadrant, turn, size DESC, label
         """,
-        directory.assignment,
+        directory,
         columns,
-        count,
-        count,
+        *(count, count),
     )
-    tokenizer = load_tokenizer(directory)
-    parts = list_parts(directory.tokens, ".arrayrecord")
-    found = []
-    for row in chosen:
-        reader = TokenReader(parts[row["part"]])
-        ids = reader.read([row["row"]])[0]
-        reader.close()
-        shown_tokens = len(ids) > EXAMPLE_TOKENS
-        text = tokenizer.decode(ids[:EXAMPLE_TOKENS].tolist())
-        found.append(
-            Example(
-                row["quadrant"],
-                row["doc_id"],
-                row["source"],
-                row["label"],
-                row["ppl"],
-                row["pd"],
-                row["tokens"],
-                text.rstrip("\ufffd") if shown_tokens else text,  # half a character at the cut
-                shown_tokens,
-            )
-        )
-    return found
 
 
 def label_columns(partition: dict[str, Any]) -> list[str]:
@@ -192,34 +204,39 @@ def label_columns(partition: dict[str, Any]) -> list[str]:
     return partition["group_by"] or ["domain"]
 
 
-def threshold_lines(partition: dict[str, Any], labels: Sequence[str]) -> list[dict[str, Any]]:
-    """The cuts in `partition.json` as lines of the density figure.
+@dataclass(frozen=True)
+class ThresholdLine:
+    """A line from (x, y) to (x2, y2), PPL and PD, in a group's density; None is the edge."""
+
+    label: str
+    x: float | None
+    x2: float | None
+    y: float | None
+    y2: float | None
+
+
+def threshold_lines(partition: dict[str, Any], labels: Sequence[str]) -> list[ThresholdLine]:
+    """Draws the thresholds in `partition.json` as lines of the density figure.
 
     Args:
         partition: The contents of `partition.json`.
         labels: All labels; they share the thresholds of a global partition.
-
-    Returns:
-        Rows of label, x, x2 (PPL), y, y2 (PD): the ends of a line; None is the edge of the figure.
     """
     lines = []
     for group in partition["groups"]:
         names = [group[column] for column in partition["group_by"]]
         own = [SEPARATOR.join(NO_NAME if name is None else name for name in names)]
-        ppl, pd = group["thresholds"]["ppl"], group["thresholds"]["pd"]
-        edges = [None, *(cut["value"] for cut in ppl if cut), None]
+        ppl = [cut["value"] for cut in group["thresholds"]["ppl"] if cut]
+        edges = [None, *ppl, None]
         if partition["mode"] != "nested":
-            edges = [None, None]  # PD is cut once, across all bins of PPL
+            edges = [None, None]  # PD has one threshold for all bins of PPL
+        spans = list(zip(itertools.pairwise(edges), group["thresholds"]["pd"], strict=False))
         for label in own if names else labels:
+            lines += [ThresholdLine(label, value, value, None, None) for value in ppl]
             lines += [
-                {"label": label, "x": cut["value"], "x2": cut["value"], "y": None, "y2": None}
-                for cut in ppl
-                if cut
-            ]
-            lines += [
-                {"label": label, "x": left, "x2": right, "y": cut["value"], "y2": cut["value"]}
-                for (left, right), thresholds_ in zip(itertools.pairwise(edges), pd, strict=False)
-                for cut in thresholds_
+                ThresholdLine(label, left, right, cut["value"], cut["value"])
+                for (left, right), cuts in spans
+                for cut in cuts
                 if cut
             ]
     return lines

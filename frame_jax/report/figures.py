@@ -1,8 +1,8 @@
-"""Plain rows in, one Altair chart a figure out: drawn in the page and rendered to PNG alike.
+"""Draws the figures as Altair charts, for the page and for PNGs alike.
 
-Charts carry no colours of ink or paper; those come from `theme.THEMES`, so that a page can follow
-the reader's light or dark mode. Charts of arms read the parameters `shown_arms` and
-`held_out_part`, which the page sets.
+Rows are dataclasses, whose fields the charts name. Charts carry no colours of ink or paper; those
+come from `theme.THEMES`, so that a page can follow the reader's light or dark mode. Charts of arms
+read the parameters `shown_arms` and `held_out_part`, which the page sets.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ from typing import Any, Literal
 import altair as alt
 import numpy as np
 
-Rows = list[dict[str, Any]]
+from frame_jax.evaluation.results import TaskScore
+from frame_jax.report.documents import DensityTile, GroupTokens, ThresholdLine
+from frame_jax.report.held_out_curves import LossPoint
+from frame_jax.report.study_results import Comparison
+from frame_jax.report.training_curves import CurvePoint, MixturePoint, TrainingRun
+from frame_jax.report.training_row_differences import TrainingRowPoint
+
 Panel = alt.Chart | alt.LayerChart | alt.FacetChart
 
 SMOOTH = 5  # points on each side that the bold line of the training loss averages
 BALANCE_GROUPS = 24  # drawn; the table has them all
+FOREST_KEYS = ("mean", "low", "high", "verdict")  # of a verdict
 PRINT_WIDTH = 860  # of a PNG, before scaling
 PRINT_COLUMNS = 3  # of a figure of several panels
 
@@ -26,20 +33,6 @@ ARM_COLOURS = (
     "#6b8e23", "#8d6e63",
 )  # fmt: skip
 QUADRANT_COLOURS = ("#2e86de", "#00a5a0", "#e0a100", "#e4572e")
-
-
-def _data(rows: Rows) -> Any:
-    # Not alt.InlineData, which checks every value against a schema: seconds for a density.
-    return {"values": rows}
-
-
-def _arm_colour(arms: Sequence[str]) -> alt.Color:
-    colours = [ARM_COLOURS[i % len(ARM_COLOURS)] for i in range(len(arms))]
-    return alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms), range=colours))
-
-
-def _shown(arms: Sequence[str]) -> alt.Parameter:
-    return alt.param(name="shown_arms", value=list(arms))
 
 
 IS_SHOWN = "indexof(shown_arms, datum.arm) >= 0"
@@ -51,9 +44,46 @@ TOKENS = alt.X(
 )
 
 
-def _bands(stages: Rows) -> alt.LayerChart:
-    """The stages as shaded stretches with their names on top."""
-    base = alt.Chart(_data(stages))
+def _chart(values: list[dict[str, Any]]) -> alt.Chart:
+    # Not alt.InlineData, which checks every value against a schema: seconds for a density.
+    data: Any = {"values": values}
+    return alt.Chart(data)
+
+
+def _rows_chart(rows: Sequence[Any]) -> alt.Chart:
+    return _chart([vars(row) for row in rows])
+
+
+def _arms_chart(rows: Sequence[Any]) -> alt.Chart:
+    """A chart of rows with an arm, those of hidden arms left out."""
+    return _rows_chart(rows).transform_filter(IS_SHOWN)
+
+
+def _arm_colour(arms: Sequence[str]) -> alt.Color:
+    colours = [ARM_COLOURS[i % len(ARM_COLOURS)] for i in range(len(arms))]
+    return alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms), range=colours))
+
+
+def _layer(*charts: Panel, arms: Sequence[str], height: int) -> Panel:
+    """Charts of arms on top of each other."""
+    shown = alt.param(name="shown_arms", value=list(arms))
+    return alt.layer(*charts).add_params(shown).properties(height=height)
+
+
+def _zero_line(axis: Literal["x", "y"]) -> alt.Chart:
+    rule = _chart([{axis: 0}]).mark_rule(strokeDash=[4, 4])
+    return rule.encode(**{axis: f"{axis}:Q"})
+
+
+def _bands(run: TrainingRun) -> alt.LayerChart:
+    """The stages of a run as shaded stretches with their names on top."""
+    tokens = run.record.tokens_per_step
+    base = _chart(
+        [
+            {"name": s.name, "start": s.start * tokens, "end": s.stop * tokens, "shade": index % 2}
+            for index, s in enumerate(run.stages)
+        ]
+    )
     shade = base.mark_rect(color="#8899aa").encode(
         x="start:Q",
         x2="end:Q",
@@ -69,14 +99,14 @@ def _bands(stages: Rows) -> alt.LayerChart:
     return shade + names
 
 
-def training_loss(series: Rows, stages: Rows, arms: Sequence[str]) -> Panel:
+def training_loss(curves: Sequence[CurvePoint], shaded: TrainingRun, arms: Sequence[str]) -> Panel:
     """Training loss of every arm against tokens seen.
 
     The vertical axis leaves out the steep beginning: it is made for what comes after the first
     twentieth of the run.
     """
-    horizon = max(row["tokens"] for row in series)
-    settled = [row["loss"] for row in series if row["tokens"] >= horizon / 20]
+    horizon = max(point.tokens for point in curves)
+    settled = [point.loss for point in curves if point.tokens >= horizon / 20]
     low, high = np.quantile(settled, [0, 0.995])  # a spike may leave the frame
     margin = 0.04 * (high - low) + 1e-3
     zoom = alt.selection_interval(
@@ -84,7 +114,7 @@ def training_loss(series: Rows, stages: Rows, arms: Sequence[str]) -> Panel:
     )
     scale = alt.Scale(domain=[float(low - margin), float(high + margin)])
     title = "training loss (nats / token)"
-    base = alt.Chart(_data(series)).transform_filter(IS_SHOWN)
+    base = _arms_chart(curves)
     steps = (
         base.mark_line(strokeWidth=1, opacity=0.3, clip=True)
         .encode(x=TOKENS, y=alt.Y("loss:Q", title=title, scale=scale), color=_arm_colour(arms))
@@ -95,14 +125,15 @@ def training_loss(series: Rows, stages: Rows, arms: Sequence[str]) -> Panel:
         .mark_line(strokeWidth=2, clip=True)
         .encode(x=TOKENS, y=alt.Y("smooth:Q", title=title, scale=scale), color=_arm_colour(arms))
     )
-    chart = alt.layer(_bands(stages), steps, means).add_params(_shown(arms))
-    return chart.properties(height=340)
+    return _layer(_bands(shaded), steps, means, arms=arms, height=340)
 
 
-def _checkpoints(rows: Rows, arms: Sequence[str], value: str, title: str) -> alt.Chart:
-    """A point for each kept checkpoint of each arm, of the part of the held-out split chosen."""
+def _checkpoints(
+    points: Sequence[LossPoint], arms: Sequence[str], value: str, title: str
+) -> alt.Chart:
+    """A point for each kept checkpoint of each arm, on the slice of the held-out split chosen."""
     return (
-        alt.Chart(_data(rows))
+        _rows_chart(points)
         .transform_filter(f"datum.slice == held_out_part && {IS_SHOWN}")
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45, filled=True))
         .encode(
@@ -118,50 +149,45 @@ def _checkpoints(rows: Rows, arms: Sequence[str], value: str, title: str) -> alt
                 alt.Tooltip("bits_per_byte:Q", title="bits / byte", format=".4f"),
             ],
         )
+        .add_params(alt.param(name="held_out_part", value="all"))
     )
 
 
-def held_out_loss(curve: Rows, stages: Rows, arms: Sequence[str]) -> Panel:
+def held_out_loss(curves: Sequence[LossPoint], shaded: TrainingRun, arms: Sequence[str]) -> Panel:
     """Held-out loss of every arm at its kept checkpoints."""
-    lines = _checkpoints(curve, arms, "nll", "held-out loss (nats / token)")
-    choice = alt.param(name="held_out_part", value="all")
-    chart = alt.layer(_bands(stages), lines).add_params(_shown(arms), choice)
-    return chart.properties(height=320)
+    lines = _checkpoints(curves, arms, "nll", "held-out loss (nats / token)")
+    return _layer(_bands(shaded), lines, arms=arms, height=320)
 
 
 def held_out_difference(
-    differences: Rows, stages: Rows, arms: Sequence[str], baseline: str
+    curves: Sequence[LossPoint], shaded: TrainingRun, arms: Sequence[str], baseline: str
 ) -> Panel:
     """The same loss minus the baseline's at the same checkpoint."""
-    lines = _checkpoints(differences, arms, "difference", f"minus {baseline} (nats / token)")
-    zero = alt.Chart(_data([{"y": 0}])).mark_rule(strokeDash=[4, 4]).encode(y="y:Q")
-    choice = alt.param(name="held_out_part", value="all")
-    chart = alt.layer(_bands(stages), zero, lines).add_params(_shown(arms), choice)
-    return chart.properties(height=200)
+    lines = _checkpoints(curves, arms, "difference", f"minus {baseline} (nats / token)")
+    return _layer(_bands(shaded), _zero_line("y"), lines, arms=arms, height=200)
 
 
-def forest(rows: Rows) -> Panel:
-    """Differences with their intervals, a line each.
-
-    Args:
-        rows: Rows of label, against, mean, low, high (None under one seed), by_seed, verdict.
-    """
-    names = [row["label"] for row in rows]
+def forest(comparisons: Sequence[Comparison]) -> Panel:
+    """Differences on the whole held-out split with their intervals, a line each."""
+    named = [(c.line.label, c.against.label, c.slices["all"]) for c in comparisons]
+    points = [
+        {"label": label, "against": against, **{k: getattr(verdict, k) for k in FOREST_KEYS}}
+        for label, against, verdict in named
+    ]
+    seeds = [{"label": label, "seed": value} for label, _, v in named for value in v.by_seed]
+    names = [label for label, _, _ in named]
     order = alt.Y("label:N", title=None, sort=names, axis=alt.Axis(labelLimit=220))
     title = "difference (bits / byte)"
-    points = [{k: v for k, v in row.items() if k != "by_seed"} for row in rows]
-    seeds = [{"label": r["label"], "seed": value} for r in rows for value in r["by_seed"]]
-    zero = alt.Chart(_data([{"x": 0}])).mark_rule(strokeDash=[4, 4]).encode(x="x:Q")
-    spans = [row for row in points if row["low"] is not None]
-    base = alt.Chart(_data(spans)).mark_rule(strokeWidth=3, opacity=0.6, color=ARM_COLOURS[2])
+    spans = [point for point in points if point["low"] is not None]
+    base = _chart(spans).mark_rule(strokeWidth=3, opacity=0.6, color=ARM_COLOURS[2])
     bars = base.encode(x=alt.X("low:Q", title=title), x2="high:Q", y=order)
     ticks = (
-        alt.Chart(_data(seeds))
+        _chart(seeds)
         .mark_tick(thickness=2, height=10, color=ARM_COLOURS[1])
         .encode(x=alt.X("seed:Q", title=title), y=order)
     )
     means = (
-        alt.Chart(_data(points))
+        _chart(points)
         .mark_point(filled=True, size=70, color=ARM_COLOURS[2], opacity=1)
         .encode(
             x=alt.X("mean:Q", title=title),
@@ -169,27 +195,26 @@ def forest(rows: Rows) -> Panel:
             tooltip=[
                 alt.Tooltip("label:N", title="order"),
                 alt.Tooltip("against:N", title="minus"),
-                *(alt.Tooltip(f"{key}:Q", format="+.4f") for key in ("mean", "low", "high")),
+                *(alt.Tooltip(f"{key}:Q", format="+.4f") for key in FOREST_KEYS[:3]),
                 "verdict:N",
             ],
         )
     )
-    layers = [zero, *([bars] if spans else []), ticks, means]  # a chart of nothing has no extent
-    return alt.layer(*layers).properties(height=26 * len(rows))
+    # A chart of nothing has no extent.
+    layers = [_zero_line("x"), *([bars] if spans else []), ticks, means]
+    return alt.layer(*layers).properties(height=26 * len(points))
 
 
-def training_rows(rows: Rows, arms: Sequence[str], baseline: str) -> Panel:
+def training_rows(rows: Sequence[TrainingRowPoint], arms: Sequence[str], baseline: str) -> Panel:
     """Final loss on training rows minus the baseline's on the same, by when they were trained on.
 
     Args:
-        rows: Rows of arm, tokens, difference.
+        rows: Differences of all arms.
         arms: Their colours follow from their order.
         baseline: Whose loss is taken away.
     """
-    zero = alt.Chart(_data([{"y": 0}])).mark_rule(strokeDash=[4, 4]).encode(y="y:Q")
     lines = (
-        alt.Chart(_data(rows))
-        .transform_filter(IS_SHOWN)
+        _arms_chart(rows)
         .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=30, filled=True))
         .encode(
             x=alt.X("tokens:Q", title="trained on at (tokens)", axis=alt.Axis(format="~s")),
@@ -197,37 +222,46 @@ def training_rows(rows: Rows, arms: Sequence[str], baseline: str) -> Panel:
             color=_arm_colour(arms),
         )
     )
-    return alt.layer(zero, lines).add_params(_shown(arms)).properties(height=260)
+    return _layer(_zero_line("y"), lines, arms=arms, height=260)
 
 
-def throughput(series: Rows, arms: Sequence[str]) -> Panel:
+def throughput(curves: Sequence[CurvePoint], arms: Sequence[str]) -> Panel:
     """Tokens a second of every arm."""
-    return (
-        alt.Chart(_data([row for row in series if row["tokens_per_second"] is not None]))
-        .transform_filter(IS_SHOWN)
+    lines = (
+        _arms_chart([point for point in curves if point.tokens_per_second is not None])
         .mark_line(strokeWidth=1.2)
         .encode(
             x=TOKENS,
             y=alt.Y("tokens_per_second:Q", title="tokens / second", axis=alt.Axis(format="~s")),
             color=_arm_colour(arms),
         )
-        .add_params(_shown(arms))
-        .properties(height=220)
     )
+    return _layer(lines, arms=arms, height=220)
 
 
-def accuracy(scores: Rows, arms: Sequence[str], task: str) -> Panel:
+def accuracy(scores: Sequence[tuple[str, TaskScore]], arms: Sequence[str]) -> Panel:
     """Accuracy in one task at the checkpoints that did it, over the accuracy of a guess.
 
     Args:
-        scores: Rows as `task_results.curve_rows` gives them, of all tasks.
+        scores: Of the task, each with its arm.
         arms: Their colours follow from their order.
-        task: The task to draw.
     """
-    own = [row for row in scores if row["task"] == task]
-    base = alt.Chart(_data(own)).transform_filter(IS_SHOWN)
+    keys = ("step", "tokens", "accuracy", "accuracy_norm", "accuracy_stderr", "chance")
+    rows = [
+        {"arm": arm, "stages": ", ".join(score.stages), **{k: getattr(score, k) for k in keys}}
+        for arm, score in scores
+    ]
     axis = alt.Axis(format="%", tickCount=4)
-    lines = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45, filled=True)).encode(
+    base = (
+        _chart(rows)
+        .transform_filter(IS_SHOWN)
+        .transform_calculate(
+            low="datum.accuracy - datum.accuracy_stderr",  # an error of null counts as 0
+            high="datum.accuracy + datum.accuracy_stderr",
+        )
+    )
+    marks = alt.OverlayMarkDef(size=45, filled=True)
+    lines = base.mark_line(strokeWidth=2, point=marks).encode(
         x=TOKENS,
         y=alt.Y("accuracy:Q", title="accuracy", axis=axis, scale=alt.Scale(zero=False)),
         color=_arm_colour(arms),
@@ -236,15 +270,15 @@ def accuracy(scores: Rows, arms: Sequence[str], task: str) -> Panel:
             alt.Tooltip("stages:N", title="end of stage"),
             alt.Tooltip("step:Q", format=","),
             *(alt.Tooltip(f"{key}:Q", format=".2%") for key in ("accuracy", "accuracy_norm")),
-            alt.Tooltip("stderr:Q", title="standard error", format=".2%"),
+            alt.Tooltip("accuracy_stderr:Q", title="standard error", format=".2%"),
         ],
     )
     errors = base.mark_rule(strokeWidth=1, opacity=0.6).encode(
         x=TOKENS, y="low:Q", y2="high:Q", color=_arm_colour(arms)
     )
-    guess = alt.Chart(_data([{"chance": own[0]["chance"]}])).mark_rule(strokeDash=[4, 4])
-    chart = alt.layer(guess.encode(y="chance:Q"), errors, lines).add_params(_shown(arms))
-    return chart.properties(height=160, title=task)
+    guess = _chart(rows[:1]).mark_rule(strokeDash=[4, 4]).encode(y="chance:Q")
+    title = scores[0][1].task
+    return _layer(guess, errors, lines, arms=arms, height=160).properties(title=title)
 
 
 def _quadrant_colour(quadrants: Sequence[str]) -> alt.Color:
@@ -255,10 +289,10 @@ def _quadrant_colour(quadrants: Sequence[str]) -> alt.Color:
     return alt.Color("quadrant:N", title=None, scale=scale, legend=legend)
 
 
-def mixture(rows: Rows, quadrants: Sequence[str], arm: str) -> Panel:
-    """What the batches of one arm were made of."""
+def mixture(points: Sequence[MixturePoint], quadrants: Sequence[str], arm: str) -> Panel:
+    """Shares of the quadrants in the batches of one arm."""
     return (
-        alt.Chart(_data(rows), title=arm)
+        _rows_chart(points)
         .mark_area()
         .encode(
             x=TOKENS,
@@ -270,13 +304,13 @@ def mixture(rows: Rows, quadrants: Sequence[str], arm: str) -> Panel:
             ),
             color=_quadrant_colour(quadrants),
         )
-        .properties(height=120)
+        .properties(height=120, title=arm)
     )
 
 
 def density(
-    cells: Rows,
-    thresholds: Rows,
+    tiles: Sequence[DensityTile],
+    thresholds: Sequence[ThresholdLine],
     label: str,
     names: tuple[str, str] = ("PPL", "PD"),
     scale: Literal["log", "linear"] = "log",
@@ -284,20 +318,20 @@ def density(
     """Tokens over PPL and PD of one group, with its thresholds.
 
     Args:
-        cells: Rows as `documents.token_density` gives them, of all groups: they share both axes.
-        thresholds: Rows of label and x, x2, y, y2 (PPL and PD), the ends of a line.
+        tiles: Of all groups: they share both axes.
+        thresholds: Of all groups.
         label: The group to draw.
         names: Of both axes.
         scale: Of the first.
     """
     x_name, y_name = names
-    x_domain = [min(row["ppl"] for row in cells), max(row["ppl_end"] for row in cells)]
-    y_domain = [min(row["pd"] for row in cells), max(row["pd_end"] for row in cells)]
-    x_scale = alt.Scale(type=scale, domain=x_domain, nice=False)
-    y_scale = alt.Scale(domain=y_domain, nice=False)
-    own = [{k: v for k, v in row.items() if k != "label"} for row in cells if row["label"] == label]
-    tiles = (
-        alt.Chart(_data(own))
+    left, right = min(tile.ppl for tile in tiles), max(tile.ppl_end for tile in tiles)
+    low, high = min(tile.pd for tile in tiles), max(tile.pd_end for tile in tiles)
+    x_scale = alt.Scale(type=scale, domain=[left, right], nice=False)
+    y_scale = alt.Scale(domain=[low, high], nice=False)
+    own = [{k: v for k, v in vars(t).items() if k != "label"} for t in tiles if t.label == label]
+    cells = (
+        _chart(own)
         .mark_rect()
         .encode(
             x=alt.X("ppl:Q", title=x_name, scale=x_scale, axis=alt.Axis(tickCount=4, format="~g")),
@@ -314,27 +348,27 @@ def density(
     )
     clipped = [
         {
-            "x": max(row["x"] if row["x"] is not None else x_domain[0], x_domain[0]),
-            "x2": min(row["x2"] if row["x2"] is not None else x_domain[1], x_domain[1]),
-            "y": row["y"] if row["y"] is not None else y_domain[0],
-            "y2": row["y2"] if row["y2"] is not None else y_domain[1],
+            "x": left if line.x is None else max(line.x, left),
+            "x2": right if line.x2 is None else min(line.x2, right),
+            "y": low if line.y is None else line.y,
+            "y2": high if line.y2 is None else line.y2,
         }
-        for row in thresholds
-        if row["label"] == label
+        for line in thresholds
+        if line.label == label
     ]
     lines = (
-        alt.Chart(_data(clipped))
+        _chart(clipped)
         .mark_rule(strokeWidth=1.5, color="#e4572e", clip=True)
         .encode(x="x:Q", x2="x2:Q", y="y:Q", y2="y2:Q")
     )
-    return alt.layer(tiles, lines).properties(height=230, title=label)
+    return alt.layer(cells, lines).properties(height=230, title=label)
 
 
-def balance(rows: Rows, quadrants: Sequence[str]) -> Panel:
+def balance(groups: Sequence[GroupTokens], quadrants: Sequence[str]) -> Panel:
     """Share of each group's tokens that each quadrant has; the first `BALANCE_GROUPS` groups."""
-    labels = list(dict.fromkeys(row["label"] for row in rows))[:BALANCE_GROUPS]
+    labels = list(dict.fromkeys(group.label for group in groups))[:BALANCE_GROUPS]
     return (
-        alt.Chart(_data([row for row in rows if row["label"] in labels]))
+        _rows_chart([group for group in groups if group.label in labels])
         .mark_bar()
         .encode(
             x=alt.X(

@@ -69,15 +69,16 @@ TASK_CURVES = "Accuracy at the ends of stages, ± one standard error. Dashed: a 
 MIXTURE = "Share of each quadrant in the rows of the batches."
 DENSITY = (
     "Training tokens by the perplexity (PPL) of the {model} reference model and the relative "
-    "perplexity difference (PD) of the two; darker cells (in dark mode brighter ones) hold more, "
-    "on a logarithmic scale. Lines: thresholds between quadrants. Documents beyond the axes are "
-    "counted in the outermost cells."
+    "perplexity difference (PD) of the two; darker cells"
 )
 DENSITY_ELSEWHERE = (
     "Training tokens by {ppl} and {pd}, numbers made elsewhere (scoring.table), in the places of "
     "perplexity and perplexity difference: no reference model has scored these documents. Darker "
-    "cells (in dark mode brighter ones) hold more, on a logarithmic scale. Lines: thresholds "
-    "between quadrants. Documents beyond the axes are counted in the outermost cells."
+    "cells"
+)
+DENSITY_CELLS = (
+    " (in dark mode brighter ones) hold more, on a logarithmic scale. Lines: thresholds between "
+    "quadrants. Documents beyond the axes are counted in the outermost cells."
 )
 BALANCE = "Training tokens of each group."
 EXAMPLES = (

@@ -1,4 +1,4 @@
-"""Held-out losses of two arms, document by document, in; their differences by seed and part out.
+"""Compares the losses of two arms, paired by seed and by document or item.
 
 DuckDB does the sums, so memory does not grow with the held-out split.
 """
@@ -6,45 +6,47 @@ DuckDB does the sums, so memory does not grow with the held-out split.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
+from frame_jax.config.run import RunConfig, Trial
+from frame_jax.evaluation.results import SLICE_SQL
+from frame_jax.report.study_results import Verdict
+from frame_jax.report.verdict import decide_verdict
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.sql import parquet_table
 
-DIMENSIONS = ("domain", "language", "quadrant")
-ALL = "all"
+
+def baseline_trials(config: RunConfig, trials: Collection[Trial]) -> dict[Trial, Trial]:
+    """The baseline's trial under the same seed, for each trial of another arm that has one."""
+    by_seed = {trial.seed: trial for trial in trials if trial.arm == config.baseline}
+    return {
+        trial: by_seed[trial.seed]
+        for trial in trials
+        if trial.arm != config.baseline and trial.seed in by_seed
+    }
 
 
-@dataclass(frozen=True)
-class Differences:
-    """Bits per byte of one arm minus another's, on one part of the held-out split.
-
-    Attributes:
-        by_seed: One for each seed.
-        document_error: Standard error of their mean over documents. With d_i the difference of
-            document i, averaged over seeds, b_i its bytes and D = sum(d) / sum(b), it is that of a
-            ratio of two means, sqrt(sum((d_i - D b_i)^2)) / sum(b): documents are compared with
-            themselves, so what makes one hard for every arm cancels. [ours]
-    """
-
-    by_seed: tuple[float, ...]
-    document_error: float
-
-
-def differences(
+def slice_verdicts(
     directory: RunDirectory, pairs: Sequence[tuple[Path, Path]]
-) -> dict[str, Differences]:
-    """Differences overall and by domain, language and quadrant, by label (`all`, `domain: code`).
+) -> dict[str, Verdict]:
+    """Decides whether an arm's bits per byte are lower on each slice of the held-out split.
+
+    With d_i the difference of document i, averaged over seeds, b_i its bytes and D = sum(d) /
+    sum(b), the standard error of D over documents is that of a ratio of two means,
+    sqrt(sum((d_i - D b_i)^2)) / sum(b): documents are compared with themselves, so what makes one
+    hard for every arm cancels. [ours]
 
     Args:
         directory: The run.
         pairs: For each seed the folders of losses by document of the arm and of the other one.
+
+    Returns:
+        By slice, see `evaluation.results.SLICE_SQL`; empty without a document in common.
     """
     tokens = list_parts(directory.tokens, ".parquet")
     union = " UNION ALL ".join(
@@ -61,17 +63,16 @@ def differences(
             WITH documents AS (
                 SELECT doc_id, domain, language, bytes FROM {parquet_table(*tokens)}
                 WHERE split = 'held_out'),
-            places AS (
+            assigned AS (
                 SELECT doc_id, quadrant FROM {parquet_table(directory.assignment)}
                 WHERE split = 'held_out')
             SELECT seed, doc_id, domain, language, quadrant, bytes::DOUBLE AS b, d / ln(2) AS d
-            FROM ({union}) JOIN documents USING (doc_id) LEFT JOIN places USING (doc_id)
+            FROM ({union}) JOIN documents USING (doc_id) LEFT JOIN assigned USING (doc_id)
             """
         )
-        sets = "GROUPING_ID(domain, language, quadrant) AS part, domain, language, quadrant"
         seeds = connection.execute(
             f"""
-            SELECT {sets}, seed, sum(d) / sum(b) FROM losses
+            SELECT {SLICE_SQL}, seed, sum(d) / sum(b) FROM losses
             GROUP BY GROUPING SETS
                 ((seed), (seed, domain), (seed, language), (seed, quadrant)) ORDER BY ALL
             """
@@ -82,32 +83,24 @@ def differences(
                 SELECT doc_id, any_value(domain) AS domain, any_value(language) AS language,
                     any_value(quadrant) AS quadrant, any_value(b) AS b, avg(d) AS d
                 FROM losses GROUP BY doc_id)
-            SELECT {sets}, sum(d) / sum(b) AS mean,
+            SELECT {SLICE_SQL}, sum(d) / sum(b) AS mean,
                 sqrt(greatest(0, sum(d * d) - 2 * mean * sum(d * b) + mean * mean * sum(b * b)))
                     / sum(b)
-            FROM means GROUP BY GROUPING SETS ((), (domain), (language), (quadrant)) ORDER BY ALL
+            FROM means GROUP BY GROUPING SETS ((), (domain), (language), (quadrant)) ORDER BY slice
             """
         ).fetchall()
-    found = {}
-    for grouping, *values, _, error in errors:
-        label = label_of(grouping, values)
-        own = [line for line in seeds if label_of(line[0], line[1:4]) == label]
-        if label is not None and own:  # without a document in common there is no seed
-            found[label] = Differences(tuple(line[5] for line in own), error)
-    return dict(sorted(found.items(), key=lambda item: item[0] != ALL))
+    by_slice: dict[str, list[float]] = {}
+    for name, _, difference in seeds:
+        by_slice.setdefault(name, []).append(difference)
+    return {
+        name: decide_verdict(by_slice[name], error)
+        for name, _, error in errors
+        if name is not None and name in by_slice  # without a document in common there is no seed
+    }
 
 
-def label_of(grouping: int, values: Sequence[str | None]) -> str | None:
-    """`all`, `domain: code`, ...; None for documents without a value."""
-    present = [i for i in range(3) if not grouping >> (2 - i) & 1]
-    if not present:
-        return ALL
-    value = values[present[0]]
-    return None if value is None else f"{DIMENSIONS[present[0]]}: {value}"
-
-
-def task_differences(pairs: Sequence[tuple[Path, Path]]) -> Differences:
-    """The same for the right answers of a task's items.
+def task_verdict(pairs: Sequence[tuple[Path, Path]]) -> Verdict:
+    """Decides whether an arm's bits per byte of the right answers of a task are lower.
 
     Args:
         pairs: For each seed the folders of the task's parts under the arm and under the other one.
@@ -119,11 +112,11 @@ def task_differences(pairs: Sequence[tuple[Path, Path]]) -> Differences:
     by_seed = tuple(float(d.sum() / sizes.sum()) for d in seeds)
     mean = np.mean(seeds, axis=0)
     off = mean - mean.sum() / sizes.sum() * sizes
-    return Differences(by_seed, float(math.sqrt((off**2).sum()) / sizes.sum()))
+    return decide_verdict(by_seed, float(math.sqrt((off**2).sum()) / sizes.sum()))
 
 
 def right_answer_bits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Bits and bytes of the right answer of each item: float64 [items] each."""
+    """Reads the bits and bytes of the right answer of each item: float64 [items] each."""
     rows = [
         row
         for path in list_parts(folder, ".parquet")

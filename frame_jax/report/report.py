@@ -1,4 +1,4 @@
-"""The report phase: a run directory in, RUN/report/index.html, its PNGs and verdict.json out.
+"""Writes the report of a run: RUN/report/index.html, its PNGs and verdict.json.
 
 Everything is read from files, so the report of a run copied from elsewhere is made the same way.
 """
@@ -12,16 +12,16 @@ import vl_convert
 
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError, printable
+from frame_jax.evaluation.results import read_results
 from frame_jax.parallel import processes
 from frame_jax.report import chapters, figures, page, study_chapters, training_curves
 from frame_jax.report.chapters import Figure, Piece, ReportData
-from frame_jax.report.held_out_results import read_results
 from frame_jax.report.html import Html, tag
 from frame_jax.report.study import read_study
+from frame_jax.report.study_results import Study, write_study
 from frame_jax.report.theme import THEMES
-from frame_jax.report.training_curves import read_trial_curves
 from frame_jax.report.training_row_differences import training_row_differences
-from frame_jax.run.directory import RunDirectory, atomic_path, read_json, write_json
+from frame_jax.run.directory import RunDirectory, atomic_path, read_json
 
 PNG_SCALE = 2
 
@@ -39,49 +39,49 @@ def write_report(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         return {}
     study = read_study(config, directory)
     pieces = report_contents(config, directory, study)
-    write_json(directory.report / "verdict.json", study)
+    write_study(directory, study)
     return write_page(f"FRAME report: {directory.root.name}", pieces, directory)
 
 
-def read_report_data(
-    config: RunConfig, directory: RunDirectory, study: dict[str, Any]
-) -> ReportData:
-    """The arms of a run under its first seed, their results, and the study over all seeds.
+def read_report_data(config: RunConfig, directory: RunDirectory, study: Study) -> ReportData:
+    """Reads the arms of a run under its first seed and their results.
 
     Raises:
-        UserError: if there is none.
+        UserError: if no arm has been trained.
     """
-    trials = [trial for trial in config.trials if trial.seed == config.all_seeds[0]]
-    folders = {trial.arm: directory.pretrain(trial.name) for trial in trials}
-    found = [read_trial_curves(folder, arm) for arm, folder in folders.items()]
-    arms = [arm for arm in found if arm is not None]
+    trials = {trial.arm: trial.name for trial in config.trials if trial.seed == config.all_seeds[0]}
+    runs = [
+        training_curves.read_training_run(directory.pretrain(name), arm)
+        for arm, name in trials.items()
+    ]
+    arms = [run for run in runs if run is not None]
     if not arms:
         raise UserError(f"{directory.root / 'pretrain'}: nothing has been trained to report on")
     every = read_results(directory)
-    named = {trial.arm: trial.name for trial in trials}
-    results = {arm.name: every[named[arm.name]] for arm in arms if named[arm.name] in every}
-    shaded = max(arms, key=lambda arm: (len(arm.stages) > 1, arm.name == "frame"))
-    series = [row for arm in arms for row in training_curves.thinned_series(arm)]
-    rows = training_row_differences(config, directory)
-    return ReportData(arms, series, results, shaded, folders, study, rows)
+    return ReportData(
+        arms,
+        curves=[point for arm in arms for point in training_curves.thinned_curve(arm)],
+        results={a.name: every[trials[a.name]] for a in arms if trials[a.name] in every},
+        shaded=max(arms, key=lambda arm: (len(arm.stages) > 1, arm.name == "frame")),
+        study=study,
+        training_rows=training_row_differences(config, directory),
+    )
 
 
-def report_contents(
-    config: RunConfig, directory: RunDirectory, study: dict[str, Any]
-) -> list[Piece]:
-    """The whole report, in order."""
-    trained = read_report_data(config, directory, study)
+def report_contents(config: RunConfig, directory: RunDirectory, study: Study) -> list[Piece]:
+    """Makes the whole report, in order."""
+    data = read_report_data(config, directory, study)
     quadrants = list(read_json(directory.partition)["quadrants"])
     return [
-        *study_chapters.verdicts_chapter(trained),
-        *chapters.training_loss_chapter(trained),
-        *chapters.held_out_loss_chapter(trained),
-        *study_chapters.forgetting_chapter(trained),
-        *chapters.tasks_chapter(trained),
-        *study_chapters.cost_chapter(trained),
-        *chapters.mixtures_chapter(trained, quadrants),
+        *study_chapters.verdicts_chapter(data),
+        *chapters.training_loss_chapter(data),
+        *chapters.held_out_loss_chapter(data),
+        *study_chapters.forgetting_chapter(data),
+        *chapters.tasks_chapter(data),
+        *study_chapters.cost_chapter(data),
+        *chapters.mixtures_chapter(data, quadrants),
         *chapters.quadrants_chapter(directory),
-        *chapters.speed_chapter(trained, directory),
+        *chapters.speed_chapter(data, directory),
         *chapters.settings_chapter(config),
     ]
 
@@ -112,7 +112,7 @@ def write_page(title: str, pieces: list[Piece], directory: RunDirectory) -> dict
 
 
 def figure_container(figure: Figure) -> Html:
-    """Where `page.js` draws the panels of a figure."""
+    """The element in which `page.js` draws the panels of a figure."""
     panels = [
         tag(
             "div",
@@ -128,7 +128,7 @@ def figure_container(figure: Figure) -> Html:
 
 
 def escape_control_characters(value: Any) -> Any:
-    """A figure's specification with control characters in its texts spelled out.
+    """Spells out control characters in the texts of a figure's specification.
 
     PNGs are made by way of XML, which cannot hold them: the renderer ends the whole program.
     """
@@ -143,7 +143,7 @@ def escape_control_characters(value: Any) -> Any:
 
 
 def page_figure(spec: dict[str, Any]) -> dict[str, Any]:
-    """The figure as wide as its place, without the legend of arms: the page's buttons are it."""
+    """Fits a figure to the page, whose buttons stand in for the legend of arms."""
     return {**spec, "width": "container", "config": {"legend": {"disable": True}}}
 
 

@@ -1,4 +1,4 @@
-"""Numbers and texts of a run in, pieces of the page out: tables, sentences, example documents."""
+"""Makes the parts of a page: tables, buttons and example documents."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from frame_jax.evaluation.results import HeldOutLoss, TrialResult, WeightsResult
 from frame_jax.models.flops import training_flops_per_token
 from frame_jax.models.functional import Decoder
-from frame_jax.report.documents import Example
+from frame_jax.report.documents import Example, GroupTokens
 from frame_jax.report.figures import ARM_COLOURS
-from frame_jax.report.held_out_results import (
-    Result,
-    checkpoints_around,
-    final_checkpoint,
-    measurements_by_slice,
-    slice_labels,
-)
+from frame_jax.report.held_out_curves import checkpoints_around, slice_names
 from frame_jax.report.html import Html, join_html, table, tag
-from frame_jax.report.training_curves import TrainingDrop, TrialCurves
+from frame_jax.report.training_curves import StageBoundary, TrainingRun, TrainingSpeed
 
 NONE = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
@@ -78,7 +73,7 @@ def slice_choice(labels: Sequence[str]) -> Html:
     return tag("p", tag("label", "Part of the held-out split ", choice))
 
 
-def drops_table(drops: Sequence[TrainingDrop], result: Result | None) -> Html:
+def drops_table(drops: Sequence[StageBoundary], result: TrialResult | None) -> Html:
     """The training and the held-out loss before and after each stage of one arm begins."""
     rows = []
     for drop in drops:
@@ -87,66 +82,56 @@ def drops_table(drops: Sequence[TrainingDrop], result: Result | None) -> Html:
             [
                 f"{drop.stage} begins",
                 f"{drop.step:,}",
-                number(drop.before, ".3f"),
-                number(drop.after, ".3f"),
-                _fall(drop.before, drop.after),
+                number(drop.before.loss, ".3f"),
+                number(drop.after.loss, ".3f"),
+                _fall(drop.before.loss, drop.after.loss),
                 _at_step(before),
                 _at_step(after),
                 _fall(_loss(before), _loss(after)),
             ]
         )
-    header = [
-        "",
-        "at step",
-        "training loss before",
-        "after",
-        "drop",
-        "held-out loss before (step)",
-        "after (step)",
-        "drop",
-    ]
+    header = ["", "at step", "training loss before", "after", "drop"]
+    header += ["held-out loss before (step)", "after (step)", "drop"]
     return table(header, rows)
 
 
-def _loss(checkpoint: dict[str, Any] | None) -> float | None:
-    return checkpoint["overall"]["nll_per_token"] if checkpoint else None
+def _loss(checkpoint: WeightsResult | None) -> float | None:
+    return None if checkpoint is None else checkpoint.overall.nll_per_token
 
 
 def _fall(before: float | None, after: float | None) -> str:
     return NONE if before is None or after is None else f"{before - after:+.3f}"
 
 
-def _at_step(checkpoint: dict[str, Any] | None) -> str:
-    return f"{_loss(checkpoint):.4f} ({checkpoint['step']:,})" if checkpoint else NONE
+def _at_step(checkpoint: WeightsResult | None) -> str:
+    return NONE if checkpoint is None else f"{_loss(checkpoint):.4f} ({checkpoint.step:,})"
 
 
-def held_out_table(results: dict[str, Result]) -> Html:
+def held_out_table(results: dict[str, TrialResult]) -> Html:
     """Final losses of every arm on every slice of the held-out split; the best in bold."""
-    finals = {
-        arm: measurements_by_slice(final_checkpoint(result)) for arm, result in results.items()
-    }
     rows = []
-    for label in slice_labels(results):
-        measured = {arm: found[label] for arm, found in finals.items() if label in found}
-        best = min(measured, key=lambda arm: measured[arm]["nll_per_token"])
-        cells = [_measured(measured.get(arm), bold=arm == best) for arm in finals]
-        size = measured[best]  # the same for every arm
-        rows.append([label, *cells, f"{size['documents']:,}", f"{size['predicted_tokens']:,}"])
-    return table(["held-out part", *finals, "documents", "tokens"], rows)
+    for name in slice_names(results):
+        measured = {arm: result.final.slices.get(name) for arm, result in results.items()}
+        present = {arm: loss for arm, loss in measured.items() if loss is not None}
+        best = min(present, key=lambda arm: present[arm].nll_per_token)
+        cells = [_loss_cell(loss, bold=arm == best) for arm, loss in measured.items()]
+        size = present[best]  # the same for every arm
+        rows.append([name, *cells, f"{size.documents:,}", f"{size.predicted_tokens:,}"])
+    return table(["held-out part", *results, "documents", "tokens"], rows)
 
 
-def _measured(measured: dict[str, Any] | None, *, bold: bool) -> str:
-    if measured is None:
+def _loss_cell(loss: HeldOutLoss | None, *, bold: bool) -> str:
+    if loss is None:
         return NONE
-    loss = tag("span", f"{measured['nll_per_token']:.4f}", class_="best" if bold else None)
-    return join_html([loss, f" ({measured['bits_per_byte']:.3f})"])
+    nll = tag("span", f"{loss.nll_per_token:.4f}", class_="best" if bold else None)
+    return join_html([nll, f" ({loss.bits_per_byte:.3f})"])
 
 
-def balance_table(rows: Sequence[dict[str, Any]], quadrants: Sequence[str]) -> Html:
+def balance_table(rows: Sequence[GroupTokens], quadrants: Sequence[str]) -> Html:
     """Training tokens of every group in every quadrant, and how far the quadrants are apart."""
     groups: dict[str, dict[str, int]] = {}
     for row in rows:
-        groups.setdefault(row["label"], {})[row["quadrant"]] = row["tokens"]
+        groups.setdefault(row.label, {})[row.quadrant] = row.tokens
     totals = {q: sum(cells.get(q, 0) for cells in groups.values()) for q in quadrants}
     lines = []
     for label, cells in [("all", totals), *groups.items()]:
@@ -195,38 +180,31 @@ def quadrant_table(
     return table(header, rows)
 
 
-def models_table(models: Sequence[tuple[TrialCurves, Decoder, dict[str, float | None]]]) -> Html:
+def models_table(models: Sequence[tuple[TrainingRun, Decoder, TrainingSpeed]]) -> Html:
     """What was trained and how fast: parameters, tokens, final loss, speed, MFU, goodput."""
     rows = []
-    for arm, decoder, speed in models:
-        flops = training_flops_per_token(decoder.config, decoder.vocab_size, arm.sequence_length)
+    for run, decoder, speed in models:
+        length, rate = run.record.sequence_length, speed.tokens_per_second
+        flops = training_flops_per_token(decoder.config, decoder.vocab_size, length)
         rows.append(
             [
-                arm.name,
+                run.name,
                 f"{decoder.parameter_count():,}",
-                f"{speed['steps']:,}",
-                f"{speed['tokens']:,}",
-                number(speed["final_loss"]),
-                number(speed["seconds"], ",.0f"),
-                number(speed["tokens_per_second"], ",.0f"),
-                si(speed["tokens_per_second"] and speed["tokens_per_second"] * flops),
-                number(speed["mfu"], ".1%"),
-                number(speed["goodput"], ".1%"),
+                f"{speed.steps:,}",
+                f"{speed.tokens:,}",
+                number(speed.final_loss),
+                number(speed.seconds, ",.0f"),
+                number(rate, ",.0f"),
+                si(None if rate is None else rate * flops),
+                number(speed.mfu, ".1%"),
+                number(speed.goodput, ".1%"),
             ]
         )
-    header = [
-        "model",
-        "parameters",
-        "steps",
-        "tokens",
-        "training loss at the end",
-        "seconds in steps",
-        "tokens\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}s",
-        "model FLOP\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}s",
-        "MFU",
-        "goodput",
-    ]
-    return table(header, rows)
+    header = ["model", "parameters", "steps", "tokens", "training loss at the end"]
+    header += ["seconds in steps", "tokens / s", "model FLOP / s", "MFU", "goodput"]
+    return table(
+        [name.replace(" / ", "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}") for name in header], rows
+    )
 
 
 def meanings(quadrants: Sequence[str], names: tuple[str, str]) -> dict[str, str]:

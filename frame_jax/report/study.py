@@ -1,4 +1,4 @@
-"""The evaluated trials of a run in, its study out: what `report/verdict.json` holds.
+"""Compares the evaluated arms of a run: the study that `report/verdict.json` holds.
 
 The terminal's table, the report's first chapter and the file say the same, because all three are
 made of this.
@@ -8,76 +8,56 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from frame_jax.config.run import RunConfig, Trial
-from frame_jax.evaluation.verdict import RULE, decide_verdict, verdict_sentence
-from frame_jax.report.cost import run_costs, steps_to_baseline_loss
-from frame_jax.report.held_out_results import Result, read_results
-from frame_jax.report.paired_differences import ALL, Differences, differences, task_differences
-from frame_jax.report.verdict_table import FINAL
+from frame_jax.evaluation.results import (
+    ALL,
+    TaskScore,
+    TrialResult,
+    WeightsResult,
+    read_results,
+    scores_folder,
+)
+from frame_jax.report.cost import run_costs, steps_to_baseline
+from frame_jax.report.paired_differences import slice_verdicts, task_verdict
+from frame_jax.report.study_results import FINAL, ComparedLine, Comparison, LineResult, Study
+from frame_jax.report.verdict import RULE, verdict_sentence
 from frame_jax.run.directory import RunDirectory
 
 UNIT = "bits per byte"
 
 
-class ComparedLine(NamedTuple):
-    """What is compared: an arm's final weights, or an average of its last checkpoints."""
-
-    arm: str
-    weights: str
-
-    @property
-    def label(self) -> str:
-        """For a reader: `frame`, or `frame, mean of 6` (`mean of 6 at 0.8` with a decay)."""
-        if self.weights == FINAL:
-            return self.arm
-        last, _, decay = self.weights.removeprefix("average-last").partition("-")
-        return f"{self.arm}, mean of {last}" + (f" at {decay}" if decay else "")
-
-
-def read_study(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    """Everything that is known of a run's arms against its baseline.
-
-    Returns:
-        `unit`, `rule`, `baseline`, `seeds`, `comparisons_made` (an arm on a part or a task counts
-        as one); `lines`: for each arm, and each average of its checkpoints, its seeds and its mean
-        held-out loss over them; `comparisons`: a line `against` another, with a verdict (see
-        `evaluation.verdict.Verdict`) for each part of the held-out split and each task, and a
-        `verdict_sentence` on the whole of it; `run_costs`, see `cost.run_costs`; and
-        `steps_to_baseline_loss`, see `cost.steps_to_baseline_loss`. Lines and comparisons are empty
-        before anything has been evaluated.
-    """
+def read_study(config: RunConfig, directory: RunDirectory) -> Study:
+    """Compares the arms of a run with its baseline, as far as they have been evaluated."""
     every = read_results(directory)
-    trials = [trial for trial in config.trials if trial.name in every]
-    results = {trial: every[trial.name] for trial in trials}
+    results = {trial: every[trial.name] for trial in config.trials if trial.name in every}
     lines = find_lines(config, results)
-    compared = [
+    comparisons = [
         found
         for line in lines
         for other in lines_to_compare_with(config, lines, line)
         if (found := compare_lines(config, directory, results, line, other)) is not None
     ]
-    pieces = run_costs(config, directory)
-    return {
-        "unit": UNIT,
-        "rule": RULE,
-        "baseline": config.baseline,
-        "seeds": config.all_seeds,
-        "comparisons_made": sum(len(c["parts"]) + len(c["tasks"]) for c in compared),
-        "lines": [describe_line(results, line) for line in lines],
-        "comparisons": compared,
-        "costs": pieces,
-        "reaching": steps_to_baseline_loss(config, pieces, results),
-    }
+    costs = run_costs(config, directory)
+    return Study(
+        unit=UNIT,
+        rule=RULE,
+        baseline=config.baseline,
+        seeds=tuple(config.all_seeds),
+        comparisons_made=sum(len(c.slices) + len(c.tasks) for c in comparisons),
+        lines=tuple(line_result(results, line) for line in lines),
+        comparisons=tuple(comparisons),
+        costs=tuple(costs),
+        steps_to_baseline=tuple(steps_to_baseline(config, costs, results)),
+    )
 
 
-def find_lines(config: RunConfig, results: dict[Trial, Result]) -> list[ComparedLine]:
-    """Final weights of every evaluated arm, and the averages that all its seeds have."""
+def find_lines(config: RunConfig, results: dict[Trial, TrialResult]) -> list[ComparedLine]:
+    """Lists the final weights of every evaluated arm, and the averages that all its seeds have."""
     lines = []
     for arm in config.curricula:
         own = [result for trial, result in results.items() if trial.arm == arm]
-        names = [[mean["name"] for mean in result.get("averages", [])] for result in own]
+        names = [[average.name for average in result.averages] for result in own]
         shared = [name for name in names[0] if all(name in n for n in names)] if names else []
         lines += [ComparedLine(arm, weights) for weights in ([FINAL, *shared] if own else [])]
     return lines
@@ -86,7 +66,7 @@ def find_lines(config: RunConfig, results: dict[Trial, Result]) -> list[Compared
 def lines_to_compare_with(
     config: RunConfig, lines: list[ComparedLine], line: ComparedLine
 ) -> list[ComparedLine]:
-    """What a line is compared with, like for like first.
+    """Lists what a line is compared with, like for like first.
 
     That is the baseline's order under the line's own learning rate and with weights of the same
     kind, where the run has it: the two then differ in order alone. The baseline as it is comes
@@ -108,11 +88,11 @@ def lines_to_compare_with(
 def compare_lines(
     config: RunConfig,
     directory: RunDirectory,
-    results: dict[Trial, Result],
+    results: dict[Trial, TrialResult],
     line: ComparedLine,
     other: ComparedLine,
-) -> dict[str, Any] | None:
-    """Verdicts on `line` against `other`, over the seeds that both have.
+) -> Comparison | None:
+    """Compares `line` with `other` over the seeds that both have.
 
     None where there is none, or where they were measured on no document in common.
     """
@@ -123,90 +103,52 @@ def compare_lines(
     seeds = [seed for seed in by_arm[line.arm] if seed in by_arm[other.arm]]
     pairs = [(by_arm[line.arm][seed], by_arm[other.arm][seed]) for seed in seeds]
 
-    def folders(name: str = "") -> list[tuple[Path, Path]]:
-        return [
-            (
-                losses_folder(directory, results, one, line.weights, name),
-                losses_folder(directory, results, two, other.weights, name),
-            )
+    def document_losses(trial: Trial, compared: ComparedLine) -> Path:
+        name = line_weights(results[trial], compared).name
+        return scores_folder(directory, trial.name, name)
+
+    folders = [(document_losses(one, line), document_losses(two, other)) for one, two in pairs]
+    slices = slice_verdicts(directory, folders) if pairs else {}
+    if ALL not in slices:
+        return None
+    tasks = {}
+    for task in (task.name for task in config.evaluation.tasks):
+        scores = [
+            (task_score(results[one], line, task), task_score(results[two], other, task))
             for one, two in pairs
         ]
-
-    parts = differences(directory, folders()) if pairs else {}
-    if ALL not in parts:
-        return None
-    verdicts = {label: verdict_record(found) for label, found in parts.items()}
-    tasks = {
-        name: verdict_record(task_differences(folders(name)))
-        for name in (task.name for task in config.evaluation.tasks)
-        if all(
-            task_score(results[trial], weights, name)
-            for pair in pairs
-            for trial, weights in zip(pair, (line.weights, other.weights), strict=True)
-        )
-    }
-    overall = decide_verdict(parts[ALL].by_seed, parts[ALL].document_error)
-    return {
-        **line._asdict(),
-        "against": other._asdict(),
-        "seeds": seeds,
-        "parts": verdicts,
-        "tasks": tasks,
-        "sentence": verdict_sentence(overall, line.label, other.label, UNIT),
-    }
+        items = [
+            (directory.root / one.folder, directory.root / two.folder)
+            for one, two in scores
+            if one is not None and two is not None
+        ]
+        if len(items) == len(pairs):
+            tasks[task] = task_verdict(items)
+    sentence = verdict_sentence(slices[ALL], line.label, other.label, UNIT)
+    return Comparison(line, other, tuple(seeds), slices, tasks, sentence)
 
 
-def verdict_record(found: Differences) -> dict[str, Any]:
-    """For JSON."""
-    return decide_verdict(found.by_seed, found.document_error).as_dict()
+def line_weights(result: TrialResult, line: ComparedLine) -> WeightsResult:
+    """The losses of a trial's weights that belong to a line: the final ones or an average."""
+    if line.weights == FINAL:
+        return result.final
+    return next(average for average in result.averages if average.name == line.weights)
 
 
-def losses_folder(
-    directory: RunDirectory,
-    results: dict[Trial, Result],
-    trial: Trial,
-    weights: str,
-    task: str,
-) -> Path:
-    """The folder of a trial's losses by document, or of a task's by item."""
-    result = results[trial]
-    if task:
-        score = task_score(result, weights, task)
-        assert score is not None  # `compare` asks only for those there are
-        return directory.root / score["folder"]
-    name = str(result["checkpoints"][-1]["step"]) if weights == FINAL else weights
-    return directory.evaluation(trial.name).with_suffix("") / name
+def task_score(result: TrialResult, line: ComparedLine, task: str) -> TaskScore | None:
+    """The score of a trial's weights that belong to a line; None where they did not do the task."""
+    weights = line_weights(result, line).name
+    return next((s for s in result.tasks if (s.weights, s.task) == (weights, task)), None)
 
 
-def task_score(result: Result, weights: str, task: str) -> dict[str, Any] | None:
-    """The score of a task under a trial's final weights or an average; None where there is none."""
-    last = result["checkpoints"][-1]["step"]
-    scores = [score for score in result.get("tasks", []) if score["step"] == last]
-    if weights != FINAL:
-        scores = average_result(result, weights).get("tasks", [])
-    return next((s for s in scores if s["task"] == task), None)
-
-
-def average_result(result: Result, weights: str) -> dict[str, Any]:
-    """The measurements of an average."""
-    return next(mean for mean in result["averages"] if mean["name"] == weights)
-
-
-def describe_line(results: dict[Trial, Result], line: ComparedLine) -> dict[str, Any]:
-    """A line's seeds, and its mean held-out loss over them."""
+def line_result(results: dict[Trial, TrialResult], line: ComparedLine) -> LineResult:
+    """Averages a line's held-out loss over its seeds."""
     own = {trial: result for trial, result in results.items() if trial.arm == line.arm}
-    measured = [
-        result["checkpoints"][-1] if line.weights == FINAL else average_result(result, line.weights)
-        for result in own.values()
-    ]
-    losses = {
-        key: sum(found["overall"][key] for found in measured) / len(measured)
-        for key in ("bits_per_byte", "nll_per_token")
-    }
-    return {
-        **line._asdict(),
-        "label": line.label,
-        "seeds": [trial.seed for trial in own],
-        "tokens": measured[0]["tokens"],
-        **losses,
-    }
+    measured = [line_weights(result, line) for result in own.values()]
+    return LineResult(
+        line,
+        seeds=tuple(trial.seed for trial in own),
+        tokens=measured[0].tokens,
+        bits_per_byte=sum(found.overall.bits_per_byte for found in measured) / len(measured),
+        nll_per_token=sum(found.overall.nll_per_token for found in measured) / len(measured),
+    )

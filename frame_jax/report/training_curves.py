@@ -1,4 +1,4 @@
-"""`metrics.jsonl` and `curriculum.json` of every arm in, thinned series and numbers out.
+"""Curves and means from the metrics of training runs.
 
 DuckDB streams the metrics, so a run of a million steps needs no more memory, and makes no larger a
 page, than a run of a thousand.
@@ -6,15 +6,15 @@ page, than a run of a thousand.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import duckdb
-
-from frame_jax.run.directory import read_json
+from frame_jax.report.query import query
+from frame_jax.run.trial_record import FILE, TrialRecord, load_trial_record
 from frame_jax.sql import json_lines_table
 
 POINTS = 500  # of a curve
@@ -23,7 +23,6 @@ COLUMNS = {
     "step": "BIGINT",
     "tokens": "BIGINT",
     "loss": "DOUBLE",
-    "learning_rate": "DOUBLE",
     "grad_norm": "DOUBLE",
     "update_norm": "DOUBLE",
     "mixture": "MAP(VARCHAR, DOUBLE)",
@@ -32,9 +31,10 @@ COLUMNS = {
     "mfu": "DOUBLE",
     "goodput": "DOUBLE",
 }
+Row = TypeVar("Row")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class StageSteps:
     """Steps [start, stop) of a run; `start` is also the number of updates made before it."""
 
@@ -42,230 +42,209 @@ class StageSteps:
     start: int
     stop: int
 
+    def span(self, share: float, steps: int) -> int:
+        """Steps that are this share of a run of `steps` steps, at most a quarter of the stage."""
+        return min(math.ceil(share * steps), (self.stop - self.start) // 4)
 
-@dataclasses.dataclass(frozen=True)
-class TrialCurves:
+
+@dataclass(frozen=True)
+class TrainingRun:
     """One model's training run.
 
     Attributes:
-        name: Of the curriculum, or of the reference model.
-        metrics: Its `metrics.jsonl`.
-        stages: In order.
-        steps: Optimizer steps.
-        batch_size: Rows of a global batch.
-        sequence_length: Tokens a row predicts.
+        name: Of the arm, or of the reference model.
+        folder: Where it was trained.
+        record: What it did.
     """
 
     name: str
-    metrics: Path
-    stages: tuple[StageSteps, ...]
-    steps: int
-    batch_size: int
-    sequence_length: int
+    folder: Path
+    record: TrialRecord
 
     @property
-    def tokens_per_step(self) -> int:
-        return self.batch_size * self.sequence_length
+    def stages(self) -> list[StageSteps]:
+        """Its stages in whole steps, in order; a step that two stages share is the first one's."""
+        stops = [stage.last_step for stage in self.record.stages]
+        return [
+            StageSteps(stage.name, start, stage.last_step)
+            for stage, start in zip(self.record.stages, [0, *stops], strict=False)
+        ]
+
+    def query(self, kind: Callable[..., Row], sql: str, *parameters: Any) -> list[Row]:
+        """Runs a query over `metrics`, the lines of `metrics.jsonl`; see `query.query`."""
+        metrics = json_lines_table(self.folder / "metrics.jsonl", COLUMNS)
+        return query(kind, f"WITH metrics AS (FROM {metrics}) {sql}", *parameters)
 
 
-def read_trial_curves(folder: Path, name: str) -> TrialCurves | None:
-    """The training run in `folder`, or None where there is none."""
-    if not (folder / "metrics.jsonl").exists() or not (folder / "curriculum.json").exists():
+def read_training_run(folder: Path, name: str) -> TrainingRun | None:
+    """Reads the record of the training run in `folder`; None where there is none."""
+    if not (folder / "metrics.jsonl").exists() or not (folder / FILE).exists():
         return None
-    trial_record = read_json(folder / "curriculum.json")
-    stops = [stage["last_step"] for stage in trial_record["stages"]]  # whole steps, rounded up
-    stages = tuple(
-        StageSteps(stage["name"], start, stop)
-        for stage, start, stop in zip(trial_record["stages"], [0, *stops], stops, strict=False)
-    )
-    return TrialCurves(
-        name,
-        folder / "metrics.jsonl",
-        stages,
-        trial_record["steps"],
-        trial_record["batch_size"],
-        trial_record["sequence_length"],
-    )
+    return TrainingRun(name, folder, load_trial_record(folder))
 
 
-def query_metrics(path: Path, sql: str, *parameters: Any) -> list[dict[str, Any]]:
-    """Rows of a query over `metrics`, the lines of a `metrics.jsonl`."""
-    with duckdb.connect() as connection:
-        cursor = connection.execute(
-            f"WITH metrics AS (FROM {json_lines_table(path, COLUMNS)}) {sql}", parameters
-        )
-        names = [column[0] for column in cursor.description]
-        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+@dataclass(frozen=True)
+class CurvePoint:
+    """A span of a run.
 
-
-def thinned_series(arm: TrialCurves, points: int = POINTS) -> list[dict[str, Any]]:
-    """At most `points` rows of arm, tokens, loss and tokens_per_second, averaged over equal spans.
-
-    A span's speed is the median of its steps; its loss is the mean of the finite ones.
+    Attributes:
+        arm: Name of the run.
+        tokens: Training tokens seen at its end.
+        loss: Mean of the finite losses, nats per token.
+        tokens_per_second: Of the median step; None where no step was timed.
     """
-    return query_metrics(
-        arm.metrics,
+
+    arm: str
+    tokens: int
+    loss: float
+    tokens_per_second: float | None
+
+
+def thinned_curve(run: TrainingRun, points: int = POINTS) -> list[CurvePoint]:
+    """Averages the metrics of a run over at most `points` equal spans."""
+    return run.query(
+        CurvePoint,
         """
         SELECT ? AS arm, CAST(max(tokens) AS BIGINT) AS tokens,
                avg(loss) FILTER (isfinite(loss)) AS loss,
                median(tokens_per_second) FILTER (isfinite(tokens_per_second)) AS tokens_per_second
         FROM metrics GROUP BY step * ? // ? HAVING loss IS NOT NULL ORDER BY tokens
         """,
-        arm.name,
+        run.name,
         points,
-        arm.steps,
+        run.record.steps,
     )
 
 
-def mixture_series(arm: TrialCurves, points: int = 160) -> list[dict[str, Any]]:
-    """Rows of arm, tokens, quadrant and share: what the batches were made of."""
-    return query_metrics(
-        arm.metrics,
+@dataclass(frozen=True)
+class MixturePoint:
+    """The share that a quadrant has in the rows of the batches of a span that ends at `tokens`."""
+
+    tokens: int
+    quadrant: str
+    share: float
+
+
+def mixture_curve(run: TrainingRun, points: int = 160) -> list[MixturePoint]:
+    """Averages the mixture of the batches of a run over at most `points` equal spans."""
+    return run.query(
+        MixturePoint,
         """
         , spans AS (SELECT step * ? // ? AS span, max(tokens) AS tokens, count(*) AS steps
                     FROM metrics GROUP BY span),
-        cells AS (SELECT step * ? // ? AS span, unnest(map_entries(mixture)) AS entry
-                  FROM metrics)
-        SELECT ? AS arm, CAST(any_value(tokens) AS BIGINT) AS tokens, entry.key AS quadrant,
+        shares AS (SELECT step * ? // ? AS span, unnest(map_entries(mixture)) AS entry
+                   FROM metrics)
+        SELECT CAST(any_value(tokens) AS BIGINT) AS tokens, entry.key AS quadrant,
                sum(entry.value) / any_value(steps) AS share
-        FROM spans JOIN cells USING (span) GROUP BY span, quadrant ORDER BY span, quadrant
+        FROM spans JOIN shares USING (span) GROUP BY span, quadrant ORDER BY span, quadrant
         """,
-        points,
-        arm.steps,
-        points,
-        arm.steps,
-        arm.name,
+        *(points, run.record.steps, points, run.record.steps),
     )
 
 
-def stage_bands(arm: TrialCurves) -> list[dict[str, Any]]:
-    """Rows of name, start and end (tokens seen) of every stage."""
-    return [
-        {
-            "name": stage.name,
-            "start": stage.start * arm.tokens_per_step,
-            "end": stage.stop * arm.tokens_per_step,
-            "shade": index % 2,
-        }
-        for index, stage in enumerate(arm.stages)
-    ]
+@dataclass(frozen=True)
+class WindowMeans:
+    """Means of the finite values in a window of steps; None where there is none."""
+
+    loss: float | None
+    grad_norm: float | None
+    update_norm: float | None
 
 
-def mean_training_loss(arm: TrialCurves, start: int, stop: int) -> float | None:
-    """Mean training loss over steps [start, stop), in nats per token."""
-    rows = query_metrics(
-        arm.metrics,
-        """
-        SELECT avg(loss) FILTER (isfinite(loss)) AS loss FROM metrics WHERE step >= ? AND step < ?
-        """,
-        start,
-        stop,
+def window_means(run: TrainingRun, start: int, stop: int) -> WindowMeans:
+    """Averages loss (nats per token) and norms over steps [start, stop)."""
+    means = ", ".join(
+        f"avg({column}) FILTER (isfinite({column}))"
+        for column in ("loss", "grad_norm", "update_norm")
     )
-    return rows[0]["loss"]
+    sql = f"SELECT {means} FROM metrics WHERE step >= ? AND step < ?"
+    return run.query(WindowMeans, sql, start, stop)[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingDrop:
-    """The training loss on the two sides of a stage's beginning, in nats per token.
+@dataclass(frozen=True)
+class StageBoundary:
+    """The two sides of a stage's beginning.
 
     Attributes:
         stage: The stage that begins.
         step: Updates made before it.
-        before: Mean over a window before; the very first step's loss for the first stage.
-        after: Mean over a window after.
+        before: Means over a window of steps before it.
+        after: Means over a window after.
     """
 
     stage: str
     step: int
-    before: float | None
-    after: float | None
+    before: WindowMeans
+    after: WindowMeans
 
 
-def training_drops(arm: TrialCurves) -> list[TrainingDrop]:
-    """One drop for each stage. [ours]
+def training_drops(run: TrainingRun) -> list[StageBoundary]:
+    """Measures how the training loss changes where each stage begins. [ours]
 
     The two windows lie `GAP` of the run away from the boundary, because a smooth transition mixes
     both stages beside it, and are `WINDOW` of the run long; neither is more than a quarter of its
-    stage.
+    stage. Before the first stage stands the very first step.
     """
 
     def spans(stage: StageSteps) -> tuple[int, int]:
-        quarter = (stage.stop - stage.start) // 4
-        gap, window = math.ceil(GAP * arm.steps), math.ceil(WINDOW * arm.steps)
-        return min(gap, quarter), max(min(window, quarter), 1)
+        steps = run.record.steps
+        return stage.span(GAP, steps), max(stage.span(WINDOW, steps), 1)
 
     drops = []
-    for previous, stage in zip([None, *arm.stages], arm.stages, strict=False):
+    for previous, stage in zip([None, *run.stages], run.stages, strict=False):
         gap, window = spans(stage)
-        after = mean_training_loss(arm, stage.start + gap, stage.start + gap + window)
+        after = window_means(run, stage.start + gap, stage.start + gap + window)
         if previous is None:
-            before = mean_training_loss(arm, 0, 1)
+            before = window_means(run, 0, 1)
         else:
             gap, window = spans(previous)
-            before = mean_training_loss(arm, stage.start - gap - window, stage.start - gap)
-        drops.append(TrainingDrop(stage.name, stage.start, before, after))
+            before = window_means(run, stage.start - gap - window, stage.start - gap)
+        drops.append(StageBoundary(stage.name, stage.start, before, after))
     return drops
 
 
-@dataclasses.dataclass(frozen=True)
-class Boundary:
-    """Size of gradients and updates on the two sides of a stage's beginning.
-
-    Attributes:
-        stage: The stage that begins.
-        step: Updates made before it.
-        grad_norm: Mean norm before and after; None for runs that did not note it.
-        update_norm: The same of the updates.
-    """
-
-    stage: str
-    step: int
-    grad_norm: tuple[float | None, float | None]
-    update_norm: tuple[float | None, float | None]
-
-
-def boundary_norms(arm: TrialCurves) -> list[Boundary]:
-    """One for each stage but the first. [ours]
+def boundary_norms(run: TrainingRun) -> list[StageBoundary]:
+    """Measures gradients and updates where each stage but the first begins. [ours]
 
     Means are over `WINDOW` of the run right before and right after, at most a quarter of the stage.
     """
-
-    def mean(start: int, stop: int) -> dict[str, float | None]:
-        return query_metrics(
-            arm.metrics,
-            """
-            SELECT avg(grad_norm) FILTER (isfinite(grad_norm)) AS grad,
-                   avg(update_norm) FILTER (isfinite(update_norm)) AS update
-            FROM metrics WHERE step >= ? AND step < ?
-            """,
-            start,
-            stop,
-        )[0]
-
     found = []
-    for previous, stage in itertools.pairwise(arm.stages):
-        spans = [
-            max(min(math.ceil(WINDOW * arm.steps), (s.stop - s.start) // 4), 1)
-            for s in (previous, stage)
-        ]
-        before = mean(stage.start - spans[0], stage.start)
-        after = mean(stage.start, stage.start + spans[1])
-        norms = [(before[key], after[key]) for key in ("grad", "update")]
-        found.append(Boundary(stage.name, stage.start, *norms))
+    for previous, stage in itertools.pairwise(run.stages):
+        left, right = (max(s.span(WINDOW, run.record.steps), 1) for s in (previous, stage))
+        before = window_means(run, stage.start - left, stage.start)
+        after = window_means(run, stage.start, stage.start + right)
+        found.append(StageBoundary(stage.name, stage.start, before, after))
     return found
 
 
-def training_speed(arm: TrialCurves) -> dict[str, float | None]:
-    """How much was trained how fast: one number for each key.
+@dataclass(frozen=True)
+class TrainingSpeed:
+    """How much was trained how fast.
 
-    Returns:
-        steps, tokens, seconds (spent in steps), tokens_per_second and mfu (of the median step; mfu
-        is None where the device's peak is unknown), goodput (share of the time of all attempts
-        that was spent in steps; an attempt begins with a step that is not timed), and final_loss,
-        the mean over the last twentieth of the steps.
+    Attributes:
+        steps: Optimizer steps.
+        tokens: Training tokens.
+        seconds: Spent in steps.
+        tokens_per_second: Of the median step.
+        mfu: Of the median step; None where the device's peak is unknown.
+        goodput: Share of the time of all attempts that was spent in steps; an attempt begins with
+            a step that is not timed.
+        final_loss: Mean over the last twentieth of the steps, nats per token.
     """
-    return query_metrics(
-        arm.metrics,
+
+    steps: int
+    tokens: int
+    seconds: float | None
+    tokens_per_second: float | None
+    mfu: float | None
+    goodput: float | None
+    final_loss: float | None
+
+
+def training_speed(run: TrainingRun) -> TrainingSpeed:
+    """Sums up the speed of a run."""
+    return run.query(
+        TrainingSpeed,
         """
         , numbered AS (SELECT *, count(*) FILTER (seconds IS NULL) OVER (ORDER BY step) AS attempt
                        FROM metrics),
@@ -279,5 +258,5 @@ def training_speed(arm: TrialCurves) -> dict[str, float | None]:
                avg(loss) FILTER (isfinite(loss) AND step >= 0.95 * ?) AS final_loss
         FROM metrics
         """,
-        arm.steps,
+        run.record.steps,
     )[0]

@@ -1,66 +1,65 @@
-"""Final losses on training rows in, their differences to the baseline's by time trained out."""
+"""Differences between the final losses of arms on training rows, by when they were trained on."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
-import duckdb
-
-from frame_jax.config.run import RunConfig, Trial
+from frame_jax.config.run import RunConfig
+from frame_jax.evaluation.results import read_results
 from frame_jax.evaluation.training_rows import BINS
-from frame_jax.report.held_out_results import Result, read_results
+from frame_jax.report.paired_differences import baseline_trials
+from frame_jax.report.query import query
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.sql import parquet_table
 
 
-def training_row_differences(config: RunConfig, directory: RunDirectory) -> list[dict[str, Any]]:
-    """Rows of arm, tokens (when trained on) and difference (nats per token, mean over seeds).
+@dataclass(frozen=True)
+class TrainingRowPoint:
+    """An arm against the baseline on the training rows of one span of its run.
 
-    Of the same rows under the same seed, so what makes a row hard cancels. Empty where training
-    rows were not measured, or the baseline was not.
+    Attributes:
+        arm: The arm.
+        tokens: Training tokens seen in the middle of the span.
+        difference: Nats per token, mean over seeds.
+    """
+
+    arm: str
+    tokens: int
+    difference: float
+
+
+def training_row_differences(config: RunConfig, directory: RunDirectory) -> list[TrainingRowPoint]:
+    """Compares the final losses of each arm with the baseline's on the same rows and seed.
+
+    What makes a row hard cancels. Empty where training rows were not measured, or the baseline was
+    not.
     """
     every = read_results(directory)
+    results = {trial: every[trial.name] for trial in config.trials if trial.name in every}
     measured = {
-        trial: every[trial.name]
-        for trial in config.trials
-        if "training_rows" in every.get(trial.name, {})
+        trial: (result.final, directory.root / result.training_rows.folder)
+        for trial, result in results.items()
+        if result.training_rows is not None
     }
-    by_bin: dict[tuple[str, int], list[tuple[int, float]]] = {}
-    for trial, result in measured.items():
-        base = next(
-            (t for t in measured if t.arm == config.baseline and t.seed == trial.seed), None
+    by_span: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    for trial, base in baseline_trials(config, measured).items():
+        final, folder = measured[trial]
+        one, two = (
+            parquet_table(*list_parts(each, ".parquet")) for each in (folder, measured[base][1])
         )
-        if base is None or base == trial:
-            continue
-        for number, difference in differences_by_step(directory, trial, result, measured[base]):
-            last = result["checkpoints"][-1]
-            tokens = round((number + 0.5) / BINS * last["tokens"])
-            by_bin.setdefault((trial.arm, number), []).append((tokens, difference))
-    return [
-        {
-            "arm": arm,
-            "tokens": found[0][0],
-            "difference": sum(difference for _, difference in found) / len(found),
-        }
-        for (arm, _), found in sorted(by_bin.items())
-    ]
-
-
-def differences_by_step(
-    directory: RunDirectory, trial: Trial, result: Result, base: Result
-) -> list[tuple[int, float]]:
-    """Difference of a trial to the baseline in each span of its run, by number."""
-    one, two = (
-        parquet_table(*list_parts(directory.root / each["training_rows"]["folder"], ".parquet"))
-        for each in (result, base)
-    )
-    steps = result["checkpoints"][-1]["step"]
-    with duckdb.connect() as connection:
-        return connection.execute(
+        spans = query(
+            lambda span, difference: (span, difference),
             f"""
-            SELECT arm.step * {BINS} // {steps} AS span,
+            SELECT arm.step * {BINS} // {final.step} AS span,
                 sum(arm.nll - base.nll) / sum(arm.predicted_tokens)
             FROM {one} arm JOIN {two} base USING (quadrant, row)
             GROUP BY span HAVING sum(arm.predicted_tokens) > 0 ORDER BY span
-            """
-        ).fetchall()
+            """,
+        )
+        for span, difference in spans:
+            tokens = round((span + 0.5) / BINS * final.tokens)
+            by_span.setdefault((trial.arm, span), []).append((tokens, difference))
+    return [
+        TrainingRowPoint(arm, found[0][0], sum(value for _, value in found) / len(found))
+        for (arm, _), found in sorted(by_span.items())
+    ]

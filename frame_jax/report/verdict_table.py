@@ -1,55 +1,55 @@
-"""A study in, the lines of its table of verdicts out: for the page, and for the terminal.
+"""The table of verdicts, for the page and for the terminal.
 
 Imports nothing heavy: a finished run shows its table at once.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from rich.table import Table
+from rich.text import Text
 
-from frame_jax.evaluation.verdict import NONE, UNTESTED
+from frame_jax.report.study_results import NONE, UNTESTED, Study, Verdict
 
-FINAL = "final"  # the name of weights that are no average
 DASH = "–"
 SHORT = {NONE: "no difference", UNTESTED: "not tested"}
 
-Study = dict[str, Any]  # what `study.read_study` gives
-
-
-def labels(study: Study) -> dict[tuple[str, str], str]:
-    """What a reader sees of each arm and kind of weights."""
-    return {(one["arm"], one["weights"]): one["label"] for one in study["lines"]}
-
-
-def first_comparisons(study: Study) -> list[dict[str, Any]]:
-    """Each line against what is most like it."""
-    seen: dict[tuple[str, str], dict[str, Any]] = {}
-    for comparison in study["comparisons"]:
-        seen.setdefault((comparison["arm"], comparison["weights"]), comparison)
-    return list(seen.values())
-
 
 def table_rows(study: Study) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the table of verdicts, best first: the page's and the terminal's."""
+    """Makes the header and the rows of the table of verdicts, lowest loss first."""
     header = ["order", "seeds", "bits / byte", "minus", "difference", "95% interval"]
     header += ["± docs", "verdict"]
-    firsts = {(c["arm"], c["weights"]): c for c in first_comparisons(study)}
-    named = labels(study)
+    comparisons = study.first_comparisons()
     rows = []
-    for line in sorted(study["lines"], key=lambda line: line["bits_per_byte"]):
-        row = [line["label"], str(len(line["seeds"])), f"{line['bits_per_byte']:.4f}"]
-        found = firsts.get((line["arm"], line["weights"]))
+    for result in sorted(study.lines, key=lambda result: result.bits_per_byte):
+        row = [result.line.label, str(len(result.seeds)), f"{result.bits_per_byte:.4f}"]
+        found = comparisons.get(result.line)
         if found is None:
             rows.append([*row, *[""] * 4, "baseline"])
-            continue
-        against = named[found["against"]["arm"], found["against"]["weights"]]
-        rows.append([*row, against, *cells(found["parts"]["all"])])
+        else:
+            rows.append([*row, found.against.label, *verdict_cells(found.slices["all"])])
     return header, rows
 
 
-def cells(verdict: dict[str, Any]) -> list[str]:
-    """Difference, interval, error over documents and verdict."""
-    low, high = verdict["low"], verdict["high"]
-    interval = DASH if low is None else f"{low:+.4f} to {high:+.4f}"
-    word = SHORT.get(verdict["verdict"], verdict["verdict"])
-    return [f"{verdict['mean']:+.4f}", interval, f"{verdict['document_error']:.4f}", word]
+def verdict_cells(verdict: Verdict) -> list[str]:
+    """Difference, interval, error over documents and verdict as text."""
+    low, high = verdict.low, verdict.high
+    interval = DASH if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
+    word = SHORT.get(verdict.verdict, verdict.verdict)
+    return [f"{verdict.mean:+.4f}", interval, f"{verdict.document_error:.4f}", word]
+
+
+def terminal_table(study: Study) -> Table:
+    """Makes the table that ends a run on the terminal: the report's first table."""
+    header, rows = table_rows(study)
+    table = Table(title="Held-out loss after pretraining", title_justify="left")
+    for number, name in enumerate(header):
+        left = name in ("order", "minus", "verdict")
+        style = "bold" if number == 0 else ""
+        table.add_column(name, style=style, justify="left" if left else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))  # a name is no markup
+    if len(study.seeds) == 1:
+        table.caption = "one seed: nothing here tells an effect of the order from chance (seeds: 3)"
+    else:
+        table.caption = f"{study.comparisons_made} comparisons made; the rule is in the report"
+    return table

@@ -1,15 +1,11 @@
-"""Scores documents: token ids in, NLL sums and predicted tokens of each document out.
-
-Packing, the mapped call and the sums in one pipeline: the host packs a batch while the devices
-work on the one before.
-"""
+"""Scores documents: packs their windows into batches and sums the NLL of each document."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from frame_jax.scoring.packing import Batch, make_batches, pack_windows, window_sums
@@ -74,9 +70,7 @@ def score_documents(
 
     owners: list[np.ndarray] = [np.zeros(0, np.int64)]
     sums: list[np.ndarray] = [np.zeros((len(scorer.models), 0))]
-
-    def read(batch: Batch, nll: jax.Array) -> None:
-        batch_sums = window_sums(np.asarray(nll), batch)
+    for batch, batch_sums in score_windows(scorer, all_windows(), scorer.row_length):
         owners.append(np.array([window.document for window in batch.windows], np.int64))
         sums.append(batch_sums)
         if report is not None:
@@ -84,17 +78,30 @@ def score_documents(
             ended = sum(window.last for window in batch.windows)
             report(BatchScores(ended, counted, batch_sums.sum(axis=1)))
 
-    length = scorer.row_length
-    rows = pack_windows(all_windows(), length, POOL_ROWS)
-    under_way: tuple[Batch, jax.Array] | None = None
-    for batch in make_batches(rows, scorer.rows * scorer.context // length, length):
-        started = (batch, scorer(batch))
-        if under_way is not None:
-            read(*under_way)
-        under_way = started
-    if under_way is not None:
-        read(*under_way)
-
     owner, nll = np.concatenate(owners), np.concatenate(sums, axis=1)
     totals = [np.bincount(owner, weights=model, minlength=len(predicted)) for model in nll]
     return Scores(np.array(predicted, np.int64), np.array(totals))
+
+
+def score_windows(
+    scorer: Scorer, windows: Iterable[Window], row_length: int
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Packs windows into batches and yields each batch with the sums over its windows.
+
+    The host packs and starts the next batch while the devices work on the one before.
+
+    Args:
+        scorer: One value or more a token; a `Scorer` gives the NLL in nats under each model.
+        windows: Windows of at most `row_length` tokens. Read as needed.
+        row_length: Tokens of a packed row; divides those of the scorer's batches.
+
+    Yields:
+        A batch, and [values, windows] float64.
+    """
+    rows = pack_windows(windows, row_length, POOL_ROWS)
+    batches = make_batches(rows, scorer.rows * scorer.context // row_length, row_length)
+    started = ((batch, scorer(batch)) for batch in batches)
+    for current, _ in itertools.pairwise(itertools.chain(started, [None])):
+        assert current is not None  # None comes last, in place of a next batch
+        batch, values = current
+        yield batch, window_sums(np.asarray(values), batch)

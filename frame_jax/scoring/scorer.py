@@ -101,6 +101,16 @@ class Scorer:
         arrays = (batch.inputs, batch.targets, batch.segment_ids, batch.positions)
         return self._score(self._params, *jax.device_put(arrays, self._batch_sharding))
 
+    def replace_params(self, *params: Params) -> None:
+        """Replaces the parameters by others of the same models; nothing is compiled again."""
+        mesh = self._batch_sharding.mesh
+        assert isinstance(mesh, Mesh)  # of devices, not of an abstract topology
+        self._params = ()  # frees them before others come
+        self._params = tuple(
+            shard_params(decoder, own, mesh)[0]
+            for decoder, own in zip(self.models, params, strict=True)
+        )
+
 
 def shard_params(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
     """Puts parameters on the devices of a mesh, matrices in the compute dtype; returns their specs

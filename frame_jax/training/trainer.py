@@ -21,8 +21,8 @@ from frame_jax.models.functional import write_description
 from frame_jax.parallel import processes
 from frame_jax.parallel.sharding import batch_sharding, local_rows, make_mesh
 from frame_jax.run import preemption
-from frame_jax.run.directory import write_json
 from frame_jax.run.preemption import Preempted
+from frame_jax.run.trial_record import write_trial_record
 from frame_jax.training.bad_steps import skip_bad_steps
 from frame_jax.training.lr_schedules import learning_rate
 from frame_jax.training.profiling import StepTrace
@@ -35,7 +35,7 @@ from frame_jax.training.training_job import (
     check_batch,
     kept_steps,
     tail_steps,
-    trial_description,
+    trial_record,
 )
 
 MEASURED_STEPS = 10  # steps whose mean time sets the interval between rolling checkpoints
@@ -98,7 +98,7 @@ def train(job: TrainingJob) -> dict[str, Any]:
     kept = kept_steps(job.selection.schedule, job.training)
     if processes.is_first():
         write_description(job.folder, job.decoder)
-        write_json(job.folder / "curriculum.json", trial_description(job, kept))
+        write_trial_record(job.folder, trial_record(job, kept))
     saved = sorted({*kept, *tail_steps(job)})
     checkpointer = Checkpointer(job.folder / "checkpoints", saved, job.fingerprint)
     try:

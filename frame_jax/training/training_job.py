@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -16,6 +15,7 @@ from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import data_parallel_size
+from frame_jax.run.trial_record import StageRecord, TrialRecord
 from frame_jax.training.trackers import MakeTracker
 from frame_jax.training.train_step import SpecialTokens
 
@@ -96,26 +96,20 @@ def check_batch(job: TrainingJob, mesh: Mesh) -> None:
         )
 
 
-def trial_description(job: TrainingJob, kept: list[int]) -> dict[str, Any]:
-    """What evaluation and report need to know of the order: `curriculum.json`."""
+def trial_record(job: TrainingJob, kept: list[int]) -> TrialRecord:
+    """Describes a job for evaluation, export and report."""
     schedule, batch = job.selection.schedule, job.training.batch_size
     starts = np.concatenate([[0], schedule.boundaries[:-1]]).tolist()
     names = [stage.name for stage in schedule.stages] * schedule.epochs
-    return {
-        "steps": job.steps,
-        "batch_size": batch,
-        "sequence_length": job.sequence_length,
-        "rows": dict(zip(schedule.quadrants, schedule.available, strict=True)),
-        "kept_steps": kept,
-        "tail_steps": tail_steps(job),
-        "stages": [
-            {
-                "name": name,
-                "first_row": start,
-                "last_row": stop,
-                "first_step": start // batch,
-                "last_step": -(-stop // batch),
-            }
+    return TrialRecord(
+        steps=job.steps,
+        batch_size=batch,
+        sequence_length=job.sequence_length,
+        rows=dict(zip(schedule.quadrants, schedule.available, strict=True)),
+        kept_steps=tuple(kept),
+        tail_steps=tuple(tail_steps(job)),
+        stages=tuple(
+            StageRecord(name, start, stop, start // batch, -(-stop // batch))
             for name, start, stop in zip(names, starts, schedule.boundaries.tolist(), strict=True)
-        ],
-    }
+        ),
+    )

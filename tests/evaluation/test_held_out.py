@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -23,11 +24,13 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import OptimizerConfig, PretrainConfig, TrainingConfig
 from frame_jax.errors import UserError
 from frame_jax.evaluation import held_out
-from frame_jax.evaluation.checkpoint_scorer import Weights
+from frame_jax.evaluation.results import read_result, scores_folder
+from frame_jax.evaluation.weights import Weights
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, read_json, write_json
+from frame_jax.run.trial_record import TrialRecord, load_trial_record, write_trial_record
 from frame_jax.training.optimizer import EmaState
 
 DECODER = Decoder(
@@ -92,10 +95,7 @@ def write_arm(directory: RunDirectory, arm: str) -> dict[int, Any]:
     """Checkpoints of random parameters, which are returned by step."""
     folder = directory.pretrain(arm)
     write_description(folder, DECODER)
-    write_json(
-        folder / "curriculum.json",
-        {"batch_size": 4, "sequence_length": 8, "kept_steps": list(STEPS), "steps": STEPS[-1]},
-    )
+    write_trial_record(folder, TrialRecord(STEPS[-1], 4, 8, {}, STEPS, (), ()))
     saver = checkpoints.Checkpointer(folder / "checkpoints", STEPS, "fingerprint")
     params = {}
     for step in STEPS:
@@ -132,33 +132,30 @@ def document_nll(params: Any, ids: np.ndarray) -> float:
 
 def test_losses_are_those_of_each_document_alone(finished: Any) -> None:
     directory, documents, params = finished
-    result = read_json(directory.evaluation("frame"))
-    assert [c["step"] for c in result["checkpoints"]] == list(STEPS)
-    assert [c["tokens"] for c in result["checkpoints"]] == [step * 4 * 8 for step in STEPS]
-    for checkpoint in result["checkpoints"]:
+    result = read_result(directory, "frame")
+    assert [c.step for c in result.checkpoints] == list(STEPS)
+    assert [c.tokens for c in result.checkpoints] == [step * 4 * 8 for step in STEPS]
+    for checkpoint in result.checkpoints:
         scored = {
-            doc_id: document_nll(params[checkpoint["step"]], document["ids"])
+            doc_id: document_nll(params[checkpoint.step], document["ids"])
             for doc_id, document in documents.items()
             if document["split"] == "held_out" and document["tokens"]
         }
-        checks = [("overall", None, checkpoint["overall"])]
-        checks += [
-            (dimension, value, measured)
-            for dimension in held_out.DIMENSIONS
-            for value, measured in checkpoint[dimension].items()
-        ]
-        assert len(checks) == 1 + 2 + 2 + 3  # empty documents leave Q1 without any
-        for dimension, value, measured in checks:
-            chosen = [d for d in scored if value is None or documents[d][dimension] == value]
+        slices = checkpoint.slices
+        assert checkpoint.overall is slices["all"]
+        assert len(slices) == 1 + 2 + 2 + 3  # empty documents leave Q1 without any
+        for name, measured in slices.items():
+            dimension, _, value = name.partition(": ")
+            chosen = [d for d in scored if not value or documents[d][dimension] == value]
             nll = sum(scored[d] for d in chosen)
             tokens = sum(documents[d]["tokens"] for d in chosen)
-            assert measured["documents"] == len(chosen)
-            assert measured["predicted_tokens"] == tokens
-            assert measured["bytes"] == 3 * tokens
-            np.testing.assert_allclose(measured["nll"], nll, rtol=1e-5)
-            np.testing.assert_allclose(measured["nll_per_token"], nll / tokens, rtol=1e-5)
+            assert measured.documents == len(chosen)
+            assert measured.predicted_tokens == tokens
+            assert measured.bytes == 3 * tokens
+            np.testing.assert_allclose(measured.nll, nll, rtol=1e-5)
+            np.testing.assert_allclose(measured.nll_per_token, nll / tokens, rtol=1e-5)
             bits = nll / math.log(2) / (3 * tokens)
-            np.testing.assert_allclose(measured["bits_per_byte"], bits, rtol=1e-5)
+            np.testing.assert_allclose(measured.bits_per_byte, bits, rtol=1e-5)
 
 
 def copy_inputs(directory: RunDirectory, root: Path) -> RunDirectory:
@@ -175,15 +172,14 @@ def test_an_interrupted_evaluation_scores_only_what_is_missing(
     directory = RunDirectory(tmp_path / "run")
     shutil.copytree(whole.root, directory.root)
     directory.evaluation("frame").unlink()
-    lost = held_out.scores_path(directory, "frame", str(STEPS[1]), part_name(1, PARTS, ""))
+    folder = scores_folder(directory, "frame")
+    before = {path: path.stat().st_ino for path in folder.rglob("*.parquet")}
+    lost = folder / str(STEPS[1]) / part_name(1, PARTS, ".parquet")
     lost.unlink()
-    written = []
-    write = held_out.write_part
-    monkeypatch.setattr(
-        held_out, "write_part", lambda path, *a: written.append(path) or write(path, *a)
-    )
     held_out.evaluate_trial(make_config(directory.root), directory, "frame")
-    assert written == [lost]
+    after = {path: path.stat().st_ino for path in folder.rglob("*.parquet")}
+    before.pop(lost)
+    assert before.items() <= after.items() and after.keys() - before.keys() == {lost}
     assert read_json(directory.evaluation("frame")) == read_json(whole.evaluation("frame"))
 
 
@@ -195,21 +191,21 @@ def test_processes_share_the_work_and_agree_with_one(
     config = make_config(directory.root)
     documents = held_out.held_out_documents(directory, None)
     kept = [Weights.of_step(step) for step in STEPS]
-    missing = {weights: list(documents) for weights in kept}
     monkeypatch.setattr(processes, "process_count", lambda: 2)
-    written: list[Path] = []
-    write = held_out.write_part
-    monkeypatch.setattr(
-        held_out, "write_part", lambda path, *a: written.append(path) or write(path, *a)
-    )
+    monkeypatch.setattr(processes, "barrier", lambda name: None)
+    folder, written = scores_folder(directory, "frame"), []
     for index in range(2):
         monkeypatch.setattr(processes, "process_index", lambda index=index: index)
-        held_out.score_missing(config, directory, "frame", documents, missing)
-        assert written
-    assert len(written) == len(set(written)) == PARTS * len(STEPS)
-    plan = read_json(directory.pretrain("frame") / "curriculum.json")
-    merged = held_out.held_out_result(directory, "frame", plan, kept, [])
-    assert merged | {"ema": False} == read_json(whole.evaluation("frame"))
+        held_out.score_held_out(config, directory, "frame", kept, documents)
+        written.append({path: path.read_bytes() for path in folder.rglob("*.parquet")})
+        shutil.rmtree(folder)
+    assert all(written) and not written[0].keys() & written[1].keys()
+    for path, content in (written[0] | written[1]).items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    record = load_trial_record(directory.pretrain("frame"))
+    merged = [held_out.held_out_result(directory, "frame", record, weights) for weights in kept]
+    assert tuple(merged) == read_result(whole, "frame").checkpoints
 
 
 def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Path) -> None:
@@ -222,10 +218,10 @@ def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Pat
         other = jax.tree.map(jnp.zeros_like, params[step])
         saver.save(step, other, ({"count": jnp.zeros(())}, EmaState(params[step])))
     saver.close()
-    config = make_config(directory.root, average=True)
+    config = make_config(directory.root, ema=True)
     held_out.evaluate_trial(config, directory, "frame")
-    measured = read_json(directory.evaluation("frame"))
-    assert measured == read_json(whole.evaluation("frame")) | {"ema": True}
+    expected = dataclasses.replace(read_result(whole, "frame"), ema=True)
+    assert read_result(directory, "frame") == expected
 
 
 def test_a_limit_takes_the_same_documents_whatever_the_parts(finished: Any) -> None:
@@ -258,12 +254,13 @@ def test_means_of_checkpoints_are_measured_beside_them(finished: Any, tmp_path: 
     directory = copy_inputs(whole, tmp_path / "run")
     averages = [AverageConfig(last=2), AverageConfig(last=2, decay=0.25)]
     held_out.evaluate_trial(make_config(directory.root, averages=averages), directory, "frame")
-    measured = read_json(directory.evaluation("frame"))
-    means = measured.pop("averages")
-    assert measured == read_json(whole.evaluation("frame"))  # the rest is as without them
-    assert [m["name"] for m in means] == ["average-last2", "average-last2-0.25"]
+    measured = read_result(directory, "frame")
+    means = measured.averages
+    rest = dataclasses.replace(measured, averages=())
+    assert rest == read_result(whole, "frame")  # the rest is as without them
+    assert [m.name for m in means] == ["average-last2", "average-last2-0.25"]
     for mean, older in zip(means, (0.5, 0.2), strict=True):  # 0.25 of 1 in a sum of 1.25
-        assert (mean["steps"], mean["step"]) == (list(STEPS), STEPS[-1])
+        assert (mean.steps, mean.step) == (STEPS, STEPS[-1])
         mixed = jax.tree.map(
             lambda a, b, older=older: older * a + (1 - older) * b, *(params[s] for s in STEPS)
         )
@@ -272,7 +269,7 @@ def test_means_of_checkpoints_are_measured_beside_them(finished: Any, tmp_path: 
             for d in documents.values()
             if d["split"] == "held_out" and d["tokens"]
         )
-        np.testing.assert_allclose(mean["overall"]["nll"], nll, rtol=1e-5)
+        np.testing.assert_allclose(mean.overall.nll, nll, rtol=1e-5)
 
 
 def test_an_average_of_more_checkpoints_than_there_are_is_refused(

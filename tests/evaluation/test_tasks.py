@@ -13,11 +13,11 @@ from frame_jax.config.evaluation import EvaluationConfig, TaskConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.evaluation import tasks
-from frame_jax.evaluation.checkpoint_scorer import Weights
 from frame_jax.evaluation.items import blind_accuracy, make_prompts, parse_item, read_items
 from frame_jax.evaluation.likelihood import encode_requests
+from frame_jax.evaluation.results import scores_folder
 from frame_jax.parallel import processes
-from frame_jax.run.directory import read_json
+from frame_jax.run.trial_record import load_trial_record
 from tests.arm import CONTEXT, STEPS, make_arm, make_config
 from tests.scoring.numpy_decoder import log_probabilities
 
@@ -73,8 +73,8 @@ def letters(root: Path) -> TaskConfig:
 def run(arm, task_list, name="frame", **settings):
     _, directory, _, _ = arm
     config = make_config(directory, evaluation=EvaluationConfig(tasks=task_list, **settings))
-    plan = read_json(directory.pretrain(name) / "curriculum.json")
-    return tasks.score_tasks(config, directory, name, plan)
+    record = load_trial_record(directory.pretrain(name))
+    return tasks.score_tasks(config, directory, name, record)
 
 
 def alone(decoder, params, bos_id, before, rated):
@@ -115,42 +115,42 @@ def test_scores_are_those_of_every_choice_alone(arm, make) -> None:
     root, directory, _, _ = arm
     task = make(root)
     results = run(arm, [task], tasks_at="stage_ends")
-    assert [(r["step"], r["stages"]) for r in results] == [(3, ["Q3"]), (6, ["Q1"])]
+    assert [(r.step, r.stages) for r in results] == [(3, ("Q3",)), (6, ("Q1",))]
     for result in results:
-        table, right, norm, cut = expected(arm, task, result["step"])
-        parts = directory.evaluation("frame").with_suffix("") / str(result["step"]) / "tasks"
+        table, right, norm, cut = expected(arm, task, result.step)
+        parts = scores_folder(directory, "frame", str(result.step)) / "tasks"
         (stored,) = parts.glob(f"{task.name}-*/part-*.parquet")
         for row, nll in zip(pq.read_table(stored).to_pylist(), table, strict=True):
             np.testing.assert_allclose(row["nll"], nll, rtol=2e-5)
         n = len(QUESTIONS)
         for key, values in (("accuracy", right), ("accuracy_norm", norm)):
             p = sum(values) / n
-            assert result[key] == pytest.approx(p)
-            assert result[f"{key}_stderr"] == pytest.approx(math.sqrt(p * (1 - p) / (n - 1)))
+            assert getattr(result, key) == pytest.approx(p)
+            assert getattr(result, f"{key}_stderr") == pytest.approx(
+                math.sqrt(p * (1 - p) / (n - 1))
+            )
         bits = [nll[i % len(nll)] / math.log(2) for i, nll in enumerate(table)]  # the right ones
         size = [1 if task.name == "letters" else len(c[i % len(c)].encode())
                 for i, (_, c, _) in enumerate(QUESTIONS)]  # fmt: skip
-        assert result["answer_bits_per_byte"] == pytest.approx(sum(bits) / sum(size), rel=2e-5)
-        assert result["items"] == n and 0 < cut < n and result["truncated"] == cut
-        assert result["chance"] == pytest.approx(
-            (1 / 4 + 1 / 2 + 1 / 3 + 1 / 3 + 1 / 2 + 1 / 2) / n
-        )
-        assert result["subjects"]["python"]["items"] == 3
+        assert result.answer_bits_per_byte == pytest.approx(sum(bits) / sum(size), rel=2e-5)
+        assert result.items == n and 0 < cut < n and result.truncated == cut
+        assert result.chance == pytest.approx((1 / 4 + 1 / 2 + 1 / 3 + 1 / 3 + 1 / 2 + 1 / 2) / n)
+        assert result.subjects["python"].items == 3
         of_python = [r for r, (_, _, s) in zip(right, QUESTIONS, strict=True) if s == "python"]
-        assert result["subjects"]["python"]["accuracy"] == pytest.approx(sum(of_python) / 3)
+        assert result.subjects["python"].accuracy == pytest.approx(sum(of_python) / 3)
 
 
 def test_the_question_s_own_braces_stay_and_shots_come_from_its_subject(arm) -> None:
     root = arm[0]
-    task = cloze(root, examples=str(root / "examples.jsonl.gz"), shots=1)
+    task = cloze(root, examples=str(root / "examples.jsonl.gz"), num_fewshot=1)
     items = read_items(root / "items.jsonl")
     made = list(make_prompts(task, items))
     first = "Question: Example 0\nAnswer: right\n\n"
     assert made[0] == first + "Question: What does {question} mean?\nAnswer:"
     assert made[2].startswith("Question: Example 3\nAnswer: wrong\n\nQuestion: 哪个")
     assert made[5].startswith(first)  # a subject without examples takes them from all
-    with pytest.raises(UserError, match="has 1 examples of subject zh, but shots is 2"):
-        list(make_prompts(cloze(root, examples=task.examples, shots=2), items))
+    with pytest.raises(UserError, match="has 1 examples of subject zh, but num_fewshot is 2"):
+        list(make_prompts(cloze(root, examples=task.examples, num_fewshot=2), items))
 
 
 def test_prompt_and_continuation_are_cut_where_the_prompt_s_tokens_end(arm) -> None:
@@ -173,7 +173,7 @@ def test_processes_share_parts_and_only_missing_ones_are_scored(arm, monkeypatch
     monkeypatch.setattr(tasks, "ITEMS_PER_PART", 2)
     task_list = [cloze(root, max_items=5)]
     whole = run(arm, task_list)
-    folder = directory.evaluation("frame").with_suffix("") / str(STEPS[-1]) / "tasks"
+    folder = scores_folder(directory, "frame", str(STEPS[-1])) / "tasks"
     (name,) = {p.parent.name for p in folder.rglob("part-*-of-00003.parquet")}
     before = {p: pq.read_table(p) for p in (folder / name).iterdir()}
     assert len(before) == 3 and sum(t.num_rows for t in before.values()) == 5
@@ -181,23 +181,21 @@ def test_processes_share_parts_and_only_missing_ones_are_scored(arm, monkeypatch
         path.unlink()
     monkeypatch.setattr(processes, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "barrier", lambda name: None)
+    monkeypatch.setattr(tasks, "task_score", lambda *a: None)
     written = []
     for index in (1, 0):
         monkeypatch.setattr(processes, "process_index", lambda index=index: index)
-        present = set((folder / name).iterdir())
-        items = {"cloze": tasks.spread_items(read_items(root / "items.jsonl"), 5)}
-        parts = tasks.task_parts(folder.parent.parent, Weights.of_step(STEPS[-1]), task_list[0], 5)
-        tasks.score_missing(
-            make_config(directory, evaluation=EvaluationConfig(tasks=task_list)),
-            directory,
-            "frame",
-            parts,
-            items,
-        )
-        written.append(set((folder / name).iterdir()) - present)
-    assert [len(paths) for paths in written] == [1, 2]
-    assert {p: pq.read_table(p) for p in before} == before
-    monkeypatch.setattr(tasks, "score_missing", lambda *a: pytest.fail("all parts are there"))
+        run(arm, task_list)
+        written.append({path: pq.read_table(path) for path in (folder / name).iterdir()})
+        for path in written[-1]:
+            path.unlink()
+    assert [len(tables) for tables in written] == [1, 2]
+    assert written[0] | written[1] == before
+    monkeypatch.undo()
+    monkeypatch.setattr(tasks, "ITEMS_PER_PART", 2)
+    for path, table in before.items():
+        pq.write_table(table, path)
+    monkeypatch.setattr(tasks, "score_items", lambda *a: pytest.fail("all parts are there"))
     assert run(arm, task_list) == whole
 
 

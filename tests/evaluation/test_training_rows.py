@@ -21,10 +21,12 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import PretrainConfig, TrainingConfig
 from frame_jax.evaluation import training_rows
+from frame_jax.evaluation.results import TrainingRowsResult
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, write_json
+from frame_jax.run.trial_record import TrialRecord, write_trial_record
 from frame_jax.training.phases import trial_order
 from frame_jax.training.train_step import SpecialTokens, loss_fn, make_lm_batch
 from tests.training.rows import BOS, EOS, LENGTH, ROWS, VOCAB, write_rows
@@ -61,19 +63,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Any]:
     special = {"bos_id": BOS, "eos_id": EOS, "vocab_size": VOCAB}
     write_json(directory.tokenizer.with_name("special_tokens.json"), special)
     params = jax.tree.map(lambda leaf: 3 * leaf, DECODER.init(jax.random.key(1)))
-    plan = {"batch_size": BATCH, "sequence_length": LENGTH, "steps": FINAL}
+    record = TrialRecord(FINAL, BATCH, LENGTH, {}, (FINAL,), (), ())
     for arm in ("frame", "random", "again"):
         folder = directory.pretrain(arm)
         write_description(folder, DECODER)
-        write_json(folder / "curriculum.json", plan)
+        write_trial_record(folder, record)
         saver = checkpoints.Checkpointer(folder / "checkpoints", [FINAL], "f")
         saver.save(FINAL, params, {"count": jnp.zeros(())})
         saver.close()
     return directory, params
 
 
-def lines(directory: RunDirectory, result: dict[str, Any]) -> list[dict[str, Any]]:
-    paths = sorted((directory.root / result["folder"]).glob("part-*.parquet"))
+def lines(directory: RunDirectory, result: TrainingRowsResult) -> list[dict[str, Any]]:
+    paths = sorted((directory.root / result.folder).glob("part-*.parquet"))
     return [line for path in paths for line in pq.read_table(path).to_pylist()]
 
 
@@ -93,7 +95,7 @@ def test_losses_and_steps_are_those_of_each_row_alone(
         (selection.schedule.quadrants[quadrant], row): index // BATCH
         for index, (quadrant, row) in enumerate(selection[i] for i in range(len(selection)))
     }
-    assert len(found) == result["rows"] and 20 <= len(found) <= 40
+    assert len(found) == result.rows and 20 <= len(found) <= 40
     for line in found:
         assert trained[line["quadrant"], line["row"]] == line["step"]
         (path,) = (directory.quadrants / line["quadrant"]).glob("part-*.arrayrecord")
@@ -102,12 +104,12 @@ def test_losses_and_steps_are_those_of_each_row_alone(
         nll = loss_fn(DECODER, params, seen, 1, TrainingConfig())[1].nll
         assert line["predicted_tokens"] == seen.loss_mask.sum()
         np.testing.assert_allclose(line["nll"], nll, rtol=2e-5)
-    for first, after in zip(result["bins"], [*result["bins"][1:], None], strict=True):
-        stop = after["first_step"] if after else FINAL
-        own = [line for line in found if first["first_step"] <= line["step"] < stop]
-        assert len(own) == first["rows"]
+    for first, after in zip(result.bins, [*result.bins[1:], None], strict=True):
+        stop = after.first_step if after else FINAL
+        own = [line for line in found if first.first_step <= line["step"] < stop]
+        assert len(own) == first.rows
         mean = sum(line["nll"] for line in own) / sum(line["predicted_tokens"] for line in own)
-        assert first["nll_per_token"] == pytest.approx(mean)
+        assert first.nll_per_token == pytest.approx(mean)
 
 
 def test_every_arm_is_measured_on_the_same_rows(run: tuple[RunDirectory, Any]) -> None:
@@ -141,7 +143,7 @@ def test_processes_share_parts(
     config = make_config(directory.root, 25)
     whole = training_rows.measure_training_rows(config, directory, "random")
     assert whole is not None
-    folder = directory.root / whole["folder"]
+    folder = directory.root / whole.folder
     before = {path: pq.read_table(path) for path in folder.iterdir()}
     for path in before:
         path.unlink()
@@ -150,7 +152,7 @@ def test_processes_share_parts(
     written = []
     for index in (1, 0):
         monkeypatch.setattr(processes, "process_index", lambda index=index: index)
-        monkeypatch.setattr(training_rows, "loss_bins", lambda paths, steps: [])
+        monkeypatch.setattr(training_rows, "loss_bins", lambda paths, steps: ())
         for path in folder.iterdir():
             path.unlink()
         training_rows.measure_training_rows(config, directory, "random")

@@ -10,8 +10,9 @@ import pytest
 
 from frame_jax import checkpoints, main
 from frame_jax.models.functional import read_description
+from frame_jax.report.study_results import ComparedLine, load_study
 from frame_jax.run import markers
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory
 from tests.integration.small_run import settings, write_config, write_corpus
 
 EVALUATION = {"max_documents": 20, "averages": [{"last": 2}], "training_rows": 40}
@@ -84,18 +85,17 @@ def test_a_study_grows_from_a_run_and_survives_its_end(
     assert ran[3:] == ["evaluate-random-seed4", "report"]
     assert outputs(directory) == before
 
-    study = read_json(directory.report / "verdict.json")
-    assert study["seeds"] == [3, 4]
-    lines = {(line["arm"], line["weights"]): line["seeds"] for line in study["lines"]}
-    assert lines == {
-        (arm, weights): [3, 4]
+    study = load_study(directory)
+    assert study.seeds == (3, 4)
+    assert {result.line: result.seeds for result in study.lines} == {
+        ComparedLine(arm, weights): (3, 4)
         for arm in ("frame", "random")
         for weights in ("final", "average-last2")
     }
     shown = capfd.readouterr().out
     assert "not tested" not in shown and "frame, mean of 2" in shown
     assert (directory.report / "training-rows.png").exists()
-    costs = {cost["work"] for cost in study["costs"]}
+    costs = {cost.work for cost in study.costs}
     assert {"reference weak", "reference strong", "score", "pretrain random-seed4"} <= costs
 
     # A seed's arms begin with the same weights, and another seed's with others.

@@ -28,6 +28,7 @@ from frame_jax.models.functional import Decoder
 from frame_jax.planning.costs import Corpus, cost_table, training_cost
 from frame_jax.run import markers, phases
 from frame_jax.run.directory import RunDirectory, write_json
+from frame_jax.run.trial_record import TrialRecord, write_trial_record
 from frame_jax.training.optimizer import make_optimizer
 from tests.integration.small_run import settings, write_config, write_corpus
 
@@ -221,7 +222,7 @@ def test_a_run_half_done_says_what_is_left(tmp_path: Path, capsys) -> None:
     begin("reference-weak")
     for step in ("20", "30", "40.tmp"):
         (directory.reference("weak") / "checkpoints" / step).mkdir(parents=True)
-    write_json(directory.reference("weak") / "curriculum.json", {"steps": 120})
+    write_trial_record(directory.reference("weak"), TrialRecord(120, 8, 64, {}, (120,), (), ()))
     begin("partition")
     for quadrant in ("Q1", "Q2"):
         write_json(directory.quadrants / quadrant / "part-00001-of-00002.json", {})

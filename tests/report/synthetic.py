@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -17,9 +18,23 @@ from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
+from frame_jax.evaluation.results import (
+    HeldOutLoss,
+    TaskScore,
+    TrialResult,
+    WeightsResult,
+    scores_folder,
+    write_result,
+)
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, write_json
+from frame_jax.run.trial_record import (
+    StageRecord,
+    TrialRecord,
+    load_trial_record,
+    write_trial_record,
+)
 
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 DOMAINS = (("code", "python"), ("prose", "en"), ("prose", "zh"))
@@ -136,24 +151,19 @@ def write_arm(directory: RunDirectory, trial: str, steps: int) -> None:
     names = STAGES[arm]
     edges = [round(steps * i / len(names)) for i in range(len(names) + 1)]
     kept = sorted({*edges, *(round(steps * i / 8) for i in range(9))})
-    plan = {
-        "steps": steps,
-        "batch_size": BATCH_ROWS,
-        "sequence_length": SEQUENCE_LENGTH,
-        "rows": {quadrant: steps * BATCH_ROWS // 4 for quadrant in QUADRANTS},
-        "kept_steps": kept,
-        "stages": [
-            {
-                "name": name,
-                "first_row": edges[i] * BATCH_ROWS,
-                "last_row": edges[i + 1] * BATCH_ROWS,
-                "first_step": edges[i],
-                "last_step": edges[i + 1],
-            }
-            for i, name in enumerate(names)
-        ],
-    }
-    write_json(folder / "curriculum.json", plan)
+    record = TrialRecord(
+        steps,
+        BATCH_ROWS,
+        SEQUENCE_LENGTH,
+        rows={quadrant: steps * BATCH_ROWS // 4 for quadrant in QUADRANTS},
+        kept_steps=tuple(kept),
+        tail_steps=(),
+        stages=tuple(
+            StageRecord(name, start * BATCH_ROWS, stop * BATCH_ROWS, start, stop)
+            for name, start, stop in zip(names, edges, edges[1:], strict=False)
+        ),
+    )
+    write_trial_record(folder, record)
     write_description(folder, Decoder(ModelConfig(), vocab_size=258))
     tokens = BATCH_ROWS * SEQUENCE_LENGTH
     with (folder / "metrics.jsonl").open("w") as file:
@@ -185,7 +195,7 @@ def write_evaluation(
     directory: RunDirectory, trial: str, rows: list[dict[str, Any]], seed: int = 0
 ) -> None:
     """Held-out losses that fall with the step; every arm has its own, and each seed moves it."""
-    plan = json.loads((directory.pretrain(trial) / "curriculum.json").read_text())
+    record = load_trial_record(directory.pretrain(trial))
     held_out = [row for row in rows if row["split"] == "held_out"]
     arm = trial.split("-")[0]
     offset = OFFSETS[arm]
@@ -195,8 +205,8 @@ def write_evaluation(
     generator = np.random.default_rng(1)
     noise = generator.normal(0, 0.02, len(held_out))
     checkpoints = []
-    for step in plan["kept_steps"]:
-        level = 3 + offset + math.exp(-4 * step / plan["steps"])
+    for step in record.kept_steps:
+        level = 3 + offset + math.exp(-4 * step / record.steps)
         scored = [
             {
                 "doc_id": row["doc_id"],
@@ -205,7 +215,7 @@ def write_evaluation(
             }
             for row, extra in zip(held_out, noise * (1 + offset), strict=True)
         ]
-        folder = directory.evaluation(trial).with_suffix("") / str(step)
+        folder = scores_folder(directory, trial, str(step))
         folder.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(scored), folder / part_name(0, 1, ".parquet"))
 
@@ -213,7 +223,7 @@ def write_evaluation(
             dimension: str | None = None,
             value: str | None = None,
             scored: list[dict[str, Any]] = scored,
-        ) -> dict[str, Any]:
+        ) -> HeldOutLoss:
             chosen = [
                 (row, score)
                 for row, score in zip(held_out, scored, strict=True)
@@ -222,60 +232,73 @@ def write_evaluation(
             nll = sum(score["nll"] for _, score in chosen)
             tokens = sum(row["tokens"] for row, _ in chosen)
             size = sum(row["bytes"] for row, _ in chosen)
-            return {
-                "documents": len(chosen),
-                "predicted_tokens": tokens,
-                "bytes": size,
-                "nll": nll,
-                "nll_per_token": nll / tokens,
-                "bits_per_byte": nll / size / math.log(2),
-            }
+            return HeldOutLoss(
+                len(chosen), tokens, size, nll, nll / tokens, nll / size / math.log(2)
+            )
 
-        checkpoint: dict[str, Any] = {"step": step, "tokens": step * BATCH_ROWS * SEQUENCE_LENGTH}
-        checkpoint["overall"] = measured()
+        slices = {"all": measured()}
         for dimension in ("domain", "language", "quadrant"):
             values = sorted({row[dimension] for row in held_out if row[dimension] is not None})
-            checkpoint[dimension] = {value: measured(dimension, value) for value in values}
-        checkpoints.append(checkpoint)
-    write_json(
-        directory.evaluation(trial),
-        {
-            "trial": trial,
-            "ema": False,
-            "checkpoints": checkpoints,
-            "tasks": task_scores(plan, OFFSETS[arm]),
-        },
-    )
+            slices |= {f"{dimension}: {value}": measured(dimension, value) for value in values}
+        tokens = step * record.tokens_per_step
+        checkpoints.append(WeightsResult(str(step), (step,), step, tokens, slices))
+    tasks = task_scores(record, OFFSETS[arm])
+    write_result(directory, TrialResult(trial, False, tuple(checkpoints), tasks=tuple(tasks)))
 
 
-def task_scores(plan: dict[str, Any], offset: float) -> list[dict[str, Any]]:
+def task_scores(record: TrialRecord, offset: float) -> list[TaskScore]:
     """`letters` at every stage end, learned by the end of the run; `cloze` at the last, a guess."""
     ends: dict[int, list[str]] = {}
-    for stage in plan["stages"]:
-        ends.setdefault(stage["last_step"], []).append(stage["name"])
+    for stage in record.stages:
+        ends.setdefault(stage.last_step, []).append(stage.name)
 
-    def score(task: str, step: int, items: int, accuracy: float) -> dict[str, Any]:
-        return {
-            "step": step,
-            "tokens": step * BATCH_ROWS * SEQUENCE_LENGTH,
-            "stages": ends[step],
-            "task": task,
-            "num_fewshot": 5 if task == "letters" else 0,
-            "items": items,
-            "chance": 0.25,
-            "blind": 0.3 if task == "letters" else 0.25,
-            "accuracy": accuracy,
-            "accuracy_stderr": math.sqrt(accuracy * (1 - accuracy) / (items - 1)),
-            "accuracy_norm": accuracy + 0.01,
-            "accuracy_norm_stderr": math.sqrt(accuracy * (1 - accuracy) / (items - 1)),
-            "truncated": 7 if task == "cloze" else 0,
-            "subjects": {},
-        }
+    def score(task: str, step: int, items: int, accuracy: float) -> TaskScore:
+        error = math.sqrt(accuracy * (1 - accuracy) / (items - 1))
+        return make_score(
+            task,
+            step,
+            accuracy,
+            error,
+            stages=tuple(ends[step]),
+            num_fewshot=5 if task == "letters" else 0,
+            items=items,
+            chance=0.25,
+            blind=0.3 if task == "letters" else 0.25,
+            accuracy_norm=accuracy + 0.01,
+            truncated=7 if task == "cloze" else 0,
+        )
 
     learned = [
-        score("letters", step, 1000, 0.25 + (0.2 - offset) * step / plan["steps"]) for step in ends
+        score("letters", step, 1000, 0.25 + (0.2 - offset) * step / record.steps) for step in ends
     ]
-    return [*learned, score("cloze", plan["steps"], 101, 0.26)]
+    return [*learned, score("cloze", record.steps, 101, 0.26)]
+
+
+def make_score(
+    task: str, step: int, accuracy: float, error: float | None, **values: Any
+) -> TaskScore:
+    """A score, of a checkpoint unless `weights` says otherwise."""
+    found = TaskScore(
+        weights=str(step),
+        step=step,
+        tokens=step * BATCH_ROWS * SEQUENCE_LENGTH,
+        stages=("Q3",),
+        folder="evaluation/of/no/items",
+        task=task,
+        num_fewshot=0,
+        items=1,
+        answer_bits_per_byte=2 - accuracy,
+        answer_bits_per_byte_stderr=error,
+        chance=0.5,
+        blind=0.75,
+        accuracy=accuracy,
+        accuracy_stderr=error,
+        accuracy_norm=accuracy,
+        accuracy_norm_stderr=error,
+        truncated=0,
+        subjects={},
+    )
+    return dataclasses.replace(found, **values)
 
 
 def make_run(

@@ -27,25 +27,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Rows
 
 def test_the_density_loses_no_token_and_puts_each_in_its_cell(corpus: Any) -> None:
     directory, rows = corpus
-    quadrants = documents.token_density(directory.assignment, COLUMNS, bins=6)
-    assert sum(quadrant["tokens"] for quadrant in quadrants) == sum(row["tokens"] for row in rows)
+    tiles = documents.token_density(directory, COLUMNS, bins=6)
+    assert sum(tile.tokens for tile in tiles) == sum(row["tokens"] for row in rows)
     edges = {
-        key: [quadrant[key] for quadrant in quadrants] for key in ("ppl", "ppl_end", "pd", "pd_end")
+        key: [getattr(tile, key) for tile in tiles] for key in ("ppl", "ppl_end", "pd", "pd_end")
     }
-    for quadrant in quadrants:
+    for tile in tiles:
         # Documents beyond the grid are counted in its outermost cells.
-        left = -np.inf if quadrant["ppl"] == min(edges["ppl"]) else quadrant["ppl"]
-        right = np.inf if quadrant["ppl_end"] == max(edges["ppl_end"]) else quadrant["ppl_end"]
-        low = -np.inf if quadrant["pd"] == min(edges["pd"]) else quadrant["pd"]
-        high = np.inf if quadrant["pd_end"] == max(edges["pd_end"]) else quadrant["pd_end"]
+        left = -np.inf if tile.ppl == min(edges["ppl"]) else tile.ppl
+        right = np.inf if tile.ppl_end == max(edges["ppl_end"]) else tile.ppl_end
+        low = -np.inf if tile.pd == min(edges["pd"]) else tile.pd
+        high = np.inf if tile.pd_end == max(edges["pd_end"]) else tile.pd_end
         inside = [
             row["tokens"]
             for row in rows
-            if f"{row['domain']} / {row['language']}" == quadrant["label"]
+            if f"{row['domain']} / {row['language']}" == tile.label
             and left <= row["ppl"] < right
             and low <= row["pd"] < high
         ]
-        assert sum(inside) == quadrant["tokens"]
+        assert sum(inside) == tile.tokens
 
 
 def test_balance_counts_training_tokens_of_each_label(corpus: Any) -> None:
@@ -54,8 +54,8 @@ def test_balance_counts_training_tokens_of_each_label(corpus: Any) -> None:
         expected: Counter[tuple[str, str]] = Counter()
         for row in rows:
             expected[" / ".join(row[c] for c in columns), row["quadrant"]] += row["tokens"]
-        found = documents.token_balance(directory.assignment, columns)
-        assert {(row["label"], row["quadrant"]): row["tokens"] for row in found} == expected
+        found = documents.token_balance(directory, columns)
+        assert {(group.label, group.quadrant): group.tokens for group in found} == expected
 
 
 def test_examples_are_training_documents_spread_over_groups(corpus: Any) -> None:
@@ -95,13 +95,13 @@ def test_thresholds_of_pd_end_where_those_of_ppl_stand() -> None:
         ],
     }
     lines = documents.threshold_lines(partition, ["none"])
-    assert [(line["x"], line["x2"], line["y"], line["y2"]) for line in lines] == [
+    assert [(line.x, line.x2, line.y, line.y2) for line in lines] == [
         (10, 10, None, None),
         (20, 20, None, None),
         (None, 10, 0.1, 0.1),
         (20, None, 0.3, 0.3),
     ]
-    assert {line["label"] for line in lines} == {"none"}
+    assert {line.label for line in lines} == {"none"}
 
 
 def test_global_and_independent_thresholds_cross_every_group() -> None:
@@ -111,6 +111,6 @@ def test_global_and_independent_thresholds_cross_every_group() -> None:
         "groups": [{"thresholds": {"ppl": [cut(10)], "pd": [[cut(0.1)]]}}],
     }
     lines = documents.threshold_lines(partition, ["code", "prose"])
-    assert Counter(line["label"] for line in lines) == {"code": 2, "prose": 2}
-    assert lines[1] == {"label": "code", "x": None, "x2": None, "y": 0.1, "y2": 0.1}
+    assert Counter(line.label for line in lines) == {"code": 2, "prose": 2}
+    assert lines[1] == documents.ThresholdLine("code", None, None, 0.1, 0.1)
     assert documents.label_columns(partition) == ["domain"]

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax.evaluation.verdict import NONE, UNTESTED, WORSE, decide_verdict
-from frame_jax.report.paired_differences import right_answer_bits, task_differences
+from frame_jax.report.paired_differences import right_answer_bits, task_verdict
+from frame_jax.report.study_results import NONE, UNTESTED, WORSE
 from frame_jax.run.directory import part_name
 
 ITEMS, PARTS, SEEDS = 90, 3, 3
@@ -57,7 +57,7 @@ def study(root: Path, effect: float) -> list[tuple[Path, Path]]:
 
 def test_a_task_is_compared_by_seed_and_item(tmp_path: Path) -> None:
     pairs = study(tmp_path, 0.5)
-    found = task_differences(pairs)
+    found = task_verdict(pairs)
     read = [[right_answer_bits(folder) for folder in pair] for pair in pairs]
     size = read[0][0][1]
     d = np.array([one[0] - two[0] for one, two in read])
@@ -72,8 +72,7 @@ def test_a_task_is_compared_by_seed_and_item(tmp_path: Path) -> None:
 def test_verdicts_on_a_task_see_what_is_there_and_nothing_else(tmp_path: Path) -> None:
     words = {}
     for name, effect in (("same", 0.0), ("worse", 1.0)):
-        found = task_differences(study(tmp_path / name, effect))
-        words[name] = decide_verdict(found.by_seed, found.document_error).verdict
+        words[name] = task_verdict(study(tmp_path / name, effect)).verdict
     assert words == {"same": NONE, "worse": WORSE}
-    alone = task_differences(study(tmp_path / "one", 1.0)[:1])
-    assert decide_verdict(alone.by_seed, alone.document_error).verdict == UNTESTED
+    alone = task_verdict(study(tmp_path / "one", 1.0)[:1])
+    assert alone.verdict == UNTESTED

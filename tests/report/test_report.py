@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -10,13 +11,11 @@ from typing import Any
 import pytest
 
 from frame_jax.errors import UserError
+from frame_jax.evaluation.results import TrialResult, WeightsResult, read_result, read_results
 from frame_jax.report import chapters, report, task_results
-from frame_jax.report.held_out_results import (
-    checkpoints_around,
-    read_results,
-)
+from frame_jax.report.held_out_curves import checkpoints_around
 from frame_jax.run.directory import RunDirectory, write_json
-from tests.report.synthetic import make_run
+from tests.report.synthetic import make_run, make_score
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +24,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_checkpoints_around_a_boundary_include_the_one_on_it() -> None:
-    result = {"checkpoints": [{"step": step} for step in (10, 20, 30)]}
+    points = [WeightsResult(str(step), (step,), step, step, {}) for step in (10, 20, 30)]
+    result = TrialResult("frame", False, tuple(points))
     steps = [
-        tuple(c and c["step"] for c in checkpoints_around(result, step))
+        tuple(point and point.step for point in checkpoints_around(result, step))
         for step in (0, 10, 15, 29, 30)
     ]
     assert steps == [(None, 10), (10, 20), (10, 20), (20, 30), (30, None)]
@@ -59,11 +59,12 @@ def quadrants(html: str, row: str) -> list[str]:
     return [re.sub("<[^>]+>", "", quadrant) for quadrant in re.findall(r"<td>(.*?)</td>", line)]
 
 
-def test_tasks_stand_beside_a_guess_with_their_errors(finished: Any, tmp_path: Path) -> None:
+def test_tasks_stand_beside_a_guess_with_their_errors(finished: Any) -> None:
     config, directory = finished
     report.write_report(config, directory)
     page = (directory.report / "index.html").read_text("utf-8")
     # By hand: sqrt(0.45 * 0.55 / 999) = 1.57%, sqrt(0.26 * 0.74 / 100) = 4.39%.
+    page = page[page.index("best blind rule") :]  # the second table
     assert quadrants(page, "letters")[:3] == ["25.0", "30.0", "45.0 ± 1.6 (46.0 ± 1.6)"]
     assert quadrants(page, "cloze")[2] == "26.0 ± 4.4\xa0○ (27.0 ± 4.4\xa0○)"  # a guess
     # The mean of both, its error half of the root of the sum of squares.
@@ -71,18 +72,17 @@ def test_tasks_stand_beside_a_guess_with_their_errors(finished: Any, tmp_path: P
     assert '<span class="best">45.0 ± 1.6</span>' in page
     assert '<span class="best">26.0' not in page
     assert "lost their beginning to fit: cloze 7 of 101." in page
-    for arm in read_results(directory):
-        path = tmp_path / directory.evaluation(arm).relative_to(directory.root)
-        write_json(path, {k: v for k, v in read_results(directory)[arm].items() if k != "tasks"})
-    assert task_results.final_scores(read_results(RunDirectory(tmp_path))) == {}
+    results = read_results(directory)
+    without = {arm: dataclasses.replace(result, tasks=()) for arm, result in results.items()}
+    assert task_results.final_scores(without) == {}
 
 
 def test_every_stage_has_a_drop_on_both_sides_in_both_losses(finished: Any) -> None:
     config, directory = finished
     report.write_report(config, directory)
     page = (directory.report / "index.html").read_text("utf-8")
-    initial = read_results(directory)["frame"]["checkpoints"][0]
-    before_all = f"{initial['overall']['nll_per_token']:.4f} (0)"
+    initial = read_result(directory, "frame").checkpoints[0]
+    before_all = f"{initial.overall.nll_per_token:.4f} (0)"
     assert quadrants(page, "Q3 begins")[4] == before_all
     for stage in ("Q3", "Q4", "Q1", "Q2"):
         row = quadrants(page, f"{stage} begins")
@@ -93,18 +93,16 @@ def test_every_stage_has_a_drop_on_both_sides_in_both_losses(finished: Any) -> N
 
 
 def test_an_arm_without_a_task_has_a_dash() -> None:
-    def score(task: str, step: int, accuracy: float, error: float | None = 0.01) -> dict[str, Any]:
-        scores = {"accuracy": accuracy, "accuracy_norm": accuracy, "truncated": 0}
-        scores |= {"chance": 0.5, "blind": 0.75}
-        errors = {"accuracy_stderr": error, "accuracy_norm_stderr": error}
-        place = {"step": step, "tokens": 64 * step, "stages": ["Q3"], "task": task}
-        return {**place, **scores, **errors, "items": 1, "num_fewshot": 0}
-
-    results = {
-        "frame": {"tasks": [score("a", 9, 0.9), score("a", 3, 0.1), score("b", 9, 0.5, None)]},
-        "random": {"tasks": [score("a", 9, 0.6)]},
-        "late": {},
+    tasks = {
+        "frame": (
+            make_score("a", 9, 0.9, 0.01),
+            make_score("a", 3, 0.1, 0.01),
+            make_score("b", 9, 0.5, None),
+        ),
+        "random": (make_score("a", 9, 0.6, 0.01),),
+        "late": (),
     }
+    results = {arm: TrialResult(arm, False, (), tasks=own) for arm, own in tasks.items()}
     finals = task_results.final_scores(results)
     assert {task: list(scores) for task, scores in finals.items()} == {
         "a": ["frame", "random"],
@@ -115,8 +113,8 @@ def test_an_arm_without_a_task_has_a_dash() -> None:
     assert '<span class="best">90.0' in html and '<span class="best">60.0' not in html
     assert quadrants(html, "b")[1:] == ["75.0", "50.0", "–", "–"]
     assert quadrants(html, "mean")[1:] == ["75.0", "70.0", "–", "–"]
-    curve = task_results.curve_rows(results)
-    assert [(row["arm"], row["task"], row["step"]) for row in curve] == [
+    (curve,) = task_results.task_curves(results).values()
+    assert [(arm, score.task, score.step) for arm, score in curve] == [
         ("frame", "a", 9),
         ("frame", "a", 3),
         ("random", "a", 9),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import html
 import io
-import json
 import math
 import re
 from pathlib import Path
@@ -22,14 +21,28 @@ from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import LRScheduleConfig
-from frame_jax.evaluation.verdict import BETTER, NONE
+from frame_jax.evaluation.results import (
+    HeldOutLoss,
+    TrialResult,
+    WeightsResult,
+    read_result,
+    scores_folder,
+)
 from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.report import report
 from frame_jax.report.cost import first_step_at_loss
-from frame_jax.report.study import ComparedLine, lines_to_compare_with, read_study
-from frame_jax.report.terminal import terminal_table
-from frame_jax.run.directory import RunDirectory, read_json, write_json
+from frame_jax.report.study import lines_to_compare_with, read_study
+from frame_jax.report.study_results import (
+    BETTER,
+    NONE,
+    ComparedLine,
+    Comparison,
+    Study,
+    load_study,
+)
+from frame_jax.report.verdict_table import terminal_table
+from frame_jax.run.directory import RunDirectory, write_json
 from tests.report.synthetic import make_run
 
 SEEDS = 3
@@ -42,7 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunDi
 
 
 @pytest.fixture(scope="module")
-def study(finished: tuple[RunConfig, RunDirectory]) -> dict[str, Any]:
+def study(finished: tuple[RunConfig, RunDirectory]) -> Study:
     return read_study(*finished)
 
 
@@ -59,25 +72,24 @@ def documents(directory: RunDirectory) -> dict[str, dict[str, Any]]:
 
 
 def losses(directory: RunDirectory, trial: str) -> dict[str, float]:
-    step = read_json(directory.evaluation(trial))["checkpoints"][-1]["step"]
-    folder = directory.evaluation(trial).with_suffix("") / str(step)
+    folder = scores_folder(directory, trial, read_result(directory, trial).final.name)
     return {row["doc_id"]: row["nll"] for row in pq.read_table(folder).to_pylist()}
 
 
-def found(study: dict[str, Any], arm: str) -> dict[str, Any]:
-    (comparison,) = [c for c in study["comparisons"] if c["arm"] == arm]
+def found(study: Study, arm: str) -> Comparison:
+    (comparison,) = [c for c in study.comparisons if c.line.arm == arm]
     return comparison
 
 
 @pytest.mark.parametrize("arm", ["frame", "random_again"])
 def test_differences_are_paired_by_seed_and_by_document(
-    finished: tuple[RunConfig, RunDirectory], study: dict[str, Any], arm: str
+    finished: tuple[RunConfig, RunDirectory], study: Study, arm: str
 ) -> None:
     _, directory = finished
     about = documents(directory)
     suffixes = ["", *(f"-seed{n}" for n in range(1, SEEDS))]
     pairs = [(losses(directory, arm + s), losses(directory, "random" + s)) for s in suffixes]
-    parts = found(study, arm)["parts"]
+    parts = found(study, arm).slices
     assert set(parts) == {
         *("all", "domain: code", "domain: prose", "language: python", "language: en"),
         *("language: zh", "quadrant: Q1", "quadrant: Q2", "quadrant: Q3", "quadrant: Q4"),
@@ -88,35 +100,35 @@ def test_differences_are_paired_by_seed_and_by_document(
         size = np.array([about[d]["bytes"] for d in chosen], float)
         d = np.array([[(a[doc] - b[doc]) / math.log(2) for doc in chosen] for a, b in pairs])
         by_seed = d.sum(1) / size.sum()
-        np.testing.assert_allclose(verdict["by_seed"], by_seed, rtol=1e-9)
-        np.testing.assert_allclose(verdict["mean"], by_seed.mean(), rtol=1e-9)
+        np.testing.assert_allclose(verdict.by_seed, by_seed, rtol=1e-9)
+        np.testing.assert_allclose(verdict.mean, by_seed.mean(), rtol=1e-9)
         low, high = stats.t.interval(0.95, SEEDS - 1, by_seed.mean(), stats.sem(by_seed))
-        np.testing.assert_allclose([verdict["low"], verdict["high"]], [low, high], rtol=1e-9)
+        np.testing.assert_allclose([verdict.low, verdict.high], [low, high], rtol=1e-9)
         mean = d.mean(0)
         off = mean - mean.sum() / size.sum() * size
         error = math.sqrt((off**2).sum()) / size.sum()
-        np.testing.assert_allclose(verdict["document_error"], error, rtol=1e-6, atol=1e-12)
+        np.testing.assert_allclose(verdict.document_error, error, rtol=1e-6, atol=1e-12)
         if label == "all" and arm == "frame":  # a resampling of the documents spreads as much
             picks = np.random.default_rng(0).integers(0, len(mean), (4000, len(mean)))
             spread = (mean[picks].sum(1) / size[picks].sum(1)).std()
             np.testing.assert_allclose(error, spread, rtol=0.15)
 
 
-def test_seeds_that_move_all_arms_alike_do_not_blur_their_difference(study: dict[str, Any]) -> None:
+def test_seeds_that_move_all_arms_alike_do_not_blur_their_difference(study: Study) -> None:
     """Losses of one arm differ between seeds by far more than frame differs from random."""
-    frame = found(study, "frame")["parts"]["all"]
-    assert frame["verdict"] == BETTER and frame["high"] < 0
-    assert found(study, "random_again")["parts"]["all"]["verdict"] == NONE
-    assert study["comparisons_made"] == 2 * 10
-    assert [line["seeds"] for line in study["lines"]] == [[0, 1, 2]] * 3
+    frame = found(study, "frame").slices["all"]
+    assert frame.verdict == BETTER and frame.high is not None and frame.high < 0
+    assert found(study, "random_again").slices["all"].verdict == NONE
+    assert study.comparisons_made == 2 * 10
+    assert [result.seeds for result in study.lines] == [(0, 1, 2)] * 3
 
 
 def test_the_terminal_the_page_and_the_file_say_the_same(
-    finished: tuple[RunConfig, RunDirectory], study: dict[str, Any]
+    finished: tuple[RunConfig, RunDirectory], study: Study
 ) -> None:
     config, directory = finished
     report.write_report(config, directory)
-    assert read_json(directory.report / "verdict.json") == json.loads(json.dumps(study))
+    assert load_study(directory) == study
     console = Console(file=io.StringIO(), width=140)
     console.print(terminal_table(study))
     lines = [
@@ -130,9 +142,9 @@ def test_the_terminal_the_page_and_the_file_say_the_same(
         assert [re.sub("<[^>]+>", "", c) for c in re.findall(r"<td>(.*?)</td>", row)] == quadrants
     assert lines[0][0] == "frame"
     assert [line[-1] for line in lines if line[0] == "random"] == ["baseline"]
-    for comparison in study["comparisons"]:
-        assert comparison["sentence"] in page
-    assert study["rule"] in page and "20 comparisons were made" in page
+    for comparison in study.comparisons:
+        assert comparison.sentence in page
+    assert study.rule in page and "20 comparisons were made" in page
     assert "verdicts" in {path.stem for path in directory.report.glob("*.png")}
 
 
@@ -154,16 +166,16 @@ def test_a_seed_that_one_arm_lacks_is_left_out_of_its_comparison(tmp_path: Path)
     config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=50, seeds=3)
     directory.evaluation("frame-seed1").unlink()
     comparison = found(read_study(config, directory), "frame")
-    assert comparison["seeds"] == [0, 2] and len(comparison["parts"]["all"]["by_seed"]) == 2
+    assert comparison.seeds == (0, 2) and len(comparison.slices["all"].by_seed) == 2
 
 
 def test_nothing_is_compared_without_the_baseline_or_before_evaluation(tmp_path: Path) -> None:
     config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=50)
     other = dataclasses.replace(config, baseline="reverse")
-    assert read_study(other, directory)["comparisons"] == []
+    assert read_study(other, directory).comparisons == ()
     for arm in ("frame", "random"):
         directory.evaluation(arm).unlink()
-    assert read_study(config, directory)["lines"] == []
+    assert read_study(config, directory).lines == ()
 
 
 def test_like_is_compared_with_like(finished: tuple[RunConfig, RunDirectory]) -> None:
@@ -192,8 +204,10 @@ def test_like_is_compared_with_like(finished: tuple[RunConfig, RunDirectory]) ->
 
 
 def test_when_a_curve_comes_down_to_a_loss() -> None:
-    def curve(*points: tuple[int, float]) -> dict[str, Any]:
-        return {"checkpoints": [{"step": s, "overall": {"nll_per_token": v}} for s, v in points]}
+    def curve(*points: tuple[int, float]) -> TrialResult:
+        losses = [(step, HeldOutLoss(1, 1, 1, nll, nll, nll)) for step, nll in points]
+        checkpoints = [WeightsResult(str(s), (s,), s, s, {"all": loss}) for s, loss in losses]
+        return TrialResult("frame", False, tuple(checkpoints))
 
     falling = curve((0, 8.0), (10, 4.0), (20, 3.0), (30, 2.9))
     assert first_step_at_loss(falling, 3.5) == 15
@@ -213,21 +227,19 @@ def test_cost_is_flops_of_what_was_run_and_the_saving_is_net_of_scoring(tmp_path
             {"complete": True, "seconds": 5.0, "summary": {"tokens": tokens}},
         )
     study = read_study(config, directory)
-    assert [c["work"] for c in study["costs"]] == [f"pretrain {t.name}" for t in config.trials]
-    assert len({c["flops"] for c in study["costs"]}) == 1
-    (frame,) = study["reaching"]
-    assert frame["arm"] == "frame" and len(frame["steps"]) == 2
-    for step, suffix in zip(frame["steps"], ("", "-seed1"), strict=True):
-        curves = [
-            read_json(directory.evaluation(a + suffix))["checkpoints"] for a in ("frame", "random")
-        ]
-        last = curves[1][-1]["overall"]["nll_per_token"]
-        points = [(c["step"], c["overall"]["nll_per_token"]) for c in curves[0]]
+    assert [cost.work for cost in study.costs] == [f"pretrain {t.name}" for t in config.trials]
+    assert len({cost.flops for cost in study.costs}) == 1
+    (frame,) = study.steps_to_baseline
+    assert frame.arm == "frame" and len(frame.steps) == 2
+    for step, suffix in zip(frame.steps, ("", "-seed1"), strict=True):
+        frames, randoms = (read_result(directory, a + suffix) for a in ("frame", "random"))
+        last = randoms.final.overall.nll_per_token
+        points = [(c.step, c.overall.nll_per_token) for c in frames.checkpoints]
         assert step == pytest.approx(
             np.interp(-last, [-v for _, v in points], [s for s, _ in points])
         )
-    assert frame["share"] == pytest.approx(sum(frame["steps"]) / 2 / 400)
-    assert frame["share_with_scoring"] == pytest.approx(frame["share"])  # nothing was scored here
+    assert frame.share == pytest.approx(sum(frame.steps) / 2 / 400)
+    assert frame.share_with_scoring == pytest.approx(frame.share)  # nothing was scored here
 
 
 def test_scoring_is_paid_by_the_order_that_needs_it(tmp_path: Path) -> None:
@@ -259,13 +271,13 @@ def test_scoring_is_paid_by_the_order_that_needs_it(tmp_path: Path) -> None:
     )
     length = config.partition.rows.sequence_length
     whole = tokens * training_flops_per_token(ModelConfig(), 258, length)
-    (frame,) = read_study(config, directory)["reaching"]
+    (frame,) = read_study(config, directory).steps_to_baseline
     assert overhead / whole > 0.001
-    assert frame["share_with_scoring"] == pytest.approx(frame["share"] + overhead / whole)
+    assert frame.share_with_scoring == pytest.approx(frame.share + overhead / whole)
     directory.reference("weak").joinpath("model.json").unlink()  # as of one that was imported
     directory.marker("reference-weak").unlink()
-    (frame,) = read_study(config, directory)["reaching"]
-    assert frame["share"] is not None and frame["share_with_scoring"] is None
+    (frame,) = read_study(config, directory).steps_to_baseline
+    assert frame.share is not None and frame.share_with_scoring is None
 
 
 def test_studies_of_two_equal_orders_end_in_no_difference(tmp_path: Path) -> None:
@@ -281,8 +293,8 @@ def test_studies_of_two_equal_orders_end_in_no_difference(tmp_path: Path) -> Non
     random, words = np.random.default_rng(0), []
     tables = {}
     for trial in config.trials:
-        step = read_json(directory.evaluation(trial.name))["checkpoints"][-1]["step"]
-        path = directory.evaluation(trial.name).with_suffix("") / str(step)
+        name = read_result(directory, trial.name).final.name
+        path = scores_folder(directory, trial.name, name)
         (tables[trial],) = path.glob("part-*.parquet")
     about = pq.read_table(tables[config.trials[0]])
     tokens = about["predicted_tokens"].to_numpy()
@@ -293,6 +305,6 @@ def test_studies_of_two_equal_orders_end_in_no_difference(tmp_path: Path) -> Non
             level = of_seed[trial.seed] + random.normal(0, 0.004) + taste[trial.arm]
             nll = pa.array(tokens * level)
             pq.write_table(about.set_column(about.schema.get_field_index("nll"), "nll", nll), path)
-        (comparison,) = read_study(config, directory)["comparisons"]
-        words.append(comparison["parts"]["all"]["verdict"])
+        (comparison,) = read_study(config, directory).comparisons
+        words.append(comparison.slices["all"].verdict)
     assert words.count(NONE) >= 0.95 * studies - 3 * math.sqrt(studies * 0.05 * 0.95)

@@ -12,7 +12,7 @@ import pytest
 
 from frame_jax.report import training_curves
 from frame_jax.report.study_sections import boundary_table
-from frame_jax.report.training_curves import TrialCurves, read_trial_curves
+from frame_jax.report.training_curves import TrainingRun, read_training_run
 from frame_jax.run.directory import RunDirectory
 from tests.report.synthetic import BATCH_ROWS, SEQUENCE_LENGTH, write_arm
 
@@ -20,50 +20,50 @@ STEPS = 1203  # no multiple of anything
 
 
 @pytest.fixture(scope="module")
-def arm(tmp_path_factory: pytest.TempPathFactory) -> TrialCurves:
+def arm(tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     directory = RunDirectory(tmp_path_factory.mktemp("run"))
     write_arm(directory, "frame", STEPS)
-    found = read_trial_curves(directory.pretrain("frame"), "frame")
+    found = read_training_run(directory.pretrain("frame"), "frame")
     assert found is not None
     return found
 
 
-def records(arm: TrialCurves) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in arm.metrics.read_text().splitlines()]
+def records(arm: TrainingRun) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (arm.folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_thinned_curve_is_bounded_and_keeps_the_mean(arm: TrialCurves) -> None:
+def test_a_thinned_curve_is_bounded_and_keeps_the_mean(arm: TrainingRun) -> None:
     losses = np.array([record["loss"] for record in records(arm)])
     for points in (7, 100, 5000):
-        rows = training_curves.thinned_series(arm, points)
+        rows = training_curves.thinned_curve(arm, points)
         assert len(rows) == min(points, STEPS)
-        ends = [row["tokens"] // (BATCH_ROWS * SEQUENCE_LENGTH) for row in rows]
+        ends = [row.tokens // (BATCH_ROWS * SEQUENCE_LENGTH) for row in rows]
         assert ends == sorted(ends) and ends[-1] == STEPS
         means = [part.mean() for part in np.split(losses, ends[:-1])]
-        np.testing.assert_allclose([row["loss"] for row in rows], means, rtol=1e-12)
+        np.testing.assert_allclose([row.loss for row in rows], means, rtol=1e-12)
 
 
-def test_shares_of_a_batch_sum_to_one(arm: TrialCurves) -> None:
+def test_shares_of_a_batch_sum_to_one(arm: TrainingRun) -> None:
     totals: dict[int, float] = {}
-    for row in training_curves.mixture_series(arm, points=10):
-        totals[row["tokens"]] = totals.get(row["tokens"], 0) + row["share"]
+    for row in training_curves.mixture_curve(arm, points=10):
+        totals[row.tokens] = totals.get(row.tokens, 0) + row.share
     assert len(totals) == 10
     np.testing.assert_allclose(list(totals.values()), 1)
 
 
-def test_drops_are_means_beside_each_boundary(arm: TrialCurves) -> None:
+def test_drops_are_means_beside_each_boundary(arm: TrainingRun) -> None:
     losses = np.array([record["loss"] for record in records(arm)])
     drops = training_curves.training_drops(arm)
     assert [(drop.stage, drop.step) for drop in drops] == [
         ("Q3", 0), ("Q4", 301), ("Q1", 602), ("Q2", 902),
     ]  # fmt: skip
     span = int(np.ceil(0.04 * STEPS))
-    assert drops[0].before == losses[0]
+    assert drops[0].before.loss == losses[0]
     for drop in drops[1:]:
         before = losses[drop.step - 2 * span : drop.step - span].mean()
         after = losses[drop.step + span : drop.step + 2 * span].mean()
-        np.testing.assert_allclose([drop.before, drop.after], [before, after], rtol=1e-12)
-        assert drop.before - drop.after > 0.2  # the curve was made to fall by 0.3 there
+        np.testing.assert_allclose([drop.before.loss, drop.after.loss], [before, after], rtol=1e-12)
+        assert drop.before.loss - drop.after.loss > 0.2  # the curve was made to fall by 0.3 there
 
 
 def test_boundaries_are_means_right_before_and_right_after(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_boundaries_are_means_right_before_and_right_after(tmp_path: Path) -> No
     for line, one, other in zip(lines, grad, update, strict=True):
         line |= {"grad_norm": one, "update_norm": other}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arm = read_trial_curves(directory.pretrain("frame"), "frame")
+    arm = read_training_run(directory.pretrain("frame"), "frame")
     assert arm is not None
     found = training_curves.boundary_norms(arm)
     assert [(b.stage, b.step) for b in found] == [("Q4", 301), ("Q1", 602), ("Q2", 902)]
@@ -86,8 +86,10 @@ def test_boundaries_are_means_right_before_and_right_after(tmp_path: Path) -> No
     rows = []
     for b in found:
         sides = slice(b.step - span, b.step), slice(b.step, b.step + span)
+        sides_found = b.before, b.after
+        numbers = [s.grad_norm for s in sides_found] + [s.update_norm for s in sides_found]
         expected = [np.nanmean(values[side]) for values in (grad, update) for side in sides]
-        np.testing.assert_allclose([*b.grad_norm, *b.update_norm], expected, rtol=1e-12)
+        np.testing.assert_allclose(numbers, expected, rtol=1e-12)
         rows.append([f"into {b.stage}", f"{b.step:,}", *(f"{value:.3g}" for value in expected)])
     shown = re.findall(r"<tr>(.*?)</tr>", boundary_table(found), re.DOTALL)[1:]
     assert [re.findall(r">([^<>]+)</t[dh]>", row) for row in shown] == rows
@@ -96,12 +98,12 @@ def test_boundaries_are_means_right_before_and_right_after(tmp_path: Path) -> No
 def test_windows_stay_inside_short_stages(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     write_arm(directory, "frame", 4)  # one step a stage
-    short = read_trial_curves(directory.pretrain("frame"), "frame")
+    short = read_training_run(directory.pretrain("frame"), "frame")
     assert short is not None
     losses = [record["loss"] for record in records(short)]
     drops = training_curves.training_drops(short)
-    np.testing.assert_allclose([drop.after for drop in drops], losses)
-    np.testing.assert_allclose([drop.before for drop in drops[1:]], losses[:-1])
+    np.testing.assert_allclose([drop.after.loss for drop in drops], losses)
+    np.testing.assert_allclose([drop.before.loss for drop in drops[1:]], losses[:-1])
 
 
 def test_a_diverged_step_leaves_a_curve(tmp_path: Path) -> None:
@@ -111,10 +113,10 @@ def test_a_diverged_step_leaves_a_curve(tmp_path: Path) -> None:
     lines = path.read_text().splitlines()
     broken = {**json.loads(lines[20]), "loss": float("nan"), "tokens_per_second": None}
     path.write_text("\n".join([*lines[:20], json.dumps(broken), *lines[21:]]) + "\n")
-    found = read_trial_curves(directory.pretrain("random"), "random")
+    found = read_training_run(directory.pretrain("random"), "random")
     assert found is not None
-    rows = training_curves.thinned_series(found, 10)
-    assert len(rows) == 10 and all(np.isfinite(row["loss"]) for row in rows)
+    rows = training_curves.thinned_curve(found, 10)
+    assert len(rows) == 10 and all(np.isfinite(row.loss) for row in rows)
 
 
 def test_goodput_is_over_all_attempts_and_unknown_mfu_is_none(tmp_path: Path) -> None:
@@ -127,19 +129,19 @@ def test_goodput_is_over_all_attempts_and_unknown_mfu_is_none(tmp_path: Path) ->
     for line, time, share in zip(lines, seconds, goodput, strict=True):
         line |= {"seconds": time, "goodput": share, "mfu": None}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arm = read_trial_curves(directory.pretrain("frame"), "frame")
+    arm = read_training_run(directory.pretrain("frame"), "frame")
     assert arm is not None
     found = training_curves.training_speed(arm)
-    assert found["goodput"] == pytest.approx(50 / 90) and found["seconds"] == 50
-    assert found["mfu"] is None
+    assert found.goodput == pytest.approx(50 / 90) and found.seconds == 50
+    assert found.mfu is None
 
 
-def test_speed_is_that_of_the_median_step(arm: TrialCurves) -> None:
+def test_speed_is_that_of_the_median_step(arm: TrainingRun) -> None:
     timed = [record for record in records(arm) if record["seconds"] is not None]
     found = training_curves.training_speed(arm)
     for key in ("tokens_per_second", "mfu"):
-        assert found[key] == pytest.approx(np.median([record[key] for record in timed]))
+        assert getattr(found, key) == pytest.approx(np.median([record[key] for record in timed]))
 
 
 def test_what_has_not_been_trained_is_no_arm(tmp_path: Path) -> None:
-    assert read_trial_curves(tmp_path / "pretrain" / "frame", "frame") is None
+    assert read_training_run(tmp_path / "pretrain" / "frame", "frame") is None

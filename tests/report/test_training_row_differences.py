@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from frame_jax.evaluation.results import (
+    TrainingRowsResult,
+    read_result,
+    scores_folder,
+    write_result,
+)
 from frame_jax.evaluation.training_rows import BINS
 from frame_jax.report.training_row_differences import training_row_differences
-from frame_jax.run.directory import RunDirectory, part_name, read_json, write_json
+from frame_jax.run.directory import RunDirectory, part_name
 from tests.report.synthetic import BATCH_ROWS, SEQUENCE_LENGTH, make_run
 
 STEPS = 2 * BINS  # two steps a span
@@ -20,7 +27,7 @@ def write_rows(
     directory: RunDirectory, trial: str, rows: list[tuple[str, int, int, float]]
 ) -> None:
     """Gives a trial its sample of training rows: quadrant, row, step and loss; 10 tokens each."""
-    folder = directory.evaluation(trial).with_suffix("") / str(STEPS) / "training_rows" / "4"
+    folder = scores_folder(directory, trial, str(STEPS)) / "training_rows" / "4"
     folder.mkdir(parents=True)
     for part in range(2):
         own = rows[part::2]
@@ -32,9 +39,9 @@ def write_rows(
             "nll": pa.array([row[3] for row in own], pa.float64()),
         }
         pq.write_table(pa.table(columns), folder / part_name(part, 2, ".parquet"))
-    measured = read_json(directory.evaluation(trial))
-    measured["training_rows"] = {"rows": 4, "folder": str(folder.relative_to(directory.root))}
-    write_json(directory.evaluation(trial), measured)
+    result = TrainingRowsResult(4, str(folder.relative_to(directory.root)), ())
+    measured = dataclasses.replace(read_result(directory, trial), training_rows=result)
+    write_result(directory, measured)
 
 
 def test_rows_are_compared_with_themselves_by_when_the_order_trained_on_them(
@@ -62,6 +69,6 @@ def test_rows_are_compared_with_themselves_by_when_the_order_trained_on_them(
     found = training_row_differences(config, directory)
     whole = STEPS * BATCH_ROWS * SEQUENCE_LENGTH
     middles = [round((number + 0.5) / BINS * whole) for number in (0, 1, BINS - 1)]
-    assert [(row["arm"], row["tokens"]) for row in found] == [("frame", at) for at in middles]
+    assert [(point.arm, point.tokens) for point in found] == [("frame", at) for at in middles]
     # Seed 0: (2 + 1) / 20, 0, -4 / 10; seed 1, where random is 1 higher: (4 + 0) / 20, 0, -2 / 10.
-    assert [row["difference"] for row in found] == pytest.approx([0.175, 0.0, -0.3])
+    assert [point.difference for point in found] == pytest.approx([0.175, 0.0, -0.3])

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax.errors import UserError
-from frame_jax.report.held_out_results import read_results
+from frame_jax.evaluation.results import read_result, read_results, scores_folder
 from frame_jax.report.study import read_study
 from frame_jax.run import markers, phases
 from frame_jax.run.directory import RunDirectory, read_json, write_json
 from frame_jax.run.stale_steps import changed_input
-from frame_jax.run.trial_record import read_trial_record
+from frame_jax.run.trial_record import TrialRecord, read_trial_record, write_trial_record
 from tests.report.synthetic import make_run
 from tests.run.test_phases import complete, config
 
@@ -23,6 +23,7 @@ THREE = (
     '--curricula={"frame": {"preset": "frame"}, "random": {"preset": "random"}, '
     '"folded": {"preset": "folded"}}'
 )
+RECORD = TrialRecord(1, 8, 64, {}, (1,), (), ())
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def finished(tmp_path: Path) -> RunDirectory:
     directory = RunDirectory(tmp_path)
     complete(directory, config(THREE))
     for arm in ("frame", "random", "folded"):
-        write_json(directory.pretrain(arm) / "curriculum.json", {"steps": 1})
+        write_trial_record(directory.pretrain(arm), RECORD)
         write_json(directory.evaluation(arm), {"checkpoints": []})
         (directory.evaluation(arm).with_suffix("") / "1").mkdir(parents=True)
     return directory
@@ -82,7 +83,7 @@ def partition_anew(directory: RunDirectory) -> None:
 
 def test_an_arm_of_other_rows_is_known_and_not_exported(finished: RunDirectory) -> None:
     assert changed_input(finished, "evaluate-folded") is None
-    assert read_trial_record(finished, "folded")[1] == {"steps": 1}
+    assert read_trial_record(finished, "folded")[1] == RECORD
     partition_anew(finished)
     assert changed_input(finished, "evaluate-folded") == "partition"
     with pytest.raises(UserError, match=r"before partition was made anew.*--redo pretrain-folded"):
@@ -92,7 +93,7 @@ def test_an_arm_of_other_rows_is_known_and_not_exported(finished: RunDirectory) 
 def test_the_report_shows_no_arm_of_other_rows(tmp_path: Path) -> None:
     run, directory = make_run(tmp_path, arms=("frame", "random"))
     alone = dataclasses.replace(run, curricula={"random": run.curricula["random"]})
-    assert [line["arm"] for line in read_study(alone, directory)["lines"]] == ["random"]
+    assert [result.line.arm for result in read_study(alone, directory).lines] == ["random"]
     complete(directory, config())
     assert set(read_results(directory)) == {"frame", "random"}
     marker = read_json(directory.marker("pretrain-frame"))
@@ -104,10 +105,10 @@ def test_the_report_shows_no_arm_of_other_rows(tmp_path: Path) -> None:
 
 def test_arms_without_a_common_document_have_no_difference(tmp_path: Path) -> None:
     run, directory = make_run(tmp_path / "run", arms=("frame", "random"))
-    assert [c["arm"] for c in read_study(run, directory)["comparisons"]] == ["frame"]
-    last = read_results(directory)["random"]["checkpoints"][-1]["step"]
-    for path in (directory.evaluation("random").with_suffix("") / str(last)).glob("*.parquet"):
+    assert [c.line.arm for c in read_study(run, directory).comparisons] == ["frame"]
+    final = read_result(directory, "random").final.name
+    for path in scores_folder(directory, "random", final).glob("*.parquet"):
         table = pq.read_table(path)
         others = pa.array([f"other {doc_id}" for doc_id in table["doc_id"].to_pylist()])
         pq.write_table(table.set_column(table.column_names.index("doc_id"), "doc_id", others), path)
-    assert read_study(run, directory)["comparisons"] == []
+    assert read_study(run, directory).comparisons == ()

@@ -14,6 +14,7 @@ import pytest
 
 from frame_jax.config.training import TrainingConfig
 from frame_jax.errors import UserError
+from frame_jax.evaluation.results import HeldOutLoss, TrialResult, WeightsResult
 from frame_jax.evaluation.tensorboard import write_tensorboard
 from frame_jax.main import main
 from frame_jax.parallel import processes
@@ -22,6 +23,7 @@ from frame_jax.training.metrics import MetricsLog
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob
 from tests.integration.small_run import write_config
+from tests.report.synthetic import make_score
 from tests.training.rows import make_job, write_rows
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -215,17 +217,20 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything(
 
 
 def test_the_board_of_an_evaluation_is_written_anew(tmp_path: Path) -> None:
-    measured = {
-        "checkpoints": [
+    checkpoints = [
+        WeightsResult(
+            *(str(step), (step,), step, step),
             {
-                "step": step,
-                "overall": {"nll_per_token": 9.0 - step, "bits_per_byte": 1.0},
-                "quadrant": {"Q2": {"nll_per_token": 0.5}},
-            }
-            for step in (3, 6)
-        ],
-        "tasks": [{"task": "piqa", "step": 6, "accuracy": 0.75}],
-    }
+                "all": HeldOutLoss(1, 1, 1, 1.0, 9.0 - step, 1.0),
+                "domain: code": HeldOutLoss(1, 1, 1, 1.0, 0.7, 1.0),
+                "quadrant: Q2": HeldOutLoss(1, 1, 1, 1.0, 0.5, 1.0),
+            },
+        )
+        for step in (3, 6)
+    ]
+    mean = dataclasses.replace(checkpoints[-1], name="average-last2")
+    tasks = make_score("piqa", 6, 0.75, None), make_score("piqa", 6, 0.5, None, weights=mean.name)
+    measured = TrialResult("frame", False, tuple(checkpoints), (mean,), tasks)
     for _ in range(2):
         write_tensorboard(tmp_path, measured)
     found = points(tmp_path / "tensorboard")

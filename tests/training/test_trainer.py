@@ -16,7 +16,7 @@ from frame_jax.config.training import OptimizerConfig, ReferenceModelConfig, Tra
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import make_mesh
-from frame_jax.run.trial_record import averaged_steps
+from frame_jax.run.trial_record import averaged_steps, load_trial_record
 from frame_jax.training.state import StateFactory
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob, kept_steps, tail_steps
@@ -168,13 +168,7 @@ def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
     assert kept == [0, 3, 6, 9, 11]  # 88 rows of 8: stages end at rows 22, 44, 66, 88
     train(job)
     assert set(checkpoints.saved_steps(job.folder / "checkpoints")) >= {0, 3, 6, 9, 11}
-    assert json.loads((job.folder / "curriculum.json").read_text())["kept_steps"] == [
-        0,
-        3,
-        6,
-        9,
-        11,
-    ]
+    assert load_trial_record(job.folder).kept_steps == (0, 3, 6, 9, 11)
 
 
 def test_the_end_of_a_run_keeps_checkpoints_for_averages(root: Path) -> None:
@@ -182,14 +176,14 @@ def test_the_end_of_a_run_keeps_checkpoints_for_averages(root: Path) -> None:
     job = make_job(root, folder="tail", training=training)
     assert tail_steps(job) == [7, 9, 11]  # thirds of the last 5.5 of 11 steps
     train(job)
-    plan = json.loads((job.folder / "curriculum.json").read_text())
-    assert plan["tail_steps"] == [7, 9, 11]
+    record = load_trial_record(job.folder)
+    assert record.tail_steps == (7, 9, 11)
     kept = kept_steps(job.selection.schedule, job.training)
-    assert plan["kept_steps"] == kept  # what evaluation reads one by one
+    assert record.kept_steps == tuple(kept)  # what evaluation reads one by one
     saved = checkpoints.saved_steps(job.folder / "checkpoints")
-    assert {*plan["kept_steps"], 7} <= set(saved)
-    assert averaged_steps(plan, 2) == [9, 11]
-    assert averaged_steps(plan | {"tail_steps": []}, 2) == plan["kept_steps"][-2:]
+    assert {*record.kept_steps, 7} <= set(saved)
+    assert averaged_steps(record, 2) == [9, 11]
+    assert averaged_steps(dataclasses.replace(record, tail_steps=()), 2) == kept[-2:]
 
 
 def test_without_milestones_only_stage_ends_are_saved(

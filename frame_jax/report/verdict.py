@@ -1,4 +1,4 @@
-"""Differences between two arms in, a verdict in words out: a study's statistics, and nothing else.
+"""Decides from the differences between two arms whether one is better: the statistics of a study.
 
 Two kinds of chance are kept apart. Another seed gives other initial weights and shuffles: seen in
 the differences of the seeds, which are paired, since a seed's arms share weights and rows. Other
@@ -11,18 +11,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 from scipy import special, stats
 
+from frame_jax.report.study_results import BETTER, NONE, UNTESTED, WORSE, Verdict
+
 CONFIDENCE = 0.95
 DOCUMENT_ERRORS = 1.96  # standard errors over documents: the two-sided 95% point of the normal
 POWER = 0.8
-
-BETTER, WORSE = "better", "worse"
-NONE, UNTESTED = "no difference that this study could see", "not tested: one seed"
 
 RULE = (
     "An arm is better (worse) if its mean difference lies below (above) zero by more than the "
@@ -33,37 +30,8 @@ RULE = (
 )
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """A difference of two arms, lower being better.
-
-    Attributes:
-        mean: Mean over seeds.
-        low: Lower end of the 95% t interval over seeds; None under one seed.
-        high: Upper end.
-        document_error: Standard error over held-out documents (or a task's items).
-        detectable: The smallest true difference that a study with these two errors would have
-            called better or worse in four cases of five, see `detectable_difference`; None under
-            one seed.
-        by_seed: The difference of each seed.
-        verdict: `better`, `worse`, or one of `NONE` and `UNTESTED`.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    document_error: float
-    detectable: float | None
-    by_seed: tuple[float, ...]
-    verdict: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self) | {"by_seed": list(self.by_seed)}
-
-
 def decide_verdict(by_seed: Sequence[float], document_error: float) -> Verdict:
-    """The verdict on differences, one a seed, by `RULE`.
+    """Decides by `RULE` whether an arm is better or worse than another.
 
     Args:
         by_seed: Difference of the arm and what it is compared with, under each seed.
@@ -146,9 +114,10 @@ def squared_spreads(seeds: int) -> np.ndarray:
 
 
 def verdict_sentence(verdict: Verdict, arm: str, against: str, unit: str) -> str:
-    """The verdict as a sentence.
+    """Puts a verdict into words.
 
-    >>> sentence(judge([0.02, 0.021, 0.022], 0.001), "frame", "random", "bits per byte")
+    >>> verdict = decide_verdict([0.02, 0.021, 0.022], 0.001)
+    >>> verdict_sentence(verdict, "frame", "random", "bits per byte")
     'frame is worse than random: +0.0210 bits per byte (95% interval over 3 seeds +0.0185 to \
 +0.0235; ±0.0010 over documents).'
     """

@@ -12,11 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from frame_jax.evaluation.verdict import (
-    BETTER,
-    NONE,
-    UNTESTED,
-    WORSE,
+from frame_jax.report.study_results import BETTER, NONE, UNTESTED, WORSE
+from frame_jax.report.verdict import (
     decide_verdict,
     detectable_difference,
     study_power,

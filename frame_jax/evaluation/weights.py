@@ -1,0 +1,151 @@
+"""Weights of a trial that are measured, and the files of measurements that processes share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from frame_jax import checkpoints
+from frame_jax.config.evaluation import AverageConfig
+from frame_jax.config.run import RunConfig
+from frame_jax.config.scoring import ScoringConfig
+from frame_jax.models.functional import read_description
+from frame_jax.parallel import processes
+from frame_jax.run import progress
+from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.run.trial_record import TrialRecord, averaged_steps
+from frame_jax.scoring.scorer import Scorer
+
+
+class Weights(NamedTuple):
+    """Weights of a trial that are measured: a checkpoint's, or the mean of several checkpoints'.
+
+    Attributes:
+        name: Of the folder of their results.
+        steps: Checkpoints they are made of, ascending; the last says where in training they stand.
+        decay: Of the mean, see `models.averages.mean_of_checkpoints`.
+    """
+
+    name: str
+    steps: tuple[int, ...]
+    decay: float | None = None
+
+    @property
+    def step(self) -> int:
+        """The newest checkpoint they are made of."""
+        return self.steps[-1]
+
+    @classmethod
+    def of_step(cls, step: int) -> Weights:
+        """The weights of one checkpoint."""
+        return cls(str(step), (step,))
+
+    @classmethod
+    def mean(cls, record: TrialRecord, average: AverageConfig) -> Weights:
+        """The mean of a trial's last checkpoints that a config asks for.
+
+        Raises:
+            UserError: if fewer checkpoints were kept.
+        """
+        steps = averaged_steps(record, average.last)
+        return cls(f"average-{average.name}", tuple(steps), average.decay)
+
+
+class Part(NamedTuple):
+    """A Parquet file of measurements that one process makes in one go.
+
+    Attributes:
+        weights: The weights that are measured.
+        path: The file.
+        work: What they are measured on.
+        size: How much that is, in the unit of the progress bar.
+        note: Shown beside the progress bar.
+    """
+
+    weights: Weights
+    path: Path
+    work: Any
+    size: int
+    note: str
+
+
+# Columns of a part; the last argument advances the progress bar.
+Measure = Callable[[Scorer, Part, Callable[[int], None]], dict[str, Any]]
+
+
+def write_missing_parts(
+    config: RunConfig,
+    directory: RunDirectory,
+    trial: str,
+    parts: Sequence[Part],
+    measure: Measure,
+    *,
+    title: str,
+    unit: str,
+) -> None:
+    """Writes the parts that are not there yet; called on every process.
+
+    Args:
+        config: The run.
+        directory: The run.
+        trial: Whose weights are measured.
+        parts: All parts, the same on every process.
+        measure: Makes the columns of a part.
+        title: Of the progress bar and of the barriers.
+        unit: Of the progress bar.
+    """
+    missing = [part for part in parts if not part.path.exists()]
+    # Every process sees the same missing parts, because none writes before all have looked.
+    processes.barrier(f"{title}: parts listed")
+    if missing:
+        share = processes.local_share(missing)
+        total, show = sum(part.size for part in share), processes.is_first()
+        with progress.progress_bar(title, total, unit, show=show) as update:
+            # All processes load weights together, those without a share of them too.
+            wanted = list(dict.fromkeys(part.weights for part in missing))
+            folder, ema = directory.pretrain(trial), config.evaluation.ema
+            for weights, scorer in checkpoint_scorers(config.scoring, folder, wanted, ema=ema):
+                for part in (part for part in share if part.weights == weights):
+                    columns = measure(scorer, part, functools.partial(update, note=part.note))
+                    with atomic_path(part.path) as temporary:
+                        pq.write_table(pa.table(columns), temporary, compression="zstd")
+    processes.barrier(f"{title}: parts written")
+
+
+def checkpoint_scorers(
+    scoring: ScoringConfig, folder: Path, weights: Sequence[Weights], *, ema: bool
+) -> Iterator[tuple[Weights, Scorer]]:
+    """Yields each of `weights` with a scorer of them, valid until the next; compiles once.
+
+    All processes must go through it together, those without work at one of them too.
+
+    Args:
+        scoring: Rows, context and dtype.
+        folder: A training run.
+        weights: Of checkpoints that are there.
+        ema: Take the moving average of the weights where they are those of one checkpoint.
+    """
+    decoder = read_description(folder, compute_dtype=scoring.compute_dtype)
+    scorer: Scorer | None = None
+    for each in weights:
+        saved = folder / "checkpoints"
+        if len(each.steps) == 1:
+            params = checkpoints.load_params(saved, decoder, each.step, ema=ema)
+        else:
+            params = checkpoints.load_mean_params(saved, decoder, each.steps, each.decay)
+        if scorer is None:
+            scorer = Scorer(
+                [(decoder, params)],
+                scoring.context,
+                per_device_batch_size=scoring.per_device_batch_size,
+                loss_chunk=scoring.loss_chunk,
+                fsdp=scoring.fsdp,
+            )
+        else:
+            scorer.replace_params(params)
+        yield each, scorer

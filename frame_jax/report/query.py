@@ -1,0 +1,22 @@
+"""Runs a DuckDB query and makes an object of each of its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import duckdb
+
+Row = TypeVar("Row")
+
+
+def query(kind: Callable[..., Row], sql: str, *parameters: Any) -> list[Row]:
+    """Calls `kind` with the columns of each row, in their order.
+
+    Args:
+        kind: A dataclass whose fields are the columns.
+        sql: The query.
+        parameters: Values for its question marks.
+    """
+    with duckdb.connect() as connection:
+        return [kind(*row) for row in connection.execute(sql, parameters).fetchall()]
