@@ -33,10 +33,10 @@ FEED_FORWARDS = {"dense": feed_forward_dense, "experts": feed_forward_experts}
 def init_params(c: ModelConfig, kind: LayerSpec, init: ParamInitializer) -> dict[str, nnx.Param]:
     """The parameters of layers of one kind, by name."""
     mixer = MIXERS[kind.mixer]
-    params = init.norm(mixer.NORM, c.hidden_size, c.norm) | mixer.parameters(c, init)
+    params = init.norm(mixer.NORM, c.hidden_size, c.norm) | mixer.init_params(c, init)
     if kind.feed_forward != "none":
         params |= init.norm("mlp_norm", c.hidden_size, c.norm)
-        params |= FEED_FORWARDS[kind.feed_forward].parameters(c, init)
+        params |= FEED_FORWARDS[kind.feed_forward].init_params(c, init)
     return params
 
 

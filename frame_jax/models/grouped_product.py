@@ -126,7 +126,7 @@ rows_to_tokens.defvjp(
 )
 choices_to_rows.defvjp(
     lambda values, placement: (choices_to_rows(values, placement), placement),
-    lambda placement, grad: (_take_or_zero(grad, placement.place), None),
+    lambda placement, grad: (_take_or_zero(grad, placement.row), None),
 )
 
 
