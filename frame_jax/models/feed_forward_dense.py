@@ -6,8 +6,14 @@ import jax
 from flax import nnx
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.context import LayerContext
-from frame_jax.models.layers import gelu, matmul, recompute_in_backward, save_activation, swiglu
+from frame_jax.models.layers import (
+    LayerContext,
+    gelu,
+    matmul,
+    recompute_in_backward,
+    save_activation,
+    swiglu,
+)
 from frame_jax.models.parameters import ParamInitializer
 from frame_jax.parallel.sharding import platform
 

@@ -15,9 +15,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.context import LayerContext
 from frame_jax.models.grouped_product import feed_forward_experts
-from frame_jax.models.layers import matmul, save_activation, swiglu
+from frame_jax.models.layers import LayerContext, matmul, save_activation, swiglu
 from frame_jax.models.parameters import ParamInitializer
 from frame_jax.models.router import (
     RouterStatistics,

@@ -8,8 +8,7 @@ from flax import nnx
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.attention import attention
-from frame_jax.models.context import LayerContext
-from frame_jax.models.layers import apply_rotary, matmul, rms_norm, save_activation
+from frame_jax.models.layers import LayerContext, apply_rotary, matmul, rms_norm, save_activation
 from frame_jax.models.parameters import ParamInitializer
 
 NORM = "attention_norm"

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.context import LayerContext
-from frame_jax.models.layers import matmul, save_activation
-from frame_jax.models.parameters import ParamInitializer, inverse_softplus
+from frame_jax.models.layers import LayerContext, matmul, save_activation
+from frame_jax.models.parameters import ParamInitializer
 from frame_jax.models.ssd import document_convolution, gated_rms_norm, ssd
 
 NORM = "mamba_norm"
@@ -40,10 +39,12 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
         params["conv_x_bias"] = init.vector(m.inner_dim, 0.0)
         params["conv_b_bias"] = init.vector(state, 0.0)
         params["conv_c_bias"] = init.vector(state, 0.0)
-    steps = jnp.exp(init.uniform(m.num_heads, math.log(1e-3), math.log(1e-1)))
+    steps = jnp.exp(init.uniform((m.num_heads,), math.log(1e-3), math.log(1e-1)))
     return params | {
-        "dt_bias": init.vector(m.num_heads, inverse_softplus(steps)),
-        "a_log": init.vector(m.num_heads, jnp.log(init.uniform(m.num_heads, 1.0, 16.0))),
+        "dt_bias": init.vector(
+            m.num_heads, steps + jnp.log(-jnp.expm1(-steps))
+        ),  # softplus makes `steps` of it
+        "a_log": init.vector(m.num_heads, jnp.log(init.uniform((m.num_heads,), 1.0, 16.0))),
         "skip": init.vector(m.num_heads, 1.0),
         "gate_norm": init.vector(m.inner_dim, 1.0),
         "mamba_out": init.matrix((m.inner_dim, hidden), ("heads", "embed"), init.residual),

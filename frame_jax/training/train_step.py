@@ -165,19 +165,16 @@ def updated_router_biases(
         rate: How far.
         config: The model's shape.
     """
-    layers, done = params["layers"], 0
-    expert_groups = [group for group in config.layer_groups if group.spec.feed_forward == "experts"]
-    if len(config.layer_groups) == 1:
-        bias = updated_router_bias(layers["router_bias"], counts, rate)
-        return {**params, "layers": {**layers, "router_bias": bias}}
-    by_repeat = counts.reshape(config.repeats, -1, counts.shape[-1])
-    new = dict(layers)
-    for group in expert_groups:
-        group_counts = by_repeat[:, done : done + group.length]
-        bias = updated_router_bias(layers[group.name]["router_bias"], group_counts, rate)
-        new[group.name] = {**layers[group.name], "router_bias": bias}
-        done += group.length
-    return {**params, "layers": new}
+    E = counts.shape[-1]
+    by_repeat, start = counts.reshape(config.repeats, -1, E), 0
+    layers = dict(params["layers"])
+    for group in config.layer_groups:
+        if group.spec.feed_forward == "experts":
+            group_counts = by_repeat[:, start : start + group.length].reshape(-1, E)
+            bias = updated_router_bias(layers[group.name]["router_bias"], group_counts, rate)
+            layers[group.name] = layers[group.name] | {"router_bias": bias}
+            start += group.length
+    return params | {"layers": layers}
 
 
 def router_metrics(routers: RouterStatistics) -> dict[str, jax.Array]:
