@@ -105,9 +105,9 @@ def _over_tokens(x: jax.Array, grad: jax.Array, tokens: range) -> jax.Array:
     if platform() != "cpu" or width <= math.prod(grad.shape[len(tokens) :]):
         return _product(x, grad, tokens, tokens)
     # Without the barrier XLA would exchange the operands again.
-    turned = jax.lax.optimization_barrier(_product(grad, x, tokens, tokens))
+    transposed = jax.lax.optimization_barrier(_product(grad, x, tokens, tokens))
     columns = range(grad.ndim - len(tokens))
-    return turned.transpose(*range(len(columns), turned.ndim), *columns)
+    return transposed.transpose(*range(len(columns), transposed.ndim), *columns)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -163,7 +163,7 @@ def rotary_frequencies(
     Args:
         head_dim: Width of a head, even.
         theta: Base of the frequencies.
-        scaling: Stretch for a longer context, by the rule that came with Llama 3.1.
+        scaling: Stretch for a longer context, by the rule of Llama 3.1.
 
     Returns:
         [head_dim / 2] float32.

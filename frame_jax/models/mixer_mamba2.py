@@ -21,8 +21,11 @@ NORM = "mamba_norm"
 
 
 def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
-    """Projections of gate, input, B, C and step size, each by itself so that a mesh axis cuts heads
-    and not across parts; and what the recurrence has of its own, initialised as by its authors."""
+    """Makes the projections, convolutions and the parameters of the recurrence.
+
+    Gate, input, B, C and step size are projected each by itself, so that a mesh axis splits heads
+    and not across parts. The recurrence is initialised as by its authors.
+    """
     m, hidden = c.mamba2, c.hidden_size
     state = m.groups * m.state_size
     params = {
@@ -54,7 +57,7 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
 def apply(
     c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
 ) -> jax.Array:
-    """[B, T, D] -> [B, T, D]."""
+    """Applies the mixer: [B, T, D] -> [B, T, D]."""
     m = c.mamba2
     z = save_activation(matmul(x, p["in_z"]))
 

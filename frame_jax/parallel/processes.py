@@ -1,4 +1,4 @@
-"""Starts the processes of a pod, and lets them wait for, tell and ask one another.
+"""Starts the processes of a pod; lets them wait for each other and exchange small values.
 
 Every phase runs on every process of a pod. Work that comes in parts is divided by process index
 (`local_share`), work that must happen once is done by process 0, and `barrier` separates the two.
