@@ -41,7 +41,7 @@ def random_params(decoder: Decoder, seed: int) -> Any:
     params["embedding"] *= 20
     if "output" in params:
         params["output"] *= 20
-    for tree in (params, params["layers"]):
+    for tree in (params, *params["layers"].values()):
         for name in tree:
             if name.endswith(("norm", "bias")):
                 tree[name] = tree[name] + 0.3 * rng.standard_normal(tree[name].shape, np.float32)

@@ -32,7 +32,7 @@ class LayerGroup(NamedTuple):
     """A group of equal layers, one after the other.
 
     Attributes:
-        name: Their parameters' name among those of all layers; empty where all layers are equal.
+        name: The key of their parameters under `layers`.
         spec: What they are.
         length: How many there are in one repeat of the pattern.
     """
@@ -302,7 +302,7 @@ class ModelConfig:
     @property
     def repeats(self) -> int:
         """How often the shortest pattern that makes all layers is repeated; 1 where all layers are
-        equal."""
+        equal, which is one group."""
         kinds = self.layer_specs
         if len(set(kinds)) == 1:
             return 1
@@ -314,11 +314,9 @@ class ModelConfig:
 
     @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:
-        """The groups of equal layers in one repeat of the pattern."""
+        """The groups of equal consecutive layers in one repeat of the pattern."""
         kinds = self.layer_specs[: self.num_layers // self.repeats]
-        groups = [(kind, len(list(group))) for kind, group in itertools.groupby(kinds)]
-        if len(groups) == 1:
-            return (LayerGroup("", *groups[0]),)
         return tuple(
-            LayerGroup(f"run_{i}", kind, length) for i, (kind, length) in enumerate(groups)
+            LayerGroup(f"group_{i}", kind, len(list(equal)))
+            for i, (kind, equal) in enumerate(itertools.groupby(kinds))
         )

@@ -1,8 +1,8 @@
-"""Causal grouped-query attention inside segments: queries, keys, values in, mixed values out.
+"""Causal grouped-query attention inside segments, by the fastest kernel of each backend.
 
-One interface, the library kernel of each backend behind it: Pallas splash attention on TPU, cuDNN
-by the documents' offsets on GPU (`packed_attention`); elsewhere, and for shapes a kernel does not
-take, plain XLA that never holds all scores.
+Pallas splash attention on TPU, cuDNN by the documents' offsets on GPU (`packed_attention`), blocks
+that skip other documents on CPU (`segment_attention`); for shapes that a kernel does not take,
+plain XLA that never holds all scores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SPLASH_BLOCKS = (1024, 512, 256, 128)  # queries and keys of one tile, the large
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-    """Each query attends to the keys at or before it in the same segment.
+    """Lets each query attend to the keys at or before it in the same segment.
 
     Args:
         q: [B, T, H, head_dim].
@@ -39,7 +39,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
     mesh = context_mesh()
     if mesh is None or mesh.are_all_axes_manual:
         return _kernel_for(q, k)(q, k, v, segment_ids)
-    # The partitioner cannot cut a kernel; each device calls it on its own rows and heads.
+    # The partitioner cannot split a kernel; each device calls it on its own rows and heads.
     rows, heads = partition_spec(("batch", "heads"), (q.shape[0], k.shape[2]), mesh)
     split = PartitionSpec(rows, None, heads)
     return jax.shard_map(
@@ -51,7 +51,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
 
 
 def _kernel_for(q: jax.Array, k: jax.Array) -> Callable[..., jax.Array]:
-    """The path for what one device has of the queries and keys."""
+    """The function that computes `attention` for the queries and keys of one device."""
     backend = platform()
     if backend == "tpu" and q.shape[1] % SPLASH_BLOCKS[-1] == 0:
         return splash_attention
@@ -60,12 +60,12 @@ def _kernel_for(q: jax.Array, k: jax.Array) -> Callable[..., jax.Array]:
             return lean_attention  # of short rows there is little to skip
         return segment_attention.segment_attention
     if backend == "gpu":
-        obstacle = packed_attention.unsupported_reason(q, k)
-        if obstacle is None:
+        reason = packed_attention.unsupported_reason(q, k)
+        if reason is None:
             return packed_attention.packed_attention
         dense = q.dtype == jnp.bfloat16
         instead = "cuDNN with a mask of all pairs" if dense else "plain XLA"
-        warnings.warn(f"attention runs in {instead}: {obstacle}", stacklevel=2)
+        warnings.warn(f"attention runs in {instead}: {reason}", stacklevel=2)
         if dense:
             return functools.partial(library_attention, implementation="cudnn")
     return lean_attention
@@ -135,7 +135,7 @@ _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 def _scores(q: jax.Array, k: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """[B, K, G, Q, head_dim] x [B, K, S, head_dim] -> masked scores [B, K, G, Q, S], float32.
 
-    The queries are the last of the S places.
+    The queries are at the last of the S positions.
     """
     Q, S = q.shape[3], k.shape[2]
     mask = segment_ids[:, S - Q :, None] == segment_ids[:, None]

@@ -20,11 +20,11 @@ class EmaState(NamedTuple):
 
 
 def mean_of_checkpoints(checkpoints: Iterable[Any], decay: float | None = None) -> Any:
-    """The mean of trees of float32 arrays, taken one after the other, oldest first.
+    """Averages trees of float32 arrays, which are read one after the other, oldest first.
 
     Args:
         checkpoints: Trees of the same shape; one is held beside the running mean at a time.
-        decay: Each weighs this share of the one after it; None weighs all the same.
+        decay: The weight of each by the weight of the one after it; None weighs all the same.
     """
     mean, total = None, 0.0
     for params in checkpoints:

@@ -1,4 +1,4 @@
-"""Next-token losses from hidden states, piece by piece of the sequence: logits never exist whole.
+"""Next-token losses from hidden states, chunk by chunk: the logits of a batch never exist whole.
 
 `token_nll` gives the NLL of every token (scoring, evaluation). `cross_entropy` gives the weighted
 sum with a derivative that is made in the forward pass (training).
@@ -36,7 +36,7 @@ def _join_sequence(split: jax.Array) -> jax.Array:
 
 
 def chunk_count(rows: int, length: int, chunk_tokens: int) -> int:
-    """The smallest number of equal pieces of `length` with at most `chunk_tokens` tokens in each.
+    """The smallest number of equal chunks of `length` with at most `chunk_tokens` tokens in each.
 
     >>> chunk_count(rows=8, length=512, chunk_tokens=1024)
     4
@@ -54,21 +54,21 @@ def token_nll(
         hidden: [B, T, D], compute dtype.
         unembedding: [V, D], rounded to the dtype of `hidden`.
         targets: [B, T] int32.
-        chunks: Pieces the sequence is cut into; divides T.
+        chunks: Chunks the sequence is split into; divides T.
 
     Returns:
         [B, T] float32.
     """
     w = unembedding.astype(hidden.dtype)
 
-    def piece(carry: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+    def chunk_nll(carry: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
         hidden, targets = inputs
         logits = _dot("btd,vd->btv", hidden, w)
         log_total = jax.nn.logsumexp(logits, axis=-1)
         return carry, log_total - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
 
     _, nll = jax.lax.scan(
-        piece, None, (_split_sequence(hidden, chunks), _split_sequence(targets, chunks))
+        chunk_nll, None, (_split_sequence(hidden, chunks), _split_sequence(targets, chunks))
     )
     return _join_sequence(nll)
 
@@ -84,7 +84,7 @@ def cross_entropy(
 ) -> tuple[jax.Array, jax.Array]:
     """Sums over all tokens of the objective and of the NLL, in nats.
 
-    The objective is `weights * (NLL + z_loss_weight * log(Z)**2)` with Z the sum of the
+    The objective is `loss_mask * (NLL + z_loss_weight * log(Z)**2)` with Z the sum of the
     exponentiated logits, whose drift the second term holds back (PaLM, section 5). Derivatives are
     the objective's; the NLL has none.
 
@@ -92,8 +92,8 @@ def cross_entropy(
         hidden: [B, T, D], compute dtype.
         unembedding: [V, D] float32.
         targets: [B, T] int32.
-        loss_mask: [B, T] float32; no derivative with respect to them is made.
-        chunks: Pieces the sequence is cut into; divides T.
+        loss_mask: [B, T] float32; no derivative with respect to it is made.
+        chunks: Chunks the sequence is split into; divides T.
         z_loss_weight: Weight of the squared logarithm.
 
     Returns:
@@ -110,10 +110,10 @@ def _cross_entropy_forward(
     chunks: int,
     z_loss_weight: float,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """The sums, and the derivatives while the logits of a piece are at hand.
+    """The sums, and the derivatives while the logits of a chunk are at hand.
 
     Rows are grouped by the devices that hold them, and each group adds up its own derivative of
-    the unembedding: summed over devices once at the end, instead of after every piece.
+    the unembedding: summed over devices once at the end, instead of after every chunk.
     """
     mesh = context_mesh()
     groups = (
@@ -124,45 +124,45 @@ def _cross_entropy_forward(
     w = constrain_sharding(unembedding.astype(hidden.dtype), "vocab", None)
     # A CPU lays out the left operand anew for a sum over tokens: let it be the narrower one. A TPU
     # would rather have the derivative as it is stored.
-    turned = platform() == "cpu"
-    product = "gbtd,gbtv->gdv" if turned else "gbtd,gbtv->gvd"
-    order = (None, "vocab") if turned else ("vocab", None)
+    transposed = platform() == "cpu"
+    product = "gbtd,gbtv->gdv" if transposed else "gbtd,gbtv->gvd"
+    order = (None, "vocab") if transposed else ("vocab", None)
 
     def grouped(x: jax.Array) -> jax.Array:
         """[B, T, ...] -> [chunks, groups, B / groups, T / chunks, ...]."""
-        pieces = _split_sequence(x, chunks)
-        pieces = pieces.reshape(chunks, groups, -1, *pieces.shape[2:])
-        return constrain_sharding(pieces, None, "batch", *[None] * (pieces.ndim - 2))
+        split = _split_sequence(x, chunks)
+        split = split.reshape(chunks, groups, -1, *split.shape[2:])
+        return constrain_sharding(split, None, "batch", *[None] * (split.ndim - 2))
 
-    def piece(
+    def add_chunk(
         carry: tuple[jax.Array, jax.Array, jax.Array],
         inputs: tuple[jax.Array, jax.Array, jax.Array],
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
         objective, nll_sum, grad_w = carry
-        hidden, targets, weights = inputs  # [groups, b, t, D], [groups, b, t] twice
+        hidden, targets, loss_mask = inputs  # [groups, b, t, D], [groups, b, t] twice
         logits = _dot("gbtd,vd->gbtv", hidden, w)
         is_target = targets[..., None] == jnp.arange(w.shape[0])
         log_total = jax.nn.logsumexp(logits, axis=-1)
         nll = log_total - jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
         probabilities = jnp.exp(logits - log_total[..., None])
-        steepness = weights * (1 + 2 * z_loss_weight * log_total)
-        grad = probabilities * steepness[..., None] - is_target * weights[..., None]
+        logit_grad_scale = loss_mask * (1 + 2 * z_loss_weight * log_total)
+        grad = probabilities * logit_grad_scale[..., None] - is_target * loss_mask[..., None]
         grad = grad.astype(hidden.dtype)
         grad_hidden = _dot("gbtv,vd->gbtd", grad, w).astype(hidden.dtype)
         grad_w = constrain_sharding(grad_w + _dot(product, hidden, grad), "batch", *order)
-        nll_sum += jnp.sum(nll * weights)
-        objective += jnp.sum((nll + z_loss_weight * jnp.square(log_total)) * weights)
+        nll_sum += jnp.sum(nll * loss_mask)
+        objective += jnp.sum((nll + z_loss_weight * jnp.square(log_total)) * loss_mask)
         return (objective, nll_sum, grad_w), grad_hidden
 
     zero = jnp.zeros((), jnp.float32)
-    shape = unembedding.shape[::-1] if turned else unembedding.shape
+    shape = unembedding.shape[::-1] if transposed else unembedding.shape
     grad_w = jnp.zeros((groups, *shape), jnp.float32)
     (objective, nll_sum, grad_w), grad_hidden = jax.lax.scan(
-        piece, (zero, zero, grad_w), (grouped(hidden), grouped(targets), grouped(loss_mask))
+        add_chunk, (zero, zero, grad_w), (grouped(hidden), grouped(targets), grouped(loss_mask))
     )
     grad_hidden = _join_sequence(grad_hidden.reshape(chunks, hidden.shape[0], -1, hidden.shape[2]))
     grad_w = jnp.sum(grad_w, axis=0)
-    grad_w = constrain_sharding(grad_w.T if turned else grad_w, "vocab", "embed")
+    grad_w = constrain_sharding(grad_w.T if transposed else grad_w, "vocab", "embed")
     return (objective, nll_sum), (grad_hidden, grad_w.astype(unembedding.dtype))
 
 

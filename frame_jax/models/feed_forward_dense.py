@@ -6,14 +6,20 @@ import jax
 from flax import nnx
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.context import LayerContext
-from frame_jax.models.layers import gelu, matmul, recompute_in_backward, save_activation, swiglu
+from frame_jax.models.layers import (
+    LayerContext,
+    gelu,
+    matmul,
+    recompute_in_backward,
+    save_activation,
+    swiglu,
+)
 from frame_jax.models.parameters import ParamInitializer
 from frame_jax.parallel.sharding import platform
 
 
 def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
-    """The matrices, and biases where the model has them."""
+    """Makes the matrices, and biases where the model has them."""
     hidden, inner = c.hidden_size, c.intermediate_size
     params = {}
     if c.activation == "swiglu":
@@ -29,7 +35,7 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
 def apply(
     c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
 ) -> tuple[jax.Array, None]:
-    """[B, T, D] -> [B, T, D]."""
+    """Applies the layer: [B, T, D] -> [B, T, D], and no statistics."""
 
     def linear(x: jax.Array, name: str) -> jax.Array:
         y = matmul(x, p[name])

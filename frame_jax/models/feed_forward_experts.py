@@ -1,6 +1,6 @@
 """A mixture of experts as a layer's feed-forward: a router, experts, and a shared one beside them.
 
-No token is dropped, so what a token becomes depends on nothing but itself. The router computes in
+No token is dropped, so the output for a token depends on no other token. The router computes in
 float32: rounded to bfloat16 it would choose differently near ties.
 """
 
@@ -15,9 +15,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.context import LayerContext
 from frame_jax.models.grouped_product import feed_forward_experts
-from frame_jax.models.layers import matmul, save_activation, swiglu
+from frame_jax.models.layers import LayerContext, matmul, save_activation, swiglu
 from frame_jax.models.parameters import ParamInitializer
 from frame_jax.models.router import (
     RouterStatistics,
@@ -29,7 +28,7 @@ from frame_jax.parallel.sharding import context_mesh, partition_spec
 
 
 def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
-    """The router, the experts' matrices and those of the shared expert."""
+    """Makes the router, the experts' matrices and those of the shared expert."""
     e, hidden = c.experts, c.hidden_size
     inner, E = e.intermediate_size, e.num_experts
     params = {
@@ -56,7 +55,7 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
 def apply(
     c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
 ) -> tuple[jax.Array, RouterStatistics | None]:
-    """[B, T, D] -> [B, T, D], and what the router did."""
+    """Applies the layer: [B, T, D] -> [B, T, D], and the router's statistics."""
     e = c.experts
     logits = router_logits(x, p["router"])  # [B, T, E]
     experts, weights, probabilities = choose_experts(
@@ -79,7 +78,7 @@ def apply(
 
 
 class RoutedTokens(NamedTuple):
-    """Tokens and where they go.
+    """Tokens, the experts of each, and their weights.
 
     Attributes:
         x: [B, T, D], compute dtype.
@@ -101,7 +100,7 @@ class ExpertWeights(NamedTuple):
 
 
 def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> jax.Array:
-    """The weighted sum of what the chosen experts make of each token, on any mesh: [B, T, D]."""
+    """The weighted sum of the chosen experts' outputs for each token, on any mesh: [B, T, D]."""
     mesh, count = context_mesh(), len(matrices.gate)
     if mesh is None or mesh.are_all_axes_manual:
         return local_expert_sum(routed, matrices, count=count)
@@ -121,8 +120,8 @@ def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> jax.Ar
 def local_expert_sum(
     routed: RoutedTokens, matrices: ExpertWeights, *, count: int, first: jax.Array | int = 0
 ) -> jax.Array:
-    """`weighted_expert_sum` on one device, of those of the `count` experts that are at hand,
-    `first` and on."""
+    """`weighted_expert_sum` over the experts that a device holds: of all `count`, those from number
+    `first` on."""
     x, experts, weights = (array.reshape(-1, array.shape[-1]) for array in routed)
     gate, up, down = matrices
     out = feed_forward_experts(x, experts, weights, gate, up, down, first_expert=first, count=count)
@@ -138,10 +137,18 @@ def sharded_expert_sum(
     shards: str | None,
     columns: str | None,
 ) -> jax.Array:
-    """What one device does: the tokens of its group of the `expert` axis through its experts.
+    """The part of one device in `weighted_expert_sum`, inside `shard_map`.
 
-    Gathering the group's tokens and scattering the sums needs no exchange whose size depends on
-    the routing.
+    It gathers the tokens of its group of the `expert` axis, applies its experts and scatters the
+    sums: no exchange has a size that depends on the routing.
+
+    Args:
+        routed: The tokens of this device.
+        matrices: The experts, and columns of them, of this device.
+        count: Experts of all devices.
+        rows: Mesh axes over which tokens are split.
+        shards: Mesh axis over which experts are split.
+        columns: Mesh axis over which the experts' columns F are split.
     """
     first: jax.Array | int = 0
     gathered = shards is not None and rows is not None

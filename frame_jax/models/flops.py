@@ -1,4 +1,4 @@
-"""How much arithmetic a model is: a shape in, floating-point operations out.
+"""Counts a model's parameters and floating-point operations.
 
 Convention: a multiply and an add are two operations; only matrix products count; attention is
 causal, so a query meets half of the keys; Mamba-2 is its recurrence; of a mixture, the router and
@@ -8,7 +8,12 @@ not count. Model FLOPs utilisation (MFU) is these over what the chips could do.
 
 from __future__ import annotations
 
+import functools
+
+import jax
+
 from frame_jax.config.models import LayerSpec, ModelConfig
+from frame_jax.models.functional import Decoder
 
 # Dense bfloat16 FLOPs a second of one device, from the makers' data sheets, by JAX `device_kind`.
 PEAK_FLOPS = {
@@ -32,84 +37,43 @@ HBM_GIB = {
 }
 
 
+@functools.cache
+def parameter_sizes(config: ModelConfig, vocab_size: int) -> list[tuple[tuple[str, ...], int]]:
+    """The logical axes and the size of every parameter, stacked over the layers of a group."""
+    decoder = Decoder(config, vocab_size)
+    axes = jax.tree.leaves(decoder.axes(), is_leaf=lambda node: isinstance(node, tuple))
+    sizes = [leaf.size for leaf in jax.tree.leaves(decoder.shapes())]
+    return list(zip(axes, sizes, strict=True))
+
+
+def parameter_count(config: ModelConfig, vocab_size: int) -> int:
+    """All parameters: matrices, embeddings, norms and biases."""
+    return sum(size for _, size in parameter_sizes(config, vocab_size))
+
+
+def active_parameter_count(config: ModelConfig, vocab_size: int) -> int:
+    """The parameters that a token meets: all but the experts that its router leaves out."""
+    return sum(
+        active_size(config, axes, size) for axes, size in parameter_sizes(config, vocab_size)
+    )
+
+
 def matrix_param_count(config: ModelConfig, vocab_size: int) -> int:
     """Parameters that take part in a matrix product for a token: of experts, those of its own.
 
     The embedding lookup is none; the output projection is one, tied or not.
     """
-    c = config
-    layers = sum(
-        mixer_matrix_params(c, spec)
-        + feed_forward_matrix_params(c, spec, c.experts.num_experts_per_token)
-        for spec in c.layer_specs
+    return vocab_size * config.hidden_size + sum(
+        active_size(config, axes, size)
+        for axes, size in parameter_sizes(config, vocab_size)
+        if not {"norm", "conv", "vocab"} & set(axes)
     )
-    return layers + vocab_size * c.hidden_size
 
 
-def mixer_matrix_params(c: ModelConfig, spec: LayerSpec) -> int:
-    """Parameters of the matrices of a layer's mixer."""
-    if spec.mixer == "mamba2":
-        m = c.mamba2
-        gate_input_and_output, maps = 3 * m.inner_dim, 2 * m.groups * m.state_size
-        return c.hidden_size * (gate_input_and_output + maps + m.num_heads)
-    heads, kv_heads = c.num_heads * c.resolved_head_dim, c.num_kv_heads * c.resolved_head_dim
-    return c.hidden_size * (2 * heads + 2 * kv_heads)
-
-
-def feed_forward_matrix_params(c: ModelConfig, spec: LayerSpec, experts: int) -> int:
-    """Parameters of the matrices of a layer's feed-forward, with so many of its experts."""
-    match spec.feed_forward:
-        case "none":
-            return 0
-        case "dense":
-            return (3 if c.activation == "swiglu" else 2) * c.hidden_size * c.intermediate_size
-        case "experts":
-            e = c.experts
-            widths = experts * e.intermediate_size + e.shared_expert_intermediate_size
-            return c.hidden_size * (e.num_experts + 3 * widths)
-
-
-def vector_params(c: ModelConfig, spec: LayerSpec) -> int:
-    """All other parameters of a layer: norms, biases, convolutions and the like."""
-    norm = c.hidden_size * (2 if c.norm == "layer" else 1)
-    count = norm if spec.feed_forward == "none" else 2 * norm
-    if spec.mixer == "mamba2":
-        m = c.mamba2
-        channels = m.inner_dim + 2 * m.groups * m.state_size
-        count += channels * (m.conv_kernel + m.conv_bias) + 3 * m.num_heads + m.inner_dim
-    else:
-        heads, kv_heads = c.num_heads * c.resolved_head_dim, c.num_kv_heads * c.resolved_head_dim
-        count += (heads + 2 * kv_heads) * c.qkv_bias + c.hidden_size * c.bias
-        whole = c.qk_norm_over == "projection"
-        count += (heads + kv_heads if whole else 2 * c.resolved_head_dim) * c.qk_norm
-    if spec.feed_forward == "dense":
-        inner = c.intermediate_size * (2 if c.activation == "swiglu" else 1)
-        count += (inner + c.hidden_size) * c.bias
-    elif spec.feed_forward == "experts":
-        count += c.experts.num_experts * c.experts.router_bias
-    return count
-
-
-def parameter_count(config: ModelConfig, vocab_size: int) -> int:
-    """All parameters: matrices, embeddings, norms and biases."""
-    return _parameters(config, vocab_size, config.experts.num_experts)
-
-
-def active_parameter_count(config: ModelConfig, vocab_size: int) -> int:
-    """Those of them that a token meets: all but the experts that its router leaves out."""
-    return _parameters(config, vocab_size, config.experts.num_experts_per_token)
-
-
-def _parameters(c: ModelConfig, vocab_size: int, experts: int) -> int:
-    layers = sum(
-        mixer_matrix_params(c, spec)
-        + feed_forward_matrix_params(c, spec, experts)
-        + vector_params(c, spec)
-        for spec in c.layer_specs
-    )
-    tables = 1 if c.tie_embeddings else 2
-    final_norm = c.hidden_size * (2 if c.norm == "layer" else 1)
-    return layers + tables * vocab_size * c.hidden_size + final_norm
+def active_size(config: ModelConfig, axes: tuple[str, ...], size: int) -> int:
+    """How many numbers of a parameter of these axes and this size a token meets."""
+    e = config.experts
+    return size // e.num_experts * e.num_experts_per_token if "expert" in axes else size
 
 
 def forward_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -> float:

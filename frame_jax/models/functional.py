@@ -1,6 +1,6 @@
-"""The decoder as a pure function over a nested dict of arrays: `Decoder.init`, `Decoder.apply`.
+"""The decoder as pure functions over a nested dict of arrays: `Decoder.init`, `Decoder.bind`.
 
-Modules are written in NNX; training, scoring and checkpoints work on plain pytrees, which jit
+The module is written in NNX; training, scoring and checkpoints work on plain pytrees, which jit
 without NNX's per-call bookkeeping.
 """
 
@@ -32,7 +32,7 @@ class Decoder:
         config: Shape of the model.
         vocab_size: Rows of the embedding.
         compute_dtype: Type of matrix-product operands.
-        remat: What the backward pass recomputes.
+        remat: What the backward pass recomputes, as in `TrainingConfig.remat`.
         unroll: Layers in one turn of the loop over layers.
     """
 
@@ -74,7 +74,7 @@ class Decoder:
         return nnx.to_pure_dict(named)
 
     def bind(self, params: Params) -> Transformer:
-        """The module over `params`; call it, or ask it for its `unembedding()`."""
+        """The module with `params` as its parameters."""
         return nnx.merge(self._abstract[0], nnx.State(params))
 
     def parameter_count(self) -> int:
@@ -83,13 +83,18 @@ class Decoder:
 
 
 def write_description(folder: Path, decoder: Decoder) -> None:
-    """Writes `model.json`: what is needed beside the weights to rebuild the model."""
+    """Writes `model.json`, the model's shape and vocabulary, which `read_description` reads."""
     value = {"vocab_size": decoder.vocab_size, "model": dataclasses.asdict(decoder.config)}
     write_json(folder / "model.json", value)
 
 
 def read_description(folder: Path, **settings: Any) -> Decoder:
-    """The decoder described by `folder/model.json`, with e.g. `compute_dtype="float32"`."""
+    """Reads `folder/model.json`.
+
+    Args:
+        folder: Of the model.
+        settings: Settings of `Decoder` beside its shape, e.g. `compute_dtype="float32"`.
+    """
     value = read_json(folder / "model.json")
     shape = value["model"]
     parts = {"rope_scaling": RopeScalingConfig, "experts": ExpertsConfig, "mamba2": Mamba2Config}

@@ -1,8 +1,7 @@
-"""Experts on the tokens that chose them, arrays in and out: no capacity, nothing is dropped, and no
-token's result depends on another token.
+"""The feed-forward of experts on the tokens that chose them; no token is dropped.
 
-Choices are sorted by expert, and each expert's run is padded to whole tiles of rows, so that a tile
-meets one expert's matrix. Moving tokens to rows and back are gathers, each the other's transpose.
+Choices are sorted by expert, and each expert's rows are padded to whole tiles, so that a tile meets
+one expert's matrix. Moving tokens to rows and back are gathers, each the other's transpose.
 The product of tiles and matrices has one body for each backend: Pallas megablox on TPU,
 `jax.lax.ragged_dot` on GPU, a loop over tiles elsewhere.
 """
@@ -18,14 +17,14 @@ from frame_jax.models.layers import from_bits, recompute_in_backward, save_activ
 from frame_jax.parallel.sharding import platform
 
 CPU_TILE = 64
-TPU_TILES = (512, 256, 128)  # rows of a tile, the largest that an expert's usual run fills
+TPU_TILES = (512, 256, 128)  # rows of a tile, the largest that an expert's mean load fills
 # What is multiplied at one time, with tiles of 512 rows, fits in the 16 MiB that a v5e's compiler
 # gives a kernel; operands of 1024 columns keep the matrix unit busier than memory.
 TPU_BLOCK_BYTES = 2048  # of a row of operands
 
 
 class Placement(NamedTuple):
-    """Which choice each row holds. Integers, int32; nothing is differentiated through them.
+    """Which choice of an expert each row holds, int32; nothing is differentiated through it.
 
     Attributes:
         source: [R] choice of a row, counted m * k + j for the j-th choice of token m; M * k where
@@ -44,16 +43,16 @@ def rows_per_tile(choices: int, experts: int) -> int:
     """Rows of a tile for so many choices among so many experts."""
     match platform():
         case "tpu":
-            run = choices // experts
-            return next((size for size in TPU_TILES if size <= run), TPU_TILES[-1])
+            mean_load = choices // experts
+            return next((size for size in TPU_TILES if size <= mean_load), TPU_TILES[-1])
         case "gpu":
-            return 1  # `ragged_dot` takes runs of any length
+            return 1  # `ragged_dot` takes groups of any size
         case _:
             return CPU_TILE
 
 
 def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
-    """Rows for all choices, sorted by expert, each expert's run padded to whole tiles.
+    """Assigns rows to all choices, sorted by expert, each expert's rows padded to whole tiles.
 
     Args:
         experts: [M, k] int32, different for each choice of a token; choices outside [0, E) are of
@@ -71,40 +70,40 @@ def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
     rows = jnp.arange(tiles * tile, dtype=jnp.int32)
     chosen = jnp.where((experts >= 0) & (experts < num_experts), experts, num_experts).reshape(-1)
     order = jnp.argsort(chosen, stable=True).astype(jnp.int32)
-    in_order = chosen[order]
-    starts = jnp.searchsorted(in_order, jnp.arange(num_experts + 1)).astype(jnp.int32)
+    sorted_choices = chosen[order]
+    starts = jnp.searchsorted(sorted_choices, jnp.arange(num_experts + 1)).astype(jnp.int32)
     lengths = jnp.diff(starts)
-    ends = jnp.cumsum(-(-lengths // tile) * tile)  # [E] where the padded runs end
+    ends = jnp.cumsum(-(-lengths // tile) * tile)  # [E] where the experts' padded rows end
     shift = jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]]) - starts[:-1]
 
     tile_expert = jnp.searchsorted(ends, rows[::tile], side="right").astype(jnp.int32)
     expert = jnp.repeat(tile_expert, tile)
-    at = rows - shift.at[expert].get(mode="clip")  # place among the sorted choices
-    filled = (expert < num_experts) & (at < starts[1:].at[expert].get(mode="clip"))
-    source = jnp.where(filled, order.at[at].get(mode="clip"), M * k)
+    index = rows - shift.at[expert].get(mode="clip")  # among the sorted choices
+    filled = (expert < num_experts) & (index < starts[1:].at[expert].get(mode="clip"))
+    source = jnp.where(filled, order.at[index].get(mode="clip"), M * k)
 
-    rows_ = jnp.arange(M * k, dtype=jnp.int32) + shift.at[in_order].get(mode="clip")
-    rows_ = jnp.where(in_order < num_experts, rows_, rows.size)
-    _, row = jax.lax.sort((order, rows_), num_keys=1)  # back in the order of the tokens
+    row = jnp.arange(M * k, dtype=jnp.int32) + shift.at[sorted_choices].get(mode="clip")
+    row = jnp.where(sorted_choices < num_experts, row, rows.size)
+    _, row = jax.lax.sort((order, row), num_keys=1)  # back in the order of the tokens
     return Placement(
         save_activation(source), save_activation(row.reshape(M, k)), save_activation(tile_expert)
     )
 
 
 def _take_or_zero(x: jax.Array, indices: jax.Array) -> jax.Array:
-    """Entries of the leading axis; zeros for places behind its end."""
+    """Entries of the leading axis; zeros for indices behind its end."""
     return x.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
 @jax.custom_vjp
 def tokens_to_rows(x: jax.Array, placement: Placement) -> jax.Array:
-    """Tokens [M, D] to rows [R, D]; empty rows are zero."""
+    """Copies tokens [M, D] to rows [R, D]; empty rows are zero."""
     return _take_or_zero(x, placement.source // placement.row.shape[1])
 
 
 @jax.custom_vjp
 def rows_to_tokens(rows: jax.Array, placement: Placement) -> jax.Array:
-    """The sum of each token's rows: [R, D] to [M, D], summed in float32."""
+    """Sums each token's rows in float32: [R, D] to [M, D]."""
     return jnp.sum(_take_or_zero(rows, placement.row).astype(jnp.float32), axis=1).astype(
         rows.dtype
     )
@@ -112,7 +111,7 @@ def rows_to_tokens(rows: jax.Array, placement: Placement) -> jax.Array:
 
 @jax.custom_vjp
 def choices_to_rows(values: jax.Array, placement: Placement) -> jax.Array:
-    """Values of choices [M, k] to rows [R]; 0 for empty rows."""
+    """Copies values of choices [M, k] to rows [R]; 0 for empty rows."""
     return _take_or_zero(values.reshape(-1), placement.source)
 
 
@@ -132,8 +131,10 @@ choices_to_rows.defvjp(
 
 @jax.custom_vjp
 def grouped_matmul(x: jax.Array, w: jax.Array, tile_expert: jax.Array) -> jax.Array:
-    """Each tile of rows times the matrix of its expert, by the rule of `layers.matmul`: operands in
-    the dtype of `x`, sums in float32, the cotangent rounded to the dtype of `x`.
+    """Multiplies each tile of rows with the matrix of its expert.
+
+    By the rule of `layers.matmul`: operands in the dtype of `x`, sums in float32, the cotangent
+    rounded to the dtype of `x`.
 
     Args:
         x: [R, D], compute dtype.
@@ -162,7 +163,7 @@ grouped_matmul.defvjp(
 
 
 def _products(x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool) -> jax.Array:
-    """Tiles times [E, D, F], or times its transpose where `transposed`; all in the dtype of `x`."""
+    """Tiles times `w` [E, D, F], or times its transpose where `transposed`; dtype of `x`."""
     match platform():
         case "tpu":
             return megablox_products(x, w, tile_expert, transposed)
@@ -175,7 +176,7 @@ def _products(x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bo
 def _outer_products(
     x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
 ) -> jax.Array:
-    """[R, D] and [R, F] to [E, D, F] float32: over the rows of an expert, the sum of x_d * y_f."""
+    """[R, D] and [R, F] to [E, D, F] float32: the sum of x_d * y_f over the rows of an expert."""
     match platform():
         case "tpu":
             return megablox_outer_products(x, y, tile_expert, num_experts)
@@ -188,7 +189,7 @@ def _outer_products(
 def looped_products(
     x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool
 ) -> jax.Array:
-    """`_products`, a tile at a time: work for the tiles in use, and no copies of matrices."""
+    """`_products`, a tile at a time, for the tiles in use; matrices are not copied."""
     tile, columns = len(x) // len(tile_expert), w.shape[1 if transposed else 2]
     contract = (((1,), (1 if transposed else 0,)), ((), ()))
     x, w, dtype = to_bits(x), to_bits(w), x.dtype
@@ -224,8 +225,8 @@ def looped_outer_products(
     return jax.lax.fori_loop(0, jnp.sum(tile_expert < num_experts), body, out)
 
 
-def _run_lengths(tile_expert: jax.Array, rows: int, num_experts: int) -> jax.Array:
-    """[E] int32: rows of each expert's padded run."""
+def _rows_per_expert(tile_expert: jax.Array, rows: int, num_experts: int) -> jax.Array:
+    """[E] int32: the rows of each expert, padding included."""
     tiles = jnp.diff(jnp.searchsorted(tile_expert, jnp.arange(num_experts + 1)))
     return (tiles * (rows // len(tile_expert))).astype(jnp.int32)
 
@@ -246,7 +247,7 @@ def megablox_products(
     return gmm(
         x,
         w,
-        _run_lengths(tile_expert, len(x), len(w)),
+        _rows_per_expert(tile_expert, len(x), len(w)),
         x.dtype,
         (tile, _block(x.shape[1], most), _block(columns, most)),
         transpose_rhs=transposed,
@@ -264,7 +265,7 @@ def megablox_outer_products(
     return tgmm(
         x.T,
         y,
-        _run_lengths(tile_expert, len(x), num_experts),
+        _rows_per_expert(tile_expert, len(x), num_experts),
         jnp.float32,
         (tile, _block(x.shape[1], most // 2), _block(y.shape[1], most)),
         interpret=interpret,
@@ -274,9 +275,9 @@ def megablox_outer_products(
 def ragged_products(
     x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool
 ) -> jax.Array:
-    """`_products` in `jax.lax.ragged_dot`: what compiles on a GPU, not what is fast there (public
-    reports, and jax's own fallback, have every expert multiply every row)."""
-    lengths = _run_lengths(tile_expert, len(x), len(w))
+    """`_products` in `jax.lax.ragged_dot_general`, which compiles on a GPU but is not fast there
+    (by public reports, and in JAX's own fallback, every expert multiplies every row)."""
+    lengths = _rows_per_expert(tile_expert, len(x), len(w))
     numbers = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((1,), (2 if transposed else 1,)), ((), ())),
         lhs_ragged_dimensions=[0],
@@ -298,7 +299,7 @@ def ragged_outer_products(
     return jax.lax.ragged_dot_general(
         x,
         y,
-        _run_lengths(tile_expert, len(x), num_experts),
+        _rows_per_expert(tile_expert, len(x), num_experts),
         numbers,
         preferred_element_type=jnp.float32,
     )
@@ -308,7 +309,7 @@ def ragged_outer_products(
 def _gate_and_up(
     x: jax.Array, placement: Placement, gate: jax.Array, up: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """[M, D] to twice [R, F]. A token's k rows are made again in the backward pass, not kept."""
+    """The two first products, [M, D] to twice [R, F]; the backward pass makes the rows again."""
     rows = tokens_to_rows(x, placement)
     tiles = placement.tile_expert
     return grouped_matmul(rows, gate, tiles), grouped_matmul(rows, up, tiles)
@@ -331,7 +332,7 @@ def feed_forward_experts(
     first_expert: int | jax.Array = 0,
     count: int | None = None,
 ) -> jax.Array:
-    """The weighted sum of what each token's experts, SwiGLU each, make of it.
+    """The weighted sum of the outputs of each token's experts, SwiGLU each.
 
     A device that holds some of the experts, or some of the columns F, gives its part of the sum;
     the caller adds the parts. Products cost what the choices of the experts here cost, up to a tile

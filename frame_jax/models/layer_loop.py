@@ -1,4 +1,4 @@
-"""The loop over a stack of layers: activations and stacked parameters in, activations out.
+"""The loop over a stack of layers: `lax.scan`, and on CPUs, where XLA needs it, one of our own.
 
 Loops may lie in one another: a layer may itself be a loop over layers.
 """
@@ -7,23 +7,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 
 from frame_jax.models.layers import from_bits, to_bits
+from frame_jax.parallel.sharding import platform
 
-# Activations [B, T, D], one layer's parameters and what all layers read, to activations and what
-# else the layer tells, a tree of arrays.
+# Activations [B, T, D], one layer's parameters and what all layers read, to activations and an
+# auxiliary output, a tree of arrays.
 Layer = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
 
+# Before 0.12, XLA for CPUs wrote and read a stack of bfloat16 by way of float32.
+STACKS_NEED_BITS = tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 12)
 
-def run_layers(
+
+def scan_layers(
     layer: Layer, unroll: int, x: jax.Array, stacked: Any, context: Any
 ) -> tuple[jax.Array, Any]:
-    """`x` after all layers, and the auxiliary output of each.
+    """Applies layers one after the other.
 
     Args:
         layer: One layer.
@@ -33,29 +39,60 @@ def run_layers(
         context: What all layers read; nothing is differentiated with respect to it.
 
     Returns:
-        [B, T, D], and a tree of arrays with the leading axis of `stacked`.
+        [B, T, D], and the layers' auxiliary outputs, each with the leading axis of `stacked`.
     """
+    as_bits = platform() == "cpu" and STACKS_NEED_BITS and residuals_are_leaves()
+    scan = _scan_saving_bits if as_bits else _plain_scan
+    return scan(layer, unroll, x, stacked, context)
+
+
+@functools.cache
+def residuals_are_leaves() -> bool:
+    """Whether `jax.vjp` returns a tree whose leaves are the arrays that it keeps, the function's
+    arguments as they are. JAX does not promise it; without it the plain loop takes over."""
+    found = []
+
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        out, pull_back = jax.vjp(jnp.multiply, x, y)
+        kept = jax.tree.leaves(pull_back)
+        found.append(any(leaf is x for leaf in kept) and any(leaf is y for leaf in kept))
+        return out
+
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    jax.eval_shape(product, number, number)
+    if not found[0]:
+        warnings.warn(
+            f"JAX {jax.__version__} keeps residuals in another way than the loop over layers for "
+            "CPUs knows: training in bfloat16 on a CPU takes more memory; a newer jaxlib (0.12) "
+            "does without that loop",
+            stacklevel=2,
+        )
+    return found[0]
+
+
+def _plain_scan(
+    layer: Layer, unroll: int, x: jax.Array, stacked: Any, context: Any
+) -> tuple[jax.Array, Any]:
     return jax.lax.scan(lambda x, params: layer(x, params, context), x, stacked, unroll=unroll)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def run_layers_on_cpu(
+def _scan_saving_bits(
     layer: Layer, unroll: int, x: jax.Array, stacked: Any, context: Any
 ) -> tuple[jax.Array, Any]:
-    """`run_layers`, what the backward pass needs of each layer being kept as bits.
+    """`_plain_scan`, what the backward pass needs of each layer being kept as bits.
 
-    XLA for CPUs writes and reads a stack of bfloat16 by way of float32: left alone, it converts the
-    saved activations of all layers at once, forth and back, and holds them at three times their
-    size. Values and derivatives are those of `run_layers`, bit for bit.
+    Left alone, XLA converts the saved activations of all layers at once to float32 and back, and
+    holds them at three times their size. Values and derivatives are the same, bit for bit.
     """
-    return run_layers(layer, unroll, x, stacked, context)
+    return _plain_scan(layer, unroll, x, stacked, context)
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class KnownLeaf:
-    """Stands for the array at `index` among the leaves of a layer's parameters and the context,
-    which the backward pass has without saving it."""
+    """Stands for a residual that the backward pass has anyway: the array at `index` among the
+    leaves of a layer's parameters and the context."""
 
     index: int
 
@@ -64,11 +101,6 @@ class BFloat16Bits(NamedTuple):
     """Stands for an array of bfloat16. (A loop inside keeps its own as plain uint16.)"""
 
     bits: jax.Array
-
-
-def is_placeholder(leaf: Any) -> bool:
-    """Whether a leaf of what was kept is not the array itself."""
-    return isinstance(leaf, KnownLeaf | BFloat16Bits)
 
 
 def _forward(
@@ -103,7 +135,9 @@ def _backward(
                 return known_leaves[leaf.index]
             return from_bits(leaf.bits) if isinstance(leaf, BFloat16Bits) else leaf
 
-        pull_back = jax.tree.map(value, saved, is_leaf=is_placeholder)
+        pull_back = jax.tree.map(
+            value, saved, is_leaf=lambda leaf: isinstance(leaf, KnownLeaf | BFloat16Bits)
+        )
         return pull_back((grad, grad_aux))
 
     grad, grad_aux = grads
@@ -113,4 +147,4 @@ def _backward(
     return grad, grad_stacked, None
 
 
-run_layers_on_cpu.defvjp(_forward, _backward)
+_scan_saving_bits.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""The arithmetic of a decoder, arrays in and out: matrix product, RMSNorm, rotary positions.
+"""What layers have in common: matrix product, norms, activations, rotary positions.
 
 One rule for every backend: matrix-product operands in the compute dtype (bfloat16), sums in
 float32. TPU and GPU matrix units work that way, and so do the CPU's.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +19,33 @@ from frame_jax.config.models import RopeScalingConfig
 from frame_jax.parallel.sharding import platform
 
 SAVED_NAME = "saved"
-save_activation = functools.partial(
-    checkpoint_name, name=SAVED_NAME
-)  # what remat `minimal` keeps of a layer
+# Marks what remat `minimal` keeps of a layer.
+save_activation = functools.partial(checkpoint_name, name=SAVED_NAME)
 # Elementwise work costs less to repeat in the backward pass than its float32 intermediates cost to
 # keep. Forward and backward pass are two loops over layers: there is nothing to merge by mistake.
 recompute_in_backward = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
+class LayerContext(NamedTuple):
+    """What every layer reads beside activations and parameters.
+
+    Attributes:
+        segment_ids: [B, T] int32; tokens attend inside their segment.
+        positions: [B, T] int32; a Mamba-2 layer starts anew where they are 0.
+        rotary: Two arrays [B, T, 1, rotary width], as `rotary_tables` makes them.
+        loss_mask: [B, T] float32, 1 for tokens that count in the statistics of routers; None for no
+            statistics.
+    """
+
+    segment_ids: jax.Array
+    positions: jax.Array
+    rotary: tuple[jax.Array, jax.Array]
+    loss_mask: jax.Array | None
+
+
 def to_bits(x: jax.Array) -> jax.Array:
-    """bfloat16 as uint16, other dtypes as they are: for stacks, which XLA for CPUs would otherwise
-    write and read by way of float32."""
+    """bfloat16 as uint16, other dtypes as they are: for arrays that a loop takes slices of or puts
+    together, which XLA for CPUs before jaxlib 0.12 does by way of float32."""
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
@@ -88,9 +105,9 @@ def _over_tokens(x: jax.Array, grad: jax.Array, tokens: range) -> jax.Array:
     if platform() != "cpu" or width <= math.prod(grad.shape[len(tokens) :]):
         return _product(x, grad, tokens, tokens)
     # Without the barrier XLA would exchange the operands again.
-    turned = jax.lax.optimization_barrier(_product(grad, x, tokens, tokens))
+    transposed = jax.lax.optimization_barrier(_product(grad, x, tokens, tokens))
     columns = range(grad.ndim - len(tokens))
-    return turned.transpose(*range(len(columns), turned.ndim), *columns)
+    return transposed.transpose(*range(len(columns), transposed.ndim), *columns)
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -146,7 +163,7 @@ def rotary_frequencies(
     Args:
         head_dim: Width of a head, even.
         theta: Base of the frequencies.
-        scaling: Stretch for a longer context, by the rule that came with Llama 3.1.
+        scaling: Stretch for a longer context, by the rule of Llama 3.1.
 
     Returns:
         [head_dim / 2] float32.
@@ -189,7 +206,7 @@ def apply_rotary(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array
 def _rotate_backward(
     tables: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, None]:
-    """Turns back."""
+    """Rotates by the negative angle."""
     cos, sin = tables
     return apply_rotary(grad, (cos, -sin)), None
 

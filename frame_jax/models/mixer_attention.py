@@ -8,15 +8,14 @@ from flax import nnx
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.attention import attention
-from frame_jax.models.context import LayerContext
-from frame_jax.models.layers import apply_rotary, matmul, rms_norm, save_activation
+from frame_jax.models.layers import LayerContext, apply_rotary, matmul, rms_norm, save_activation
 from frame_jax.models.parameters import ParamInitializer
 
 NORM = "attention_norm"
 
 
 def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
-    """Projections and what goes with them."""
+    """Makes the projections, their biases, and the norms of queries and keys."""
     hidden = c.hidden_size
     heads, kv_heads = c.num_heads * c.resolved_head_dim, c.num_kv_heads * c.resolved_head_dim
     params = {
@@ -40,7 +39,7 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
 def apply(
     c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
 ) -> jax.Array:
-    """[B, T, D] -> [B, T, D]."""
+    """Applies the mixer: [B, T, D] -> [B, T, D]."""
 
     def heads(w: jax.Array) -> jax.Array:
         """[..., H * head_dim] -> [..., H, head_dim]. Products with weights of this shape spare
@@ -78,5 +77,5 @@ def apply_partial_rotary(c: ModelConfig, x: jax.Array, context: LayerContext) ->
         return x
     if width == c.resolved_head_dim:
         return apply_rotary(x, context.rotary)
-    turned = apply_rotary(x[..., :width], context.rotary)
-    return jnp.concatenate([turned, x[..., width:]], axis=-1)
+    rotated = apply_rotary(x[..., :width], context.rotary)
+    return jnp.concatenate([rotated, x[..., width:]], axis=-1)

@@ -13,17 +13,19 @@ import jax.numpy as jnp
 from flax import nnx
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.context import LayerContext
-from frame_jax.models.layers import matmul, save_activation
-from frame_jax.models.parameters import ParamInitializer, inverse_softplus
+from frame_jax.models.layers import LayerContext, matmul, save_activation
+from frame_jax.models.parameters import ParamInitializer
 from frame_jax.models.ssd import document_convolution, gated_rms_norm, ssd
 
 NORM = "mamba_norm"
 
 
 def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
-    """Projections of gate, input, B, C and step size, each by itself so that a mesh axis cuts heads
-    and not across parts; and what the recurrence has of its own, initialised as by its authors."""
+    """Makes the projections, convolutions and the parameters of the recurrence.
+
+    Gate, input, B, C and step size are projected each by itself, so that a mesh axis splits heads
+    and not across parts. The recurrence is initialised as by its authors.
+    """
     m, hidden = c.mamba2, c.hidden_size
     state = m.groups * m.state_size
     params = {
@@ -40,10 +42,12 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
         params["conv_x_bias"] = init.vector(m.inner_dim, 0.0)
         params["conv_b_bias"] = init.vector(state, 0.0)
         params["conv_c_bias"] = init.vector(state, 0.0)
-    steps = jnp.exp(init.uniform(m.num_heads, math.log(1e-3), math.log(1e-1)))
+    steps = jnp.exp(init.uniform((m.num_heads,), math.log(1e-3), math.log(1e-1)))
     return params | {
-        "dt_bias": init.vector(m.num_heads, inverse_softplus(steps)),
-        "a_log": init.vector(m.num_heads, jnp.log(init.uniform(m.num_heads, 1.0, 16.0))),
+        "dt_bias": init.vector(
+            m.num_heads, steps + jnp.log(-jnp.expm1(-steps))
+        ),  # softplus makes `steps` of it
+        "a_log": init.vector(m.num_heads, jnp.log(init.uniform((m.num_heads,), 1.0, 16.0))),
         "skip": init.vector(m.num_heads, 1.0),
         "gate_norm": init.vector(m.inner_dim, 1.0),
         "mamba_out": init.matrix((m.inner_dim, hidden), ("heads", "embed"), init.residual),
@@ -53,7 +57,7 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
 def apply(
     c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
 ) -> jax.Array:
-    """[B, T, D] -> [B, T, D]."""
+    """Applies the mixer: [B, T, D] -> [B, T, D]."""
     m = c.mamba2
     z = save_activation(matmul(x, p["in_z"]))
 

@@ -1,9 +1,9 @@
-"""Attention over packed rows for NVIDIA GPUs: cuDNN's kernel, told where each document begins.
+"""Attention over packed rows for NVIDIA GPUs: cuDNN's kernel, by the offsets of documents.
 
-The kernel takes lists of segments, their lengths and offsets, and never meets two segments in one
-tile of work: what the documents hide is neither computed nor described by a mask [T, T]. A call
-has a fixed number of places for segments, and takes working memory for T tokens at each; a batch
-with more segments takes more calls, in a loop. The result is exact for any batch.
+The kernel takes the lengths and offsets of segments, and computes no scores between two segments
+and needs no mask [T, T]. A call has a fixed number of slots for segments, and takes working memory
+for T tokens at each; a batch with more segments takes more calls, in a loop. The result is exact
+for any batch.
 
 JAX has the kernel's operations, but no public function for them; its internal one scales the keys'
 offsets by the number of query heads up to JAX 0.10.2, which is wrong where heads share keys
@@ -11,8 +11,8 @@ offsets by the number of query heads up to JAX 0.10.2, which is wrong where head
 own. `unsupported_reason` says where that is not possible.
 
 The forward pass keeps the logarithms of the softmax's denominators, one a query and head, which
-spares the backward pass the forward kernel. cuDNN gives and wants them by place and position, with
-room for T positions at every place; they are that only around a call.
+spares the backward pass the forward kernel. cuDNN returns and takes them by slot and position, with
+space for T positions at every slot; they have that layout only around a call.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ import jax.numpy as jnp
 from frame_jax.models.layers import save_activation
 from frame_jax.parallel.sharding import device_kind
 
-# Segments that a call takes. The rows of a device share the places, and each brings two at least.
-# The backward pass needs 8 bytes for each number of the queries at each place (says
-# cudnn-frontend's source: sums of dQ in float32, dK and dV of every query head).
+# Segments that a call takes. The rows of a device share the slots, and each brings two at least.
+# The backward pass needs 8 bytes for each number of the queries at each slot (by the source of
+# cudnn-frontend: sums of dQ in float32, dK and dV of every query head).
 SEGMENT_SLOTS = 16
 HEAD_DIMS = range(8, 257, 8)
 # Data-centre chips from Hopper on, which is what the kernel's packed layout needs.
@@ -38,12 +38,12 @@ CHIPS = re.compile(r"\b(?:GH|H|GB|B)\d{2,3}\b")
 
 
 class BatchSegments(NamedTuple):
-    """Where the segments of a batch lie in its B * T tokens. A call has places for B * P of them.
+    """Where the segments of a batch lie in its B * T tokens. A call has slots for B * P of them.
 
     Attributes:
         starts: [B * T + B * P + 1] int32, the first token of each segment; then B * T.
         segment: [B, T] int32, which segment a token is in, counted through all rows.
-        position: [B, T] int32, a token's place in its segment.
+        position: [B, T] int32, a token's position in its segment.
         calls: [] int32, how many calls of the kernel take all segments.
     """
 
@@ -54,12 +54,12 @@ class BatchSegments(NamedTuple):
 
 
 def segment_slots_per_row(rows: int) -> int:
-    """Places that each of so many rows brings to a call."""
+    """The slots that each of so many rows brings to a call."""
     return max(2, SEGMENT_SLOTS // rows)
 
 
 def find_segments(segment_ids: jax.Array) -> BatchSegments:
-    """The segments of a batch, [B, T] int32; equal ids of one segment stand side by side."""
+    """Finds the segments of a batch, [B, T] int32; equal ids of one segment are contiguous."""
     B, T = segment_ids.shape
     begins = segment_ids[:, 1:] != segment_ids[:, :-1]
     begins = jnp.pad(begins, ((0, 0), (1, 0)), constant_values=True).reshape(-1)
@@ -73,13 +73,13 @@ def find_segments(segment_ids: jax.Array) -> BatchSegments:
 
 
 class KernelCall(NamedTuple):
-    """What one call of the kernel takes.
+    """The segments of one call of the kernel.
 
     Attributes:
-        lengths: [B, P] int32 of the segments at its places, 0 for none.
+        lengths: [B, P] int32 of the segments at its slots, 0 for none.
         starts: [B, P + 1] int32, first tokens in the B * T of the batch; the first B * P + 1 count.
-        slot: [B, T] int32, where a token's segment is among the call's places, if it is.
-        in_call: [B, T] bool, whether it is.
+        slot: [B, T] int32, the slot of a token's segment, if the call has it.
+        in_call: [B, T] bool, whether the call has a token's segment.
     """
 
     lengths: jax.Array
@@ -89,7 +89,7 @@ class KernelCall(NamedTuple):
 
 
 def select_call(segments: BatchSegments, number: jax.Array) -> KernelCall:
-    """The call of that number."""
+    """The segments of the call of that number."""
     B, T = segments.segment.shape
     slots = B * segment_slots_per_row(B)
     starts = jax.lax.dynamic_slice(segments.starts, (number * slots,), (slots + 1,))
@@ -116,12 +116,13 @@ def _forward(
 
     def call(number: jax.Array, done: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         mixed, log_total = done
-        part = select_call(segments, number)
-        new, statistics = forward_kernel(q, k, v, part.lengths, part.starts)
-        slot = jnp.clip(part.slot, 0, part.lengths.size - 1)
-        of_token = statistics[slot, :, segments.position]  # [B, T, H]
-        of_token = jnp.where(part.in_call[:, :, None], of_token, log_total)
-        return jnp.where(part.in_call[:, :, None, None], new, mixed), of_token
+        kernel_call = select_call(segments, number)
+        lengths, in_call = kernel_call.lengths, kernel_call.in_call
+        new, statistics = forward_kernel(q, k, v, lengths, kernel_call.starts)
+        slot = jnp.clip(kernel_call.slot, 0, lengths.size - 1)
+        by_token = statistics[slot, :, segments.position]  # [B, T, H]
+        by_token = jnp.where(in_call[:, :, None], by_token, log_total)
+        return jnp.where(in_call[:, :, None, None], new, mixed), by_token
 
     start = (jnp.zeros_like(q), jnp.zeros((B, T, H), jnp.float32))
     mixed, log_total = jax.lax.fori_loop(0, segments.calls, call, start)
@@ -135,17 +136,18 @@ def _backward(
     q, k, v, segment_ids, mixed, log_total = residuals
     B, T, H, _ = q.shape
     segments, grad = find_segments(segment_ids), grad.astype(q.dtype)
-    # What stands at positions after a segment's end is never read into a result; it is finite.
+    # Positions after a segment's end are never read into a result; what they hold is finite.
     by_token = log_total.reshape(B * T, H)
 
     def call(number: jax.Array, done: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        part = select_call(segments, number)
-        starts = part.starts.reshape(-1)[: part.lengths.size]
+        kernel_call = select_call(segments, number)
+        lengths = kernel_call.lengths
+        starts = kernel_call.starts.reshape(-1)[: lengths.size]
         token = jnp.minimum(starts[:, None] + jnp.arange(T), B * T - 1)
         statistics = by_token[token].transpose(0, 2, 1)  # [B * P, H, T]
-        new = backward_kernel(q, k, v, statistics, mixed, grad, part.lengths, part.starts)
-        mine = part.in_call[:, :, None, None]
-        return tuple(jnp.where(mine, x, y) for x, y in zip(new, done, strict=True))
+        new = backward_kernel(q, k, v, statistics, mixed, grad, lengths, kernel_call.starts)
+        in_call = kernel_call.in_call[:, :, None, None]
+        return tuple(jnp.where(in_call, x, y) for x, y in zip(new, done, strict=True))
 
     start = tuple(jnp.zeros_like(x) for x in (q, k, v))
     grad_q, grad_k, grad_v = jax.lax.fori_loop(0, segments.calls, call, start)
@@ -169,7 +171,7 @@ def forward_kernel(
 
     Returns:
         Mixed values, the shape of `q`, anything for tokens of other segments; logarithms of the
-        softmax's denominators, [B * P, H, T] float32 by place and position, anything after a
+        softmax's denominators, [B * P, H, T] float32 by slot and position, anything after a
         segment's end.
     """
     library = _library()
@@ -218,7 +220,7 @@ def _none(q: jax.Array) -> jax.Array:
 def _arguments(
     q: jax.Array, k: jax.Array, lengths: jax.Array, starts: jax.Array
 ) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
-    """Lengths and offsets of queries and keys, offsets in numbers; and what the call is told."""
+    """Lengths and offsets of queries and keys, offsets in numbers; and the call's settings."""
     library = _library()
     by_query, by_key = (starts * math.prod(x.shape[2:]) for x in (q, k))
     settings = {
@@ -249,7 +251,7 @@ def unsupported_reason(q: jax.Array, k: jax.Array) -> str | None:
 
 @functools.cache
 def _missing() -> str | None:
-    """What this version of JAX lacks of the operations; None if nothing."""
+    """Why this version of JAX cannot call the operations; None if it can."""
     q = jax.ShapeDtypeStruct((1, 128, 2, 64), jnp.bfloat16)
     k = jax.ShapeDtypeStruct((1, 128, 1, 64), jnp.bfloat16)
     ids = jax.ShapeDtypeStruct((1, 128), jnp.int32)

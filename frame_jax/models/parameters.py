@@ -10,43 +10,45 @@ from flax import nnx
 
 
 class ParamInitializer:
-    """Makes parameters for layers that are stacked on leading axes.
+    """Makes the parameters of equal layers, stacked on a first axis.
 
     Attributes:
-        leading: Sizes of those axes: the layers, or repeats of a pattern and layers of a run.
-        layers: Layers of the whole model, by which writes to the residual stream are scaled.
-        rngs: Where random numbers come from.
+        residual: Scale of the matrices that write to the residual stream: they are scaled down, so
+            that its variance does not grow with depth.
     """
 
-    def __init__(self, leading: tuple[int, ...], layers: int, rngs: nnx.Rngs):
-        self.leading, self.rngs = leading, rngs
-        # All writes to the residual stream are scaled down, so its variance does not grow.
-        self.residual = (2 * layers) ** -0.5
+    def __init__(self, stacked: int, num_layers: int, rngs: nnx.Rngs):
+        """
+        Args:
+            stacked: Layers of the stack.
+            num_layers: Layers of the whole model.
+            rngs: Where random numbers come from.
+        """
+        self._stacked, self._rngs = stacked, rngs
+        self.residual = (2 * num_layers) ** -0.5
 
     def _param(self, values: jax.Array, axes: Sequence[str]) -> nnx.Param:
-        return nnx.Param(values, axes=("layer",) * len(self.leading) + tuple(axes))
+        return nnx.Param(values, axes=("layer", *axes))
 
     def matrix(self, shape: Sequence[int], axes: Sequence[str], scale: float = 1.0) -> nnx.Param:
-        """Matrices [*leading, *shape], normal with the variance `scale`^2 / rows."""
-        values = jax.random.normal(self.rngs.params(), (*self.leading, *shape), jnp.float32)
+        """Matrices [layers, *shape], normal with the variance `scale`^2 / rows."""
+        values = jax.random.normal(self._rngs.params(), (self._stacked, *shape), jnp.float32)
         return self._param(values * (scale * shape[-2] ** -0.5), axes)
 
-    def uniform(self, width: int, low: float, high: float) -> jax.Array:
-        """[*leading, width], uniform in [low, high)."""
-        shape = (*self.leading, width)
-        return jax.random.uniform(self.rngs.params(), shape, jnp.float32, low, high)
+    def uniform(self, shape: Sequence[int], low: float, high: float) -> jax.Array:
+        """[layers, *shape], uniform in [low, high)."""
+        shape = (self._stacked, *shape)
+        return jax.random.uniform(self._rngs.params(), shape, jnp.float32, low, high)
 
     def vector(self, width: int, value: float | jax.Array) -> nnx.Param:
-        """Vectors [*leading, width] that weight decay spares: norms, biases and the like."""
-        values = jnp.broadcast_to(jnp.asarray(value, jnp.float32), (*self.leading, width))
+        """Vectors [layers, width] that weight decay spares: norms, biases and the like."""
+        values = jnp.broadcast_to(jnp.asarray(value, jnp.float32), (self._stacked, width))
         return self._param(values, ("norm",))
 
     def conv_kernel(self, width: int, channels: int) -> nnx.Param:
-        """Weights [*leading, width, channels] of a causal convolution over each channel."""
+        """Weights [layers, width, channels] of a causal convolution over each channel."""
         bound = width**-0.5
-        shape = (*self.leading, width, channels)
-        values = jax.random.uniform(self.rngs.params(), shape, jnp.float32, -bound, bound)
-        return self._param(values, ("conv", "norm"))
+        return self._param(self.uniform((width, channels), -bound, bound), ("conv", "norm"))
 
     def norm(self, name: str, width: int, kind: str) -> dict[str, nnx.Param]:
         """The scale of a norm and, for LayerNorm, its bias."""
@@ -54,8 +56,3 @@ class ParamInitializer:
         if kind == "layer":
             params[f"{name}_bias"] = self.vector(width, 0.0)
         return params
-
-
-def inverse_softplus(x: jax.Array) -> jax.Array:
-    """Inverse of softplus."""
-    return x + jnp.log(-jnp.expm1(-x))

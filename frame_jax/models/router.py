@@ -1,4 +1,4 @@
-"""The router of a mixture of experts, arrays in and out: logits, choices, and what is counted.
+"""The router of a mixture of experts: logits, choices, and their statistics.
 
 Everything is float32, products at full precision: rounding flips choices near ties.
 """
@@ -14,12 +14,10 @@ from frame_jax.models.layers import recompute_in_backward, save_activation
 
 
 class RouterStatistics(NamedTuple):
-    """What one layer's router did: sums over tokens or rows, float32. They add, exactly, over
-    rows, pieces of a batch and devices; a row of padding adds nothing. A loss is then
+    """Statistics of one layer's router: sums over tokens or rows, float32.
 
-        (balance_weight * balance + z_weight * z) / tokens
-
-    of the summed statistics, whatever pieces and mesh they were summed over.
+    They add, exactly, over rows, microbatches and devices; a row of padding adds nothing. A loss is
+    then `(balance_weight * balance + z_weight * z) / tokens` of the summed statistics.
 
     Attributes:
         counts: [E] choices of each expert.
@@ -39,7 +37,7 @@ class RouterStatistics(NamedTuple):
 
 
 def router_logits(x: jax.Array, weight: jax.Array) -> jax.Array:
-    """[..., D] in the compute dtype times [D, E] float32: [..., E] float32.
+    """The router's logits: [..., D] in the compute dtype times [D, E] float32, [..., E] float32.
 
     The backward pass chooses from the saved logits, so it cannot choose otherwise.
     """
@@ -59,7 +57,7 @@ def choose_experts(
     norm_topk_prob: bool,
     routed_scaling_factor: float,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The experts of each token: those with the highest score, the first of equals.
+    """Chooses the experts of each token: those with the highest score, the first of equals.
 
     Args:
         logits: [..., E] float32.
@@ -107,7 +105,7 @@ def _is_chosen(experts: jax.Array, num_experts: int) -> jax.Array:
 def router_statistics(
     logits: jax.Array, probabilities: jax.Array, experts: jax.Array, loss_mask: jax.Array
 ) -> RouterStatistics:
-    """What is counted of one layer's router; see `RouterStatistics`.
+    """Sums the statistics of one layer's router; see `RouterStatistics`.
 
     Gradients flow to `probabilities`, by way of `balance`, and to `logits`, by way of `z`.
 
@@ -136,8 +134,9 @@ def router_statistics(
 
 
 def updated_router_bias(bias: jax.Array, counts: jax.Array, rate: float) -> jax.Array:
-    """The bias of the next step (loss-free balancing, arXiv:2408.15664): up for experts chosen less
-    than the mean, down for others.
+    """The balancing bias of the next step: up for experts chosen less than the mean, else down.
+
+    Source: loss-free balancing, arXiv:2408.15664.
 
     Args:
         bias: [..., E] float32.

@@ -1,4 +1,4 @@
-"""Attention over packed rows for CPUs: scores of other segments are never made.
+"""Attention over packed rows for CPUs, which skips blocks of keys of other segments.
 
 A packed row holds several documents, and a query sees only keys of its own. Block by block of
 queries, this reads the keys from the earliest document of the block to the block itself. How many
@@ -29,15 +29,15 @@ _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 class QueryBlocks(NamedTuple):
-    """Where each block of queries stands, and how far back it looks.
+    """The position of each block of queries, and how far back it attends.
 
     Attributes:
         widths: Numbers of keys that a branch may read, rising.
         branch: [N] int32, the narrowest of `widths` that reaches all keys of the block's segments.
         row: [N] int32, which row of the batch.
-        stop: [N] int32, the place after the block's last query.
-        end: [N] int32, the place after the last key that is read: `stop`, or later where fewer keys
-            than the width are before it.
+        stop: [N] int32, the position after the block's last query.
+        end: [N] int32, the position after the last key that is read: `stop`, or later where fewer
+            keys than the width are before it.
     """
 
     widths: list[int]
@@ -48,7 +48,7 @@ class QueryBlocks(NamedTuple):
 
 
 def find_blocks(segment_ids: jax.Array) -> QueryBlocks:
-    """The N = B * T / QUERY_BLOCK blocks of a batch, row by row."""
+    """Finds the N = B * T / QUERY_BLOCK blocks of a batch, row by row."""
     B, T = segment_ids.shape
     count = T // QUERY_BLOCK
     step = KEY_BLOCK * math.ceil(T / (KEY_BLOCK * BRANCHES))
@@ -70,7 +70,7 @@ def first_keys(segment_ids: jax.Array) -> jax.Array:
 
 
 def gather_query_block(x: jax.Array, row: jax.Array, stop: jax.Array, key_heads: int) -> jax.Array:
-    """[B, T, H, D] -> [K, G * QUERY_BLOCK, D], what the queries before `stop` have; the G = H / K
+    """The block of queries before `stop`: [B, T, H, D] -> [K, G * QUERY_BLOCK, D], the G = H / K
     heads of a group side by side."""
     start, size = (row, stop - QUERY_BLOCK, 0, 0), (1, QUERY_BLOCK, *x.shape[2:])
     block = jax.lax.dynamic_slice(x, start, size).reshape(QUERY_BLOCK, key_heads, -1, x.shape[3])
@@ -78,8 +78,7 @@ def gather_query_block(x: jax.Array, row: jax.Array, stop: jax.Array, key_heads:
 
 
 def ungather_query_block(x: jax.Array) -> jax.Array:
-    """The inverse of `gather_query_block` for one block, [QUERY_BLOCK, H, D], as bits: N of them,
-    stacked, are the whole."""
+    """The inverse of `gather_query_block` for one block, as bits: [QUERY_BLOCK, H, D]."""
     block = x.reshape(x.shape[0], -1, QUERY_BLOCK, x.shape[2]).transpose(2, 0, 1, 3)
     return to_bits(block.reshape(QUERY_BLOCK, -1, x.shape[2]))
 
@@ -126,7 +125,7 @@ def attend(
     stop: jax.Array,
     end: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """One block of queries, which ends before `stop`, over the `width` keys before `end`.
+    """Attends from the block of queries that ends before `stop` to the `width` keys before `end`.
 
     Args:
         k: [B, K, T, head_dim].
@@ -135,8 +134,8 @@ def attend(
         width: Number of keys.
         queries: [K, G * QUERY_BLOCK, head_dim], the heads of a group side by side.
         row: Which of B.
-        stop: Place after the block's last query.
-        end: Place after the last key.
+        stop: Position after the block's last query.
+        end: Position after the last key.
 
     Returns:
         Mixed values, the shape of `queries`, and the logarithm of each query's softmax
@@ -181,7 +180,7 @@ def _backward(
     grad = grad.astype(q.dtype)
     inner = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
 
-    # A block adds to the T places before its end, the first of which are before the row.
+    # A block adds to the T positions before its end, the first of which are before the row.
     def block(sums: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
         log_total, branch, row, stop, end = inputs
         queries, grads, inners = (gather_query_block(x, row, stop, K) for x in (q, grad, inner))
@@ -236,8 +235,8 @@ def attend_backward(
     by_score = (weights * (by_weight - inner[:, None]) * scale).astype(grad.dtype)
     grad_k = _dot("ksq,kqd->ksd", by_score, queries)
     # Without the barriers XLA would undo the transpositions, and with them what they are for.
-    turned = jax.lax.optimization_barrier(keys.swapaxes(1, 2))
-    grad_q = jax.lax.optimization_barrier(_dot("kds,ksq->kdq", turned, by_score))
+    transposed = jax.lax.optimization_barrier(keys.swapaxes(1, 2))
+    grad_q = jax.lax.optimization_barrier(_dot("kds,ksq->kdq", transposed, by_score))
 
     parts = jnp.stack([grad_k, grad_v])[:, None]
     parts = jnp.pad(parts, ((0, 0), (0, 0), (0, 0), (T - width, 0), (0, 0)))

@@ -1,11 +1,11 @@
-"""The arithmetic of a Mamba-2 mixer, arrays in and out: convolution, state-space sum, gated norm.
+"""The arithmetic of a Mamba-2 mixer: convolution, state-space recurrence, gated norm.
 
 Everything restarts at each document of a packed row. `positions` says where: a token at position p
 sees itself and the p tokens before it, of whatever is summed. Positions that count through the row
-(0 to T - 1) make the row one document; padding has position 0 in each place.
+(0 to T - 1) make the row one document; padding has position 0 everywhere.
 
 All is batched over rows and heads, and nothing looks across heads but `gated_rms_norm` across those
-of a group: heads, and groups with their heads, may be cut over devices.
+of a group: heads, and groups with their heads, may be split over devices.
 
 The state-space sum goes chunk by chunk as in section 6 of Dao and Gu, "Transformers are SSMs"
 (2024, arXiv:2405.21060).
@@ -112,7 +112,7 @@ def ssd(
 
 
 class TokenInputs(NamedTuple):
-    """What differs from token to token; R = H / G heads read one group, Q tokens are T or a chunk.
+    """The inputs of the recurrence at Q tokens, T or a chunk; R = H / G heads read one group.
 
     Attributes:
         x: [B, Q, G, R, P].
@@ -152,7 +152,7 @@ def _forward(
 def _backward(
     size: int, residuals: tuple[jax.Array, TokenInputs, jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[TokenInputs, jax.Array, None]:
-    """Goes through the chunks from the last to the first and computes each again."""
+    """Computes each chunk again, from the last to the first."""
     states, inputs, d, positions = residuals
 
     def body(grads: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple, TokenInputs]:
@@ -173,7 +173,7 @@ _by_chunks.defvjp(_forward, _backward)
 
 
 def _split_chunks(arrays: Any, size: int) -> Any:
-    """Each [B, T, ...] as [ceil(T / size), B, size, ...], of bits; zeros fill the last chunk."""
+    """Splits each [B, T, ...] into [ceil(T / size), B, size, ...], as bits, padded with zeros."""
 
     def split(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)) + ((0, 0),) * (x.ndim - 2))
@@ -191,7 +191,7 @@ def _join_chunks(chunks: jax.Array, length: int) -> jax.Array:
 def scan_chunk(
     state: jax.Array, inputs: TokenInputs, d: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The state after a chunk, and the outputs in it.
+    """Computes the state after a chunk, and the outputs in it.
 
     Args:
         state: [B, G, R, N, P] float32, before the chunk.
@@ -221,7 +221,7 @@ def scan_chunk(
 def chunk_decays(
     log_decay: jax.Array, positions: jax.Array, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array]:
-    """What is left of earlier contributions; 0 of what is of an earlier document.
+    """Decay factors of earlier contributions; 0 for those of an earlier document.
 
     Args:
         log_decay: [B, G, R, Q], from `NEGLIGIBLE_LOG_DECAY` to 0.

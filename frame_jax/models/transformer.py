@@ -1,9 +1,9 @@
-"""The decoder: token ids in, final hidden states out; the loss projects them to logits.
+"""The decoder: an embedding, layers, a final norm; the loss projects its output to logits.
 
-An embedding, layers of any mix of mixers and feed-forwards (`models.block`), a final norm. Dense
-layers are Llama's unless the shape says otherwise. Parameters of equal layers are stacked and
-scanned, so compile time does not depend on depth. Every parameter names its logical axes where it
-is born (`axes=...`); `frame_jax.parallel.sharding` maps those to mesh axes.
+Layers are any mix of mixers and feed-forwards (`models.block`), Llama's unless the shape says
+otherwise. Parameters of equal layers are stacked and scanned, so compile time does not depend on
+depth. Every parameter names its logical axes where it is made (`axes=...`);
+`frame_jax.parallel.sharding` maps those to mesh axes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,19 @@ from flax import nnx
 
 from frame_jax.config.models import LayerGroup, ModelConfig
 from frame_jax.models import block
-from frame_jax.models.context import LayerContext
-from frame_jax.models.layer_loop import run_layers, run_layers_on_cpu
-from frame_jax.models.layers import SAVED_NAME, rotary_frequencies, rotary_tables
+from frame_jax.models.layer_loop import scan_layers
+from frame_jax.models.layers import (
+    SAVED_NAME,
+    LayerContext,
+    rotary_frequencies,
+    rotary_tables,
+)
 from frame_jax.models.parameters import ParamInitializer
 from frame_jax.models.router import RouterStatistics
-from frame_jax.parallel.sharding import constrain_sharding, platform
+from frame_jax.parallel.sharding import constrain_sharding
 
-Params = dict[str, Any]  # nested dict of float32 arrays, one subtree a submodule
-# Makes parameters of one layer whole: its parameters, or shards of them, and the name of its run.
+Params = dict[str, Any]  # nested dict of float32 arrays
+# Makes one layer's parameters whole: the parameters, or shards of them, and its group's name.
 GatherParams = Callable[[Params, str], Params]
 
 REMAT_POLICIES = {
@@ -35,29 +39,11 @@ REMAT_POLICIES = {
 }
 
 
-class StackedLayers(nnx.Module):
-    """The parameters of equal layers, stacked on leading axes."""
-
-    def __init__(
-        self, config: ModelConfig, group: LayerGroup, leading: tuple[int, ...], rngs: nnx.Rngs
-    ):
-        make = ParamInitializer(leading, config.num_layers, rngs)
-        for name, parameter in block.init_params(config, group.spec, make).items():
-            setattr(self, name, parameter)
-
-
-class LayerGroups(nnx.Module):
-    """A stack for each run of equal layers, [repeats of the pattern, layers of the run, ...]."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        for group in config.layer_groups:
-            setattr(
-                self, group.name, StackedLayers(config, group, (config.repeats, group.length), rngs)
-            )
-
-
 class Transformer(nnx.Module):
     """Embedding, layers, final norm.
+
+    `layers` holds the parameters of each group of equal layers, `layers[group][parameter]`, stacked
+    on a first axis in the order of the layers: [repeats of the pattern * layers of the group, ...].
 
     Attributes:
         config: The shape.
@@ -79,13 +65,14 @@ class Transformer(nnx.Module):
     ):
         self.config, self.vocab_size = config, vocab_size
         self.compute_dtype, self.remat, self.unroll = compute_dtype, remat, unroll
-        hidden, groups = config.hidden_size, config.layer_groups
+        hidden = config.hidden_size
         table = jax.random.normal(rngs.params(), (vocab_size, hidden), jnp.float32)
         self.embedding = nnx.Param(table * 0.02, axes=("vocab", "embed"))
-        if len(groups) == 1:
-            self.layers: nnx.Module = StackedLayers(config, groups[0], (config.num_layers,), rngs)
-        else:
-            self.layers = LayerGroups(config, rngs)
+        groups = {}
+        for group in config.layer_groups:
+            init = ParamInitializer(config.repeats * group.length, config.num_layers, rngs)
+            groups[group.name] = nnx.Dict(block.init_params(config, group.spec, init))
+        self.layers = nnx.Dict(groups)
         self.final_norm = nnx.Param(jnp.ones((hidden,), jnp.float32), axes=("norm",))
         if config.norm == "layer":
             self.final_norm_bias = nnx.Param(jnp.zeros((hidden,), jnp.float32), axes=("norm",))
@@ -100,17 +87,7 @@ class Transformer(nnx.Module):
         positions: jax.Array,
         gather: GatherParams | None = None,
     ) -> jax.Array:
-        """Final hidden states, normed.
-
-        Args:
-            tokens: [B, T] int32.
-            segment_ids: [B, T] int32; attention stays inside equal ids.
-            positions: [B, T] int32, counted from the start of each segment.
-            gather: Makes one layer's parameters whole, where `layers` holds shards of them.
-
-        Returns:
-            [B, T, D] in the compute dtype; logits are `hidden @ unembedding().T`.
-        """
+        """The hidden states of `forward` alone."""
         return self.forward(tokens, segment_ids, positions, gather=gather)[0]
 
     def forward(
@@ -122,19 +99,19 @@ class Transformer(nnx.Module):
         loss_mask: jax.Array | None = None,
         gather: GatherParams | None = None,
     ) -> tuple[jax.Array, RouterStatistics | None]:
-        """The same, and what the routers did.
+        """Computes the final hidden states, normed, and the routers' statistics.
 
         Args:
-            tokens: As in `__call__`.
-            segment_ids: Likewise.
-            positions: Likewise.
+            tokens: [B, T] int32.
+            segment_ids: [B, T] int32; attention stays inside equal ids.
+            positions: [B, T] int32, counted from the start of each segment.
             loss_mask: [B, T] float32, 1 for tokens that count in the statistics of routers; None
                 for no statistics.
-            gather: Likewise.
+            gather: Makes one layer's parameters whole, where `layers` holds shards of them.
 
         Returns:
-            The hidden states, and the routers' statistics, each with a leading axis over the layers
-            that have experts.
+            [B, T, D] in the compute dtype (logits are `hidden @ unembedding().T`), and the
+            statistics with a leading axis over the layers that have experts, in their order.
         """
         c = self.config
         x = self.embedding[...][tokens].astype(self.compute_dtype)
@@ -145,33 +122,40 @@ class Transformer(nnx.Module):
         context = LayerContext(
             segment_ids, positions, rotary_tables(positions, frequencies), loss_mask
         )
-        stacked = nnx.to_pure_dict(nnx.state(self.layers))
-        loop = run_layers_on_cpu if platform() == "cpu" else run_layers
-
-        def run_layer_group(
-            group: LayerGroup, x: jax.Array, stacked: Params, context: LayerContext
-        ) -> tuple[jax.Array, RouterStatistics | None]:
-            layer = functools.partial(self.apply_layer, group, gather)
-            return loop(self.remat_layer(layer), self.unroll, x, stacked, context)
-
-        if len(c.layer_groups) == 1:
-            x, aux = run_layer_group(c.layer_groups[0], x, stacked, context)
+        layers = nnx.to_pure_dict(nnx.state(self.layers))
+        pattern = functools.partial(self.apply_pattern, gather)
+        if c.repeats == 1:
+            x, statistics = pattern(x, layers, context)
         else:
-
-            def pattern(
-                x: jax.Array, params: Params, context: LayerContext
-            ) -> tuple[jax.Array, Any]:
-                aux = {}
-                for group in c.layer_groups:
-                    x, aux[group.name] = run_layer_group(group, x, params[group.name], context)
-                return x, aux
-
-            x, aux_by_group = loop(pattern, 1, x, stacked, context)
-            aux = concat_layer_aux([aux_by_group[group.name] for group in c.layer_groups])
+            by_repeat = jax.tree.map(lambda p: p.reshape(c.repeats, -1, *p.shape[1:]), layers)
+            x, statistics = scan_layers(pattern, 1, x, by_repeat, context)
+            statistics = jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), statistics)
         final = {"final_norm": self.final_norm[...] / c.logits_divisor}
         if c.norm == "layer":
             final["final_norm_bias"] = self.final_norm_bias[...] / c.logits_divisor
-        return block.apply_norm(c, final, "final_norm", x), aux
+        return block.apply_norm(c, final, "final_norm", x), statistics
+
+    def apply_pattern(
+        self, gather: GatherParams | None, x: jax.Array, layers: Params, context: LayerContext
+    ) -> tuple[jax.Array, RouterStatistics | None]:
+        """Applies the groups of one repeat of the pattern, a loop over the layers of each.
+
+        Args:
+            gather: As in `forward`.
+            x: [B, T, D], compute dtype.
+            layers: The groups' parameters of this repeat, [layers of the group, ...] each.
+            context: What all layers read.
+
+        Returns:
+            [B, T, D], and the statistics of the layers that have experts, in their order.
+        """
+        statistics = []
+        for group in self.config.layer_groups:
+            layer = self.remat_layer(functools.partial(self.apply_layer, group, gather))
+            x, of_group = scan_layers(layer, self.unroll, x, layers[group.name], context)
+            statistics += [] if of_group is None else [of_group]
+        joined = jax.tree.map(lambda *s: jnp.concatenate(s), *statistics) if statistics else None
+        return x, joined
 
     def apply_layer(
         self,
@@ -181,7 +165,7 @@ class Transformer(nnx.Module):
         params: Params,
         context: LayerContext,
     ) -> tuple[jax.Array, RouterStatistics | None]:
-        """One layer of a run."""
+        """Applies one layer of a group, as `block.apply_layer` does."""
         if gather is not None:
             params = gather(params, group.name)
         return block.apply_layer(self.config, group.spec, params, x, context)
@@ -194,19 +178,5 @@ class Transformer(nnx.Module):
         return jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll > 1)
 
     def unembedding(self) -> jax.Array:
-        """[V, D] float32, the rows that hidden states are compared with."""
+        """[V, D] float32, the output projection: its own, or the embedding."""
         return (self.embedding if self.config.tie_embeddings else self.output)[...]
-
-
-def concat_layer_aux(aux: list[RouterStatistics | None]) -> RouterStatistics | None:
-    """Auxiliary outputs of the groups, [repeats, layers of the group, ...] each, joined on one axis
-    of layers."""
-    parts = [part for part in aux if part is not None]
-    if not parts:
-        return None
-
-    def joined(*arrays: jax.Array) -> jax.Array:
-        whole = jnp.concatenate(arrays, axis=1)
-        return whole.reshape(-1, *whole.shape[2:])
-
-    return jax.tree.map(joined, *parts)

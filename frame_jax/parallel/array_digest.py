@@ -1,4 +1,4 @@
-"""Arrays in, a number that tells them from others out, however they lie on devices."""
+"""Digests of arrays, the same however the arrays are split over devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def array_digest(tree: Any, xp: ModuleType) -> Any:
-    """A number that changes with any bit of any array, the same however arrays are split.
+    """Computes a number that changes with any bit of any array.
 
     Args:
         tree: Arrays of `xp`, of numbers of 16 or 32 bits.
@@ -26,9 +26,9 @@ def array_digest(tree: Any, xp: ModuleType) -> Any:
         factor = xp.full((1,) * leaf.ndim, 2 * number + 1, xp.uint32)
         for axis, size in enumerate(leaf.shape):
             shape = [size if i == axis else 1 for i in range(leaf.ndim)]
-            places = xp.arange(size, dtype=xp.uint32).reshape(shape)
-            factor = factor * xp.uint32(0x9E3779B1) + 2 * places
-        size = xp.uint32(leaf.size * (2 * number + 1) % 2**32)  # tells zeros from nothing
+            indices = xp.arange(size, dtype=xp.uint32).reshape(shape)
+            factor = factor * xp.uint32(0x9E3779B1) + 2 * indices
+        size = xp.uint32(leaf.size * (2 * number + 1) % 2**32)  # so that zeros differ from nothing
         total = total + xp.sum(bits * factor, dtype=xp.uint32) + size
     return total[0]
 

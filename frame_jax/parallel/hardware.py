@@ -1,4 +1,4 @@
-"""What a device can do that JAX does not say."""
+"""Capabilities of devices that JAX does not report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def multiplies_bfloat16(device: jax.Device) -> bool:
 
 
 def processor() -> str:
-    """This machine's processor and those of its features that decide how fast matrices multiply."""
+    """Describes this machine's processor, with the features that multiply matrices fast."""
     features = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
     text = CPU_INFO.read_text("utf-8") if CPU_INFO.exists() else ""
     name = re.search(r"^model name\s*:\s*(.*)$", text, re.M)
@@ -34,7 +34,7 @@ def processor() -> str:
 
 
 def cpu_flags() -> set[str]:
-    """What Linux on x86 calls the features of this processor; none elsewhere."""
+    """The features of this processor by their names in Linux on x86; none elsewhere."""
     text = CPU_INFO.read_text("utf-8") if CPU_INFO.exists() else ""
     line = re.search(r"^flags\s*:(.*)$", text, re.M)
     return set(line[1].split()) if line else set()

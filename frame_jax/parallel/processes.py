@@ -1,26 +1,29 @@
-"""Process start-up and the few things processes do together.
+"""Starts the processes of a pod; lets them wait for each other and exchange small values.
 
-Every phase runs on every process of a pod. Work that comes in parts is claimed by process index
+Every phase runs on every process of a pod. Work that comes in parts is divided by process index
 (`local_share`), work that must happen once is done by process 0, and `barrier` separates the two.
 
 No process waits for ever. One that dies is missed after HEARTBEAT_SECONDS: the coordination
 service then ends the others with a message that names it. One that lives but does not come is
-given up on at a barrier after BARRIER_SECONDS.
+given up on at a barrier after BARRIER_SECONDS, where JAX has barriers with a time limit.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from frame_jax.config.parallel import ParallelConfig
-from frame_jax.errors import USAGE_ERROR
+from frame_jax.errors import USAGE_ERROR, print_note
 
 T = TypeVar("T")
 
@@ -28,6 +31,14 @@ HEARTBEAT_SECONDS = 60
 SHUTDOWN_SECONDS = 60
 LEAVE_SECONDS = 10
 BARRIER_SECONDS = 12 * 3600  # longer than the longest time that one process may be behind another
+TEXT_BYTES = 4096  # of a text that is exchanged between devices, see `_all_texts`
+# What is used of JAX's client of the coordination service, which is not public.
+CLIENT_METHODS = (
+    "blocking_key_value_get",
+    "key_value_dir_get",
+    "key_value_set",
+    "wait_at_barrier",
+)
 
 _calls = itertools.count()  # the same on every process, because all make the same calls
 
@@ -47,22 +58,22 @@ def start(config: ParallelConfig) -> None:
 
 
 def leave_accelerators() -> None:
-    """Has JAX work on the CPU, for programs that compute nothing; before anything else of JAX."""
+    """Lets JAX use the CPU alone, for programs that compute nothing; call before any use of JAX."""
     jax.config.update("jax_platforms", "cpu")
 
 
 def process_index() -> int:
-    """This process, from 0."""
+    """The number of this process, from 0."""
     return jax.process_index()
 
 
 def process_count() -> int:
-    """All processes of the run."""
+    """The number of processes of the run."""
     return jax.process_count()
 
 
 def device_count() -> int:
-    """All devices of all processes."""
+    """The number of devices of all processes."""
     return jax.device_count()
 
 
@@ -72,21 +83,45 @@ def is_first() -> bool:
 
 
 def local_share(items: Sequence[T]) -> list[T]:
-    """The share of `items` that this process works on."""
+    """The items that this process works on: every n-th for n processes."""
     return list(items[process_index() :: process_count()])
 
 
+@functools.cache
 def _client() -> Any:
-    # JAX offers barriers with a time limit, and keys and values, only on its own client.
-    from jax._src import distributed
+    """JAX's client of the coordination service, the only one with barriers that have a time limit;
+    None, after a note, where this version of JAX has no such client."""
+    try:
+        from jax._src import distributed
 
-    return distributed.global_state.client
+        client = distributed.global_state.client
+    except (ImportError, AttributeError):
+        client = None
+    if all(hasattr(client, method) for method in CLIENT_METHODS):
+        return client
+    if is_first():
+        print_note(
+            f"JAX {jax.__version__} has another client of its coordination service than frame_jax "
+            "knows (jax._src.distributed): processes wait for each other without a time limit"
+        )
+    return None
+
+
+def _all_texts(text: str) -> list[str]:
+    """Every process's `text`, up to TEXT_BYTES of it, by JAX's public means."""
+    from jax.experimental import multihost_utils
+
+    mine = np.frombuffer(text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0"), np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(mine))  # [processes, TEXT_BYTES]
+    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
 def broadcast_from_first(value: int) -> int:
     """Process 0's `value`, on every process."""
     if process_count() == 1:
         return value
+    if _client() is None:
+        return int(_all_texts(str(value))[0])
     key = f"frame_jax/{next(_calls)}"
     if is_first():
         _client().key_value_set(key, str(value))
@@ -99,24 +134,30 @@ def all_agree(condition: bool) -> bool:
 
 
 def failing_processes(condition: bool, word: str) -> dict[int, str]:
-    """The processes on which `condition` does not hold, and what each says; the same on all."""
+    """The processes on which `condition` does not hold, and the `word` of each; the same on all."""
     if process_count() == 1:
         return {} if condition else {0: word}
+    if _client() is None:
+        texts = enumerate(_all_texts("" if condition else f"!{word}"))
+        return {process: text[1:] for process, text in texts if text}
     key = f"frame_jax/{next(_calls)}"
     if not condition:
         _client().key_value_set(f"{key}/{process_index()}", word)
     barrier(key)
     found = _client().key_value_dir_get(f"{key}/")
-    return {int(name.rsplit("/", 1)[-1]): messages for name, messages in found}
+    return {int(name.rsplit("/", 1)[-1]): text for name, text in found}
 
 
 def barrier(name: str) -> None:
-    """Returns when every process has come here.
+    """Waits until every process has come here.
 
     Raises:
         RuntimeError: naming the processes that did not come in time.
     """
     if process_count() == 1:
+        return
+    if _client() is None:
+        _all_texts(name)
         return
     try:
         _client().wait_at_barrier(f"{next(_calls)} {name}", BARRIER_SECONDS * 1000)
@@ -127,7 +168,7 @@ def barrier(name: str) -> None:
 
 
 def missing_processes(error: Exception) -> str:
-    """The processes that the coordination service names in `error`, and what it says."""
+    """A message with the processes that the coordination service names in `error`."""
     text = str(error)
     named = re.findall(r"\btask[ :](\d+)|^(\d+)$", text, re.IGNORECASE | re.MULTILINE)
     others = sorted({int(a or b) for a, b in named} - {process_index()})
@@ -140,20 +181,24 @@ def missing_processes(error: Exception) -> str:
 
 
 def leave_without_others(code: int) -> None:
-    """Before this process ends with an error: ends it without the others if they do not follow.
+    """Ends this process, which has failed, with exit code `code` if the others do not end too.
 
     JAX would otherwise wait for them, and then end this process with another exit code.
     """
     if not jax.distributed.is_initialized() or process_count() == 1:
         return
     try:
-        _client().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
+        if _client() is not None:
+            _client().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
+            return
+        # The others cannot be asked. Process 0 goes last: the coordination service is part of it.
+        time.sleep(LEAVE_SECONDS if is_first() else 0)
     except jax.errors.JaxRuntimeError as error:
         if code != USAGE_ERROR:  # which has said what is wrong
             print(
                 f"error: process {process_index()} gave up: {missing_processes(error)}",
                 file=sys.stderr,
             )
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

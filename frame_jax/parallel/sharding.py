@@ -37,7 +37,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 
 
 def mesh_shape(config: ParallelConfig, devices: int) -> tuple[int, ...]:
-    """Sizes of the axes, in the order of AXES, with -1 replaced by the devices left.
+    """The sizes of the axes, in the order of AXES; -1 becomes the number of devices left.
 
     Raises:
         UserError: if the sizes do not multiply to the number of devices.
@@ -49,8 +49,8 @@ def mesh_shape(config: ParallelConfig, devices: int) -> tuple[int, ...]:
     if math.prod(sizes) != devices:
         asked = " x ".join(f"{axis}={getattr(config, axis)}" for axis in AXES)
         raise UserError(
-            f"parallel: {asked} does not make the {devices} devices there are; change one, or set "
-            "one of them to -1"
+            f"parallel: {asked} does not make the {devices} devices there are; change a size, or "
+            "set one to -1"
         )
     return tuple(sizes)
 
@@ -84,8 +84,9 @@ def device_kind() -> str:
 
 
 def constrain_sharding(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pins how `x`, with these logical axes, is split; nothing without a mesh, or inside
-    `shard_map`.
+    """Constrains how `x`, with these logical axes, is split over the mesh.
+
+    Returns `x` as it is without a mesh, or inside `shard_map`.
 
     Left alone, the partitioner may spread activations like the parameters they meet, and gather
     the batch on every device.
@@ -104,8 +105,8 @@ def partition_spec(
     for axis, size in zip(axes, shape, strict=True):
         mesh_axes = RULES[axis]
         group = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
-        ways = math.prod(mesh.shape[name] for name in group)
-        names.append(mesh_axes if size % ways == 0 else None)
+        parts = math.prod(mesh.shape[name] for name in group)
+        names.append(mesh_axes if size % parts == 0 else None)
     return PartitionSpec(*names)
 
 
@@ -130,12 +131,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def data_parallel_size(mesh: Mesh | AbstractMesh) -> int:
-    """Number of pieces the rows of a global batch are split into."""
+    """The number of parts that the rows of a global batch are split into."""
     return math.prod(mesh.shape[axis] for axis in AXES if axis != "tensor")
 
 
 def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> np.ndarray:
-    """Rows of a global array of `shape` that this process's devices hold: sorted int64 indices."""
+    """The rows of a global array of `shape` that this process's devices hold: sorted, int64."""
     slices = sharding.addressable_devices_indices_map(shape).values()
     rows: set[int] = set()
     for index in slices:

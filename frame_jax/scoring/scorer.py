@@ -165,12 +165,11 @@ def hidden_states(
     module = decoder.bind({**whole, "layers": shards["layers"]})
 
     def gather_layer(params: Params, group: str) -> Params:
-        group_specs = specs["layers"][group] if group else specs["layers"]
-        # Without the leading axes, over which the layers are scanned.
-        inner = {
-            name: PartitionSpec(*group_specs[name][-leaf.ndim :]) for name, leaf in params.items()
-        }
-        return all_gather_params(params, inner)
+        # Without the first axis, over which the layers are scanned.
+        return all_gather_params(
+            params,
+            {name: PartitionSpec(*spec[1:]) for name, spec in specs["layers"][group].items()},
+        )
 
     return module, module(inputs, segment_ids, positions, gather=gather_layer)
 

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not a number: not applied, their rows noted, bounded in a row."""
+"""Skips and records steps whose loss or gradient is not a number."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TrainStep = Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Ar
 
 
 def skip_bad_steps(train_step: TrainStep) -> TrainStep:
-    """`train_step`, except that parameters and moments stay when loss or gradient is not finite.
+    """`train_step`, but parameters and moments stay when loss or gradient is not finite.
 
     Counters go on, the optimizer's too: the learning rate is a function of the step.
     """
@@ -40,15 +40,16 @@ def skip_bad_steps(train_step: TrainStep) -> TrainStep:
 
 
 def is_float(array: jax.Array) -> bool:
+    """Whether an array holds floating-point numbers."""
     return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
 
 class BadSteps:
-    """Notes bad steps in `bad_steps.jsonl`, counts them, and says when to stop.
+    """Writes bad steps to `bad_steps.jsonl`, and counts those in a row.
 
     Args:
         folder: Where the file goes.
-        selection: Says which rows a step trained on.
+        selection: Which row comes when.
         batch_size: Rows of a global batch.
         most: Bad steps in a row after which training stops.
         first_step: Steps from here on run again: their lines are dropped.
@@ -71,7 +72,7 @@ class BadSteps:
             keep_steps_before(self._path, first_step)
 
     def record_step(self, step: int, values: dict[str, Any]) -> None:
-        """Takes the metrics of the next step."""
+        """Counts the next step, and writes its line if it is bad."""
         if math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"]):
             self._in_a_row = 0
             return
@@ -104,10 +105,11 @@ class BadSteps:
         }
 
     def are_too_many(self) -> bool:
+        """Whether so many steps in a row were bad that training must stop."""
         return self._in_a_row >= self._most
 
     def error(self) -> UserError:
-        """What to tell the user after too many."""
+        """The error to raise after too many."""
         return UserError(
             f"{self._in_a_row} steps in a row had a loss or gradient that is not a number; "
             f"none of them was applied, and the state is saved. {self._path} lists their rows. If "

@@ -1,4 +1,4 @@
-"""One line a step into `metrics.jsonl` (docs/metrics.md), and now and then one to the trackers.
+"""Writes a line a step to `metrics.jsonl` (docs/metrics.md), and some of them to trackers.
 
 Process 0 only.
 """
@@ -16,9 +16,9 @@ from frame_jax.training.trackers import MakeTracker, TensorBoard, TrackerFollowe
 
 
 class MetricsLog:
-    """Appends records of steps; on resuming, forgets steps that will run again.
+    """Appends records of steps; on resuming, drops those of steps that will run again.
 
-    Use it as a context manager, so that trackers learn of the end.
+    A context manager, which closes the trackers.
 
     Args:
         folder: `metrics.jsonl` and `tensorboard/` go here.
@@ -54,7 +54,7 @@ class MetricsLog:
                 tracker.write(record)
 
     def flush(self) -> None:
-        """Puts all records where a machine that dies cannot lose them."""
+        """Writes all records through to the disk, where they survive the machine's end."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._board.flush()
@@ -94,7 +94,7 @@ def keep_steps_before(path: Path, step: int) -> int:
 
 
 def step_of(line: str, path: Path) -> int:
-    """The step that a line of `path` is about."""
+    """The step of a line of `path`."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError) as error:

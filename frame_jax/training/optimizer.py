@@ -1,4 +1,4 @@
-"""The update rule as an optax chain, and how its state is spread over the mesh."""
+"""The update rule as an optax chain, and the shardings of its state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def decay_mask(axes: Any) -> Any:
 def make_optimizer(
     config: TrainingConfig, decoder: Decoder, steps: int, stage_starts: Sequence[int] = (0,)
 ) -> optax.GradientTransformation:
-    """Clipping by the global norm, then the update rule, then the average of the weights."""
+    """Chains clipping by the global norm, the update rule, and the average of the weights."""
     o = config.optimizer
     settings: dict[str, Any] = {
         "learning_rate": lambda step: learning_rate(config.lr_schedule, step, steps, stage_starts),
@@ -65,7 +65,7 @@ def muon_axes(axes: Any) -> Any:
 
 
 def keep_ema(decay: float) -> optax.GradientTransformation:
-    """Changes no update; keeps an exponential moving average of the weights, from the initial ones.
+    """Keeps an exponential moving average of the weights, from the initial ones; changes no update.
 
     Must be the last of a chain: it averages the weights as they are after the update.
     """
@@ -86,8 +86,8 @@ def optimizer_shardings(
 ) -> Any:
     """Shardings of the optimizer's state: moments like their parameters, counters replicated.
 
-    A moment is an array of a parameter's shape whose place in the state ends with the parameter's
-    in the model. (`optax.tree_map_params` finds none in a state that has been made from axes.)
+    A moment is an array of a parameter's shape whose path in the state ends with the parameter's
+    path in the model. (`optax.tree_map_params` finds none in a state that has been made from axes.)
 
     Args:
         optimizer: The update rule.

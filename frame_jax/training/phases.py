@@ -1,4 +1,4 @@
-"""The two phases that train: reference models on the reference split, arms on the quadrants."""
+"""The two phases that train: reference models on the reference split, trials on the quadrants."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str,
 def trial_order(
     config: RunConfig, directory: RunDirectory, trial: Trial
 ) -> tuple[SelectionMap, dict[str, list[Path]]]:
-    """Which row comes when in a trial, and the files of rows, by quadrant."""
+    """The order of rows of a trial, and the files of rows by quadrant."""
+    training, axes = config.training_of_arm(trial.arm), config.partition.axes
+    curriculum = expand_curriculum(config.curricula[trial.arm], axes)
     parts = {
         quadrant: list_parts(directory.quadrants / quadrant, ".arrayrecord")
         for quadrant in config.partition.axes.quadrants
@@ -85,7 +87,18 @@ def make_job(
     parts: dict[str, list[Path]],
     sequence_length: int,
 ) -> TrainingJob:
-    """What all training runs of a run directory have in common, filled in."""
+    """Makes the job of a phase step that trains.
+
+    Args:
+        config: All settings.
+        directory: The run directory.
+        phase_step: Such as `reference-weak` or `pretrain-frame`.
+        folder: Outputs go here.
+        settings: The model, and how it is trained.
+        selection: Which row comes when.
+        parts: Files of rows, by quadrant.
+        sequence_length: Tokens a row predicts.
+    """
     training = settings.training
     special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
     return TrainingJob(
@@ -111,10 +124,10 @@ def make_job(
 
 
 def count_rows(parts: dict[str, list[Path]]) -> dict[str, int]:
-    """Rows in the files of each quadrant."""
+    """The number of rows in the files of each quadrant."""
     return {quadrant: int(record_counts(paths).sum()) for quadrant, paths in parts.items()}
 
 
 def padded_vocab_size(vocab_size: int) -> int:
-    """Rows of the embedding of a model that is trained here."""
+    """Rows of the embedding of a model for a vocabulary of this size."""
     return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE

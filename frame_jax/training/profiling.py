@@ -1,4 +1,4 @@
-"""A range of steps in, a trace of them out, which XProf and TensorBoard open."""
+"""Traces a range of training steps, for XProf and TensorBoard."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import jax
 
 
 class StepTrace:
-    """Records the steps from `first` up to, not including, `stop`; nothing for None.
+    """Traces the steps of a range.
 
     Args:
         folder: The trace goes into `plugins/profile/` under it.
-        steps: `START:STOP`, in steps of the run.
+        steps: `START:STOP` in steps of the run, STOP not included; None traces nothing.
     """
 
     def __init__(self, folder: Path, steps: str | None):
@@ -21,7 +21,7 @@ class StepTrace:
         self._first, self._stop = (-1, -1) if steps is None else map(int, steps.split(":"))
 
     def before_step(self, step: int, state: Any) -> None:
-        """To be called before each step, with the state it will read."""
+        """Starts or ends the trace; call it before each step, with the state that it reads."""
         if step == self._first:
             jax.block_until_ready(state)
             jax.profiler.start_trace(self._folder)

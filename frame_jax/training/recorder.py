@@ -1,30 +1,48 @@
-"""Steps of a training run in; `metrics.jsonl`, trackers, bad steps and a progress bar out."""
+"""Records what each training step reports: metrics, trackers, bad steps, a progress bar."""
 
 from __future__ import annotations
 
 import contextlib
+import math
+import time
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from frame_jax.curriculum.digest import ConsumedRows
+from frame_jax.models.flops import model_flops_utilisation, training_flops_per_token
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.training.bad_steps import BadSteps
 from frame_jax.training.metrics import MetricsLog
-from frame_jax.training.step_reader import StepReader
 from frame_jax.training.training_job import TrainingJob
+
+ROWS = "rows"  # among the metrics: sums of the bytes of the digests of the step's rows, [16]
 
 
 class Recorder:
-    """What is told of one attempt at a training run, from `start` on, before which the run has
-    `consumed` rows; a context manager.
+    """Records one attempt at a training run; a context manager.
 
-    Every process counts bad steps; process 0 alone writes.
+    The metrics of a step are read from the devices when the next one has been started: that keeps
+    the devices busy, and bounds the number of steps in flight to two. Every process counts bad
+    steps; process 0 alone writes.
+
+    Attributes:
+        bad: The steps that were not applied.
+        consumed: The rows of all steps whose metrics were read, and before.
     """
 
     def __init__(self, job: TrainingJob, mesh: Mesh, start: int, consumed: ConsumedRows):
+        """
+        Args:
+            job: The run.
+            mesh: The devices it runs on.
+            start: The first step of this attempt.
+            consumed: The rows of the steps before it.
+        """
+        self._job, self.consumed = job, consumed
         self._stack = contextlib.ExitStack()
         first = processes.is_first()
         self.bad = BadSteps(
@@ -35,7 +53,6 @@ class Recorder:
             first_step=start,
             write=first,
         )
-        self._reader = StepReader(job, self.bad, mesh, consumed)
         self._log: MetricsLog | None = None
         if first:
             self._log = self._stack.enter_context(
@@ -47,16 +64,20 @@ class Recorder:
                     make_tracker=job.make_tracker,
                 )
             )
-        self._tokens = job.training.batch_size * job.sequence_length
+        self._step_tokens = job.training.batch_size * job.sequence_length
         self._advance = self._stack.enter_context(
             progress.progress_bar(
                 job.name,
-                job.steps * self._tokens,
+                job.steps * self._step_tokens,
                 "tokens",
-                done=start * self._tokens,
+                done=start * self._step_tokens,
                 show=first,
             )
         )
+        self._device_kind, self._devices = mesh.devices.flat[0].device_kind, mesh.size
+        self._began, self._in_steps = time.perf_counter(), 0.0
+        self._pending: tuple[int, dict[str, jax.Array], float] | None = None
+        self._last_read: float | None = None
 
     def __enter__(self) -> Recorder:
         return self
@@ -64,27 +85,79 @@ class Recorder:
     def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
-    def push(self, step: int, metrics: dict[str, jax.Array], waited: float) -> None:
-        """Takes the metrics of `step`, still being computed, and the seconds it waited for rows."""
-        self._publish(self._reader.push(step, metrics, waited))
+    def push(self, step: int, metrics: dict[str, jax.Array], data_seconds: float) -> None:
+        """Keeps the metrics of `step`, which is still being computed, and records the step before.
+
+        Args:
+            step: The step.
+            metrics: What it reports, and under ROWS the digests of its rows.
+            data_seconds: How long it waited for its rows.
+        """
+        self._record_pending()
+        self._pending = (step, metrics, data_seconds)
 
     def flush(self) -> None:
         """Waits for the step under way and puts all records on the disk."""
-        self._publish(self._reader.flush())
+        self._record_pending()
         if self._log is not None:
             self._log.flush()
 
-    @property
-    def consumed(self) -> ConsumedRows:
-        """The rows of all steps that were taken; after `flush`."""
-        return self._reader.consumed
-
     def restart_clock(self) -> None:
-        """Keeps what was done since the last step ended out of the next step's time."""
-        self._reader.restart_clock()
+        """Leaves what was done since the last step ended out of the next step's time."""
+        if self._last_read is not None:
+            self._last_read = time.perf_counter()
 
-    def _publish(self, record: dict[str, Any] | None) -> None:
-        if record is not None and self._log is not None:
-            self._log.write(record)
-            loss = "not a number" if record["loss"] is None else f"{record['loss']:.3f}"
-            self._advance(self._tokens, f"{record['stage']} loss {loss}")
+    def _record_pending(self) -> None:
+        """Records the step whose metrics were kept, waiting for it to end."""
+        if self._pending is None:
+            return
+        step, metrics, data_seconds = self._pending
+        self._pending = None
+        arrays = {name: np.asarray(value) for name, value in metrics.items()}
+        self.consumed = self.consumed.add_rows(arrays.pop(ROWS))
+        values = {name: array.tolist() for name, array in arrays.items()}
+        self.bad.record_step(step, values)
+        now = time.perf_counter()
+        # The first step of an attempt includes compilation and is not timed.
+        seconds = None if self._last_read is None else now - self._last_read
+        self._last_read = now
+        self._in_steps += seconds or 0.0
+        if self._log is None:
+            return
+        record = self._metrics_record(step, values, seconds) | {"data_seconds": data_seconds}
+        self._log.write(record)
+        loss = "not a number" if record["loss"] is None else f"{record['loss']:.3f}"
+        self._advance(self._step_tokens, f"{record['stage']} loss {loss}")
+
+    def _metrics_record(
+        self, step: int, values: dict[str, Any], seconds: float | None
+    ) -> dict[str, Any]:
+        """The line of `metrics.jsonl` for a step that took `seconds` (docs/metrics.md)."""
+        job, batch_size = self._job, self._job.training.batch_size
+        schedule, first_row = job.selection.schedule, step * batch_size
+        mixture = job.selection.mixture(first_row, first_row + batch_size)
+        rate = None if seconds is None else self._step_tokens / seconds
+        flops = training_flops_per_token(
+            job.decoder.config, job.decoder.vocab_size, job.sequence_length
+        )
+        return {
+            "step": step,
+            "tokens": (step + 1) * self._step_tokens,
+            # JSON has no word for what is not a number.
+            **{name: without_nan(value) for name, value in values.items()},
+            "stage": schedule.stages[schedule.stage_at(first_row)].name,
+            "mixture": dict(zip(schedule.quadrants, mixture.tolist(), strict=True)),
+            "seconds": seconds,
+            "tokens_per_second": rate,
+            "mfu": rate and model_flops_utilisation(flops, rate, self._device_kind, self._devices),
+            # Share of the time since the start, compilation and restoring included, in steps.
+            "goodput": self._in_steps / (time.perf_counter() - self._began),
+            **self.consumed.as_record(),
+        }
+
+
+def without_nan(value: float | list[Any]) -> Any:
+    """A number, or lists of them, with None for those that are not finite."""
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The training state on the mesh: made afresh, or read from the newest checkpoint."""
+"""Makes the training state on the mesh, or reads it from the newest checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from frame_jax.training.training_job import TrainingJob
 
 
 class StateFactory:
-    """Where each array of the training state lives on the mesh, and how a fresh one is made."""
+    """Makes training states of a job.
+
+    Attributes:
+        optimizer: The update rule.
+        shardings: A `TrainState` of the `NamedSharding` of each array.
+    """
 
     def __init__(self, job: TrainingJob, mesh: Mesh):
         decoder = job.decoder
@@ -32,11 +37,11 @@ class StateFactory:
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
     def initial_state(self) -> TrainState:
-        """The state before the first step; each device makes only its own shards."""
+        """Makes the state before the first step; each device makes only its own shards."""
         return jax.jit(self._make, out_shardings=self.shardings)()
 
     def restore_newest(self, checkpointer: Checkpointer) -> tuple[int, TrainState]:
-        """The newest state that can be read, and its step; a fresh one where there is none."""
+        """Reads the newest state that can be read, and its step; without one, the initial state."""
         like = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             jax.eval_shape(self._make),

@@ -1,4 +1,4 @@
-"""Records of training steps in, curves to watch out: TensorBoard, and one tracker of the user's.
+"""Sends records of training steps to TensorBoard and to a tracker of the user's.
 
 The setting `tracker: module:function` names the function that opens it, called on process 0 as
 `function(name, folder, config)`: the run's phase step such as `pretrain-frame`, its folder, and all
@@ -24,10 +24,10 @@ Record = dict[str, Any]  # a line of metrics.jsonl, see docs/metrics.md
 
 
 class Tracker(Protocol):
-    """Somewhere to send records to."""
+    """Receives records of steps, such as a web service for experiments."""
 
     def write(self, record: Record) -> None:
-        """Takes the record of a step; steps rise from call to call, and from start to start."""
+        """Receives the record of a step; steps rise from call to call, and from start to start."""
 
     def close(self) -> None:
         """Ends this attempt, finished or not."""
@@ -37,7 +37,7 @@ MakeTracker = Callable[[], Tracker]
 
 
 def import_function(path: str) -> Callable[[str, Path, dict[str, Any]], Tracker]:
-    """What `module:function` names.
+    """Imports the function that `module:function` names.
 
     Raises:
         UserError: if there is no such thing, or its module cannot be imported.
@@ -53,7 +53,7 @@ def import_function(path: str) -> Callable[[str, Path, dict[str, Any]], Tracker]
 
 
 def tracker_opener(config: RunConfig, name: str, folder: Path) -> MakeTracker | None:
-    """What opens the tracker of a training run; None where the config names none."""
+    """A function that opens the tracker of a training run; None where the config names none."""
     if config.tracker is None:
         return None
     return functools.partial(
@@ -62,10 +62,10 @@ def tracker_opener(config: RunConfig, name: str, folder: Path) -> MakeTracker | 
 
 
 class TrackerFollower:
-    """A tracker that is told of each step at most once, and whose failures stop no training.
+    """Sends each step to a tracker at most once; its failures do not stop training.
 
-    Steps that run again after an interruption were sent already. Which ones, `tracked.json` says:
-    everything up to the last line that `metrics.jsonl` had when the run was started again.
+    Steps that run again after an interruption were sent already. `tracked.json` holds the last of
+    them: everything up to the last line that `metrics.jsonl` had when the run was started again.
 
     Args:
         make: Opens the tracker.
@@ -92,26 +92,26 @@ class TrackerFollower:
             self._guard(self._tracker.close)
 
     def _guard(self, call: Callable[[], Any]) -> Any:
-        """Its result; after any failure a warning, and no further call."""
+        """The result of `call`; after any failure a warning, and no further call."""
         try:
             return call()
         except Exception as error:  # somebody else's code, and often a network
             self._tracker = None
             print(
-                f"warning: the tracker has failed ({type(error).__name__}: {error}) and is left "
-                "out until the next start; metrics.jsonl goes on",
+                f"warning: the tracker has failed ({type(error).__name__}: {error}) and gets no "
+                "more records until the run is started again; metrics.jsonl goes on",
                 file=sys.stderr,
             )
             return None
 
 
 class TensorBoard:
-    """Scalars in groups: of the phase, of each of its stages, and of the mixture.
+    """Writes scalars in groups: of the phase, of each of its stages, and of the mixture.
 
     Args:
         folder: `tensorboard/` goes here.
         phase: Name of the first group, such as `pretrain`.
-        first_step: Points of this step and later ones are taken back.
+        first_step: Points of this step and later ones, of an earlier attempt, are dropped.
     """
 
     def __init__(self, folder: Path, phase: str, first_step: int):
@@ -140,7 +140,7 @@ class TensorBoard:
             self._writer.add_scalar(f"{self._phase}.mixture/{quadrant}", share, step)
 
     def flush(self) -> None:
-        """Puts all points on the disk."""
+        """Writes all points to the disk."""
         self._writer.flush()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""One optimizer update as a pure function: (state, rows) in, (state, metrics) out."""
+"""One optimizer update as a pure function of (state, rows), which returns (state, metrics)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from frame_jax.parallel.sharding import constrain_sharding, data_parallel_size
 
 
 class TrainState(NamedTuple):
-    """Everything an update reads and writes.
+    """The state that an update reads and returns.
 
     Attributes:
         step: Updates applied so far, int32.
@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
 
 
 class SpecialTokens(NamedTuple):
-    """Token ids that structure a row: every document is framed as `bos tokens eos`."""
+    """The token ids that frame a document in a row: `bos tokens eos`."""
 
     bos: int
     eos: int
@@ -61,7 +61,7 @@ class LMBatch(NamedTuple):
 def make_lm_batch(
     rows: jax.Array, special_tokens: SpecialTokens, document_attention: bool
 ) -> LMBatch:
-    """Derives segments, positions and loss weights from the tokens alone.
+    """Derives segments, positions and the loss mask from the tokens alone.
 
     A document begins at each BOS. A BOS that follows BOS or EOS is not predicted: which document
     comes next is not something to learn, and padding is repeated BOS.
@@ -84,11 +84,11 @@ def make_lm_batch(
 
 
 class LossAux(NamedTuple):
-    """What is summed over the counted targets of a batch, so that pieces of it add up.
+    """Sums over the counted targets of a batch, which add up over microbatches.
 
     Attributes:
         nll: In nats, float32.
-        routers: What the routers did; None for a model without experts.
+        routers: The routers' statistics; None for a model without experts.
     """
 
     nll: jax.Array
@@ -98,7 +98,7 @@ class LossAux(NamedTuple):
 def loss_fn(
     decoder: Decoder, params: Params, batch: LMBatch, chunks: int, training: TrainingConfig
 ) -> tuple[jax.Array, LossAux]:
-    """The objective's sum over the counted targets, and what is reported of them."""
+    """The sum of the objective over the counted targets, and the sums that are reported."""
     module = decoder.bind(params)
     routed = decoder.config.has("experts")
     hidden, routers = module.forward(
@@ -122,11 +122,11 @@ def accumulate_gradients(
     batch: LMBatch,
     gradient_accumulation_steps: int,
 ) -> tuple[LossAux, Params]:
-    """The sums over a batch and the derivatives of its objective, a piece at a time.
+    """The sums over a batch and the gradient of its objective, a microbatch at a time.
 
-    Sums, not means, are added, so pieces with different numbers of counted targets make exactly the
-    derivative of the whole batch. Piece i is rows i, i + pieces, ...: every device has an equal
-    part of each.
+    Sums, not means, are added, so microbatches with different numbers of counted targets make
+    exactly the gradient of the whole batch. Microbatch i is rows i, i + steps, ...: every device
+    has an equal part of each.
     """
     gradient = jax.value_and_grad(loss, has_aux=True)
 
@@ -157,31 +157,28 @@ def accumulate_gradients(
 def updated_router_biases(
     params: Params, counts: jax.Array, rate: float, config: ModelConfig
 ) -> Params:
-    """`params` with the routers' balancing biases moved by the load of this step.
+    """Moves the routers' balancing biases against the load of this step.
 
     Args:
         params: The model's.
         counts: [layers with experts, E] float32, choices of the batch's counted tokens.
-        rate: How far.
+        rate: How far a bias moves.
         config: The model's shape.
     """
-    layers, done = params["layers"], 0
-    expert_groups = [group for group in config.layer_groups if group.spec.feed_forward == "experts"]
-    if len(config.layer_groups) == 1:
-        bias = updated_router_bias(layers["router_bias"], counts, rate)
-        return {**params, "layers": {**layers, "router_bias": bias}}
-    by_repeat = counts.reshape(config.repeats, -1, counts.shape[-1])
-    new = dict(layers)
-    for group in expert_groups:
-        group_counts = by_repeat[:, done : done + group.length]
-        bias = updated_router_bias(layers[group.name]["router_bias"], group_counts, rate)
-        new[group.name] = {**layers[group.name], "router_bias": bias}
-        done += group.length
-    return {**params, "layers": new}
+    E = counts.shape[-1]
+    by_repeat, start = counts.reshape(config.repeats, -1, E), 0
+    layers = dict(params["layers"])
+    for group in config.layer_groups:
+        if group.spec.feed_forward == "experts":
+            group_counts = by_repeat[:, start : start + group.length].reshape(-1, E)
+            bias = updated_router_bias(layers[group.name]["router_bias"], group_counts, rate)
+            layers[group.name] = layers[group.name] | {"router_bias": bias}
+            start += group.length
+    return params | {"layers": layers}
 
 
 def router_metrics(routers: RouterStatistics) -> dict[str, jax.Array]:
-    """What is reported of the routers.
+    """The metrics of the routers.
 
     Returns:
         `expert_load`: [layers] float32, the busiest expert's choices by an even share;
@@ -205,13 +202,13 @@ def make_train_step(
     mesh: Mesh,
     learning_rate: Callable[[jax.Array], jax.Array],
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
-    """The update, to be jitted by the caller with shardings and a donated state.
+    """Makes the update, which the caller jits with shardings and a donated state.
 
     Args:
         decoder: The model.
         optimizer: The update rule.
         special_tokens: BOS and EOS.
-        training: Document attention, z-loss, and how the batch is cut to fit in memory.
+        training: Document attention, z-loss, sizes of microbatches and of chunks of the loss.
         mesh: The devices it will run on.
         learning_rate: The optimizer's schedule, for the metrics.
     """

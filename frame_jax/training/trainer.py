@@ -1,4 +1,4 @@
-"""The training loop: rows in, a trained model's checkpoints and metrics out.
+"""The training loop: batches of rows to updates, checkpoints and metrics.
 
 The step is the whole state of data and schedule: batch s is rows [s * B, (s + 1) * B) of the
 curriculum, whatever the number of processes, so any checkpoint continues exactly where it stopped.
@@ -26,9 +26,8 @@ from frame_jax.run.trial_record import write_trial_record
 from frame_jax.training.bad_steps import skip_bad_steps
 from frame_jax.training.lr_schedules import learning_rate
 from frame_jax.training.profiling import StepTrace
-from frame_jax.training.recorder import Recorder
+from frame_jax.training.recorder import ROWS, Recorder
 from frame_jax.training.state import StateFactory
-from frame_jax.training.step_reader import ROWS
 from frame_jax.training.train_step import make_train_step
 from frame_jax.training.training_job import (
     TrainingJob,
@@ -44,15 +43,15 @@ MEASURED_STEPS = 10  # steps whose mean time sets the interval between rolling c
 def global_batches(
     job: TrainingJob, mesh: Mesh, start_step: int
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Global batches on the mesh, from `start_step` on, and what becomes their digest.
+    """Yields global batches on the mesh, from `start_step` on, and the digests of their rows.
 
     Every process makes the digests of the rows that it reads; the devices add them up, as they do
     with gradients, so that a row that several of them hold counts once and every process knows the
     sum.
 
     Yields:
-        int32 [B, T + 1], and uint32 [16]: the sums by byte of the digests of the rows at their
-        places (`curriculum/digest.py`). Padding rows count for nothing.
+        int32 [B, T + 1], and uint32 [16]: the sums by byte of the digests of the rows and their
+        positions in the order (`curriculum/digest.py`). Padding rows count for nothing.
     """
     sharding = batch_sharding(mesh)
     shape = (job.training.batch_size, job.sequence_length + 1)
@@ -108,7 +107,7 @@ def train(job: TrainingJob) -> dict[str, Any]:
 
 
 class RollingSaves:
-    """Which steps end with a rolling checkpoint: one every so many seconds, counted in steps.
+    """Decides which steps end with a rolling checkpoint: one every so many seconds, in steps.
 
     The steps are timed once, after the first, which compiles, and process 0 decides for all.
     """
@@ -132,7 +131,7 @@ class RollingSaves:
 
 
 def compile_step(job: TrainingJob, mesh: Mesh, factory: StateFactory) -> Any:
-    """The jitted update of a job: (state, rows) to (state, metrics); the state is donated."""
+    """Jits the update of a job: (state, rows) to (state, metrics); the state is donated."""
 
     def rate(step: jax.Array) -> jax.Array:
         return learning_rate(job.training.lr_schedule, step, job.steps, job.stage_starts)

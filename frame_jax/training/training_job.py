@@ -1,4 +1,4 @@
-"""What it takes to train one model, and what follows from it before a step has run."""
+"""The description of a training run, and the steps whose checkpoints it keeps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from frame_jax.training.train_step import SpecialTokens
 
 @dataclasses.dataclass(frozen=True)
 class TrainingJob:
-    """One model to train.
+    """A model to train, the rows in their order, and the settings of training.
 
     Attributes:
         name: Shown beside the progress bar.
@@ -66,20 +66,20 @@ class TrainingJob:
 
 
 def kept_steps(schedule: DataSchedule, training: TrainingConfig) -> list[int]:
-    """Steps whose checkpoints stay: the stage ends, the last of which ends the run, and the
-    milestones with the initial weights, where the first stage's drop begins."""
+    """The steps whose checkpoints stay: the stage ends, the last of which ends the run, and the
+    milestones, which begin with the initial weights."""
     steps, count = schedule.steps(training.batch_size), training.milestones
     even = {round(steps * i / count) for i in range(count + 1)} if count else set()
     return sorted(step for step in stage_ends(schedule, training) | even if step <= steps)
 
 
 def stage_ends(schedule: DataSchedule, training: TrainingConfig) -> set[int]:
-    """Updates made when each stage ends, a step that two stages share being the first one's."""
+    """The number of updates at each stage end; a step that two stages share is the first one's."""
     return {-(-int(row) // training.batch_size) for row in schedule.boundaries}
 
 
 def tail_steps(job: TrainingJob) -> list[int]:
-    """Steps whose checkpoints are kept for averages of weights alone; the last ends the run."""
+    """The steps whose checkpoints are kept for averages of weights; the last ends the run."""
     count, training = job.training.tail_checkpoints, job.training
     first = job.steps * (1 - training.tail_fraction)
     between = (job.steps - first) / max(count, 1)
@@ -88,11 +88,11 @@ def tail_steps(job: TrainingJob) -> list[int]:
 
 def check_batch(job: TrainingJob, mesh: Mesh) -> None:
     """Refuses a batch that does not divide over the mesh."""
-    ways = data_parallel_size(mesh) * job.training.gradient_accumulation_steps
-    if job.training.batch_size % ways:
+    divisor = data_parallel_size(mesh) * job.training.gradient_accumulation_steps
+    if job.training.batch_size % divisor:
         raise UserError(
             f"training.batch_size ({job.training.batch_size}) must be a multiple of slice x data x "
-            f"fsdp x expert x accumulate ({ways}); change it, or the mesh under `parallel`"
+            f"fsdp x expert x gradient_accumulation_steps ({divisor}); change one of them"
         )
 
 

@@ -67,5 +67,5 @@ def test_it_is_exported_as_granite_and_comes_back(run: Path, tmp_path: Path) -> 
     ours = read_description(folder)
     kept = checkpoints.load_params(folder / "checkpoints", ours)
     assert decoder.config.layer_specs == ours.config.layer_specs
-    for name, leaf in kept["layers"]["run_1"].items():
-        np.testing.assert_array_equal(params["layers"]["run_1"][name], leaf)
+    for name, leaf in kept["layers"]["group_1"].items():
+        np.testing.assert_array_equal(params["layers"]["group_1"][name], leaf)

@@ -8,12 +8,10 @@ import pytest
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.errors import UserError
-from frame_jax.models import block, transformer
-from frame_jax.models.context import LayerContext
+from frame_jax.models import block, layer_loop
 from frame_jax.models.cross_entropy import token_nll
 from frame_jax.models.functional import Decoder, read_description, write_description
-from frame_jax.models.layer_loop import run_layers
-from frame_jax.models.layers import rotary_frequencies, rotary_tables
+from frame_jax.models.layers import LayerContext, rotary_frequencies, rotary_tables
 from tests.models.kinds import KINDS, shape
 
 VOCAB, CHUNK = 64, 16
@@ -48,7 +46,7 @@ def nll(decoder: Decoder, params: dict, rows: np.ndarray, segments: np.ndarray) 
     """[B, T]: the loss of each token's successor."""
     index = np.broadcast_to(np.arange(rows.shape[1] - 1), segments.shape)
     starts = np.diff(segments, axis=1, prepend=-1) != 0
-    positions = index - np.maximum.gradient_accumulation_steps(np.where(starts, index, 0), axis=1)
+    positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
 
     @jax.jit
     def losses(params: dict) -> jax.Array:
@@ -109,11 +107,14 @@ def test_layers_come_in_the_order_of_their_names() -> None:
     context = LayerContext(jnp.zeros_like(tokens), positions, tables, jnp.ones(tokens.shape))
     x, aux = 2.0 * params["embedding"][tokens], []
     for repeat in range(2):
-        for run, place in (("run_0", 0), ("run_0", 1), ("run_1", 0)):
-            stack = params["layers"][run]
-            kind = next(r.spec for r in HYBRID.layer_groups if r.name == run)
-            one = {name: values[repeat, place] for name, values in stack.items()}
-            x, statistics = block.apply_layer(HYBRID, kind, one, x, context)
+        for name, index in (
+            ("group_0", 2 * repeat),
+            ("group_0", 2 * repeat + 1),
+            ("group_1", repeat),
+        ):
+            spec = next(group.spec for group in HYBRID.layer_groups if group.name == name)
+            one = {name: values[index] for name, values in params["layers"][name].items()}
+            x, statistics = block.apply_layer(HYBRID, spec, one, x, context)
             aux.append(statistics)
     expected = block.apply_norm(HYBRID, {"n": params["final_norm"] / 2}, "n", x)
     counted = jnp.ones(tokens.shape)
@@ -145,7 +146,7 @@ def test_loops_in_loops_are_the_plain_ones(remat: str, monkeypatch: pytest.Monke
         return jax.jit(jax.value_and_grad(loss))(params)
 
     ours = gradient()
-    monkeypatch.setattr(transformer, "run_layers_on_cpu", run_layers)
+    monkeypatch.setattr(layer_loop, "_scan_saving_bits", layer_loop._plain_scan)
     for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(gradient()), strict=True):
         scale = np.abs(theirs).max() + 1e-6
         np.testing.assert_allclose(mine / scale, theirs / scale, atol=0.02)
@@ -164,17 +165,20 @@ def test_compile_time_does_not_grow_with_depth() -> None:
     assert length(8) == length(2)
 
 
-def test_patterns_become_runs() -> None:
-    def aux(layers: tuple, count: int) -> tuple:
+def test_patterns_become_groups() -> None:
+    def groups(layers: tuple, count: int) -> tuple:
         config = shape(count, layers=layers)
-        return config.repeats, [(run.name, *run.spec, run.length) for run in config.layer_groups]
+        return config.repeats, [(name, *spec, length) for name, spec, length in config.layer_groups]
 
-    assert aux(("attention+dense",), 4) == (1, [("", "attention", "dense", 4)])
+    assert groups(("attention+dense",), 4) == (1, [("group_0", "attention", "dense", 4)])
     twice = ("mamba2+none", "mamba2+none", "attention+dense")
-    expected = [("run_0", "mamba2", "none", 2), ("run_1", "attention", "dense", 1)]
-    assert aux(twice, 6) == (2, expected)
-    assert aux((*twice, *twice), 6) == (2, expected)  # the shortest pattern counts
-    assert aux(("mamba2+none", *twice), 4) == (1, [("run_0", "mamba2", "none", 3), expected[1]])
+    expected = [("group_0", "mamba2", "none", 2), ("group_1", "attention", "dense", 1)]
+    assert groups(twice, 6) == (2, expected)
+    assert groups((*twice, *twice), 6) == (2, expected)  # the shortest pattern counts
+    assert groups(("mamba2+none", *twice), 4) == (
+        1,
+        [("group_0", "mamba2", "none", 3), expected[1]],
+    )
     with pytest.raises(UserError, match=r"model\.layers names 3 layers"):
         shape(4, layers=twice)
 
@@ -193,7 +197,9 @@ def test_a_dense_model_is_made_as_it_always_was() -> None:
         hidden_size=8, intermediate_size=16, num_layers=2, num_heads=2, num_kv_heads=1
     )
     params = Decoder(config, 16).init(jax.random.key(7))
-    found = {name: leaf.shape for name, leaf in params["layers"].items()}
+    assert list(params["layers"]) == ["group_0"]
+    layers = params["layers"]["group_0"]
+    found = {name: leaf.shape for name, leaf in layers.items()}
     assert found == {
         "attention_norm": (2, 8),
         "query": (2, 8, 8),
@@ -205,5 +211,5 @@ def test_a_dense_model_is_made_as_it_always_was() -> None:
         "up": (2, 8, 16),
         "down": (2, 16, 8),
     }
-    first = {name: round(float(params["layers"][name][1, 0, 0]), 6) for name in FIRST_WEIGHTS}
+    first = {name: round(float(layers[name][1, 0, 0]), 6) for name in FIRST_WEIGHTS}
     assert first == FIRST_WEIGHTS

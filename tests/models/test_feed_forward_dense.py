@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.context import LayerContext
 from frame_jax.models.feed_forward_dense import apply
+from frame_jax.models.layers import LayerContext
 
 B, T, D, INNER = 2, 8, 16, 40
 

@@ -1,4 +1,4 @@
-"""The loop over layers on CPUs against the plain one: the same numbers, in less memory."""
+"""The loop over layers on CPUs against the plain one: the same numbers, and no stack in float32."""
 
 import re
 from collections.abc import Callable
@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models import transformer
+from frame_jax.models import layer_loop
 from frame_jax.models.functional import Decoder
-from frame_jax.models.layer_loop import run_layers
 
 SHAPE = ModelConfig(
     hidden_size=64, intermediate_size=160, num_layers=3, num_heads=4, num_kv_heads=2
@@ -29,19 +28,53 @@ def gradient(decoder: Decoder) -> Callable[..., Any]:
     return jax.jit(jax.value_and_grad(loss))
 
 
+# A whole stack of activations in float32, [layers, rows, tokens, width].
+FLOAT32_STACK = re.compile(r"f32\[3,2,256,(64|160)\]")
+
+
 @pytest.mark.parametrize("remat", ["none", "minimal", "full"])
-def test_values_and_derivatives_are_the_plain_loops_in_less_memory(
+def test_values_and_derivatives_are_the_plain_loops_without_a_stack_in_float32(
     remat: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = Decoder(SHAPE, 128, remat=remat)
     params = decoder.init(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (2, 256), 0, 128)
     ours = gradient(decoder).lower(params, tokens).compile()
-    monkeypatch.setattr(transformer, "run_layers_on_cpu", run_layers)
+    assert not FLOAT32_STACK.search(ours.as_text())
+    if not layer_loop.STACKS_NEED_BITS:
+        return  # the plain loop is ours
+    monkeypatch.setattr(layer_loop, "STACKS_NEED_BITS", False)
     plain = gradient(decoder).lower(params, tokens).compile()
     jax.tree.map(np.testing.assert_array_equal, ours(params, tokens), plain(params, tokens))
-    # The whole stack of an activation, [layers, rows, tokens, width], is never made in float32.
-    stack = re.compile(r"f32\[3,2,256,(64|160)\]")
-    assert not stack.search(ours.as_text())
-    assert stack.search(plain.as_text()), "XLA has learned it: run_layers_on_cpu can go"
+    assert FLOAT32_STACK.search(plain.as_text()), "STACKS_NEED_BITS names a version too many"
     assert ours.memory_analysis().temp_size_in_bytes < plain.memory_analysis().temp_size_in_bytes
+
+
+def test_a_jax_with_other_residuals_gets_the_plain_loop_and_a_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`jax.vjp` as it might become: a function that is no tree."""
+    vjp = jax.vjp
+
+    def opaque(*args: Any) -> tuple:
+        out, pull_back = vjp(*args)
+        return out, lambda *grads: pull_back(*grads)
+
+    def total(x: jax.Array, factors: jax.Array) -> jax.Array:
+        def layer(x: jax.Array, factor: jax.Array, _: None) -> tuple[jax.Array, None]:
+            return x * factor, None
+
+        return layer_loop.scan_layers(layer, 1, x, factors, None)[0].sum()
+
+    monkeypatch.setattr(jax, "vjp", opaque)
+    monkeypatch.setattr(layer_loop, "STACKS_NEED_BITS", True)
+    layer_loop.residuals_are_leaves.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="keeps residuals in another way") as notes:
+            for _ in range(2):
+                grads = jax.grad(total, (0, 1))(jnp.ones(2), jnp.full((3, 2), 2.0))
+    finally:
+        layer_loop.residuals_are_leaves.cache_clear()
+    assert len(notes) == 1
+    np.testing.assert_array_equal(grads[0], [8, 8])
+    np.testing.assert_array_equal(grads[1], np.full((3, 2), 4))

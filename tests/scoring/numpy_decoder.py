@@ -8,7 +8,7 @@ def log_probabilities(config, params, ids):
     p = _float64(params)
     x = p["embedding"][np.asarray(ids)]
     for layer in range(config.num_layers):
-        w = {name: values[layer] for name, values in p["layers"].items()}
+        w = {name: values[layer] for name, values in p["layers"]["group_0"].items()}
         x = x + _attention(config, w, _norm(x, w["attention_norm"], config.norm_eps))
         h = _norm(x, w["mlp_norm"], config.norm_eps)
         gate = h @ w["gate"]

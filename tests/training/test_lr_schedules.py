@@ -97,7 +97,7 @@ def test_muon_turns_matrices_of_layers_into_orthogonal_steps_and_leaves_the_rest
     for name in ("embedding", "final_norm"):  # Adam's first step has one size for every element
         np.testing.assert_array_equal(np.sign(turned[name]), -np.sign(grads[name]))
         np.testing.assert_allclose(np.abs(turned[name]), np.abs(turned[name]).mean(), rtol=1e-3)
-    for layer in np.asarray(turned["layers"]["gate"], np.float64):
+    for layer in np.asarray(turned["layers"]["group_0"]["gate"], np.float64):
         singular = np.linalg.svd(layer, compute_uv=False)
         assert singular.min() > 0.4 * singular.max()  # Newton-Schulz stops early
         assert np.sqrt((layer**2).mean()) == pytest.approx(0.2 * 0.01, rel=0.3)
@@ -114,7 +114,7 @@ def test_decay_spares_norms_and_embeddings() -> None:
     decoder, params, _ = small()
     mask = decay_mask(decoder.axes())
     assert not mask["embedding"] and not mask["final_norm"]
-    layers = mask["layers"]
+    layers = mask["layers"]["group_0"]
     assert not layers["attention_norm"] and not layers["mlp_norm"]
     assert layers["query"] and layers["down"]
 

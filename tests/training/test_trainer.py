@@ -89,7 +89,7 @@ def test_moments_lie_where_their_parameters_do(root: Path, use_devices, kind: st
         name = jax.tree_util.keystr(path)
         if name.endswith("['query']"):
             queries += 1
-            assert sharding.spec == factory.shardings.params["layers"]["query"].spec
+            assert sharding.spec == factory.shardings.params["layers"]["group_0"]["query"].spec
         if leaf.ndim == 0:
             assert not any(sharding.spec)
     assert queries == (3 if kind == "adamw" else 2)  # two moments or one, and the average
@@ -125,7 +125,7 @@ def test_experts_go_on_under_another_mesh(root: Path, use_devices, kind: str) ->
     whole = dataclasses.replace(whole, decoder=decoder)
     train(whole)
     before, records = final_params(whole), metrics(whole)
-    assert np.abs(before["layers"]["run_1"]["router_bias"]).max() > 0
+    assert np.abs(before["layers"]["group_1"]["router_bias"]).max() > 0
     assert len(records[0]["expert_load"]) == 2 and 0 <= records[0]["dead_experts"] < 1
     assert set(documented_keys("What a mixture of experts adds")) < set(records[0])
     shutil.rmtree(whole.folder / "checkpoints" / str(whole.steps))

@@ -1,4 +1,4 @@
-"""A Hugging Face config.json in, the shape of our decoder out, and back; or why there is none."""
+"""Translates a Hugging Face config.json to the shape of our decoder, and back."""
 
 from __future__ import annotations
 
@@ -9,15 +9,7 @@ from typing import Any
 
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.errors import UserError
-from frame_jax.models.hugging_face.families import (
-    bamba,
-    experts,
-    gpt_neox,
-    granite,
-    llama,
-    mamba2,
-    olmo2,
-)
+from frame_jax.models.hugging_face.families import experts, gpt_neox, hybrids, llama, mamba2
 from frame_jax.models.hugging_face.families.family import Family, layer_pattern
 from frame_jax.models.hugging_face.settings import HFSettings
 
@@ -26,15 +18,13 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         *llama.FAMILIES,
-        olmo2.FAMILY,
         gpt_neox.FAMILY,
         *experts.FAMILIES,
         mamba2.FAMILY,
-        bamba.FAMILY,
-        granite.FAMILY,
+        *hybrids.FAMILIES,
     )
 }
-# What the decoder does not compute of families that look like those it does.
+# Families that resemble the supported ones, and what our decoder does not compute of them.
 NOT_COMPUTED = {
     "deepseek_v2": "multi-head latent attention",
     "deepseek_v3": "multi-head latent attention",
@@ -58,7 +48,7 @@ WINDOWS = {"mistral": 4096, "mixtral": None}
 
 
 def read_config(values: dict[str, Any], path: Path, longest: int | None) -> ModelConfig:
-    """The shape that a config.json describes.
+    """Reads the shape that a config.json describes.
 
     Args:
         values: What is in the file.
@@ -101,7 +91,7 @@ def family_of(values: dict[str, Any], path: Path) -> Family:
 
 
 def unsupported_features(s: HFSettings, longest: int | None) -> Iterator[str]:
-    """Each reason, common to all families, why the model cannot be computed here."""
+    """Yields the reasons, common to all families, why a model cannot be computed here."""
     if s.values.get("quantization_config"):
         yield (
             "the weights are quantized (quantization_config); use the original checkpoint in "
@@ -123,7 +113,7 @@ def unsupported_features(s: HFSettings, longest: int | None) -> Iterator[str]:
 
 
 def sliding_window(s: HFSettings) -> int | None:
-    """Tokens that attention looks back in at least one layer; None if it looks at all."""
+    """The smallest number of tokens that a layer attends back to; None if all attend to all."""
     window, family = s.optional("sliding_window"), s.values["model_type"]
     slides = "sliding_attention" in s.list_of("layer_types") or s.flag("use_sliding_window")
     if family not in WINDOWS and not slides:
@@ -132,9 +122,9 @@ def sliding_window(s: HFSettings) -> int | None:
 
 
 def find_layout(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
-    """A family that computes what a decoder computes, and what its config.json says of it.
+    """Finds the first family that computes the same, and the settings of its config.json.
 
-    It is one whose config.json, read again, is the same model.
+    It is one whose config.json, read again, gives the same model.
 
     Raises:
         UserError: if there is none, naming the settings that the nearest families lack.
@@ -192,7 +182,7 @@ def without_unused_settings(c: ModelConfig) -> ModelConfig:
 
 
 def config_differences(one: Any, other: Any, path: str = "model") -> Iterator[str]:
-    """The settings of `one` that are other in `other`, with their values."""
+    """Yields the settings of `one` that differ in `other`, with their values."""
     for field in dataclasses.fields(one):
         ours, theirs = getattr(one, field.name), getattr(other, field.name)
         name = f"{path}.{field.name}"

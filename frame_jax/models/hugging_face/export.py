@@ -1,4 +1,4 @@
-"""A decoder and its parameters in, a Hugging Face checkpoint folder out; PyTorch is not needed.
+"""Writes a decoder as a Hugging Face checkpoint folder; PyTorch is not needed.
 
 The inverse of `models.hugging_face`: config.json, generation_config.json, the tokenizer, and
 safetensors in float32, so that importing the folder gives the same bits back. A decoder is written
@@ -48,7 +48,7 @@ def export_checkpoint(
         bos_id: Token that starts every text.
         eos_id: Token that ends a text.
         context: Tokens of the longest sequence the model was trained on.
-        shard_bytes: Weights are cut into files of about this size.
+        shard_bytes: Weights are split into files of about this size.
 
     Raises:
         UserError: if no family of `transformers` computes what the decoder computes.
@@ -61,7 +61,7 @@ def export_checkpoint(
 
 
 def model_config(decoder: Decoder, bos_id: int, eos_id: int, context: int) -> dict[str, Any]:
-    """What config.json says.
+    """The settings of config.json.
 
     Raises:
         UserError: if no family of `transformers` computes what the decoder computes.
@@ -82,7 +82,7 @@ def model_config(decoder: Decoder, bos_id: int, eos_id: int, context: int) -> di
 
 
 def pad_token_id(backend: tokenizers.Tokenizer, eos_id: int, vocab_size: int) -> int:
-    """The token that fills up a batch: one of that name which the model has a row for, else EOS.
+    """The padding token: one of PAD_NAMES that the model has an embedding of, else EOS.
 
     config.json does not name it: `transformers` would then keep its row from being trained, which
     EOS must be. It says null, because some families name one by default.
@@ -94,7 +94,7 @@ def pad_token_id(backend: tokenizers.Tokenizer, eos_id: int, vocab_size: int) ->
 def write_tokenizer(
     folder: Path, path: Path, bos_id: int, eos_id: int, context: int, vocab_size: int
 ) -> int:
-    """The tokenizer as the run used it; returns the id that fills up a batch.
+    """Writes the tokenizer as the run used it; returns the id of its padding token.
 
     BOS stands before a text or a pair of texts, as it stood before every training document, and a
     text that spells out a special token stays text.
@@ -122,7 +122,7 @@ def write_tokenizer(
 
 
 def write_weights(folder: Path, decoder: Decoder, params: Params, shard_bytes: int) -> None:
-    """model.safetensors, or several files of about `shard_bytes` and their index."""
+    """Writes model.safetensors, or several files of about `shard_bytes` and their index."""
     family, _ = find_layout(decoder.config)
     shards = list(group_tensors(checkpoint_tensors(decoder, family.layouts[0]), shard_bytes))
     weight_map: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What a Hugging Face config.json says, key by key, or the reason why it cannot be computed.
+"""Reads the settings of a Hugging Face config.json, and refuses those that cannot be computed.
 
 A model that is nearly right gives fluent, wrong numbers, so every setting that changes what is
 computed is either understood or refused by name.
@@ -15,7 +15,7 @@ from frame_jax.errors import UserError
 
 
 class HFSettings:
-    """A config.json. What is null there counts as absent.
+    """The settings of a config.json. A key that is null counts as absent.
 
     Attributes:
         values: What is in the file.
@@ -26,11 +26,11 @@ class HFSettings:
         self.values, self.path = values, path
 
     def error(self, problem: str) -> UserError:
-        """What to raise."""
+        """The error to raise for a problem with this file."""
         return UserError(f"{self.path}: {problem}")
 
     def get(self, key: str, kind: type, name: str, default: Any = None) -> Any:
-        """The value of a key, if it is of this kind."""
+        """The value of a key, which must be of type `kind`, by `name` in messages."""
         value = self.values.get(key)
         if value is None:
             return default
@@ -39,26 +39,26 @@ class HFSettings:
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """True or false."""
+        """A key that is true or false."""
         return bool(self.get(key, bool, "true or false", default))
 
     def list_of(self, key: str) -> list[Any]:
-        """A list; absent, an empty one."""
+        """A key that is a list; absent, an empty one."""
         return list(self.get(key, list, "a list", ()))
 
     def optional(self, key: str) -> int | None:
-        """A whole number, or None."""
+        """A key that is a whole number; absent, None."""
         value = self.get(key, int, "a whole number")
         return None if value is None else int(value)
 
     def require(self, *keys: str) -> None:
-        """Names all of these keys that are absent."""
+        """Refuses a file without all of these keys, naming those that are absent."""
         absent = [key for key in keys if self.values.get(key) is None]
         if absent:
-            raise UserError(f"{self.path} does not say {', '.join(absent)}")
+            raise UserError(f"{self.path} has no {', '.join(absent)}")
 
     def size(self, key: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number of at least 1, or 0."""
+        """A key that is a whole number of at least `least`."""
         value = first_given(self.values.get(key), default)
         if type(value) is not int or value < least:
             what = "a positive whole number" if least else "a whole number"
@@ -66,17 +66,17 @@ class HFSettings:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive number."""
+        """A key that is a positive number."""
         return self.positive(first_given(self.values.get(key), default), key)
 
     def positive(self, value: Any, key: str) -> float:
-        """`value`, which was found under `key`, if it is a positive number."""
+        """`value`, which was found under `key` and must be a positive number."""
         if type(value) not in (int, float) or not 0 < value < math.inf:
             raise self.error(f"{key} is {value!r}, must be a positive number")
         return float(value)
 
     def require_value(self, **computed: Any) -> None:
-        """Refuses any other value of these keys; absent, they have the one that is computed."""
+        """Refuses other values of these keys; absent, they have the one that is computed."""
         for key, one in computed.items():
             value = self.values.get(key)
             if value is not None and value != one:
@@ -84,7 +84,7 @@ class HFSettings:
                 raise self.error(f"{key} {value!r} is not supported{known}")
 
     def rope(self) -> tuple[str, dict[str, Any]]:
-        """The rotary settings, and the key under which they are in either of two spellings."""
+        """The key of the rotary settings, in either of two spellings, and the settings."""
         key = "rope_parameters" if self.values.get("rope_parameters") else "rope_scaling"
         rope = self.values.get(key) or {}
         if not isinstance(rope, dict):
@@ -96,14 +96,14 @@ class HFSettings:
     def partial_rotary_factor(
         self, default: float = 1.0, spelling: str = "partial_rotary_factor"
     ) -> Any:
-        """Share of a head that is rotated, in the newer or the older place."""
+        """The share of a head that is rotated, under its newer or its older key."""
         _, rope = self.rope()
         return first_given(rope.get("partial_rotary_factor"), self.values.get(spelling), default)
 
     def read_rope(
         self, default: float = 10_000.0, spelling: str = "rope_theta"
     ) -> tuple[float, RopeScalingConfig | None]:
-        """Base of the rotary frequencies and their stretch."""
+        """The base of the rotary frequencies and their stretch."""
         key, rope = self.rope()
         theta = first_given(rope.get("rope_theta"), self.values.get(spelling), default)
         theta = self.positive(theta, "rope_theta")

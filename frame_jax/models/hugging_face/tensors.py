@@ -1,17 +1,16 @@
-"""What a checkpoint's tensors are to our parameters: one table, read in both directions.
+"""Maps a checkpoint's tensors to our parameters: one table, read in both directions.
 
-A tensor is one or more parameters of a layer, one after the other along an axis, each seen through
-a view: transposed, cut into heads. A NumPy view can be read and written, so that a table which says
-how a tensor is made says how it is taken apart.
+A tensor is one or more parameters of a layer, concatenated along an axis, each seen through a NumPy
+view: transposed, split into heads. Views can be read and written, so that the rule which makes a
+tensor takes it apart, too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,7 +24,7 @@ View = Callable[[ModelConfig, np.ndarray], np.ndarray]
 
 
 def as_is(c: ModelConfig, values: np.ndarray) -> np.ndarray:
-    """As it is here: the tables over the vocabulary."""
+    """Unchanged: the tables over the vocabulary."""
     return values
 
 
@@ -50,9 +49,9 @@ class Rule(NamedTuple):
 
     Attributes:
         tensor: Its name after the layer's prefix; with `{expert}` for one tensor an expert.
-        parameters: What it holds, in order. Where a layer has none of it, there is no tensor.
+        parameters: The parameters it holds, in order. A layer without the first has no such tensor.
         view: How each of them is stored.
-        axis: Of the views, along which they follow each other.
+        axis: The axis of the views along which they are concatenated.
         merged: Leading axes of the views that are one axis of the tensor.
     """
 
@@ -69,7 +68,7 @@ def single_rules(parameters: Mapping[str, str]) -> tuple[Rule, ...]:
 
 
 class Layout(NamedTuple):
-    """All names of a family's tensors, where they are stored in one of its ways.
+    """The names of a family's tensors, in one of the ways in which it stores them.
 
     Attributes:
         outer: Tensors outside of layers: parameter -> tensor.
@@ -89,95 +88,89 @@ class Tensor:
     """A tensor of a checkpoint.
 
     Attributes:
-        config: Of the model.
+        config: The model.
         rule: How it is made.
-        subtree_keys: Where its parameters are: keys of nested dicts.
-        index: The layer (and the expert) among what is stacked there.
+        group: The group of layers that its parameters belong to; None outside of layers.
+        index: The layer (and the expert) among the parameters that are stacked there.
         shape: Its shape in the checkpoint.
     """
 
     config: ModelConfig
     rule: Rule
-    subtree_keys: tuple[str, ...]
+    group: str | None
     index: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def views(self, params: Params) -> list[np.ndarray]:
-        """Its parameters as they are stored, one by one."""
-        return views(self.config, self.rule, subtree(params, self.subtree_keys), self.index)
-
     def stored(self, params: Params) -> np.ndarray:
-        """What the checkpoint holds: contiguous float32."""
-        values = np.concatenate(self.views(params), self.rule.axis).reshape(self.shape)
+        """The tensor of the checkpoint: contiguous float32."""
+        values = np.concatenate(self._views(params), self.rule.axis).reshape(self.shape)
         return np.ascontiguousarray(values, np.float32)
 
     def load(self, values: np.ndarray, params: Params) -> None:
-        """Copies what a checkpoint holds to its place."""
-        views, axis = self.views(params), self.rule.axis
+        """Copies the tensor of a checkpoint into our parameters."""
+        views, axis = self._views(params), self.rule.axis
         ends = np.cumsum([view.shape[axis] for view in views])[:-1]
         parts = np.split(values.reshape(joined_shape(views, axis)), ends, axis)
         for view, part in zip(views, parts, strict=True):
             view[...] = part
 
+    def _views(self, params: Params) -> list[np.ndarray]:
+        stacked = params if self.group is None else params["layers"][self.group]
+        return parameter_views(self.config, self.rule, stacked, self.index)
 
-def views(c: ModelConfig, rule: Rule, stacked: Params, index: tuple[int, ...]) -> list[np.ndarray]:
+
+def parameter_views(
+    c: ModelConfig, rule: Rule, stacked: Params, index: tuple[int, ...]
+) -> list[np.ndarray]:
     """The parameters of a tensor as they are stored, one by one."""
     return [rule.view(c, stacked[name][index]) for name in rule.parameters]
 
 
 def joined_shape(views: list[np.ndarray], axis: int) -> tuple[int, ...]:
-    """The shape of arrays one after the other."""
+    """The shape of the arrays concatenated along `axis`."""
     shape = list(views[0].shape)
     shape[axis] = sum(view.shape[axis] for view in views)
     return tuple(shape)
 
 
-def subtree(params: Params, stack: tuple[str, ...]) -> Any:
-    """What is under these keys, one in the other."""
-    for key in stack:
-        params = params[key]
-    return params
-
-
-def layer_locations(c: ModelConfig) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Where each layer's parameters are, from the first layer on: keys, and leading indices."""
+def layer_locations(c: ModelConfig) -> Iterator[tuple[str, int]]:
+    """Where each layer's parameters are, from the first layer on: its group, its index there."""
     for repeat in range(c.repeats):
         for group in c.layer_groups:
             for layer in range(group.length):
-                if group.name:
-                    yield ("layers", group.name), (repeat, layer)
-                else:
-                    yield ("layers",), (layer,)
+                yield group.name, repeat * group.length + layer
 
 
 def checkpoint_tensors(decoder: Decoder, layout: Layout) -> dict[str, Tensor]:
     """Every tensor of a model by its name in a checkpoint."""
     c = decoder.config
-    # As large as the parameters, without their memory: a view tells its shape.
+    # The parameters' shapes without their memory.
     params = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), decoder.shapes())
+    shapes: dict[tuple[Rule, str | None], tuple[int, ...]] = {}  # equal in all layers of a group
+    tensors = {}
 
-    @functools.cache
-    def shape(rule: Rule, stack: tuple[str, ...], axes: int) -> tuple[int, ...]:
-        form = joined_shape(views(c, rule, subtree(params, stack), (0,) * axes), rule.axis)
-        return (math.prod(form[: rule.merged]), *form[rule.merged :])
+    def add(name: str, rule: Rule, group: str | None, index: tuple[int, ...]) -> None:
+        if (rule, group) not in shapes:
+            stacked = params if group is None else params["layers"][group]
+            views = parameter_views(c, rule, stacked, index)
+            shape = joined_shape(views, rule.axis)
+            shapes[rule, group] = (math.prod(shape[: rule.merged]), *shape[rule.merged :])
+        tensors[name] = Tensor(c, rule, group, index, shapes[rule, group])
 
-    def tensor(rule: Rule, stack: tuple[str, ...] = (), index: tuple[int, ...] = ()) -> Tensor:
-        return Tensor(c, rule, stack, index, shape(rule, stack, len(index)))
-
-    outer = [name for name in params if name != "layers"]
-    tensors = {
-        layout.outer[name]: tensor(Rule(layout.outer[name], (name,), as_is)) for name in outer
-    }
-    for layer, (stack, index) in enumerate(layer_locations(c)):
+    for parameter in params:
+        if parameter != "layers":
+            name = layout.outer[parameter]
+            add(name, Rule(name, (parameter,), as_is), None, ())
+    for layer, (group, index) in enumerate(layer_locations(c)):
         for rule in layout.rules:
             name = layout.prefix.format(layer=layer) + rule.tensor
-            if rule.parameters[0] not in subtree(params, stack):
+            if rule.parameters[0] not in params["layers"][group]:
                 continue
             if "{expert}" not in name:
-                tensors[name] = tensor(rule, stack, index)
+                add(name, rule, group, (index,))
                 continue
             for expert in range(c.experts.num_experts):
-                tensors[name.format(expert=expert)] = tensor(rule, stack, (*index, expert))
+                add(name.format(expert=expert), rule, group, (index, expert))
     size = sum(math.prod(tensor.shape) for tensor in tensors.values())
     assert size == decoder.parameter_count(), "a parameter has no tensor, or two"
     return tensors

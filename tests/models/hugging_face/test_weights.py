@@ -86,9 +86,9 @@ def test_tensors_come_to_their_places_from_one_file_or_shards(tmp_path: Path, dt
     for folder in (write(tmp_path / "one", tensors), write_shards(tmp_path / "two", tensors)):
         decoder, params = import_checkpoint(folder)
         assert decoder.vocab_size == 11 and decoder.config.num_kv_heads == 2
-        assert params["layers"]["query"].dtype == np.float32
+        assert params["layers"]["group_0"]["query"].dtype == np.float32
         for ours, theirs in (
-            (params["layers"]["query"][1].T, QUERY),
+            (params["layers"]["group_0"]["query"][1].T, QUERY),
             (params["output"], "lm_head.weight"),
             (params["final_norm"], "model.norm.weight"),
         ):
@@ -160,7 +160,7 @@ def others(folder: Path) -> None:
 
 
 def query(folder: Path) -> np.ndarray:
-    return import_checkpoint(folder)[1]["layers"]["query"][1].T
+    return import_checkpoint(folder)[1]["layers"]["group_0"]["query"][1].T
 
 
 def test_the_whole_file_is_taken_before_an_index(tmp_path: Path) -> None:

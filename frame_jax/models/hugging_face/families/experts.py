@@ -29,32 +29,38 @@ FUSED = fused_expert_rules("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.e
 
 
 def expert_layouts(*ways: tuple[Rule, ...]) -> tuple[Layout, ...]:
-    """Llama's names with the experts in each of these ways."""
+    """Llama's tensors, with the experts stored in each of these ways."""
     return tuple(Layout(OUTER, PREFIX, (*NORMS, *ATTENTION, *rules)) for rules in ways)
 
 
+def read_experts(
+    s: HFSettings, count: str, width: str = "intermediate_size", **fields: Any
+) -> ExpertsConfig:
+    """Reads the shape of the experts: their number under `count`, their width under `width`."""
+    return ExpertsConfig(
+        num_experts=s.size(count),
+        num_experts_per_token=s.size("num_experts_per_tok"),
+        intermediate_size=s.size(width),
+        **fields,
+    )
+
+
 def read_olmoe(s: HFSettings) -> Fields:
-    """Experts in all layers, queries and keys normed over the whole projection."""
+    """Reads OLMoE: experts in all layers, queries and keys normed over the whole projection."""
     require_whole_rotation(s)
     s.require_value(clip_qkv=None)
     shape = read_shape(s, "intermediate_size", "num_experts", "num_experts_per_tok")
-    experts = ExpertsConfig(
-        num_experts=s.size("num_experts"),
-        num_experts_per_token=s.size("num_experts_per_tok"),
-        intermediate_size=s.size("intermediate_size"),
-        norm_topk_prob=s.flag("norm_topk_prob"),
-    )
     return shape | {
         "head_dim": None,  # its norms are as wide as the model
         "layers": ("attention+experts",),
-        "experts": experts,
+        "experts": read_experts(s, "num_experts", norm_topk_prob=s.flag("norm_topk_prob")),
         "qk_norm": True,
         "qk_norm_over": "projection",
     }
 
 
 def write_olmoe(c: ModelConfig) -> dict[str, Any]:
-    """What config.json says."""
+    """The settings of config.json."""
     written = write_shape(c) | {
         "intermediate_size": c.experts.intermediate_size,
         "num_experts": c.experts.num_experts,
@@ -67,17 +73,12 @@ def write_olmoe(c: ModelConfig) -> dict[str, Any]:
 
 
 def read_qwen3_moe(s: HFSettings) -> Fields:
-    """Experts in every n-th layer but those that are named; heads normed."""
+    """Reads Qwen3-MoE: experts in every n-th layer but those in mlp_only_layers; heads normed."""
     require_whole_rotation(s)
     count = "num_experts" if "num_experts" in s.values else "num_local_experts"
     sizes = ("num_key_value_heads", count, "num_experts_per_tok", "moe_intermediate_size")
     shape = read_shape(s, "intermediate_size", *sizes)
-    experts = ExpertsConfig(
-        num_experts=s.size(count),
-        num_experts_per_token=s.size("num_experts_per_tok"),
-        intermediate_size=s.size("moe_intermediate_size"),
-        norm_topk_prob=s.flag("norm_topk_prob"),
-    )
+    renormalised = s.flag("norm_topk_prob")
     step, without = s.size("decoder_sparse_step", 1), s.list_of("mlp_only_layers")
     sparse = [
         layer not in without and (layer + 1) % step == 0 for layer in range(shape["num_layers"])
@@ -87,13 +88,13 @@ def read_qwen3_moe(s: HFSettings) -> Fields:
         "layers": layer_pattern(
             ["attention+experts" if yes else "attention+dense" for yes in sparse]
         ),
-        "experts": experts,
+        "experts": read_experts(s, count, "moe_intermediate_size", norm_topk_prob=renormalised),
         "qk_norm": True,
     }
 
 
 def write_qwen3_moe(c: ModelConfig) -> dict[str, Any]:
-    """What config.json says."""
+    """The settings of config.json."""
     return write_shape(c) | {
         "intermediate_size": c.intermediate_size,
         "num_experts": c.experts.num_experts,
@@ -107,21 +108,16 @@ def write_qwen3_moe(c: ModelConfig) -> dict[str, Any]:
 
 
 def read_mixtral(s: HFSettings) -> Fields:
-    """Experts in all layers, their weights always renormalised."""
+    """Reads Mixtral: experts in all layers, their weights always renormalised."""
     require_whole_rotation(s)
     sizes = ("num_key_value_heads", "num_local_experts", "num_experts_per_tok")
     shape = read_shape(s, "intermediate_size", *sizes, theta=1e6)
-    experts = ExpertsConfig(
-        num_experts=s.size("num_local_experts"),
-        num_experts_per_token=s.size("num_experts_per_tok"),
-        intermediate_size=s.size("intermediate_size"),
-        norm_topk_prob=True,
-    )
+    experts = read_experts(s, "num_local_experts", norm_topk_prob=True)
     return shape | {"layers": ("attention+experts",), "experts": experts}
 
 
 def write_mixtral(c: ModelConfig) -> dict[str, Any]:
-    """What config.json says."""
+    """The settings of config.json."""
     return write_shape(c) | {
         "intermediate_size": c.experts.intermediate_size,
         "num_local_experts": c.experts.num_experts,

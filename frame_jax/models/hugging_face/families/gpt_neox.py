@@ -41,7 +41,7 @@ BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias") 
 
 
 def from_hf_config(s: HFSettings) -> Fields:
-    """Fields of ModelConfig."""
+    """Reads the fields of ModelConfig."""
     sizes = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     s.require(*sizes, "layer_norm_eps")
     s.require_value(hidden_act="gelu", attention_bias=True)
@@ -68,7 +68,7 @@ def from_hf_config(s: HFSettings) -> Fields:
 
 
 def to_hf_config(c: ModelConfig) -> dict[str, Any]:
-    """What config.json says."""
+    """The settings of config.json."""
     return {
         "hidden_size": c.hidden_size,
         "intermediate_size": c.intermediate_size,

@@ -1,32 +1,40 @@
-"""GraniteMoeHybrid (Granite 4): Mamba-2 and attention layers, all dense or all with experts beside
-a shared one; multipliers; rotary positions or none."""
+"""Hybrids of Mamba-2 and attention: Bamba, and GraniteMoeHybrid (Granite 4)."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from frame_jax.config.models import ExpertsConfig, ModelConfig
+from frame_jax.config.models import ModelConfig
+from frame_jax.models.hugging_face.families.experts import read_experts
 from frame_jax.models.hugging_face.families.family import (
     ATTENTION,
-    HYBRID,
     NORMS,
     OUTER,
     PREFIX,
     Family,
     Fields,
+    dense_rules,
     fused_expert_rules,
     layer_names,
     layer_pattern,
-    mamba2_rules,
-    read_mamba2,
     read_shape,
     require_whole_rotation,
-    write_mamba2,
     write_shape,
+)
+from frame_jax.models.hugging_face.families.mamba2 import (
+    HYBRID,
+    mamba2_rules,
+    read_mamba2,
+    write_mamba2,
 )
 from frame_jax.models.hugging_face.settings import HFSettings
 from frame_jax.models.hugging_face.tensors import Layout, Rule, single_rules
 
+MAMBA_NORM = single_rules({"input_layernorm.weight": "mamba_norm"})
+BAMBA_NORMS = single_rules(
+    {"input_layernorm.weight": "attention_norm", "pre_ff_layernorm.weight": "mlp_norm"}
+)
+BAMBA_ROTATED = 0.5  # fixed in transformers, whatever `partial_rotary_factor` a version writes
 WRITTEN = {"mamba2": "mamba", "attention": "attention"}  # which all versions read
 MIXERS = {
     "mamba": "mamba2",
@@ -40,9 +48,9 @@ MULTIPLIERS = {
     "logits_scaling": "logits_divisor",
 }
 SHARED_IN, SHARED_OUT = "shared_mlp.input_linear.weight", "shared_mlp.output_linear.weight"
-COMMON = (
+GRANITE = (
     *NORMS,
-    *single_rules({"input_layernorm.weight": "mamba_norm"}),
+    *MAMBA_NORM,
     *ATTENTION,
     *mamba2_rules("mamba"),
     # The dense layer of a model without experts, or the shared expert, which is there even if its
@@ -66,8 +74,43 @@ AS_IN_MEMORY = fused_expert_rules(
 )
 
 
-def from_hf_config(s: HFSettings) -> Fields:
-    """Fields of ModelConfig."""
+def read_bamba(s: HFSettings) -> Fields:
+    """Reads Bamba: dense feed-forwards; half a head is rotated."""
+    shape = read_shape(s, "intermediate_size", "num_key_value_heads")
+    s.require_value(mamba_proj_bias=False)
+    if s.partial_rotary_factor(BAMBA_ROTATED) != BAMBA_ROTATED:
+        raise s.error(f"partial_rotary_factor other than {BAMBA_ROTATED} is not supported in Bamba")
+    attention = s.list_of("attn_layer_indices")
+    mixers = ["attention" if i in attention else "mamba2" for i in range(shape["num_layers"])]
+    return (
+        shape
+        | {
+            "intermediate_size": s.size("intermediate_size"),
+            "layers": layer_pattern([f"{mixer}+dense" for mixer in mixers]),
+            "partial_rotary_factor": BAMBA_ROTATED,
+        }
+        | ({"mamba2": read_mamba2(s, HYBRID)} if "mamba2" in mixers else {})
+    )
+
+
+def write_bamba(c: ModelConfig) -> dict[str, Any]:
+    """The settings of config.json."""
+    attention = [i for i, name in enumerate(layer_names(c)) if name.startswith("attention")]
+    return (
+        write_shape(c)
+        | write_mamba2(c, HYBRID)
+        | {
+            "intermediate_size": c.intermediate_size,
+            "attn_layer_indices": attention,
+            "partial_rotary_factor": BAMBA_ROTATED,
+            "mamba_proj_bias": False,
+            "mlp_bias": False,
+        }
+    )
+
+
+def read_granite(s: HFSettings) -> Fields:
+    """Reads Granite 4: feed-forwards all dense, or all experts beside a shared one; multipliers."""
     require_whole_rotation(s)
     shape = read_shape(s, "shared_intermediate_size", "num_local_experts")
     s.require_value(mamba_proj_bias=False, normalization_function="rmsnorm")
@@ -79,8 +122,7 @@ def from_hf_config(s: HFSettings) -> Fields:
     if unknown or len(types) != shape["num_layers"]:
         raise s.error(f"layer_types must be num_hidden_layers names, each of {', '.join(MIXERS)}")
     mixers = [MIXERS[name] for name in types]
-    experts = s.size("num_local_experts", least=0)
-    kind = "experts" if experts else "dense"
+    kind = "experts" if s.size("num_local_experts", least=0) else "dense"
     head_dim = shape["head_dim"] or shape["hidden_size"] // shape["num_heads"]
     scale = s.number("attention_multiplier", 1.0)
     return (
@@ -91,28 +133,27 @@ def from_hf_config(s: HFSettings) -> Fields:
             "attention_multiplier": None if scale == head_dim**-0.5 else scale,
             "partial_rotary_factor": 1.0 if positions == "rope" else 0.0,
         }
-        | read_feed_forward(s, experts)
+        | read_granite_feed_forward(s)
         | ({"mamba2": read_mamba2(s, HYBRID)} if "mamba2" in mixers else {})
     )
 
 
-def read_feed_forward(s: HFSettings, count: int) -> Fields:
-    """The dense layer, or the experts if there are any."""
-    if not count:
+def read_granite_feed_forward(s: HFSettings) -> Fields:
+    """Reads the dense layer, or the experts if there are any."""
+    if not s.size("num_local_experts", least=0):
         return {"intermediate_size": s.size("shared_intermediate_size")}
     s.require("num_experts_per_tok", "intermediate_size")
-    experts = ExpertsConfig(
-        num_experts=count,
-        num_experts_per_token=s.size("num_experts_per_tok"),
-        intermediate_size=s.size("intermediate_size"),
+    experts = read_experts(
+        s,
+        "num_local_experts",
         shared_expert_intermediate_size=s.size("shared_intermediate_size", least=0),
         norm_topk_prob=True,  # the softmax over the chosen logits is the renormalised one over all
     )
     return {"experts": experts}
 
 
-def to_hf_config(c: ModelConfig) -> dict[str, Any]:
-    """What config.json says."""
+def write_granite(c: ModelConfig) -> dict[str, Any]:
+    """The settings of config.json."""
     experts = c.experts if c.has("experts") else None
     scale = c.attention_multiplier
     return (
@@ -134,11 +175,33 @@ def to_hf_config(c: ModelConfig) -> dict[str, Any]:
     )
 
 
-FAMILY = Family(
-    "granitemoehybrid",
-    "GraniteMoeHybridForCausalLM",
-    ("attention+dense", "attention+experts", "mamba2+dense", "mamba2+experts"),
-    from_hf_config,
-    to_hf_config,
-    (Layout(OUTER, PREFIX, COMMON + STORED), Layout(OUTER, PREFIX, COMMON + AS_IN_MEMORY)),
+FAMILIES = (
+    Family(
+        "bamba",
+        "BambaForCausalLM",
+        ("attention+dense", "mamba2+dense"),
+        read_bamba,
+        write_bamba,
+        (
+            Layout(
+                OUTER | {"final_norm": "model.final_layernorm.weight"},
+                PREFIX,
+                (
+                    *BAMBA_NORMS,
+                    *MAMBA_NORM,
+                    *ATTENTION,
+                    *mamba2_rules("mamba"),
+                    *dense_rules("feed_forward"),
+                ),
+            ),
+        ),
+    ),
+    Family(
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
+        ("attention+dense", "attention+experts", "mamba2+dense", "mamba2+experts"),
+        read_granite,
+        write_granite,
+        (Layout(OUTER, PREFIX, GRANITE + STORED), Layout(OUTER, PREFIX, GRANITE + AS_IN_MEMORY)),
+    ),
 )
