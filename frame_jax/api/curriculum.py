@@ -58,7 +58,7 @@ def curriculum_order(
     Raises:
         UserError: for an order or a quadrant that does not exist, or lengths that cannot be had.
 
-    Example:
+    Examples:
         >>> import frame_jax
         >>> rows = {"Q1": 2, "Q2": 1, "Q3": 2, "Q4": 1}
         >>> order = list(frame_jax.curriculum_order(rows, "frame", transition="hard"))

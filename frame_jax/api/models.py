@@ -94,7 +94,7 @@ def load_models(
         UserError: if a folder is no checkpoint of a family that is read, or the two do not share a
             tokenizer.
 
-    Example:
+    Examples:
         >>> import frame_jax
         >>> models = frame_jax.load_models("small", "large", context=64)
         >>> models.parameter_counts
@@ -132,7 +132,7 @@ def load_run_models(run_directory: str | Path, *, per_device_batch_size: int = 8
         UserError: if there is no such run or model, or losses are compared by the byte
             (`scoring.unit: byte`), for which each model may read tokens of its own.
 
-    Example:
+    Examples:
         >>> import frame_jax
         >>> frame_jax.load_run_models("runs/mine").context
         64
@@ -199,7 +199,7 @@ def score_texts(models: ModelPair, texts: Iterable[str], *, overlap: int = 0) ->
         overlap: Tokens of the window before that the later windows of a long text condition on;
             below the models' `context`.
 
-    Example:
+    Examples:
         >>> import frame_jax
         >>> models = frame_jax.load_models("small", "large", context=64)
         >>> scores = frame_jax.score_texts(models, ["A short text.", "", "Another, longer text."])

@@ -62,7 +62,7 @@ def partition_table(
         UserError: for a column that is not there, no document with finite numbers, or numbers that
             do not tell documents apart.
 
-    Example:
+    Examples:
         >>> import frame_jax
         >>> scores = {"ppl": [20, 30, 10, 40], "pd": [0.1, 0.2, 0.3, 0.4], "tokens": [5, 5, 5, 5]}
         >>> partition = frame_jax.partition_table(scores)
