@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Every package at the version that was tested; `make lock` renews the file.
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test check format lock clean
+.PHONY: quickstart test check format docs lock clean
 
 # QUICKSTART: further options, such as `make quickstart QUICKSTART='--seed 1'`.
 quickstart: .venv/installed
@@ -16,20 +16,30 @@ test: .venv/installed-dev
 check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy frame_jax
+	$(BIN)/mypy frame_jax tools tests
 
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# PyTorch, of which the extras bench and eval take any, is left to who installs it.
+# Into build/docs; a warning, such as a link that leads nowhere, is an error. The variable silences
+# an advertisement of the theme.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "docs: build/docs/index.html"
+
+# PyTorch, of which the extras bench and eval take any, is left to who installs it. Markers that hold
+# wherever this runs are left out.
 lock: .venv/bin/python
 	$(BIN)/python -m pip install --quiet uv
 	echo "torch; sys_platform == 'never'" > .venv/no-torch
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 \
 	  --overrides .venv/no-torch --no-emit-package torch \
-	  --extra dev --extra bench --extra eval --no-annotate --no-header --no-emit-index-url \
-	  --output-file constraints.txt pyproject.toml
+	  --extra dev --extra docs --extra bench --extra eval \
+	  --no-annotate --no-header --no-emit-index-url --output-file .venv/lock.txt pyproject.toml
+	sed -e "s/ ; python_full_version < '3.15' and (sys_platform == 'darwin' or sys_platform == 'linux')$$//" \
+	  -e "s/ and (sys_platform == 'darwin' or sys_platform == 'linux')$$//" \
+	  -e "s/ and python_full_version < '3.15'$$//" .venv/lock.txt > constraints.txt
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -40,6 +50,10 @@ lock: .venv/bin/python
 
 .venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) --editable '.[dev]'
+	touch $@ .venv/installed
+
+.venv/installed-docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) --editable '.[docs]'
 	touch $@ .venv/installed
 
 clean:

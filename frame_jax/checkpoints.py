@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,8 @@ logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save a
 # By default some of Orbax's barriers are collectives, which wait for ever; these wait five minutes.
 flags.FLAGS.set_default("experimental_orbax_use_distributed_barrier", True)
 flags.FLAGS.mark_as_parsed()
+
+logger = logging.getLogger(__name__)
 
 READ_BYTES = 1 << 24
 ROLLING = 2  # newest checkpoints that are kept beside the asked-for ones
@@ -199,10 +200,10 @@ class Checkpointer:
         """Moves damaged checkpoints to `damaged/` and warns about each."""
         for step, problem in damaged.items():
             aside = self.folder.with_name("damaged") / str(step)
-            print(
-                f"warning: {self.folder / str(step)} is damaged ({problem}); it goes to {aside}, "
-                "and training continues from a checkpoint before it",
-                file=sys.stderr,
+            logger.warning(
+                "%s is damaged (%s); it goes to %s, and training continues from a checkpoint "
+                "before it",
+                *(self.folder / str(step), problem, aside),
             )
             if processes.is_first():
                 aside.parent.mkdir(exist_ok=True)

@@ -1,7 +1,13 @@
-"""`UserError`, which means "the input is wrong, not the program", and how it is shown."""
+"""The one exception that means "the input is wrong, not the program", and how programs show it,
+notes and warnings.
+
+Library code logs: notes at the level INFO, warnings at WARNING, to loggers below `frame_jax`. A
+program that is started from a command line shows them as lines on stderr (`log_to_stderr`).
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import unicodedata
 
@@ -22,8 +28,25 @@ def print_error(error: UserError) -> None:
 
 
 def print_note(text: str) -> None:
-    """Prints one line on stderr about what a run has decided or found."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """Logs what a run has decided or found, in one line."""
+    logging.getLogger(__name__).info("%s", text)
+
+
+class PlainLines(logging.Handler):
+    """Writes every record to stderr as one line, a warning behind `warning:`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        print(prefix + printable(record.getMessage()), file=sys.stderr, flush=True)
+
+
+def log_to_stderr() -> None:
+    """Shows the notes and warnings of this package on stderr; for programs, not for libraries."""
+    logger = logging.getLogger("frame_jax")
+    if not any(isinstance(handler, PlainLines) for handler in logger.handlers):
+        logger.addHandler(PlainLines())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # libraries give the root logger handlers of their own
 
 
 def printable(text: str) -> str:

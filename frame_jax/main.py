@@ -13,7 +13,7 @@ from typing import Any
 
 from frame_jax.config.file import make_parser, parse
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, log_to_stderr
 from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import (
     RunDirectory,
@@ -204,6 +204,7 @@ def print_outcome(config: RunConfig, ran: int, until: str | None) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for bad input, 75 when SIGTERM stopped it (start it again)."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    log_to_stderr()
     try:
         config, options = parse(arguments, parser())
         if options["plan"]:

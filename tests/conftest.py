@@ -9,6 +9,10 @@ import jax
 import pytest
 from jax.extend import backend
 
+from frame_jax.errors import log_to_stderr
+
+log_to_stderr()  # tests read what programs show
+
 
 def _use_devices(count: int) -> None:
     # XLA takes as many threads as there are cores. A device that waits for others inside a

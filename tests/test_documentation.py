@@ -33,7 +33,7 @@ from tests.integration.small_run import settings, write_corpus
 from tests.programs import REPOSITORY, free_port
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-PYTHON = re.compile(r"(?:\.venv/bin/)?python (?=-m |tools/)")
+PYTHON = re.compile(r"(?:\.venv/bin/)?python (?=-m |tools/|docs/examples/)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +181,11 @@ COMMANDS = {
     ),
     # docs/importing.md
     f"{MAIN} --until tokenize": Entry(shows="nothing to do"),
+    ".venv/bin/python docs/examples/compressed_size.py my_run.yaml sizes.parquet": Entry(
+        leaves="sizes.parquet"
+    ),
+    # docs/architecture.md
+    ".venv/bin/python docs/examples/one_document.py": Entry(shows="gradient of embedding"),
     # docs/scale.md
     ".venv/bin/python tools/benchmark_scale.py": Entry(
         extra="--only start step select --scale 0.01 --turns 1", shows='"name": "select"'

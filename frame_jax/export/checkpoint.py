@@ -10,14 +10,13 @@ import argparse
 import re
 import shutil
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import yaml
 
-from frame_jax import checkpoints
+from frame_jax import __version__, checkpoints
 from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
@@ -193,9 +192,9 @@ def model_card(
     return f"""# {trial}, step {step:,} of {trial_record.steps:,}
 
 A base language model of {decoder.parameter_count():,} parameters, trained from scratch on about
-{tokens:,} tokens with frame_jax {version("frame-jax")}, curriculum `{trial}`, in sequences of
-{trial_record.sequence_length:,} tokens. It is not tuned to follow instructions, and nothing was
-done to make its output safe.{weights}
+{tokens:,} tokens with frame_jax {__version__}, curriculum `{trial}`, in sequences of
+{trial_record["sequence_length"]:,} tokens. It is not tuned to follow instructions, and nothing was done to
+make its output safe.{weights}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

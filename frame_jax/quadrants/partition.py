@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from typing import Any
 
 from frame_jax.config.quadrants import PartitionConfig
@@ -21,6 +21,8 @@ from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
 from frame_jax.sql import open_database
+
+logger = logging.getLogger(__name__)
 
 
 def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -44,7 +46,7 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
     warnings = partition["warnings"]
     if processes.is_first():
         for line in warnings:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
+            logger.warning("%s", line)
     rows = write_quadrant_rows(
         config.partition.rows,
         directory,

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-from frame_jax.errors import USAGE_ERROR, UserError, print_error
+from frame_jax.errors import USAGE_ERROR, UserError, log_to_stderr, print_error
 from frame_jax.run.directory import is_disk_full
 from frame_jax.run.preemption import STOPPED
 from frame_jax.run.storage_errors import find_disk_error
@@ -75,6 +75,7 @@ def exit_program(code: int) -> NoReturn:
 
 def run_main(main: Callable[[], int]) -> NoReturn:
     """Ends this program with the exit code of `main`, or with 1 after what is its own fault."""
+    log_to_stderr()
     try:
         code = main()
     except Exception:

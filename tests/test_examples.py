@@ -1,0 +1,44 @@
+"""docs/examples beyond what test_documentation runs: scores without a model order a whole run."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from frame_jax.main import main
+from frame_jax.run.directory import RunDirectory
+from tests.integration.small_run import settings, write_config, write_corpus
+from tests.programs import REPOSITORY
+
+
+def test_compressed_sizes_order_a_corpus(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    given = settings(tmp_path)
+    table = tmp_path / "sizes.parquet"
+    given["corpus"]["reference_fraction"] = 0.0
+    given["pretrain"]["training"] |= {"steps": 2, "milestones": 0}
+    given["scoring"]["table"] = {"path": str(table), "ppl": "bytes_per_byte", "pd": "saved"}
+    given["partition"]["group_by"] = []
+    given["curricula"] = {"frame": {"preset": "frame"}}
+    config = write_config(tmp_path, **given)
+
+    example = runpy.run_path(str(REPOSITORY / "docs/examples/compressed_size.py"))
+    example["main"](str(config), str(table))
+    repeated, various = (example["compressed_sizes"](t)[0] for t in ("ab" * 200, "ab cd xyz q"))
+    assert repeated < 0.1 < various
+
+    assert main(["--config", str(config), "--until", "pretrain"]) == 0
+    directory = RunDirectory(given["run_directory"])
+    assigned = pq.read_table(directory.assignment).to_pylist()
+    sizes = {line["doc_id"]: line for line in pq.read_table(table).to_pylist()}
+    assert len(sizes) == len(assigned) == 600
+    for line in assigned:
+        own = sizes[line["doc_id"]]
+        assert (line["ppl"], line["pd"]) == (own["bytes_per_byte"], own["saved"])
+    half = {
+        q: [line["ppl"] for line in assigned if line["quadrant"] in q] for q in ("Q1Q2", "Q3Q4")
+    }
+    assert max(half["Q1Q2"]) <= min(half["Q3Q4"])
+    assert (directory.pretrain("frame") / "metrics.jsonl").read_text().count("\n") == 2
