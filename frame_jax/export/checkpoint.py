@@ -193,8 +193,8 @@ def model_card(
 
 A base language model of {decoder.parameter_count():,} parameters, trained from scratch on about
 {tokens:,} tokens with frame_jax {__version__}, curriculum `{trial}`, in sequences of
-{trial_record["sequence_length"]:,} tokens. It is not tuned to follow instructions, and nothing was done to
-make its output safe.{weights}
+{trial_record.sequence_length:,} tokens. It is not tuned to follow instructions, and nothing was
+done to make its output safe.{weights}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

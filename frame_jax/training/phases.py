@@ -67,8 +67,6 @@ def trial_order(
     config: RunConfig, directory: RunDirectory, trial: Trial
 ) -> tuple[SelectionMap, dict[str, list[Path]]]:
     """The order of rows of a trial, and the files of rows by quadrant."""
-    training, axes = config.training_of_arm(trial.arm), config.partition.axes
-    curriculum = expand_curriculum(config.curricula[trial.arm], axes)
     parts = {
         quadrant: list_parts(directory.quadrants / quadrant, ".arrayrecord")
         for quadrant in config.partition.axes.quadrants
