@@ -1,17 +1,22 @@
 # `make quickstart` and `make test` need python3 (3.11 or newer), venv, make and a package index.
 PYTHON ?= python3
 BIN := .venv/bin
-# Every package at the version that was tested; `make lock` renews the file.
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Two processes, a file each at a time, slow files first.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test check format docs lock clean
+.PHONY: quickstart test test-fast check format clean
 
 # QUICKSTART: further options, such as `make quickstart QUICKSTART='--seed 1'`.
 quickstart: .venv/installed
 	$(BIN)/python -m frame_jax.main --config configs/quickstart.yaml $(QUICKSTART)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -q tests
+	$(BIN)/python -m pytest $(WORKERS) -q tests
+
+# What holds of functions and small files; whole runs, large compilations and several processes wait
+# for `make test`.
+test-fast: .venv/installed-dev
+	$(BIN)/python -m pytest $(WORKERS) -q -m "not slow" tests
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ DOCUMENTS, CHARACTERS = 300, 700  # of each domain
 
 def write_corpus(path: Path) -> Path:
     """Pieces of the interpreter's own manual (prose) and of its standard library (code)."""
-    modules = ("argparse", "ast", "difflib", "doctest", "inspect", "pathlib", "tarfile", "typing")
+    modules = ("argparse", "ast", "difflib", "doctest")
     prose = "\n".join(topics[name] for name in sorted(topics))
     code = "\n".join(Path(get_path("stdlib"), f"{m}.py").read_text("utf-8") for m in modules)
     with path.open("w", encoding="utf-8") as file:

@@ -13,6 +13,7 @@ from frame_jax.main import main
 from frame_jax.run import bucket, preemption
 from frame_jax.run.preemption import Preempted
 from frame_jax.training.trainer import train
+from frame_jax.training.training_job import TrainingJob
 from tests.integration.small_run import write_config, write_corpus
 from tests.s3_proxy import failing, serve
 from tests.training.rows import make_job, write_rows
@@ -26,11 +27,10 @@ def port() -> Iterator[int]:
 
 
 def test_training_goes_on_from_the_bucket_when_the_disk_is_lost(
-    port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    port: int, trained: TrainingJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_rows(tmp_path)
-    whole, job = make_job(tmp_path, folder="whole"), make_job(tmp_path)
-    train(whole)
+    job = make_job(tmp_path)
     job.folder.mkdir(parents=True)
     bucket.pointer_file(job.folder).write_text("s3://bucket/job/checkpoints\n")
     with monkeypatch.context() as patch, failing(monkeypatch, port, every=9) as server:
@@ -43,9 +43,9 @@ def test_training_goes_on_from_the_bucket_when_the_disk_is_lost(
     train(job)
     assert [record["step"] for record in metrics(job)] == list(range(6))
     shutil.rmtree(job.folder / "checkpoints")  # readers fetch what they need
-    kept, expected = (checkpoints.saved_steps(j.folder / "checkpoints") for j in (job, whole))
+    kept, expected = (checkpoints.saved_steps(j.folder / "checkpoints") for j in (job, trained))
     assert set(expected) <= {*kept, 5}
-    assert_same(final_params(whole), final_params(job))
+    assert_same(final_params(trained), final_params(job))
     assert not (job.folder / ".tmp-fetched").exists()
 
 

@@ -1,6 +1,8 @@
 """Every kind of decoder: documents that are packed are as they are alone, layers come in order, and
 loops over layers change nothing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,13 +50,16 @@ def nll(decoder: Decoder, params: dict, rows: np.ndarray, segments: np.ndarray) 
     starts = np.diff(segments, axis=1, prepend=-1) != 0
     positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
 
-    @jax.jit
-    def losses(params: dict) -> jax.Array:
-        module = decoder.bind(params)
-        hidden = module(rows[:, :-1], segments, positions)
-        return token_nll(hidden, module.unembedding(), rows[:, 1:], 1)
+    return np.asarray(losses(decoder, params, rows, segments, positions))
 
-    return np.asarray(losses(params))
+
+@functools.partial(jax.jit, static_argnums=0)
+def losses(
+    decoder: Decoder, params: dict, rows: jax.Array, segments: jax.Array, positions: jax.Array
+) -> jax.Array:
+    module = decoder.bind(params)
+    hidden = module(rows[:, :-1], segments, positions)
+    return token_nll(hidden, module.unembedding(), rows[:, 1:], 1)
 
 
 def test_a_packed_document_is_what_it_is_alone(decoder: Decoder) -> None:
@@ -66,7 +71,7 @@ def test_a_packed_document_is_what_it_is_alone(decoder: Decoder) -> None:
     rows = random.integers(3, VOCAB, (len(firsts), length + 1)).astype(np.int32)
     bounds = np.stack([firsts, firsts + 1, firsts + 3], axis=1)
     segments = (np.arange(length)[None, :, None] >= bounds[:, None]).sum(2)
-    packed = nll(decoder, params, rows, segments)
+    packed = nll(decoder, params, np.tile(rows, (4, 1)), np.tile(segments, (4, 1)))  # as many rows
     # Alone: each document at the start of a row of its own, what follows being another document.
     # Only targets inside a document are compared.
     alone_rows, alone_segments, parts = [], [], []
@@ -105,37 +110,39 @@ def test_layers_come_in_the_order_of_their_names() -> None:
     positions = jnp.broadcast_to(jnp.arange(T), tokens.shape)
     tables = rotary_tables(positions, rotary_frequencies(HYBRID.rotary_dim, 1e4))
     context = LayerContext(jnp.zeros_like(tokens), positions, tables, jnp.ones(tokens.shape))
+    apply = {
+        r.spec: jax.jit(functools.partial(block.apply_layer, HYBRID, r.spec))
+        for r in HYBRID.layer_groups
+    }
     x, aux = 2.0 * params["embedding"][tokens], []
     for repeat in range(2):
-        for name, index in (
-            ("group_0", 2 * repeat),
-            ("group_0", 2 * repeat + 1),
-            ("group_1", repeat),
-        ):
-            spec = next(group.spec for group in HYBRID.layer_groups if group.name == name)
-            one = {name: values[index] for name, values in params["layers"][name].items()}
-            x, statistics = block.apply_layer(HYBRID, spec, one, x, context)
+        for run, place in (("run_0", 0), ("run_0", 1), ("run_1", 0)):
+            stack = params["layers"][run]
+            kind = next(r.spec for r in HYBRID.layer_groups if r.name == run)
+            one = {name: values[repeat, place] for name, values in stack.items()}
+            x, statistics = apply[kind](one, x, context)
             aux.append(statistics)
     expected = block.apply_norm(HYBRID, {"n": params["final_norm"] / 2}, "n", x)
     counted = jnp.ones(tokens.shape)
-    hidden, routers = decoder.bind(params).forward(
-        tokens, jnp.zeros_like(tokens), positions, loss_mask=counted
+    forward = jax.jit(
+        lambda params, *inputs: decoder.bind(params).forward(*inputs, loss_mask=counted)
     )
+    hidden, routers = forward(params, tokens, jnp.zeros_like(tokens), positions)
     np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
     assert routers is not None
     in_order = [statistics.counts for statistics in aux if statistics is not None]
     np.testing.assert_array_equal(routers.counts, np.stack(in_order))
 
 
-@pytest.mark.parametrize("remat", ["none", "minimal"])
-def test_loops_in_loops_are_the_plain_ones(remat: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loops_in_loops_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Values and derivatives of a hybrid in bfloat16, whose kept activations are bits."""
-    decoder = Decoder(HYBRID, VOCAB, "bfloat16", remat)
-    params = jax.jit(decoder.init)(jax.random.key(0))
+    params = jax.jit(Decoder(HYBRID, VOCAB, "bfloat16").init)(jax.random.key(0))
     tokens = jnp.asarray(np.random.default_rng(3).integers(0, VOCAB, (2, 32)))
     positions = jnp.broadcast_to(jnp.arange(32), tokens.shape)
 
-    def gradient() -> tuple:
+    def gradient(remat: str) -> tuple:
+        decoder = Decoder(HYBRID, VOCAB, "bfloat16", remat)
+
         def loss(params: dict) -> jax.Array:
             hidden, routers = decoder.bind(params).forward(
                 tokens, jnp.zeros_like(tokens), positions, loss_mask=jnp.ones(tokens.shape)
@@ -145,9 +152,10 @@ def test_loops_in_loops_are_the_plain_ones(remat: str, monkeypatch: pytest.Monke
 
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    ours = gradient()
-    monkeypatch.setattr(layer_loop, "_scan_saving_bits", layer_loop._plain_scan)
-    for mine, theirs in zip(jax.tree.leaves(ours), jax.tree.leaves(gradient()), strict=True):
+    ours = [gradient("none"), gradient("minimal")]
+    monkeypatch.setattr(transformer, "run_layers_on_cpu", run_layers)
+    plain = jax.tree.leaves(gradient("none"))
+    for mine, theirs in zip(jax.tree.leaves(ours), [*plain, *plain], strict=True):
         scale = np.abs(theirs).max() + 1e-6
         np.testing.assert_allclose(mine / scale, theirs / scale, atol=0.02)
 

@@ -1,5 +1,7 @@
 """Attention on CPUs against NumPy in float64, and the work it does not do."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,12 +65,12 @@ def derivatives_one_by_one(
 LONGER = KEY_BLOCK * (BRANCHES + 1)  # skips in steps of two key blocks, which do not divide it
 CASES = {
     "ragged": [[1, 1, 3, 200, 1, 130, 176], [100, 29, 255, 127, 1]],
-    "tokens alone": [[1] * 256],
+    "tokens alone": [[1] * 256] * 2,
     "a segment a row": [[512], [512]],
     "blocks": [[128, 128, 256], [256, 128, 128]],
     "around the edges of blocks": [[127, 2, 126, 1], [129, 126, 1, 0]],
     "longer than the branches": [[1, LONGER - 130, 129], [300, LONGER - 300, 0]],
-    "one segment, longer than the branches": [[LONGER]],
+    "one segment, longer than the branches": [[LONGER]] * 2,
 }
 
 
@@ -80,6 +82,13 @@ def test_agrees_with_float64_segment_by_segment(case: str, heads: tuple[int, int
     np.testing.assert_allclose(actual, one_by_one(q, k, v, ids), atol=2e-6, rtol=1e-5)
 
 
+@jax.jit
+def derivatives(
+    q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array, grad: jax.Array
+) -> tuple[jax.Array, ...]:
+    return jax.vjp(lambda *x: segment_attention(*x, ids), q, k, v)[1](grad)
+
+
 @pytest.mark.parametrize("heads", [(4, 2), (3, 3)], ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_derivatives_agree_with_float64_segment_by_segment(
@@ -87,8 +96,8 @@ def test_derivatives_agree_with_float64_segment_by_segment(
 ) -> None:
     q, k, v, ids = make(CASES[case], *heads)
     grad = np.random.default_rng(1).normal(size=q.shape)
-    pull = jax.jit(lambda q, k, v, g: jax.vjp(lambda *x: segment_attention(*x, ids), q, k, v)[1](g))
-    actual = pull(*(jnp.asarray(x, jnp.float32) for x in (q, k, v, grad)))
+    *inputs, cotangent = (jnp.asarray(x, jnp.float32) for x in (q, k, v, grad))
+    actual = derivatives(*inputs, ids, cotangent)
     for ours, theirs in zip(actual, derivatives_one_by_one(q, k, v, ids, grad), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-4)
 
@@ -97,7 +106,7 @@ def test_derivatives_in_bfloat16_are_float64s_rounded() -> None:
     q, k, v, ids = make(CASES["ragged"], 4, 2)
     grad = np.random.default_rng(1).normal(size=q.shape)
     rounded = [jnp.asarray(x, jnp.bfloat16) for x in (q, k, v, grad)]
-    actual = jax.vjp(lambda *x: segment_attention(*x, ids), *rounded[:3])[1](rounded[3])
+    actual = derivatives(*rounded[:3], ids, rounded[3])
     exact = [np.asarray(x, np.float64) for x in rounded]
     for ours, theirs in zip(actual, derivatives_one_by_one(*exact[:3], ids, exact[3]), strict=True):
         assert ours.dtype == jnp.bfloat16
@@ -113,8 +122,9 @@ def test_bfloat16_rounds_operands_and_nothing_more() -> None:
     np.testing.assert_allclose(np.asarray(actual, np.float64), expected, atol=0.02, rtol=0.02)
 
 
-def widths_executed(segments: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Keys that each block of queries was multiplied with, while the program ran."""
+@pytest.fixture
+def widths_executed(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[int]], list[int]]:
+    """Keys that each block of queries is multiplied with, while the program runs on segments."""
     executed: list[int] = []
     attend = module.attend
 
@@ -123,22 +133,27 @@ def widths_executed(segments: list[int], monkeypatch: pytest.MonkeyPatch) -> lis
         return attend(k, v, segment_ids, width, *rest)
 
     monkeypatch.setattr(module, "attend", noted)
-    q, k, v, ids = make([segments], 2, 1)
-    jax.block_until_ready(jax.jit(lambda *args: module.segment_attention(*args))(q, k, v, ids))
-    jax.effects_barrier()
-    return sorted(executed)
+    attention = jax.jit(lambda *args: module.segment_attention(*args))
+
+    def run(segments: list[int]) -> list[int]:
+        executed.clear()
+        jax.block_until_ready(attention(*make([segments], 2, 1)))
+        jax.effects_barrier()
+        return sorted(executed)
+
+    return run
 
 
 @pytest.mark.parametrize("length", [1024, LONGER])
 def test_keys_before_the_segment_are_not_multiplied(
-    length: int, monkeypatch: pytest.MonkeyPatch
+    length: int, widths_executed: Callable[[list[int]], list[int]]
 ) -> None:
     blocks, step = length // QUERY_BLOCK, KEY_BLOCK * -(-length // (KEY_BLOCK * BRANCHES))
-    whole = widths_executed([length], monkeypatch)
+    whole = widths_executed([length])
     expected = [min(-(-stop // step) * step, length) for stop in range(128, length + 1, 128)]
     assert whole == sorted(expected)
-    assert widths_executed([QUERY_BLOCK] * blocks, monkeypatch) == [step] * blocks
+    assert widths_executed([QUERY_BLOCK] * blocks) == [step] * blocks
     # Short documents: a block reads itself and at most the one before.
-    short = widths_executed([100] * (length // 100) + [length % 100], monkeypatch)
+    short = widths_executed([100] * (length // 100) + [length % 100])
     assert max(short) <= 2 * KEY_BLOCK and len(short) == blocks
     assert sum(short) < sum(whole) / 2

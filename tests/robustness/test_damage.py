@@ -19,7 +19,7 @@ from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob
-from tests.training.rows import make_job, write_rows
+from tests.training.rows import make_job
 from tests.training.test_trainer import assert_same, final_params, metrics
 
 
@@ -37,15 +37,6 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingJob]:
-    root = tmp_path_factory.mktemp("whole")
-    write_rows(root)
-    job = make_job(root)
-    train(job)
-    return root, job
-
-
 @pytest.mark.parametrize(
     ("damage", "file"),
     [
@@ -58,9 +49,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainingJob]:
     ids=["cut", "bit in params", "bit in optimizer", "missing", "metadata"],
 )
 def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
-    damage: Callable, file: Callable, whole, tmp_path: Path, capsys
+    damage: Callable, file: Callable, trained: TrainingJob, tmp_path: Path, capsys
 ) -> None:
-    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+    shutil.copytree(trained.folder.parent, tmp_path, dirs_exist_ok=True)
     job = make_job(tmp_path)
     folder = job.folder / "checkpoints"
     newest = max(checkpoints.saved_steps(folder))
@@ -69,12 +60,14 @@ def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
     shown = capsys.readouterr().err
     assert f"warning: {folder / str(newest)} is damaged" in shown
     assert (job.folder / "damaged" / str(newest)).is_dir()
-    assert_same(final_params(whole[1]), final_params(job))
+    assert_same(final_params(trained), final_params(job))
     assert [record["step"] for record in metrics(job)] == list(range(6))
 
 
-def test_when_no_checkpoint_can_be_read_nothing_is_thrown_away(whole, tmp_path: Path) -> None:
-    shutil.copytree(whole[0], tmp_path, dirs_exist_ok=True)
+def test_when_no_checkpoint_can_be_read_nothing_is_thrown_away(
+    trained: TrainingJob, tmp_path: Path
+) -> None:
+    shutil.copytree(trained.folder.parent, tmp_path, dirs_exist_ok=True)
     job = make_job(tmp_path)
     folder = job.folder / "checkpoints"
     steps = checkpoints.saved_steps(folder)
@@ -85,19 +78,20 @@ def test_when_no_checkpoint_can_be_read_nothing_is_thrown_away(whole, tmp_path: 
     assert checkpoints.saved_steps(folder) == steps and not (job.folder / "damaged").exists()
 
 
-def test_weights_that_changed_on_disk_are_not_scored_with(whole, tmp_path: Path) -> None:
+def test_weights_that_changed_on_disk_are_not_scored_with(
+    trained: TrainingJob, tmp_path: Path
+) -> None:
     folder = tmp_path / "checkpoints"
-    shutil.copytree(whole[1].folder / "checkpoints", folder)
+    shutil.copytree(trained.folder / "checkpoints", folder)
     flip(largest(folder / "6" / "params"))
     with pytest.raises(UserError, match=r"cannot be read .*--redo"):
-        checkpoints.load_params(folder, whole[1].decoder, 6)
+        checkpoints.load_params(folder, trained.decoder, 6)
 
 
-def test_another_models_weights_are_refused(whole) -> None:
-    job = whole[1]
-    other = checkpoints.Decoder(job.decoder.config, 256, "float32")
+def test_another_models_weights_are_refused(trained: TrainingJob) -> None:
+    other = checkpoints.Decoder(trained.decoder.config, 256, "float32")
     with pytest.raises(UserError, match="cannot be read"):
-        checkpoints.load_params(job.folder / "checkpoints", other, 6)
+        checkpoints.load_params(trained.folder / "checkpoints", other, 6)
 
 
 def test_digests_see_every_bit_and_no_sharding(use_devices) -> None:

@@ -23,7 +23,7 @@ from tests.training.test_trainer import metrics
 REPOSITORY = Path(__file__).parents[2]
 
 
-def start(root: Path, cache: Path, count: int, devices: int = 1, dies: str = "") -> list:
+def start(root: Path, count: int, devices: int = 1, dies: str = "") -> list:
     """Starts `count` workers that train in `root`, each with `devices` devices.
 
     The last one kills itself at `dies`.
@@ -31,11 +31,7 @@ def start(root: Path, cache: Path, count: int, devices: int = 1, dies: str = "")
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     worker = [sys.executable, "-m", "tests.robustness.worker", str(root), str(port), str(count)]
     return [
         subprocess.Popen(
@@ -58,24 +54,23 @@ def forget_after(folder: Path, step: int) -> None:
 
 @pytest.mark.processes
 def test_a_run_of_two_processes_goes_on_with_one_and_with_four_and_another_mesh(
-    tmp_path: Path, compiled: Path, use_devices
+    trained: TrainingJob, tmp_path: Path, use_devices
 ) -> None:
     write_rows(tmp_path)
-    one, run = make_job(tmp_path, folder="one"), make_job(tmp_path)
-    train(one)
-    finish(start(tmp_path, compiled, count=2))
+    run = make_job(tmp_path)
+    finish(start(tmp_path, count=2))
     forget_after(run.folder / "checkpoints", 3)
     halfway = tmp_path / "halfway"
     shutil.copytree(run.folder, halfway)
 
     use_devices(4)
     train(make_job(tmp_path, parallel=ParallelConfig(fsdp=2, tensor=2)))
-    assert_same_curve(one, run)
+    assert_same_curve(trained, run)
 
     shutil.rmtree(run.folder)
     halfway.rename(run.folder)
-    finish(start(tmp_path, compiled, count=4))
-    assert_same_curve(one, run)
+    finish(start(tmp_path, count=4))
+    assert_same_curve(trained, run)
 
 
 def finish(workers: list) -> None:
@@ -94,11 +89,9 @@ def assert_same_curve(one: TrainingJob, other: TrainingJob) -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize("dies", ["step", "end"])
-def test_when_a_process_dies_the_others_end_and_name_it(
-    dies: str, tmp_path: Path, compiled: Path
-) -> None:
+def test_when_a_process_dies_the_others_end_and_name_it(dies: str, tmp_path: Path) -> None:
     write_rows(tmp_path)
-    workers = start(tmp_path, compiled, count=2, dies=dies)
+    workers = start(tmp_path, count=2, dies=dies)
     assert workers[1].wait(timeout=300) == -signal.SIGKILL
     began = time.monotonic()
     output = workers[0].communicate(timeout=processes.HEARTBEAT_SECONDS + 60)[0]

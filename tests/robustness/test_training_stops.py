@@ -42,10 +42,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def test_sigterm_saves_and_the_next_start_goes_on_at_the_next_step(
-    root: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, trained: TrainingJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, job = make_job(root, folder="whole"), make_job(root)
-    train(whole)
+    job = make_job(root)
     monkeypatch.setattr(preemption, "stop_requested", lambda step: step == 4)
     with pytest.raises(Preempted, match="saved at step 4"):
         train(job)
@@ -54,7 +53,7 @@ def test_sigterm_saves_and_the_next_start_goes_on_at_the_next_step(
     monkeypatch.undo()
     train(job)
     assert [record["step"] for record in metrics(job)] == list(range(6))
-    assert_same(final_params(whole), final_params(job))
+    assert_same(final_params(trained), final_params(job))
 
 
 def test_sigterm_waits_for_training_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,16 +16,12 @@ FOLDER = Path(__file__).parent
 PARTS = 7
 
 
-def start(run: Path, cache: Path, count: int, devices: int, dies: int | None = None) -> list:
+def start(run: Path, count: int, devices: int, dies: int | None = None) -> list:
     """Starts `count` processes on one run; number `dies` kills itself after its first part."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": str(FOLDER.parents[1]),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
+    environment = os.environ | {"PYTHONPATH": str(FOLDER.parents[1])}
     worker = [sys.executable, str(FOLDER / "score_worker.py"), str(run), str(port), str(count)]
     return [
         subprocess.Popen(
@@ -51,7 +47,7 @@ def test_three_processes_one_of_them_killed_then_two_write_what_one_writes(
     score.score_corpus(config, alone)
     _, run = make_run("together", parts=PARTS)
 
-    workers = start(run.root, tmp_path / "cache", count=3, devices=1, dies=1)
+    workers = start(run.root, count=3, devices=1, dies=1)
     workers[1].wait(timeout=300)
     time.sleep(1)  # a kill of the pod comes to the others when it comes
     for worker in workers:
@@ -62,7 +58,7 @@ def test_three_processes_one_of_them_killed_then_two_write_what_one_writes(
     assert "part-00001-of-00007.parquet" in before and "part-00004-of-00007.parquet" not in before
     written = {path.name: path.stat().st_mtime_ns for path in run.scores.iterdir()}
 
-    for worker in start(run.root, tmp_path / "cache", count=2, devices=2):
+    for worker in start(run.root, count=2, devices=2):
         output = worker.communicate(timeout=300)[0]
         assert worker.returncode == 0, output
     assert contents(run) == contents(alone)

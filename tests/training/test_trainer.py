@@ -54,19 +54,19 @@ def test_every_row_is_trained_on_and_padding_has_no_loss(root: Path) -> None:
     assert records[-1]["loss"] < records[0]["loss"]
 
 
-def test_a_run_resumed_from_any_checkpoint_ends_bit_identical(root: Path) -> None:
-    whole = make_job(root, folder="whole")
-    train(whole)
-    assert checkpoints.saved_steps(whole.folder / "checkpoints")[:2] == [0, 2]
-    for first in checkpoints.saved_steps(whole.folder / "checkpoints")[:-1]:
+def test_a_run_resumed_from_any_checkpoint_ends_bit_identical(
+    root: Path, trained: TrainingJob
+) -> None:
+    assert checkpoints.saved_steps(trained.folder / "checkpoints")[:2] == [0, 2]
+    for first in checkpoints.saved_steps(trained.folder / "checkpoints")[:-1]:
         resumed = make_job(root, folder=f"resumed{first}")
-        shutil.copytree(whole.folder, resumed.folder)
+        shutil.copytree(trained.folder, resumed.folder)
         for step in checkpoints.saved_steps(resumed.folder / "checkpoints"):
             if step > first:
                 shutil.rmtree(resumed.folder / "checkpoints" / str(step))
         train(resumed)
-        assert_same(final_params(whole), final_params(resumed))
-        for before, after in zip(metrics(whole), metrics(resumed), strict=True):
+        assert_same(final_params(trained), final_params(resumed))
+        for before, after in zip(metrics(trained), metrics(resumed), strict=True):
             for key in ("step", "loss", "grad_norm", "learning_rate", "stage", "mixture"):
                 assert before[key] == after[key]
             assert before["order_digest"] == after["order_digest"]
@@ -136,12 +136,11 @@ def test_experts_go_on_under_another_mesh(root: Path, use_devices, kind: str) ->
         assert old["loss"] == pytest.approx(new["loss"], rel=1e-4)
 
 
-def test_a_finished_run_trains_no_further(root: Path) -> None:
+def test_a_finished_run_trains_no_further(root: Path, trained: TrainingJob) -> None:
     job = make_job(root)
+    shutil.copytree(trained.folder, job.folder)
     train(job)
-    before = final_params(job)
-    train(job)
-    assert_same(before, final_params(job))
+    assert_same(final_params(trained), final_params(job))
     assert len(metrics(job)) == 6
 
 
@@ -204,8 +203,8 @@ def test_without_milestones_only_stage_ends_are_saved(
     assert ReferenceModelConfig().training.milestones == 0  # nobody reads what they were before
 
 
-def test_another_runs_checkpoint_is_refused(root: Path) -> None:
-    train(make_job(root))
+def test_another_runs_checkpoint_is_refused(root: Path, trained: TrainingJob) -> None:
+    shutil.copytree(trained.folder, make_job(root).folder)
     with pytest.raises(UserError, match="other settings"):
         train(make_job(root, fingerprint="another"))
 
@@ -219,30 +218,28 @@ def test_another_runs_checkpoint_is_refused(root: Path) -> None:
     ],
     ids=["fsdp8", "fsdp4-tensor2", "data2-fsdp2-tensor2"],
 )
-def test_eight_devices_train_like_one(root: Path, use_devices, parallel: ParallelConfig) -> None:
-    one = make_job(root, folder="one")
-    train(one)
+def test_eight_devices_train_like_one(
+    root: Path, trained: TrainingJob, use_devices, parallel: ParallelConfig
+) -> None:
     use_devices(8)
     eight = make_job(root, folder="eight", parallel=parallel)
     train(eight)
-    for left, right in zip(metrics(one), metrics(eight), strict=True):
+    for left, right in zip(metrics(trained), metrics(eight), strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=2e-5)
         assert left["grad_norm"] == pytest.approx(right["grad_norm"], rel=1e-3)
         assert left["mixture"] == right["mixture"]
         assert left["order_digest"] == right["order_digest"]
 
 
-def test_a_run_goes_on_under_another_mesh(root: Path, use_devices) -> None:
-    whole = make_job(root, folder="whole")
-    train(whole)
+def test_a_run_goes_on_under_another_mesh(root: Path, trained: TrainingJob, use_devices) -> None:
     resumed = make_job(root, folder="resumed", parallel=ParallelConfig(fsdp=2, tensor=2))
-    shutil.copytree(whole.folder, resumed.folder)
+    shutil.copytree(trained.folder, resumed.folder)
     for step in checkpoints.saved_steps(resumed.folder / "checkpoints"):
         if step > 3:
             shutil.rmtree(resumed.folder / "checkpoints" / str(step))
     use_devices(4)
     train(resumed)
-    for left, right in zip(metrics(whole), metrics(resumed), strict=True):
+    for left, right in zip(metrics(trained), metrics(resumed), strict=True):
         assert left["loss"] == pytest.approx(right["loss"], rel=2e-5)
 
 
