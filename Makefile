@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Two processes, a file each at a time, slow files first.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: quickstart test test-fast check format clean
+.PHONY: quickstart test test-fast check format docs lock clean
 
 # QUICKSTART: further options, such as `make quickstart QUICKSTART='--seed 1'`.
 quickstart: .venv/installed

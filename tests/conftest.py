@@ -57,6 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> "TrainingJob":
     train(job)
     return job
 
+
 from frame_jax.errors import log_to_stderr
 
 log_to_stderr()  # tests read what programs show
