@@ -7,11 +7,14 @@ program that is started from a command line shows them as lines on stderr (`log_
 
 from __future__ import annotations
 
-import logging
+import re
 import sys
 import unicodedata
 
 USAGE_ERROR = 2  # exit code of every UserError
+WEB_ADDRESS = re.compile(  # with a password before the host, and a query up to what follows it
+    r"""(https?://)(?:[^\s/@?'"]*@)?([^\s?'"]*)(?:\?[^\s'"]*[^\s'":;,)])?""", re.IGNORECASE
+)
 
 
 class UserError(Exception):
@@ -49,8 +52,18 @@ def log_to_stderr() -> None:
     logger.propagate = False  # libraries give the root logger handlers of their own
 
 
+def without_secrets(text: str) -> str:
+    """`text` whose web addresses have no query and no password, which are how one gives access.
+
+    >>> without_secrets("no https://me:word@host/a.jsonl?X-Amz-Signature=1f, but s3://b/?.jsonl")
+    'no https://host/a.jsonl, but s3://b/?.jsonl'
+    """
+    return WEB_ADDRESS.sub(r"\1\2", text)
+
+
 def printable(text: str) -> str:
-    """Escapes everything in `text` that a terminal would obey: control and format characters.
+    """`text` without secrets and without anything a terminal would obey: control and format
+    characters are spelled out.
 
     >>> printable("a[2Jb	c")
     'a\x1b[2Jb	c'
@@ -59,5 +72,5 @@ def printable(text: str) -> str:
         character
         if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co")
         else character.encode("unicode_escape").decode()
-        for character in text
+        for character in without_secrets(text)
     )

@@ -16,16 +16,18 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
 from frame_jax.config.paths import user_path
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, without_secrets
 from frame_jax.retries import AbsentError, retry
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 MAGIC = re.compile(r"[*?\[]")
 WEB_MAGIC = re.compile(r"[*\[]")  # a question mark starts the query of a URL
+SCHEME_OF_GOOGLE = re.compile(r"(gs|gcs)://", re.IGNORECASE)
+MARKER = "_$folder$"  # of Hadoop, behind a folder's name; others take the name itself
 BLOCK_BYTES = 4 << 20  # of one request
 
 Result = TypeVar("Result")
@@ -40,12 +42,14 @@ class RemoteFile:
         name: Its path below what was searched: the folder, or the part of a pattern without magic.
         size: In bytes; 0 where the server does not say.
         version: What the store says of the content: its entity tag, checksum or time.
+        unpacked: It comes unpacked, and `size` is that of what is stored.
     """
 
     path: str
     name: str
     size: int
     version: str
+    unpacked: bool = False
 
 
 def is_remote(path: str) -> bool:
@@ -56,6 +60,11 @@ def is_remote(path: str) -> bool:
 def is_pattern(path: str) -> bool:
     """Whether a URL is a pattern, unless a file of that very name exists."""
     return _magic(path) is not None
+
+
+def last_name(path: str) -> str:
+    """The name of the file or folder that a URL leads to, without the query of a web address."""
+    return _bare(path).rpartition("/")[2]
 
 
 def find_remote_files(path: str) -> list[RemoteFile]:
@@ -76,13 +85,13 @@ def find_remote_files(path: str) -> list[RemoteFile]:
 
     base, magic = path, _magic(path)
     try:
-        if "*" not in path and (info := asked(lambda: _file_info(filesystem, path))):
-            base, found = path.rpartition("/")[0], {path: info}
+        if "*" not in _bare(path) and (info := asked(lambda: _file_info(filesystem, path))):
+            base, found = _bare(path).rpartition("/")[0], {path: info}
         elif magic:
             base = path[: magic.start()].rpartition("/")[0]
             found = asked(lambda: filesystem.glob(path, detail=True))
         else:
-            base = path.rstrip("/") + "/"  # without it, links in a page lead elsewhere
+            base = _bare(path).rstrip("/") + "/"  # without it, links in a page lead elsewhere
             found = asked(lambda: filesystem.find(base, detail=True))
     except AbsentError:
         return []
@@ -94,9 +103,16 @@ def find_remote_files(path: str) -> list[RemoteFile]:
         if info.get("size") is None:  # in the page of a web server
             info = info | asked(partial(filesystem.info, name))
         url = filesystem.unstrip_protocol(name)
-        relative = filesystem._strip_protocol(url).removeprefix(root).lstrip("/")
-        files.append(RemoteFile(url, relative, info.get("size") or 0, _version(info)))
-    return sorted(files, key=lambda file: file.name.split("/"))
+        relative = _bare(filesystem._strip_protocol(url)).removeprefix(root).lstrip("/")
+        if not relative or relative.endswith("/"):
+            continue  # a link of a web page to itself in another order
+        size, unpacked = info.get("size") or 0, _comes_unpacked(info)
+        files.append(RemoteFile(url, relative, size, _version(info), unpacked))
+    folders = {str(folder) for file in files for folder in PurePosixPath(file.name).parents}
+    return sorted(
+        (f for f in files if f.size or not (f.name in folders or f.name.endswith(MARKER))),
+        key=lambda file: file.name.split("/"),
+    )
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -128,21 +144,19 @@ def local_copy(path: str, wanted: Callable[[str], bool] = lambda name: True) -> 
     """
     if not is_remote(path):
         return user_path(path)
-    files = [
-        f for f in find_remote_files(path) if f.name == path.rpartition("/")[2] or wanted(f.name)
-    ]
+    files = [f for f in find_remote_files(path) if f.name == last_name(path) or wanted(f.name)]
     if not files:
         raise UserError(f"{path}: there is no such file or folder: correct the path")
     if odd := next((f for f in files if ".." in f.name.split("/")), None):
         raise UserError(f"{odd.path}: a name with `..` has no place in a folder: rename it")
-    digest = hashlib.blake2b(path.encode(), digest_size=16)
+    digest = hashlib.blake2b(without_secrets(path).encode(), digest_size=16)
     for file in files:
         digest.update(f"{file.name} {file.size} {file.version}\n".encode())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     folder = cache / "frame_jax" / digest.hexdigest()
     for file in files:
         _download(file, folder / file.name)
-    alone = len(files) == 1 and files[0].name == path.rpartition("/")[2]
+    alone = len(files) == 1 and files[0].name == last_name(path)
     return folder / files[0].name if alone else folder
 
 
@@ -159,9 +173,9 @@ def _download(file: RemoteFile, target: Path) -> None:
     temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
 
     def fetched() -> None:
-        _filesystem(file.path).get_file(file.path, str(temporary))
+        _get_whole(file.path, str(temporary), file.unpacked)
         size = temporary.stat().st_size
-        if file.size and size != file.size:
+        if file.size and size != file.size and not file.unpacked:
             raise OSError(f"{size:,} of {file.size:,} bytes came")
 
     try:
@@ -232,13 +246,16 @@ class _Reader(io.RawIOBase):
     def _opened(self) -> Any:
         if self._handle is None:
             handle = self._filesystem.open(self._path, "rb", cache_type="none")
-            self._handle = handle if handle.seekable() and handle.size else self._whole()
+            if SCHEME_OF_GOOGLE.match(self._path) and _comes_unpacked(handle.details):
+                self._handle = self._whole(unpacked=True)
+            else:
+                self._handle = handle if handle.seekable() and handle.size else self._whole()
         return self._handle
 
-    def _whole(self) -> Any:
+    def _whole(self, unpacked: bool = False) -> Any:
         """The file's content, on disk here, for servers that give no ranges of it."""
         handle = tempfile.NamedTemporaryFile()  # noqa: SIM115
-        self._filesystem.get_file(self._path, handle.name)
+        _get_whole(self._path, handle.name, unpacked)
         handle.size = os.stat(handle.name).st_size  # type: ignore[attr-defined]  # noqa: PTH116
         return handle
 
@@ -253,6 +270,18 @@ class _Reader(io.RawIOBase):
             with contextlib.suppress(OSError):
                 self._handle.close()
             self._handle = None
+
+
+def _get_whole(path: str, target: str, unpacked: bool) -> None:
+    # gcsfs would put a large file together of ranges, and there are none of what comes unpacked.
+    options = {"concurrency": 1} if unpacked else {}
+    _filesystem(path).get_file(path, target, **options)
+
+
+def _comes_unpacked(info: dict[str, Any]) -> bool:
+    """Whether Google's storage serves an object unpacked, which it does by its `Content-Encoding`;
+    other stores serve what they hold."""
+    return info.get("contentEncoding") not in (None, "", "identity")
 
 
 def _filesystem(path: str) -> Any:
@@ -282,9 +311,14 @@ def _filesystem(path: str) -> Any:
         ) from error
 
 
+def _bare(path: str) -> str:
+    """A URL without its query; only web addresses have one."""
+    return path.partition("?")[0] if path.lower().startswith("http") else path
+
+
 def _magic(path: str) -> re.Match[str] | None:
-    """Where in a URL a pattern begins."""
-    return (WEB_MAGIC if path.lower().startswith("http") else MAGIC).search(path)
+    """Where a URL begins to be a pattern."""
+    return (WEB_MAGIC if path.lower().startswith("http") else MAGIC).search(_bare(path))
 
 
 def _file_info(filesystem: Any, path: str) -> dict[str, Any] | None:
@@ -293,10 +327,15 @@ def _file_info(filesystem: Any, path: str) -> dict[str, Any] | None:
         return None
     try:
         info: dict[str, Any] = filesystem.info(path)
+        if info["type"] != "file" or str(info.get("url", "")).endswith("/"):
+            return None  # where a web server has led to a page
+        if info.get("size") == 0 and not path.lower().startswith("http"):
+            below = f"{info['name']}/"  # an empty object by a folder's name is how some make one
+            if any(name.startswith(below) for name in filesystem.find(below)):
+                return None
     except FileNotFoundError:
         return None
-    is_page = str(info.get("url", "")).endswith("/")  # where a web server has led
-    return info if info["type"] == "file" and not is_page else None
+    return info
 
 
 def _version(info: dict[str, Any]) -> str:

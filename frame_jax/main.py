@@ -58,13 +58,13 @@ def parser() -> Any:
 
 
 def write_config(config: RunConfig, directory: RunDirectory) -> None:
-    """Writes `RUN/config.yaml`: every setting of the run, defaults included."""
-    import dataclasses
-
+    """`RUN/config.yaml`: every setting of the run, defaults included."""
     import yaml
 
+    from frame_jax.config.settings import settings_to_write
+
     with atomic_path(directory.config) as temporary:
-        text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(settings_to_write(config), sort_keys=False, allow_unicode=True)
         temporary.write_text(text, "utf-8")
 
 
@@ -74,7 +74,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     Raises:
         UserError: for anything the user can fix.
     """
-    from frame_jax.corpus.inventory import expected_signature
+    from frame_jax.corpus.inventory import expected_signature, require_apart, require_splits
 
     directory = RunDirectory(config.run_directory)
     table = phases.list_phase_steps(config)
@@ -116,6 +116,9 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     }
 
     def check() -> None:
+        if "tokenize" in phases_left:
+            require_apart(config)
+            require_splits(config, phases_left)
         mesh_shape(config.parallel, processes.device_count())
         for curriculum in config.curricula.values():
             expand_curriculum(curriculum, config.partition.axes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import http.server
 import json
@@ -61,6 +62,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send(404, b"{}")
         elif not rest.partition("/o")[1]:
             self.json({"kind": "storage#bucket", "name": bucket})
+        elif name and query.get("alt") == "media" and name in self.server.packed:
+            self.unpacked(content[name])
         elif name and query.get("alt") == "media":
             self.ranged(content[name])
         elif name:
@@ -80,7 +83,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def google_object(self, name: str) -> dict[str, Any]:
         data = self.server.content[name]
-        return {
+        packed = {"contentEncoding": "gzip"} if name in self.server.packed else {}
+        return packed | {
             "kind": "storage#object",
             "bucket": "bucket",
             "name": name,
@@ -123,6 +127,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         oid = hashlib.sha1(data).hexdigest()
         return {"type": "file", "oid": oid, "size": len(data), "path": name}
 
+    def unpacked(self, data: bytes) -> None:
+        """A packed object whole, whatever range was asked for: as it is to those who take gzip."""
+        if "gzip" in self.headers.get("Accept-Encoding", ""):
+            self.send(200, data, {"Content-Encoding": "gzip"})
+        else:
+            self.send(200, gzip.decompress(data))
+
     def ranged(self, data: bytes) -> None:
         headers = {"ETag": f'"{hashlib.md5(data).hexdigest()}"', "X-Repo-Commit": SHA}
         asked = self.headers.get("Range")
@@ -151,9 +162,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def store(content: dict[str, bytes]) -> Iterator[Any]:
-    """A server with these files; its `url`, and how many `faults` its next answers are."""
+    """A server with these files; its `url`, how many `faults` its next answers are, and which
+    files of Google's storage have the `Content-Encoding` gzip (`packed`)."""
     server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.content, server.faults = content, 0
+    server.content, server.faults, server.packed = content, 0, set()
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import http.server
 import io
+import json
 import os
 import random
 import sys
@@ -17,8 +20,10 @@ import fsspec
 import pytest
 
 from frame_jax import files
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError
+from tests.corpus.reading import read
 from tests.fake_stores import store
 from tests.s3_server import Server, forget_file_systems, s3
 
@@ -171,12 +176,19 @@ def other_store(request: pytest.FixtureRequest, folder: Path, monkeypatch) -> It
     """A server for Google's storage or the Hub, and the URL of the folder there."""
     names = [p.relative_to(folder.parent).as_posix() for p in folder.rglob("*") if p.is_file()]
     monkeypatch.setattr("frame_jax.retries.WAITS", (0.01, 0.02, 0.02, 0.02, 0.02))
-    with store({name: (folder.parent / name).read_bytes() for name in names}) as server:
+    with google({n: (folder.parent / n).read_bytes() for n in names}, monkeypatch) as server:
+        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": server.url})
+        yield server, f"{request.param}/data"
+
+
+@contextlib.contextmanager
+def google(content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A server that this process's libraries take for Google's storage."""
+    with store(content) as server:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", server.url)
         monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks by gRPC
         monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-        monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": server.url})
-        yield server, f"{request.param}/data"
+        yield server
 
 
 def test_google_and_the_hub_are_listed_and_read(other_store: Any, folder: Path) -> None:
@@ -250,3 +262,89 @@ def test_a_web_server_is_listed_and_read(web: str, folder: Path) -> None:
         file.seek(0)
         assert file.read() == CONTENT
     assert files.local_copy(f"{web}/a.jsonl").read_text() == "a.jsonl"
+
+
+def put_markers(put: Any, prefix: str) -> None:
+    """Empty objects by the names of folders, as consoles and other file systems leave them."""
+    for name in ("data", "data/b", "data/b/d", "data/b_$folder$", "data_$folder$", "data/b/"):
+        put(f"{prefix}/{name}", b"")
+
+
+def test_empty_objects_that_stand_for_folders_are_no_files(s3: Server, folder: Path) -> None:
+    url = s3.put("bucket", folder)
+    before = {
+        pattern: files.find_remote_files(url + pattern)
+        for pattern in ("", "/b", "/b/**", "/*.jsonl")
+    }
+    put_markers(fsspec.filesystem("s3").pipe, "bucket")
+    forget_file_systems()
+    assert {pattern: files.find_remote_files(url + pattern) for pattern in before} == before
+    # An empty file is one.
+    fsspec.filesystem("s3").pipe("bucket/data/empty.jsonl", b"")
+    for path in (f"{url}/empty.jsonl", f"{url}/*.jsonl", url):
+        assert "empty.jsonl" in [file.name for file in files.find_remote_files(path)]
+
+
+def test_a_presigned_address_is_the_file_without_its_query(
+    web: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = []
+    for day in ("first/a=", "second*[x]"):
+        url = f"{web}/b/note.txt?X-Amz-Date={day}&X-Amz-Signature=secret{day}"
+        [file] = files.find_remote_files(url)
+        assert (file.name, file.size, file.path) == ("note.txt", 10, url)
+        listed, single = list_files(url, (".jsonl",))
+        assert single and listed[0].name == "note.txt"
+        with files.open_binary(file.path) as stream:
+            assert stream.read() == b"b/note.txt"
+        found.append(files.local_copy(url))
+    assert found[0] == found[1] and found[0].read_text() == "b/note.txt"
+    assert not [path for path in (tmp_path / "cache").rglob("*") if "secret" in str(path)]
+
+
+def test_what_google_serves_unpacked_is_read_whole(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An object with `Content-Encoding: gzip`: no ranges, and more bytes than its size says."""
+    lines = [{"id": str(number), "text": f"line {number} of many"} for number in range(900)]
+    data = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    packed = {"data/a.jsonl": gzip.compress(data), "data/b.jsonl.gz": gzip.compress(data)}
+    with google(packed, monkeypatch) as server:
+        for name in packed:
+            for encoded in (set(), {name}):
+                server.packed = encoded
+                fsspec.get_filesystem_class("gs").clear_instance_cache()
+                source = SourceConfig(kind="jsonl", path=f"gs://bucket/{name}")
+                assert [record.id for record in read(source)] == [line["id"] for line in lines]
+                wanted = data if encoded else packed[name]
+                with files.open_binary(f"gs://bucket/{name}") as file:
+                    assert file.seek(-9, io.SEEK_END) == len(wanted) - 9
+                    assert file.read() == wanted[-9:]
+        server.packed = {"data/a.jsonl"}
+        assert files.local_copy("gs://bucket/data/a.jsonl").read_bytes() == data
+
+
+def test_the_links_of_a_page_to_itself_in_another_order_are_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Apache has them at the head of a folder's page; they would be read as texts."""
+    links = ["?C=N;O=D", "?C=M;O=A", "/data/", "a.txt", "b.txt?download=1"]
+    page = "".join(f'<a href="{link}">{link}</a>' for link in links)
+    (tmp_path / "data").mkdir()
+    for name, content in (("index.html", page), ("a.txt", "a"), ("b.txt", "b")):
+        (tmp_path / "data" / name).write_text(content)
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Handler, directory=str(tmp_path))
+    )
+    server.ranges = False  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/data/"
+        assert [file.name for file in files.find_remote_files(url)] == ["a.txt", "b.txt"]
+        found = read(SourceConfig(kind="text", path=url))
+        assert [(record.id, record.text) for record in found] == [("a.txt", "a"), ("b.txt", "b")]
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 from frame_jax.config.run import RunConfig
+from frame_jax.errors import without_secrets
 
 
 def flatten_settings(value: Any, key: str = "", *, with_runtime: bool = False) -> dict[str, Any]:
     """Flattens a config value to `{dotted key: plain value}`.
 
-    Left out are runtime fields.
+    Left out are runtime fields, fields of later releases that are at their defaults, and what is
+    secret in web addresses, and another every day.
 
     >>> settings_of(AxesConfig(), "partition.axes")
     {'partition.axes.ppl': 2, 'partition.axes.pd': 2}
@@ -35,7 +38,13 @@ def flatten_settings(value: Any, key: str = "", *, with_runtime: bool = False) -
             for index, item in enumerate(value)
             for k, v in flatten_settings(item, f"{key}[{index}]", with_runtime=with_runtime).items()
         }
-    return {key: value}
+    return {key: without_secrets(value) if isinstance(value, str) else value}
+
+
+def settings_to_write(config: RunConfig) -> dict[str, Any]:
+    """Every setting as nested plain values, without what is secret in web addresses."""
+    written: dict[str, Any] = json.loads(without_secrets(json.dumps(dataclasses.asdict(config))))
+    return written
 
 
 def setting_at(config: RunConfig, key: str) -> Any:

@@ -7,17 +7,56 @@ what it was.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import flatten_settings
 from frame_jax.corpus.parts import inputs_signature, list_inputs, tokenizer_bytes
 from frame_jax.corpus.sources.inputs import Input, escape_name
 from frame_jax.errors import UserError, print_note
+from frame_jax.files import is_remote
 from frame_jax.run.directory import RunDirectory, read_json, write_json
 
 SHOWN = 10
+
+
+def require_apart(config: RunConfig) -> None:
+    """Refuses a run that would write among the files of its corpus; folders of runs below that of
+    a corpus are not read.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for index, source in enumerate(config.corpus.sources):
+        path = (source.path or "").partition("**")[0].rstrip("/")
+        if is_remote(path):
+            key, mixed = "checkpoint_root", f"{config.checkpoint_root}/".startswith(f"{path}/")
+        else:
+            root = RunDirectory(config.run_directory).root.resolve()
+            key, mixed = "run_directory", path != "" and user_path(path).resolve() == root
+        if mixed:
+            raise UserError(
+                f"{key}: {getattr(config, key)} is in the folder of corpus.sources[{index}], and "
+                "what the run writes there would be read as text: give it a folder of its own"
+            )
+
+
+def require_splits(config: RunConfig, phases: Collection[str]) -> None:
+    """Refuses fractions that leave one of these phases without a document.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    for phase, key in (("reference", "reference_fraction"), ("evaluate", "held_out_fraction")):
+        if phase in phases and getattr(config.corpus, key) == 0:
+            or_so = ", or import both models (reference.*.checkpoint)" * (phase == "reference")
+            raise UserError(
+                f"corpus.{key} is 0, so that the phase {phase} would have no document: raise it"
+                f"{or_so}"
+            )
 
 
 def keep_inventory(config: RunConfig, directory: RunDirectory) -> None:

@@ -30,6 +30,12 @@ SAME_IDS = (
     "same ids (parallel texts), give each a `name` and say `id_field: null`"
 )
 
+LOST = "the tokenizer loses text"
+LOSSY = (
+    " Of {:,} the tokenizer in tokenizer.path does not give back the text: take the added tokens "
+    "or the normalizer that change it out of its file, choose a byte-level one, or leave it out"
+)
+
 
 def rejection_line(rejection: Rejection) -> str:
     """Formats one line of rejected.jsonl."""
@@ -108,6 +114,8 @@ def require_few_rejected(
         first = [json.loads(line) for line in itertools.islice(file, SHOWN)]
     repeated = summary["rejected_for"].get("duplicate id", 0)
     advice = SAME_IDS.format(repeated) if repeated else ""
+    lost = summary["rejected_for"].get(LOST, 0)
+    advice += LOSSY.format(lost) if lost else ""
     examples = "; ".join(f"{r['file']} line {r['line']}: {r['reason']}" for r in first)
     raise UserError(
         f"corpus: {rejected:,} of {records:,} records ({rejected / records:.2%}) cannot be used, "

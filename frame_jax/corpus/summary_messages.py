@@ -89,7 +89,12 @@ def summary_messages(summary: dict[str, Any], directory: RunDirectory) -> list[s
         shown = "; ".join(kinds[:SHOWN]) + ("; ..." if len(kinds) > SHOWN else "")
         line += f" ({shown})" if kinds else ""
         line += f", listed in {directory.rejected}"
-    return [line, *summary["fields_never_found"]]
+    empty = [split for split in ("train", "held_out") if not summary["documents"].get(split)]
+    return [
+        line,
+        *(f"corpus: no document fell into the split {split!r}" for split in empty),
+        *summary.get("fields_never_found", []),
+    ]
 
 
 def read_summary_messages(directory: RunDirectory) -> list[str]:

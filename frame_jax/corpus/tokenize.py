@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document, Rejection
-from frame_jax.corpus.inventory import keep_inventory
+from frame_jax.corpus.inventory import expected_signature, keep_inventory
 from frame_jax.corpus.parts import Chunk, plan_parts
 from frame_jax.corpus.rejected import (
+    LOST,
     reject_duplicates,
     rejection_line,
     require_few_rejected,
     summarise,
 )
+from frame_jax.corpus.sources.inputs import Input, other_files
 from frame_jax.corpus.splits import assign_split
 from frame_jax.corpus.summary_messages import (
     FieldCounts,
@@ -35,6 +39,7 @@ from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path, part_name, read_json, write_json
+from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.run.special_tokens import special_tokens_path
 
 # `file` and `line` say where the record was read: which of several with one id came first.
@@ -55,6 +60,7 @@ COLUMNS = pa.schema(
 )
 GROUP_ROWS = 1 << 16
 BATCH_BYTES = 2_000_000
+SHOWN = 3  # files in a message
 SUMMARY = "summary.json"  # so that one process alone reads all tables
 
 DocumentRow = dict[str, Any]
@@ -68,7 +74,8 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
         parts, and what was decided about the tokenizer; the same on every process.
 
     Raises:
-        UserError: for a source or tokenizer that cannot be used, or too many unusable records.
+        UserError: for a source or tokenizer that cannot be used, too many unusable records, or a
+            corpus that has changed meanwhile.
     """
     if processes.is_first():
         _remove_leftovers(directory)
@@ -81,6 +88,9 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
         for line in messages:
             print_note(f"tokenizer: {line}")
     parts = plan_parts(config.corpus)
+    if processes.is_first():
+        for line in ignored_inputs_message(parts):
+            print_note(line)
     waiting = [
         part
         for part in processes.local_share(range(len(parts)))
@@ -93,6 +103,8 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
             advance = functools.partial(update, note=note)
             write_part(parts[part], part, config, tokenizer, directory, advance)
     processes.barrier("tokens")
+    # Of a file that grew meanwhile, some of what came late may be in the parts.
+    run_on_all_processes(lambda: processes.is_first() and expected_signature(config, directory))
     if processes.is_first():
         reject_duplicates(directory)
         found = summarise(directory)
@@ -103,7 +115,7 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
     summary = read_json(directory.tokens / SUMMARY)
     require_few_rejected(summary, config.corpus, directory)
     if processes.is_first():
-        for remark in [*ignored_inputs_message(parts), *summary_messages(summary, directory)]:
+        for remark in summary_messages(summary, directory):
             print_note(remark)
     return {**summary, "tokenizer": messages}
 
@@ -136,10 +148,14 @@ def write_part(
     ):
         for batch in _batches(chunks, reject, counts):
             documents = [document for document, _ in batch]
-            encoded = tokenizer.encode_arrays([document.text for document in documents])
-            for (document, size), ids in zip(batch, encoded, strict=True):
-                if len(ids) == 0:
-                    reason = "the tokenizer makes no token of it"
+            texts = [document.text for document in documents]
+            encoded = tokenizer.encode_arrays(texts)
+            losses: list[str | None] = [None] * len(texts)  # of one that was trained here
+            if config.tokenizer.path is not None:
+                losses = tokenizer.losses(texts, encoded)
+            for (document, size), ids, loss in zip(batch, encoded, losses, strict=True):
+                if len(ids) == 0 or loss is not None:
+                    reason = f"{LOST}: {loss}" if len(ids) else "the tokenizer makes no token of it"
                     reject(rejection_line(Rejection(document.file, document.line, reason)))
                     continue
                 add(_row(document, size, len(ids), part, records.records, config))
@@ -190,13 +206,21 @@ def _row(
     }
 
 
-def ignored_inputs_message(parts: list[list[Chunk]]) -> list[str]:
-    """A sentence about files among the data that are ignored, if there are any."""
-    names = sorted({c.item.display_path for chunks in parts for c in chunks if c.item.ignored})
-    if not names:
-        return []
-    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-    return [f"corpus: not read, because other programs keep notes there: {names[0]}{more}"]
+def ignored_inputs_message(parts: list[list[Chunk]]) -> Iterator[str]:
+    """A sentence for each reason why files that lie among the data are not read, naming them."""
+    inputs: dict[SourceConfig, dict[Input, None]] = {}
+    for chunk in itertools.chain(*parts):
+        inputs.setdefault(chunk.source, {})[chunk.item] = None
+    found: dict[str, set[str]] = {}
+    for source, items in inputs.items():
+        for item in items:
+            found.setdefault(item.ignored, set()).add(item.display_path)
+        found.setdefault("of how their names end", set()).update(other_files(source, items))
+    for reason, names in found.items():
+        if reason and names:
+            more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+            shown = ", ".join(sorted(names)[:SHOWN])
+            yield f"corpus: not read, because {reason}: {shown}{more}"
 
 
 def _remove_leftovers(directory: RunDirectory) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -58,7 +59,47 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`. Special tokens among them are spelled out."""
         text = self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        return self._restored(text)
+
+    def _restored(self, text: str) -> str:
         return f" {text}" if self.strips_blank and text.startswith(" ") else text
+
+    def losses(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> list[str | None]:
+        """What the ids of each text lose of it, in words; None where they spell the text.
+
+        Texts are compared up to Unicode's canonical equivalence, because some widely used
+        tokenizers compose characters (NFC), which by Unicode's definition leaves the text the same.
+        A single blank at the start may be lost, which is the way of newer Llama and Mistral files.
+
+        Args:
+            texts: Texts.
+            encoded: What `encode_arrays` gives for them.
+        """
+        ids = [each.tolist() for each in encoded]
+        decoded = self._backend.decode_batch(ids, skip_special_tokens=False)
+        return [self._loss(*each) for each in zip(texts, encoded, decoded, strict=True)]
+
+    def _loss(self, text: str, ids: np.ndarray, decoded: str) -> str | None:
+        if np.isin((self.bos_id, self.eos_id), ids).any():
+            return f"{text[:20]!r}... is encoded with the BOS or EOS token"
+        if text == decoded:
+            return None
+        wanted, given = (unicodedata.normalize("NFC", t) for t in (text, self._restored(decoded)))
+        if wanted == given or (self.strips_blank and wanted == f" {given}"):
+            return None
+        pairs = enumerate(zip(wanted, given, strict=False))
+        at = next((i for i, (x, y) in pairs if x != y), min(len(wanted), len(given)))
+        return f"{wanted[at : at + 20]!r} comes back as {given[at : at + 20]!r} (character {at})"
+
+    def remedy(self, text: str) -> str:
+        """What to do about a text that the ids of this tokenizer, a given one, do not spell."""
+        if "ByteLevel" not in repr(self._backend.decoder):
+            return "choose a byte-level tokenizer"
+        added = self._backend.get_added_tokens_decoder().values()
+        names = [repr(t.content) for t in added if not t.special and t.content in text]
+        suspects = [f"an added token ({', '.join(names[:3])})"] if names else []
+        suspects += ["the normalizer"] if self._backend.normalizer is not None else []
+        return f"take out of the file what changes texts: {' or '.join(suspects) or 'the cutting'}"
 
     def token_to_id(self, token: str) -> int | None:
         """The id of `token`; None where it is none."""
@@ -87,7 +128,7 @@ class Tokenizer:
         stride = window - overlap
         starts = range(0, max(len(text) - overlap, 1), stride)
         pieces: list[np.ndarray] = []
-        ids, places = np.zeros(0, np.uint32), np.zeros((0, 2), np.int64)
+        ids, spans = np.zeros(0, np.uint32), np.zeros((0, 2), np.int64)
         texts = (text[start : start + window] for start in starts)
         encodings = (
             encoding
@@ -96,15 +137,15 @@ class Tokenizer:
         )
         for start, encoding in zip(starts, encodings, strict=True):
             next_ids = np.array(encoding.ids, np.uint32)
-            next_places = np.array(encoding.offsets, np.int64).reshape(-1, 2) + start
+            next_spans = np.array(encoding.offsets, np.int64).reshape(-1, 2) + start
             if start:
                 middle = (start + overlap // 4, start + overlap - overlap // 4)
-                joint = find_agreement((ids, places), (next_ids, next_places), middle)
+                joint = find_agreement((ids, spans), (next_ids, next_spans), middle)
                 if joint is None:
                     return None
                 pieces.append(ids[: joint[0]])
-                next_ids, next_places = next_ids[joint[1] :], next_places[joint[1] :]
-            ids, places = next_ids, next_places
+                next_ids, next_spans = next_ids[joint[1] :], next_spans[joint[1] :]
+            ids, spans = next_ids, next_spans
         return np.concatenate([*pieces, ids])
 
 
@@ -129,13 +170,13 @@ def find_agreement(
         None where the tokens that begin there differ, or where there are none.
     """
     found = []
-    for ids, places in (left, right):
-        inside = np.flatnonzero((places[:, 0] >= middle[0]) & (places[:, 0] < middle[1]))
+    for ids, spans in (left, right):
+        inside = np.flatnonzero((spans[:, 0] >= middle[0]) & (spans[:, 0] < middle[1]))
         if len(inside) == 0 or inside[-1] - inside[0] + 1 != len(inside):
             return None
-        found.append((inside[0], ids[inside], places[inside]))
-    (first, ids, places), (second, other_ids, other_places) = found
-    if not np.array_equal(ids, other_ids) or not np.array_equal(places, other_places):
+        found.append((inside[0], ids[inside], spans[inside]))
+    (first, ids, spans), (second, other_ids, other_spans) = found
+    if not np.array_equal(ids, other_ids) or not np.array_equal(spans, other_spans):
         return None
     half = len(ids) // 2
     return int(first) + half, int(second) + half
@@ -159,6 +200,8 @@ def make_tokenizer(backend: tokenizers.Tokenizer, bos_id: int, eos_id: int) -> T
     """Wraps `backend`, changed in place so that it encodes whole texts and nothing else."""
     backend.no_truncation()
     backend.no_padding()
+    if getattr(backend.model, "dropout", None) is not None:
+        backend.model.dropout = None  # some training asks for it: other ids every time
     backend.encode_special_tokens = True  # that is: split the text of special tokens like any other
     # Some start every text with a blank unless there is one, and take the first away in decoding.
     blanks = backend.encode("  a", add_special_tokens=False).ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import unicodedata
+import sys
 from collections.abc import Iterable, Iterator
 
 import tokenizers
@@ -15,7 +15,7 @@ from frame_jax.corpus.documents import Document
 from frame_jax.corpus.parts import sample_documents
 from frame_jax.corpus.tokenizer import Tokenizer, make_tokenizer
 from frame_jax.corpus.tokenizer_notes import tokenizer_messages
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_note
 from frame_jax.files import local_copy
 from frame_jax.run.directory import RunDirectory, atomic_path, write_json
 from frame_jax.run.special_tokens import (
@@ -40,6 +40,15 @@ WORDS = "|".join(
     )
 )
 MAX_TOKEN_CHARACTERS = 64  # longer ones are rules of dashes and lines of blanks
+# Training takes time by the square of a word's length: longer ones (genomes, base64, lines of
+# blanks) are cut for it, and for it alone.
+WORD_CHARACTERS = 256
+SHORT_WORDS = (
+    WORDS.replace("]+", f"]{{1,{WORD_CHARACTERS}}}")
+    .replace(r"\s+", rf"\s{{1,{WORD_CHARACTERS}}}")
+    .replace(r"\s*", rf"\s{{0,{WORD_CHARACTERS}}}")
+)
+LONG_WORD = re.compile(r"[^\W\d_]{257}|\s{257}|[^\w\s]{257}")
 
 # Training reads a long text in pieces of about this many characters: for one of 50 MB in one piece
 # the library takes 5 GB to find its words. Pieces end where a line does.
@@ -47,6 +56,7 @@ SAMPLE_TEXT_CHARACTERS = 1 << 16
 LINE_START = re.compile(r"(?<=\n)(?=\S)")
 
 CHECKED_BYTES = 4_000_000
+DROPOUT = "its file asks for dropout of merges, by which a text gets other ids each time: left out"
 
 
 def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
@@ -57,15 +67,19 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
     """
     if special_tokens_path(directory).exists():
         return
+    said: list[str] = []
     if config.tokenizer.path is None:
         size = config.tokenizer.sample_bytes
+        print_note(f"tokenizer: training one on up to {size:,} bytes of the corpus")
         texts = sample_texts(sample_documents(config.corpus, size), size)
-        backend = train_tokenizer(texts, config.tokenizer.vocab_size)
+        backend = train_tokenizer(noted(texts, said), config.tokenizer.vocab_size)
         chosen = ChosenTokens(BOS, EOS, "of the trained tokenizer", "of the trained tokenizer")
     else:
         backend, chosen = load_given_tokenizer(config.tokenizer)
     vocabulary = backend.get_vocab(with_added_tokens=True)
     bos_id, eos_id = vocabulary[chosen.bos], vocabulary[chosen.eos]
+    if getattr(backend.model, "dropout", None):
+        said.append(DROPOUT)
     tokenizer = make_tokenizer(backend, bos_id, eos_id)
     if config.tokenizer.path is not None:
         limit = min(CHECKED_BYTES, config.tokenizer.sample_bytes)
@@ -78,7 +92,7 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
             "bos_id": bos_id,
             "eos_id": eos_id,
             "vocab_size": tokenizer.vocab_size,
-            "notes": list(tokenizer_messages(config, tokenizer, chosen)),
+            "notes": [*tokenizer_messages(config, tokenizer, chosen), *said],
         },
     )
 
@@ -91,6 +105,14 @@ def sample_texts(documents: Iterable[Document], most_bytes: int) -> Iterator[str
             most_bytes -= len(piece.encode("utf-8"))
             if most_bytes <= 0:
                 return
+
+
+def noted(texts: Iterable[str], said: list[str]) -> Iterator[str]:
+    """The texts; adds to `said` that words are long, if there are any."""
+    for text in texts:
+        if not said and LONG_WORD.search(text):
+            said.append(f"it was trained on words of up to {WORD_CHARACTERS} letters: longer cut")
+        yield text
 
 
 def split_text(text: str, characters: int) -> Iterator[str]:
@@ -114,12 +136,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
     sample gives fewer merges than asked for.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    tokenizer.pre_tokenizer = cutting(SHORT_WORDS)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -127,11 +144,22 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokeniz
         special_tokens=[BOS, EOS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         max_token_length=MAX_TOKEN_CHARACTERS,
-        show_progress=False,
+        show_progress=sys.stderr.isatty(),
     )
     tokenizer.encode_special_tokens = True
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.pre_tokenizer = cutting(WORDS)
     return tokenizer
+
+
+def cutting(words: str) -> pre_tokenizers.PreTokenizer:
+    """Cuts texts at a pattern's matches, and spells their bytes."""
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(words), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def load_given_tokenizer(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, ChosenTokens]:
@@ -159,38 +187,20 @@ def load_given_tokenizer(config: TokenizerConfig) -> tuple[tokenizers.Tokenizer,
 
 
 def require_lossless(tokenizer: Tokenizer, documents: Iterable[Document], name: str) -> None:
-    """Refuses a tokenizer that changes a text, or that finds special tokens in one.
+    """Refuses a tokenizer that changes a text of a sample, or finds special tokens in one.
 
-    Texts are compared up to Unicode's canonical equivalence, because some widely used tokenizers
-    compose characters (NFC), which by Unicode's definition leaves the text the same. A text that
-    passes here may have relatives later in the corpus that would not: this looks at a sample. A
-    single blank at the start may be lost, which is the way of newer Llama and Mistral files.
+    A text that passes here may have relatives later in the corpus that would not: they are rejected
+    one by one when they are tokenized.
 
     Raises:
         UserError: naming the document and the first difference.
     """
     for document in documents:
-        ids = tokenizer.encode_arrays([document.text])[0]
-        if {tokenizer.bos_id, tokenizer.eos_id} & set(ids.tolist()):
-            raise UserError(
-                f"tokenizer.path: {name} encodes text as its BOS or EOS token (document "
-                f"{document.id!r}, {document.file} line {document.line}): choose another token in "
-                "tokenizer.bos_token and tokenizer.eos_token, or another tokenizer"
-            )
-        wanted = unicodedata.normalize("NFC", document.text)
-        given = unicodedata.normalize("NFC", tokenizer.decode(ids))
-        if tokenizer.strips_blank and wanted == f" {given}":
-            continue  # a note says so
-        if wanted != given:
-            at = _first_difference(wanted, given)
+        texts = [document.text]
+        [loss] = tokenizer.losses(texts, tokenizer.encode_arrays(texts))
+        if loss is not None:
             raise UserError(
                 f"tokenizer.path: {name} is not lossless: of document {document.id!r} "
-                f"({document.file} line {document.line}) {wanted[at : at + 20]!r} comes back as "
-                f"{given[at : at + 20]!r} (character {at}): choose a byte-level tokenizer, or "
-                "leave tokenizer.path out to train one"
+                f"({document.file} line {document.line}) {loss}: "
+                f"{tokenizer.remedy(document.text)}, or leave tokenizer.path out to train one"
             )
-
-
-def _first_difference(a: str, b: str) -> int:
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))

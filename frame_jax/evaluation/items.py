@@ -59,7 +59,7 @@ def read_items(path: Path) -> list[Item]:
             raise storage_error(path, error) from error
         raise UserError(f"{path}: cannot be read ({error}): replace it") from error
     if (other := other_format(content[:HEAD_BYTES])) is not None:
-        raise UserError(f"{path}: is no text but {other[0]}: {other[1]}")
+        raise UserError(f"{path}: is {other[0]}, not JSON lines: {other[1]}")
     lines = content.split(b"\n")
     items = [
         parse_item(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()

@@ -14,6 +14,7 @@ from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
 from frame_jax.curriculum.stages import DataSchedule
+from frame_jax.errors import without_secrets
 from frame_jax.evaluation.items import answers_to_rate, make_prompts, read_items, spread_items
 from frame_jax.files import local_copy
 from frame_jax.models.flops import (
@@ -214,8 +215,8 @@ def list_costs(
     notes: list[str] = []
     if config.scoring.table is not None:
         notes.append(
-            f"scores are those of {config.scoring.table.path} (scoring.table): no reference model "
-            "is trained and nothing is scored"
+            f"scores are those of {without_secrets(config.scoring.table.path)} (scoring.table): no "
+            "reference model is trained and nothing is scored"
         )
     for name in ("weak", "strong") if config.scoring.table is None else ():
         decoder, note = reference_decoder(config, name)

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from frame_jax.config.quadrants import RowsConfig
 from frame_jax.config.run import RunConfig
+from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants.packing import best_fit, concat
 from frame_jax.records import LENGTHS, OpenFiles, write_tokens
@@ -54,13 +55,24 @@ def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str
 
     Returns:
         The content of RUN/reference/rows/rows.json, see `write_quadrant_rows`.
+
+    Raises:
+        UserError: where there is no such document.
     """
     tables = list_parts(directory.tokens, ".parquet")
     conditions = {"reference": "split = 'reference'"}
     folder = directory.reference("rows")
-    return write_quadrant_rows(
+    rows = write_quadrant_rows(
         config.reference.rows, directory, folder, tables, conditions, config.seed
     )
+    if rows["reference"]["documents"] == 0:
+        raise UserError(
+            "no document of the corpus fell into the split that trains the reference models "
+            f"(corpus.reference_fraction: {config.corpus.reference_fraction}): raise it, or give a "
+            "larger corpus, and repeat with --redo tokenize; or name trained models in "
+            "reference.weak.checkpoint and reference.strong.checkpoint"
+        )
+    return rows
 
 
 def training_conditions(quadrants: Sequence[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Literal
 import yaml
 
 from frame_jax.config.run import RunConfig
+from frame_jax.config.settings import settings_to_write
 from frame_jax.corpus.summary_messages import read_summary_messages
 from frame_jax.evaluation.results import TrialResult
 from frame_jax.models.functional import read_description
@@ -223,7 +224,7 @@ def phase_messages(directory: RunDirectory) -> list[str]:
 
 def settings_chapter(config: RunConfig) -> list[Piece]:
     """Everything that is needed to make the run again."""
-    text = yaml.safe_dump(dataclasses.asdict(config), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(settings_to_write(config), sort_keys=False, allow_unicode=True)
     versions = [["python", platform.python_version()], ["platform", platform.platform()]]
     versions += [[name, metadata.version(name)] for name in LIBRARIES]
     return [

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import TableConfig
@@ -42,7 +44,10 @@ IDS = re.compile(
     r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?|FLOAT|DOUBLE|DECIMAL\(.*\)|VARCHAR|UUID|BLOB|DATE"
 )
 
-Files = dict[tuple[str, ...], list[Path]]  # those whose columns have the same types
+# A column's name in DuckDB, which tells no capitals from small letters and calls the second of
+# `PPL` and `ppl` `ppl_1`; and its type.
+Column = tuple[str, str]
+Files = dict[tuple[Column, ...], list[Path]]  # those whose columns have the same types
 
 
 def check_table(config: RunConfig) -> None:
@@ -61,8 +66,8 @@ def check_table(config: RunConfig) -> None:
     if aside:
         more = f" and {len(aside) - SHOWN:,} more" if len(aside) > SHOWN else ""
         print_note(
-            f"scoring.table.path: left out what other programs keep in {table.path} beside the "
-            f"data: {', '.join(aside[:SHOWN])}{more}"
+            f"scoring.table.path: left out of {table.path}, as no data by the names: "
+            f"{', '.join(aside[:SHOWN])}{more}"
         )
     if config.corpus.reference_fraction > 0:
         print_note(
@@ -73,7 +78,8 @@ def check_table(config: RunConfig) -> None:
 
 
 def table_files(table: TableConfig) -> tuple[dict[str, Path], list[str]]:
-    """The table's files on this machine by their original location, and ignored files beside them.
+    """The files of the table, on this machine, by where they are; and the names of those that lie
+    beside them and are no data, as in a corpus: of other programs, or of another ending.
 
     Raises:
         UserError: where there are none, or one has a name that DuckDB does not read.
@@ -89,11 +95,12 @@ def table_files(table: TableConfig) -> tuple[dict[str, Path], list[str]]:
                 f"scoring.table.path: {escape_name(path)}: DuckDB reads no path that is not "
                 "UTF-8, and none with both a backslash and one of * ? [: rename it"
             )
-    return found, [escape_name(file.name) for file in listed if file not in files]
+    everything = [] if single else list_files(table.path, ("",))[0]
+    return found, [escape_name(file.name) for file in everything if file not in files]
 
 
 def files_by_type(table: TableConfig, files: dict[str, Path]) -> Files:
-    """Groups the table's files by the DuckDB types of their ids and numbers.
+    """The files of the table by the columns of their ids and numbers, in DuckDB's words.
 
     Raises:
         UserError: naming the first file that is no Parquet, lacks a column, or has one that holds
@@ -104,19 +111,27 @@ def files_by_type(table: TableConfig, files: dict[str, Path]) -> Files:
         for path_, path in files.items():
             try:
                 query = f"DESCRIBE SELECT * FROM {parquet_table(path)}"
-                lines = connection.execute(query).fetchall()
-            except duckdb.Error as error:
+                columns = [(name, kind) for name, kind, *_ in connection.execute(query).fetchall()]
+                names = pq.read_schema(path).names
+            except (duckdb.Error, pa.ArrowException) as error:
                 raise unreadable_table_error(path_, error) from error
-            types = {name: kind for name, kind, *_ in lines}
-            found.setdefault(column_types(table, path_, types), []).append(path)
+            found.setdefault(columns_of(table, path_, names, columns), []).append(path)
     return found
 
 
-def column_types(table: TableConfig, path: str, types: dict[str, str]) -> tuple[str, ...]:
-    """The types of a file's columns that the config names: ids, PPL and, if given, PD.
+def columns_of(
+    table: TableConfig, place: str, names: list[str], columns: list[Column]
+) -> tuple[Column, ...]:
+    """The columns of a file that the table names: of ids, PPL and, if there is one, PD.
+
+    Args:
+        table: Names them.
+        place: The file, for messages.
+        names: Its columns as it calls them.
+        columns: The same as DuckDB has them.
 
     Raises:
-        UserError: where one is not there or of no use.
+        UserError: where one is not there, there twice, or of no use.
     """
     found = []
     for key, wanted, what in (
@@ -127,16 +142,15 @@ def column_types(table: TableConfig, path: str, types: dict[str, str]) -> tuple[
         column = getattr(table, key)
         if column is None:
             continue
-        if column not in types:
+        if names.count(column) != 1:
+            has = f"several columns {column!r}" if column in names else f"no column {column!r}"
+            raise UserError(f"scoring.table.{key}: {place} has {has}; it has: {', '.join(names)}")
+        kind = columns[names.index(column)][1]
+        if not wanted.fullmatch(kind):
             raise UserError(
-                f"scoring.table.{key}: {path} has no column {column!r}; it has: {', '.join(types)}"
+                f"scoring.table.{key}: the column {column!r} of {place} holds {kind}, not {what}"
             )
-        if not wanted.fullmatch(types[column]):
-            raise UserError(
-                f"scoring.table.{key}: the column {column!r} of {path} holds {types[column]}, not "
-                f"{what}"
-            )
-        found.append(types[column])
+        found.append(columns[names.index(column)])
     return tuple(found)
 
 
@@ -207,15 +221,14 @@ def import_table(config: RunConfig, directory: RunDirectory) -> None:
 def join_table(
     connection: duckdb.DuckDBPyConnection, table: TableConfig, parts: list[Path]
 ) -> None:
-    """Makes the views `given` (the table as it is) and `joined` (a line for each document of the
-    splits train and held_out, in the order of parts)."""
-    pd = "0" if table.pd is None else sql_identifier(table.pd)
+    """Makes the view `given` (doc_id, ppl, pd: the table as it is) and the table `joined`: a line
+    for each document of the splits train and held_out, in the order of parts."""
     files, _ = table_files(table)
     # Those of one type each, because DuckDB takes the types of the first file for those of all.
     queries = [
-        f"SELECT {id_in_sql(table.doc_id, types[0])} AS doc_id, {sql_identifier(table.ppl)} AS "
-        f"ppl, {pd} AS pd FROM {parquet_table(*paths)}"
-        for types, paths in files_by_type(table, files).items()
+        f"SELECT {id_in_sql(*doc_id)} AS doc_id, {sql_identifier(ppl[0])} AS ppl, "
+        f"{sql_identifier(pd[0][0]) if pd else 0} AS pd FROM {parquet_table(*paths)}"
+        for (doc_id, ppl, *pd), paths in files_by_type(table, files).items()
     ]
     connection.execute(f"CREATE VIEW given AS {' UNION ALL '.join(queries)}")
     connection.execute(

@@ -68,9 +68,11 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
         UserError: if it is damaged.
     """
     try:
-        return json.loads(tokenizers.Tokenizer.from_file(str(path)).to_str())
+        found = json.loads(tokenizers.Tokenizer.from_file(str(path)).to_str())
     except Exception as error:  # the library raises nothing more precise
         raise UserError(f"{path} is damaged or of an unknown kind ({error})") from error
+    found["model"].pop("dropout", None)  # nothing is tokenized with it here
+    return found
 
 
 def require_rows(vocab_size: int, tokenizer: dict[str, Any], bos_id: int, key: str) -> None:

@@ -7,7 +7,6 @@ settings as a nested dict. What it returns has the two methods of `Tracker`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from frame_jax.config.run import RunConfig
+from frame_jax.config.settings import settings_to_write
 from frame_jax.errors import UserError
 from frame_jax.run.directory import read_json, write_json
 
@@ -57,7 +57,7 @@ def tracker_opener(config: RunConfig, name: str, folder: Path) -> MakeTracker | 
     if config.tracker is None:
         return None
     return functools.partial(
-        import_function(config.tracker), name, folder, dataclasses.asdict(config)
+        import_function(config.tracker), name, folder, settings_to_write(config)
     )
 
 

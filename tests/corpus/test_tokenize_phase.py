@@ -7,13 +7,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus import tokenize
+from frame_jax import main
+from frame_jax.config.corpus import SourceConfig, TokenizerConfig
+from frame_jax.corpus import tokenize, tokenizer_training
+from frame_jax.corpus.inventory import expected_signature, require_splits
 from frame_jax.corpus.splits import assign_split
 from frame_jax.corpus.tokenizer import load_tokenizer
+from frame_jax.corpus.tokenizer_training import train_tokenizer
 from frame_jax.errors import UserError
+from frame_jax.quadrants.rows import write_reference_rows
 from frame_jax.records import TokenReader
-from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run import markers, phases
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
 
 
 def run(config):
@@ -226,6 +231,7 @@ def test_processes_share_the_parts(config, monkeypatch, tmp_path):
     # Two processes, one after the other: the last barrier's work is done by process 0 at its end.
     monkeypatch.setattr(processes, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "barrier", lambda name: None)
+    monkeypatch.setattr(processes, "failing_processes", lambda *_: {})
     for index in (0, 1, 0):
         monkeypatch.setattr(processes, "process_index", lambda index=index: index)
         summaries.append(tokenize.tokenize_corpus(shared, directory))
@@ -235,8 +241,87 @@ def test_processes_share_the_parts(config, monkeypatch, tmp_path):
 
 def test_one_process_alone_reads_all_tables(config, monkeypatch):
     summary, _ = run(config)
-    for name, value in (("index", 1), ("count", 2), ("is_first", False), ("barrier", None)):
+    answers = {"index": 1, "count": 2, "is_first": False, "barrier": None, "dissenters": {}}
+    for name, value in answers.items():
         monkeypatch.setattr(tokenize.processes, name, lambda *_, value=value: value)
     for name in ("reject_duplicates", "summarise", "kinds_of_rejection", "fields_never_found"):
         monkeypatch.setattr(tokenize, name, None)
     assert run(config)[0] == summary
+
+
+def test_texts_that_a_given_tokenizer_loses_are_rejected_wherever_they_are(
+    make_config, write_jsonl, tmp_path, monkeypatch
+):
+    """The look at a sample ends early; an added token swallows a letter in the rest."""
+    backend = train_tokenizer(["grün und über", "a plain text"] * 9, 300)
+    backend.add_tokens(["ü"])
+    backend.save(str(tmp_path / "given.json"))
+    monkeypatch.setattr(tokenizer_training, "CHECKED_BYTES", 500)
+    lines = [{"id": f"plain-{i}", "text": f"a plain text {i}"} for i in range(99)]
+    lines.insert(70, {"id": "lost", "text": "die Tür"})
+    path = write_jsonl("a.jsonl", lines)
+    source = SourceConfig(kind="jsonl", path=str(path))
+    given = TokenizerConfig(path=str(tmp_path / "given.json"))
+    summary, directory = run(make_config(source, tokenizer=given, max_rejected_fraction=0.02))
+    assert summary["rejected_for"] == {"the tokenizer loses text": 1}
+    assert {r["text"] for r in rows(directory)} == {r["text"] for r in lines if r["id"] != "lost"}
+    reason = "the tokenizer loses text: 'ür' comes back as '\ufffdr' (character 5)"
+    assert rejected(directory) == [{"file": str(path), "line": 71, "reason": reason}]
+    with pytest.raises(
+        UserError, match=r"1 of 100 records .*Of 1 the tokenizer in tokenizer\.path"
+    ):
+        run(make_config(source, tokenizer=given, run="strict"))
+    # In the sample it is refused at once, in words that fit a byte-level tokenizer.
+    write_jsonl("a.jsonl", lines[70:])
+    with pytest.raises(UserError, match=r"document 'lost' .*'ür' comes back.*added token \('ü'\)"):
+        run(make_config(source, tokenizer=given, run="sampled"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "text"])
+def test_a_corpus_that_grows_while_it_is_read_is_refused_at_the_end(
+    make_config, write_jsonl, records, tmp_path, monkeypatch, kind
+):
+    """Some of what came late may be in the parts; the next start would be refused anyway."""
+    path = write_jsonl("a.jsonl", records)
+    config = make_config(SourceConfig(kind=kind, path=str(path.parent)), parts=3)
+    directory = RunDirectory(config.run_directory)
+    expected = markers.expected_markers(
+        config, [phases.TOKENIZE], expected_signature(config, directory)
+    )
+    real, calls = tokenize.write_part, []
+
+    def grows(*args):
+        calls.append(args)
+        real(*args)
+        if len(calls) == 1:
+            with path.open("ab") as file:
+                file.write(b"more")
+
+    def start():
+        markers.run_phase_step(config, directory, phases.TOKENIZE, expected["tokenize"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenize, "write_part", grows)
+        with pytest.raises(UserError, match=rf"is not what it was.*\n.*{path.name}: \d+ then"):
+            start()
+    assert not read_json(directory.marker("tokenize"))["complete"]
+    with path.open("r+b") as file:  # put back what was there
+        file.truncate(path.stat().st_size - 4)
+    start()
+    assert read_json(directory.marker("tokenize"))["complete"]
+
+
+def test_an_empty_split_is_said_as_soon_as_it_is_known(make_config, write_jsonl, capsys):
+    path = write_jsonl("a.jsonl", [{"text": f"text {i}"} for i in range(3)])
+    source = SourceConfig(kind="jsonl", path=str(path))
+    config = make_config(source, held_out_fraction=0.0, reference_fraction=0.001)
+    _, directory = run(config)
+    assert "no document fell into the split 'held_out'" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"corpus\.reference_fraction: 0\.001.*--redo tokenize"):
+        write_reference_rows(config, directory)
+    for key, phase in (("reference_fraction", "reference"), ("held_out_fraction", "evaluate")):
+        config = make_config(source, run="refused", **{key: 0.0})
+        with pytest.raises(UserError, match=rf"corpus\.{key} is 0.* phase {phase} would"):
+            main.run_phases(config, until=phase)
+        assert not directory.root.with_name("refused").exists()  # before anything is read
+        require_splits(config, ["tokenize"])

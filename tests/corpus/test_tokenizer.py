@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import time
 import unicodedata
 
 import numpy as np
@@ -18,12 +19,17 @@ from frame_jax.corpus.tokenizer import load_tokenizer, make_tokenizer
 from frame_jax.corpus.tokenizer_training import (
     BOS,
     EOS,
+    SHORT_WORDS,
+    WORD_CHARACTERS,
+    WORDS,
+    cutting,
     prepare_tokenizer,
     split_text,
     train_tokenizer,
 )
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, read_json, remove
+from frame_jax.scoring.tokenizers import read_tokenizer, tokenizer_differences
 from tests.corpus.tokenizer_kinds import KINDS
 
 TEXTS = [
@@ -284,3 +290,47 @@ def test_another_start_named_by_a_checkpoint_is_said(
 def test_a_run_without_a_tokenizer_says_so(tmp_path):
     with pytest.raises(UserError, match="no tokenizer yet"):
         load_tokenizer(RunDirectory(tmp_path))
+
+
+def test_dropout_is_left_out_and_said_once(tmp_path, make_config, write_jsonl):
+    backend = byte_level(("<s>", "</s>"))
+    backend.model.dropout = 0.5
+    tokenizer = prepare(tmp_path, make_config, write_jsonl, backend, TEXTS[0] * 20)
+    first, *others = [tokenizer.encode_batch(TEXTS) for _ in range(5)]
+    assert all(other == first for other in others)
+    assert sum("dropout" in note for note in notes_of(tmp_path)) == 1
+    given, kept = tmp_path / "given.json", RunDirectory(tmp_path / "run").tokenizer
+    assert json.loads(kept.read_text("utf-8"))["model"]["dropout"] is None
+    # A checkpoint whose file asks for it reads the same tokens.
+    assert not list(tokenizer_differences(read_tokenizer(given), read_tokenizer(kept)))
+
+
+LONG = {"letters": "ACGT", "symbols": "=-", "blanks": " \t", "lines": "\n ", "marks": "a\u0301"}
+
+
+@settings(max_examples=200)
+@given(st.text("ab 1\n\t中.=\u0301", max_size=300))
+def test_words_of_ordinary_length_are_cut_alike_for_training(text):
+    short = cutting(SHORT_WORDS).pre_tokenize_str(text)
+    assert short == cutting(WORDS).pre_tokenize_str(text)
+
+
+@pytest.mark.parametrize("kind", LONG)
+def test_long_words_are_cut_for_training_alone(kind):
+    random = np.random.default_rng(0)
+    text = "".join(random.choice(list(LONG[kind]), 200_000))
+    places = [place for _, place in cutting(SHORT_WORDS).pre_tokenize_str(text)]
+    assert max(stop - start for start, stop in places) <= 2 * WORD_CHARACTERS
+    started = time.process_time()
+    backend = train_tokenizer([text], 1000)
+    assert time.process_time() - started < 5  # or else 12 s and more, by the square of the length
+    assert backend.pre_tokenizer.pre_tokenize_str(text) == cutting(WORDS).pre_tokenize_str(text)
+
+
+def test_that_words_were_cut_for_training_is_said(tmp_path, make_config, write_jsonl):
+    for name, text in (("short", "word " * 900), ("long", "x" * 300)):
+        path = write_jsonl("a.jsonl", [{"text": text}])
+        config = make_config(SourceConfig(kind="jsonl", path=str(path)), run=name)
+        prepare_tokenizer(config, RunDirectory(config.run_directory))
+        notes = read_json(tmp_path / name / "tokenizer" / "special_tokens.json")["notes"]
+        assert any("words of up to 256 letters" in note for note in notes) == (name == "long")

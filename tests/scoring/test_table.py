@@ -292,9 +292,11 @@ def test_what_other_programs_keep_in_the_tables_folder_is_left_out_and_named(
     log = tmp_path / "theirs/_delta_log/00010.checkpoint.parquet"
     log.parent.mkdir()
     pq.write_table(pa.table({"add": ["no score"]}), log)
+    pq.write_table(pa.table(columns), tmp_path / "theirs" / "part-1.parq")
     table.check_table(config)
     said = capsys.readouterr().err
-    assert "_delta_log/00010.checkpoint.parquet, _temporary/0/part-0.parquet\n" in said
+    names = "_delta_log/00010.checkpoint.parquet, _temporary/0/part-0.parquet, part-1.parq"
+    assert f"left out of {tmp_path / 'theirs'}, as no data by the names: {names}\n" in said
     assert (
         table.import_scores(config, directory)["documents"] == (corpus.split != "reference").sum()
     )
@@ -415,3 +417,32 @@ def test_a_column_of_one_value_is_refused(corpus: Corpus, tmp_path: Path) -> Non
     table.import_scores(config, directory)
     with pytest.raises(UserError, match=r"toxicity has one value for all .*scoring.table"):
         write_assignment(config.partition, config.scoring, directory)
+
+
+def test_columns_that_only_capitals_tell_apart(corpus: Corpus, tmp_path: Path) -> None:
+    """DuckDB, which knows no capitals, calls the second `ppl_1`; twice the same name is refused."""
+    config, directory = set_up(corpus, tmp_path, path=str(tmp_path / "theirs"), ppl="ppl", pd="PPL")
+    columns = numbers(corpus)
+    own = {"doc_id": corpus.doc_id, "ppl": columns["education"], "PPL": columns["toxicity"]}
+    (tmp_path / "theirs").mkdir()
+    for number, order in enumerate((["doc_id", "PPL", "ppl"], ["ppl", "doc_id", "PPL"])):
+        half = slice(450 * number, 450 * (number + 1))
+        given = pa.table({name: own[name][half] for name in order})
+        pq.write_table(given, tmp_path / f"theirs/{number}.parquet")
+    table.check_table(config)
+    table.import_scores(config, directory)
+    parts = list_parts(directory.scores, ".parquet")
+    found = {row["doc_id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
+    for number in np.flatnonzero(corpus.split != "reference"):
+        row = found[corpus.doc_id[number]]
+        assert row["ppl"] == own["ppl"][number] and row["pd"] == own["PPL"][number]
+    twice = pa.Table.from_arrays(
+        [pa.array(own[name]) for name in ("doc_id", "ppl", "PPL", "PPL")],
+        names=["doc_id", "ppl", "ppl", "PPL"],
+    )
+    pq.write_table(twice, tmp_path / "theirs/0.parquet")
+    with pytest.raises(UserError, match=r"ppl: .* several columns 'ppl'; it has: doc_id, ppl, ppl"):
+        table.check_table(config)
+    pq.write_table(pa.table({"doc_id": ["a"], "Ppl": [1.0]}), tmp_path / "theirs/0.parquet")
+    with pytest.raises(UserError, match=r"no column 'ppl'; it has: doc_id, Ppl$"):
+        table.check_table(config)

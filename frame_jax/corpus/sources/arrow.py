@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -11,8 +13,9 @@ import pyarrow.compute as pc
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record, document_from_fields
-from frame_jax.corpus.sources.columns import paths_to_read, rows_of_batch
+from frame_jax.corpus.sources.columns import is_json, paths_to_read, rows_of_batch
 from frame_jax.corpus.sources.inputs import (
+    STATE,
     Input,
     RecordSlice,
     file_inputs,
@@ -20,14 +23,38 @@ from frame_jax.corpus.sources.inputs import (
     source_name,
     unreadable_input_error,
 )
+from frame_jax.corpus.sources.listing import list_files
 
 FILE_MAGIC = b"ARROW1"  # of a file with a footer; `datasets` writes streams, which have none
 BATCH_ROWS = 256
 
 
 def list_inputs(config: SourceConfig) -> list[Input]:
-    """One input a file."""
-    return file_inputs(config, (".arrow", ".feather"), lambda name: 1)
+    """One input a file. `datasets.save_to_disk` leaves the files of an earlier call in its folder,
+    and lists its own in state.json: the others are no data."""
+    items = file_inputs(config, (".arrow", ".feather"), lambda name: 1)
+    if len(items) == 1:
+        return items
+    places = [item.path.rpartition("/") for item in items]
+    listed = {folder: _saved_in(folder) for folder in dict.fromkeys(p[0] for p in places)}
+    return [
+        dataclasses.replace(item, ignored=f"{STATE} there does not list it")
+        if (names := listed[folder]) is not None and file not in names
+        else item
+        for item, (folder, _, file) in zip(items, places, strict=True)
+    ]
+
+
+def _saved_in(folder: str) -> set[str] | None:
+    """The files that `datasets` lists as a folder's; None where it has not written it."""
+    state, _ = list_files(f"{folder}/{STATE}", ())
+    if not state:
+        return None
+    try:
+        with files.open_binary(state[0].path) as stream:
+            return {file["filename"] for file in json.load(stream)["_data_files"]}
+    except (OSError, ValueError, KeyError, TypeError):  # another program's
+        return None
 
 
 def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
@@ -94,6 +121,7 @@ def _validate(column: pa.Array) -> None:
         ):
             raise pa.ArrowInvalid(f"index {bounds['max']} is not in the dictionary")
         column = column.dictionary
+    column = column.storage if is_json(column.type) else column
     kind = _without_text(column.type)
     (column if kind == column.type else column.view(kind)).validate(full=True)
 

@@ -45,7 +45,13 @@ def paths_to_read(config: SourceConfig, file: str, schema: pa.Schema) -> dict[st
         name = getattr(config, setting)
         if name is None:
             continue
-        path = _path(schema, name)
+        try:
+            path = _path(schema, name)
+        except KeyError as error:
+            raise UserError(
+                f"{file}: several columns are called {error.args[0]!r} (corpus.sources: "
+                f"{setting}): rename one, or set {setting} to another column"
+            ) from error
         if path is not None:
             found[name] = path
         elif setting == "text_field" or is_named_by_config(config, setting):
@@ -67,10 +73,19 @@ def rows_of_batch(batch: pa.RecordBatch, paths: dict[str, ColumnPath]) -> Iterat
         yield dict(zip(columns, values, strict=True))
 
 
+def is_json(kind: pa.DataType) -> bool:
+    """Whether a column holds texts of the logical type JSON."""
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.json"
+
+
 def _path(schema: pa.Schema, name: str) -> ColumnPath | None:
+    """Where a field is; None where it is not. KeyError names the first on the way that is there
+    several times."""
     parts = tuple(name.split("."))
     for length in range(len(parts), 0, -1):
         column = ".".join(parts[:length])
+        if schema.names.count(column) > 1:
+            raise KeyError(column)
         if column in schema.names:
             return _inside(schema.field(column).type, column, parts[length:])
     return None
@@ -79,10 +94,12 @@ def _path(schema: pa.Schema, name: str) -> ColumnPath | None:
 def _inside(kind: pa.DataType, column: str, parts: tuple[str, ...]) -> ColumnPath | None:
     done = 0
     while done < len(parts) and pa.types.is_struct(kind):
-        index = kind.get_field_index(parts[done])
-        if index < 0:
+        found = kind.get_all_field_indices(parts[done])
+        if len(found) > 1:
+            raise KeyError(".".join((column, *parts[: done + 1])))
+        if not found:
             return None
-        kind, done = kind.field(index).type, done + 1
+        kind, done = kind.field(found[0]).type, done + 1
     if done < len(parts) and not (_is_text(kind) or pa.types.is_map(kind)):
         return None
     return ColumnPath(column, parts[:done], parts[done:])
@@ -91,6 +108,8 @@ def _inside(kind: pa.DataType, column: str, parts: tuple[str, ...]) -> ColumnPat
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
+    if is_json(kind):
+        kind = kind.storage_type
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary))
 
@@ -111,6 +130,8 @@ def _values(batch: pa.RecordBatch, path: ColumnPath) -> list[Any]:
         column = pc.struct_field(column, name)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if is_json(column.type):
+        column = column.storage
     if pa.types.is_map(column.type):
         return column.to_pylist(maps_as_pydicts="lossy")
     if pa.types.is_temporal(column.type):

@@ -42,6 +42,21 @@ OTHER_FORMATS = {
         "convert it (iconv -f UTF-16 -t UTF-8)",
     ),
     rb"Obj\x01[\s\S]{4}": ("Avro", "convert it to Parquet or JSON lines"),
+    rb"version https://git-lfs\.": ("a pointer of Git LFS", "fetch its content (git lfs pull)"),
+}
+TEXTS = {  # of which none is a table or lines of JSON; a byte order mark may come first
+    rb"(\xef\xbb\xbf)?\s*<(?i:!doctype|html)\b": (
+        "a web page",
+        "fetch it again; its place may ask for a login",
+    ),
+    rb"(\xef\xbb\xbf)?\s*\[\s*\{": (
+        "a JSON array",
+        "write each object in a line of its own (jq -c '.[]')",
+    ),
+    rb'(\xef\xbb\xbf)?\s*\{[^\S\n]*\n\s*"': (
+        "JSON of many lines",
+        "write each object in one line (jq -c .)",
+    ),
 }
 KIND_ADVICE = {"Parquet": "say `kind: parquet`", "Arrow": "say `kind: arrow`"}  # of a corpus
 
@@ -80,8 +95,8 @@ class DecompressedStream(io.RawIOBase):
         super().close()
 
 
-def refuse_other_format(path: str, head: bytes) -> None:
-    """Refuses a file of a corpus whose decompressed bytes begin like another format.
+def refuse_other_format(path: str, head: bytes, wanted: str = "JSON lines") -> None:
+    """Refuses a file of a corpus whose unpacked bytes begin as those of another format do.
 
     Raises:
         UserError: naming the format, and what to do.
@@ -89,14 +104,17 @@ def refuse_other_format(path: str, head: bytes) -> None:
     if (found := other_format(head)) is not None:
         what, remedy = found
         raise UserError(
-            f"{path}: is no text but {what}: {KIND_ADVICE.get(what, remedy)}, or leave it out of "
+            f"{path}: is {what}, not {wanted}: {KIND_ADVICE.get(what, remedy)}, or leave it out of "
             "`path`"
         )
 
 
-def other_format(head: bytes) -> tuple[str, str] | None:
-    """The format, other than text, that decompressed bytes begin like, with advice; or None."""
-    return next((found for magic, found in OTHER_FORMATS.items() if re.match(magic, head)), None)
+def other_format(head: bytes, *, any_text: bool = False) -> tuple[str, str] | None:
+    """The format that unpacked bytes begin as, and what can be done; None for lines of JSON, and
+    for any other text where that is wanted."""
+    formats = OTHER_FORMATS if any_text else OTHER_FORMATS | TEXTS
+    found = (each for magic, each in formats.items() if re.match(magic, head))
+    return next(found, None)
 
 
 def _plain(file: BinaryIO) -> Iterator[bytes]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
+from frame_jax.corpus.sources.compressed import HEAD_BYTES, KIND_ADVICE, other_format
 from frame_jax.corpus.sources.listing import File, list_files
-from frame_jax.errors import UserError
-from frame_jax.files import is_remote
+from frame_jax.errors import UserError, without_secrets
 
 # What programs that write tables put beside the data: logs, copies not yet committed, caches.
 IGNORED_FOLDERS = {"_delta_log", "_temporary", "_change_data", "_spark_metadata", "__MACOSX"}
 IGNORED_FILES = re.compile(r"dataset_infos?\.json|dataset_dict\.json|cache-[0-9a-f]{16}\w*\.arrow")
+
+STATE = "state.json"  # where `datasets.save_to_disk` lists its files
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Input:
         version: Another text whenever the input holds something else, as far as names and sizes
             tell.
         members: The files it is made of, where it is several.
-        ignored: It is no data but something that lies beside them: it has no records.
+        ignored: Why it is no data though it lies among them, and has no records; empty for data.
     """
 
     path: str
@@ -37,12 +41,13 @@ class Input:
     size: int
     version: str
     members: tuple[File, ...] = ()
-    ignored: bool = False
+    ignored: str = ""
 
     @property
     def display_path(self) -> str:
-        """`path` as text, for messages and tables: bytes that are not UTF-8 are spelled out."""
-        return escape_name(self.path)
+        """`path` as text, for messages and tables: without the query of a web address, bytes that
+        are not UTF-8 spelled out."""
+        return escape_name(without_secrets(self.path))
 
 
 @dataclass(frozen=True)
@@ -63,17 +68,17 @@ def find_files(config: SourceConfig, suffixes: Sequence[str]) -> tuple[list[File
         UserError: where there is no such file.
     """
     assert config.path is not None  # SourceConfig sees to it
-    files, single = list_files(config.path, suffixes)
-    if not files:
+    found, single = list_files(config.path, suffixes)
+    if not found:
         wanted = f" with a file *{' or *'.join(suffixes)}" if any(suffixes) else ""
         there = f"working directory {Path.cwd()}"
-        if is_remote(config.path):
+        if files.is_remote(config.path):
             there = "as far as your credentials show: some places hide what they refuse"
         raise UserError(
             f"corpus.sources: there is no file or folder{wanted} at {config.path!r} "
             f"(kind {config.kind}, {there}): correct `path`"
         )
-    return files, single
+    return found, single
 
 
 def file_inputs(
@@ -89,12 +94,13 @@ def file_inputs(
     Raises:
         UserError: where there is no such file.
     """
-    files, single = find_files(config, suffixes)
+    found, single = find_files(config, suffixes)
     items = []
-    for file in files:
+    for file in found:
         name = escape_name(file.name)
         size, version = file.size * ratio(name), f"{name} {file.size}"
-        items.append(Input(file.path, name, size, version, ignored=not single and is_ignored(name)))
+        aside = "other programs keep notes there" if not single and is_ignored(name) else ""
+        items.append(Input(file.path, name, size, version, ignored=aside))
     return items
 
 
@@ -125,9 +131,27 @@ def unreadable_input_error(
             "the right to read it fails, which says nothing of the file; fix that and run the "
             "same command again"
         )
-    return UserError(
-        f"{item.display_path}: {what} ({error}): replace it, or leave it out of `path`"
-    )
+    why = str(error)
+    with contextlib.suppress(OSError, UserError), files.open_binary(item.path) as file:
+        other = other_format(file.read(HEAD_BYTES))
+        if other is not None and other[0] not in what:
+            why = f"it is {other[0]}: {KIND_ADVICE.get(*other)}"
+    return UserError(f"{item.display_path}: {what} ({why}): replace it, or leave it out of `path`")
+
+
+def other_files(config: SourceConfig, items: Collection[Input]) -> list[str]:
+    """The files in a source's folder that end otherwise than those it reads; notes of other
+    programs are none."""
+    if config.path is None or config.kind not in ("jsonl", "parquet", "arrow"):
+        return []
+    read = {item.path for item in items}
+    return [
+        escape_name(without_secrets(file.path))
+        for file in list_files(config.path, ("",))[0]
+        if file.path not in read
+        and not is_ignored(escape_name(file.name))
+        and not file.name.endswith(STATE)
+    ]
 
 
 def is_ignored(name: str) -> bool:

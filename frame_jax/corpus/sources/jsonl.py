@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record, Rejection, document_from_fields
-from frame_jax.corpus.fields import RecordError, decode_utf8
+from frame_jax.corpus.fields import FIELDS, RecordError, decode_utf8
 from frame_jax.corpus.sources.compressed import (
     BYTE_ORDER_MARK,
     HEAD_BYTES,
@@ -49,13 +49,23 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
         UserError: for a packed file that is damaged or cut short, or one that holds no text.
     """
     source = source_name(config, item)
+    asked = {part for name in FIELDS for part in (getattr(config, name) or "").split(".")}
+
+    def one_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            if twice := sorted(name for name in found.keys() & asked if names.count(name) > 1):
+                raise RecordError(f"several values of one name: {twice[0]!r}")
+        return found
+
     for number, line in enumerate(_lines(item)):
         if not record_slice.contains(number) or line.isspace():
             continue
         if number == 0:
             line = line.removeprefix(BYTE_ORDER_MARK)
         try:
-            fields = _parse(line)
+            fields = _parse(line, one_of_each)
         except RecordError as error:
             yield Rejection(item.display_path, number + 1, str(error))
             continue
@@ -81,9 +91,9 @@ def _lines(item: Input) -> Iterator[bytes]:
         raise unreadable_input_error(item, error) from error
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def _parse(line: bytes, make: Callable[[list[tuple[str, Any]]], Any]) -> dict[str, Any]:
     try:
-        value = json.loads(decode_utf8(line))
+        value = json.loads(decode_utf8(line), object_pairs_hook=make)
     except json.JSONDecodeError as error:
         raise RecordError(f"broken JSON: {error.msg} at character {error.pos}") from error
     except (ValueError, RecursionError) as error:  # numbers too long, lists nested too deep

@@ -70,7 +70,7 @@ def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
 
 def _remote(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
     found = files.find_remote_files(path)
-    single = len(found) == 1 and found[0].name == path.rpartition("/")[2]
+    single = len(found) == 1 and found[0].name == files.last_name(path)
     if single or files.is_pattern(path):
         endings = ("",)
     return [
@@ -97,8 +97,8 @@ def _matches(
             if not entry.is_dir():
                 if not rest:
                     yield Path(folder, entry.name), linked
-            elif entry.name.startswith(".") or entry.name == LOST_AND_FOUND:
-                continue  # hidden, or of the file system: perhaps not even readable
+            elif entry.name.startswith(".") or entry.name == LOST_AND_FOUND or is_run(entry.path):
+                continue  # hidden, of the file system (perhaps not even readable), or of a run
             elif not entry.is_symlink() or os.path.realpath(entry) not in above:
                 inner = Path(folder, entry.name)
                 yield from _matches(inner, parts, above, linked or entry.is_symlink())
@@ -125,6 +125,14 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
             f"{folder}: cannot be listed ({error.strerror}): give this program the right to read "
             "it, or leave it out of `path`"
         ) from error
+
+
+def is_run(folder: str) -> bool:
+    """Whether runs of this program write to a folder, by what each of them keeps there."""
+    place = Path(folder)
+    return (place / "config.yaml").is_file() and any(
+        (place / name).is_file() for name in ("lock", "tokenize.json")
+    )
 
 
 def _without_duplicates(found: list[tuple[Path, Path, bool]]) -> Iterator[tuple[Path, Path]]:

@@ -1,5 +1,6 @@
 """Fields of Parquet, Arrow and JSON records: nested ones, ids of every type, damaged pages."""
 
+import dataclasses
 import datetime
 import decimal
 import json
@@ -290,3 +291,41 @@ def test_a_text_of_an_arrow_file_that_is_not_utf8_is_one_rejection(
     found = read(SourceConfig(kind="arrow", path=str(path)))
     assert [isinstance(record, Document) for record in found] == [True, False, False, True]
     assert "not UTF-8" in found[1].reason
+
+
+def write(table: pa.Table, kind: str, path: Path) -> SourceConfig:
+    """A source of the one table."""
+    if kind == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_stream(str(path), table.schema) as stream:
+            stream.write_table(table)
+    return SourceConfig(kind=kind, path=str(path))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_texts_of_the_logical_type_json_are_looked_into(tmp_path: Path, kind: str) -> None:
+    meta = pa.array([json.dumps({"set": {"name": "web", "id": k}}) for k in range(3)], pa.json_())
+    table = pa.table({"text": ["a", "b", "c"], "meta": meta, "in": pa.array([{"x": 1}] * 3)})
+    table = table.set_column(2, "in", pa.StructArray.from_arrays([meta], ["meta"]))
+    source = write(table, kind, tmp_path / "a")
+    for before in ("", "in."):
+        paths = {"domain_field": "meta.set.name", "id_field": "meta.set.id"}
+        paths = {setting: before + path for setting, path in paths.items()}
+        found = read(dataclasses.replace(source, **paths))
+        assert [(r.domain, r.id) for r in found] == [("web", "0"), ("web", "1"), ("web", "2")]
+    found = read(dataclasses.replace(source, text_field="meta"))
+    assert [r.text for r in found] == meta.to_pylist()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_columns_of_one_name_are_refused_where_they_are_asked_for(tmp_path, kind) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"])] * 4, names=["text", "more", "more", "id"])
+    source = write(table, kind, tmp_path / "a")
+    assert [record.text for record in read(source)] == ["a"]
+    with pytest.raises(UserError, match=r"a: several columns are called 'more' .*text_field\)"):
+        read(dataclasses.replace(source, text_field="more"))
+    twice = pa.StructArray.from_arrays([pa.array(["a"])] * 2, names=["text", "text"])
+    source = write(pa.table({"in": twice}), kind, tmp_path / "b")
+    with pytest.raises(UserError, match=r"called 'in\.text'"):
+        read(dataclasses.replace(source, text_field="in.text"))

@@ -116,12 +116,23 @@ def others() -> dict[str, tuple[bytes, str]]:
         "parquet": (parquet.getvalue(), "kind: parquet"),
         "stream": (stream.getvalue(), "kind: arrow"),
         "file": (file.getvalue(), "kind: arrow"),
-        "zip": (zipped.getvalue(), "a zip archive: unpack it"),
-        "tar": (archive.getvalue(), "a tar archive: unpack it"),
-        "tar.gz": (gzip.compress(archive.getvalue()), "a tar archive: unpack it"),
+        "zip": (zipped.getvalue(), "a zip archive, not JSON lines: unpack it"),
+        "tar": (archive.getvalue(), "a tar archive, not JSON lines: unpack it"),
+        "tar.gz": (gzip.compress(archive.getvalue()), "a tar archive, not JSON lines: unpack it"),
         "lz4": (pa.compress(DATA, codec="lz4", asbytes=True), "LZ4"),
+        "pointer": (POINTER, "a pointer of Git LFS, not JSON lines: fetch its content (git lfs"),
+        "page": (b"<!DOCTYPE html>\n<html><body>log in", "a web page, not JSON lines: fetch"),
+        "array": (json.dumps([{"text": "a"}, {"text": "b"}]).encode(), "a JSON array, not"),
+        "indented array": (json.dumps([{"text": "a"}], indent=1).encode(), "a JSON array, not"),
+        "indented": (json.dumps({"text": "a"}, indent=1).encode("utf-8-sig"), "JSON of many lines"),
         "utf-16": ('{"text": "a"}\n'.encode("utf-16"), "UTF-16"),
     }
+
+
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
 
 
 @pytest.mark.parametrize("name", others())
@@ -131,7 +142,7 @@ def test_what_is_no_text_at_all_is_called_by_its_name(tmp_path: Path, name: str)
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
         read(SourceConfig(kind="jsonl", path=str(path)))
-    assert f"{path}: is no text but" in str(error.value) and message in str(error.value)
+    assert f"{path}: is " in str(error.value) and message in str(error.value)
 
 
 def test_text_files_are_unpacked_too(tmp_path: Path) -> None:
@@ -154,3 +165,23 @@ def test_a_read_error_of_the_disk_says_nothing_of_the_file(tmp_path: Path, monke
         read(config)
     assert f"{item.path}: cannot be read now (Input/output error)" in str(error.value)
     assert "replace" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "text"])
+def test_what_came_in_place_of_a_table_or_a_text_is_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    given = {"pointer": POINTER, "page": b"\n<html><body>log in</body></html>"}
+    given |= {name: others()[name][0] for name in ("parquet", "file", "zip") if name != kind}
+    for name, content in given.items():
+        path.write_bytes(content)
+        what = {"pointer": "a pointer of Git LFS", "page": "a web page", "zip": "a zip archive"}
+        wanted = what.get(name, "Parquet" if name == "parquet" else "Arrow")
+        if kind == "text":
+            (record,) = read(SourceConfig(kind="text", path=str(path)))
+            if name == "page":
+                assert record.text == content.decode()  # which is a text
+            elif name in ("pointer", "zip"):
+                assert record.reason.startswith(f"no text but {wanted}: ")
+        elif wanted.lower() != kind:
+            with pytest.raises(UserError, match=rf"not a readable {kind.title()} .*it is {wanted}"):
+                read(SourceConfig(kind=kind, path=str(path)))

@@ -9,10 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax.config.corpus import SourceConfig
+from frame_jax.corpus import tokenize
 from frame_jax.corpus.parts import corpus_signature, plan_parts, sample_documents
 from frame_jax.corpus.sources import SOURCES
 from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError
+from frame_jax.main import main
+from frame_jax.run.directory import RunDirectory, read_json
 from tests.corpus.reading import read, texts
 
 
@@ -167,9 +170,6 @@ def test_what_other_programs_keep_among_the_data_is_not_read(tmp_path, make_conf
 
 
 def test_tokenize_says_what_it_passed_over(tmp_path, make_config, write_jsonl, records, capsys):
-    from frame_jax.corpus import tokenize
-    from frame_jax.run.directory import RunDirectory
-
     path = write_jsonl("a.jsonl", records)
     (path.parent / "dataset_infos.json").write_text(json.dumps({"a": 1, "b": 2}, indent=1))
     config = make_config(SourceConfig(kind="jsonl", path=str(path.parent)))
@@ -177,3 +177,79 @@ def test_tokenize_says_what_it_passed_over(tmp_path, make_config, write_jsonl, r
     assert summary["rejected"] == 0
     shown = capsys.readouterr().err
     assert f"keep notes there: {path.parent / 'dataset_infos.json'}" in shown
+
+
+def test_files_of_other_endings_are_named_and_counted(tmp_path, make_config, write_jsonl, capsys):
+    path = write_jsonl("b.jsonl", [{"text": f"a text {i}"} for i in range(9)])
+    for name in ("a.zstd", "c.txt", "d.txt", "e.txt", ".hidden", "dataset_info.json"):
+        write_jsonl(name, [{"text": "not read"}])
+    shown = {}
+    for where in (path.parent, path.parent / "b.*", path):
+        config = make_config(SourceConfig(kind="jsonl", path=str(where)), run=f"run {where.name}")
+        tokenize.tokenize_corpus(config, RunDirectory(config.run_directory))
+        shown[where] = [
+            line for line in capsys.readouterr().err.splitlines() if "names end" in line
+        ]
+    names = ", ".join(str(path.parent / name) for name in ("a.zstd", "c.txt", "d.txt"))
+    [line] = shown.pop(path.parent)
+    assert line == f"corpus: not read, because of how their names end: {names} and 1 more"
+    assert set(map(len, shown.values())) == {0}
+
+
+def test_files_of_an_earlier_save_are_no_data(tmp_path, make_config, capsys) -> None:
+    """`save_to_disk` leaves the files of an earlier call, and lists its own in state.json."""
+
+    def save(folder, count, text):
+        for number in range(count):
+            name = f"data-{number:05d}-of-{count:05d}.arrow"
+            with pa.ipc.new_stream(str(folder / name), pa.schema([("text", pa.string())])) as file:
+                file.write_table(pa.table({"text": [f"{text} {number} {i}" for i in range(10)]}))
+        listed = [f"data-{number:05d}-of-{count:05d}.arrow" for number in range(count)]
+        state = {"_data_files": [{"filename": name} for name in listed], "_split": None}
+        (folder / "state.json").write_text(json.dumps(state))
+
+    for split in ("train", "test"):
+        (tmp_path / "saved" / split).mkdir(parents=True)
+        save(tmp_path / "saved" / split, 5, "old")
+        save(tmp_path / "saved" / split, 2, "new")
+    for where in ("saved/train", "saved/train/*.arrow", "saved"):
+        config = make_config(SourceConfig(kind="arrow", path=str(tmp_path / where)))
+        found = [
+            r.text
+            for part in plan_parts(config.corpus)
+            for chunk in part
+            for r in chunk.read_records()
+        ]
+        assert len(found) == (40 if where == "saved" else 20)
+        assert all(text.startswith("new") for text in found)
+    tokenize.tokenize_corpus(config, RunDirectory(config.run_directory))
+    assert f"state.json there does not list it: {tmp_path}/saved/t" in capsys.readouterr().err
+    # Another program's file of that name, and a file asked for by its name.
+    (tmp_path / "saved" / "test" / "state.json").write_text("[1]")
+    assert len(texts(SourceConfig(kind="arrow", path=str(tmp_path / "saved" / "test")))) == 70
+    old = next((tmp_path / "saved" / "train").glob("*-of-00005.arrow"))
+    assert len(texts(SourceConfig(kind="arrow", path=str(old)))) == 10
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "text"])
+def test_a_run_directory_among_the_texts_is_no_corpus(tmp_path, capsys, kind) -> None:
+    """Neither the run's own files nor those of another run beside it, and it starts again."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(30):
+        (data / f"{number}.jsonl").write_text(json.dumps({"text": f"text number {number}"}))
+    for name in ("run", "other run", "run"):
+        config = {
+            "run_directory": str(data / "runs" / name),
+            "corpus": {"sources": [{"kind": kind, "path": str(data)}]},
+            "tokenizer": {"vocab_size": 300},
+        }
+        (tmp_path / "config.yaml").write_text(json.dumps(config))
+        arguments = ["--config", str(tmp_path / "config.yaml"), "--until", "tokenize"]
+        assert main(arguments) == 0
+        summary = read_json(data / "runs" / name / "tokenize.json")["summary"]
+        assert sum(summary["documents"].values()) == 30 and summary["rejected"] == 0
+    assert "nothing to do" in capsys.readouterr().err
+    same = [*arguments, "--run_directory", str(data)]
+    assert main(same) == 2 and "folder of its own" in capsys.readouterr().err
+    assert not (data / "config.yaml").exists() and not (data / "lock").exists()

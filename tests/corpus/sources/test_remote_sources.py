@@ -6,16 +6,19 @@ import dataclasses
 import json
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax.config.corpus import SourceConfig
+from frame_jax import main
+from frame_jax.config.corpus import SourceConfig, TokenizerConfig
+from frame_jax.config.settings import flatten_settings
 from frame_jax.corpus import tokenize
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.inventory import expected_signature
 from frame_jax.corpus.parts import corpus_signature
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_error
 from frame_jax.run import markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts
 from tests.corpus.reading import read, stripes
@@ -148,3 +151,41 @@ def test_a_bucket_out_of_reach_stops_tokenize_and_nothing_after_it(
     directory.marker("tokenize").write_text(json.dumps(marker | {"complete": True}))
     assert expected_signature(config, directory) == before
     assert f"{url}/jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "arrow", "text"])
+def test_the_signature_of_a_presigned_address_is_written_nowhere(
+    s3: Server, folder, make_config, monkeypatch, capsys, kind
+) -> None:
+    """Nor shown: it is a secret, and another tomorrow, when ids and splits must be the same."""
+    s3.put("bucket", folder)
+    monkeypatch.setattr(main.compute_dtype, "decide_types", lambda given, config: (config, []))
+    below = {"jsonl": "/a.jsonl", "parquet": "/sub/a.parquet", "arrow": "/a.arrow"}
+    file = f"{kind}{below.get(kind, '/sub/doc-000-0.txt')}"
+    runs = []
+    for day in (100, 200):
+        signed = fsspec.filesystem("s3").sign(f"bucket/corpus/{file}", expiration=day)
+        secret = signed.partition("Signature=")[2].partition("&")[0]
+        assert len(secret) > 20 and signed.startswith("http")
+        source = SourceConfig(kind=kind, path=signed, id_field=None)
+        config = make_config(source, tokenizer=TokenizerConfig(vocab_size=300))
+        assert main.run_phases(config, until="tokenize") == (
+            day == 100
+        )  # it is done by the second day
+        directory = RunDirectory(config.run_directory)
+        for path in directory.root.rglob("*"):
+            assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+        runs.append(rows(directory))
+        s3.fault = lambda request: 403
+        with pytest.raises(UserError) as error:
+            read(source)
+        s3.fault = lambda request: None
+        print_error(error.value)
+        shown = capsys.readouterr().err
+        assert secret not in shown and f"bucket/corpus/{file}: cannot be" in shown
+    assert runs[0] == runs[1] and len(runs[0]) > 0
+    name = file.rpartition("/")[2]
+    ids = {row["doc_id"] for row in runs[0]}
+    assert ids == ({name} if kind == "text" else {f"{name}:{n}" for n in range(1, 121)})
+    stored = json.dumps(flatten_settings(config.corpus))
+    assert "Signature" not in stored and name in stored

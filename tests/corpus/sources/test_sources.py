@@ -272,3 +272,18 @@ def test_stripes_of_a_jsonl_hold_each_record_once(write_jsonl, records, count):
     path = write_jsonl("a.jsonl", [*records[:40], b"broken", *records[40:]])
     config = SourceConfig(kind="jsonl", path=str(path))
     assert by_place(stripes(config, count)) == read(config)
+
+
+def test_a_name_that_a_line_has_twice_is_no_field(write_jsonl):
+    """Which of two values counts is for no reader to say, as of two columns of one name."""
+    lines = [
+        b'{"text": "one", "text": "two"}',
+        b'{"text": "three", "other": 1, "other": 2}',
+        b'{"text": "four", "meta": {"id": 1, "id": 2}}',
+        b'{"text": "five", "meta": {"id": 1, "x": {"y": 1, "y": 2}}}',
+    ]
+    path = write_jsonl("a.jsonl", lines)
+    found = read(SourceConfig(kind="jsonl", path=str(path), id_field="meta.id"))
+    assert [getattr(record, "text", None) for record in found] == [None, "three", None, "five"]
+    assert found[0].reason == "several values of one name: 'text'"
+    assert found[2].reason == "several values of one name: 'id'"
