@@ -1,5 +1,4 @@
-"""The one exception that means "the input is wrong, not the program", and how programs show it,
-notes and warnings.
+"""`UserError`, which means "the input is wrong, not the program", and how it is shown.
 
 Library code logs: notes at the level INFO, warnings at WARNING, to loggers below `frame_jax`. A
 program that is started from a command line shows them as lines on stderr (`log_to_stderr`).
@@ -7,6 +6,7 @@ program that is started from a command line shows them as lines on stderr (`log_
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import unicodedata
@@ -31,7 +31,7 @@ def print_error(error: UserError) -> None:
 
 
 def print_note(text: str) -> None:
-    """Logs what a run has decided or found, in one line."""
+    """Prints one line on stderr about what a run has decided or found."""
     logging.getLogger(__name__).info("%s", text)
 
 
@@ -62,11 +62,10 @@ def without_secrets(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` without secrets and without anything a terminal would obey: control and format
-    characters are spelled out.
+    """Escapes everything in `text` that a terminal would obey: control and format characters.
 
     >>> printable("a[2Jb	c")
-    'a\x1b[2Jb	c'
+    'a[2Jb	c'
     """
     return "".join(
         character

@@ -317,7 +317,7 @@ def _bare(path: str) -> str:
 
 
 def _magic(path: str) -> re.Match[str] | None:
-    """Where a URL begins to be a pattern."""
+    """Where in a URL a pattern begins."""
     return (WEB_MAGIC if path.lower().startswith("http") else MAGIC).search(_bare(path))
 
 

@@ -58,7 +58,7 @@ def parser() -> Any:
 
 
 def write_config(config: RunConfig, directory: RunDirectory) -> None:
-    """`RUN/config.yaml`: every setting of the run, defaults included."""
+    """Writes `RUN/config.yaml`: every setting of the run, defaults included."""
     import yaml
 
     from frame_jax.config.settings import settings_to_write

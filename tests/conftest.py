@@ -58,9 +58,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> "TrainingJob":
     return job
 
 
-from frame_jax.errors import log_to_stderr
+def pytest_configure() -> None:
+    """Shows the package's notes and warnings, which tests read, as its programs do."""
+    from frame_jax.errors import log_to_stderr
 
-log_to_stderr()  # tests read what programs show
+    log_to_stderr()
 
 
 def _use_devices(count: int) -> None:

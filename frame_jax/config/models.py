@@ -302,7 +302,7 @@ class ModelConfig:
     @property
     def repeats(self) -> int:
         """How often the shortest pattern that makes all layers is repeated; 1 where all layers are
-        equal, which is one group."""
+        equal."""
         kinds = self.layer_specs
         if len(set(kinds)) == 1:
             return 1
@@ -314,7 +314,7 @@ class ModelConfig:
 
     @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:
-        """The groups of equal consecutive layers in one repeat of the pattern."""
+        """The groups of equal layers in one repeat of the pattern."""
         kinds = self.layer_specs[: self.num_layers // self.repeats]
         return tuple(
             LayerGroup(f"group_{i}", kind, len(list(equal)))

@@ -207,7 +207,7 @@ def _row(
 
 
 def ignored_inputs_message(parts: list[list[Chunk]]) -> Iterator[str]:
-    """A sentence for each reason why files that lie among the data are not read, naming them."""
+    """A sentence about files among the data that are ignored, if there are any."""
     inputs: dict[SourceConfig, dict[Input, None]] = {}
     for chunk in itertools.chain(*parts):
         inputs.setdefault(chunk.source, {})[chunk.item] = None

@@ -245,7 +245,7 @@ def data_section(directory: RunDirectory) -> str:
 def held_out_section(
     directory: RunDirectory, trial: str, step: int, ema: bool, mean: AverageConfig | None
 ) -> str:
-    """The section on the held-out loss of these weights; empty where it was not measured."""
+    """The model card's section on the held-out loss; empty where it was not measured."""
     if not directory.evaluation(trial).exists():
         return ""
     result = read_result(directory, trial)

@@ -70,8 +70,8 @@ def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
     rows = jnp.arange(tiles * tile, dtype=jnp.int32)
     chosen = jnp.where((experts >= 0) & (experts < num_experts), experts, num_experts).reshape(-1)
     order = jnp.argsort(chosen, stable=True).astype(jnp.int32)
-    sorted_experts = chosen[order]
-    starts = jnp.searchsorted(sorted_experts, jnp.arange(num_experts + 1)).astype(jnp.int32)
+    sorted_choices = chosen[order]
+    starts = jnp.searchsorted(sorted_choices, jnp.arange(num_experts + 1)).astype(jnp.int32)
     lengths = jnp.diff(starts)
     ends = jnp.cumsum(-(-lengths // tile) * tile)  # [E] where the experts' padded rows end
     shift = jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]]) - starts[:-1]
@@ -82,9 +82,9 @@ def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
     filled = (expert < num_experts) & (index < starts[1:].at[expert].get(mode="clip"))
     source = jnp.where(filled, order.at[index].get(mode="clip"), M * k)
 
-    row_of_choice = jnp.arange(M * k, dtype=jnp.int32) + shift.at[sorted_experts].get(mode="clip")
-    row_of_choice = jnp.where(sorted_experts < num_experts, row_of_choice, rows.size)
-    _, row = jax.lax.sort((order, row_of_choice), num_keys=1)  # back in the order of the tokens
+    row = jnp.arange(M * k, dtype=jnp.int32) + shift.at[sorted_choices].get(mode="clip")
+    row = jnp.where(sorted_choices < num_experts, row, rows.size)
+    _, row = jax.lax.sort((order, row), num_keys=1)  # back in the order of the tokens
     return Placement(
         save_activation(source), save_activation(row.reshape(M, k)), save_activation(tile_expert)
     )

@@ -28,7 +28,7 @@ def array_digest(tree: Any, xp: ModuleType) -> Any:
             shape = [size if i == axis else 1 for i in range(leaf.ndim)]
             indices = xp.arange(size, dtype=xp.uint32).reshape(shape)
             factor = factor * xp.uint32(0x9E3779B1) + 2 * indices
-        size = xp.uint32(leaf.size * (2 * number + 1) % 2**32)  # tells zeros from nothing
+        size = xp.uint32(leaf.size * (2 * number + 1) % 2**32)  # so that zeros differ from nothing
         total = total + xp.sum(bits * factor, dtype=xp.uint32) + size
     return total[0]
 

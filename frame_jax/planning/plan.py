@@ -166,10 +166,10 @@ def progress_text(
     if phase_step.name in ("tokenize", "score"):
         done, total, noun = len(list_parts(folder, ".parquet")), config.corpus.parts, "parts"
     elif phase_step.name == "reference-rows":
-        done, total, noun = count_row_files(folder), config.reference.rows.parts, "parts"
+        done, total, noun = parts_of_cells(folder), config.reference.rows.parts, "parts"
     elif phase_step.name == "partition":
         rows, quadrants = config.partition.rows, config.partition.axes.quadrants
-        done, total, noun = count_row_files(folder), rows.parts * len(quadrants), "parts of rows"
+        done, total, noun = parts_of_cells(folder), rows.parts * len(quadrants), "parts of rows"
     elif (folder / "curriculum.json").exists():
         saved = [int(path.name) for path in (folder / "checkpoints").glob("*") if is_step(path)]
         total, noun = load_trial_record(folder).steps, "steps saved"
@@ -179,8 +179,8 @@ def progress_text(
     return PhaseStepState(f"begun: {done:,} of {total:,} {noun}", 1 - done / max(total, 1))
 
 
-def count_row_files(folder: Path) -> int:
-    """Row files under a folder of quadrants."""
+def parts_of_cells(folder: Path) -> int:
+    """Lists the row files under a folder of quadrants."""
     return len(list(folder.glob("*/part-*-of-*.json")))
 
 

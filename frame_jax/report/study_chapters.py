@@ -15,20 +15,14 @@ def verdicts_chapter(data: ReportData) -> list[Piece]:
     """The outcome, and the buttons that are the legend of all that follows."""
     study = data.study
     found: list[Piece] = [*study_sections.headline(study)]
-    if study["lines"]:
-        found.append(study_sections.verdict_table(study))
-    firsts = first_comparisons(study)
-    if firsts:
-        comparisons = notes.COMPARISONS.format(count=study["comparisons_made"])
-        found.append(tag("p", f"{study['rule']} {comparisons}", class_="note"))
-        named = labels(study)
-        rows = [
-            {
-                "label": named[c["arm"], c["weights"]],
-                "against": named[c["against"]["arm"], c["against"]["weights"]],
-                **c["parts"]["all"],
-            }
-            for c in firsts[:FOREST_LINES]
+    if study.lines:
+        found.append(table(*table_rows(study)))
+    if firsts := list(study.first_comparisons().values()):
+        made = notes.COMPARISONS.format(count=study.comparisons_made)
+        details = [
+            part
+            for title, shown in study_sections.slice_tables(study)
+            for part in (tag("h3", title), shown)
         ]
         found += [
             tag("p", f"{study.rule} {made}", class_="note"),

@@ -1,4 +1,4 @@
-"""Scores documents: packs their windows into batches and sums the NLL of each document."""
+"""Scores documents: token ids in, NLL sums and predicted tokens of each document out."""
 
 from __future__ import annotations
 

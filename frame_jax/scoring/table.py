@@ -78,8 +78,7 @@ def check_table(config: RunConfig) -> None:
 
 
 def table_files(table: TableConfig) -> tuple[dict[str, Path], list[str]]:
-    """The files of the table, on this machine, by where they are; and the names of those that lie
-    beside them and are no data, as in a corpus: of other programs, or of another ending.
+    """The table's files on this machine by their original location, and ignored files beside them.
 
     Raises:
         UserError: where there are none, or one has a name that DuckDB does not read.
@@ -100,7 +99,7 @@ def table_files(table: TableConfig) -> tuple[dict[str, Path], list[str]]:
 
 
 def files_by_type(table: TableConfig, files: dict[str, Path]) -> Files:
-    """The files of the table by the columns of their ids and numbers, in DuckDB's words.
+    """Groups the table's files by the DuckDB types of their ids and numbers.
 
     Raises:
         UserError: naming the first file that is no Parquet, lacks a column, or has one that holds
@@ -221,8 +220,8 @@ def import_table(config: RunConfig, directory: RunDirectory) -> None:
 def join_table(
     connection: duckdb.DuckDBPyConnection, table: TableConfig, parts: list[Path]
 ) -> None:
-    """Makes the view `given` (doc_id, ppl, pd: the table as it is) and the table `joined`: a line
-    for each document of the splits train and held_out, in the order of parts."""
+    """Makes the views `given` (the table as it is) and `joined` (a line for each document of the
+    splits train and held_out, in the order of parts)."""
     files, _ = table_files(table)
     # Those of one type each, because DuckDB takes the types of the first file for those of all.
     queries = [

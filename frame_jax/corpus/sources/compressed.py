@@ -96,7 +96,7 @@ class DecompressedStream(io.RawIOBase):
 
 
 def refuse_other_format(path: str, head: bytes, wanted: str = "JSON lines") -> None:
-    """Refuses a file of a corpus whose unpacked bytes begin as those of another format do.
+    """Refuses a file of a corpus whose decompressed bytes begin like another format.
 
     Raises:
         UserError: naming the format, and what to do.
@@ -110,8 +110,7 @@ def refuse_other_format(path: str, head: bytes, wanted: str = "JSON lines") -> N
 
 
 def other_format(head: bytes, *, any_text: bool = False) -> tuple[str, str] | None:
-    """The format that unpacked bytes begin as, and what can be done; None for lines of JSON, and
-    for any other text where that is wanted."""
+    """The format, other than text, that decompressed bytes begin like, with advice; or None."""
     formats = OTHER_FORMATS if any_text else OTHER_FORMATS | TEXTS
     found = (each for magic, each in formats.items() if re.match(magic, head))
     return next(found, None)

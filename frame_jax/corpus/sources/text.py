@@ -28,7 +28,7 @@ def list_inputs(config: SourceConfig) -> list[Input]:
 
 
 def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
-    """Documents and rejections of a stripe's files. The id is the path inside the folder."""
+    """Yields documents and rejections of a slice's files; the id is the path inside the folder."""
     no_fields = dataclasses.replace(
         config, id_field=None, source_field=None, domain_field=None, language_field=None
     )
