@@ -10,7 +10,7 @@ import pytest
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.errors import UserError
-from frame_jax.models import block
+from frame_jax.models import block, layer_loop
 from frame_jax.models.cross_entropy import token_nll
 from frame_jax.models.functional import Decoder, read_description, write_description
 from frame_jax.models.layers import LayerContext, rotary_frequencies, rotary_tables

@@ -64,7 +64,7 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
 def _batches(
     file: pq.ParquetFile, columns: list[str], record_slice: RecordSlice
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Yields (number of its first row, from 1; batch) of the row groups that hold a slice's rows."""
+    """Yields row groups with rows of a slice: (number of the first row, from 1; batch)."""
     by_group = file.num_row_groups >= record_slice.count
     number = 1
     for group in range(file.num_row_groups):
