@@ -276,8 +276,8 @@ def explain_restore_failure(
 ) -> Exception:
     """Decides what Orbax's failure to read a checkpoint means: damage, or storage out of reach.
 
-    Orbax hides what a file system said, so every file is read once more: one that cannot be read
-    at all says that the storage is at fault, and no longer that the checkpoint is damaged.
+    Orbax hides the error of the file system, so every file is read once more: one that cannot be
+    read at all says that the storage is at fault, and no longer that the checkpoint is damaged.
     """
     if (cause := find_storage_error(error)) is not None:
         return UnreachableError(first_line(cause))

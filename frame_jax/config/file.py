@@ -16,6 +16,7 @@ from typing import Any
 
 from frame_jax.config.base import require
 from frame_jax.config.paths import user_path
+from frame_jax.config.renamed_keys import RENAMED_KEYS
 from frame_jax.config.run import BASELINE, RunConfig
 from frame_jax.config.study import expand_study
 from frame_jax.errors import UserError
@@ -137,39 +138,6 @@ def refuse_repeated_keys(path: str) -> None:
 def load(path: str | Path, *overrides: str) -> RunConfig:
     """Loads the config in a YAML file, with dotted overrides such as `--seed=1`."""
     return parse(["--config", str(path), *overrides])[0]
-
-
-# What settings were called before, so that an old config file is told the new name.
-RENAMED_KEYS = {
-    "accumulate": "gradient_accumulation_steps",
-    "average": "ema",
-    "average_decay": "ema_decay",
-    "balance_bias": "router_bias",
-    "balance_bias_rate": "router_bias_update_rate",
-    "balance_loss": "load_balance_loss_weight",
-    "batch_rows": "batch_size",
-    "chunk": "chunk_size",
-    "clip_norm": "max_grad_norm",
-    "conv_width": "conv_kernel",
-    "coordinator": "coordinator_address",
-    "count": "num_experts",
-    "max_step": "max_time_step",
-    "min_step": "min_time_step",
-    "original_context": "original_max_position_embeddings",
-    "per_token": "num_experts_per_token",
-    "process": "process_id",
-    "processes": "num_processes",
-    "renormalise": "norm_topk_prob",
-    "rotary_fraction": "partial_rotary_factor",
-    "router_z_loss": "router_z_loss_weight",
-    "rows_per_device": "per_device_batch_size",
-    "scaling": "routed_scaling_factor",
-    "schedule": "lr_schedule",
-    "schedules": "lr_schedules",
-    "shared_size": "shared_expert_intermediate_size",
-    "shots": "num_fewshot",
-    "z_loss": "z_loss_weight",
-}
 
 
 def explain_parser_error(message: str, arguments: list[str]) -> str:

@@ -194,7 +194,7 @@ def leave_without_others(code: int) -> None:
         # The others cannot be asked. Process 0 goes last: the coordination service is part of it.
         time.sleep(LEAVE_SECONDS if is_first() else 0)
     except jax.errors.JaxRuntimeError as error:
-        if code != USAGE_ERROR:  # which has said what is wrong
+        if code != USAGE_ERROR:  # which has been reported
             print(
                 f"error: process {process_index()} gave up: {missing_processes(error)}",
                 file=sys.stderr,

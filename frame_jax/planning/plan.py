@@ -166,10 +166,10 @@ def progress_text(
     if phase_step.name in ("tokenize", "score"):
         done, total, noun = len(list_parts(folder, ".parquet")), config.corpus.parts, "parts"
     elif phase_step.name == "reference-rows":
-        done, total, noun = parts_of_cells(folder), config.reference.rows.parts, "parts"
+        done, total, noun = count_row_files(folder), config.reference.rows.parts, "parts"
     elif phase_step.name == "partition":
         rows, quadrants = config.partition.rows, config.partition.axes.quadrants
-        done, total, noun = parts_of_cells(folder), rows.parts * len(quadrants), "parts of rows"
+        done, total, noun = count_row_files(folder), rows.parts * len(quadrants), "parts of rows"
     elif (folder / "curriculum.json").exists():
         saved = [int(path.name) for path in (folder / "checkpoints").glob("*") if is_step(path)]
         total, noun = load_trial_record(folder).steps, "steps saved"
