@@ -179,7 +179,7 @@ def progress_text(
     return PhaseStepState(f"begun: {done:,} of {total:,} {noun}", 1 - done / max(total, 1))
 
 
-def parts_of_cells(folder: Path) -> int:
+def count_row_files(folder: Path) -> int:
     """Lists the row files under a folder of quadrants."""
     return len(list(folder.glob("*/part-*-of-*.json")))
 
