@@ -27,6 +27,7 @@ def make_parser(**kwargs: Any) -> Any:
     import jsonargparse
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False, **kwargs)
+    parser.allow_abbrev = False  # an old or mistyped key may be the beginning of another
     parser.add_argument("--config", action="config", help="YAML file with the run's settings")
     parser.add_class_arguments(RunConfig, as_group=False)
     return parser

@@ -19,7 +19,7 @@ MINIMAL = {"run_directory": "r", "corpus": {"sources": [{"kind": "python_library
     [
         ({"scoring": {"rows_per_device": 8}}, "per_device_batch_size"),
         ({"pretrain": {"training": {"schedule": {"peak": 0.1}}}}, "lr_schedule"),
-        ({"curricula": {"a": {"preset": "frame", "schedule": {}}}}, "lr_schedule"),
+        ({"curricula": {"a": {"preset": "frame", "schedule": {"peak": 1.0}}}}, "lr_schedule"),
         ({"pretrain": {"model": {"experts": {"count": 4}}}}, "num_experts"),
         ({"evaluation": {"tasks": [{"name": "t", "path": "p", "shots": 1}]}}, "num_fewshot"),
     ],
