@@ -7,7 +7,6 @@ float32: rounded to bfloat16 it would choose differently near ties.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.grouped_product import feed_forward_experts
+from frame_jax.models.grouped_product import ExpertWeights, RoutedTokens, local_expert_sum
 from frame_jax.models.layers import LayerContext, matmul, save_activation, swiglu
 from frame_jax.models.parameters import ParamInitializer
 from frame_jax.models.router import (
@@ -77,28 +76,6 @@ def apply(
     return out, router_statistics(logits, probabilities, experts, context.loss_mask)
 
 
-class RoutedTokens(NamedTuple):
-    """Tokens, the experts of each, and their weights.
-
-    Attributes:
-        x: [B, T, D], compute dtype.
-        experts: [B, T, k] int32.
-        weights: [B, T, k] float32.
-    """
-
-    x: jax.Array
-    experts: jax.Array
-    weights: jax.Array
-
-
-class ExpertWeights(NamedTuple):
-    """The experts' matrices, float32: `gate` and `up` [E, D, F], `down` [E, F, D]."""
-
-    gate: jax.Array
-    up: jax.Array
-    down: jax.Array
-
-
 def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> jax.Array:
     """The weighted sum of the chosen experts' outputs for each token, on any mesh: [B, T, D]."""
     mesh, count = context_mesh(), len(matrices.gate)
@@ -115,17 +92,6 @@ def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> jax.Ar
         out_specs=split,
         check_vma=False,
     )(routed, matrices)
-
-
-def local_expert_sum(
-    routed: RoutedTokens, matrices: ExpertWeights, *, count: int, first: jax.Array | int = 0
-) -> jax.Array:
-    """`weighted_expert_sum` over the experts that a device holds: of all `count`, those from number
-    `first` on."""
-    x, experts, weights = (array.reshape(-1, array.shape[-1]) for array in routed)
-    gate, up, down = matrices
-    out = feed_forward_experts(x, experts, weights, gate, up, down, first_expert=first, count=count)
-    return out.reshape(routed.x.shape)
 
 
 def sharded_expert_sum(

@@ -23,6 +23,28 @@ TPU_TILES = (512, 256, 128)  # rows of a tile, the largest that an expert's mean
 TPU_BLOCK_BYTES = 2048  # of a row of operands
 
 
+class RoutedTokens(NamedTuple):
+    """Tokens, the experts of each, and their weights.
+
+    Attributes:
+        x: [B, T, D], compute dtype.
+        experts: [B, T, k] int32.
+        weights: [B, T, k] float32.
+    """
+
+    x: jax.Array
+    experts: jax.Array
+    weights: jax.Array
+
+
+class ExpertWeights(NamedTuple):
+    """The experts' matrices, float32: `gate` and `up` [E, D, F], `down` [E, F, D]."""
+
+    gate: jax.Array
+    up: jax.Array
+    down: jax.Array
+
+
 class Placement(NamedTuple):
     """Which choice of an expert each row holds, int32; nothing is differentiated through it.
 
@@ -322,41 +344,33 @@ def _weighted_swiglu(gate: jax.Array, up: jax.Array, weights: jax.Array) -> jax.
     return (hidden * weights[:, None]).astype(gate.dtype)
 
 
-def feed_forward_experts(
-    x: jax.Array,
-    experts: jax.Array,
-    weights: jax.Array,
-    gate: jax.Array,
-    up: jax.Array,
-    down: jax.Array,
-    first_expert: int | jax.Array = 0,
-    count: int | None = None,
+def local_expert_sum(
+    routed: RoutedTokens, matrices: ExpertWeights, *, count: int, first: int | jax.Array = 0
 ) -> jax.Array:
-    """The weighted sum of the outputs of each token's experts, SwiGLU each.
+    """The weighted sum of the outputs of each token's experts, SwiGLU each, on one device.
 
     A device that holds some of the experts, or some of the columns F, gives its part of the sum;
     the caller adds the parts. Products cost what the choices of the experts here cost, up to a tile
     an expert; memory is for the worst case, that all tokens choose experts which are here.
 
     Args:
-        x: [M, D], compute dtype.
-        experts: [M, k] int32, different for each choice of a token.
-        weights: [M, k] float32.
-        gate: [E, D, F], float32, of the experts here.
-        up: [E, D, F].
-        down: [E, F, D].
-        first_expert: The first expert here; those here are `first_expert` + [0, E).
-        count: Experts here and elsewhere; null means E.
+        routed: The tokens.
+        matrices: Of the E experts here.
+        count: Experts of all devices.
+        first: The first expert here; those here are `first` + [0, E).
 
     Returns:
-        [M, D], dtype of `x`.
+        The shape and dtype of `routed.x`.
     """
-    E = len(gate)
-    placement = place_choices(experts - first_expert, E, rows_per_tile(experts.size, count or E))
-    gate_out, up_out = _gate_and_up(x, placement, gate, up)
+    x, experts, weights = (array.reshape(-1, array.shape[-1]) for array in routed)
+    placement = place_choices(
+        experts - first, len(matrices.gate), rows_per_tile(experts.size, count)
+    )
+    gate, up = _gate_and_up(x, placement, matrices.gate, matrices.up)
     # A weight on the way into `down` counts for the same as one on the way out, and spares the
     # backward pass what comes out.
     hidden = _weighted_swiglu(
-        save_activation(gate_out), save_activation(up_out), choices_to_rows(weights, placement)
+        save_activation(gate), save_activation(up), choices_to_rows(weights, placement)
     )
-    return rows_to_tokens(grouped_matmul(hidden, down, placement.tile_expert), placement)
+    out = rows_to_tokens(grouped_matmul(hidden, matrices.down, placement.tile_expert), placement)
+    return out.reshape(routed.x.shape)

@@ -32,16 +32,12 @@ def skip_bad_steps(train_step: TrainStep) -> TrainStep:
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
 
         def choose(after: jax.Array, before: jax.Array) -> jax.Array:
-            return jnp.where(finite, after, before) if is_float(after) else after
+            is_float = jnp.issubdtype(after.dtype, jnp.floating)
+            return jnp.where(finite, after, before) if is_float else after
 
         return jax.tree.map(choose, new, state), metrics
 
     return guarded
-
-
-def is_float(array: jax.Array) -> bool:
-    """Whether an array holds floating-point numbers."""
-    return bool(jnp.issubdtype(array.dtype, jnp.floating))
 
 
 class BadSteps:

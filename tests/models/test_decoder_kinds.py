@@ -173,6 +173,19 @@ def test_compile_time_does_not_grow_with_depth() -> None:
     assert length(8) == length(2)
 
 
+def test_equal_layers_are_one_loop() -> None:
+    """No loop of one turn is around it; a pattern that repeats is a loop around its groups."""
+
+    def loops(config: ModelConfig) -> int:
+        decoder, ids = Decoder(config, VOCAB), jax.ShapeDtypeStruct((1, 32), jnp.int32)
+        call = jax.make_jaxpr(lambda p, *a: decoder.bind(p)(*a))
+        return str(call(decoder.shapes(), ids, ids, ids)).count(" scan[")
+
+    assert loops(shape(4)) == 1
+    assert loops(shape(3, layers=("attention+dense", "attention+dense", "attention+none"))) == 2
+    assert loops(shape(4, layers=("attention+dense", "attention+none"))) == 3
+
+
 def test_patterns_become_groups() -> None:
     def groups(layers: tuple, count: int) -> tuple:
         config = shape(count, layers=layers)

@@ -10,8 +10,10 @@ import pytest
 
 from frame_jax.models import grouped_product as module
 from frame_jax.models.grouped_product import (
-    feed_forward_experts,
+    ExpertWeights,
+    RoutedTokens,
     grouped_matmul,
+    local_expert_sum,
     place_choices,
     rows_per_tile,
     rows_to_tokens,
@@ -58,6 +60,17 @@ def make(experts: np.ndarray, num_experts: int) -> Arrays:
     return [random.normal(size=shape) * (0.3 if len(shape) == 3 else 1) for shape in shapes]
 
 
+def weighted_sum(
+    x: jax.Array, experts: jax.Array, weights: jax.Array, *matrices: jax.Array, first: int = 0
+) -> jax.Array:
+    return local_expert_sum(
+        RoutedTokens(x, experts, weights),
+        ExpertWeights(*matrices),
+        count=len(matrices[0]),
+        first=first,
+    )
+
+
 def dense(experts: np.ndarray, arrays: Arrays, cotangent: np.ndarray) -> tuple[np.ndarray, Arrays]:
     """The sum over all experts, and its derivatives by hand; one expert after another."""
     x, weights, gate, up, down = arrays
@@ -85,7 +98,7 @@ def value_and_derivatives(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """`body` keeps programs of different backends apart."""
     out, pull_back = jax.vjp(
-        lambda x, weights, *matrices: feed_forward_experts(x, experts, weights, *matrices, first),
+        lambda x, weights, *matrices: weighted_sum(x, experts, weights, *matrices, first=first),
         *arrays,
     )
     return out, pull_back(cotangent)
@@ -171,7 +184,7 @@ def test_neighbours_change_no_bit_of_a_token(dtype: str) -> None:
     """The same tokens alone, in another order, and among others that crowd one of their experts."""
     experts, E = random_choices(1, 2, 5), 5
     x, weights, *matrices = (jnp.asarray(a, jnp.float32) for a in make(experts, E))
-    run = jax.jit(feed_forward_experts)
+    run = jax.jit(weighted_sum)
     whole = run(x.astype(dtype), experts, weights, *matrices)
     some = np.random.default_rng(2).permutation(M)[:7]
     crowd = np.tile(experts[some[:1]], (50, 1))
