@@ -70,6 +70,7 @@ COMMANDS = {
     ),
     "make test": Entry((("make", "make -n -C ."),), shows="pytest"),
     "make check": Entry((("make", "make -n -C ."),), shows="mypy frame_jax"),
+    "make docs": Entry((("make", "make -n -C ."),), shows="mkdocs build"),
     MAIN: Entry(leaves="runs/mine/report/index.html", shows="Held-out loss after pretraining"),
     f"{MAIN} --plan --tokens_per_second 50000": Entry(shows="learning rate"),
     ".venv/bin/python -m frame_jax.inspect runs/mine --quadrant Q2 --domain prose -n 5": Entry(
@@ -307,7 +308,7 @@ def slurm_job() -> str:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A reader's folder: the repository's files, a corpus, a run of their own, two checkpoints."""
     root = tmp_path_factory.mktemp("reader")
-    for name in ("configs", "tools", "docs", "Makefile", "pyproject.toml"):
+    for name in ("configs", "tools", "docs", "Makefile", "pyproject.toml", "constraints.txt"):
         (root / name).symlink_to(REPOSITORY / name)
     write_corpus(root / "corpus.jsonl")
     small = settings(root)

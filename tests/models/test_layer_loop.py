@@ -36,9 +36,9 @@ def test_values_and_derivatives_are_the_plain_loops_in_less_memory(
     decoder = Decoder(SHAPE, 128, remat=remat)
     params = decoder.init(jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (2, 256), 0, 128)
-    ours = gradient(decoder).lower(params, tokens).compile()
+    ours = gradient(decoder).lower(params, tokens).compile()  # type: ignore[attr-defined]
     monkeypatch.setattr(transformer, "run_layers_on_cpu", run_layers)
-    plain = gradient(decoder).lower(params, tokens).compile()
+    plain = gradient(decoder).lower(params, tokens).compile()  # type: ignore[attr-defined]
     jax.tree.map(np.testing.assert_array_equal, ours(params, tokens), plain(params, tokens))
     # The whole stack of an activation, [layers, rows, tokens, width], is never made in float32.
     stack = re.compile(r"f32\[3,2,256,(64|160)\]")
