@@ -90,8 +90,8 @@ COMMANDS = {
     "python -m frame_jax.main --config configs/frame_3b.yaml --parallel.distributed true "
     "--run_directory SHARED_FOLDER/frame-3b": Entry(
         (("configs/frame_3b.yaml", "small.yaml"), ("SHARED_FOLDER", "shared")),
-        extra="--until tokenize --parallel.coordinator_address localhost:PORT --parallel.num_processes 1 "
-        "--parallel.process_id 0",
+        extra="--until tokenize --parallel.coordinator_address localhost:PORT "
+        "--parallel.num_processes 1 --parallel.process_id 0",
         leaves="shared/frame-3b/tokens/part-*.parquet",
         program=True,
     ),
