@@ -104,7 +104,7 @@ class Checkpointer:
         metadata = {
             "fingerprint": self.fingerprint,
             "digests": digests,
-            "order": dict(consumed or {}),
+            "consumed_rows": dict(consumed or {}),
         }
         with self._report_full_disk(*self._saving):
             if self._response is not None:
@@ -143,12 +143,12 @@ class Checkpointer:
         return state
 
     def consumed_rows(self, step: int) -> dict[str, Any]:
-        """What `save` was told of the rows that led to a checkpoint; empty from an earlier release.
+        """What `save` noted of the rows that led to a checkpoint.
 
         Raises:
             DamagedError: if it cannot be read.
         """
-        return read_metadata(self._orbax, step).get("order", {})
+        return read_metadata(self._orbax, step)["consumed_rows"]
 
     def restore_newest(
         self, params: Params, optimizer_state: Any
@@ -189,8 +189,9 @@ class Checkpointer:
             listing = "\n".join(f"  {step}: {problem}" for step, problem in damaged.items())
             raise UserError(
                 f"none of the checkpoints in {self.folder} can be read:\n{listing}\nIf the storage "
-                "or the memory is at fault, mend that and run the same command again; nothing was "
-                f"changed. If they are lost, train from the start: --redo {phase_step_of(self.folder)}"
+                "or the memory is at fault, fix that and run the same command again; nothing was "
+                "changed. If they are lost, train from the start: --redo "
+                f"{phase_step_of(self.folder)}"
             )
         return None
 
@@ -239,16 +240,17 @@ class Checkpointer:
 
 
 def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> dict[str, Any]:
-    """What `save` noted beside the arrays: `fingerprint`, `tree_digests` as `state_digests` gives,
-    `order`.
-
-    Earlier releases noted no `order`.
+    """What `save` noted beside the arrays: `fingerprint`, `digests` as `state_digests` gives,
+    `consumed_rows`.
     """
     try:
         metadata = orbax.checkpointables_metadata(step).custom_metadata
     except Exception as error:  # Orbax has no common class for what it cannot read
         raise explain_restore_failure(orbax, step, error) from error
-    if not isinstance(metadata, dict) or not {"fingerprint", "digests"} <= metadata.keys():
+    if (
+        not isinstance(metadata, dict)
+        or not {"fingerprint", "digests", "consumed_rows"} <= metadata.keys()
+    ):
         raise explain_restore_failure(orbax, step, ValueError("its metadata cannot be read"))
     return metadata
 
@@ -273,8 +275,8 @@ def explain_restore_failure(
 ) -> Exception:
     """What it means that Orbax could not read a checkpoint.
 
-    Orbax hides what a file system said, so every file is read once more: one that cannot be read
-    at all says that the storage is at fault, and no longer that the checkpoint is damaged.
+    Orbax hides the error of the file system, so every file is read once more: one that cannot be
+    read at all says that the storage is at fault, and no longer that the checkpoint is damaged.
     """
     if (cause := find_storage_error(error)) is not None:
         return UnreachableError(first_line(cause))
@@ -292,7 +294,7 @@ def explain_restore_failure(
 
 
 def phase_step_of(folder: Path) -> str:
-    """The unit that a run's folder `checkpoints` belongs to, such as `pretrain-frame`."""
+    """The phase step that a run's folder `checkpoints` belongs to, such as `pretrain-frame`."""
     return "-".join(folder.parts[-3:-1])
 
 
@@ -308,7 +310,7 @@ def state_digests(params: Params, optimizer_state: Any) -> dict[str, int]:
     trees = {"params": params, "optimizer": optimizer_state}
     last = optimizer_state[-1] if isinstance(optimizer_state, tuple) else None
     if isinstance(last, EmaState):
-        trees["average"] = last.ema
+        trees["ema"] = last.ema
     return jax.tree.map(int, array_digest.tree_digests(trees))
 
 
@@ -328,7 +330,7 @@ def saved_consumed_rows(folder: Path) -> dict[int, dict[str, Any]]:
     with ocp.training.Checkpointer(glob_safe_path(folder)) as orbax:
         for step in sorted(checkpoint.step for checkpoint in orbax.checkpoints):
             with contextlib.suppress(DamagedError, UnreachableError):
-                found[step] = read_metadata(orbax, step).get("order", {})
+                found[step] = read_metadata(orbax, step)["consumed_rows"]
     return found
 
 
@@ -363,7 +365,7 @@ def load_params(
                 params = _load_ema(orbax, step, like)
             else:
                 params = load_arrays(orbax, step, {"params": like})["params"]
-        expected = metadata["digests"]["average" if ema else "params"]
+        expected = metadata["digests"]["ema" if ema else "params"]
         if int(array_digest.array_digest(params, np)) != expected:
             raise DamagedError("its params are not what was saved")
     except UnreachableError as error:
@@ -403,11 +405,11 @@ def _load_ema(orbax: ocp.training.Checkpointer, step: int | None, like: Params) 
     """
     saved = orbax.checkpointables_metadata(step).metadata["optimizer"]
     last = saved[-1] if isinstance(saved, list) else None
-    if not (isinstance(last, dict) and "average" in last):
+    if not (isinstance(last, dict) and "ema" in last):
         raise UserError(
             "this model was trained without a moving average of its weights; it needs "
             "training.optimizer.ema_decay, such as 0.999, from its first step on"
         )
     others = jax.tree.map(lambda _: ..., saved)  # what Orbax leaves out
-    wanted = [*others[:-1], {"average": like}]
-    return load_arrays(orbax, step, {"optimizer": wanted})["optimizer"][-1]["average"]
+    wanted = [*others[:-1], {"ema": like}]
+    return load_arrays(orbax, step, {"optimizer": wanted})["optimizer"][-1]["ema"]

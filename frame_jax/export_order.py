@@ -1,4 +1,4 @@
-"""The door of `python -m frame_jax.export_order`."""
+"""Entry point of `python -m frame_jax.export_order`."""
 
 from frame_jax.export.order.export import main
 from frame_jax.run.program_exit import run_main

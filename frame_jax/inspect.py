@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m frame_jax.inspect", description="Show documents of a quadrant."
     )
     options.add_argument("run", help="run directory, partitioned")
-    options.add_argument("--quadrant", help="cell, such as Q2; all cells by default")
+    options.add_argument("--quadrant", help="such as Q2; all by default")
     options.add_argument("--domain", help="only documents of this domain")
     options.add_argument("--language", help="only documents of this language")
     options.add_argument("--source", help="only documents of this source")

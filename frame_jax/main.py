@@ -70,7 +70,7 @@ def write_config(config: RunConfig, directory: RunDirectory) -> None:
 
 
 def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None = None) -> int:
-    """Runs what is left of a run; returns the number of units that ran.
+    """Runs what is left of a run; returns the number of phase steps that ran.
 
     Raises:
         UserError: for anything the user can fix.
@@ -197,18 +197,8 @@ def print_outcome(config: RunConfig, ran: int, until: str | None) -> None:
         from frame_jax.report.terminal import terminal_table
 
         width = None if sys.stdout.isatty() else PIPED_WIDTH
-        Console(width=width).print(terminal_table(read_study_results(config, directory)))
+        Console(width=width).print(terminal_table(read_json(directory.report / "verdict.json")))
         print(f"report: {directory.report / 'index.html'}")
-
-
-def read_study_results(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    """What the report says of the arms; read again where an earlier release made the report."""
-    path = directory.report / "verdict.json"
-    if path.exists():
-        return read_json(path)
-    from frame_jax.report.study import read_study
-
-    return read_study(config, directory)
 
 
 def main(arguments: list[str] | None = None) -> int:

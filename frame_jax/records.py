@@ -149,16 +149,14 @@ class OpenFiles:
 
 
 def record_counts(paths: Sequence[Path]) -> np.ndarray:
-    """Records of each file of a cell, int64 [files]: as FOLDER/lengths.json says, or by opening.
-
-    Opening takes time by the records; a run of an earlier release has no such file.
-    """
+    """Records of each file of a quadrant, int64 [files]: as FOLDER/lengths.json says, or by
+    opening, which takes time by the records."""
     if not paths:
         return np.zeros(0, np.int64)
     known = paths[0].parents[1] / LENGTHS
-    counts_ = read_json(known).get(paths[0].parent.name, {}) if known.exists() else {}
+    counts = read_json(known).get(paths[0].parent.name, {}) if known.exists() else {}
     return np.array(
-        [counts_[path.stem] if path.stem in counts_ else len(TokenReader(path)) for path in paths],
+        [counts[path.stem] if path.stem in counts else len(TokenReader(path)) for path in paths],
         np.int64,
     )
 

@@ -26,13 +26,13 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, whole if is_module else str(node.module)
 
 
-def room(module: str) -> str:
+def package(module: str) -> str:
     """The folder, or the file at the top, that a module of this package belongs to."""
     return module.split(".")[1]
 
 
 def allowed() -> dict[str, set[str]]:
-    """Room -> rooms it may import, from the table of docs/architecture.md."""
+    """Package -> packages it may import, from the table of docs/architecture.md."""
     text = (REPOSITORY / "docs" / "architecture.md").read_text("utf-8")
     rows = re.findall(r"^\| `(\w+)` \| [^|]* \| ([^|]*) \|$", text, re.M)
     return {name: set(re.findall(r"`(\w+)`", others)) for name, others in rows}
@@ -41,10 +41,10 @@ def allowed() -> dict[str, set[str]]:
 def offences(files: dict[str, list[tuple[int, str]]], table: dict[str, set[str]]) -> list[str]:
     """`file:line imports module` for each import that the table does not allow."""
     return [
-        f"{name}:{line} imports {module}, which {room(module_of(name))} may not"
+        f"{name}:{line} imports {module}, which {package(module_of(name))} may not"
         for name, found in files.items()
         for line, module in found
-        if room(module) not in table[room(module_of(name))] | {room(module_of(name))}
+        if package(module) not in table[package(module_of(name))] | {package(module_of(name))}
     ]
 
 
@@ -64,8 +64,8 @@ def package_files() -> dict[str, list[tuple[int, str]]]:
 
 def test_imports_go_the_way_the_page_says() -> None:
     files, table = package_files(), allowed()
-    rooms = {room(module_of(name)) for name in files}
-    assert rooms == set(table), "docs/architecture.md must have a line for each room"
+    packages = {package(module_of(name)) for name in files}
+    assert packages == set(table), "docs/architecture.md must have a line for each package"
     assert offences(files, table) == []
 
 
@@ -88,10 +88,10 @@ def test_no_module_imports_itself_through_others() -> None:
 def test_every_folder_has_its_tests_in_a_folder_of_its_name() -> None:
     """Folders in folders too, where they have tests of their own; each is a package."""
     tests = REPOSITORY / "tests"
-    rooms = {path.parent.relative_to(PACKAGE) for path in PACKAGE.glob("*/__init__.py")}
-    assert len(rooms) > 10
-    for room in rooms:
-        assert list((tests / room).rglob("test_*.py")), f"tests/{room} has no test"
+    packages = {path.parent.relative_to(PACKAGE) for path in PACKAGE.glob("*/__init__.py")}
+    assert len(packages) > 10
+    for package in packages:
+        assert list((tests / package).rglob("test_*.py")), f"tests/{package} has no test"
     folders = {path.parent for path in tests.rglob("test_*.py")}
     assert [f for f in folders if not (f / "__init__.py").exists()] == []
     inner = {f.relative_to(tests) for f in folders if len(f.relative_to(tests).parts) > 1}

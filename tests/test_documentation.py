@@ -91,8 +91,8 @@ COMMANDS = {
     "python -m frame_jax.main --config configs/frame_3b.yaml --parallel.distributed true "
     "--run_directory SHARED_FOLDER/frame-3b": Entry(
         (("configs/frame_3b.yaml", "small.yaml"), ("SHARED_FOLDER", "shared")),
-        extra="--until tokenize --parallel.coordinator_address localhost:PORT --parallel.num_processes 1 "
-        "--parallel.process_id 0",
+        extra="--until tokenize --parallel.coordinator_address localhost:PORT "
+        "--parallel.num_processes 1 --parallel.process_id 0",
         leaves="shared/frame-3b/tokens/part-*.parquet",
         program=True,
     ),
@@ -198,7 +198,7 @@ COMMANDS = {
     f"{MAIN} --redo evaluate": Entry(shows="Held-out loss after pretraining"),
     ".venv/bin/python -m frame_jax.evaluation.lm_eval_adapter run "
     "--config configs/tasks_frame_paper.yaml "
-    "--model_args run_directory=runs/mine,curriculum=frame": Entry(
+    "--model_args run_directory=runs/mine,trial=frame": Entry(
         extra="--tasks local_choice --include_path tasks",
         leaves="runs/lm_eval/**/results*.json",
         needs=("lm_eval",),

@@ -12,7 +12,7 @@ threads; on a machine that others use, they are the ones to trust.
   read        eight records at random from one open file, as a list and as we read them; n is the
               file's records
   start       rows in 4,096 parts of 1,000 rows: listed, counted by opening, counted as recorded
-  step        a batch of 64 rows from four cells of 64 parts; n is rows; a second line with an
+  step        a batch of 64 rows from four quadrants of 64 parts; n is rows; a second line with an
               eighth of the files kept open
   selection   the selection map of a FRAME schedule; n is rows
   select      4,096 rows looked up in it; n is rows
@@ -60,7 +60,7 @@ from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, write_json
 from frame_jax.scoring import score
 
-CELLS = AxesConfig().quadrants
+QUADRANTS = AxesConfig().quadrants
 Line = dict[str, Any]
 
 
@@ -178,10 +178,10 @@ def measure_start(root: Path, scale: float, turns: int) -> Iterator[Line]:
 
 
 def schedule_map(rows: int) -> SelectionMap:
-    """FRAME over so many rows in four equal cells."""
+    """FRAME over so many rows in four equal quadrants."""
     schedule = resolve_curriculum(
         expand_curriculum(CurriculumConfig(preset="frame"), AxesConfig()),
-        dict.fromkeys(CELLS, rows // 4),
+        dict.fromkeys(QUADRANTS, rows // 4),
         batch_size=64,
         sequence_length=64,
     )
@@ -193,7 +193,7 @@ def measure_step(root: Path, scale: float, turns: int) -> Iterator[Line]:
         records = int(rows * scale) // 256
         whole = token_file(root / f"{rows}.arrayrecord", records)
         parts = {}
-        for quadrant in CELLS:
+        for quadrant in QUADRANTS:
             folder = root / str(rows) / quadrant
             folder.mkdir(parents=True)
             for index in range(64):
@@ -234,7 +234,7 @@ def measure_select(root: Path, scale: float, turns: int) -> Iterator[Line]:
 
 
 def documents_table(path: Path, documents: int) -> Path:
-    """An assignment of so many documents to four cells."""
+    """An assignment of so many documents to four quadrants."""
     random = np.random.default_rng(0)
     tokens = 1 + np.exp(random.normal(6, 1.1, documents)).astype(np.int64)
     table = {
@@ -242,7 +242,7 @@ def documents_table(path: Path, documents: int) -> Path:
         "part": np.zeros(documents, np.int32),
         "row": np.arange(documents),
         "split": pa.array(["train"]).take(np.zeros(documents, np.int64)),
-        "quadrant": pa.array(CELLS).take(random.integers(4, size=documents)),
+        "quadrant": pa.array(QUADRANTS).take(random.integers(4, size=documents)),
         "tokens": tokens,
     }
     pq.write_table(pa.table(table), path)
@@ -250,12 +250,12 @@ def documents_table(path: Path, documents: int) -> Path:
 
 
 def measure_shuffle(root: Path, scale: float, turns: int) -> Iterator[Line]:
-    conditions = {quadrant: f"quadrant = '{quadrant}'" for quadrant in CELLS}
+    conditions = {quadrant: f"quadrant = '{quadrant}'" for quadrant in QUADRANTS}
     for documents in (100_000, 1_000_000, 4_000_000):
         documents = int(documents * scale)
         table = documents_table(root / "assignment.parquet", documents)
         for share in (1, 64):  # hosts
-            units = [(quadrant, index) for quadrant in CELLS for index in range(64 // share)]
+            units = [(quadrant, index) for quadrant in QUADRANTS for index in range(64 // share)]
 
             def work(units: list[tuple[str, int]] = units, table: Path = table) -> None:
                 with list_documents([table], conditions, units, 64, 0, root) as select:

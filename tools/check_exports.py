@@ -241,7 +241,7 @@ def compare_tokens(
     votes = np.stack(
         [(hit & (owner == quadrant)).sum(1) for quadrant in range(len(schedule.quadrants))]
     )
-    tokens = votes / np.maximum(votes.sum(0), 1) * (yielded >= 0).sum(1)  # [cells, sequences]
+    tokens = votes / np.maximum(votes.sum(0), 1) * (yielded >= 0).sum(1)  # [quadrants, sequences]
 
     texts, worst = [], 0.0
     for name, first, stop, shares in promised(plan, trainer, smooth):

@@ -276,8 +276,10 @@ def fit(step: str, used: float | None, available: float) -> dict[str, Any]:
         return {"fits": True, "hbm_gib_per_device": used, "spare_fraction": spare}
     change = "scoring.per_device_batch_size, scoring.loss_chunk, or raise scoring.fsdp"
     if step == "train":
-        change = "training.batch_size or loss_chunk, or raise training.gradient_accumulation_steps, or set "
-        change += "training.remat to minimal or full"
+        change = (
+            "training.batch_size or loss_chunk, or raise training.gradient_accumulation_steps, or "
+            "set training.remat to minimal or full"
+        )
     return {
         "fits": False,
         "hbm_gib_per_device": used,

@@ -14,12 +14,6 @@ def runtime(default: Any = dataclasses.MISSING, default_factory: Any = dataclass
     return field(default=default, default_factory=default_factory, metadata={"runtime": True})
 
 
-def added(default: Any = dataclasses.MISSING, default_factory: Any = dataclasses.MISSING) -> Any:
-    """A dataclass field that a later release added, with a default under which a run is what it was
-    before: at that default it is left out of fingerprints, so that finished runs stay current."""
-    return field(default=default, default_factory=default_factory, metadata={"added": True})
-
-
 def require(condition: bool, message: str) -> None:
     """Raises UserError with `message` unless `condition` holds."""
     if not condition:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from frame_jax.config.base import added, require
+from frame_jax.config.base import require
 from frame_jax.config.training import LRScheduleConfig
 
 Preset = Literal[
@@ -93,7 +93,7 @@ class CurriculumConfig:
     folds: int | None = None
     epochs: int = 1
     lr_schedule: LRScheduleConfig | None = None
-    shuffle: int = added(0)
+    shuffle: int = 0
 
     def __post_init__(self) -> None:
         require(

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from frame_jax.config.base import added, require
+from frame_jax.config.base import require
 
 
 @dataclass(frozen=True)
@@ -100,8 +100,8 @@ class EvaluationConfig:
 
     max_documents: int | None = None
     ema: bool = False
-    averages: list[AverageConfig] = added(default_factory=list)
-    training_rows: int = added(0)
+    averages: list[AverageConfig] = field(default_factory=list)
+    training_rows: int = 0
     tasks: list[TaskConfig] = field(default_factory=list)
     tasks_at: Literal["last", "stage_ends"] = "last"
 

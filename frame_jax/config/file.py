@@ -16,6 +16,7 @@ from typing import Any
 
 from frame_jax.config.base import require
 from frame_jax.config.paths import user_path
+from frame_jax.config.renamed_keys import RENAMED_KEYS
 from frame_jax.config.run import BASELINE, RunConfig
 from frame_jax.config.study import expand_study
 from frame_jax.errors import UserError
@@ -148,7 +149,8 @@ def explain_parser_error(message: str, arguments: list[str]) -> str:
         names = {f.name for cls in dataclass_types(RunConfig) for f in dataclasses.fields(cls)}
         keys = (found.group(1) or found.group(2)).split("=")[0].split(".")
         error = next((key for key in keys if key not in names), keys[-1])
-        near = difflib.get_close_matches(error, sorted(names), n=1, cutoff=0.5)
+        near = [RENAMED_KEYS[error]] if error in RENAMED_KEYS else []
+        near = near or difflib.get_close_matches(error, sorted(names), n=1, cutoff=0.5)
         message += f" (did you mean `{near[0]}`?)" if near else ""
     return f"{config_origin(arguments)}: {message}"
 

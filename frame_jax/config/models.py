@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from frame_jax.config.base import added, require
+from frame_jax.config.base import require
 
 Mixer = Literal["attention", "mamba2"]
 FeedForward = Literal["dense", "experts", "none"]
@@ -64,8 +64,8 @@ class RopeScalingConfig:
             self.factor > 0
             and 0 < self.low_freq_factor < self.high_freq_factor
             and self.original_max_position_embeddings >= 1,
-            "model.rope_scaling: factor and original_max_position_embeddings must be positive, and low_freq_factor "
-            "below high_freq_factor",
+            "model.rope_scaling: factor and original_max_position_embeddings must be positive, "
+            "and low_freq_factor below high_freq_factor",
         )
 
 
@@ -98,13 +98,13 @@ class ExpertsConfig:
     router_bias: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("count", "num_experts_per_token", "intermediate_size"):
+        for key in ("num_experts", "num_experts_per_token", "intermediate_size"):
             value = getattr(self, key)
             require(value >= 1, f"model.experts.{key} must be at least 1, not {value}")
         require(
             self.num_experts_per_token <= self.num_experts,
-            f"model.experts.num_experts_per_token ({self.num_experts_per_token}) must not exceed model.experts.num_experts "
-            f"({self.num_experts})",
+            f"model.experts.num_experts_per_token ({self.num_experts_per_token}) must not exceed "
+            f"model.experts.num_experts ({self.num_experts})",
         )
         require(
             self.shared_expert_intermediate_size >= 0,
@@ -112,7 +112,8 @@ class ExpertsConfig:
         )
         require(
             self.routed_scaling_factor > 0,
-            f"model.experts.routed_scaling_factor must be positive, not {self.routed_scaling_factor}",
+            "model.experts.routed_scaling_factor must be positive, not "
+            f"{self.routed_scaling_factor}",
         )
 
 
@@ -144,7 +145,7 @@ class Mamba2Config:
     max_time_step: float | None = None
 
     def __post_init__(self) -> None:
-        for key in ("num_heads", "head_dim", "state_size", "groups", "conv_kernel", "chunk"):
+        for key in ("num_heads", "head_dim", "state_size", "groups", "conv_kernel", "chunk_size"):
             value = getattr(self, key)
             require(value >= 1, f"model.mamba2.{key} must be at least 1, not {value}")
         require(
@@ -212,20 +213,20 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     tie_embeddings: bool = True
-    layers: tuple[LayerName, ...] = added(DENSE)
-    experts: ExpertsConfig = added(ExpertsConfig())
-    mamba2: Mamba2Config = added(Mamba2Config())
-    qk_norm_over: Literal["head", "projection"] = added("head")
-    partial_rotary_factor: float = added(1.0)
-    norm: Literal["rms", "layer"] = added("rms")
-    norm_position: Literal["before", "after"] = added("before")
-    parallel_residual: bool = added(False)
-    activation: Literal["swiglu", "gelu"] = added("swiglu")
-    bias: bool = added(False)
-    embedding_multiplier: float = added(1.0)
-    residual_multiplier: float = added(1.0)
-    attention_multiplier: float | None = added(None)
-    logits_divisor: float = added(1.0)
+    layers: tuple[LayerName, ...] = DENSE
+    experts: ExpertsConfig = ExpertsConfig()
+    mamba2: Mamba2Config = Mamba2Config()
+    qk_norm_over: Literal["head", "projection"] = "head"
+    partial_rotary_factor: float = 1.0
+    norm: Literal["rms", "layer"] = "rms"
+    norm_position: Literal["before", "after"] = "before"
+    parallel_residual: bool = False
+    activation: Literal["swiglu", "gelu"] = "swiglu"
+    bias: bool = False
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    logits_divisor: float = 1.0
 
     def __post_init__(self) -> None:
         for key in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
@@ -245,7 +246,8 @@ class ModelConfig:
             )
         require(
             self.resolved_head_dim >= 2 and self.resolved_head_dim % 2 == 0,
-            f"model.head_dim must be positive and even, not {self.resolved_head_dim} (rotary positions)",
+            f"model.head_dim must be positive and even, not {self.resolved_head_dim} (rotary "
+            "positions)",
         )
         for key in (
             "rope_theta",
@@ -264,8 +266,8 @@ class ModelConfig:
         )
         require(
             0 <= self.partial_rotary_factor <= 1 and self.rotary_dim % 2 == 0,
-            f"model.partial_rotary_factor ({self.partial_rotary_factor}) must lie between 0 and 1 and leave an "
-            f"even part of a head, not {self.rotary_dim} of {self.resolved_head_dim}",
+            f"model.partial_rotary_factor ({self.partial_rotary_factor}) must lie between 0 and 1 "
+            f"and leave an even part of a head, not {self.rotary_dim} of {self.resolved_head_dim}",
         )
         require(
             not (self.parallel_residual and self.norm_position == "after"),

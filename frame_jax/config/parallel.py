@@ -47,5 +47,6 @@ class ParallelConfig:
         )
         require(
             self.process_id is None or 0 <= self.process_id < (self.num_processes or float("inf")),
-            f"parallel.process_id must be at least 0 and below parallel.num_processes, not {self.process_id}",
+            "parallel.process_id must be at least 0 and below parallel.num_processes, not "
+            f"{self.process_id}",
         )

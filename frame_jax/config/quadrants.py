@@ -44,9 +44,9 @@ class AxesConfig:
         require(self.ppl >= 1 and self.pd >= 1, "partition.axes: ppl and pd must be at least 1")
 
     def quadrant_name(self, ppl_bin: int, pd_bin: int) -> str:
-        """The name of a cell, from its bins counted from 0 at the lowest values.
+        """The name of a quadrant, from its bins counted from 0 at the lowest values.
 
-        >>> AxesConfig().cell(1, 0), AxesConfig(ppl=3).cell(2, 0)
+        >>> AxesConfig().quadrant(1, 0), AxesConfig(ppl=3).quadrant(2, 0)
         ('Q3', 'P3D1')
         """
         if self.ppl == self.pd == 2:
@@ -64,8 +64,8 @@ class PartitionConfig:
     """Documents to quadrants, quadrants to rows.
 
     Attributes:
-        mode: `nested` (PPL first, then PD inside each PPL bin: equal cells) or `independent` (two
-            marginal cuts).
+        mode: `nested` (PPL first, then PD inside each PPL bin: equal quadrants) or `independent`
+            (two marginal cuts).
         group_by: Thresholds are found inside each combination of these; empty means one global
             set of thresholds.
         axes: Bins on each axis.

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from frame_jax.config.base import added, require, runtime
+from frame_jax.config.base import require, runtime
 from frame_jax.config.corpus import CorpusConfig, TokenizerConfig
 from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.evaluation import EvaluationConfig
@@ -108,9 +108,9 @@ class RunConfig:
     partition: PartitionConfig = PartitionConfig()
     pretrain: PretrainConfig = PretrainConfig()
     curricula: dict[str, CurriculumConfig] = field(default_factory=default_curricula)
-    study: StudyConfig | None = added(None)
-    seeds: int | list[int] | None = added(None)
-    baseline: str = added(BASELINE)
+    study: StudyConfig | None = None
+    seeds: int | list[int] | None = None
+    baseline: str = BASELINE
     evaluation: EvaluationConfig = EvaluationConfig()
     parallel: ParallelConfig = runtime(ParallelConfig())
     profile: str | None = runtime(None)

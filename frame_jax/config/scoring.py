@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from frame_jax.config.base import added, require, runtime
+from frame_jax.config.base import require, runtime
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class ScoringConfig:
     ppl_model: Literal["strong", "weak"] = "strong"
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     loss_chunk: int = runtime(512)
-    unit: Literal["token", "byte"] = added("token")
-    table: TableConfig | None = added(None)
+    unit: Literal["token", "byte"] = "token"
+    table: TableConfig | None = None
 
     def __post_init__(self) -> None:
         require(self.context >= 2, f"scoring.context must be at least 2, not {self.context}")

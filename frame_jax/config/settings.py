@@ -11,7 +11,7 @@ from frame_jax.config.run import RunConfig
 def flatten_settings(value: Any, key: str = "", *, with_runtime: bool = False) -> dict[str, Any]:
     """The leaves under a config value as `{dotted key: plain value}`.
 
-    Left out are runtime fields, and fields of later releases that are at their defaults.
+    Left out are runtime fields.
 
     >>> settings_of(AxesConfig(), "partition.axes")
     {'partition.axes.ppl': 2, 'partition.axes.pd': 2}
@@ -19,7 +19,7 @@ def flatten_settings(value: Any, key: str = "", *, with_runtime: bool = False) -
     if dataclasses.is_dataclass(value):
         leaves: dict[str, Any] = {}
         for f in dataclasses.fields(value):
-            if with_runtime or is_in_fingerprint(f, getattr(value, f.name)):
+            if with_runtime or not f.metadata.get("runtime"):
                 name = f"{key}.{f.name}" if key else f.name
                 leaves |= flatten_settings(getattr(value, f.name), name, with_runtime=with_runtime)
         return leaves
@@ -36,17 +36,6 @@ def flatten_settings(value: Any, key: str = "", *, with_runtime: bool = False) -
             for k, v in flatten_settings(item, f"{key}[{index}]", with_runtime=with_runtime).items()
         }
     return {key: value}
-
-
-def is_in_fingerprint(f: dataclasses.Field[Any], value: Any) -> bool:
-    """Whether a field at this value belongs to a fingerprint, see `config.base`."""
-    if f.metadata.get("runtime"):
-        return False
-    if not f.metadata.get("added"):
-        return True
-    if f.default_factory is not dataclasses.MISSING:
-        return bool(value != f.default_factory())
-    return bool(value != f.default)
 
 
 def setting_at(config: RunConfig, key: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from frame_jax.config.base import added, require, runtime
+from frame_jax.config.base import require, runtime
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.quadrants import RowsConfig
 
@@ -136,12 +136,12 @@ class TrainingConfig:
     loss_chunk: int = runtime(2048)
     gradient_accumulation_steps: int = runtime(1)
     z_loss_weight: float = 0.0
-    load_balance_loss_weight: float = added(0.01)
-    router_z_loss_weight: float = added(0.001)
-    router_bias_update_rate: float = added(0.001)
+    load_balance_loss_weight: float = 0.01
+    router_z_loss_weight: float = 0.001
+    router_bias_update_rate: float = 0.001
     milestones: int = 8
-    tail_checkpoints: int = added(0)
-    tail_fraction: float = added(0.1)
+    tail_checkpoints: int = 0
+    tail_fraction: float = 0.1
     checkpoint_seconds: float = runtime(600.0)
     max_bad_steps: int = runtime(10)
     log_every: int = runtime(10)

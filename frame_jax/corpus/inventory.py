@@ -111,7 +111,8 @@ def _path(directory: RunDirectory) -> Path:
 
 
 def _same_settings(config: RunConfig, before: dict[str, Any]) -> bool:
-    """Whether the run's settings of what is read are those of the marker; others are told there."""
+    """Whether the run's settings of what is read are those of the marker; others are reported by
+    the marker."""
     now = flatten_settings(config.corpus, "corpus") | flatten_settings(
         config.tokenizer, "tokenizer"
     )

@@ -39,10 +39,10 @@ def plan_parts(corpus: CorpusConfig) -> list[list[Chunk]]:
     worked on in parallel; each reader then passes over the others' records without parsing them.
     """
     items = _inputs(corpus)
-    stripes = _slice_counts([item.size for _, item in items], corpus.parts)
+    slice_counts = _slice_counts([item.size for _, item in items], corpus.parts)
     chunks = [
         (item.size / count, Chunk(source, item, RecordSlice(index, count)))
-        for (source, item), count in zip(items, stripes, strict=True)
+        for (source, item), count in zip(items, slice_counts, strict=True)
         for index in range(count)
     ]
     parts: list[list[int]] = [[] for _ in range(corpus.parts)]

@@ -43,16 +43,10 @@ class FieldCounts:
 
 
 def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list[str]:
-    """A sentence for each field that was looked for and that no record of its source has.
-
-    None for a run whose parts were made by a release that did not count.
-    """
+    """A sentence for each field that was looked for and that no record of its source has."""
     total: Counter[str] = Counter()
     for part in list_parts(directory.tokens, ".parquet"):
-        counts = (pq.read_metadata(part).metadata or {}).get(METADATA)
-        if counts is None:
-            return []
-        total.update(json.loads(counts))
+        total.update(json.loads(pq.read_metadata(part).metadata[METADATA]))
     return [
         sentence
         for index, source in enumerate(corpus.sources)
@@ -91,12 +85,11 @@ def summary_messages(summary: dict[str, Any], directory: RunDirectory) -> list[s
     documents, rejected = sum(summary["documents"].values()), summary["rejected"]
     line = f"corpus: {documents:,} documents, {rejected:,} records rejected"
     if rejected:
-        # A release that counted no reasons left none.
-        kinds = [f"{count:,} {kind}" for kind, count in summary.get("rejected_for", {}).items()]
+        kinds = [f"{count:,} {kind}" for kind, count in summary["rejected_for"].items()]
         shown = "; ".join(kinds[:SHOWN]) + ("; ..." if len(kinds) > SHOWN else "")
         line += f" ({shown})" if kinds else ""
         line += f", listed in {directory.rejected}"
-    return [line, *summary.get("fields_never_found", [])]
+    return [line, *summary["fields_never_found"]]
 
 
 def read_summary_messages(directory: RunDirectory) -> list[str]:

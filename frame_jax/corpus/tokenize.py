@@ -76,7 +76,7 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
         prepare_tokenizer(config, directory)
     processes.barrier("tokenizer")
     tokenizer = load_tokenizer(directory)
-    messages = read_json(special_tokens_path(directory)).get("notes", [])
+    messages = read_json(special_tokens_path(directory))["notes"]
     if processes.is_first():
         for line in messages:
             print_note(f"tokenizer: {line}")

@@ -87,7 +87,7 @@ class Tokenizer:
         stride = window - overlap
         starts = range(0, max(len(text) - overlap, 1), stride)
         pieces: list[np.ndarray] = []
-        ids, places = np.zeros(0, np.uint32), np.zeros((0, 2), np.int64)
+        ids, spans = np.zeros(0, np.uint32), np.zeros((0, 2), np.int64)
         texts = (text[start : start + window] for start in starts)
         encodings = (
             encoding
@@ -96,15 +96,15 @@ class Tokenizer:
         )
         for start, encoding in zip(starts, encodings, strict=True):
             next_ids = np.array(encoding.ids, np.uint32)
-            next_places = np.array(encoding.offsets, np.int64).reshape(-1, 2) + start
+            next_spans = np.array(encoding.offsets, np.int64).reshape(-1, 2) + start
             if start:
                 middle = (start + overlap // 4, start + overlap - overlap // 4)
-                joint = find_agreement((ids, places), (next_ids, next_places), middle)
+                joint = find_agreement((ids, spans), (next_ids, next_spans), middle)
                 if joint is None:
                     return None
                 pieces.append(ids[: joint[0]])
-                next_ids, next_places = next_ids[joint[1] :], next_places[joint[1] :]
-            ids, places = next_ids, next_places
+                next_ids, next_spans = next_ids[joint[1] :], next_spans[joint[1] :]
+            ids, spans = next_ids, next_spans
         return np.concatenate([*pieces, ids])
 
 
@@ -129,13 +129,13 @@ def find_agreement(
         None where the tokens that begin there differ, or where there are none.
     """
     found = []
-    for ids, places in (left, right):
-        inside = np.flatnonzero((places[:, 0] >= middle[0]) & (places[:, 0] < middle[1]))
+    for ids, spans in (left, right):
+        inside = np.flatnonzero((spans[:, 0] >= middle[0]) & (spans[:, 0] < middle[1]))
         if len(inside) == 0 or inside[-1] - inside[0] + 1 != len(inside):
             return None
-        found.append((inside[0], ids[inside], places[inside]))
-    (first, ids, places), (second, other_ids, other_places) = found
-    if not np.array_equal(ids, other_ids) or not np.array_equal(places, other_places):
+        found.append((inside[0], ids[inside], spans[inside]))
+    (first, ids, spans), (second, other_ids, other_spans) = found
+    if not np.array_equal(ids, other_ids) or not np.array_equal(spans, other_spans):
         return None
     half = len(ids) // 2
     return int(first) + half, int(second) + half

@@ -1,4 +1,5 @@
-"""Stages and cells in, whole rows of each cell in each stage out, with exact sums both ways."""
+"""Stages and quadrants in, whole rows of each quadrant in each stage out, with exact sums both
+ways."""
 
 from __future__ import annotations
 
@@ -30,16 +31,16 @@ def allot_rows(
     stage_names: list[str],
     quadrant_names: tuple[str, ...],
 ) -> np.ndarray:
-    """Rows of each cell in each stage: int64 [stages, cells].
+    """Rows of each quadrant in each stage: int64 [stages, quadrants].
 
-    Without `lengths` a cell is shared among its stages in proportion to their weights. With them,
-    the matrix that is closest to the weights in relative entropy (iterative proportional fitting),
-    rounded; rows left over by rounding move along augmenting paths, which also decides exactly
-    whether the lengths can be had at all.
+    Without `lengths` a quadrant is shared among its stages in proportion to their weights. With
+    them, the matrix that is closest to the weights in relative entropy (iterative proportional
+    fitting), rounded; rows left over by rounding move along augmenting paths, which also decides
+    exactly whether the lengths can be had at all.
 
     Args:
-        weights: Relative sampling rates, float64 [stages, cells].
-        columns: Rows of each cell, int64 [cells]; the sums of the result's columns.
+        weights: Relative sampling rates, float64 [stages, quadrants].
+        columns: Rows of each quadrant, int64 [quadrants]; the sums of the result's columns.
         lengths: Rows of each stage, int64 [stages], or None; the sums of its rows.
         stage_names: For the error message.
         quadrant_names: For the error message.
@@ -86,12 +87,12 @@ def fill_by_augmenting_paths(
     """Fills `rows` in place up to both sums by shortest augmenting paths (maximum flow).
 
     Returns:
-        None when the sums are met, otherwise stages that ask for more than their cells hold, and
-        those cells.
+        None when the sums are met, otherwise stages that ask for more than their quadrants hold,
+        and those quadrants.
     """
     while True:
-        # Breadth first from stages with rows missing: to any cell they may use, and from a full
-        # cell to the stages that could give up some of its rows.
+        # Breadth first from stages with rows missing: to any quadrant they may use, and from a full
+        # quadrant to the stages that could give up some of its rows.
         taker: dict[int, int] = {}
         giver = {int(j): -1 for j in np.flatnonzero(rows.sum(1) < lengths)}
         if not giver:
@@ -113,7 +114,7 @@ def fill_by_augmenting_paths(
         else:
             return sorted(giver), sorted(taker)
 
-        # Back along the path: stage j takes `c`, and gives up as much of the cell before it.
+        # Back along the path: stage j takes `c`, and gives up as much of the quadrant before it.
         path, c = [], end
         while c >= 0:
             j = taker[c]

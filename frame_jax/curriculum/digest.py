@@ -59,25 +59,20 @@ class ConsumedRows:
     """What a training run has read.
 
     Attributes:
-        first_step: The step from which rows are counted: 0, or that of the checkpoint of an earlier
-            release, which kept no digest.
-        value: The digest of all rows from there on.
+        value: The digest of all its rows.
     """
 
-    first_step: int
     value: int = 0
 
     def add_rows(self, columns: np.ndarray) -> ConsumedRows:
         """With the next rows, of whose digests `columns` are the sums by byte."""
-        return ConsumedRows(self.first_step, (self.value + digest_value(columns)) % MODULUS)
+        return ConsumedRows((self.value + digest_value(columns)) % MODULUS)
 
     def as_record(self) -> dict[str, Any]:
         """As a line of metrics and a checkpoint hold it."""
-        return {"order_digest": format_digest(self.value), "order_digest_from": self.first_step}
+        return {"order_digest": format_digest(self.value)}
 
 
 def read_consumed_rows(record: dict[str, Any]) -> ConsumedRows | None:
-    """What a line of metrics or a checkpoint holds; None from an earlier release."""
-    if "order_digest" not in record:
-        return None
-    return ConsumedRows(record["order_digest_from"], parse_digest(record["order_digest"]))
+    """What a line of metrics or a checkpoint holds; None where it holds no digest."""
+    return ConsumedRows(parse_digest(record["order_digest"])) if "order_digest" in record else None

@@ -18,7 +18,8 @@ from frame_jax.records import OpenFiles, record_counts
 
 
 class QuadrantRows:
-    """The rows of one cell, numbered across its parts, which are opened when a row is asked for."""
+    """The rows of one quadrant, numbered across its parts, which are opened when a row is asked
+    for."""
 
     def __init__(self, name: str, parts: Sequence[Path], files: OpenFiles):
         self.name = name
@@ -30,7 +31,7 @@ class QuadrantRows:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read_into(self, out: np.ndarray, lines: np.ndarray, rows: np.ndarray) -> None:
-        """Puts row `rows[i]` of the cell into `out[lines[i]]`.
+        """Puts row `rows[i]` of the quadrant into `out[lines[i]]`.
 
         Raises:
             UserError: when a part does not hold the rows that were recorded of it.
@@ -73,8 +74,8 @@ class BatchSource:
         for quadrant, rows in zip(self._quadrants, schedule.available, strict=True):
             if len(quadrant) != rows:
                 raise UserError(
-                    f"the schedule was made for {rows:,} rows of {quadrant.name}, but its files hold "
-                    f"{len(quadrant):,}: the rows have changed since; redo the partition phase"
+                    f"the schedule was made for {rows:,} rows of {quadrant.name}, but its files "
+                    f"hold {len(quadrant):,}: the rows have changed since; redo the partition phase"
                 )
         self._selection = selection
         self._batch_size = batch_size
@@ -112,7 +113,7 @@ def make_loader(
     """Batches from `start_step` to the end of the schedule, read ahead by a few threads.
 
     Args:
-        parts: Row files of every cell of the schedule, in order.
+        parts: Row files of every quadrant of the schedule, in order.
         selection: The order of all rows.
         batch_size: Rows of a global batch.
         row_offsets: The rows of each global batch that this process needs, in the order in which
@@ -127,7 +128,7 @@ def make_loader(
         An iterator of int32 [len(row_offsets), row_tokens].
 
     Raises:
-        UserError: when a cell's files do not hold the rows the schedule was made for.
+        UserError: when a quadrant's files do not hold the rows the schedule was made for.
     """
     source = BatchSource(parts, selection, batch_size, row_offsets, row_tokens, padding_id)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered_batches)

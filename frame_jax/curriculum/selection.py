@@ -1,9 +1,9 @@
-"""A schedule in, a map from the global row index to (cell, row of that cell) out.
+"""A schedule in, a map from the global row index to (quadrant, row of that quadrant) out.
 
 The map is a pure function of the index: no state but the step, so any number of processes may read
 it from anywhere. Rows are drawn without replacement and with exact counts. An epoch is cut into
-blocks; a table holds how many rows of every cell come before each block, and order inside a block
-and inside a cell comes from keyed permutations that are computed, not stored.
+blocks; a table holds how many rows of every quadrant come before each block, and order inside a
+block and inside a quadrant comes from keyed permutations that are computed, not stored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TABLE_ENTRIES = 1 << 19
 
 
 class SelectionMap:
-    """Global row index -> (cell, index among that cell's rows).
+    """Global row index -> (quadrant, index among that quadrant's rows).
 
     `len(map)` and `map[i]` are what `grain.MapDataset.select_from_datasets` asks for.
 
@@ -27,7 +27,7 @@ class SelectionMap:
         seed: Of all permutations.
         shuffle: Another number, another order of the same rows under the same seed.
         edges: int64 [blocks + 1]: first row of each block of an epoch, and the end.
-        counts: int64 [blocks + 1, cells]: rows of each cell before each edge.
+        counts: int64 [blocks + 1, quadrants]: rows of each quadrant before each edge.
     """
 
     def __init__(self, schedule: DataSchedule, seed: int, shuffle: int = 0):
@@ -50,7 +50,7 @@ class SelectionMap:
         return int(quadrants[0]), int(rows[0])
 
     def select(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Cells and rows of global row indices: int64 [n] to int64 [n] and int64 [n].
+        """Quadrants and rows of global row indices: int64 [n] to int64 [n] and int64 [n].
 
         Raises:
             IndexError: for an index outside [0, len).
@@ -66,10 +66,10 @@ class SelectionMap:
             self.edges[blocks + 1] - first,
             permutation_keys(self.seed, epochs, 2 * self.shuffle, blocks),
         )
-        before = self.counts[blocks]  # [n, cells]
+        before = self.counts[blocks]  # [n, quadrants]
         ends = np.cumsum(self.counts[blocks + 1] - before, axis=1)
         quadrants = (slots[:, None] >= ends).sum(1)
-        # Slots of a cell end at `ends`, ranks at the cell's count at the end of the block.
+        # Slots of a quadrant end at `ends`, ranks at the quadrant's count at the end of the block.
         ranks = self.counts[blocks + 1, quadrants] - (
             ends[np.arange(len(quadrants)), quadrants] - slots
         )
@@ -81,11 +81,11 @@ class SelectionMap:
         )
 
     def inverse(self, quadrant: int, rows: np.ndarray, epoch: int) -> np.ndarray:
-        """Where an epoch uses rows of a cell, the way back of `select`.
+        """Where an epoch uses rows of a quadrant, the way back of `select`.
 
         Args:
-            quadrant: Index of the cell.
-            rows: int64 [n], rows of the cell that exist.
+            quadrant: Index of the quadrant.
+            rows: int64 [n], rows of the quadrant that exist.
             epoch: From 0.
 
         Returns:
@@ -103,7 +103,7 @@ class SelectionMap:
             key = permutation_keys(self.seed, epochs, 2 * self.shuffle + 1, quadrants)
             ranks = unpermute(ranks, line[-1][None].repeat(len(ranks)), key)
         blocks = np.searchsorted(line, ranks, side="right") - 1
-        counts = self.counts[blocks + 1] - self.counts[blocks]  # [n, cells]
+        counts = self.counts[blocks + 1] - self.counts[blocks]  # [n, quadrants]
         slots = counts[:, : quadrant + 1].sum(1) - (line[blocks + 1] - ranks)
         first = self.edges[blocks]
         inside = unpermute(
@@ -116,7 +116,8 @@ class SelectionMap:
         return indices
 
     def mixture(self, start: int, stop: int) -> np.ndarray:
-        """Realised share of each cell among rows [start, stop) of the run: float64 [cells]."""
+        """Realised share of each quadrant among rows [start, stop) of the run: float64
+        [quadrants]."""
         quadrants, _ = self.select(np.arange(start, min(stop, len(self))))
         return np.bincount(quadrants, minlength=len(self.schedule.quadrants)) / len(quadrants)
 
@@ -124,16 +125,16 @@ class SelectionMap:
 def round_cumulative_counts(asked: np.ndarray, edges: np.ndarray) -> np.ndarray:
     """Rounds cumulative counts to whole rows without ever taking one back.
 
-    From edge to edge every cell gets the whole rows it is owed; those still missing from the block
-    go to the largest remainders, and a block that owes too much (a cell ran ahead by less than a
-    row) passes over the smallest. No cell is ever a whole row ahead of what is asked.
+    From edge to edge every quadrant gets the whole rows it is owed; those still missing from the
+    block go to the largest remainders, and a block that owes too much (a quadrant ran ahead by less
+    than a row) passes over the smallest. No quadrant is ever a whole row ahead of what is asked.
 
     Args:
-        asked: float64 [edges, cells], rising, each line's sum its edge, the last line whole.
+        asked: float64 [edges, quadrants], rising, each line's sum its edge, the last line whole.
         edges: int64 [edges].
 
     Returns:
-        int64 [edges, cells] with the same line sums, the same last line, rising.
+        int64 [edges, quadrants] with the same line sums, the same last line, rising.
     """
     asked = np.minimum(asked, np.rint(asked[-1])).tolist()
     asked[-1] = np.rint(asked[-1]).astype(int).tolist()

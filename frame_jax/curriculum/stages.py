@@ -1,8 +1,8 @@
-"""A curriculum and the rows of each cell in, a `DataSchedule` out: stages with exact row
+"""A curriculum and the rows of each quadrant in, a `DataSchedule` out: stages with exact row
 boundaries.
 
-Every row is used exactly once an epoch. The schedule says how many rows of every cell are asked for
-up to any row of an epoch, in closed form; `selection.py` turns that into whole rows.
+Every row is used exactly once an epoch. The schedule says how many rows of every quadrant are asked
+for up to any row of an epoch, in closed form; `selection.py` turns that into whole rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from frame_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows [start, stop) of an epoch, of which `quadrant_rows[c]` belong to cell c.
+    """Rows [start, stop) of an epoch, of which `quadrant_rows[c]` belong to quadrant c.
 
     Around a sigmoid boundary neighbouring stages mix; their totals stay as stated here.
     """
@@ -38,8 +38,8 @@ class DataSchedule:
     """The order of a whole run.
 
     Attributes:
-        quadrants: Names of the cells.
-        available: Rows of each cell on disk.
+        quadrants: Names of the quadrants.
+        available: Rows of each quadrant on disk.
         stages: The stages of one epoch, in order; stop of one is start of the next.
         steepness: k of the sigmoid in 1/epoch; infinite for hard transitions.
         epochs: Times the stages are gone through.
@@ -84,7 +84,7 @@ class DataSchedule:
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
 
     def cumulative(self, rows: np.ndarray) -> np.ndarray:
-        """Rows asked of each cell up to each row of an epoch: float64 [len(rows), cells].
+        """Rows asked of each quadrant up to each row of an epoch: float64 [len(rows), quadrants].
 
         Stage j has weight w_j(p) = s(k(p - b_{j-1})) - s(k(p - b_j)) at progress p, with s the
         logistic, the first and last stage open-ended [ours: method, decision 4]. Its integral is a
@@ -105,7 +105,8 @@ class DataSchedule:
         return asked
 
     def mixture(self, start: int, stop: int) -> np.ndarray:
-        """Asked share of each cell among rows [start, stop) of an epoch: float64 [cells]."""
+        """Asked share of each quadrant among rows [start, stop) of an epoch: float64
+        [quadrants]."""
         first, last = self.cumulative(np.array([start, stop]))
         return (last - first) / (stop - start)
 
@@ -137,15 +138,15 @@ def resolve_curriculum(
 
     Args:
         curriculum: Stages, transition, width and folds, none of them null.
-        quadrant_rows: Rows of every cell on disk. Their order is part of the schedule.
+        quadrant_rows: Rows of every quadrant on disk. Their order is part of the schedule.
         batch_size: Rows of a step, for stage lengths in steps.
         sequence_length: Tokens a row predicts, for stage lengths in tokens.
         steps: Steps of the run; null goes through all rows. Fewer steps use the same share of
-            every cell, the same rows under every curriculum.
+            every quadrant, the same rows under every curriculum.
 
     Raises:
-        UserError: for cells that do not exist or are never used, and for lengths that the rows of
-            the cells cannot fill.
+        UserError: for quadrants that do not exist or are never used, and for lengths that the rows
+            of the quadrants cannot fill.
     """
     quadrants = tuple(quadrant_rows)
     available = np.array([quadrant_rows[quadrant] for quadrant in quadrants], np.int64)
@@ -210,13 +211,14 @@ def rows_per_epoch(available: int, epochs: int, batch_size: int, steps: int | No
 def weight_matrix(
     stages: list[StageConfig], names: list[str], quadrants: tuple[str, ...], columns: np.ndarray
 ) -> np.ndarray:
-    """Relative sampling rates: float64 [stages, cells]."""
+    """Relative sampling rates: float64 [stages, quadrants]."""
     weights = np.zeros((len(stages), len(quadrants)))
     for j, stage in enumerate(stages):
         for quadrant, weight in stage.weights.items():
             if quadrant not in quadrants:
                 raise UserError(
-                    f"stage {names[j]}: there is no quadrant {quadrant!r}; there are {', '.join(quadrants)}"
+                    f"stage {names[j]}: there is no quadrant {quadrant!r}; there are "
+                    f"{', '.join(quadrants)}"
                 )
             weights[j, quadrants.index(quadrant)] = weight
     unused = [

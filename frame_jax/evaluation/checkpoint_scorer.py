@@ -1,4 +1,4 @@
-"""An arm's checkpoints in, one compiled scorer with the weights of each in turn out."""
+"""A trial's checkpoints in, one compiled scorer with the weights of each in turn out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class CheckpointScorer(Scorer):
 
 
 class Weights(NamedTuple):
-    """Weights of an arm that are measured: a checkpoint's, or the mean of several.
+    """Weights of a trial that are measured: a checkpoint's, or the mean of several.
 
     Attributes:
         name: Of the folder of their results.
@@ -53,7 +53,7 @@ class Weights(NamedTuple):
 
     @classmethod
     def mean(cls, trial_record: dict[str, Any], ema: AverageConfig) -> Weights:
-        """The mean that a config asks for, of the arm with this curriculum.json."""
+        """The mean that a config asks for, of the trial with this curriculum.json."""
         steps = averaged_steps(trial_record, ema.last)
         return cls(f"average-{ema.name}", tuple(steps), ema.decay)
 

@@ -3,7 +3,7 @@
 Reads RUN/pretrain/<trial>/, RUN/tokens and RUN/quadrants/assignment.parquet. Writes
 RUN/evaluation/<trial>/<weights>/part-*.parquet (one row a held-out document: doc_id,
 predicted_tokens, nll, a sum in nats; weights are a step, or `average-...`) and from them
-RUN/evaluation/<trial>.json and RUN/evaluation/<trial>/tensorboard. Every arm is scored on
+RUN/evaluation/<trial>.json and RUN/evaluation/<trial>/tensorboard. Every trial is scored on
 the same documents, from their own starts, as in `frame_jax.scoring`. Where the config has
 multiple-choice tasks, `frame_jax.evaluation.tasks` runs them, and says what the file has of them;
 `frame_jax.evaluation.training_rows` does the same for training rows.
@@ -77,7 +77,7 @@ def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> di
     rows = training_rows.measure_training_rows(config, directory, trial)
     if processes.is_first():
         measured = held_out_result(directory, trial, trial_record, kept, means)
-        measured["average"] = config.evaluation.ema
+        measured["ema"] = config.evaluation.ema
         add_task_scores(measured, scores)
         if rows is not None:
             measured["training_rows"] = rows
@@ -142,7 +142,7 @@ def add_task_scores(measured: dict[str, Any], scores: list[dict[str, Any]]) -> N
 
 
 def require_kept_checkpoints(directory: RunDirectory, trial: str, steps: set[int]) -> None:
-    """Refuses an arm one of whose kept checkpoints is gone.
+    """Refuses a trial one of whose kept checkpoints is gone.
 
     Raises:
         UserError: if the checkpoint of one is missing.
@@ -151,7 +151,7 @@ def require_kept_checkpoints(directory: RunDirectory, trial: str, steps: set[int
     lost = sorted(steps - set(checkpoints.saved_steps(folder)))
     if lost:
         raise UserError(
-            f"{folder}: the checkpoint of step {lost[0]} is missing; train this arm again with "
+            f"{folder}: the checkpoint of step {lost[0]} is missing; train this trial again with "
             f"--redo pretrain-{trial}"
         )
 
@@ -239,7 +239,7 @@ def held_out_result(
         return position | measure_held_out(directory, trial, weights.name)
 
     found: dict[str, Any] = {
-        "curriculum": trial,
+        "trial": trial,
         "checkpoints": [line(weights) for weights in kept],
     }
     if means:

@@ -153,7 +153,8 @@ def fewshot_items(
     if len(pool) < task.num_fewshot:
         raise UserError(
             f"evaluation.tasks: {task.name}: {task.examples} has {len(pool)} examples"
-            f"{f' of subject {item.subject}' if of_subject else ''}, but shots is {task.num_fewshot}"
+            f"{f' of subject {item.subject}' if of_subject else ''}, but num_fewshot is "
+            f"{task.num_fewshot}"
         )
     return pool[: task.num_fewshot] if of_subject else spread_items(pool, task.num_fewshot)
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness's requests in, an arm's answers out; needs the extra `eval`.
+"""lm-evaluation-harness's requests in, a trial's answers out; needs the extra `eval`.
 
     python -m frame_jax.evaluation.lm_eval_adapter run --model frame_jax \\
         --model_args run_directory=runs/mine,trial=frame --tasks mmlu,arc_easy,piqa
@@ -36,11 +36,11 @@ GENERATED = 256  # tokens written where a task does not say
 
 @register_model("frame_jax")
 class FrameJaxModel(LM):
-    """An arm of a run, as the harness sees a model.
+    """A trial of a run, as the harness sees a model.
 
     Args:
         run_directory: The run.
-        trial: The arm.
+        trial: The trial.
         step: A kept checkpoint; the last by default.
         stage: The checkpoint at the end of this stage instead.
         ema: The moving average of the weights, where one was kept.
@@ -54,7 +54,7 @@ class FrameJaxModel(LM):
         device: Ignored.
 
     Raises:
-        UserError: if there is no such arm or checkpoint, or no average.
+        UserError: if there is no such trial or checkpoint, or no average.
     """
 
     def __init__(

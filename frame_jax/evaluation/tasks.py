@@ -1,4 +1,4 @@
-"""Multiple-choice tasks in, an arm's accuracies at its kept checkpoints out.
+"""Multiple-choice tasks in, a trial's accuracies at its kept checkpoints out.
 
 Items are scored in parts that processes share: RUN/evaluation/<trial>/<weights>/tasks/
 <task>-<fingerprint>/part-*.parquet, one row an item, with the columns item (its place in the task),
@@ -56,7 +56,7 @@ def score_tasks(
     Args:
         config: The run.
         directory: The run.
-        trial: The arm.
+        trial: The trial.
         trial_record: Its curriculum.json.
         means: Averages of its weights that do the tasks too.
 
@@ -129,7 +129,7 @@ class Part(NamedTuple):
 
 
 def task_folder(root: Path, weights: Weights, task: TaskConfig) -> Path:
-    """Where the parts of a task go, below the folder of the arm's results."""
+    """Where the parts of a task go, below the folder of the trial's results."""
     return root / weights.name / "tasks" / f"{task.name}-{task_fingerprint(task)}"
 
 

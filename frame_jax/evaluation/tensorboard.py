@@ -11,7 +11,7 @@ def write_tensorboard(folder: Path, measured: dict[str, Any]) -> None:
     """Writes `folder`/tensorboard anew.
 
     Args:
-        folder: The folder of the arm's held-out scores.
+        folder: The folder of the trial's held-out scores.
         measured: Contents of its JSON file.
     """
     from tensorboardX import SummaryWriter

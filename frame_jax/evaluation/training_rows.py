@@ -1,10 +1,10 @@
-"""A trained arm in, its final loss on rows that it was trained on out, by when that was.
+"""A trained trial in, its final loss on rows that it was trained on out, by when that was.
 
 Reads RUN/pretrain/<trial>/ and RUN/quadrants. Writes RUN/evaluation/<trial>/<step>/training_rows/
 N/part-*.parquet, N the rows asked for: a line a row, with quadrant, row (its place among the
-quadrant's), step (the last that trained on it), predicted_tokens and nll (sum, nats). Every arm of
-a seed is measured on the same rows, so that what makes a row hard cancels between two arms, and
-what is left is when each was trained on it (the question of arXiv 2509.25380). [ours]
+quadrant's), step (the last that trained on it), predicted_tokens and nll (sum, nats). Every trial
+of a seed is measured on the same rows, so that what makes a row hard cancels between two trials,
+and what is left is when each was trained on it (the question of arXiv 2509.25380). [ours]
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BINS = 20  # of a run, in the summary
 
 
 class Sample(NamedTuple):
-    """Rows that an arm was trained on: int64 [n], sorted by cell and row.
+    """Rows that a trial was trained on: int64 [n], sorted by quadrant and row.
 
     Attributes:
         quadrant: Index of the quadrant.

@@ -1,4 +1,4 @@
-"""The door of `python -m frame_jax.export`."""
+"""Entry point of `python -m frame_jax.export`."""
 
 from frame_jax.export.checkpoint import main
 from frame_jax.run.program_exit import run_main

@@ -1,4 +1,4 @@
-"""A trained arm in, a Hugging Face checkpoint out: `python -m frame_jax.export RUN --out DIR`.
+"""A trained trial in, a Hugging Face checkpoint out: `python -m frame_jax.export RUN --out DIR`.
 
 Reads RUN/pretrain/<trial>/, RUN/tokenizer and what is there of RUN/quadrants and
 RUN/evaluation. Any kept checkpoint can be exported, by its step or by the stage that it ends.
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m frame_jax.export", description="Write a trained model for Hugging Face."
     )
     options.add_argument("run", help="run directory with a trained curriculum")
-    options.add_argument("--trial", default="frame", help="which arm (default: frame)")
+    options.add_argument("--trial", default="frame", help="which trial (default: frame)")
     options.add_argument("--out", required=True, help="new folder for the checkpoint")
     which = options.add_mutually_exclusive_group()
     which.add_argument("--step", type=int, help="a kept checkpoint; the last by default")
@@ -76,7 +76,7 @@ def export_trial(
 
     Args:
         directory: The run.
-        trial: The arm.
+        trial: The trial.
         out: A folder that does not exist yet.
         step: Which checkpoint; None takes that of `stage`, or the last.
         stage: A stage by name; where several epochs repeat the name, the last of them.
@@ -89,7 +89,7 @@ def export_trial(
         The step exported, of a mean the last.
 
     Raises:
-        UserError: if there is no such arm, checkpoint or stage, no average, `out` is taken, or a
+        UserError: if there is no such trial, checkpoint or stage, no average, `out` is taken, or a
             mean of moving averages is asked for.
     """
     header = front_matter(license, languages)
@@ -187,8 +187,8 @@ def model_card(
 
 A base language model of {decoder.parameter_count():,} parameters, trained from scratch on about
 {tokens:,} tokens with frame_jax {__version__}, curriculum `{trial}`, in sequences of
-{trial_record["sequence_length"]:,} tokens. It is not tuned to follow instructions, and nothing was done to
-make its output safe.{weights}
+{trial_record["sequence_length"]:,} tokens. It is not tuned to follow instructions, and nothing was
+done to make its output safe.{weights}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -246,7 +246,7 @@ def held_out_section(
     if mean:
         name = f"average-{mean.name}"
         lines = [line for line in measured.get("averages", []) if line["name"] == name]
-    elif measured.get("average") is not ema:
+    elif measured.get("ema") is not ema:
         lines = []
     for overall in (line["overall"] for line in lines):
         return (

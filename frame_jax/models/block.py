@@ -30,13 +30,13 @@ MIXERS = {"attention": mixer_attention, "mamba2": mixer_mamba2}
 FEED_FORWARDS = {"dense": feed_forward_dense, "experts": feed_forward_experts}
 
 
-def init_params(c: ModelConfig, kind: LayerSpec, init: ParamInitializer) -> dict[str, nnx.Param]:
+def init_params(c: ModelConfig, spec: LayerSpec, init: ParamInitializer) -> dict[str, nnx.Param]:
     """The parameters of layers of one kind, by name."""
-    mixer = MIXERS[kind.mixer]
-    params = init.norm(mixer.NORM, c.hidden_size, c.norm) | mixer.parameters(c, init)
-    if kind.feed_forward != "none":
+    mixer = MIXERS[spec.mixer]
+    params = init.norm(mixer.NORM, c.hidden_size, c.norm) | mixer.init_params(c, init)
+    if spec.feed_forward != "none":
         params |= init.norm("mlp_norm", c.hidden_size, c.norm)
-        params |= FEED_FORWARDS[kind.feed_forward].parameters(c, init)
+        params |= FEED_FORWARDS[spec.feed_forward].init_params(c, init)
     return params
 
 
@@ -48,13 +48,13 @@ def apply_norm(c: ModelConfig, p: dict[str, jax.Array], name: str, x: jax.Array)
 
 
 def apply_layer(
-    c: ModelConfig, kind: LayerSpec, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
+    c: ModelConfig, spec: LayerSpec, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
 ) -> tuple[jax.Array, RouterStatistics | None]:
     """One layer.
 
     Args:
         c: The model.
-        kind: What the layer is.
+        spec: What the layer is.
         p: Its parameters.
         x: [B, T, D], compute dtype.
         context: What it needs to know about the tokens.
@@ -74,12 +74,12 @@ def apply_layer(
             out *= out.dtype.type(c.residual_multiplier)
         return out, statistics
 
-    mixer = MIXERS[kind.mixer]
+    mixer = MIXERS[spec.mixer]
     x = constrain_sharding(x, "batch", None, None)
     mixed, _ = sublayer(mixer.NORM, lambda x: (mixer.apply(c, p, x, context), None))
-    if kind.feed_forward == "none":
+    if spec.feed_forward == "none":
         return save_activation(constrain_sharding(x + mixed, "batch", None, None)), None
-    feed_forward = FEED_FORWARDS[kind.feed_forward]
+    feed_forward = FEED_FORWARDS[spec.feed_forward]
     if c.parallel_residual:
         out, statistics = sublayer("mlp_norm", lambda x: feed_forward.apply(c, p, x, context))
         return x + mixed + out, statistics

@@ -145,8 +145,8 @@ def _cross_entropy_forward(
         log_total = jax.nn.logsumexp(logits, axis=-1)
         nll = log_total - jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
         probabilities = jnp.exp(logits - log_total[..., None])
-        steepness = weights * (1 + 2 * z_loss_weight * log_total)
-        grad = probabilities * steepness[..., None] - is_target * weights[..., None]
+        logit_grad_scale = weights * (1 + 2 * z_loss_weight * log_total)
+        grad = probabilities * logit_grad_scale[..., None] - is_target * weights[..., None]
         grad = grad.astype(hidden.dtype)
         grad_hidden = _dot("gbtv,vd->gbtd", grad, w).astype(hidden.dtype)
         grad_w = constrain_sharding(grad_w + _dot(product, hidden, grad), "batch", *order)

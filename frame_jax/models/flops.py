@@ -39,16 +39,16 @@ def matrix_param_count(config: ModelConfig, vocab_size: int) -> int:
     """
     c = config
     layers = sum(
-        mixer_matrix_params(c, kind)
-        + feed_forward_matrix_params(c, kind, c.experts.num_experts_per_token)
-        for kind in c.layer_specs
+        mixer_matrix_params(c, spec)
+        + feed_forward_matrix_params(c, spec, c.experts.num_experts_per_token)
+        for spec in c.layer_specs
     )
     return layers + vocab_size * c.hidden_size
 
 
-def mixer_matrix_params(c: ModelConfig, kind: LayerSpec) -> int:
+def mixer_matrix_params(c: ModelConfig, spec: LayerSpec) -> int:
     """Parameters of the matrices of a layer's mixer."""
-    if kind.mixer == "mamba2":
+    if spec.mixer == "mamba2":
         m = c.mamba2
         gate_input_and_output, maps = 3 * m.inner_dim, 2 * m.groups * m.state_size
         return c.hidden_size * (gate_input_and_output + maps + m.num_heads)
@@ -56,9 +56,9 @@ def mixer_matrix_params(c: ModelConfig, kind: LayerSpec) -> int:
     return c.hidden_size * (2 * heads + 2 * kv_heads)
 
 
-def feed_forward_matrix_params(c: ModelConfig, kind: LayerSpec, experts: int) -> int:
+def feed_forward_matrix_params(c: ModelConfig, spec: LayerSpec, experts: int) -> int:
     """Parameters of the matrices of a layer's feed-forward, with so many of its experts."""
-    match kind.feed_forward:
+    match spec.feed_forward:
         case "none":
             return 0
         case "dense":
@@ -69,11 +69,11 @@ def feed_forward_matrix_params(c: ModelConfig, kind: LayerSpec, experts: int) ->
             return c.hidden_size * (e.num_experts + 3 * widths)
 
 
-def vector_params(c: ModelConfig, kind: LayerSpec) -> int:
+def vector_params(c: ModelConfig, spec: LayerSpec) -> int:
     """All other parameters of a layer: norms, biases, convolutions and the like."""
     norm = c.hidden_size * (2 if c.norm == "layer" else 1)
-    count = norm if kind.feed_forward == "none" else 2 * norm
-    if kind.mixer == "mamba2":
+    count = norm if spec.feed_forward == "none" else 2 * norm
+    if spec.mixer == "mamba2":
         m = c.mamba2
         channels = m.inner_dim + 2 * m.groups * m.state_size
         count += channels * (m.conv_kernel + m.conv_bias) + 3 * m.num_heads + m.inner_dim
@@ -82,10 +82,10 @@ def vector_params(c: ModelConfig, kind: LayerSpec) -> int:
         count += (heads + 2 * kv_heads) * c.qkv_bias + c.hidden_size * c.bias
         whole = c.qk_norm_over == "projection"
         count += (heads + kv_heads if whole else 2 * c.resolved_head_dim) * c.qk_norm
-    if kind.feed_forward == "dense":
+    if spec.feed_forward == "dense":
         inner = c.intermediate_size * (2 if c.activation == "swiglu" else 1)
         count += (inner + c.hidden_size) * c.bias
-    elif kind.feed_forward == "experts":
+    elif spec.feed_forward == "experts":
         count += c.experts.num_experts * c.experts.router_bias
     return count
 
@@ -102,10 +102,10 @@ def active_parameter_count(config: ModelConfig, vocab_size: int) -> int:
 
 def _parameters(c: ModelConfig, vocab_size: int, experts: int) -> int:
     layers = sum(
-        mixer_matrix_params(c, kind)
-        + feed_forward_matrix_params(c, kind, experts)
-        + vector_params(c, kind)
-        for kind in c.layer_specs
+        mixer_matrix_params(c, spec)
+        + feed_forward_matrix_params(c, spec, experts)
+        + vector_params(c, spec)
+        for spec in c.layer_specs
     )
     tables = 1 if c.tie_embeddings else 2
     final_norm = c.hidden_size * (2 if c.norm == "layer" else 1)
@@ -120,11 +120,11 @@ def forward_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -
     >>> forward_flops_per_token(tiny, vocab_size=5, length=8)  # 2 * (16 + 18 + 10) + 4 * 4 * 2
     120.0
     """
-    mixed = sum(mixing_flops(config, kind, length) for kind in config.layer_specs)
+    mixed = sum(mixing_flops(config, spec, length) for spec in config.layer_specs)
     return 2 * matrix_param_count(config, vocab_size) + mixed
 
 
-def mixing_flops(c: ModelConfig, kind: LayerSpec, length: int) -> float:
+def mixing_flops(c: ModelConfig, spec: LayerSpec, length: int) -> float:
     """Forward FLOPs of a token in a layer's mixer beside its projections.
 
     Attention: scores and their mix, over half of the row. Mamba-2: its recurrence (Dao and
@@ -133,7 +133,7 @@ def mixing_flops(c: ModelConfig, kind: LayerSpec, length: int) -> float:
     whatever the length; what computing it in chunks costs beyond that does not count. The decay of
     the state, the skip and the convolution, number by number, are no matrix products.
     """
-    if kind.mixer == "mamba2":
+    if spec.mixer == "mamba2":
         return 2 * 2 * c.mamba2.state_size * c.mamba2.inner_dim
     return 2 * 2 * (length / 2) * c.num_heads * c.resolved_head_dim
 

@@ -71,8 +71,8 @@ def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
     rows = jnp.arange(tiles * tile, dtype=jnp.int32)
     chosen = jnp.where((experts >= 0) & (experts < num_experts), experts, num_experts).reshape(-1)
     order = jnp.argsort(chosen, stable=True).astype(jnp.int32)
-    in_order = chosen[order]
-    starts = jnp.searchsorted(in_order, jnp.arange(num_experts + 1)).astype(jnp.int32)
+    sorted_experts = chosen[order]
+    starts = jnp.searchsorted(sorted_experts, jnp.arange(num_experts + 1)).astype(jnp.int32)
     lengths = jnp.diff(starts)
     ends = jnp.cumsum(-(-lengths // tile) * tile)  # [E] where the padded runs end
     shift = jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]]) - starts[:-1]
@@ -83,9 +83,9 @@ def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
     filled = (expert < num_experts) & (at < starts[1:].at[expert].get(mode="clip"))
     source = jnp.where(filled, order.at[at].get(mode="clip"), M * k)
 
-    rows_ = jnp.arange(M * k, dtype=jnp.int32) + shift.at[in_order].get(mode="clip")
-    rows_ = jnp.where(in_order < num_experts, rows_, rows.size)
-    _, row = jax.lax.sort((order, rows_), num_keys=1)  # back in the order of the tokens
+    row_of_choice = jnp.arange(M * k, dtype=jnp.int32) + shift.at[sorted_experts].get(mode="clip")
+    row_of_choice = jnp.where(sorted_experts < num_experts, row_of_choice, rows.size)
+    _, row = jax.lax.sort((order, row_of_choice), num_keys=1)  # back in the order of the tokens
     return Placement(
         save_activation(source), save_activation(row.reshape(M, k)), save_activation(tile_expert)
     )
@@ -126,7 +126,7 @@ rows_to_tokens.defvjp(
 )
 choices_to_rows.defvjp(
     lambda values, placement: (choices_to_rows(values, placement), placement),
-    lambda placement, grad: (_take_or_zero(grad, placement.place), None),
+    lambda placement, grad: (_take_or_zero(grad, placement.row), None),
 )
 
 

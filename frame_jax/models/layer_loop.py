@@ -23,7 +23,7 @@ Layer = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
 def run_layers(
     layer: Layer, unroll: int, x: jax.Array, stacked: Any, context: Any
 ) -> tuple[jax.Array, Any]:
-    """`x` after all layers, and what each told.
+    """`x` after all layers, and the auxiliary output of each.
 
     Args:
         layer: One layer.

@@ -161,7 +161,7 @@ def rotary_frequencies(
 
 
 def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """What each number of a head, and its partner, count for after the rotation.
+    """Cosine and signed sine tables of the rotary embedding.
 
     Args:
         positions: [B, T] int32, position of each token inside its document.

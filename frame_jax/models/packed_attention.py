@@ -1,4 +1,4 @@
-"""Attention over packed rows for NVIDIA GPUs: cuDNN's kernel, told where each document begins.
+"""Attention over packed rows for NVIDIA GPUs: cuDNN's kernel, given where each document begins.
 
 The kernel takes lists of segments, their lengths and offsets, and never meets two segments in one
 tile of work: what the documents hide is neither computed nor described by a mask [T, T]. A call
@@ -218,7 +218,8 @@ def _none(q: jax.Array) -> jax.Array:
 def _arguments(
     q: jax.Array, k: jax.Array, lengths: jax.Array, starts: jax.Array
 ) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
-    """Lengths and offsets of queries and keys, offsets in numbers; and what the call is told."""
+    """Lengths and offsets of queries and keys, offsets in numbers; and the attributes of the
+    call."""
     library = _library()
     by_query, by_key = (starts * math.prod(x.shape[2:]) for x in (q, k))
     settings = {

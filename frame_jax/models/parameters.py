@@ -57,5 +57,5 @@ class ParamInitializer:
 
 
 def inverse_softplus(x: jax.Array) -> jax.Array:
-    """What softplus makes `x` of."""
+    """Inverse of softplus."""
     return x + jnp.log(-jnp.expm1(-x))

@@ -199,7 +199,8 @@ class Transformer(nnx.Module):
 
 
 def concat_layer_aux(aux: list[RouterStatistics | None]) -> RouterStatistics | None:
-    """What the runs' layers told, [repeats, layers of the run, ...] each, as one axis of layers."""
+    """Auxiliary outputs of the groups, [repeats, layers of the group, ...] each, joined on one axis
+    of layers."""
     parts = [part for part in aux if part is not None]
     if not parts:
         return None

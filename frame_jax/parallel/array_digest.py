@@ -26,8 +26,8 @@ def array_digest(tree: Any, xp: ModuleType) -> Any:
         factor = xp.full((1,) * leaf.ndim, 2 * number + 1, xp.uint32)
         for axis, size in enumerate(leaf.shape):
             shape = [size if i == axis else 1 for i in range(leaf.ndim)]
-            places = xp.arange(size, dtype=xp.uint32).reshape(shape)
-            factor = factor * xp.uint32(0x9E3779B1) + 2 * places
+            indices = xp.arange(size, dtype=xp.uint32).reshape(shape)
+            factor = factor * xp.uint32(0x9E3779B1) + 2 * indices
         size = xp.uint32(leaf.size * (2 * number + 1) % 2**32)  # tells zeros from nothing
         total = total + xp.sum(bits * factor, dtype=xp.uint32) + size
     return total[0]

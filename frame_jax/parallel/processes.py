@@ -149,7 +149,7 @@ def leave_without_others(code: int) -> None:
     try:
         _client().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
     except jax.errors.JaxRuntimeError as error:
-        if code != USAGE_ERROR:  # which has said what is wrong
+        if code != USAGE_ERROR:  # which has been reported
             print(
                 f"error: process {process_index()} gave up: {missing_processes(error)}",
                 file=sys.stderr,

@@ -59,7 +59,7 @@ class CostLine:
 
     Attributes:
         name: What it is.
-        phase_step: The unit of a phase that does it.
+        phase_step: The phase step of a phase that does it.
         decoder: The model.
         weight_bytes: Bytes of memory for its weights.
         optimizer_bytes: Bytes of memory for the state of its optimizer.
@@ -269,7 +269,7 @@ def cost_table(
         config: The run.
         corpus: Its tokens.
         schedules: The order of each trial that is to be trained.
-        left: Share of the work that remains of each unit that is to run.
+        left: Share of the work that remains of each phase step that is to run.
         tokens_per_second: Training speed of the target model. All else is taken to run at the same
             FLOPs a second.
     """

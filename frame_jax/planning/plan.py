@@ -37,7 +37,7 @@ PIPED_WIDTH = 150  # of the tables where there is no terminal
 
 @dataclass(frozen=True)
 class PhaseStepState:
-    """How far a unit has come.
+    """How far a phase step has come.
 
     Attributes:
         text: For the reader.
@@ -132,7 +132,7 @@ def measured_tokens(config: RunConfig, directory: RunDirectory) -> int:
 def read_states(
     config: RunConfig, phase_steps: list[PhaseStep], corpus_may_be_absent: bool
 ) -> dict[str, PhaseStepState]:
-    """How far each unit has come."""
+    """How far each phase step has come."""
     directory = RunDirectory(config.run_directory)
     try:
         corpus, changes = compare_inventory(config, directory)
@@ -160,15 +160,16 @@ def read_states(
 def progress_text(
     config: RunConfig, directory: RunDirectory, phase_step: PhaseStep
 ) -> PhaseStepState:
-    """How far a unit has come that is not complete: parts written, or the newest checkpoint."""
+    """How far a phase step has come that is not complete: parts written, or the newest
+    checkpoint."""
     folder = directory.root / phase_step.outputs[0]
     if phase_step.name in ("tokenize", "score"):
         done, total, noun = len(list_parts(folder, ".parquet")), config.corpus.parts, "parts"
     elif phase_step.name == "reference-rows":
-        done, total, noun = parts_of_cells(folder), config.reference.rows.parts, "parts"
+        done, total, noun = count_row_files(folder), config.reference.rows.parts, "parts"
     elif phase_step.name == "partition":
         rows, quadrants = config.partition.rows, config.partition.axes.quadrants
-        done, total, noun = parts_of_cells(folder), rows.parts * len(quadrants), "parts of rows"
+        done, total, noun = count_row_files(folder), rows.parts * len(quadrants), "parts of rows"
     elif (folder / "curriculum.json").exists():
         saved = [int(path.name) for path in (folder / "checkpoints").glob("*") if is_step(path)]
         total, noun = read_json(folder / "curriculum.json")["steps"], "steps saved"
@@ -178,8 +179,8 @@ def progress_text(
     return PhaseStepState(f"begun: {done:,} of {total:,} {noun}", 1 - done / max(total, 1))
 
 
-def parts_of_cells(folder: Path) -> int:
-    """Row files under a folder of cells."""
+def count_row_files(folder: Path) -> int:
+    """Row files under a folder of quadrants."""
     return len(list(folder.glob("*/part-*-of-*.json")))
 
 
@@ -190,10 +191,10 @@ def is_step(path: Path) -> bool:
 def phase_table(
     config: RunConfig, phase_steps: list[PhaseStep], states: dict[str, PhaseStepState]
 ) -> Table:
-    """Every unit of every phase and how far it has come."""
+    """Every phase step of every phase and how far it has come."""
     root = RunDirectory(config.run_directory).root
     table = Table(title=f"phases of {root}", title_justify="left")
-    for column in ("phase", "unit", "state"):
+    for column in ("phase", "phase step", "state"):
         table.add_column(column)
     for phase_step in phase_steps:
         table.add_row(phase_step.phase, phase_step.name, states[phase_step.name].text)

@@ -29,8 +29,8 @@ def load_scores(
 ) -> None:
     """Makes `documents` (numbers) and `labels` (each combination of strings once).
 
-    loss and gap are as `axes` says. fate is an index into FATES; documents that are not placed have
-    neither loss nor gap.
+    loss and gap are as `axes` says. status is an index into DOCUMENT_STATUSES; documents that are
+    not scored have neither loss nor gap.
     """
     shown = f"{axes.ppl[0].format('loss')} + {axes.pd[0].format('gap')}"
     connection.execute(
@@ -47,7 +47,7 @@ def load_scores(
         connection.execute(f"ALTER TABLE labels ALTER {column} TYPE {column}_names")
     connection.execute(
         "CREATE TABLE documents (doc_id VARCHAR, part INTEGER, row BIGINT, tokens BIGINT, "
-        "bytes BIGINT, label INTEGER, fate UTINYINT, loss DOUBLE, gap DOUBLE)"
+        "bytes BIGINT, label INTEGER, status UTINYINT, loss DOUBLE, gap DOUBLE)"
     )
     # Part by part, because the join then fits into memory: both tables share their part numbers.
     for token_part, score_part in zip(tokens, scores, strict=True):
@@ -55,23 +55,23 @@ def load_scores(
             f"""
             INSERT INTO documents
             WITH scored AS NOT MATERIALIZED ({axes.query(score_part)}),
-            judged AS NOT MATERIALIZED (
+            with_status AS NOT MATERIALIZED (
                 SELECT t.*, loss, gap, CASE
                     WHEN counted IS NULL THEN 1
                     WHEN counted = 0 OR tokens = 0 THEN 2
                     WHEN NOT coalesce(isfinite({shown} + loss + gap), false) THEN 3
-                    ELSE 0 END AS fate
+                    ELSE 0 END AS status
                 FROM {parquet_table(token_part)} t LEFT JOIN scored USING (doc_id))
-            SELECT doc_id, part, row, tokens, bytes, label, fate,
-                CASE WHEN fate = 0 THEN loss END, CASE WHEN fate = 0 THEN gap END
-            FROM judged d JOIN labels l ON d.split = l.split AND d.source IS NOT DISTINCT FROM
+            SELECT doc_id, part, row, tokens, bytes, label, status,
+                CASE WHEN status = 0 THEN loss END, CASE WHEN status = 0 THEN gap END
+            FROM with_status d JOIN labels l ON d.split = l.split AND d.source IS NOT DISTINCT FROM
                 l.source AND d.domain IS NOT DISTINCT FROM l.domain AND d.language IS NOT DISTINCT
                 FROM l.language
             """
         )
     (scored_count,) = connection.execute(
         "SELECT count(*) FROM documents JOIN labels USING (label) "
-        "WHERE fate = 0 AND split = 'train'"
+        "WHERE status = 0 AND split = 'train'"
     ).fetchall()[0]
     if scored_count == 0:
         raise UserError(
@@ -81,27 +81,32 @@ def load_scores(
 
 
 def group_documents(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> None:
-    """Makes `sets` (label -> the set of documents whose thresholds it uses) and `training`.
+    """Makes `threshold_groups` (label -> the set of documents whose thresholds it uses) and
+    `training`.
 
     A group with fewer than `min_group_tokens` training tokens, or none, uses the set of all
-    training documents of its language; where those have none either, `set` is null. A document of
-    a large group may belong to two sets: its group's, and its language's for the small groups.
+    training documents of its language; where those have none either, `threshold_group` is null. A
+    document of a large group may belong to two of them: its group's, and its language's
+    for the small groups.
     """
     columns = ", ".join(config.group_by) or "'all'"
     smallest = max(config.min_group_tokens, 1)
     connection.execute(
         f"""
-        CREATE TABLE sets AS
+        CREATE TABLE threshold_groups AS
         WITH weighed AS (
-            SELECT labels.*, coalesce(sum(tokens) FILTER (split = 'train' AND fate = 0), 0) AS own
+            SELECT labels.*,
+                coalesce(sum(tokens) FILTER (split = 'train' AND status = 0), 0) AS own_tokens
             FROM labels LEFT JOIN documents USING (label) GROUP BY ALL),
         ranked AS (
-            SELECT *, 2 * dense_rank() OVER (ORDER BY {columns}) AS group_set,
-                2 * dense_rank() OVER (ORDER BY language) + 1 AS language_set,
-                sum(own) OVER (PARTITION BY {columns}) >= {smallest} AS large,
-                sum(own) OVER (PARTITION BY language) > 0 AS spoken
+            SELECT *, 2 * dense_rank() OVER (ORDER BY {columns}) AS group_number,
+                2 * dense_rank() OVER (ORDER BY language) + 1 AS language_number,
+                sum(own_tokens) OVER (PARTITION BY {columns}) >= {smallest} AS large,
+                sum(own_tokens) OVER (PARTITION BY language) > 0 AS language_has_training
             FROM weighed)
-        SELECT *, (CASE WHEN large THEN group_set WHEN spoken THEN language_set END)::INTEGER AS set
+        SELECT *, (CASE
+            WHEN large THEN group_number
+            WHEN language_has_training THEN language_number END)::INTEGER AS threshold_group
         FROM ranked
         """
     )
@@ -109,12 +114,13 @@ def group_documents(connection: duckdb.DuckDBPyConnection, config: PartitionConf
         """
         CREATE VIEW training AS
         WITH members AS MATERIALIZED (
-            SELECT label, set FROM sets WHERE split = 'train' AND large
+            SELECT label, threshold_group FROM threshold_groups WHERE split = 'train' AND large
             UNION ALL
-            SELECT label, language_set::INTEGER FROM sets
-            WHERE split = 'train' AND language_set IN (SELECT set FROM sets))
-        SELECT set, loss, gap, tokens, doc_id FROM documents JOIN members USING (label)
-        WHERE fate = 0
+            SELECT label, language_number::INTEGER FROM threshold_groups
+            WHERE split = 'train'
+                AND language_number IN (SELECT threshold_group FROM threshold_groups))
+        SELECT threshold_group, loss, gap, tokens, doc_id FROM documents JOIN members USING (label)
+        WHERE status = 0
         """
     )
 
@@ -122,14 +128,14 @@ def group_documents(connection: duckdb.DuckDBPyConnection, config: PartitionConf
 def compute_thresholds(
     connection: duckdb.DuckDBPyConnection, name: str, ranked: str, bins: int
 ) -> None:
-    """Makes table `name` (cell, value_1, doc_1, value_2, doc_2, ...): lower ends of bins 1, 2, ...
+    """Makes table `name` (scope, value_1, doc_1, value_2, doc_2, ...): lower ends of bins 1, 2, ...
 
     Args:
         connection: The database.
         name: The table to make.
-        ranked: A query for (cell, value, tokens, doc_id); every cell is cut by itself.
+        ranked: A query for (scope, value, tokens, doc_id); every scope is cut by itself.
         bins: Pieces of equal tokens; bin b begins with the first document, in order of
-            (value, doc_id), whose middle lies at or beyond b / bins of the cell's tokens. A bin
+            (value, doc_id), whose middle lies at or beyond b / bins of the scope's tokens. A bin
             without documents begins at infinity.
     """
     bucket = f"floor(value * {BUCKETS_PER_UNIT}) + 0.0"  # + 0.0 makes -0.0 and 0.0 one bucket
@@ -143,28 +149,28 @@ def compute_thresholds(
         CREATE TABLE {name} AS
         WITH ranked AS NOT MATERIALIZED ({ranked}),
         histogram AS MATERIALIZED (
-            SELECT cell, {bucket} AS bucket, sum(tokens) AS tokens FROM ranked GROUP BY ALL),
+            SELECT scope, {bucket} AS bucket, sum(tokens) AS tokens FROM ranked GROUP BY ALL),
         running AS (
             SELECT *, sum(tokens) OVER line - tokens AS before, lag(tokens, 1, 0) OVER line AS last,
-                sum(tokens) OVER (PARTITION BY cell) AS total
-            FROM histogram WINDOW line AS (PARTITION BY cell ORDER BY bucket)),
+                sum(tokens) OVER (PARTITION BY scope) AS total
+            FROM histogram WINDOW line AS (PARTITION BY scope ORDER BY bucket)),
         -- The first document beyond a cut is in the cut's bucket or opens the next one.
         near AS (
-            SELECT cell, boundary, bucket, before, total FROM running JOIN
+            SELECT scope, boundary, bucket, before, total FROM running JOIN
                 (SELECT unnest(range(1, {bins})) AS boundary)
                 ON {bins} * (before - last) <= boundary * total
                 AND {bins} * (before + tokens) >= boundary * total),
         sorted AS (
-            SELECT ranked.cell, boundary, value, doc_id, tokens, total, before - tokens +
-                sum(tokens) OVER (PARTITION BY ranked.cell, boundary, near.bucket
+            SELECT ranked.scope, boundary, value, doc_id, tokens, total, before - tokens +
+                sum(tokens) OVER (PARTITION BY ranked.scope, boundary, near.bucket
                     ORDER BY value, doc_id ROWS UNBOUNDED PRECEDING) AS before
-            FROM ranked JOIN near ON ranked.cell = near.cell AND {bucket} = near.bucket),
+            FROM ranked JOIN near ON ranked.scope = near.scope AND {bucket} = near.bucket),
         found AS (
-            SELECT cell, boundary, arg_min(value, before) AS value,
+            SELECT scope, boundary, arg_min(value, before) AS value,
                 arg_min(doc_id, before) AS doc_id
             FROM sorted WHERE {bins} * (2 * before + tokens) >= 2 * boundary * total GROUP BY ALL)
-        SELECT cell {ends} FROM (SELECT DISTINCT cell FROM histogram) LEFT JOIN found USING (cell)
-        GROUP BY cell
+        SELECT scope {ends}
+        FROM (SELECT DISTINCT scope FROM histogram) LEFT JOIN found USING (scope) GROUP BY scope
         """
     )
 
@@ -173,31 +179,35 @@ def bin_index_sql(value: str, thresholds: str, bins: int) -> str:
     """SQL for the bin, from 0, of a document with `value` and `doc_id`, by a table that
     `compute_thresholds` made.
 
-    Documents of a cell that has no cuts, because no training document came there, are in bin 0.
+    Documents of a scope that has no cuts, because no training document came there, are in bin 0.
     """
     passed = (
-        f"({value} > {thresholds}.value_{b} OR ({value} = {thresholds}.value_{b} AND doc_id >= {thresholds}.doc_{b}))"
-        f"::INTEGER"
+        f"({value} > {thresholds}.value_{b} OR ({value} = {thresholds}.value_{b} "
+        f"AND doc_id >= {thresholds}.doc_{b}))::INTEGER"
         for b in range(1, bins)
     )
     return f"coalesce({' + '.join(passed)}, 0)" if bins > 1 else "0"
 
 
 def ranked_documents_sql(config: PartitionConfig) -> dict[str, str]:
-    """Queries for (cell, value, tokens, doc_id) of the training documents, by the axis, `ppl` or
-    `pd`, that they are cut along; PD's needs the table `ppl_cuts`."""
+    """Queries for (scope, value, tokens, doc_id) of the training documents, by the axis, `ppl` or
+    `pd`, that they are cut along; PD's needs the table `ppl_thresholds`."""
     return {
-        "ppl": "SELECT set AS cell, loss AS value, tokens, doc_id FROM training",
-        "pd": f"SELECT {pd_scope_sql(config)} AS cell, gap AS value, tokens, doc_id "
-        "FROM training JOIN ppl_cuts ON ppl_cuts.cell = set",
+        "ppl": "SELECT threshold_group AS scope, loss AS value, tokens, doc_id FROM training",
+        "pd": f"SELECT {pd_scope_sql(config)} AS scope, gap AS value, tokens, doc_id "
+        "FROM training JOIN ppl_thresholds ON ppl_thresholds.scope = threshold_group",
     }
 
 
 def pd_scope_sql(config: PartitionConfig) -> str:
     """SQL for what PD is cut within: a set of documents, nested one of its PPL bins."""
     bins = config.axes.ppl
-    ppl_bin = bin_index_sql("loss", "ppl_cuts", bins)
-    return f"set * {bins} + {ppl_bin}" if config.mode == "nested" else f"set * {bins}"
+    ppl_bin = bin_index_sql("loss", "ppl_thresholds", bins)
+    return (
+        f"threshold_group * {bins} + {ppl_bin}"
+        if config.mode == "nested"
+        else f"threshold_group * {bins}"
+    )
 
 
 def assign_quadrants(
@@ -205,27 +215,28 @@ def assign_quadrants(
 ) -> None:
     """Cuts both axes and writes one line for every document of the train and held-out splits.
 
-    Columns: doc_id, ppl, pd, quadrant (these null for documents without a place), split, source,
+    Columns: doc_id, ppl, pd, quadrant (these null for documents without a quadrant), split, source,
     domain, language, tokens, bytes, part, row. Lines are in no particular order: sorting 20 million
     of them took 13 to 18 s of processor time, all the rest 21 to 25 s.
     """
     ppl, pd = config.axes.ppl, config.axes.pd
     queries = ranked_documents_sql(config)
-    compute_thresholds(connection, "ppl_cuts", queries["ppl"], ppl)
-    ppl_bin, pd_scope = bin_index_sql("loss", "ppl_cuts", ppl), pd_scope_sql(config)
-    compute_thresholds(connection, "pd_cuts", queries["pd"], pd)
+    compute_thresholds(connection, "ppl_thresholds", queries["ppl"], ppl)
+    ppl_bin, pd_scope = bin_index_sql("loss", "ppl_thresholds", ppl), pd_scope_sql(config)
+    compute_thresholds(connection, "pd_thresholds", queries["pd"], pd)
     names = ", ".join(sql_literal(name) for name in config.axes.quadrants)
     connection.execute(f"CREATE TYPE quadrant_names AS ENUM ({names})")
-    quadrant = (
-        f"([{names}]::quadrant_names[])[1 + ppl_bin * {pd} + {bin_index_sql('gap', 'pd_cuts', pd)}]"
-    )
+    pd_bin = bin_index_sql("gap", "pd_thresholds", pd)
+    quadrant = f"([{names}]::quadrant_names[])[1 + ppl_bin * {pd} + {pd_bin}]"
     assigned = f"""
         WITH half AS NOT MATERIALIZED (
-            SELECT documents.*, sets.* EXCLUDE (label), {ppl_bin} AS ppl_bin, {pd_scope} AS pd_cell
-            FROM documents JOIN sets USING (label) LEFT JOIN ppl_cuts ON ppl_cuts.cell = set)
+            SELECT documents.*, threshold_groups.* EXCLUDE (label), {ppl_bin} AS ppl_bin,
+                {pd_scope} AS pd_scope
+            FROM documents JOIN threshold_groups USING (label)
+                LEFT JOIN ppl_thresholds ON ppl_thresholds.scope = threshold_group)
         SELECT doc_id, {axes.ppl[0].format("loss")} AS ppl, {axes.pd[0].format("gap")} AS pd,
-            CASE WHEN fate = 0 AND set IS NOT NULL THEN {quadrant} END AS quadrant,
+            CASE WHEN status = 0 AND threshold_group IS NOT NULL THEN {quadrant} END AS quadrant,
             split, source, domain, language, tokens, bytes, part, row
-        FROM half LEFT JOIN pd_cuts ON pd_cuts.cell = pd_cell
+        FROM half LEFT JOIN pd_thresholds ON pd_thresholds.scope = pd_scope
         """
     connection.execute(write_parquet(assigned, assignment))

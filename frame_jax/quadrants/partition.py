@@ -43,7 +43,7 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
         write_assignment(config.partition, config.scoring, directory)
     processes.barrier("documents placed")
     partition = read_json(directory.partition)
-    warnings = partition.get("warnings", [])
+    warnings = partition["warnings"]
     if processes.is_first():
         for line in warnings:
             logger.warning("%s", line)

@@ -1,4 +1,4 @@
-"""What `partition.json` says in, why its quadrants may mean little out."""
+"""Warnings about a partition."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def require_groups(summary: dict[str, Any]) -> None:
 
 
 def require_values(summary: dict[str, Any]) -> None:
-    """Refuses a partition along an axis on which all documents of each cell have one value.
+    """Refuses a partition along an axis on which all documents of each quadrant have one value.
 
     Raises:
         UserError: naming the axis.
@@ -92,7 +92,8 @@ def small_groups_message(summary: dict[str, Any]) -> str:
     thin = summary["thin_groups"]
     columns = " and ".join(summary["group_by"]) or "nothing"
     return (
-        f"{thin['documents']:,} of {assigned_documents(summary):,} training documents are in groups (by "
+        f"{thin['documents']:,} of {assigned_documents(summary):,} training documents are in "
+        "groups (by "
         f"{columns}) with fewer documents than there are quadrants ({thin['groups']:,} groups), "
         "where thresholds say nothing of PPL or PD."
     )

@@ -1,4 +1,4 @@
-"""Documents of a cell in, training rows of sequence_length + 1 token ids out.
+"""Documents of a quadrant in, training rows of sequence_length + 1 token ids out.
 
 Documents are shuffled by a hash of their id and the run's seed, and the range of the hash is cut
 into parts. A process lists the documents of all its parts in one pass, on disk where they are many,
@@ -64,7 +64,7 @@ def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str
 
 
 def training_conditions(quadrants: Sequence[str]) -> dict[str, str]:
-    """The condition in SQL under which a line of the assignment goes into each cell's rows."""
+    """The condition in SQL under which a line of the assignment goes into each quadrant's rows."""
     return {
         quadrant: f"split = 'train' AND quadrant = {sql_literal(quadrant)}"
         for quadrant in quadrants
@@ -79,7 +79,7 @@ def write_quadrant_rows(
     conditions: Mapping[str, str],
     seed: int,
 ) -> dict[str, Any]:
-    """Writes FOLDER/CELL/part-*.arrayrecord, a record a row, and FOLDER/{rows,lengths}.json.
+    """Writes FOLDER/QUADRANT/part-*.arrayrecord, a record a row, and FOLDER/{rows,lengths}.json.
 
     Called on every process, each of which makes its share of the parts. A part whose counts are
     there is complete and kept.
@@ -87,13 +87,13 @@ def write_quadrant_rows(
     Args:
         config: Length, packing, parts.
         directory: Where the tokens and the special tokens are.
-        folder: Where the cells go.
+        folder: Where the quadrants go.
         tables: Parquet files with doc_id, part, row, tokens and what the conditions name.
-        conditions: Cell -> SQL condition that its documents meet.
+        conditions: Quadrant -> SQL condition that its documents meet.
         seed: Shuffles the documents.
 
     Returns:
-        The content of rows.json: {cell: {rows, documents, tokens, padding}}, in text tokens and
+        The content of rows.json: {quadrant: {rows, documents, tokens, padding}}, in text tokens and
         padding ids.
     """
     special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
@@ -146,45 +146,48 @@ def list_documents(
     *,
     doc_ids: bool = False,
 ) -> Iterator[Callable[[str, int], ShuffledDocuments]]:
-    """Yields a function from a cell and a part's index, one of `row_files`, to its documents,
+    """Yields a function from a quadrant and a part's index, one of `row_files`, to its documents,
     shuffled.
 
     Reading part after part gives one order of all documents that does not depend on `parts`.
     """
-    numbers = {unit: number for number, unit in enumerate(row_files)}
+    numbers = {row_file: number for number, row_file in enumerate(row_files)}
     columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
     quadrants = " ".join(
         f"WHEN {test} THEN {sql_literal(quadrant)}" for quadrant, test in conditions.items()
     )
     with open_database(scratch) as connection:
-        connection.execute("CREATE TABLE units (cell VARCHAR, index INTEGER, unit INTEGER)")
+        connection.execute(
+            "CREATE TABLE row_files (folder VARCHAR, index INTEGER, row_file INTEGER)"
+        )
         if not row_files:
             yield lambda quadrant, index: ShuffledDocuments(*np.empty((3, 0), np.int64))
             return
         connection.executemany(
-            "INSERT INTO units VALUES (?, ?, ?)",
-            [(*unit, number) for unit, number in numbers.items()],
+            "INSERT INTO row_files VALUES (?, ?, ?)",
+            [(*row_file, number) for row_file, number in numbers.items()],
         )
-        # In the order of units, whose documents then lie close together: reading one part passes
-        # over the rest by the ranges of `unit` that DuckDB keeps.
+        # In the order of files, whose documents then lie close together: reading one part passes
+        # over the rest by the ranges of `row_file` that DuckDB keeps.
         connection.execute(
             f"""
             CREATE TABLE chosen AS
-            SELECT unit, place, {", ".join(columns)} FROM (
-                SELECT *, CASE {quadrants} END AS cell,
-                    md5_number_lower(concat($seed, ' ', doc_id)) AS place,
-                    ((place::HUGEINT * {parts}) >> 64)::INTEGER AS index
-                FROM {parquet_table(*tables)} WHERE tokens > 0) JOIN units USING (cell, index)
-            ORDER BY unit, place
+            SELECT row_file, position, {", ".join(columns)} FROM (
+                SELECT *, CASE {quadrants} END AS folder,
+                    md5_number_lower(concat($seed, ' ', doc_id)) AS position,
+                    ((position::HUGEINT * {parts}) >> 64)::INTEGER AS index
+                FROM {parquet_table(*tables)} WHERE tokens > 0)
+                JOIN row_files USING (folder, index)
+            ORDER BY row_file, position
             """,
             {"seed": seed},
         )
 
         def select(quadrant: str, index: int) -> ShuffledDocuments:
             found = connection.sql(
-                f"SELECT {', '.join(columns)} FROM chosen WHERE unit = $unit "
-                "ORDER BY place, part, row",
-                params={"unit": numbers[quadrant, index]},
+                f"SELECT {', '.join(columns)} FROM chosen WHERE row_file = $row_file "
+                "ORDER BY position, part, row",
+                params={"row_file": numbers[quadrant, index]},
             ).to_arrow_table()
             part, row, tokens = (found[name].to_numpy().astype(np.int64) for name in columns[:3])
             return ShuffledDocuments(part, row, tokens, found["doc_id"] if doc_ids else None)

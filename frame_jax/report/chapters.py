@@ -121,7 +121,7 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
         return []
     bands = training_curves.stage_bands(data.shaded)
     curve = curve_rows(data.results)
-    averaged = any(result["average"] for result in data.results.values())
+    averaged = any(result["ema"] for result in data.results.values())
     found: list[Piece] = [
         tag("h2", "Held-out loss"),
         sections.slice_choice(slice_labels(data.results)),
@@ -230,7 +230,7 @@ def speed_chapter(data: ReportData, directory: RunDirectory) -> list[Piece]:
 
 
 def phase_messages(directory: RunDirectory) -> list[str]:
-    """What the phases decided, rejected or doubted, as they said it on the terminal."""
+    """What the phases decided, rejected or doubted, as on the terminal."""
     lines = read_summary_messages(directory)
     for phase_step, key in (
         ("tokenize", "tokenizer"),

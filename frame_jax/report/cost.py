@@ -17,7 +17,7 @@ def run_costs(config: RunConfig, directory: RunDirectory) -> list[dict[str, Any]
 
     FLOPs are those of `models.flops`. Scoring's are null where a reference model was imported,
     whose shape is not in the run directory, or scores were made elsewhere. Seconds are wall-clock,
-    all that the unit did included.
+    all that the phase step did included.
     """
     found = []
     for name in REFERENCES:
@@ -45,7 +45,7 @@ def cost_line(work: str, marker: dict[str, Any], flops: float | None) -> dict[st
 
 
 def finished_marker(directory: RunDirectory, phase_step: str) -> dict[str, Any] | None:
-    """The marker of a unit that is complete."""
+    """The marker of a phase step that is complete."""
     path = directory.marker(phase_step)
     marker = read_json(path) if path.exists() else {"complete": False}
     return marker if marker["complete"] else None

@@ -40,7 +40,8 @@ def query_documents(
     with duckdb.connect() as connection:
         cursor = connection.execute(
             f"WITH documents AS (SELECT *, concat_ws('{SEPARATOR}', {', '.join(names)}) AS label "
-            f"FROM {parquet_table(assignment)} WHERE split = 'train' AND quadrant IS NOT NULL) {sql}",
+            f"FROM {parquet_table(assignment)} WHERE split = 'train' AND quadrant IS NOT NULL) "
+            f"{sql}",
             parameters,
         )
         keys = [column[0] for column in cursor.description]

@@ -179,15 +179,12 @@ def losses_folder(
 
 
 def task_score(result: Result, weights: str, task: str) -> dict[str, Any] | None:
-    """The score of a task under a trial's final weights or an average; None where there is none.
-
-    Runs of earlier releases do not say where the answers to single items are.
-    """
+    """The score of a task under a trial's final weights or an average; None where there is none."""
     last = result["checkpoints"][-1]["step"]
     scores = [score for score in result.get("tasks", []) if score["step"] == last]
     if weights != FINAL:
         scores = average_result(result, weights).get("tasks", [])
-    return next((s for s in scores if s["task"] == task and "folder" in s), None)
+    return next((s for s in scores if s["task"] == task), None)
 
 
 def average_result(result: Result, weights: str) -> dict[str, Any]:

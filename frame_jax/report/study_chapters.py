@@ -21,8 +21,8 @@ def verdicts_chapter(data: ReportData) -> list[Piece]:
         found.append(study_sections.verdict_table(study))
     firsts = first_comparisons(study)
     if firsts:
-        made = notes.COMPARISONS.format(count=study["comparisons_made"])
-        found.append(tag("p", f"{study['rule']} {made}", class_="note"))
+        comparisons = notes.COMPARISONS.format(count=study["comparisons_made"])
+        found.append(tag("p", f"{study['rule']} {comparisons}", class_="note"))
         named = labels(study)
         rows = [
             {

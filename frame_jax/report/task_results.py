@@ -1,4 +1,4 @@
-"""The `tasks` of `RUN/evaluation/*.json` in; a table, curves and what must be said of them out.
+"""The `tasks` of `RUN/evaluation/*.json` in; a table, curves and remarks on them out.
 
 The keys of a score are those that `frame_jax.evaluation.tasks.score_tasks` gives.
 """

@@ -5,7 +5,7 @@ it then goes to `checkpoint_root`. Orbax itself writes arrays to gs:// but not t
 takes such a path for a local one), so both go this one way. BUCKET/<step>/whole.json names every
 file of a copy with its size and hash, and is written last: a copy without it does not count.
 
-`RUN/<unit's folder>/checkpoints.txt` says where the copies are, for every later reader.
+`RUN/<phase step's folder>/checkpoints.txt` says where the copies are, for every later reader.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Bucket:
 
 def unusable_bucket_error(name: str, error: Exception) -> UserError:
     return UserError(
-        f"checkpoint_root: {name}: {type(error).__name__}: {error}. Mend the credentials, the "
+        f"checkpoint_root: {name}: {type(error).__name__}: {error}. Fix the credentials, the "
         "bucket or the connection and run the same command again; nothing that was there is lost"
     )
 

@@ -1,8 +1,7 @@
 """`compute_dtype: auto` decided, once a run: bfloat16 where the device multiplies it, else float32.
 
-The record is in the markers, each of which holds the type that its unit began under. What has begun
-in one type goes on in it, on whatever machine; so does a run of an earlier release, whose default
-was bfloat16.
+The record is in the markers, each of which holds the type that its phase step began under. What has
+begun in one type goes on in it, on whatever machine.
 """
 
 from __future__ import annotations
@@ -27,8 +26,9 @@ def undecided_keys(settings: dict[str, Any]) -> list[str]:
 def with_recorded_types(config: RunConfig, directory: RunDirectory) -> RunConfig:
     """`config` with the run's own types in the place of `auto`; does not import JAX.
 
-    A setting that no unit has begun under takes the type of the first unit that began under one
-    left to the device, so that a run computes in one type. Where nothing has begun, `auto` stays.
+    A setting that no phase step has begun under takes the type of the first phase step that began
+    under one left to the device, so that a run computes in one type. Where nothing has begun,
+    `auto` stays.
     """
     keys, known = undecided_keys(flatten_settings(config)), dict[str, str]()
     for phase_step in phases.list_phase_steps(config):
@@ -41,7 +41,7 @@ def with_recorded_types(config: RunConfig, directory: RunDirectory) -> RunConfig
 
 
 def decide_types(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[str]]:
-    """`config` without `auto`, and what is to be said of it; called on every process, and the same
+    """`config` without `auto`, and messages about it; called on every process, and the same
     on all: process 0 decides.
 
     Args:

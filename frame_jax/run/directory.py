@@ -173,7 +173,7 @@ def no_room_error(path: Path, needed: int) -> UserError:
 
 
 def how_to_remake(root: Path, path: Path, phase_step: str) -> str:
-    """What to type to have a damaged file of a unit made again.
+    """What to type to have a damaged file of a phase step made again.
 
     A part is made again by itself; the result is the same, so what was made from it stays.
     """

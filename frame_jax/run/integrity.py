@@ -1,9 +1,9 @@
-"""Files of a finished unit in, a list of their sizes and checksums out; and the way back.
+"""Files of a finished phase step in, a list of their sizes and checksums out; and the way back.
 
-RUN/checksums/<unit>.json is written when the unit is complete and compared at the start of every
-program that will read from the unit. Tables and JSON files are hashed: they are about a hundredth
-of the tokens. Of token and row files only the size is compared, because every record in them
-carries a hash that ArrayRecord checks when it is read: no corpus is read twice.
+RUN/checksums/<phase step>.json is written when the phase step is complete and compared at the start
+of every program that will read from the phase step. Tables and JSON files are hashed: they are
+about a hundredth of the tokens. Of token and row files only the size is compared, because every
+record in them carries a hash that ArrayRecord checks when it is read: no corpus is read twice.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIZED = {".arrayrecord"}
 
 
 def record_checksums(directory: RunDirectory, phase_step: str, outputs: Sequence[str]) -> None:
-    """Writes the checksums of a unit's outputs. Process 0 only."""
+    """Writes the checksums of a phase step's outputs. Process 0 only."""
     files = sorted(file for output in outputs for file in files_of(directory.root / output))
     write_json(
         checksums(directory, phase_step),
@@ -35,7 +35,8 @@ def checksums(directory: RunDirectory, phase_step: str) -> Path:
 
 
 def files_of(output: Path) -> list[Path]:
-    """The files under an output that other units read, checkpoints apart (they carry a digest)."""
+    """The files under an output that other phase steps read, checkpoints apart (they carry a
+    digest)."""
     if output.is_file():
         return [output]
     return [
@@ -59,11 +60,11 @@ def verify_checksums(
     phase_steps: Sequence[str],
     kinds: Container[str] = frozenset(HASHED | SIZED),
 ) -> None:
-    """Compares the files of complete units with their checksums; each process takes a share.
+    """Compares the files of complete phase steps with their checksums; each process takes a share.
 
     Args:
         directory: The run.
-        phase_steps: Names of units; those of a release that kept no checksums are passed over.
+        phase_steps: Their names.
         kinds: Suffixes of the files that will be read.
 
     Raises:
@@ -72,7 +73,7 @@ def verify_checksums(
     """
     for phase_step in phase_steps:
         path = checksums(directory, phase_step)
-        expected = read_json(path) if path.exists() else {}
+        expected = read_json(path)
         wanted = [name for name in sorted(expected) if Path(name).suffix in kinds]
         for name in processes.local_share(wanted):
             file = directory.root / name

@@ -103,8 +103,8 @@ def read_holder(path: Path) -> str:
 
 def in_use_error(directory: RunDirectory, path: Path) -> UserError:
     return UserError(
-        f"{directory.root} is in use by {read_holder(path) or 'another program'}; wait for it to end, "
-        "or choose another --run_directory"
+        f"{directory.root} is in use by {read_holder(path) or 'another program'}; wait for it to "
+        "end, or choose another --run_directory"
     )
 
 

@@ -1,8 +1,8 @@
-"""Completion markers: which units are complete, which are stale, and running one.
+"""Completion markers: which phase steps are complete, which are stale, and running one.
 
-A unit's marker `RUN/<unit>.json` holds the settings it was started under, a fingerprint of them and
-of the units it reads from, and whether it is complete. One that does not match the config is
-refused.
+A phase step's marker `RUN/<phase step>.json` holds the settings it was started under, a fingerprint
+of them and of the phase steps it reads from, and whether it is complete. One that does not match
+the config is refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from frame_jax.run.stale_steps import with_stale_steps
 
 @dataclasses.dataclass(frozen=True)
 class ExpectedMarker:
-    """What a unit's marker must say: flattened settings, fingerprints of its inputs, and a hash."""
+    """What a phase step's marker must say: flattened settings, fingerprints of its inputs, and a
+    hash."""
 
     settings: dict[str, Any]
     inputs: dict[str, str]
@@ -62,7 +63,7 @@ def read_marker(directory: RunDirectory, phase_step: PhaseStep) -> dict[str, Any
 
 
 def is_complete(directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker) -> bool:
-    """Whether the unit has run to its end, under the settings of this run."""
+    """Whether the phase step has run to its end, under the settings of this run."""
     marker = read_marker(directory, phase_step)
     return (
         marker is not None and marker["complete"] and marker["fingerprint"] == expected.fingerprint
@@ -70,7 +71,7 @@ def is_complete(directory: RunDirectory, phase_step: PhaseStep, expected: Expect
 
 
 def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker) -> None:
-    """Refuses a unit whose outputs were made under other settings or inputs.
+    """Refuses a phase step whose outputs were made under other settings or inputs.
 
     The report is the exception: it costs seconds and nothing is made from it, so a run with one
     more arm simply makes it again.
@@ -108,8 +109,8 @@ def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: Expe
 def downstream_names(
     table: Sequence[PhaseStep], everything: Sequence[PhaseStep], phase: str
 ) -> list[str]:
-    """Names of a phase's units (or of one unit) in `table`, and of all in `everything` made from
-    them."""
+    """Names of a phase's phase steps (or of one phase step) in `table`, and of all in `everything`
+    made from them."""
     doomed = [
         phase_step.name for phase_step in table if phase in (phase_step.phase, phase_step.name)
     ]
@@ -120,14 +121,14 @@ def downstream_names(
 
 
 def remove_outputs(directory: RunDirectory, table: Sequence[PhaseStep], phase: str) -> list[str]:
-    """Removes the outputs of a phase (or of one unit) and of everything made from them.
+    """Removes the outputs of a phase (or of one phase step) and of everything made from them.
 
     Arms that the config no longer names are removed where something that they were made from is.
     A marker guards outputs against other settings, so it goes after them, and first from what was
     made last. Outputs only get a temporary name, at once: `remove_temporaries` does the rest.
 
     Returns:
-        Names of the units removed.
+        Names of the phase steps removed.
     """
     everything = with_stale_steps(directory, table)
     doomed = downstream_names(table, everything, phase)
@@ -143,7 +144,7 @@ def remove_outputs(directory: RunDirectory, table: Sequence[PhaseStep], phase: s
 def run_phase_step(
     config: RunConfig, directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker
 ) -> None:
-    """Runs one unit on this process, together with the others, and marks it complete."""
+    """Runs one phase step on this process, together with the others, and marks it complete."""
     from frame_jax.parallel import processes
     from frame_jax.run import integrity
 
@@ -167,5 +168,6 @@ def run_phase_step(
 
 
 def read_fingerprint(directory: RunDirectory, phase_step: str) -> str:
-    """The fingerprint a unit was started under: identifies everything its result depends on."""
+    """The fingerprint a phase step was started under: identifies everything its result depends
+    on."""
     return read_json(directory.marker(phase_step))["fingerprint"]

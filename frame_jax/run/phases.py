@@ -1,7 +1,8 @@
-"""The ordered table of phases and their units: the one file that knows all subpackages, by name.
+"""The ordered table of phases and their phase steps: the one file that knows all subpackages, by
+name.
 
-A phase is one or more units: `reference_step` is three, `pretrain_step` one a trial (an arm under a
-seed).
+A phase is one or more phase steps: `reference_step` is three, `pretrain_step` one a trial (an arm
+under a seed).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from frame_jax.config.run import BASELINE, RunConfig, Trial
+from frame_jax.config.run import RunConfig, Trial
 
 PHASES = ("tokenize", "reference", "score", "partition", "pretrain", "evaluate", "report")
 
@@ -26,7 +27,7 @@ class PhaseStep:
         name: Name of the marker, e.g. `pretrain-frame`.
         phase: The phase it belongs to.
         settings: Dotted config keys its outputs depend on.
-        inputs: Units whose outputs it reads.
+        inputs: Phase steps whose outputs it reads.
         function: `module:function`, called with the config, the run directory and `arguments`.
         arguments: Further arguments of the function.
         outputs: What `--redo` removes, relative to the run directory.
@@ -44,7 +45,7 @@ class PhaseStep:
 
 
 def list_phase_steps(config: RunConfig) -> list[PhaseStep]:
-    """All units of a run, in the order in which they run."""
+    """All phase steps of a run, in the order in which they run."""
     imported = [name for name in REFERENCES if getattr(config.reference, name).checkpoint]
     trained = [name for name in REFERENCES if name not in imported]
     scored = [
@@ -157,7 +158,7 @@ def report_step(config: RunConfig) -> PhaseStep:
     return PhaseStep(
         "report",
         phase="report",
-        settings=() if config.baseline == BASELINE else ("baseline",),
+        settings=("baseline",),
         inputs=tuple(f"evaluate-{trial.name}" for trial in config.trials),
         function="report.report:write_report",
         outputs=("report",),
@@ -165,13 +166,14 @@ def report_step(config: RunConfig) -> PhaseStep:
 
 
 def select_until(table: Sequence[PhaseStep], until: str | None) -> list[PhaseStep]:
-    """The units of all phases up to and including `until` (None: all)."""
+    """The phase steps of all phases up to and including `until` (None: all)."""
     last = len(PHASES) if until is None else PHASES.index(until) + 1
     return [phase_step for phase_step in table if phase_step.phase in PHASES[:last]]
 
 
 def source_names(table: Sequence[PhaseStep], left: Sequence[PhaseStep]) -> list[str]:
-    """Names of the finished units from which, in one step or more, the units `left` are made."""
+    """Names of the finished phase steps from which, in one step or more, the phase steps `left` are
+    made."""
     by_name = {phase_step.name: phase_step for phase_step in table}
     found: set[str] = set()
     pending = [name for phase_step in left for name in phase_step.inputs]
@@ -184,6 +186,6 @@ def source_names(table: Sequence[PhaseStep], left: Sequence[PhaseStep]) -> list[
 
 
 def load_function(phase_step: PhaseStep) -> Callable[..., dict[str, Any]]:
-    """Imports a unit's function only when it runs: a finished run must not wait for JAX."""
+    """Imports a phase step's function only when it runs: a finished run must not wait for JAX."""
     module, function = phase_step.function.split(":")
     return getattr(importlib.import_module(f"frame_jax.{module}"), function)

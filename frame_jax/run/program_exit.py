@@ -69,7 +69,7 @@ def exit_program(code: int) -> NoReturn:
     """Ends this program, after an error without waiting for other processes of the run."""
     joined = sys.modules.get("frame_jax.parallel.processes")
     if code not in (0, STOPPED) and joined is not None:
-        joined.leave(code)
+        joined.leave_without_others(code)
     sys.exit(code)
 
 

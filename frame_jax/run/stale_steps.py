@@ -1,4 +1,5 @@
-"""Units that an earlier config had: found on disk, so that a redo removes them with the others."""
+"""Phase steps that an earlier config had: found on disk, so that a redo removes them with the
+others."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from frame_jax.run.phases import PhaseStep
 
 
 def with_stale_steps(directory: RunDirectory, table: Sequence[PhaseStep]) -> list[PhaseStep]:
-    """A run's units, and those of arms and reference models that its config no longer names.
+    """A run's phase steps, and those of arms and reference models that its config no longer names.
 
     In the order in which they run.
     """
@@ -36,7 +37,7 @@ def with_stale_steps(directory: RunDirectory, table: Sequence[PhaseStep]) -> lis
 
 
 def has_outputs(directory: RunDirectory, phase_step: PhaseStep) -> bool:
-    """Whether a unit has left anything."""
+    """Whether a phase step has left anything."""
     paths = [
         directory.marker(phase_step.name),
         *(directory.root / output for output in phase_step.outputs),
@@ -45,8 +46,8 @@ def has_outputs(directory: RunDirectory, phase_step: PhaseStep) -> bool:
 
 
 def changed_input(directory: RunDirectory, phase_step: str) -> str | None:
-    """The unit, among those that `phase_step` was made from, that has been made anew since; or
-    None."""
+    """The phase step, among those that `phase_step` was made from, that has been made anew since;
+    or None."""
     marker = directory.marker(phase_step)
     if not marker.exists():
         return None

@@ -53,8 +53,9 @@ def storage_error(what: object, error: BaseException | str) -> UserError:
     cause = error if isinstance(error, str) else find_storage_error(error) or error
     message = str(cause).strip().splitlines()
     return UserError(
-        f"{what}: the storage or the network failed ({message[0][:300] if message else repr(cause)}). "
-        "Nothing is damaged as far as this tells, and nothing was changed: mend the mount, the "
+        f"{what}: the storage or the network failed "
+        f"({message[0][:300] if message else repr(cause)}). "
+        "Nothing is damaged as far as this tells, and nothing was changed: fix the mount, the "
         "disk, the connection or the permissions, and run the same command again"
     )
 

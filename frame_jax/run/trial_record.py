@@ -1,4 +1,4 @@
-"""A run and an arm's name in; its folder, its plan and the checkpoint that is asked for out."""
+"""A run and a trial's name in; its folder, its plan and the checkpoint that is asked for out."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from frame_jax.run.stale_steps import changed_input
 
 
 def read_trial_record(directory: RunDirectory, trial: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of a trained arm, and its curriculum.json.
+    """The folder of a trained trial, and its curriculum.json.
 
     Raises:
-        UserError: if there is no such arm, or what it was made from is there no more.
+        UserError: if there is no such trial, or what it was made from is there no more.
     """
     folder = directory.pretrain(trial)
     if not (folder / "curriculum.json").exists():
-        arms = sorted(path.parent.name for path in folder.parent.glob("*/curriculum.json"))
-        there = f"there are: {', '.join(arms)}" if arms else "run the pretrain phase first"
+        trials = sorted(path.parent.name for path in folder.parent.glob("*/curriculum.json"))
+        there = f"there are: {', '.join(trials)}" if trials else "run the pretrain phase first"
         raise UserError(f"{directory.root} has no trained curriculum {trial!r}; {there}")
     if (changed := changed_input(directory, f"pretrain-{trial}")) is not None:
         raise UserError(
@@ -57,15 +57,13 @@ def averaged_steps(trial_record: dict[str, Any], last: int) -> list[int]:
     """The checkpoints whose mean is the average of the last `last`, ascending.
 
     Args:
-        trial_record: The arm's curriculum.json.
+        trial_record: The trial's curriculum.json.
         last: How many.
 
     Raises:
         UserError: if fewer were kept.
     """
-    kept = trial_record.get("tail_steps") or [
-        step for step in trial_record["kept_steps"] if step > 0
-    ]
+    kept = trial_record["tail_steps"] or [step for step in trial_record["kept_steps"] if step > 0]
     if last > len(kept):
         raise UserError(
             f"an average of the last {last} checkpoints needs as many, and {len(kept)} were kept: "

@@ -12,7 +12,7 @@ import numpy as np
 
 from frame_jax.scoring.windows import Window
 
-FULL = 0.99  # rows less full than this wait for better company
+FULL = 0.99  # rows less full than this are packed again with later documents
 
 WindowRow = list[Window]
 

@@ -220,7 +220,7 @@ def score_parts(
     total = len(passes) * sum(count(part) for part in parts)
     unit = "tokens" if one_pass else "documents"
     with progress.progress_bar("score", total, unit, show=show) as update:
-        meters = [RunningTotals(update, each.vocab_sizes, each.names) for each in passes]
+        totals = [RunningTotals(update, each.vocab_sizes, each.names) for each in passes]
         for part in parts:
             index = read_index(part)
             scores = [
@@ -229,12 +229,12 @@ def score_parts(
                     read_model_documents(part, index["row"].to_numpy(), each, texts),
                     bos_id=each.tokenizer.bos_id,
                     overlap=config.scoring.overlap,
-                    report=meter.add_batch,
+                    report=running.add_batch,
                 )
-                for each, meter in zip(passes, meters, strict=True)
+                for each, running in zip(passes, totals, strict=True)
             ]
-            for meter in meters:
-                meter.require_better_than_chance()
+            for running in totals:
+                running.require_better_than_chance()
             write_scores(scores_path(directory, part), index, scores)
 
 

@@ -86,8 +86,8 @@ def table_files(table: TableConfig) -> tuple[dict[str, Path], list[str]]:
     for path in map(str, map(Path.absolute, found.values())):
         if escape_name(path) != path or UNREADABLE.search(path) is not None:
             raise UserError(
-                f"scoring.table.path: {escape_name(path)}: DuckDB reads no path that is not UTF-8, and "
-                "none with both a backslash and one of * ? [: rename it"
+                f"scoring.table.path: {escape_name(path)}: DuckDB reads no path that is not "
+                "UTF-8, and none with both a backslash and one of * ? [: rename it"
             )
     return found, [escape_name(file.name) for file in listed if file not in files]
 
@@ -213,8 +213,8 @@ def join_table(
     files, _ = table_files(table)
     # Those of one type each, because DuckDB takes the types of the first file for those of all.
     queries = [
-        f"SELECT {id_in_sql(table.doc_id, types[0])} AS doc_id, {sql_identifier(table.ppl)} AS ppl, "
-        f"{pd} AS pd FROM {parquet_table(*paths)}"
+        f"SELECT {id_in_sql(table.doc_id, types[0])} AS doc_id, {sql_identifier(table.ppl)} AS "
+        f"ppl, {pd} AS pd FROM {parquet_table(*paths)}"
         for types, paths in files_by_type(table, files).items()
     ]
     connection.execute(f"CREATE VIEW given AS {' UNION ALL '.join(queries)}")

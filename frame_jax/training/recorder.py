@@ -18,7 +18,7 @@ from frame_jax.training.training_job import TrainingJob
 
 
 class Recorder:
-    """What is told of one attempt at a training run, from `start` on, before which the run has
+    """Records of one attempt at a training run, from `start` on, before which the run has
     `consumed` rows; a context manager.
 
     Every process counts bad steps; process 0 alone writes.

@@ -1,7 +1,7 @@
 """Records of training steps in, curves to watch out: TensorBoard, and one tracker of the user's.
 
 The setting `tracker: module:function` names the function that opens it, called on process 0 as
-`function(name, folder, config)`: the run's unit such as `pretrain-frame`, its folder, and all
+`function(name, folder, config)`: the run's phase step such as `pretrain-frame`, its folder, and all
 settings as a nested dict. What it returns has the two methods of `Tracker`.
 """
 
@@ -62,7 +62,7 @@ def tracker_opener(config: RunConfig, name: str, folder: Path) -> MakeTracker | 
 
 
 class TrackerFollower:
-    """A tracker that is told of each step at most once, and whose failures stop no training.
+    """A tracker that gets each step at most once, and whose failures stop no training.
 
     Steps that run again after an interruption were sent already. Which ones, `tracked.json` says:
     everything up to the last line that `metrics.jsonl` had when the run was started again.

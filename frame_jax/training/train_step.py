@@ -186,14 +186,14 @@ def router_metrics(routers: RouterStatistics) -> dict[str, jax.Array]:
     Returns:
         `expert_load`: [layers] float32, the busiest expert's choices by an even share;
         `dead_experts`: share of all experts that nothing chose; `router_entropy`: [layers], mean
-        over tokens, nats; `balance_loss`: 1 where the load is even.
+        over tokens, nats; `load_balance_loss`: 1 where the load is even.
     """
     tokens = jnp.maximum(routers.tokens, 1)
     return {
         "expert_load": jnp.max(routers.counts, -1) / jnp.maximum(jnp.mean(routers.counts, -1), 1),
         "dead_experts": jnp.mean(routers.counts == 0),
         "router_entropy": routers.entropy / tokens,
-        "balance_loss": jnp.mean(routers.balance / tokens),
+        "load_balance_loss": jnp.mean(routers.balance / tokens),
     }
 
 

@@ -153,7 +153,7 @@ def _train(
 ) -> dict[str, Any]:
     factory = StateFactory(job, mesh)
     start, state = factory.restore_newest(checkpointer)
-    consumed = digest.ConsumedRows(start)
+    consumed = digest.ConsumedRows()
     if start > 0:
         consumed = digest.read_consumed_rows(checkpointer.consumed_rows(start)) or consumed
     if 0 in kept and checkpointer.latest() is None:

@@ -1,10 +1,8 @@
-import dataclasses
 from pathlib import Path
 
 import pytest
 import yaml
 
-from frame_jax.config.base import added, runtime
 from frame_jax.config.file import load, parse
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import flatten_settings, setting_at
@@ -96,26 +94,3 @@ def test_lookup_goes_through_dataclasses_and_dicts(tmp_path: Path) -> None:
     config = load(write(tmp_path, {"curricula": {"arm": {"preset": "random"}}}))
     assert setting_at(config, "curricula.arm").preset == "random"
     assert setting_at(config, "partition.rows") == config.partition.rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Grown:
-    """Settings of which two came later."""
-
-    old: int = 1
-    faster: int = runtime(2)
-    new: int | None = added(None)
-    list_of: list[int] = added(default_factory=list)
-
-
-def test_a_later_setting_counts_once_it_is_used() -> None:
-    """So that a run of the release before, which knew no such setting, stays current."""
-    assert flatten_settings(Grown(), "x") == {"x.old": 1}
-    assert flatten_settings(Grown(new=3, list_of=[1]), "x") == {
-        "x.old": 1,
-        "x.new": 3,
-        "x.list_of": [1],
-    }
-    assert set(flatten_settings(Grown(), "x", with_runtime=True)) == {
-        *("x.old", "x.faster", "x.new", "x.list_of")
-    }

@@ -69,10 +69,10 @@ def test_a_bucket_is_no_run_directory(url: str, home: Path, capsys) -> None:
         shown = capsys.readouterr().err
         assert f"run_directory: {url} is a URL" in shown and "Traceback" not in shown
         assert f"--checkpoint_root {url}" in shown and "mount" in shown
-    for door in (inspect.main, export.main, export_order.main):
-        out = [] if door is inspect.main else ["--out", "o"]
-        format_ = ["--to", "parquet"] if door is export_order.main else []
-        assert door([url, *out, *format_]) == 2
+    for entry in (inspect.main, export.main, export_order.main):
+        out = [] if entry is inspect.main else ["--out", "o"]
+        format_ = ["--to", "parquet"] if entry is export_order.main else []
+        assert entry([url, *out, *format_]) == 2
         assert "is a URL" in capsys.readouterr().err
     assert list(Path.cwd().iterdir()) == []
 

@@ -20,15 +20,17 @@ def read(folder: Path, **changes: object) -> RunConfig:
 
 
 def test_a_study_makes_an_arm_of_every_order_under_every_rate(tmp_path: Path) -> None:
-    schedules = {"constant": {"kind": "constant"}, "steep": {"final_fraction": 0.0}}
-    config = read(tmp_path, **RATE, study={"orders": ["frame", "random"], "schedules": schedules})
+    lr_schedules = {"constant": {"kind": "constant"}, "steep": {"final_fraction": 0.0}}
+    config = read(
+        tmp_path, **RATE, study={"orders": ["frame", "random"], "lr_schedules": lr_schedules}
+    )
     assert list(config.curricula) == [
         *("frame", "random", "frame_constant", "random_constant", "frame_steep", "random_steep")
     ]
     assert {c.preset for n, c in config.curricula.items() if n.startswith("frame")} == {"frame"}
     assert config.curricula["frame"].lr_schedule is None
     # What a rate does not name is that of the run, not the default.
-    constant, steep = (config.training_of_arm(f"random_{n}").lr_schedule for n in schedules)
+    constant, steep = (config.training_of_arm(f"random_{n}").lr_schedule for n in lr_schedules)
     assert (constant.kind, constant.peak, constant.warmup_fraction) == ("constant", 0.003, 0.1)
     assert (steep.kind, steep.peak, steep.final_fraction) == ("wsd", 0.003, 0.0)
 
@@ -38,7 +40,7 @@ def test_a_study_takes_orders_of_ones_own_and_stands_beside_other_curricula(tmp_
         "mine": {"stages": [{"weights": {"Q1": 1, "Q2": 1}}, {"weights": {"Q3": 1, "Q4": 1}}]},
         "wide": {"preset": "frame", "width": 0.5},
     }
-    study = {"orders": ["mine", "random"], "schedules": {"constant": {"kind": "constant"}}}
+    study = {"orders": ["mine", "random"], "lr_schedules": {"constant": {"kind": "constant"}}}
     config = read(tmp_path, curricula=curricula, study=study)
     assert set(config.curricula) == {"mine", "random", "mine_constant", "random_constant", "wide"}
     assert config.curricula["mine_constant"].stages == config.curricula["mine"].stages
@@ -56,21 +58,21 @@ def test_a_study_takes_orders_of_ones_own_and_stands_beside_other_curricula(tmp_
         ({"study": {"orders": []}}, "study.orders is empty"),
         ({"study": {"orders": ["frame", "frame"]}}, "names an order twice"),
         (
-            {"study": {"orders": ["frame"], "schedules": {"c": {"kindd": "constant"}}}},
+            {"study": {"orders": ["frame"], "lr_schedules": {"c": {"kindd": "constant"}}}},
             "study.lr_schedules.c",
         ),
         (
-            {"study": {"orders": ["frame"], "schedules": {"c": {"peak": "high"}}}},
+            {"study": {"orders": ["frame"], "lr_schedules": {"c": {"peak": "high"}}}},
             "study.lr_schedules.c",
         ),
         (
-            {"study": {"orders": ["frame"], "schedules": {"c": {"peak": -1.0}}}},
+            {"study": {"orders": ["frame"], "lr_schedules": {"c": {"peak": -1.0}}}},
             "lr_schedule.peak must be positive",
         ),
         (
             {
                 "curricula": {"frame_c": {"preset": "reverse"}, "random": {"preset": "random"}},
-                "study": {"orders": ["frame"], "schedules": {"c": {"kind": "constant"}}},
+                "study": {"orders": ["frame"], "lr_schedules": {"c": {"kind": "constant"}}},
             },
             "'frame_c' is also one of curricula",
         ),

@@ -26,7 +26,7 @@ def schedules(draw: st.DrawFn) -> DataSchedule:
         )
     )
     uses[0] |= set(quadrants) - set().union(*uses)
-    # Drawing how many rows of each cell each stage has makes lengths that can be filled.
+    # Drawing how many rows of each quadrant each stage has makes lengths that can be filled.
     rows = [{quadrant: draw(st.integers(0, 150)) for quadrant in sorted(use)} for use in uses]
     quadrant_rows = {quadrant: sum(r.get(quadrant, 0) for r in rows) for quadrant in quadrants}
     if sum(quadrant_rows.values()) < 30:

@@ -15,16 +15,16 @@ from frame_jax.errors import UserError
 from frame_jax.records import LENGTHS, OpenFiles, TokenReader, write_tokens
 from tests.curriculum.orders import preset_map
 
-CELL_ROWS = {"Q1": 37, "Q2": 41, "Q3": 29, "Q4": 40}
+QUADRANT_ROWS = {"Q1": 37, "Q2": 41, "Q3": 29, "Q4": 40}
 BATCH, LENGTH, BOS = 12, 5, 1
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
-    """Rows that say where they are from: [cell, row, ...], in parts of 0 to 20 rows."""
+    """Rows that say where they are from: [quadrant, row, ...], in parts of 0 to 20 rows."""
     root = tmp_path_factory.mktemp("rows")
     paths: dict[str, list[Path]] = {}
-    for number, (quadrant, rows) in enumerate(CELL_ROWS.items()):
+    for number, (quadrant, rows) in enumerate(QUADRANT_ROWS.items()):
         cuts = [0, 9, 9, 20, rows]
         for part, (first, stop) in enumerate(pairwise(cuts)):
             path = root / f"{quadrant}-{part}.arrayrecord"
@@ -37,7 +37,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 @pytest.fixture(scope="module")
 def selection() -> SelectionMap:
-    return preset_map("frame", CELL_ROWS)
+    return preset_map("frame", QUADRANT_ROWS)
 
 
 def load(parts, selection, offsets=range(BATCH), start_step=0) -> np.ndarray:
@@ -57,7 +57,7 @@ def load(parts, selection, offsets=range(BATCH), start_step=0) -> np.ndarray:
 def test_batches_follow_the_selection_and_end_in_padding(parts, selection) -> None:
     batches = load(parts, selection)
     rows = batches.reshape(-1, LENGTH)
-    total = sum(CELL_ROWS.values())
+    total = sum(QUADRANT_ROWS.values())
     assert batches.dtype == np.int32 and len(batches) == -(-total // BATCH)
     quadrants, indices = selection.select(np.arange(total))
     np.testing.assert_array_equal(rows[:total, :2], np.stack([quadrants + 100, indices], axis=1))

@@ -17,11 +17,11 @@ from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum
 from tests.curriculum.orders import PRESETS, preset_map, schedules
 
-CELL_ROWS = {"Q1": 1003, "Q2": 990, "Q3": 1100, "Q4": 800}
+QUADRANT_ROWS = {"Q1": 1003, "Q2": 990, "Q3": 1100, "Q4": 800}
 
 
 def selected(selection: SelectionMap) -> np.ndarray:
-    """int64 [epochs, epoch rows, 2]: cell and row of everything in order."""
+    """int64 [epochs, epoch rows, 2]: quadrant and row of everything in order."""
     pairs = np.stack(selection.select(np.arange(len(selection))), axis=1)
     return pairs.reshape(selection.schedule.epochs, selection.schedule.epoch_rows, 2)
 
@@ -103,9 +103,9 @@ def test_presets_on_any_grid_use_the_same_rows(
 
 @pytest.mark.parametrize("steps", [None, 200])
 def test_every_curriculum_uses_the_same_rows(steps: int | None) -> None:
-    sets = {name: selected(preset_map(name, CELL_ROWS, steps))[0] for name in PRESETS}
+    sets = {name: selected(preset_map(name, QUADRANT_ROWS, steps))[0] for name in PRESETS}
     reference = np.unique(sets["random"], axis=0)
-    assert len(reference) == (sum(CELL_ROWS.values()) if steps is None else 200 * 8)
+    assert len(reference) == (sum(QUADRANT_ROWS.values()) if steps is None else 200 * 8)
     for name, pairs in sets.items():
         assert (np.unique(pairs, axis=0) == reference).all(), name
     orders = {pairs.tobytes() for pairs in sets.values()}
@@ -115,7 +115,7 @@ def test_every_curriculum_uses_the_same_rows(steps: int | None) -> None:
 def test_epochs_and_seeds_shuffle_whole_quadrants() -> None:
     """The first half of a quadrant's rows is half another one in the next epoch."""
     curriculum = expand_curriculum(CurriculumConfig(preset="frame", epochs=2), AxesConfig())
-    schedule = resolve_curriculum(curriculum, CELL_ROWS, batch_size=8, sequence_length=8)
+    schedule = resolve_curriculum(curriculum, QUADRANT_ROWS, batch_size=8, sequence_length=8)
     halves = []
     for seed in (0, 1):
         for epoch in selected(SelectionMap(schedule, seed)):
@@ -126,11 +126,11 @@ def test_epochs_and_seeds_shuffle_whole_quadrants() -> None:
 
 
 def test_a_short_run_is_mixed_finely_and_without_a_pattern() -> None:
-    selection = preset_map("pdpc", CELL_ROWS)
-    for start in range(0, sum(CELL_ROWS.values()) - 256, 128):
+    selection = preset_map("pdpc", QUADRANT_ROWS)
+    for start in range(0, sum(QUADRANT_ROWS.values()) - 256, 128):
         asked = selection.schedule.mixture(start, start + 256)
         assert np.abs(selection.mixture(start, start + 256) - asked).max() < 0.07
-    quadrants = selected(preset_map("random", CELL_ROWS))[0, :, 0]
+    quadrants = selected(preset_map("random", QUADRANT_ROWS))[0, :, 0]
     blocks = [tuple(quadrants[start : start + 64]) for start in range(0, 3840, 64)]
     agreement = [np.mean(np.equal(a, b)) for a, b in combinations(blocks, 2)]
     assert max(agreement) < 0.6 and 0.2 < np.mean(agreement) < 0.3

@@ -19,12 +19,12 @@ from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum, shuffl
 from frame_jax.errors import UserError
 from tests.curriculum.orders import PRESETS
 
-CELL_ROWS = {"Q1": 1000, "Q2": 1000, "Q3": 1000, "Q4": 1000}
+QUADRANT_ROWS = {"Q1": 1000, "Q2": 1000, "Q3": 1000, "Q4": 1000}
 
 
 def schedule_of(*stages: StageConfig, **settings) -> DataSchedule:
     curriculum = expand_curriculum(CurriculumConfig(stages=list(stages), **settings), AxesConfig())
-    return resolve_curriculum(curriculum, CELL_ROWS, batch_size=10, sequence_length=64)
+    return resolve_curriculum(curriculum, QUADRANT_ROWS, batch_size=10, sequence_length=64)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_presets_on_four_quadrants(name: str, order: list[str]) -> None:
     assert ["+".join(stage.weights) for stage in stages] == order
 
 
-# Each preset as a sort: cells whose key is equal share a stage, stages come with rising keys.
+# Each preset as a sort: quadrants whose key is equal share a stage, stages come with rising keys.
 ORDER = {
     "frame": lambda p, d: (-p, d),
     "random": lambda p, d: 0,
@@ -94,7 +94,7 @@ def test_every_preset_is_tested() -> None:
 def test_folded_passes_through_the_order_with_equal_shares() -> None:
     schedule = resolve_curriculum(
         expand_curriculum(CurriculumConfig(preset="folded", folds=3), AxesConfig()),
-        CELL_ROWS,
+        QUADRANT_ROWS,
         batch_size=10,
         sequence_length=64,
     )
@@ -157,7 +157,10 @@ def test_transition_is_the_logistic_of_the_method() -> None:
     width, rows = 0.04, 4_000_000
     frame = expand_curriculum(CurriculumConfig(preset="frame", width=width), AxesConfig())
     schedule = resolve_curriculum(
-        frame, {quadrant: rows // 4 for quadrant in CELL_ROWS}, batch_size=10, sequence_length=64
+        frame,
+        {quadrant: rows // 4 for quadrant in QUADRANT_ROWS},
+        batch_size=10,
+        sequence_length=64,
     )
     progress = np.linspace(0, 1, 2001)
     k = 2 * math.log(0.88 / 0.12) / width
@@ -184,7 +187,7 @@ def test_stages_keep_their_rows_under_any_width(width: float) -> None:
 
 def test_stage_at_and_boundaries_follow_the_run() -> None:
     curriculum = expand_curriculum(CurriculumConfig(preset="frame", epochs=2), AxesConfig())
-    schedule = resolve_curriculum(curriculum, CELL_ROWS, batch_size=10, sequence_length=64)
+    schedule = resolve_curriculum(curriculum, QUADRANT_ROWS, batch_size=10, sequence_length=64)
     assert schedule.boundaries.tolist() == [1000 * i for i in range(1, 9)]
     rows = (0, 999, 1000, 3999, 4000, 7999)
     assert [schedule.stage_at(row) for row in rows] == [0, 0, 1, 3, 0, 3]
@@ -260,7 +263,7 @@ def test_impossible_stages_are_named(stages: list[StageConfig], message: str) ->
 def test_a_run_longer_than_its_rows_is_refused_with_the_epochs_it_needs() -> None:
     curriculum = expand_curriculum(CurriculumConfig(preset="frame"), AxesConfig())
     with pytest.raises(UserError, match="epochs to 3"):
-        resolve_curriculum(curriculum, CELL_ROWS, batch_size=10, sequence_length=64, steps=1000)
+        resolve_curriculum(curriculum, QUADRANT_ROWS, batch_size=10, sequence_length=64, steps=1000)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +292,7 @@ def test_contradictory_curricula_are_refused(make) -> None:
 def test_there_and_back_ends_where_frame_ends_and_gives_each_visit_its_share() -> None:
     axes = AxesConfig()
     curriculum = expand_curriculum(CurriculumConfig(preset="there_and_back"), axes)
-    schedule = resolve_curriculum(curriculum, CELL_ROWS, batch_size=10, sequence_length=64)
+    schedule = resolve_curriculum(curriculum, QUADRANT_ROWS, batch_size=10, sequence_length=64)
     names, rows = [s.name for s in schedule.stages], [s.stop - s.start for s in schedule.stages]
     assert names[0] == "Q3" and names[-1] == "Q2"
     for quadrant, visits in {"Q1": 3, "Q2": 2, "Q3": 2, "Q4": 3}.items():

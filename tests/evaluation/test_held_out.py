@@ -41,7 +41,7 @@ Documents = dict[str, dict[str, Any]]
 
 
 def make_config(root: Path, **evaluation: Any) -> RunConfig:
-    optimizer = OptimizerConfig(ema_decay=0.9 if evaluation.get("average") else None)
+    optimizer = OptimizerConfig(ema_decay=0.9 if evaluation.get("ema") else None)
     return RunConfig(
         run_directory=str(root),
         pretrain=PretrainConfig(training=TrainingConfig(optimizer=optimizer)),
@@ -209,7 +209,7 @@ def test_processes_share_the_work_and_agree_with_one(
     assert len(written) == len(set(written)) == PARTS * len(STEPS)
     plan = read_json(directory.pretrain("frame") / "curriculum.json")
     merged = held_out.held_out_result(directory, "frame", plan, kept, [])
-    assert merged | {"average": False} == read_json(whole.evaluation("frame"))
+    assert merged | {"ema": False} == read_json(whole.evaluation("frame"))
 
 
 def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Pat
     config = make_config(directory.root, average=True)
     held_out.evaluate_trial(config, directory, "frame")
     measured = read_json(directory.evaluation("frame"))
-    assert measured == read_json(whole.evaluation("frame")) | {"average": True}
+    assert measured == read_json(whole.evaluation("frame")) | {"ema": True}
 
 
 def test_a_limit_takes_the_same_documents_whatever_the_parts(finished: Any) -> None:

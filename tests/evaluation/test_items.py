@@ -13,7 +13,7 @@ import pytest
 
 from frame_jax.errors import UserError
 from frame_jax.evaluation.items import read_items
-from tests.corpus.sources.test_packed import NAMES, others, zstd
+from tests.corpus.sources.test_compressed import NAMES, others, zstd
 
 QUESTIONS = [f"question {k} 中文 " + "words " * k for k in range(300)]
 DATA = "".join(

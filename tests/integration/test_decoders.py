@@ -14,9 +14,9 @@ from frame_jax.models.functional import read_description
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from tests.integration.small_run import settings, write_config, write_corpus
 
-MAMBA2 = {"num_heads": 4, "head_dim": 16, "state_size": 8, "chunk": 16}
+MAMBA2 = {"num_heads": 4, "head_dim": 16, "state_size": 8, "chunk_size": 16}
 EXPERTS = {
-    "count": 4,
+    "num_experts": 4,
     "num_experts_per_token": 2,
     "intermediate_size": 32,
     "shared_expert_intermediate_size": 32,

@@ -1,4 +1,5 @@
-"""A run directory may have any name: phases and doors read what lies in it, and nothing else."""
+"""A run directory may have any name: phases and entry points read what lies in it, and nothing
+else."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def test_quadrants_hold_the_same_tokens_in_every_group(run) -> None:
         tokens = {q: t for d, q, t, _ in rows if d == domain}
         largest = max(biggest for d, _, _, biggest in rows if d == domain)
         assert tokens.keys() == set(QUADRANTS)
-        # Whole documents are dealt, so a cell may be off by about one.
+        # Whole documents are dealt, so a quadrant may be off by about one.
         assert max(tokens.values()) - min(tokens.values()) <= 2 * largest
 
 

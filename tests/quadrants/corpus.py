@@ -145,7 +145,8 @@ def rank_bins(
 
 
 def expected_cells(corpus: Corpus, config: PartitionConfig) -> np.ndarray:
-    """Cell of every document, None for those without a place, by the rule as it is written down."""
+    """Quadrant of every document, None for those without a place, by the rule as it is written
+    down."""
     corpus, axes = stored(corpus), config.axes
     scores = (corpus.doc_id, corpus.tokens)
     with np.errstate(over="ignore"):

@@ -60,7 +60,7 @@ def pieces_of(ids: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def documents_in(corpus: Corpus, quadrant: str, eos: int = EOS) -> list[tuple[int, ...]]:
-    """Training documents of a cell as they should enter rows, without BOS."""
+    """Training documents of a quadrant as they should enter rows, without BOS."""
     config = run_config(RunDirectory("unused")).partition
     chosen = (expected_cells(corpus, config) == quadrant) & (corpus.split == "train")
     end = () if eos == BOS else (eos,)

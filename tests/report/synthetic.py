@@ -240,8 +240,8 @@ def write_evaluation(
     write_json(
         directory.evaluation(trial),
         {
-            "curriculum": trial,
-            "average": False,
+            "trial": trial,
+            "ema": False,
             "checkpoints": checkpoints,
             "tasks": task_scores(plan, OFFSETS[arm]),
         },

@@ -66,7 +66,7 @@ MISTAKES: dict[str, tuple[str, Any, str]] = {
     "no rotation": ("pretrain.model.rope_theta", 0.0, "rope_theta must be positive"),
     "process out of range": (
         "parallel",
-        {"processes": 2, "process": 2},
+        {"num_processes": 2, "process_id": 2},
         "below parallel.num_processes",
     ),
     "nothing held out": ("evaluation.max_documents", 0, "max_documents must be at least 1"),
@@ -137,7 +137,7 @@ def places(tree: Any, path: tuple = ()) -> list[tuple]:
 
 TREE = settings(Path("/nowhere")) | {
     "seed": 3,
-    "parallel": {"data": 1, "fsdp": -1, "processes": 2, "process": 0},
+    "parallel": {"data": 1, "fsdp": -1, "num_processes": 2, "process_id": 0},
     "curricula": {
         "a": {"preset": "frame"},
         "b": {"stages": [{"weights": {"Q3": 1.0}, "steps": 5}]},

@@ -122,7 +122,7 @@ def left_of(directory: RunDirectory, run: RunConfig) -> list[str]:
 
 def test_another_seed_trains_only_what_is_missing(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    complete(directory, config())  # one seed, as every run of earlier releases
+    complete(directory, config())  # one seed
     assert stale(directory, config("--seeds=3")) == {}
     more = [f"{what}-{arm}-seed{n}" for what in ("pretrain", "evaluate") for n in (1, 2)
             for arm in ("frame", "random")]  # fmt: skip

@@ -75,7 +75,7 @@ def test_a_reference_model_goes_that_is_imported_now(finished: RunDirectory) -> 
 
 
 def partition_anew(directory: RunDirectory) -> None:
-    """As a release did that left the arms outside the config alone."""
+    """As a program does that is killed before it has removed what was made from the rows."""
     path = directory.marker("partition")
     write_json(path, read_json(path) | {"fingerprint": "of other rows"})
 

@@ -9,7 +9,7 @@ import pytest
 
 from frame_jax.export.order.shards import read_rows
 from frame_jax.export.order.trial_order import Trainer, make_trial_order
-from tests.export.order.test_order import BATCH, CELLS, CURRICULA, LENGTH, make_run
+from tests.export.order.test_order import BATCH, CURRICULA, LENGTH, QUADRANTS, make_run
 
 REPOSITORY = Path(__file__).parents[2]
 ENVIRONMENTS = REPOSITORY / ".venv" / "clients"
@@ -43,9 +43,11 @@ def test_mosaicml_streaming_yields_the_run_s_rows(tool, run, curriculum) -> None
 
 
 def rows_of(tool, run, plan) -> np.ndarray:
-    names = plan.schedule.cells
+    names = plan.schedule.quadrants
     quadrants = [
-        tool.Cell(name, tool.list_parts(run[1].quadrants / name, ".arrayrecord"), tool.OpenFiles())
+        tool.QuadrantRows(
+            name, tool.list_parts(run[1].quadrants / name, ".arrayrecord"), tool.OpenFiles()
+        )
         for name in names
     ]
     return read_rows(quadrants, plan, 0, plan.schedule.rows)
@@ -70,15 +72,15 @@ def test_another_order_of_sequences_is_seen(tool, run, curriculum, monkeypatch) 
     trainer = Trainer(plan.schedule.rows * LENGTH // (20 * steps), 20, "", "")
     rng = np.random.default_rng(0)
     needed = plan.schedule.rows * LENGTH
-    texts = rng.integers(0, 1000, (len(CELLS), needed))
+    texts = rng.integers(0, 1000, (len(QUADRANTS), needed))
     places = np.concatenate([np.append(text, -2) for text in texts])
-    owners = np.repeat(np.arange(len(CELLS)), needed + 1)
+    owners = np.repeat(np.arange(len(QUADRANTS)), needed + 1)
     monkeypatch.setattr(tool, "known_places", lambda run, quadrants: (places, owners))
-    taken, sequences = [0] * len(CELLS), []
+    taken, sequences = [0] * len(QUADRANTS), []
     stages = tool.promised(plan, trainer, True)
     for _, first, stop, shares in stages:
         count = (stop - first) * trainer.batch_size
-        for quadrant in rng.choice(len(CELLS), count, p=shares):
+        for quadrant in rng.choice(len(QUADRANTS), count, p=shares):
             sequences.append(texts[quadrant, taken[quadrant] : taken[quadrant] + 20])
             taken[quadrant] += 20
     found = np.stack(sequences)

@@ -76,7 +76,9 @@ def test_the_seconds_of_a_step_come_from_two_and_four_layers_of_each_kind(
 def test_a_model_of_one_kind_is_made_shallow_as_it_is(tool: dict[str, Any]) -> None:
     decoder = Decoder(ModelConfig(num_layers=8), 512)
     shallow = tool["shallow"](decoder, {LayerSpec("attention", "dense"): 4})
-    assert shallow.config.runs[0].length == shallow.unroll == 4 and shallow.config.repeats == 1
+    assert (
+        shallow.config.layer_groups[0].length == shallow.unroll == 4 and shallow.config.repeats == 1
+    )
 
 
 @pytest.mark.parametrize(

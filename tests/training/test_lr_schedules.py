@@ -86,7 +86,7 @@ def test_the_average_follows_the_weights() -> None:
         expected = jax.tree.map(lambda mean, p: 0.75 * mean + 0.25 * p, expected, params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-        state[-1].average,
+        state[-1].ema,
         expected,
     )
 

@@ -86,7 +86,7 @@ def _batches(stream: BinaryIO) -> Iterator[pa.RecordBatch]:
 
 def _validate(column: pa.Array) -> None:
     """Looks at all offsets and indices of a column; its texts may be other than UTF-8, which is
-    said of each record."""
+    reported for each record."""
     if pa.types.is_dictionary(column.type):
         bounds = pc.min_max(column.indices).as_py()
         if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < len(

@@ -1,4 +1,4 @@
-"""The bytes of a file, unpacked: what they are packed with is told by the first of them."""
+"""The bytes of a file, unpacked: the compression is recognised by the first of them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,8 @@ def refuse_other_format(path: str, head: bytes) -> None:
     if (found := other_format(head)) is not None:
         what, remedy = found
         raise UserError(
-            f"{path}: is no text but {what}: {KIND_ADVICE.get(what, remedy)}, or leave it out of `path`"
+            f"{path}: is no text but {what}: {KIND_ADVICE.get(what, remedy)}, or leave it out of "
+            "`path`"
         )
 
 

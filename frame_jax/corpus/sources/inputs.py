@@ -120,8 +120,9 @@ def unreadable_input_error(
     """What to say of an input that is damaged, or that its disk or mount does not give."""
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(
-            f"{item.display_path}: cannot be read now ({error.strerror or error}): the disk, the mount or "
-            "the right to read it fails, which says nothing of the file; mend that and run the "
+            f"{item.display_path}: cannot be read now ({error.strerror or error}): the disk, the "
+            "mount or "
+            "the right to read it fails, which says nothing of the file; fix that and run the "
             "same command again"
         )
     return UserError(

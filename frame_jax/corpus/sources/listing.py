@@ -145,7 +145,7 @@ def _size(file: Path) -> int:
         return file.stat().st_size
     except OSError as error:
         raise UserError(
-            f"{file}: cannot be read ({error.strerror}), as a link that leads nowhere: mend it, or "
+            f"{file}: cannot be read ({error.strerror}), as a link that leads nowhere: fix it, or "
             "leave it out of `path`"
         ) from error
 

@@ -64,11 +64,12 @@ def write_documents(
         write_row_positions(trial_order, config.pretrain.training.batch_size, scratch)
         connection.execute("SET preserve_insertion_order = true")
         order = f"""
-            SELECT row_number() OVER (ORDER BY places.place, first_rows.number) - 1 AS rank,
+            SELECT row_number() OVER (ORDER BY positions.position, first_rows.number) - 1 AS rank,
                 doc_id, quadrant, stage, weight, step, tokens, source, domain, language, ppl,
                 pd, part, row
             FROM {parquet_table(*sorted(scratch.glob("documents-*.parquet")))} first_rows
-            JOIN {parquet_table(*sorted(scratch.glob("places-*.parquet")))} places USING (cell, quadrant_row)
+            JOIN {parquet_table(*sorted(scratch.glob("positions-*.parquet")))} positions
+                USING (quadrant_index, quadrant_row)
             JOIN {parquet_table(directory.assignment)} USING (part, row)
             ORDER BY rank
             """
@@ -90,10 +91,11 @@ def cut_documents_table(
     """Text tokens of each quadrant, and those that are not in their document's first row."""
     rows = parquet_table(*sorted(scratch.glob("rows-*.parquet")))
     found = connection.execute(
-        f"SELECT cell, sum(tokens), sum(cut) FROM {rows} GROUP BY cell ORDER BY cell"
+        f"SELECT quadrant_index, sum(tokens), sum(cut) FROM {rows} GROUP BY 1 ORDER BY 1"
     ).fetchall()
     return "\n".join(
-        f"| {trial_order.schedule.quadrants[quadrant]} | {tokens:,} | {cut:,} ({cut / max(tokens, 1):.1%}) |"
+        f"| {trial_order.schedule.quadrants[quadrant]} | {tokens:,} | {cut:,} "
+        f"({cut / max(tokens, 1):.1%}) |"
         for quadrant, tokens, cut in found
     )
 
@@ -103,10 +105,11 @@ def stage_table(
 ) -> str:
     """Text tokens of each stage, as rows read them and as whole documents do."""
     rows = parquet_table(*sorted(scratch.glob("rows-*.parquet")))
-    positions = parquet_table(*sorted(scratch.glob("places-*.parquet")))
+    positions = parquet_table(*sorted(scratch.glob("positions-*.parquet")))
     by_rows = dict(
         connection.execute(
-            f"SELECT stage, sum(tokens) FROM {rows} JOIN {positions} USING (cell, quadrant_row) GROUP BY 1"
+            f"SELECT stage, sum(tokens) FROM {rows} JOIN {positions} USING (quadrant_index, "
+            "quadrant_row) GROUP BY 1"
         ).fetchall()
     )
     by_documents = dict(
@@ -124,10 +127,11 @@ def stage_table(
 def write_first_rows(
     config: RunConfig, directory: RunDirectory, quadrants: tuple[str, ...], scratch: Path
 ) -> None:
-    """The row of its cell in which each document begins: cell, quadrant_row, number, part, row.
+    """The row of its quadrant in which each document begins: quadrant_index, quadrant_row, number,
+    part, row.
 
-    And of each row: cell, quadrant_row, tokens (of text), cut (those of documents that begin in
-    another row). Packs lengths as the partition phase has packed the documents.
+    And of each row: quadrant_index, quadrant_row, tokens (of text), cut (those of documents that
+    begin in another row). Packs lengths as the partition phase has packed the documents.
     """
     special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
     framing = 1 if special_tokens["bos_id"] == special_tokens["eos_id"] else 2
@@ -146,7 +150,7 @@ def write_first_rows(
             np.minimum.at(first, packed.document, packed.row)
             index = quadrants.index(quadrant)
             columns = {
-                "quadrant": np.full(len(first), index, np.int32),
+                "quadrant_index": np.full(len(first), index, np.int32),
                 "quadrant_row": before[quadrant] + first,
                 "number": np.arange(len(first)),
                 "part": documents.part.astype(np.int32),
@@ -155,7 +159,7 @@ def write_first_rows(
             pq.write_table(pa.table(columns), scratch / f"documents-{index}-{part:05d}.parquet")
             tokens, cut = row_tokens(packed, documents.tokens)
             columns = {
-                "quadrant": np.full(packed.rows, index, np.int32),
+                "quadrant_index": np.full(packed.rows, index, np.int32),
                 "quadrant_row": before[quadrant] + np.arange(packed.rows),
                 "tokens": tokens,
                 "cut": cut,
@@ -185,7 +189,8 @@ def row_tokens(packed: PackedSegments, tokens: np.ndarray) -> tuple[np.ndarray, 
 
 
 def write_row_positions(trial_order: TrialOrder, batch_size: int, scratch: Path) -> None:
-    """What the first epoch does with each row: cell, quadrant_row, place, stage, weight, step."""
+    """What the first epoch does with each row: quadrant_index, quadrant_row, position, stage,
+    weight, step."""
     schedule, selection = trial_order.schedule, trial_order.selection
     names = np.array([stage.name for stage in schedule.stages])
     stops = np.array([stage.stop for stage in schedule.stages])
@@ -196,11 +201,11 @@ def write_row_positions(trial_order: TrialOrder, batch_size: int, scratch: Path)
         quadrants, rows = selection.select(row_index)
         block = np.searchsorted(selection.edges, row_index, side="right") - 1
         columns = {
-            "quadrant": quadrants.astype(np.int32),
+            "quadrant_index": quadrants.astype(np.int32),
             "quadrant_row": rows,
-            "place": row_index,
+            "position": row_index,
             "stage": names[np.searchsorted(stops, row_index, side="right")],
             "weight": weights[block, quadrants],
             "step": row_index // batch_size,
         }
-        pq.write_table(pa.table(columns), scratch / f"places-{start:012d}.parquet")
+        pq.write_table(pa.table(columns), scratch / f"positions-{start:012d}.parquet")

@@ -89,7 +89,7 @@ def write_order(options: argparse.Namespace) -> None:
     require_quadrants(directory)
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    reads = FORMATS[options.to].READS if options.to in FORMATS else tuple(TEXT)
+    reads = FORMATS[options.to].DATA_FORMATS if options.to in FORMATS else tuple(TEXT)
     if options.shards not in (None, *reads):
         raise UserError(
             f"{options.to} does not read {options.shards}: choose --shards {' or '.join(reads)}"
@@ -97,7 +97,8 @@ def write_order(options: argparse.Namespace) -> None:
     config, trial_order = planned_order(directory, options.trial)
     if reads[0] in ROWS and options.sequence_length not in (None, trial_order.sequence_length):
         raise UserError(
-            f"{options.to} reads the run's own rows, which predict {trial_order.sequence_length:,} tokens "
+            f"{options.to} reads the run's own rows, which predict "
+            f"{trial_order.sequence_length:,} tokens "
             "each: leave out --sequence_length"
         )
     data = options.data.rstrip("/")

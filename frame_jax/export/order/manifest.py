@@ -60,14 +60,14 @@ def add_process_options(options: argparse.ArgumentParser) -> None:
     """Adds those that several processes need to write a manifest together."""
     group = options.add_argument_group("processes that write a manifest together")
     group.add_argument("--distributed", action="store_true", help="they find each other as main's")
-    group.add_argument("--coordinator", help="host:port of process 0")
-    group.add_argument("--processes", type=int, help="their number")
-    group.add_argument("--process", type=int, help="index of this one")
+    group.add_argument("--coordinator_address", help="host:port of process 0")
+    group.add_argument("--num_processes", type=int, help="their number")
+    group.add_argument("--process_id", type=int, help="index of this one")
 
 
 def join_processes(options: argparse.Namespace) -> None:
     """Joins the other processes, if there are any."""
-    fields = ("distributed", "coordinator", "processes", "process")
+    fields = ("distributed", "coordinator_address", "num_processes", "process_id")
     processes.start(ParallelConfig(**{name: getattr(options, name) for name in fields}))
 
 
@@ -78,7 +78,7 @@ def manifest_header(
     schedule, batch = trial_order.schedule, config.pretrain.training.batch_size
     rows_of_quadrants = directory.marker("partition").exists()
     return {
-        "curriculum": trial_order.trial,
+        "trial": trial_order.trial,
         "seed": trial_order.selection.seed,
         "shuffle": trial_order.selection.shuffle,
         "schedule": schedule.fingerprint,

@@ -95,8 +95,8 @@ def write_sorted_lines(
                 update(len(rows), path.stem)
             if not agree:
                 raise UserError(
-                    f"{row_file.path} does not hold the documents that {directory.assignment} has for "
-                    "it: one of them has changed since; redo the partition phase"
+                    f"{row_file.path} does not hold the documents that {directory.assignment} has "
+                    "for it: one of them has changed since; redo the partition phase"
                 )
             write_lines(
                 trial_order.selection, row_file, digests, document_spans(documents, segments), path

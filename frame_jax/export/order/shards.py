@@ -124,7 +124,7 @@ def write_documents(
             found = connection.sql(
                 f"""
                 SELECT {", ".join(COLUMNS)}, part, row FROM {assignment}
-                WHERE split = 'train' AND quadrant = $cell AND tokens > 0
+                WHERE split = 'train' AND quadrant = $quadrant AND tokens > 0
                 ORDER BY md5_number_lower(concat($seed, ' ', doc_id)), doc_id
                 """,
                 params={"quadrant": quadrant, "seed": config.seed},

@@ -25,7 +25,7 @@ class TrialOrder(NamedTuple):
         schedule: Stages and exact counts.
         selection: Which row comes when.
         sequence_length: Tokens a row predicts here.
-        counts: Of each cell: rows, documents, tokens, padding.
+        counts: Of each quadrant: rows, documents, tokens, padding.
         special_tokens: bos_id, eos_id and vocab_size of the run's tokenizer.
     """
 
@@ -115,8 +115,8 @@ def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> l
             spans.append(Span(stage.name, first, last, rounded_mixture(schedule, shares)))
     if not spans:
         raise UserError(
-            f"the run has {schedule.rows * trial_order.sequence_length:,} tokens, less than a step of "
-            f"{trainer.batch_size:,} x {trainer.sequence_length:,}: lower --batch_size"
+            f"the run has {schedule.rows * trial_order.sequence_length:,} tokens, less than a "
+            f"step of {trainer.batch_size:,} x {trainer.sequence_length:,}: lower --batch_size"
         )
     return spans
 

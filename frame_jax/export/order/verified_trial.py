@@ -1,7 +1,8 @@
-"""What an arm was trained on, by three witnesses: the trainer, the rows on disk, a manifest.
+"""What a trial was trained on, by three witnesses: the trainer, the rows on disk, a manifest.
 
 The trainer keeps a digest of the rows it has read (`curriculum/digest.py`). The same is made anew
-from the rows on disk, which are read once for all arms, and from a manifest, where an arm has one.
+from the rows on disk, which are read once for all trials, and from a manifest, where a trial has
+one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from frame_jax.run.trial_record import read_trial_record
 
 @dataclass
 class VerifiedTrial:
-    """A trained arm and what is found out of it.
+    """A trained trial and what is found out of it.
 
     Attributes:
         name: Its name.
@@ -83,7 +84,7 @@ def read_metrics(path: Path) -> list[tuple[int, dict[str, Any]]]:
 def read_verified_trial(
     config: RunConfig, directory: RunDirectory, name: str, manifest: Path | None
 ) -> tuple[VerifiedTrial, int]:
-    """An arm with its digests, and how many steps it was trained."""
+    """A trial with its digests, and how many steps it was trained."""
     folder, _ = read_trial_record(directory, name)
     lines = read_metrics(folder / "metrics.jsonl")
     trained = max((done for done, _ in lines), default=0)
@@ -92,8 +93,7 @@ def read_verified_trial(
     records = [
         (done, consumed)
         for done, record in lines
-        if (consumed := digest.read_consumed_rows(record)) is not None
-        and done > consumed.first_step
+        if (consumed := digest.read_consumed_rows(record)) is not None and done > 0
     ]
     steps = max((done for done, _ in records), default=0)
     trial_order = make_trial_order(config, directory, name)
@@ -130,7 +130,7 @@ def add_digests(sums: np.ndarray, steps: np.ndarray, digests: np.ndarray) -> Non
 
 
 def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTrial]) -> list[str]:
-    """Fills `disk` of all arms, from one reading of the rows; says which rows cannot be read."""
+    """Fills `disk` of all trials, from one reading of the rows; says which rows cannot be read."""
     damaged: list[str] = []
     row_files = list_row_files(directory, trials[0].trial_order.schedule)
     with progress.progress_bar(
@@ -152,7 +152,7 @@ def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTri
 
 
 def trained_row_indices(trial: VerifiedTrial, row_file: RowFile) -> np.ndarray:
-    """Where an arm was trained on the rows of a part: int64 [epochs, rows], -1 for nowhere."""
+    """Where a trial was trained on the rows of a part: int64 [epochs, rows], -1 for nowhere."""
     rows = row_file.first + np.arange(row_file.rows)
     epochs = range(trial.trial_order.schedule.epochs)
     indices = np.stack(
@@ -204,8 +204,8 @@ def row_name(row_file: RowFile, record: int) -> str:
 
 
 def read_row_digests_from_manifest(trial: VerifiedTrial) -> None:
-    """Fills `listed` of an arm that has a manifest, unless a part of it is not what was written:
-    then it is among the arm's problems, and the manifest is no witness."""
+    """Fills `listed` of a trial that has a manifest, unless a part of it is not what was written:
+    then it is among the trial's problems, and the manifest is no witness."""
     assert trial.manifest is not None
     listed = np.zeros_like(trial.disk)
     for part in manifest_parts(trial, 0, trial.steps):
@@ -234,7 +234,7 @@ def sha256_of(path: Path) -> str | None:
 
 
 def manifest_parts(trial: VerifiedTrial, first: int, stop: int) -> list[dict[str, Any]]:
-    """The parts of an arm's manifest that have rows of steps [first, stop)."""
+    """The parts of a trial's manifest that have rows of steps [first, stop)."""
     assert trial.manifest is not None
     lo, hi = first * trial.batch_size, stop * trial.batch_size
     parts = read_json(trial.manifest / "manifest.json")["parts"]

@@ -1,6 +1,6 @@
-"""A run in, whether its arms were trained on the rows that they should have been out.
+"""Verifies that each trial trained on the expected rows.
 
-Where two of an arm's three witnesses (`trained_rows`) differ, the steps are named; where the
+Where two of a trial's three witnesses (`trained_rows`) differ, the steps are named; where the
 manifest and the disk differ, the rows are.
 """
 
@@ -40,19 +40,16 @@ NAMED = 20  # rows that are named of each kind
 def digest_intervals(trial: VerifiedTrial) -> list[tuple[int, int, int]]:
     """Steps [first, stop) between two digests of the trainer, and the digest of their rows.
 
-    A place with two digests that differ is among the arm's problems.
+    A place with two digests that differ is among the trial's problems.
     """
-    found = []
-    for begin in sorted({consumed.first_step for _, consumed in trial.records}):
-        values = {begin: 0}
-        for done, consumed in trial.records:
-            if consumed.first_step != begin:
-                continue
-            if values.setdefault(done, consumed.value) != consumed.value:
-                trial.problems.append(f"metrics and checkpoint differ after {done:,} steps")
-        for (first, before), (stop, after) in itertools.pairwise(sorted(values.items())):
-            found.append((first, stop, (after - before) % digest.MODULUS))
-    return found
+    values = {0: 0}
+    for done, consumed in trial.records:
+        if values.setdefault(done, consumed.value) != consumed.value:
+            trial.problems.append(f"metrics and checkpoint differ after {done:,} steps")
+    return [
+        (first, stop, (after - before) % digest.MODULUS)
+        for (first, before), (stop, after) in itertools.pairwise(sorted(values.items()))
+    ]
 
 
 def join_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -78,7 +75,7 @@ def differing_spans(sums: np.ndarray, found: list[tuple[int, int, int]]) -> list
 
 
 def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial, trained: int) -> str:
-    """Fills the problems of an arm whose sums are there; returns what has been verified."""
+    """Fills the problems of a trial whose sums are there; returns what has been verified."""
     found = digest_intervals(trial)
     if trial.listed is None:
         for first, stop in differing_spans(trial.disk, found):
@@ -98,7 +95,7 @@ def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial, trained: in
             )
         trial.problems += describe_changed_rows(directory, trial, changed)
     if not found:
-        trial.problems.append("its trainer has left no digest: it was of an earlier release")
+        trial.problems.append("its trainer has left no digest")
     known = join_spans([(first, stop) for first, stop, _ in found])
     unknown = [
         (a, b)
@@ -108,9 +105,7 @@ def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial, trained: in
     findings = [
         f"{', '.join(format_steps(*span) for span in known) or 'no step'} of {trained:,} compared"
     ]
-    findings += [
-        f"{format_steps(*span)}: no digest, trained by an earlier release" for span in unknown
-    ]
+    findings += [f"{format_steps(*span)}: no digest" for span in unknown]
     findings.append("no manifest" if trial.manifest is None else f"manifest {trial.manifest}")
     if (bad := trial.folder / "bad_steps.jsonl").exists():
         count = len(bad.read_text("utf-8").splitlines())
@@ -149,8 +144,8 @@ def describe_changed_rows(
             own = b"" if ids is None else digest.row_digests(ids[None])[0].tobytes()
             if own != line["digest"]:
                 named.append(
-                    f"{row_name(row_file, row - row_file.first)}, read at step {line['step']:,}, has changed "
-                    "since the manifest was written"
+                    f"{row_name(row_file, row - row_file.first)}, read at step {line['step']:,}, "
+                    "has changed since the manifest was written"
                 )
             if len(named) == NAMED:
                 return [*named, "and perhaps others"]
@@ -158,7 +153,7 @@ def describe_changed_rows(
 
 
 def verify_trials(directory: RunDirectory, trial_name: str | None, manifest: Path | None) -> bool:
-    """Prints what is found of every trained arm; returns whether all is well.
+    """Prints what is found of every trained trial; returns whether all is well.
 
     Raises:
         UserError: if there is nothing to verify, or a manifest is another order's.

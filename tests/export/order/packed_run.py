@@ -18,7 +18,7 @@ from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, write_json
 
 BOS, EOS, VOCAB = 1, 2, 120
-CELLS = ("Q1", "Q2", "Q3", "Q4")
+QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 LENGTH, BATCH, PARTS = 32, 8, 2
 CURRICULA = {
     "frame": CurriculumConfig(preset="frame", width=0.15),
@@ -61,7 +61,7 @@ def make_run(
                         "doc_id": f"d{number}",
                         "ppl": 1.0 + number,
                         "pd": 0.1,
-                        "quadrant": CELLS[number % 4],
+                        "quadrant": QUADRANTS[number % 4],
                         "split": "held_out" if number % 10 == 9 else "train",
                         "source": "s",
                         "domain": "prose",
@@ -74,7 +74,7 @@ def make_run(
                 )
     directory.quadrants.mkdir()
     pq.write_table(pa.Table.from_pylist(lines), directory.assignment)
-    conditions = training_conditions(CELLS)
+    conditions = training_conditions(QUADRANTS)
     write_quadrant_rows(rows, directory, directory.quadrants, [directory.assignment], conditions, 0)
     write_json(directory.marker("partition"), {"fingerprint": "rows", "inputs": {}})
     for name in CURRICULA:

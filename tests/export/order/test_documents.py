@@ -16,7 +16,7 @@ from frame_jax.export.order.documents import row_tokens, write_documents
 from frame_jax.export.order.manifest import write_manifest
 from frame_jax.export.order.trial_order import make_trial_order
 from frame_jax.quadrants.packing import best_fit, concat
-from tests.export.order.packed_run import CELLS, make_run
+from tests.export.order.packed_run import QUADRANTS, make_run
 
 
 @settings(max_examples=60, deadline=None)
@@ -93,5 +93,5 @@ def test_a_follower_deviates_as_the_notes_say(
     notes = (tmp_path / "out" / "NOTES.md").read_text("utf-8")
     for stage in plan.schedule.stages:
         assert f"| {stage.name} | {here[stage.name]:,} | {there[stage.name]:,} | " in notes
-    for quadrant in CELLS:
+    for quadrant in QUADRANTS:
         assert f"| {quadrant} | {whole[quadrant]:,} | {cut[quadrant]:,} (" in notes

@@ -22,7 +22,7 @@ from frame_jax.quadrants.rows import write_quadrant_rows
 from frame_jax.records import TokenReader
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
-from tests.export.order.packed_run import BATCH, BOS, CELLS, EOS, make_run, rows_of
+from tests.export.order.packed_run import BATCH, BOS, EOS, QUADRANTS, make_run, rows_of
 from tests.programs import REPOSITORY, free_port, side_by_side
 
 PAGE = REPOSITORY / "docs" / "order.md"
@@ -63,7 +63,10 @@ def test_every_row_is_listed_with_the_documents_that_it_holds(
     config, directory = make_run(tmp_path / "run", packing=packing, steps=steps)
     folder = export(directory, curriculum)
     plan = make_trial_order(config, directory, curriculum)
-    lines, rows = lines_of(folder), {quadrant: rows_of(directory, quadrant) for quadrant in CELLS}
+    lines, rows = (
+        lines_of(folder),
+        {quadrant: rows_of(directory, quadrant) for quadrant in QUADRANTS},
+    )
     files = list_parts(directory.tokens, ".arrayrecord")
     tokens = {
         line["doc_id"]: TokenReader(files[line["part"]]).read([line["row"]])[0]
@@ -74,8 +77,8 @@ def test_every_row_is_listed_with_the_documents_that_it_holds(
     total = 0
     for place, line in enumerate(lines):
         quadrant, row = plan.selection[place]
-        ids = rows[CELLS[quadrant]][row]
-        assert (line["quadrant"], line["quadrant_row"]) == (CELLS[quadrant], row)
+        ids = rows[QUADRANTS[quadrant]][row]
+        assert (line["quadrant"], line["quadrant_row"]) == (QUADRANTS[quadrant], row)
         assert line["step"] == place // BATCH
         assert line["stage"] == plan.schedule.stages[plan.schedule.stage_at(place)].name
         assert line["digest"] == sha(ids.astype("<u4").tobytes())
@@ -215,7 +218,9 @@ def test_rows_of_other_documents_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config, directory = make_run(tmp_path / "run")
-    conditions = {quadrant: f"split = 'train' AND quadrant = '{quadrant}'" for quadrant in CELLS}
+    conditions = {
+        quadrant: f"split = 'train' AND quadrant = '{quadrant}'" for quadrant in QUADRANTS
+    }
     shutil.rmtree(directory.quadrants / "Q1")
     write_quadrant_rows(
         config.partition.rows, directory, directory.quadrants, [directory.assignment], conditions, 1

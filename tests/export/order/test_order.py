@@ -37,7 +37,7 @@ from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json
 from tests.arm import TEXT, write_tokenizer
 
-CELLS = ("Q1", "Q2", "Q3", "Q4")
+QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 LENGTH, BATCH, DOCUMENTS, PARTS = 48, 4, 160, 2
 CURRICULA = {
     "frame": CurriculumConfig(preset="frame", width=0.15),
@@ -80,7 +80,7 @@ def make_run(root: Path) -> tuple[RunConfig, RunDirectory]:
                         "doc_id": f"d{number}",
                         "ppl": 1.0 + number,
                         "pd": 0.1,
-                        "quadrant": CELLS[number % 4] if number % 10 else None,
+                        "quadrant": QUADRANTS[number % 4] if number % 10 else None,
                         "split": "held_out" if number % 9 == 0 else "train",
                         "source": "s",
                         "domain": "prose",
@@ -93,7 +93,9 @@ def make_run(root: Path) -> tuple[RunConfig, RunDirectory]:
                 )
     directory.quadrants.mkdir()
     pq.write_table(pa.Table.from_pylist(lines), directory.assignment)
-    conditions = {quadrant: f"split = 'train' AND quadrant = '{quadrant}'" for quadrant in CELLS}
+    conditions = {
+        quadrant: f"split = 'train' AND quadrant = '{quadrant}'" for quadrant in QUADRANTS
+    }
     write_quadrant_rows(
         config.partition.rows, directory, directory.quadrants, [directory.assignment], conditions, 0
     )
@@ -105,7 +107,7 @@ def text_of(directory: RunDirectory, part: int, row: int) -> np.ndarray:
 
 
 def first_rows(directory: RunDirectory, quadrant: str) -> dict[int, list[np.ndarray]]:
-    """The documents that begin in each row of a cell, read off its files: {row: token ids}."""
+    """The documents that begin in each row of a quadrant, read off its files: {row: token ids}."""
     tokenizer = load_tokenizer(directory)
     found: dict[int, list[np.ndarray]] = {}
     before = 0
@@ -136,15 +138,15 @@ def test_documents_come_in_the_order_in_which_training_reads_them(
     order = pq.read_table(tmp_path / "out" / "order.parquet").to_pylist()
     assert [line["rank"] for line in order] == list(range(len(order)))
     plan = make_trial_order(config, directory, curriculum)
-    begins = {quadrant: first_rows(directory, quadrant) for quadrant in CELLS}
+    begins = {quadrant: first_rows(directory, quadrant) for quadrant in QUADRANTS}
     lines = iter(order)
     stops = {stage.name: stage.stop for stage in plan.schedule.stages}
     for place in range(plan.schedule.epoch_rows):
         quadrant, row = plan.selection[place]
-        for ids in begins[CELLS[quadrant]].get(row, []):
+        for ids in begins[QUADRANTS[quadrant]].get(row, []):
             line = next(lines)
             np.testing.assert_array_equal(ids, text_of(directory, line["part"], line["row"]))
-            assert line["quadrant"] == CELLS[quadrant] and line["step"] == place // BATCH
+            assert line["quadrant"] == QUADRANTS[quadrant] and line["step"] == place // BATCH
             assert line["stage"] == next(n for n, s in stops.items() if place < s)
             assert 0 <= line["weight"] <= 1
     assigned = pq.read_table(directory.assignment).to_pylist()
@@ -203,7 +205,7 @@ def test_levanter_follows_the_schedule(run, tmp_path, curriculum) -> None:
     plan = make_trial_order(config, directory, curriculum)
     asked = np.zeros(4)
     for (_, mixture), (first, stop) in zip(weights, itertools.pairwise(steps), strict=True):
-        rows = np.array([mixture[quadrant] * block for quadrant in CELLS])
+        rows = np.array([mixture[quadrant] * block for quadrant in QUADRANTS])
         assert rows.sum() == block and (rows == rows.astype(int)).all()
         asked += rows * (stop - first) * 12 // block
     # Rounding to whole rows of a block costs no quadrant more than a piece's rounding.
@@ -277,7 +279,7 @@ def test_maxtext_finds_every_component_in_every_stage(run) -> None:
     mixtures = [json.loads(text) for name, text in files.items() if name.startswith("mixture")]
     assert len(mixtures) == 4
     for mixture, quadrant in zip(mixtures, ("Q3", "Q4", "Q1", "Q2"), strict=True):
-        assert mixture.keys() == set(CELLS)
+        assert mixture.keys() == set(QUADRANTS)
         assert all(component["weight"] > 0 for component in mixture.values())
         assert max(mixture, key=lambda name: mixture[name]["weight"]) == quadrant
     for setting in ("use_truncation=false", "packing=true", "add_bos=true", "add_eos=true"):
@@ -294,10 +296,10 @@ def test_maxtext_s_documents_give_the_stage_s_share_of_tokens(run) -> None:
         quadrant: mixture[quadrant]["weight"]
         * plan.counts[quadrant]["tokens"]
         / plan.counts[quadrant]["documents"]
-        for quadrant in CELLS
+        for quadrant in QUADRANTS
     }
     (span,) = stage_spans(plan, Trainer(BATCH, LENGTH, "data", ""), smooth=True)
-    for quadrant in CELLS:
+    for quadrant in QUADRANTS:
         share = tokens[quadrant] / sum(tokens.values())
         assert share == pytest.approx(span.mixture[quadrant], abs=1e-4)
 
@@ -347,7 +349,7 @@ def test_rows_come_as_the_loader_here_reads_them(
     assert [len(rows) for rows in stage_rows] == np.diff(
         plan.schedule.boundaries, prepend=0
     ).tolist()
-    parts = {c: list_parts(directory.quadrants / c, ".arrayrecord") for c in CELLS}
+    parts = {c: list_parts(directory.quadrants / c, ".arrayrecord") for c in QUADRANTS}
     loader = make_loader(
         parts, plan.selection, batch_size=1, row_offsets=[0], row_tokens=LENGTH + 1, padding_id=0
     )
@@ -377,7 +379,7 @@ def test_shards_hold_each_quadrant_s_texts(run, tmp_path, kind, monkeypatch) -> 
     export(directory, tmp_path / "out", "--to", "parquet", "--shards", kind)
     tokenizer = load_tokenizer(directory)
     assigned = pq.read_table(directory.assignment).to_pylist()
-    for quadrant in CELLS:
+    for quadrant in QUADRANTS:
         files = sorted((tmp_path / "out" / "data" / quadrant).iterdir())
         assert len(files) > 1
         texts = [text for file in files for text in read_shard(file)]
@@ -434,5 +436,5 @@ def test_a_home_folder_is_written_out_where_nobody_expands_it(
     written = written.replace("HOME", str(tmp_path))
     command = [str(run[1].root), "--to", "megatron", f"--data={data}"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 0
-    assert f'cat "{written}/$cell"/*' in (tmp_path / "out/tokenize.sh").read_text()
+    assert f'cat "{written}/$quadrant"/*' in (tmp_path / "out/tokenize.sh").read_text()
     assert f" {written}/Q3_text_document" in (tmp_path / "out/blend-01.txt").read_text()

@@ -100,7 +100,7 @@ def test_kills_and_another_mesh_leave_the_same_digests(
     use_devices(8)
     parallel = ParallelConfig(fsdp=2, tensor=2, data=2)
     pretrain(dataclasses.replace(config, parallel=parallel), directory, ARM)
-    keys = ("step", "order_digest", "order_digest_from")
+    keys = ("step", "order_digest")
     left, right = (
         [{key: record[key] for key in keys} for record in records(d)] for d in (whole, directory)
     )
@@ -177,37 +177,6 @@ def test_a_manifest_that_was_changed_is_no_witness(
     (folder / "manifest.json").write_text(json.dumps(described))
     assert main([str(run.root)]) == 2
     assert "is not the manifest of frame" in capsys.readouterr().err
-
-
-def test_a_run_of_an_earlier_release_is_verified_from_where_digests_begin(
-    trained: tuple[RunConfig, RunDirectory],
-    run: RunDirectory,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    config, _ = trained
-    folder = run.pretrain(ARM)
-    kept = sorted(checkpoints.saved_steps(folder / "checkpoints"))
-    first = next(step for step in kept if step > 0)
-    for step in kept:
-        if step > first:
-            shutil.rmtree(folder / "checkpoints" / str(step))
-    read = checkpoints.read_metadata
-
-    def old(orbax, step):
-        return {k: v for k, v in read(orbax, step).items() if k != "order" or step != first}
-
-    log = folder / "metrics.jsonl"
-    keep = [{k: v for k, v in r.items() if "digest" not in k} for r in records(run)[:first]]
-    log.write_text("".join(json.dumps(line) + "\n" for line in keep))
-    monkeypatch.setattr(checkpoints, "read_metadata", old)
-    pretrain(dataclasses.replace(config, run_directory=str(run.root)), run, ARM)
-    assert records(run)[-1]["order_digest_from"] == first
-    assert main([str(run.root)]) == 0
-    steps = len(records(run))
-    said = capsys.readouterr().out
-    assert f"steps {first} to {steps - 1} of {steps} compared" in said
-    assert f"{first - 1}: no digest, trained by an earlier release" in said
 
 
 def test_all_rows_count_and_padding_does_not(trained: tuple[RunConfig, RunDirectory]) -> None:

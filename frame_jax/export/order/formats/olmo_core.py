@@ -65,9 +65,9 @@ in order, and `shuffle=False`. Import `data_loader` and give it to your trainer,
 {trainer.sequence_length + 1:,} ids of which {trainer.sequence_length:,} are predicted, and instance
 n is row n of the training here, transitions included. The files hold uint32 ids without a header.
 Every row is in one file, and no file holds rows of two stages, so that older releases read them,
-too (`NumpyFSLDatasetConfig`, whose loader must be told not to shuffle). The last
-{trial_order.schedule.rows % trainer.batch_size} rows, less than a batch, are not read. Padding at the ends
-of rows is BOS ({trial_order.special_tokens["bos_id"]}); here it has no loss."""
+too (`NumpyFSLDatasetConfig`, whose loader must not shuffle). The last
+{trial_order.schedule.rows % trainer.batch_size} rows, less than a batch, are not read. Padding at
+the ends of rows is BOS ({trial_order.special_tokens["bos_id"]}); here it has no loss."""
     spans = stage_spans(trial_order, trainer, smooth=True)
     return {
         "order.py": module,

@@ -168,7 +168,7 @@ HYBRID = {
     "state_size": "mamba_d_state",
     "groups": "mamba_n_groups",
     "conv_kernel": "mamba_d_conv",
-    "chunk": "mamba_chunk_size",
+    "chunk_size": "mamba_chunk_size",
     "conv_bias": "mamba_conv_bias",
     "expand": "mamba_expand",
 }
@@ -178,11 +178,11 @@ ALONE = {
     "state_size": "state_size",
     "groups": "n_groups",
     "conv_kernel": "conv_kernel",
-    "chunk": "chunk_size",
+    "chunk_size": "chunk_size",
     "conv_bias": "use_conv_bias",
     "expand": "expand",
 }
-MIXER_SIZES = ("num_heads", "state_size", "groups", "conv_kernel", "chunk")
+MIXER_SIZES = ("num_heads", "state_size", "groups", "conv_kernel", "chunk_size")
 
 
 def read_mamba2(s: HFSettings, spelling: dict[str, str]) -> Mamba2Config:
@@ -225,8 +225,8 @@ def write_mamba2(c: ModelConfig, spelling: dict[str, str]) -> dict[str, Any]:
     if m.inner_dim % c.hidden_size:
         raise UserError(
             "transformers has Mamba-2 mixers only of a multiple of the width of the model, so this "
-            f"one cannot be exported: model.mamba2.num_heads * model.mamba2.head_dim is {m.inner_dim}, "
-            f"model.hidden_size {c.hidden_size}"
+            "one cannot be exported: model.mamba2.num_heads * model.mamba2.head_dim is "
+            f"{m.inner_dim}, model.hidden_size {c.hidden_size}"
         )
     values = {key: getattr(m, key) for key in (*MIXER_SIZES, "head_dim", "conv_bias")}
     values["expand"] = m.inner_dim // c.hidden_size

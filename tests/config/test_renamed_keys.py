@@ -1,0 +1,43 @@
+"""A config with an old key is refused with exit 2 and the new key named."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from frame_jax.config.file import dataclass_types
+from frame_jax.config.renamed_keys import RENAMED_KEYS
+from frame_jax.config.run import RunConfig
+from frame_jax.main import main
+
+MINIMAL = {"run_directory": "r", "corpus": {"sources": [{"kind": "python_library"}]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "new"),
+    [
+        ({"scoring": {"rows_per_device": 8}}, "per_device_batch_size"),
+        ({"pretrain": {"training": {"schedule": {"peak": 0.1}}}}, "lr_schedule"),
+        ({"curricula": {"a": {"preset": "frame", "schedule": {}}}}, "lr_schedule"),
+        ({"pretrain": {"model": {"experts": {"count": 4}}}}, "num_experts"),
+        ({"evaluation": {"tasks": [{"name": "t", "path": "p", "shots": 1}]}}, "num_fewshot"),
+    ],
+)
+def test_an_old_key_in_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, new: str
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL | changes), "utf-8")
+    assert main(["--config", str(file)]) == 2
+    assert f"did you mean `{new}`?" in capsys.readouterr().err
+
+
+def test_every_old_key_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = {f.name for cls in dataclass_types(RunConfig) for f in dataclasses.fields(cls)}
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(MINIMAL), "utf-8")
+    for old, new in RENAMED_KEYS.items():
+        assert new in names and old not in names
+        assert main(["--config", str(file), f"--pretrain.training.{old}=1"]) == 2
+        assert f"did you mean `{new}`?" in capsys.readouterr().err
