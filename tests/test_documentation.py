@@ -70,6 +70,7 @@ COMMANDS = {
     ),
     "make test": Entry((("make", "make -n -C ."),), shows="pytest"),
     "make check": Entry((("make", "make -n -C ."),), shows="mypy frame_jax"),
+    "make docs": Entry((("make", "make -n -C ."),), shows="mkdocs build"),
     MAIN: Entry(leaves="runs/mine/report/index.html", shows="Held-out loss after pretraining"),
     f"{MAIN} --plan --tokens_per_second 50000": Entry(shows="learning rate"),
     ".venv/bin/python -m frame_jax.inspect runs/mine --quadrant Q2 --domain prose -n 5": Entry(
@@ -197,7 +198,7 @@ COMMANDS = {
     f"{MAIN} --redo evaluate": Entry(shows="Held-out loss after pretraining"),
     ".venv/bin/python -m frame_jax.evaluation.lm_eval_adapter run "
     "--config configs/tasks_frame_paper.yaml "
-    "--model_args run_directory=runs/mine,curriculum=frame": Entry(
+    "--model_args run_directory=runs/mine,trial=frame": Entry(
         extra="--tasks local_choice --include_path tasks",
         leaves="runs/lm_eval/**/results*.json",
         needs=("lm_eval",),
@@ -307,7 +308,7 @@ def slurm_job() -> str:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A reader's folder: the repository's files, a corpus, a run of their own, two checkpoints."""
     root = tmp_path_factory.mktemp("reader")
-    for name in ("configs", "tools", "docs", "Makefile", "pyproject.toml"):
+    for name in ("configs", "tools", "docs", "Makefile", "pyproject.toml", "constraints.txt"):
         (root / name).symlink_to(REPOSITORY / name)
     write_corpus(root / "corpus.jsonl")
     small = settings(root)

@@ -62,7 +62,8 @@ def generate(config: RunConfig, rows: int) -> None:
             FROM range({documents}) AS numbers(i)
             """
         connection.execute(write_parquet(made, directory.assignment))
-    quadrants, counts = config.partition.axes.quadrants, {}
+    quadrants = config.partition.axes.quadrants
+    counts: dict[str, dict[str, int]] = {}
     units = [(quadrant, part) for quadrant in quadrants for part in range(PARTS)]
     conditions = training_conditions(quadrants)
     with list_documents(

@@ -219,7 +219,7 @@ def measure_step(root: Path, scale: float, turns: int) -> Iterator[Line]:
 def measure_selection(root: Path, scale: float, turns: int) -> Iterator[Line]:
     for rows in (10**6, 10**7, 10**8, 10**9):
         rows = int(rows * scale)
-        kept = []
+        kept: list[SelectionMap] = []
         before = resident()
         found = fastest(turns, lambda rows=rows, kept=kept: kept.append(schedule_map(rows)))
         size = kept[0].counts.nbytes + kept[0].edges.nbytes
@@ -307,7 +307,7 @@ def measure_summary(root: Path, scale: float, turns: int) -> Iterator[Line]:
         pq.write_table(pa.table(columns | {"nll_weak": nll, "nll_strong": nll[::-1]}), path)
         yield {
             "n": documents,
-            **fastest(turns, lambda d=directory, p=path: score.scores_summary(d, [p])),
+            **fastest(turns, lambda d=directory, p=path: score.scores_summary(d, [p], "token")),
             "bytes": path.stat().st_size,
         }
 

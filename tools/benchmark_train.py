@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
@@ -116,7 +117,7 @@ def our_step(decoder: Decoder, params: dict) -> Step:
     step = jax.jit(
         make_train_step(decoder, optimizer, special_tokens, TRAINING, mesh, rate), donate_argnums=0
     )
-    state = jax.device_put(TrainState(np.int32(0), params, optimizer.init(params)))
+    state = jax.device_put(TrainState(jnp.int32(0), params, optimizer.init(params)))
 
     def run(rows: np.ndarray) -> float:
         nonlocal state

@@ -201,7 +201,7 @@ def ssd_error(T: int, dtype: str) -> float:
         jnp.asarray(normal(size=H), jnp.float32),
     ]
     positions = jnp.asarray(places, jnp.int32)
-    return error(lambda *given: ssd(*given, positions, chunk), exact, *inputs)
+    return error(lambda *given: ssd(*given, positions, chunk), exact, *inputs)  # type: ignore[call-arg]
 
 
 def cross_entropy_error(T: int, dtype: str) -> float:
@@ -451,6 +451,7 @@ def our_training(shape: Shape, rows: int) -> Finding:
 
     speed = rate(step, rows * jax.device_count() * shape.length, shape.seconds)
     used = compiled.memory_analysis()
+    assert used is not None
     size = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {

@@ -94,9 +94,9 @@ def compile_train(
     params = param_shardings(decoder.axes(), decoder.shapes(), mesh)
     replicated = jax.sharding.NamedSharding(mesh, PartitionSpec())
     moments = optimizer_shardings(optimizer, decoder.shapes(), params, mesh)
-    shardings = TrainState(replicated, params, moments)
+    shardings = TrainState(replicated, params, moments)  # type: ignore[arg-type]
     shapes = TrainState(
-        jax.ShapeDtypeStruct((), jnp.int32),
+        jax.ShapeDtypeStruct((), jnp.int32),  # type: ignore[arg-type]
         decoder.shapes(),
         jax.eval_shape(optimizer.init, decoder.shapes()),
     )
@@ -160,7 +160,7 @@ def plan(config: RunConfig, step: str, mesh: Mesh) -> tuple[list[Decoder], Any, 
 def shallow(decoder: Decoder, depth: dict[LayerSpec, int]) -> Decoder:
     """The same model with so many layers of each kind, unrolled."""
     layers = tuple(name for kind, count in depth.items() for name in ["+".join(kind)] * count)
-    config = dataclasses.replace(decoder.config, layers=layers, num_layers=len(layers))
+    config = dataclasses.replace(decoder.config, layers=layers, num_layers=len(layers))  # type: ignore[arg-type]
     return dataclasses.replace(decoder, config=config, unroll=max(depth.values()))
 
 
@@ -419,13 +419,13 @@ def loss_pieces(config: RunConfig, step: str, mesh: Mesh) -> tuple[int, RunConfi
     if step == "score":
         scoring = config.scoring
         pieces = chunk_count(scoring.per_device_batch_size, scoring.context, scoring.loss_chunk)
-        finer = dataclasses.replace(scoring, loss_chunk=scoring.loss_chunk // 2)
-        return pieces, dataclasses.replace(config, scoring=finer)
+        scoring = dataclasses.replace(scoring, loss_chunk=scoring.loss_chunk // 2)
+        return pieces, dataclasses.replace(config, scoring=scoring)
     training, length = config.pretrain.training, config.partition.rows.sequence_length
     rows = training.batch_size // (data_parallel_size(mesh) * training.gradient_accumulation_steps)
     pieces = chunk_count(max(1, rows), length, training.loss_chunk)
-    finer = dataclasses.replace(training, loss_chunk=training.loss_chunk // 2)
-    pretrain = dataclasses.replace(config.pretrain, training=finer)
+    training = dataclasses.replace(training, loss_chunk=training.loss_chunk // 2)
+    pretrain = dataclasses.replace(config.pretrain, training=training)
     return pieces, dataclasses.replace(config, pretrain=pretrain)
 
 

@@ -264,10 +264,9 @@ def mismatches(expected: Path, found: Path) -> list[str]:
     for pattern in SAME_BYTES:
         for root, other in ((expected, found), (found, expected)):
             for path in filter(Path.is_file, root.glob(pattern)):
-                name = path.relative_to(root)
-                twin = other / name
+                twin = other / path.relative_to(root)
                 if not twin.is_file() or path.read_bytes() != twin.read_bytes():
-                    different.append(str(name))
+                    different.append(str(path.relative_to(root)))
     for name in TRAINED:
         if records(expected / name) != records(found / name):
             different.append(f"{name}/metrics.jsonl")

@@ -40,7 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend = train_tokenizer(["A text of the interpreter's own manual.\n"], VOCAB)
     backend.save(str(run.tokenizer))
     bos, eos = (backend.token_to_id(name) for name in ("<|bos|>", "<|eos|>"))
-    special = {"bos_id": bos, "eos_id": eos, "vocab_size": backend.get_vocab_size(), "notes": []}
+    vocab_size = backend.get_vocab_size()
+    special = {"bos_id": bos, "eos_id": eos, "vocab_size": vocab_size}
     run.tokenizer.with_name("special_tokens.json").write_text(json.dumps(special))
     models = make_models()
     for role, (name, (decoder, params)) in zip(("weak", "strong"), models.items(), strict=True):

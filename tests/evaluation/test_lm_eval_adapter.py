@@ -39,7 +39,7 @@ def write_tasks(folder: Path) -> Path:
         "prompts": [{"text": TEXT[i * 50 : i * 50 + 40 + i]} for i in range(5)],
     }
     for name, records in files.items():
-        lines = "".join(json.dumps(record) + "\n" for record in records)
+        lines = "".join(json.dumps(record) + "\n" for record in records)  # type: ignore[attr-defined]
         (folder / f"{name}.jsonl").write_text(lines, "utf-8")
 
     def define(name: str, file: str, **settings: object) -> None:

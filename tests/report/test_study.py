@@ -133,7 +133,7 @@ def test_the_terminal_the_page_and_the_file_say_the_same(
     console.print(terminal_table(study))
     lines = [
         [quadrant.strip() for quadrant in line.split("│")[1:-1]]
-        for line in console.file.getvalue().splitlines()
+        for line in console.file.getvalue().splitlines()  # type: ignore[attr-defined]
         if line.startswith("│")
     ]
     page = (directory.report / "index.html").read_text("utf-8")
@@ -158,7 +158,7 @@ def test_one_seed_is_told_to_prove_nothing(tmp_path: Path) -> None:
     assert "python -m frame_jax.main --config configs/study_cpu.yaml" in page
     console = Console(file=io.StringIO(), width=120)
     console.print(terminal_table(read_study(config, directory)))
-    text = console.file.getvalue()
+    text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "not tested" in text and "better" not in text and "worse" not in text
 
 

@@ -151,9 +151,9 @@ def test_a_good_step_is_left_as_it_is() -> None:
 
     state = TrainState(jnp.int32(3), jnp.ones(2), {"count": jnp.int32(3), "m": jnp.zeros(2)})
     good, _ = skip_bad_steps(step)(state, jnp.array([1.0, 2.0]))
-    assert good.params.tolist() == [2, 3] and good.optimizer["m"].tolist() == [1, 2]
+    assert good.params.tolist() == [2, 3] and good.optimizer["m"].tolist() == [1, 2]  # type: ignore[attr-defined]
     bad, _ = skip_bad_steps(step)(state, jnp.array([1.0, jnp.inf]))
-    assert bad.params.tolist() == [1, 1] and bad.optimizer["m"].tolist() == [0, 0]
+    assert bad.params.tolist() == [1, 1] and bad.optimizer["m"].tolist() == [0, 0]  # type: ignore[attr-defined]
     assert int(bad.step) == 4 and int(bad.optimizer["count"]) == 4
 
 
