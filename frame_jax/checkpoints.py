@@ -278,7 +278,15 @@ def explain_restore_failure(
 
     Orbax hides the error of the file system, so every file is read once more: one that cannot be
     read at all says that the storage is at fault, and no longer that the checkpoint is damaged.
+
+    Raises:
+        KeyboardInterrupt: if that is what Orbax took for an error of its own.
     """
+    taken: BaseException | None = error
+    while taken is not None:
+        if not isinstance(taken, Exception):
+            raise taken
+        taken = taken.__cause__ or taken.__context__
     if (cause := find_storage_error(error)) is not None:
         return UnreachableError(first_line(cause))
     folder = Path(orbax.directory, "" if step is None else str(step))

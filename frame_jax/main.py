@@ -11,6 +11,11 @@ import resource
 import sys
 from typing import Any
 
+from frame_jax.run import preemption
+
+if __name__ == "__main__":
+    preemption.install_handler()  # before the imports that take long
+
 from frame_jax.config.file import make_parser, parse
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError, log_to_stderr
@@ -21,7 +26,6 @@ from frame_jax.run.directory import (
     remove_temporaries,
 )
 from frame_jax.run.lock import hold_lock
-from frame_jax.run.preemption import STOPPED, Preempted
 from frame_jax.run.program_exit import report_error, run_main, run_on_all_processes
 
 PIPED_WIDTH = 132  # of the last table where there is no terminal
@@ -96,12 +100,12 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     from frame_jax.evaluation.items import check_tasks
     from frame_jax.parallel import processes
     from frame_jax.parallel.sharding import mesh_shape
-    from frame_jax.run import preemption, storage
+    from frame_jax.run import storage
     from frame_jax.scoring.checks import check_references
     from frame_jax.training import trackers
 
     processes.start(config.parallel)
-    preemption.install_handler()
+    preemption.take_back()
     messages: list[str] = []
     if until != "tokenize":  # which computes nothing
         config, messages = compute_dtype.decide_types(given, config)
@@ -205,7 +209,7 @@ def print_outcome(config: RunConfig, ran: int, until: str | None) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for bad input, 75 when SIGTERM stopped it (start it again)."""
+    """Returns the exit code: 0, 2 for bad input, 75 stopped by SIGTERM, 130 by Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     log_to_stderr()
     try:
@@ -223,9 +227,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         ran = run_phases(config, until=options["until"], redo=options["redo"])
         print_outcome(config, ran, options["until"])
-    except Preempted as stop:
-        print(f"stopped by SIGTERM: {stop}; run the same command to go on", file=sys.stderr)
-        return STOPPED
+    except preemption.Preempted as state:
+        return preemption.stopped(state)
     except Exception as error:
         return report_error(error)
     return 0
@@ -240,6 +243,7 @@ def prefer_huge_pages() -> None:
     name, value = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
     if sys.platform == "linux" and name not in os.environ:
         os.environ[name] = value
+        preemption.hold()
         os.execv(sys.executable, sys.orig_argv)
 
 

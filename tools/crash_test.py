@@ -1,6 +1,7 @@
 """Kills a small run over and over; one JSON line out: kills, phases hit, restarts, mismatches.
 
     python tools/crash_test.py --kills 40 --seed 0
+    python tools/crash_test.py --signals --every_ms 50 --cold
 
 A small pipeline (all phases, two arms) runs once undisturbed. Then it runs again in a fresh
 directory while SIGKILL reaches it at chosen moments: at a random time of every phase, while a part
@@ -8,6 +9,10 @@ has its temporary name, while a checkpoint is being written, and one step before
 end of a stage. After every kill the same command starts again. What each killed run ends with is
 compared with the undisturbed one: checkpoints bit by bit, metrics step by step without timings,
 tokens, scores, partition and training rows byte by byte. Exit code 1 if anything differs.
+
+With `--signals`, SIGTERM takes the place of SIGKILL and comes after every so many milliseconds of
+every unit, the first of them counted from the program's first line of code: every attempt must end
+with 0 or 75, without a traceback and without anything under `damaged/`.
 """
 
 from __future__ import annotations
@@ -55,6 +60,7 @@ FOLDERS = {
 TRAINED = ("reference/weak", "reference/strong", "pretrain/frame", "pretrain/random")
 ATTEMPT_SECONDS = 900  # an attempt that takes longer is hanging
 POLL_SECONDS = 0.0002
+SIGNAL_MASKS = ("SigBlk", "SigCgt")  # signals that are blocked, and that are caught
 
 
 def write_corpus(path: Path) -> None:
@@ -183,6 +189,22 @@ class Attempt:
                 raise SystemExit(f"hangs in {self.unit() or 'its start'}: {self._log.read_text()}")
             yield
             time.sleep(POLL_SECONDS)
+
+    def takes_signals(self) -> bool:
+        """Whether SIGTERM would come to the program's own code, rather than end it."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text("utf-8")
+        masks = [line.split()[1] for line in status.splitlines() if line[:6] in SIGNAL_MASKS]
+        return any(int(mask, 16) >> (signal.SIGTERM - 1) & 1 for mask in masks)
+
+    def terminate(self) -> None:
+        self._process.terminate()
+        for _ in self.running():
+            pass
+
+    def complaint(self) -> str:
+        """What is wrong with how the program ended; empty for nothing."""
+        code, log = self._process.returncode, self._log.read_text("utf-8", "replace")
+        return "" if code in (0, 75) and "Traceback" not in log else f"exit code {code}:\n{log}"
 
     def kill(self) -> None:
         os.killpg(self._process.pid, signal.SIGKILL)
@@ -344,19 +366,79 @@ def run_rounds(kills: int, rng: random.Random, root: Path) -> dict[str, Any]:
     }
 
 
+def stop_after(attempt: Attempt, seconds: float, *, from_start: bool) -> str:
+    """SIGTERM so many seconds after the first unit has begun, or after the program has started.
+
+    Returns:
+        The unit in which it came; empty if the program ended before.
+    """
+    begun = None
+    for _ in attempt.running():
+        if begun is None and (attempt.takes_signals() if from_start else attempt.unit()):
+            begun = time.monotonic()
+        if begun is not None and time.monotonic() - begun >= seconds:
+            unit = attempt.unit() or "start"
+            attempt.terminate()
+            return unit
+    return ""
+
+
+def run_stops(every: float, cold: bool, root: Path) -> dict[str, Any]:
+    """Undisturbed, then stopped every so many seconds of every unit, until it comes to its end."""
+    write_corpus(root / "corpus.jsonl")
+    expected, cache, run = root / "undisturbed", root / "compiled", root / "stopped"
+
+    def start(run: Path, log: str) -> Attempt:
+        if cold:
+            shutil.rmtree(cache, ignore_errors=True)
+        config = write_config(root / "run.yaml", run, root / "corpus.jsonl")
+        return Attempt(config, root / log, cache)
+
+    start(expected, "log.txt").finish()
+    hits: list[str] = []
+    wrong: list[str] = []
+    before, number = -1, 0  # units that are complete, and signals since there were so many
+    while True:
+        complete = [p for p in run.glob("*.json") if json.loads(p.read_text())["complete"]]
+        before, number = len(complete), number + 1 if before == len(complete) else 0
+        attempt = start(run, f"log-{len(hits)}.txt")
+        hit = stop_after(attempt, number * every, from_start=not complete)
+        if complaint := attempt.complaint():
+            wrong.append(f"{len(hits)}, in {hit} after {number * every:.3f} s: {complaint}")
+        wrong += [f"{len(hits)}, in {hit}: {path}" for path in run.rglob("damaged")]
+        if not hit or wrong:
+            break
+        hits.append(hit)
+        print(f"{len(hits)}: stopped in {hit}", file=sys.stderr, flush=True)
+    different = [] if wrong else mismatches(expected, run)
+    return {
+        "signals": len(hits),
+        "moments": {unit: hits.count(unit) for unit in dict.fromkeys(hits)},
+        "wrong": wrong,
+        "mismatches": len(different),
+        "different": different,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=None, help="Folder to work in and to keep.")
+    parser.add_argument("--signals", action="store_true", help="SIGTERM, all through a run.")
+    parser.add_argument("--every_ms", type=float, default=50, help="Between those signals.")
+    parser.add_argument("--cold", action="store_true", help="Compile anew after each of them.")
     options = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     with tempfile.TemporaryDirectory() as scratch:
         root = options.keep or Path(scratch)
         root.mkdir(parents=True, exist_ok=True)
-        result = run_rounds(options.kills, random.Random(options.seed), root)
+        if options.signals:
+            result = run_stops(options.every_ms / 1000, options.cold, root)
+        else:
+            result = run_rounds(options.kills, random.Random(options.seed), root)
     print(json.dumps(result))
-    return int(result["mismatches"] > 0)
+    return int(result["mismatches"] > 0 or bool(result.get("wrong")))
 
 
 if __name__ == "__main__":

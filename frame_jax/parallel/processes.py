@@ -180,6 +180,12 @@ def missing_processes(error: Exception) -> str:
     return f"process {', '.join(map(str, others))} has died or did not come ({first_line})"
 
 
+def disconnect() -> None:
+    """Leaves the other processes, which end as well; does nothing for a single process."""
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
 def leave_without_others(code: int) -> None:
     """Ends this process, which has failed, with exit code `code` if the others do not end too.
 

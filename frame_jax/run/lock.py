@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory
+from frame_jax.run.preemption import before_exit
 from frame_jax.run.storage_errors import storage_error
 
 BEAT_SECONDS = 10.0
@@ -60,12 +61,18 @@ def hold_lock(directory: RunDirectory) -> Iterator[None]:
         end = threading.Event()
         beat = threading.Thread(target=_beat, args=(file.fileno(), end), daemon=True)
         beat.start()
-        try:
-            yield
-        finally:
+
+        def release() -> None:
             end.set()
             beat.join()
             file.truncate(0)
+
+        before_exit.append(release)
+        try:
+            yield
+        finally:
+            before_exit.remove(release)
+            release()
 
 
 def lock_file(file: BinaryIO, directory: RunDirectory, path: Path) -> bool:

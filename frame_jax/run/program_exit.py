@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 
 from frame_jax.errors import USAGE_ERROR, UserError, log_to_stderr, print_error
 from frame_jax.run.directory import is_disk_full
-from frame_jax.run.preemption import STOPPED
+from frame_jax.run.preemption import EXIT_CODES, exit_now
 from frame_jax.run.storage_errors import find_disk_error
 
 T = TypeVar("T")
@@ -68,7 +68,11 @@ def run_on_all_processes(action: Callable[[], T]) -> T:
 def exit_program(code: int) -> NoReturn:
     """Ends this program, after an error without waiting for other processes of the run."""
     joined = sys.modules.get("frame_jax.parallel.processes")
-    if code not in (0, STOPPED) and joined is not None:
+    if code in EXIT_CODES.values():
+        if joined is not None:
+            joined.disconnect()
+        exit_now(code)
+    if code != 0 and joined is not None:
         joined.leave_without_others(code)
     sys.exit(code)
 

@@ -6,6 +6,7 @@ curriculum, whatever the number of processes, so any checkpoint continues exactl
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -100,10 +101,8 @@ def train(job: TrainingJob) -> dict[str, Any]:
         write_trial_record(job.folder, trial_record(job, kept))
     saved = sorted({*kept, *tail_steps(job)})
     checkpointer = Checkpointer(job.folder / "checkpoints", saved, job.fingerprint)
-    try:
+    with preemption.deferral(), contextlib.closing(checkpointer):
         return _train(job, mesh, saved, checkpointer)
-    finally:
-        checkpointer.close()
 
 
 class RollingSaves:
@@ -160,7 +159,7 @@ def _train(
     train_step = compile_step(job, mesh, factory)
     trace = StepTrace(job.folder / "profile", job.profile)
     rolling = RollingSaves(job.training.checkpoint_seconds, start)
-    with preemption.defer_sigterm(), Recorder(job, mesh, start, consumed) as recorder:
+    with Recorder(job, mesh, start, consumed) as recorder:
         loader = global_batches(job, mesh, start)
         for step in range(start, job.steps):
             asked = time.perf_counter()
@@ -168,6 +167,7 @@ def _train(
             waited = time.perf_counter() - asked
             trace.before_step(step, state)
             state, metrics = train_step(state, rows)
+            preemption.defer()  # until here nothing was done that is not saved
             recorder.push(step, {**metrics, ROWS: digests}, waited)
             done = step + 1
             due = rolling.is_due(done)

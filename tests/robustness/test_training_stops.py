@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import resource
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -54,22 +53,6 @@ def test_sigterm_saves_and_the_next_start_goes_on_at_the_next_step(
     train(job)
     assert [record["step"] for record in metrics(job)] == list(range(6))
     assert_same(final_params(trained), final_params(job))
-
-
-def test_sigterm_waits_for_training_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preemption, "_requested", False)
-    before = signal.getsignal(signal.SIGTERM)
-    preemption.install_handler()
-    try:
-        with pytest.raises(Preempted):
-            os.kill(os.getpid(), signal.SIGTERM)
-        preemption._requested = False
-        with pytest.raises(Preempted, match="just ended"), preemption.defer_sigterm():
-            assert not preemption.stop_requested(1)
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert preemption.stop_requested(2)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def not_finite(at: range, kind: float):
