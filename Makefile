@@ -62,4 +62,4 @@ lock: .venv/bin/python
 	touch $@ .venv/installed
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .cache build *.egg-info

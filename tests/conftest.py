@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 UNOPTIMIZED = "--xla_backend_optimization_level=0"
 UNFUSED = f"{UNOPTIMIZED} --xla_cpu_use_fusion_emitters=false"
 COMPILED = Path(__file__).parents[1] / ".cache" / "jax"
+SLOW_FIXTURES = {"trained", "use_devices"}
 
 
 def accepted(flags: str) -> bool:
@@ -41,6 +42,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow files first: at the end, no process waits long for the other."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & SLOW_FIXTURES or any(item.iter_markers("processes")):
+            item.add_marker("slow")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -406,6 +406,7 @@ def run_python(arguments: list[str]) -> int:
     return 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", documented())
 def test_a_documented_command_works(
     command: str, place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -32,7 +32,8 @@ def write_corpus(path: Path) -> Path:
 def settings(root: Path) -> dict:
     model = {"hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "num_kv_heads": 1}
     rows = {"sequence_length": 64, "parts": 2}
-    training = {"batch_size": 16, "milestones": 4, "lr_schedule": {"peak": 0.01}}
+    training = {"batch_size": 16, "milestones": 2, "lr_schedule": {"peak": 0.01}}
+    reference = training | {"milestones": 0}
     return {
         "run_directory": str(root / "run"),
         "corpus": {
@@ -44,8 +45,8 @@ def settings(root: Path) -> dict:
         "tokenizer": {"vocab_size": 512},
         "reference": {
             "rows": rows,
-            "weak": {"model": {**model, "num_layers": 1}, "training": training},
-            "strong": {"model": {**model, "num_layers": 2}, "training": {**training, "steps": 60}},
+            "weak": {"model": {**model, "num_layers": 1}, "training": reference},
+            "strong": {"model": {**model, "num_layers": 2}, "training": reference | {"steps": 60}},
         },
         "scoring": {"context": 64, "per_device_batch_size": 8},
         "partition": {"rows": rows},

@@ -19,6 +19,8 @@ from tests.s3_proxy import failing, serve
 from tests.training.rows import make_job, write_rows
 from tests.training.test_trainer import assert_same, final_params, metrics
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:

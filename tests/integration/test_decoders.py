@@ -15,6 +15,7 @@ from frame_jax.models.hugging_face.weights import import_checkpoint
 from tests.integration.small_run import settings, write_config, write_corpus
 
 MAMBA2 = {"num_heads": 4, "head_dim": 16, "state_size": 8, "chunk_size": 16}
+pytestmark = pytest.mark.slow
 EXPERTS = {
     "num_experts": 4,
     "num_experts_per_token": 2,

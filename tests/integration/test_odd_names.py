@@ -27,6 +27,7 @@ from frame_jax.scoring import table
 from tests.integration.small_run import settings, write_config, write_corpus
 
 # Columns, quotes and a backslash; and patterns, beside what they would match.
+pytestmark = pytest.mark.slow
 NAMES = ("split=train/quadrant=Q1/tokens=10B/part=0/it's/back\\slash", "a[1]/a*")
 NEIGHBOURS = ("a1/a*", "a[1]/ab", "a1/ab")
 

@@ -24,6 +24,7 @@ from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.training.phases import count_rows
 from tests.integration.small_run import write_config, write_corpus
 
+pytestmark = pytest.mark.slow
 QUADRANTS = ("Q1", "Q2", "Q3", "Q4")
 HOSTILE = (
     "</script><script>alert(1)</script> ",

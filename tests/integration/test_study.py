@@ -15,6 +15,7 @@ from frame_jax.run import markers
 from frame_jax.run.directory import RunDirectory
 from tests.integration.small_run import settings, write_config, write_corpus
 
+pytestmark = pytest.mark.slow
 EVALUATION = {"max_documents": 20, "averages": [{"last": 2}], "training_rows": 40}
 
 

@@ -16,6 +16,8 @@ from frame_jax.main import main
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.integration.small_run import settings, write_config, write_corpus
 
+pytestmark = pytest.mark.slow
+
 
 def test_other_people_s_scores_go_through_every_phase(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -16,6 +16,7 @@ from frame_jax.models.attention import (
     splash_attention,
 )
 
+pytestmark = pytest.mark.slow
 B, T, H, K, HEAD = 2, 384, 4, 2, 128
 PATHS = {
     "lean": lean_attention,

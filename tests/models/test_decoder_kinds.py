@@ -62,6 +62,7 @@ def losses(
     return token_nll(hidden, module.unembedding(), rows[:, 1:], 1)
 
 
+@pytest.mark.slow
 def test_a_packed_document_is_what_it_is_alone(decoder: Decoder) -> None:
     """At every offset of the boundary to a chunk, documents of one token included."""
     params, random = made(decoder), np.random.default_rng(1)
@@ -89,6 +90,7 @@ def test_a_packed_document_is_what_it_is_alone(decoder: Decoder) -> None:
         assert mine == pytest.approx(theirs, rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_row_does_not_see_its_neighbours_or_the_future(decoder: Decoder) -> None:
     params, random = made(decoder), np.random.default_rng(2)
     rows = random.integers(3, VOCAB, (3, 41)).astype(np.int32)
@@ -102,6 +104,7 @@ def test_a_row_does_not_see_its_neighbours_or_the_future(decoder: Decoder) -> No
     assert np.abs(after[0, 21:] - before[0, 21:]).min() > 0
 
 
+@pytest.mark.slow
 def test_layers_come_in_the_order_of_their_names() -> None:
     """A hybrid against its layers, applied one by one from the parameters of each."""
     decoder, T = Decoder(HYBRID, VOCAB, "float32"), 20
@@ -134,6 +137,7 @@ def test_layers_come_in_the_order_of_their_names() -> None:
     np.testing.assert_array_equal(routers.counts, np.stack(in_order))
 
 
+@pytest.mark.slow
 def test_loops_in_loops_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """Values and derivatives of a hybrid in bfloat16, whose kept activations are bits."""
     params = jax.jit(Decoder(HYBRID, VOCAB, "bfloat16").init)(jax.random.key(0))

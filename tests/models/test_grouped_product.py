@@ -20,6 +20,7 @@ from frame_jax.models.grouped_product import (
     tokens_to_rows,
 )
 
+pytestmark = pytest.mark.slow
 M, D, F = 37, 16, 12
 Arrays = list[np.ndarray]
 

@@ -33,6 +33,7 @@ def gradient(decoder: Decoder) -> Callable[..., Any]:
 FLOAT32_STACK = re.compile(r"f32\[3,2,256,(64|160)\]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "minimal", "full"])
 def test_values_and_derivatives_are_the_plain_loops_without_a_stack_in_float32(
     remat: str, monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ import pytest
 from frame_jax.models import segment_attention as module
 from frame_jax.models.segment_attention import BRANCHES, KEY_BLOCK, QUERY_BLOCK, segment_attention
 
+pytestmark = pytest.mark.slow
 HEAD = 16
 
 

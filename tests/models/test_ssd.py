@@ -187,6 +187,7 @@ def test_bfloat16_rounds_operands_and_nothing_more() -> None:
         assert_close(ours, theirs, 1e-2)
 
 
+@pytest.mark.slow
 def test_backward_pass_holds_the_decays_of_one_chunk() -> None:
     """Memory beside the inputs grows by states, not by decays: 64 chunks, each with 1 MB."""
     heads, chunk, count = 16, 128, 64

@@ -1,6 +1,7 @@
 """Every mistake in a config ends in one message, exit code 2 and no run directory."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -159,8 +160,9 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @hypothesis_settings(
-    max_examples=100,
+    max_examples=100 if "CI" in os.environ else 40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -130,6 +130,7 @@ def test_any_line_is_a_document_or_a_rejection_with_its_place(
                 text.encode("utf-8")
 
 
+@pytest.mark.slow
 def test_a_document_of_20_megabytes_goes_through_whole(config: Path) -> None:
     line = "".join(f"line {number} of a very long document\n" for number in range(1000))
     text = line * (20_000_000 // len(line) + 1)
@@ -139,6 +140,7 @@ def test_a_document_of_20_megabytes_goes_through_whole(config: Path) -> None:
     arguments = ["--config", str(config), "--until", "tokenize"]
     assert main([*arguments, "--tokenizer.sample_bytes", "200000"]) == 0
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    print("grown", grown / len(text))
     assert grown < 20 * len(text)
     directory = RunDirectory(config.parent / "run")
     readers = [TokenReader(part) for part in list_parts(directory.tokens, ".arrayrecord")]

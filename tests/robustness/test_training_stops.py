@@ -74,6 +74,7 @@ def not_finite(at: range, kind: float):
     return make_broken
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_a_number_is_skipped_and_its_rows_are_noted(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
@@ -109,6 +110,7 @@ def read_until(job: TrainingJob, step: int) -> int:
     )
 
 
+@pytest.mark.slow
 def test_training_stops_after_too_many_and_keeps_the_state_before_them(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +178,7 @@ def test_a_full_disk_is_named_and_finished_parts_stay(
     assert len(TokenReader(whole)) == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_named(
     root: Path, limit_files: Callable[[int], None]
 ) -> None:
@@ -185,6 +188,7 @@ def test_a_checkpoint_that_does_not_fit_is_named(
         train(job)
 
 
+@pytest.mark.slow
 def test_a_run_that_ran_out_of_room_goes_on_when_there_is_some(
     tmp_path: Path, limit_files: Callable[[int], None], capsys
 ) -> None:

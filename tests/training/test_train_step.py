@@ -202,11 +202,13 @@ def test_eight_devices_over_slices_make_the_gradients_of_one(
     assert_same(stepped(ragged_rows(), parallel, accumulate=2), whole("dense"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "experts", "hybrid"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(name: str) -> None:
     assert_same(stepped(ragged_rows(), model=MODELS[name], accumulate=4), whole(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["experts", "hybrid"])
 def test_padding_changes_nothing_of_the_routers_losses(name: str) -> None:
     """Means are the same over some rows, over these twice, and over these and rows of padding."""
@@ -228,6 +230,7 @@ def test_any_mesh_makes_the_gradients_of_one_device(
     assert_same(stepped(ragged_rows(), parallel, MODELS[name]), whole(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hybrid", "sigmoid"])
 def test_the_balancing_bias_moves_against_the_load_and_by_nothing_else(kind: str) -> None:
     model = MODELS["hybrid"] if kind == "hybrid" else KINDS["sigmoid"]

@@ -95,6 +95,7 @@ def test_moments_lie_where_their_parameters_do(root: Path, use_devices, kind: st
     assert queries == (3 if kind == "adamw" else 2)  # two moments or one, and the average
 
 
+@pytest.mark.slow
 def test_muon_trains_and_goes_on(root: Path) -> None:
     optimizer = OptimizerConfig(kind="muon")
     training = TrainingConfig(batch_size=16, milestones=2, optimizer=optimizer)
@@ -144,6 +145,7 @@ def test_a_finished_run_trains_no_further(root: Path, trained: TrainingJob) -> N
     assert len(metrics(job)) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_the_update_norm_is_that_of_the_change_of_all_weights(root: Path, kind: str) -> None:
     """Between checkpoints that lie one step apart."""
@@ -161,6 +163,7 @@ def test_the_update_norm_is_that_of_the_change_of_all_weights(root: Path, kind: 
     np.testing.assert_allclose(noted, changes, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
     job = make_job(root, training=TrainingConfig(batch_size=8, milestones=2))
     kept = kept_steps(job.selection.schedule, job.training)
@@ -170,6 +173,7 @@ def test_stage_ends_and_milestones_are_kept(root: Path) -> None:
     assert load_trial_record(job.folder).kept_steps == (0, 3, 6, 9, 11)
 
 
+@pytest.mark.slow
 def test_the_end_of_a_run_keeps_checkpoints_for_averages(root: Path) -> None:
     training = TrainingConfig(batch_size=8, milestones=1, tail_checkpoints=3, tail_fraction=0.5)
     job = make_job(root, folder="tail", training=training)
@@ -185,6 +189,7 @@ def test_the_end_of_a_run_keeps_checkpoints_for_averages(root: Path) -> None:
     assert averaged_steps(dataclasses.replace(record, tail_steps=()), 2) == kept[-2:]
 
 
+@pytest.mark.slow
 def test_without_milestones_only_stage_ends_are_saved(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
