@@ -46,7 +46,7 @@ def partition_table(
     """Assigns every document of a table to a quadrant, as the partition phase does.
 
     Thresholds are medians weighted by tokens: of `ppl` inside each group, then of `pd` inside each
-    half. Documents with equal numbers are told apart by their ids.
+    half. Documents with equal numbers are ordered by their ids.
 
     Args:
         table: Columns of equal length, one line a document: `ppl`, `pd` (any two numbers) and

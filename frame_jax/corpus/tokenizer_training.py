@@ -67,19 +67,19 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
     """
     if special_tokens_path(directory).exists():
         return
-    said: list[str] = []
+    messages: list[str] = []
     if config.tokenizer.path is None:
         size = config.tokenizer.sample_bytes
         print_note(f"tokenizer: training one on up to {size:,} bytes of the corpus")
         texts = sample_texts(sample_documents(config.corpus, size), size)
-        backend = train_tokenizer(noted(texts, said), config.tokenizer.vocab_size)
+        backend = train_tokenizer(note_long_words(texts, messages), config.tokenizer.vocab_size)
         chosen = ChosenTokens(BOS, EOS, "of the trained tokenizer", "of the trained tokenizer")
     else:
         backend, chosen = load_given_tokenizer(config.tokenizer)
     vocabulary = backend.get_vocab(with_added_tokens=True)
     bos_id, eos_id = vocabulary[chosen.bos], vocabulary[chosen.eos]
     if getattr(backend.model, "dropout", None):
-        said.append(DROPOUT)
+        messages.append(DROPOUT)
     tokenizer = make_tokenizer(backend, bos_id, eos_id)
     if config.tokenizer.path is not None:
         limit = min(CHECKED_BYTES, config.tokenizer.sample_bytes)
@@ -92,7 +92,7 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
             "bos_id": bos_id,
             "eos_id": eos_id,
             "vocab_size": tokenizer.vocab_size,
-            "notes": [*tokenizer_messages(config, tokenizer, chosen), *said],
+            "notes": [*tokenizer_messages(config, tokenizer, chosen), *messages],
         },
     )
 
@@ -107,11 +107,13 @@ def sample_texts(documents: Iterable[Document], most_bytes: int) -> Iterator[str
                 return
 
 
-def noted(texts: Iterable[str], said: list[str]) -> Iterator[str]:
-    """The texts; adds to `said` that words are long, if there are any."""
+def note_long_words(texts: Iterable[str], messages: list[str]) -> Iterator[str]:
+    """Yields the texts; adds a message once one has a word too long to train on."""
     for text in texts:
-        if not said and LONG_WORD.search(text):
-            said.append(f"it was trained on words of up to {WORD_CHARACTERS} letters: longer cut")
+        if not messages and LONG_WORD.search(text):
+            messages.append(
+                f"it was trained on words of up to {WORD_CHARACTERS} letters: longer cut"
+            )
         yield text
 
 

@@ -173,7 +173,7 @@ def quadrants_chapter(directory: RunDirectory) -> list[Piece]:
         Figure(
             "density",
             [figures.density(tiles, lines, label, names, scale) for label in labels],
-            note + notes.DENSITY_CELLS,
+            note + notes.DENSITY_TILES,
             renderer="canvas",
         ),
         tag("h2", "The quadrants"),

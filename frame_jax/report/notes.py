@@ -76,7 +76,7 @@ DENSITY_ELSEWHERE = (
     "perplexity and perplexity difference: no reference model has scored these documents. Darker "
     "cells"
 )
-DENSITY_CELLS = (
+DENSITY_TILES = (
     " (in dark mode brighter ones) hold more, on a logarithmic scale. Lines: thresholds between "
     "quadrants. Documents beyond the axes are counted in the outermost cells."
 )

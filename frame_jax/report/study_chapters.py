@@ -18,14 +18,14 @@ def verdicts_chapter(data: ReportData) -> list[Piece]:
     if study.lines:
         found.append(table(*table_rows(study)))
     if firsts := list(study.first_comparisons().values()):
-        made = notes.COMPARISONS.format(count=study.comparisons_made)
+        count_note = notes.COMPARISONS.format(count=study.comparisons_made)
         details = [
             part
             for title, shown in study_sections.slice_tables(study)
             for part in (tag("h3", title), shown)
         ]
         found += [
-            tag("p", f"{study.rule} {made}", class_="note"),
+            tag("p", f"{study.rule} {count_note}", class_="note"),
             Figure("verdicts", [figures.forest(firsts[:FOREST_LINES])], notes.FOREST),
             sections.folded_section("By domain, language, quadrant and task", *details),
         ]

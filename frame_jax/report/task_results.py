@@ -61,14 +61,14 @@ def answer_table(finals: FinalScores, arms: list[str]) -> Html:
     rows = []
     for task, scores in finals.items():
         best = min(scores, key=lambda arm: scores[arm].answer_bits_per_byte)
-        cells = []
+        columns = []
         for arm in arms:
             text = "–"
             if (score := scores.get(arm)) is not None:
                 text, error = f"{score.answer_bits_per_byte:.4f}", score.answer_bits_per_byte_stderr
                 text += "" if error is None else f" ± {error:.4f}"
-            cells.append(tag("span", text, class_="best" if arm == best else None))
-        rows.append([task, *cells])
+            columns.append(tag("span", text, class_="best" if arm == best else None))
+        rows.append([task, *columns])
     return table(["task", *arms], rows)
 
 
@@ -90,8 +90,8 @@ def task_table(finals: FinalScores, arms: list[str]) -> Html:
 def task_row(name: str, scores: dict[str, TaskScore], arms: list[str]) -> list[str]:
     """A row of the table of tasks."""
     score = next(iter(scores.values()))
-    cells = [score_text(scores[arm]) if arm in scores else "–" for arm in arms]
-    return [name, percent(score.chance), percent(score.blind), *cells]
+    columns = [score_text(scores[arm]) if arm in scores else "–" for arm in arms]
+    return [name, percent(score.chance), percent(score.blind), *columns]
 
 
 def score_text(score: TaskScore) -> Html:

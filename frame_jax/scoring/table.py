@@ -119,13 +119,13 @@ def files_by_type(table: TableConfig, files: dict[str, Path]) -> Files:
 
 
 def columns_of(
-    table: TableConfig, place: str, names: list[str], columns: list[Column]
+    table: TableConfig, file: str, names: list[str], columns: list[Column]
 ) -> tuple[Column, ...]:
     """The columns of a file that the table names: of ids, PPL and, if there is one, PD.
 
     Args:
         table: Names them.
-        place: The file, for messages.
+        file: The file, for messages.
         names: Its columns as it calls them.
         columns: The same as DuckDB has them.
 
@@ -143,11 +143,11 @@ def columns_of(
             continue
         if names.count(column) != 1:
             has = f"several columns {column!r}" if column in names else f"no column {column!r}"
-            raise UserError(f"scoring.table.{key}: {place} has {has}; it has: {', '.join(names)}")
+            raise UserError(f"scoring.table.{key}: {file} has {has}; it has: {', '.join(names)}")
         kind = columns[names.index(column)][1]
         if not wanted.fullmatch(kind):
             raise UserError(
-                f"scoring.table.{key}: the column {column!r} of {place} holds {kind}, not {what}"
+                f"scoring.table.{key}: the column {column!r} of {file} holds {kind}, not {what}"
             )
         found.append(columns[names.index(column)])
     return tuple(found)

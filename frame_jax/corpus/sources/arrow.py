@@ -35,13 +35,13 @@ def list_inputs(config: SourceConfig) -> list[Input]:
     items = file_inputs(config, (".arrow", ".feather"), lambda name: 1)
     if len(items) == 1:
         return items
-    places = [item.path.rpartition("/") for item in items]
-    listed = {folder: _saved_in(folder) for folder in dict.fromkeys(p[0] for p in places)}
+    split_paths = [item.path.rpartition("/") for item in items]
+    listed = {folder: _saved_in(folder) for folder in dict.fromkeys(p[0] for p in split_paths)}
     return [
         dataclasses.replace(item, ignored=f"{STATE} there does not list it")
         if (names := listed[folder]) is not None and file not in names
         else item
-        for item, (folder, _, file) in zip(items, places, strict=True)
+        for item, (folder, _, file) in zip(items, split_paths, strict=True)
     ]
 
 

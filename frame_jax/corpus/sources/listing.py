@@ -129,9 +129,9 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 def is_run(folder: str) -> bool:
     """Whether runs of this program write to a folder, by what each of them keeps there."""
-    place = Path(folder)
-    return (place / "config.yaml").is_file() and any(
-        (place / name).is_file() for name in ("lock", "tokenize.json")
+    path = Path(folder)
+    return (path / "config.yaml").is_file() and any(
+        (path / name).is_file() for name in ("lock", "tokenize.json")
     )
 
 

@@ -35,25 +35,25 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
     for number, file in enumerate(item.members):
         if not record_slice.contains(number):
             continue
-        data, place = _content(file), without_secrets(file.path)
+        data, shown_path = _content(file), without_secrets(file.path)
         try:
             file.name.encode("utf-8")
             if (other := other_format(data[:HEAD_BYTES], any_text=True)) is not None:
-                yield Rejection(place, 1, f"no text but {other[0]}: {other[1]}")
+                yield Rejection(shown_path, 1, f"no text but {other[0]}: {other[1]}")
                 continue
             text = data.decode("utf-8-sig")
         except UnicodeEncodeError:
-            yield Rejection(repr(place), 1, "the file's name is not UTF-8")
+            yield Rejection(repr(shown_path), 1, "the file's name is not UTF-8")
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
-            yield Rejection(place, line, f"not UTF-8: byte 0x{data[error.start]:02x}")
+            yield Rejection(shown_path, line, f"not UTF-8: byte 0x{data[error.start]:02x}")
         else:
             yield document_from_fields(
                 {config.text_field: text},
                 no_fields,
                 default_id=f"{config.name}/{file.name}" if config.name else file.name,
                 default_source=config.name or config.kind,
-                file=place,
+                file=shown_path,
                 line=1,
             )
 
