@@ -48,7 +48,7 @@ def nll(decoder: Decoder, params: dict, rows: np.ndarray, segments: np.ndarray) 
     """[B, T]: the loss of each token's successor."""
     index = np.broadcast_to(np.arange(rows.shape[1] - 1), segments.shape)
     starts = np.diff(segments, axis=1, prepend=-1) != 0
-    positions = index - np.maximum.gradient_accumulation_steps(np.where(starts, index, 0), axis=1)
+    positions = index - np.maximum.accumulate(np.where(starts, index, 0), axis=1)
 
     @jax.jit
     def losses(params: dict) -> jax.Array:
