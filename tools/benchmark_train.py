@@ -22,8 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
