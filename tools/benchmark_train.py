@@ -20,9 +20,9 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -134,10 +134,11 @@ def peer_step(folder: Path, mode: str, dtype: str) -> Step:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     o, peak = TRAINING.optimizer, TRAINING.lr_schedule.peak
-    decayed, spared = [], []
+    decayed: list[Any] = []
+    spared: list[Any] = []
     for name, p in model.named_parameters():
         (spared if p.ndim < 2 or "embed" in name or "conv1d" in name else decayed).append(p)
-    groups = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
         groups, peak, (o.b1, o.b2), o.eps, weight_decay=o.weight_decay, fused=True
     )
@@ -169,7 +170,7 @@ def timed(step: Step, rows: np.ndarray) -> tuple[float, float]:
     return loss, time.perf_counter() - start
 
 
-def fastest(makers: dict[str, Callable[[], Step]], shape: Shape) -> str:
+def fastest(makers: Mapping[str, Callable[[], Step]], shape: Shape) -> str:
     """The name of the step whose best of some turns is the least."""
     seconds = {}
     for name, make in makers.items():

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -62,10 +63,12 @@ def test_a_table_is_partitioned_as_the_partition_phase_does(tmp_path: Path) -> N
     directory = write(corpus, tmp_path)
     write_assignment(PartitionConfig(), ScoringConfig(), directory)
     assigned = pq.read_table(directory.assignment)
-    order = np.random.default_rng(1).permutation(len(assigned))
-    table = assigned.drop_columns(["part", "row", "bytes", "quadrant"]).take(order)
-    found = frame_jax.partition_table(table)
-    assert found.quadrants.tolist() == assigned["quadrant"].take(order).to_pylist()
+    lines = assigned.to_pylist()
+    np.random.default_rng(1).shuffle(lines)
+    lines[3:3] = [{**lines[0], "doc_id": "another", "split": "reference", "quadrant": None}]
+    expected = [line.pop("quadrant") for line in lines]
+    found = frame_jax.partition_table(pa.Table.from_pylist(lines))
+    assert found.quadrants.tolist() == expected
     assert {None, "Q1", "Q2", "Q3", "Q4"} == set(found.quadrants)
     phase = read_json(directory.partition)
 
