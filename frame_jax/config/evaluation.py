@@ -42,8 +42,8 @@ class TaskConfig:
     def __post_init__(self) -> None:
         where = f"evaluation.tasks: {self.name}"
         require(
-            re.fullmatch(r"[A-Za-z0-9_-]+", self.name) is not None,
-            f"{where}: a name is letters, digits, dashes and underscores",
+            re.fullmatch(r"[A-Za-z0-9_-]{1,200}", self.name) is not None,
+            f"{where}: a name is letters, digits, dashes and underscores, 200 at most",
         )
         require(self.num_fewshot >= 0, f"{where}: shots must not be negative")
         require(

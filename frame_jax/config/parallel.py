@@ -41,6 +41,16 @@ class ParallelConfig:
             "parallel: slice, data, fsdp, expert, tensor must be positive, at most one of them -1, "
             f"not {sizes}",
         )
+        port = (self.coordinator_address or "").rpartition(":")[2]
+        require(
+            self.coordinator_address is None
+            or (
+                port.isdecimal()
+                and 0 < int(port) < 1 << 16
+                and self.coordinator_address != f":{port}"
+            ),
+            f"parallel.coordinator_address must be host:port, not {self.coordinator_address!r}",
+        )
         require(
             self.num_processes is None or self.num_processes >= 1,
             f"parallel.num_processes must be at least 1, not {self.num_processes}",

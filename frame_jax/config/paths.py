@@ -5,6 +5,7 @@ Settings keep what was written, which is what fingerprints hold; whoever opens a
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -20,7 +21,7 @@ def user_path(text: str | Path) -> Path:
     `./` of `./~name`).
 
     Raises:
-        UserError: for the home of nobody, and for a URL.
+        UserError: for the home of nobody, for a URL, and for what no file can be called.
     """
     written = os.fspath(text)
     if (scheme := scheme_of(written)) is not None:
@@ -34,6 +35,13 @@ def user_path(text: str | Path) -> Path:
             f"{written}: no home folder is known for {written.split('/')[0]}; for a folder of that "
             f"name write ./{written}"
         )
+    try:
+        Path(path).stat()
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise UserError(f"{written}: {error.strerror}; give another path") from error
+    except ValueError as error:
+        raise UserError(f"{written!r} has a NUL, which no path may have") from error
     return without_home(Path(path))
 
 

@@ -158,8 +158,9 @@ class RunConfig:
         )
         for name in self.curricula:
             require(
-                re.fullmatch(r"[a-z0-9_]+", name) is not None,
-                f"curricula: the name {name!r} must be lower-case letters, digits and underscores",
+                re.fullmatch(r"[a-z0-9_]{1,200}", name) is not None,
+                f"curricula: the name {name!r} must be lower-case letters, digits and underscores, "
+                "200 at most",
             )
         quadrants = self.partition.axes.quadrants
         for name, curriculum in self.curricula.items():

@@ -9,7 +9,6 @@ used as they are. The model runs on the devices of one process.
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -18,20 +17,29 @@ try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import (
+        handle_stop_sequences,
+        normalize_gen_kwargs,
+        postprocess_generated_text,
+    )
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise ImportError("this needs lm-eval: pip install 'frame-jax[eval]'") from error
 
 from frame_jax import checkpoints
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.errors import UserError, print_error
+from frame_jax.errors import UserError, print_note
 from frame_jax.evaluation.greedy import GreedyScorer, generate_greedily
 from frame_jax.evaluation.likelihood import Request, continuation_sums, encode_requests
 from frame_jax.models.functional import read_description
 from frame_jax.run.directory import RunDirectory
+from frame_jax.run.program_exit import report_error, run_main
 from frame_jax.run.trial_record import choose_checkpoint_step, read_trial_record
 
 GENERATED = 256  # tokens written where a task does not say
+# Settings that change nothing of greedy decoding: of sampling alone, and these values.
+OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+GREEDY = {"do_sample": False, "num_beams": 1}
 
 
 @register_model("frame_jax")
@@ -123,41 +131,51 @@ class FrameJaxModel(LM):
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The greedy continuation of each prompt, up to the first of its stop strings.
 
+        Settings mean what they mean to the harness's own Hugging Face backend.
+
         Raises:
-            UserError: for a task that asks for sampling.
+            UserError: for a task that asks for more than greedy decoding, or for as many tokens as
+                the model reads.
         """
-        prompts, limits, stops = [], [], []
-        for request in requests:
-            text, settings = request.args
-            if settings.get("do_sample") or settings.get("temperature", 0) > 0:
-                raise UserError("tasks that sample (do_sample, temperature) are not supported")
-            until = settings.get("until") or []
-            stops.append([until] if isinstance(until, str) else list(until))
-            limit = min(settings.get("max_gen_toks", GENERATED), self.max_length - 1)
-            ids = [self._tokenizer.bos_id, *self._tokenizer.encode_batch([text])[0]]
-            prompts.append(ids[-(self.max_length - limit) :])
+        tokenizer = self._tokenizer
+        eos = tokenizer.decode_plain([tokenizer.eos_id])
+        encoded = tokenizer.encode_batch([request.args[0] for request in requests])
+        prompts, limits, stops, shortened = [], [], [], 0
+        for request, ids in zip(requests, encoded, strict=True):
+            until, limit = read_generation(request.args[1], self.max_length)
+            whole = [tokenizer.bos_id, *ids]
+            prompts.append(whole[-(self.max_length - limit) :])
+            shortened += len(prompts[-1]) < len(whole)
             limits.append(limit)
+            stops.append(handle_stop_sequences(until, eos))
+        if shortened:
+            print_note(
+                f"{shortened} of {len(requests)} prompts have lost their beginning: prompt and "
+                f"max_gen_toks together may have {self.max_length} tokens"
+            )
+        # The backend looks for a stop string in so many of the last tokens.
+        texts = list(dict.fromkeys(stop for until in stops for stop in until))
+        window = {
+            text: len(ids) + 2
+            for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)
+        }
 
         def is_finished(number: int, written: list[int]) -> bool:
-            if written[-1] == self._tokenizer.eos_id:
-                return True
-            text = self._tokenizer.decode(written)
-            return any(stop in text for stop in stops[number])
+            return written[-1] == tokenizer.eos_id or any(
+                stop in tokenizer.decode_plain(written[-window[stop] :]) for stop in stops[number]
+            )
 
         answers = []
-        for request, written, stop_texts in zip(
+        for request, written, until in zip(
             requests,
             generate_greedily(self._scorer, prompts, limits, is_finished),
             stops,
             strict=True,
         ):
-            if written[-1] == self._tokenizer.eos_id:
-                written = written[:-1]
-            text = self._tokenizer.decode(written)
-            for stop in stop_texts:
-                text = text.split(stop)[0] if stop else text
-            self.cache_hook.add_partial("generate_until", request.args, text)
-            answers.append(text)
+            spoken = [i for i in written if i not in (tokenizer.bos_id, tokenizer.eos_id)]
+            text = tokenizer.decode_plain(spoken, skip_special_tokens=True)
+            answers.append(postprocess_generated_text(text, until, None))
+            self.cache_hook.add_partial("generate_until", request.args, answers[-1])
         return answers
 
     def _rate(self, requests: list[Request]) -> list[tuple[float, bool]]:
@@ -173,17 +191,41 @@ class FrameJaxModel(LM):
         return answers
 
 
+def read_generation(settings: dict[str, Any], max_length: int) -> tuple[list[str], int]:
+    """The stop strings of a task's `generation_kwargs`, and how many tokens it has written at most.
+
+    Raises:
+        UserError: naming what is malformed or not computed.
+    """
+    try:
+        rest: dict[str, Any] = dict(normalize_gen_kwargs(settings, GENERATED))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"generation_kwargs {settings}: {error}") from error
+    until, limit = rest.pop("until"), rest.pop("max_gen_toks")
+    for key, value in rest.items():
+        if key not in OF_SAMPLING and (key not in GREEDY or value != GREEDY[key]):
+            raise UserError(
+                f"generation_kwargs: {key} = {value!r} is not computed, only greedy decoding is; "
+                "--gen_kwargs changes what a task says, as in --gen_kwargs do_sample=false"
+            )
+    if not 0 < limit < max_length:
+        raise UserError(
+            f"generation_kwargs: max_gen_toks is {limit}, must be at least 1 and below max_length "
+            f"({max_length}), for a prompt to have room: --gen_kwargs max_gen_toks=N"
+        )
+    return [stop for stop in until if stop is not None], limit
+
+
 def main() -> int:
     """The harness's command line; returns 0, or 2 for bad input."""
     from lm_eval.__main__ import cli_evaluate
 
     try:
         cli_evaluate()
-    except UserError as error:
-        print_error(error)
-        return 2
+    except Exception as error:
+        return report_error(error)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from frame_jax.errors import UserError
 from frame_jax.evaluation.results import read_result
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
-from frame_jax.run.directory import RunDirectory, axis_names, read_json
+from frame_jax.run.directory import RunDirectory, axis_names, new_folder, read_json
 from frame_jax.run.program_exit import report_error
 from frame_jax.run.trial_record import (
     TrialRecord,
@@ -115,11 +114,7 @@ def export_trial(
     step = steps[-1]
     decoder = read_description(folder)
     special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with new_folder(out) as temporary:
         export_checkpoint(
             temporary,
             decoder,
@@ -133,9 +128,6 @@ def export_trial(
         )
         card = model_card(directory, trial, trial_record, steps, decoder, ema, mean)
         (temporary / "README.md").write_text(f"{header}\n{card}", "utf-8")
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return step
 
 

@@ -28,7 +28,7 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.run import integrity
-from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
+from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, require_writable
 from frame_jax.run.program_exit import report_error
 from frame_jax.sql import open_database, parquet_table, write_json_lines, write_parquet
 
@@ -74,6 +74,7 @@ def write_scores(options: argparse.Namespace) -> None:
             "back"
         )
     query = scores_query(load(directory.config).scoring, directory)
+    require_writable(out.parent, "--out")
     with atomic_path(out) as temporary, open_database(out.parent) as connection:
         connection.execute("SET preserve_insertion_order = true")
         connection.execute(WRITERS[out.suffix](query, temporary))

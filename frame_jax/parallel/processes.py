@@ -14,6 +14,7 @@ import functools
 import itertools
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -23,10 +24,11 @@ import jax
 import numpy as np
 
 from frame_jax.config.parallel import ParallelConfig
-from frame_jax.errors import USAGE_ERROR, print_note
+from frame_jax.errors import USAGE_ERROR, UserError
 
 T = TypeVar("T")
 
+JOIN_SECONDS = 300  # in which all processes must have started
 HEARTBEAT_SECONDS = 60
 SHUTDOWN_SECONDS = 60
 LEAVE_SECONDS = 10
@@ -44,17 +46,69 @@ _calls = itertools.count()  # the same on every process, because all make the sa
 
 
 def start(config: ParallelConfig) -> None:
-    """Joins the other processes of a pod; does nothing for a single process."""
+    """Joins the other processes of a pod; does nothing for a single process.
+
+    Raises:
+        UserError: naming the setting of `parallel` that is missing or cannot work.
+    """
+    keys = ("coordinator", "processes", "process")
+    given = [f"parallel.{key}" for key in keys if getattr(config, key) is not None]
+    if not config.distributed and given:
+        raise UserError(f"{', '.join(given)}: set parallel.distributed, too, or leave them out")
     if not config.distributed or jax.distributed.is_initialized():
         return
+    if config.coordinator_address is not None and config.process_id is not None:
+        check_coordinator(config.coordinator_address, config.process_id)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(
-        coordinator_address=config.coordinator_address,
-        num_processes=config.num_processes,
-        process_id=config.process_id,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-    )
+    try:
+        jax.distributed.initialize(
+            coordinator_address=config.coordinator_address,
+            num_processes=config.num_processes,
+            process_id=config.process_id,
+            initialization_timeout=JOIN_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except (ValueError, LookupError) as error:
+        missing = [f"parallel.{key}" for key in keys if getattr(config, key) is None]
+        raise UserError(
+            f"parallel.distributed: {error} Neither the environment (GKE, Cloud TPU, srun, mpirun) "
+            f"nor the config says {', '.join(missing) or 'it'}: set these, or leave out "
+            "parallel.distributed to run one process"
+        ) from error
+
+
+def check_coordinator(address: str, process: int) -> None:
+    """Sees that process 0 can listen at the coordinator's address, that the others can reach it.
+
+    JAX ends the program with a stack trace where they cannot.
+
+    Raises:
+        UserError: saying why not; after JOIN_SECONDS where nothing listens.
+    """
+    host, _, port = address.rpartition(":")
+    host, ends = host.strip("[]"), time.monotonic() + JOIN_SECONDS
+    while True:
+        try:
+            if process == 0:
+                socket.getaddrinfo(host, port)
+                dual = socket.has_dualstack_ipv6()
+                family = socket.AF_INET6 if dual else socket.AF_INET
+                socket.create_server(("", int(port)), family=family, dualstack_ipv6=dual).close()
+            else:
+                socket.create_connection((host, int(port)), JOIN_SECONDS).close()
+            return
+        except OSError as error:
+            if process != 0 and time.monotonic() < ends:
+                time.sleep(0.5)
+                continue
+            what = (
+                "process 0 cannot listen there; name this host and a port that is free"
+                if process == 0
+                else f"nothing listened there for {JOIN_SECONDS} s; see whether process 0 runs, "
+                "and that the hosts reach each other"
+            )
+            raise UserError(f"parallel.coordinator_address {address}: {what} ({error})") from error
 
 
 def leave_accelerators() -> None:

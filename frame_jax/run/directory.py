@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,45 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a temporary folder, which becomes `path` when the block succeeds, and is removed else.
+
+    Raises:
+        UserError: if nothing can be written there, or the disk is full.
+    """
+    require_writable(path.parent, "--out")
+    temporary = path.with_name(f".tmp-{path.name}")
+    remove(temporary)
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    except Exception as error:
+        if not is_disk_full(error) and not is_disk_full(error.__cause__):
+            raise
+        written = sum(file.stat().st_size for file in temporary.rglob("*"))
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise no_room_error(path, written) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_writable(folder: Path, option: str) -> None:
+    """Makes a folder, with its parents, and tries to write into it.
+
+    Raises:
+        UserError: naming the option that chose it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(
+            f"{option}: nothing can be written to {folder} ({error}); choose another {option}"
+        ) from error
+
+
+@contextlib.contextmanager
 def explain_append_errors(path: Path) -> Iterator[None]:
     """Context that turns a full disk, while appending to a file, into an error naming the file."""
     try:
@@ -162,13 +202,14 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def no_room_error(path: Path, needed: int) -> UserError:
-    """Error for a `path`, of at least `needed` bytes, that could not be written."""
+def no_room_error(path: Path, written: int) -> UserError:
+    """What to tell the user when `path` could not be written, but for `written` bytes of it."""
     free = shutil.disk_usage(path.parent).free
+    kept = "; every finished part is kept" if path.name.startswith("part-") else ""
     return UserError(
-        f"no room to write {path}: it needs more than {needed:,} bytes, and {free:,} are free (a "
-        "quota or a limit on file sizes may be lower). Make room and run the same command again; "
-        "every finished part is kept"
+        f"no room to write {path}: it needs more than {written:,} bytes, and {free:,} are free (a "
+        f"quota or a limit on file sizes may be lower). Make room and run the same command again"
+        f"{kept}"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import traceback
@@ -25,9 +27,7 @@ def find_user_error(error: BaseException) -> UserError | None:
         cause = cause.__cause__ or cause.__context__
     if not is_disk_full(error):
         return find_disk_error(error)
-    return UserError(
-        f"no room: {error}. Make room and run the same command again; every finished part is kept"
-    )
+    return UserError(f"no room: {error}. Make room and run the same command again")
 
 
 def report_error(error: Exception) -> int:
@@ -77,9 +77,38 @@ def exit_program(code: int) -> NoReturn:
     sys.exit(code)
 
 
+class LenientStream(io.TextIOWrapper):
+    """A text stream that drops what cannot be written: its terminal, pipe or disk may be gone."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+def prepare_streams() -> None:
+    """Makes the standard streams fit for any text: no message or progress bar may end a program.
+
+    A closed stream goes to nowhere; otherwise the next file to be opened would take its number, and
+    libraries would write their messages into it. Characters that an encoding lacks are spelled out.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nowhere, mode, closefd=False))
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(errors="backslashreplace")
+    shown = os.fdopen(sys.stderr.fileno(), "wb", closefd=False)
+    sys.stderr = LenientStream(shown, sys.stderr.encoding, "backslashreplace", line_buffering=True)
+
+
 def run_main(main: Callable[[], int]) -> NoReturn:
     """Ends this program with the exit code of `main`, or with 1 after what is its own fault."""
-    log_to_stderr()
+    prepare_streams()
     try:
         code = main()
     except Exception:

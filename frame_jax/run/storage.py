@@ -14,7 +14,7 @@ from pathlib import Path
 
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-from frame_jax.run.directory import RunDirectory, is_disk_full, no_room_error
+from frame_jax.run.directory import RunDirectory, is_disk_full, no_room_error, require_writable
 from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.sql import UNREADABLE
 
@@ -102,14 +102,8 @@ def probe_file_system(root: Path) -> None:
         UserError: naming the first thing that fails.
     """
     scratch = root / f".tmp-probe-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        scratch.mkdir()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(
-            f"run_directory: nothing can be written to {root} ({error}); choose another "
-            "--run_directory"
-        ) from error
+    require_writable(root, "--run_directory")
+    scratch.mkdir()
     try:
         for what, attempt in ATTEMPTS.items():
             try:

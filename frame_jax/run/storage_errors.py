@@ -11,8 +11,8 @@ import os
 
 from frame_jax.errors import UserError
 
-# ENOTCONN is what a mount says whose program has died.
-DISK_ERRNOS = (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOTCONN)
+# ENOTCONN is what a mount says whose program has died, EROFS a disk after an error.
+DISK_ERRNOS = (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOTCONN, errno.EROFS)
 PERMISSION_ERRNOS = (errno.EACCES, errno.EPERM)
 STORAGE_ERRNOS = (
     *DISK_ERRNOS,

@@ -7,18 +7,19 @@ settings as a nested dict. What it returns has the two methods of `Tracker`.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import importlib
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from frame_jax.config.run import RunConfig
-from frame_jax.config.settings import settings_to_write
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_note
 from frame_jax.run.directory import read_json, write_json
+from frame_jax.run.preemption import Preempted
 
 Record = dict[str, Any]  # a line of metrics.jsonl, see docs/metrics.md
 
@@ -45,10 +46,10 @@ def import_function(path: str) -> Callable[[str, Path, dict[str, Any]], Tracker]
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
-            f"tracker: {path} cannot be imported ({error}); name a function as module:function, in "
-            "an installed module or one in the working directory"
+            f"tracker: {path} cannot be imported ({type(error).__name__}: {error}); name a "
+            "function as module:function, in an installed module or one in the working directory"
         ) from error
 
 
@@ -79,28 +80,29 @@ class TrackerFollower:
         path = folder / "tracked.json"
         sent = max(read_json(path)["step"], last_written) if path.exists() else first_step - 1
         write_json(path, {"step": sent})
-        self._sent = sent
-        self._tracker: Tracker | None = None
-        self._tracker = self._guard(make)
+        self._sent, self._failed = sent, False
+        self._tracker: Any = self._guard(make)
 
     def write(self, record: Record) -> None:
-        if self._tracker is not None and record["step"] > self._sent:
-            self._guard(functools.partial(self._tracker.write, record))
+        if record["step"] > self._sent:
+            self._guard(lambda: self._tracker.write(copy.deepcopy(record)))
 
     def close(self) -> None:
-        if self._tracker is not None:
-            self._guard(self._tracker.close)
+        self._guard(lambda: self._tracker.close())
 
     def _guard(self, call: Callable[[], Any]) -> Any:
-        """The result of `call`; after any failure a warning, and no further call."""
+        """Its result; after any failure a warning, and no further call."""
+        if self._failed:
+            return None
         try:
             return call()
-        except Exception as error:  # somebody else's code, and often a network
-            self._tracker = None
-            print(
-                f"warning: the tracker has failed ({type(error).__name__}: {error}) and gets no "
-                "more records until the run is started again; metrics.jsonl goes on",
-                file=sys.stderr,
+        except (KeyboardInterrupt, Preempted):
+            raise
+        except BaseException as error:  # somebody else's code, which may call sys.exit
+            self._failed = True
+            print_note(
+                f"warning: the tracker has failed ({type(error).__name__}: {error}) and is left "
+                "out until the next start; metrics.jsonl goes on"
             )
             return None
 

@@ -172,3 +172,31 @@ def test_a_config_in_the_home_folder_is_looked_at_for_keys_set_twice(
     (home / "twice.yaml").write_text(write_config(home).read_text() + "seed: 1\nseed: 2\n")
     assert main([*option, "--until", "tokenize"]) == 2
     assert "`seed` is set twice" in capsys.readouterr().err
+
+
+def test_what_no_file_can_be_called_is_refused_by_every_program(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "there").symlink_to("back")
+    (home / "back").symlink_to("there")
+    config = str(write_config(home))
+    for path, message in (("n" * 300, "too long"), (str(home / "back/run"), "symbolic links")):
+        for program in (
+            lambda path: main(["--config", config, "--run_directory", path]),
+            lambda path: main(["--config", config, "--plan", "--run_directory", path]),
+            lambda path: inspect.main([path]),
+            lambda path: export.main([path, "--out", "out"]),
+            lambda path: export.main(["run", "--out", path]),
+        ):
+            assert program(path) == 2
+            shown = capsys.readouterr().err
+            assert message in shown and shown.count("error: ") == 1
+    with pytest.raises(UserError, match="has a NUL"):
+        RunDirectory("a\0b")
+
+
+def test_a_name_of_a_folder_fits_into_one(home: Path, capsys) -> None:
+    arm = {"n" * 201: {"preset": "random"}}
+    assert "200 at most" in refused(home, capsys, curricula=arm)
+    tasks = [{"name": "n" * 201, "path": "x.jsonl"}]
+    assert "200 at most" in refused(home, capsys, evaluation={"tasks": tasks})

@@ -5,15 +5,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
 import yaml
 
+from frame_jax.errors import UserError
 from frame_jax.export.checkpoint import export_trial
 from tests.arm import CONTEXT, TEXT, make_arm
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `eval`)")
+from lm_eval.api.instance import Instance  # noqa: E402
+
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
 ITEMS = [
@@ -130,7 +135,8 @@ def theirs(folder: Path, **settings):
     pytest.importorskip("accelerate", reason="lm-eval's Hugging Face backend needs it")
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(str(folder), dtype="float32", device="cpu", batch_size=2, **settings)
+    settings = {"dtype": "float32", "device": "cpu", "batch_size": 2} | settings
+    return HFLM(str(folder), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -184,9 +190,63 @@ def test_greedy_text_agrees(mine, reference) -> None:
     assert all("\n\n" not in text for text in mine["local_generation"])
 
 
-def test_greedy_continuations_are_recognised(ours) -> None:
-    from lm_eval.api.instance import Instance
+# Settings of tasks as they are spelled, and what they are to the backend.
+SETTINGS: list[dict[str, Any]] = [
+    *({"until": ["\n\n"], key: 9} for key in ("max_gen_toks", "max_new_tokens", "max_tokens")),
+    {"max_gen_toks": 5, "max_new_tokens": 9},
+    {"max_new_tokens": "7", "max_tokens": 3},
+    {"until": "e", "max_gen_toks": 12},
+    {"until": ["", " in", "th"], "max_gen_toks": 12},
+    {"until": ["\ufffd", "<|bos|>"], "max_gen_toks": 12},
+    {"max_gen_toks": 9, "do_sample": False, "temperature": 1},
+    {"max_gen_toks": 9, "do_sample": False, "temperature": 0.7, "top_p": 0.9},
+    {"max_gen_toks": 9.0, "temperature": 0, "num_beams": 1},
+    {"max_gen_toks": 1},
+    {"max_gen_toks": CONTEXT - 1},
+]
+PROMPTS = ["", "四象限", "  lead", TEXT[:600], *(TEXT[i * 50 : i * 51 + 40] for i in range(4))]
 
+
+def written(model, settings: dict[str, Any]) -> list[str]:
+    requests = [Instance("generate_until", {}, (text, settings), 0) for text in PROMPTS]
+    return model.generate_until(requests, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("eos", [None, "Ġth"])
+def test_settings_of_generation_mean_what_they_mean_to_the_backend(tmp_path, eos) -> None:
+    """With an EOS that the model writes often, too."""
+    directory, _, _ = make_arm(tmp_path / "run")
+    if eos:
+        path = directory.tokenizer.with_name("special_tokens.json")
+        eos_id = tokenizers.Tokenizer.from_file(str(directory.tokenizer)).token_to_id(eos)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_id": eos_id}))
+    export_trial(directory, "frame", tmp_path / "exported")
+    from frame_jax.evaluation.lm_eval_adapter import FrameJaxModel
+
+    model = FrameJaxModel(str(directory.root), per_device_batch_size=3)
+    backend = theirs(tmp_path / "exported", batch_size=1)
+    for settings in SETTINGS:
+        assert written(model, settings) == written(backend, settings), settings
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"max_gen_toks": CONTEXT}, {"max_tokens": CONTEXT + 1}, {"max_gen_toks": 0}]
+    + [{"max_gen_toks": 9} | more for more in ({"do_sample": True}, {"temperature": 0.5})]
+    + [{"max_gen_toks": 9} | more for more in ({"num_beams": 3}, {"repetition_penalty": 1.3})]
+    + [{"max_gen_toks": "many"}],
+)
+def test_what_greedy_decoding_does_not_give_is_refused(ours, settings) -> None:
+    with pytest.raises(UserError, match="generation_kwargs"):
+        written(ours, settings)
+
+
+def test_prompts_that_lose_their_beginning_are_counted(ours, capsys) -> None:
+    written(ours, {"max_gen_toks": 9})
+    assert f"1 of {len(PROMPTS)} prompts" in capsys.readouterr().err
+
+
+def test_greedy_continuations_are_recognised(ours) -> None:
     model = ours
     prompt = "The standard "
     settings = {"until": [], "max_gen_toks": 4, "do_sample": False}

@@ -142,6 +142,8 @@ def test_a_run_whose_files_are_damaged_is_refused_in_words(
 def test_a_full_disk_and_a_dead_mount_are_no_defects(
     directory: RunDirectory, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main([str(directory.root), "--out", "/proc/x.parquet"]) == 2
+    assert "--out: nothing can be written to /proc " in capsys.readouterr().err
     for number, text in ((errno.ENOSPC, "no room"), (errno.ENOTCONN, "the storage or the network")):
 
         def fails(*_: object, number: int = number) -> None:

@@ -1,52 +1,89 @@
-"""What processes do together under a version of JAX that hides its coordination client."""
+"""Settings under which processes cannot find each other: one message each, and no wait."""
 
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
-
-WORKER = """
-import sys
-import time
+from typing import Any
 
 import jax
+import pytest
+
 from frame_jax.config.parallel import ParallelConfig
+from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-
-port, index = map(int, sys.argv[1:])
-processes.CLIENT_METHODS = ("a method of another version",)
-processes.LEAVE_SECONDS = 2
-settings = {"coordinator_address": f"localhost:{port}", "num_processes": 2, "process_id": index}
-processes.start(ParallelConfig(distributed=True, **settings))
-print(processes.broadcast_from_first(2**47 + index))
-print(processes.failing_processes(index == 0, f"word of {index}"), processes.all_agree(True))
-time.sleep(index)
-print(processes.all_agree(False))
-processes.barrier("the end")
-processes.leave_without_others(3)
-"""
+from tests.integration.small_run import write_config, write_corpus
+from tests.programs import REPOSITORY, free_port
 
 
-@pytest.mark.processes
-def test_processes_agree_and_leave_without_jaxs_client() -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, port, str(index)],
-            cwd=Path(__file__).parents[2],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+@pytest.fixture(autouse=True)
+def collectives_of_one_process() -> Iterator[None]:
+    yield
+    jax.config.update("jax_cpu_collectives_implementation", None)
+
+
+def refused(match: str, **settings: Any) -> None:
+    with pytest.raises(UserError, match=match):
+        processes.start(ParallelConfig(**settings))
+    assert not jax.distributed.is_initialized()
+
+
+def test_what_nothing_says_is_named() -> None:
+    address = f"localhost:{free_port()}"
+    refused(
+        "parallel.coordinator_address, parallel.num_processes, parallel.process:", distributed=True
+    )
+    refused("says parallel.num_processes, parallel.pr", distributed=True, coordinator=address)
+    refused("says parallel.process:", distributed=True, coordinator=address, processes=2)
+    refused("says parallel.processes:", distributed=True, coordinator=address, process=0)
+
+
+def test_settings_of_processes_need_distributed() -> None:
+    refused("parallel.num_processes, parallel.process: set parallel.distr", processes=2, process=1)
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost", "localhost:", ":8476", "localhost:port", "localhost:0", "host:65536"]
+)
+def test_an_address_has_a_host_and_a_port(address: str) -> None:
+    with pytest.raises(UserError, match="must be host:port"):
+        ParallelConfig(coordinator_address=address)
+
+
+def test_a_coordinator_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"distributed": True, "processes": 2}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"localhost:{taken.getsockname()[1]}"
+        refused(
+            f"parallel.coordinator_address {address}: .*in use",
+            coordinator=address,
+            process=0,
+            **both,
         )
-        for index in range(2)
-    ]
-    outputs = [worker.communicate(timeout=300) for worker in workers]
-    expected = f"{2**47}\n{{1: 'word of 1'}} True\nFalse\n"
-    for worker, (stdout, stderr) in zip(workers, outputs, strict=True):
-        assert worker.returncode == 3 and stdout.endswith(expected), stdout + stderr
-    notes = [stderr.count("another client of its coordination service") for _, stderr in outputs]
-    assert notes == [1, 0]
+    refused("no.host.invalid:8476: ", coordinator="no.host.invalid:8476", process=0, **both)
+    monkeypatch.setattr(processes, "JOIN_SECONDS", 0.1)
+    address = f"localhost:{free_port()}"
+    refused(f"{address}: nothing listened there", coordinator=address, process=1, **both)
+
+
+def test_a_port_that_a_run_has_just_left_is_free() -> None:
+    with socket.create_server(("localhost", 0)) as server:
+        address = server.getsockname()
+        client = socket.create_connection(address)
+        server.accept()[0].close()  # leaves the port waiting
+        client.close()
+    processes.check_coordinator(f"localhost:{address[1]}", 0)
+
+
+def test_the_program_ends_with_one_message(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    config = str(write_config(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-m", "frame_jax.main", "--config", config, "--parallel.distributed=true"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "error: parallel.distributed" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr

@@ -4,7 +4,8 @@ import errno
 import json
 import os
 import resource
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -140,14 +141,6 @@ def test_a_good_step_is_left_as_it_is() -> None:
     bad, _ = skip_bad_steps(step)(state, jnp.array([1.0, jnp.inf]))
     assert bad.params.tolist() == [1, 1] and bad.optimizer["m"].tolist() == [0, 0]  # type: ignore[attr-defined]
     assert int(bad.step) == 4 and int(bad.optimizer["count"]) == 4
-
-
-@pytest.fixture
-def limit_files() -> Iterator[Callable[[int], None]]:
-    """`limit_files(n)`: no file may exceed n bytes; to a program, the same as a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_is_named_and_finished_parts_stay(

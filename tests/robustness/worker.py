@@ -28,12 +28,14 @@ def main(folder: str, port: str, count: str, index: str, devices: str, dies: str
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(devices))
     processes.HEARTBEAT_SECONDS = 10
-    parallel = ParallelConfig(
-        distributed=int(count) > 1,
-        coordinator_address=f"localhost:{port}",
-        num_processes=int(count),
-        process_id=int(index),
-    )
+    parallel = ParallelConfig()
+    if int(count) > 1:
+        parallel = ParallelConfig(
+            distributed=True,
+            coordinator_address=f"localhost:{port}",
+            num_processes=int(count),
+            process_id=int(index),
+        )
     processes.start(parallel)
     if dies == "step":
         preemption.stop_requested = lambda step: step == 3 and die()

@@ -32,12 +32,14 @@ def die_after(parts: int) -> None:
 def main(run: str, port: str, count: str, index: str, devices: str, *parts: str) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(devices))
-    parallel = ParallelConfig(
-        distributed=int(count) > 1,
-        coordinator_address=f"localhost:{port}",
-        num_processes=int(count),
-        process_id=int(index),
-    )
+    parallel = ParallelConfig()
+    if int(count) > 1:
+        parallel = ParallelConfig(
+            distributed=True,
+            coordinator_address=f"localhost:{port}",
+            num_processes=int(count),
+            process_id=int(index),
+        )
     processes.start(parallel)
     if parts:
         die_after(int(parts[0]))

@@ -139,11 +139,14 @@ def test_a_tracker_that_comes_later_is_sent_what_follows(
     assert notebook.steps == [3, 4, 5]
 
 
+@pytest.mark.parametrize("error", [ConnectionError("no route"), SystemExit(3)], ids=repr)
 @pytest.mark.parametrize("method", ["make", "write", "close"])
-def test_a_tracker_that_fails_stops_nothing(tmp_path: Path, capsys: Any, method: str) -> None:
+def test_a_tracker_that_fails_stops_nothing(
+    tmp_path: Path, capsys: Any, method: str, error: BaseException
+) -> None:
     def fail(*arguments: object) -> None:
         calls.append(arguments)
-        raise ConnectionError("no route")
+        raise error
 
     calls: list[tuple[object, ...]] = []
     notebook = Notebook()
@@ -154,8 +157,35 @@ def test_a_tracker_that_fails_stops_nothing(tmp_path: Path, capsys: Any, method:
         for step in range(3):
             log.write({"step": step, "stage": "Q1", "mixture": {}})
     assert len(calls) == 1
-    assert "the tracker has failed (ConnectionError: no route)" in capsys.readouterr().err
+    assert f"the tracker has failed ({type(error).__name__}: {error})" in capsys.readouterr().err
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("tracker", [None, object()])
+def test_what_is_no_tracker_is_said_once(tmp_path: Path, capsys: Any, tracker: object) -> None:
+    with MetricsLog(tmp_path, 0, every=1, phase="test", make_tracker=lambda: tracker) as log:
+        for step in range(3):
+            log.write({"step": step, "stage": "Q1", "mixture": {}})
+    assert capsys.readouterr().err.count("the tracker has failed (AttributeError") == 1
+
+
+def test_a_tracker_may_change_what_it_is_sent(tmp_path: Path) -> None:
+    class Greedy(Notebook):
+        def write(self, record: dict[str, Any]) -> None:
+            del record["loss"]
+            record["mixture"].clear()
+
+    record = {"step": 0, "loss": 1.0, "stage": "Q1", "mixture": {"Q1": 1.0}}
+    attempt(tmp_path, 0, [record], Greedy())
+    assert record["loss"] == 1.0 and record["mixture"] == {"Q1": 1.0}
+
+
+def test_an_interrupt_inside_a_tracker_is_the_user_s(tmp_path: Path) -> None:
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        MetricsLog(tmp_path, 0, every=1, phase="test", make_tracker=interrupted)
 
 
 def test_only_the_first_process_writes(
@@ -200,11 +230,14 @@ def test_the_example_of_the_documentation_follows_a_run(
 
 
 def test_a_tracker_that_is_not_there_is_refused_before_anything(
-    tmp_path: Path, capsys: Any
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "corpus.jsonl").write_text('{"text": "x"}\n' * 9)
     config = str(write_config(tmp_path))
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
     for path, message in (
+        ("leaves:make", "leaves:make cannot be imported (SystemExit: 3)"),
         ("no_such_module:make", "No module named 'no_such_module'"),
         ("json:make", "has no attribute 'make'"),
         ("json", "must be module:function"),

@@ -9,7 +9,6 @@ text or, for trainers that read rows, the rows of every stage; or a manifest of 
 from __future__ import annotations
 
 import argparse
-import shutil
 
 from frame_jax.config.file import load
 from frame_jax.config.paths import user_path
@@ -23,7 +22,7 @@ from frame_jax.export.order.trial_order import Trainer, TrialOrder, make_trial_o
 from frame_jax.models.hugging_face.export import write_tokenizer
 from frame_jax.parallel import processes
 from frame_jax.run import integrity
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory, new_folder, read_json
 from frame_jax.run.program_exit import report_error, run_on_all_processes
 
 
@@ -109,11 +108,7 @@ def write_order(options: argparse.Namespace) -> None:
         data=str(user_path(data)) if data.startswith("~") else data,
         suffix=KINDS[options.shards or reads[0]],
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with new_folder(out) as temporary:
         if options.to == "parquet":
             write_documents(config, directory, trial_order, temporary)
         else:
@@ -131,9 +126,6 @@ def write_order(options: argparse.Namespace) -> None:
         )
         if options.shards:
             write_shards(config, directory, trial_order, options.shards, temporary / "data")
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def planned_order(directory: RunDirectory, trial: str) -> tuple[RunConfig, TrialOrder]:

@@ -32,6 +32,7 @@ from frame_jax.run.directory import (
     read_json,
     remove,
     remove_temporaries,
+    require_writable,
     write_json,
 )
 from frame_jax.run.markers import read_fingerprint
@@ -165,7 +166,7 @@ def make_folder(folder: Path, expected: dict[str, Any]) -> None:
             f"{folder} is there already, and is no manifest of this order: choose another --out, "
             "or remove it"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    require_writable(folder, "--out")
 
 
 def require_same_order(

@@ -132,14 +132,10 @@ def find_layout(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
     found = {}
     for family in FAMILIES.values():
         if set(c.layers) <= set(family.layers):
-            written = family.to_hf_config(c)
-            again = ModelConfig(**family.from_hf_config(HFSettings(written, Path("config.json"))))
-            lacking = list(
-                config_differences(without_unused_settings(c), without_unused_settings(again))
-            )
+            lacking = missing_settings(family, c)
             found[family.model_type] = lacking
             if not lacking:
-                return family, written
+                return family, family.to_hf_config(c)
     if not found:
         raise UserError(
             "transformers has no model of these layers together, so it cannot be exported: "
@@ -155,6 +151,19 @@ def find_layout(c: ModelConfig) -> tuple[Family, dict[str, Any]]:
         f"no model of transformers computes this one, so it cannot be exported: "
         f"{'; '.join(nearest)}"
     )
+
+
+def missing_settings(family: Family, c: ModelConfig) -> list[str]:
+    """The settings of a decoder, with their values, that a family has no place for."""
+    written = family.to_hf_config(c)
+    try:
+        again = ModelConfig(**family.from_hf_config(HFSettings(written, Path("config.json"))))
+    except UserError:  # its heads are hidden_size / num_heads wide
+        regular = dataclasses.replace(c, hidden_size=c.num_heads * c.resolved_head_dim)
+        if regular == c:
+            raise
+        return [f"model.head_dim = {c.resolved_head_dim}", *missing_settings(family, regular)]
+    return list(config_differences(without_unused_settings(c), without_unused_settings(again)))
 
 
 def without_unused_settings(c: ModelConfig) -> ModelConfig:

@@ -18,6 +18,7 @@ from tokenizers.processors import TemplateProcessing
 
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.config import find_layout
+from frame_jax.models.hugging_face.families import mamba2
 from frame_jax.models.hugging_face.tensors import Tensor, checkpoint_tensors
 from frame_jax.models.transformer import Params
 from frame_jax.run.directory import write_json
@@ -53,9 +54,12 @@ def export_checkpoint(
     Raises:
         UserError: if no family of `transformers` computes what the decoder computes.
     """
-    write_json(folder / "config.json", model_config(decoder, bos_id, eos_id, context))
+    config = model_config(decoder, bos_id, eos_id, context)
+    write_json(folder / "config.json", config)
     pad_id = write_tokenizer(folder, tokenizer, bos_id, eos_id, context, decoder.vocab_size)
     generation = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
+    if not config["use_cache"]:
+        generation["use_cache"] = False
     write_json(folder / "generation_config.json", generation)
     write_weights(folder, decoder, params, shard_bytes)
 
@@ -77,7 +81,8 @@ def model_config(decoder: Decoder, bos_id: int, eos_id: int, context: int) -> di
         "eos_token_id": eos_id,
         "pad_token_id": None,
         "torch_dtype": "float32",
-        "use_cache": True,
+        # The cache of a hybrid asks its first attention layer how long the text is.
+        "use_cache": decoder.config.has("attention") or family is mamba2.FAMILY,
     }
 
 

@@ -124,6 +124,10 @@ NOT_WRITTEN: dict[str, tuple[dict[str, Any], str]] = {
         ALL_EXPERTS | {"experts": dataclasses.replace(EXPERTS, routed_scaling_factor=2.5)},
         "mixtral has no model.experts.routed_scaling_factor = 2.5",
     ),
+    "heads of a width of their own": (
+        NEOX | {"hidden_size": 18, "num_heads": 4, "num_kv_heads": 4, "head_dim": 8},
+        "gpt_neox has no model.head_dim = 8$",
+    ),
     "a part of a head": (
         {"partial_rotary_factor": 0.25},
         "has no model.partial_rotary_factor = 0.25",

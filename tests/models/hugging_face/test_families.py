@@ -2,17 +2,20 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.config import read_config, without_unused_settings
 from frame_jax.models.hugging_face.export import model_config, write_weights
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.run.directory import write_json
+from tests.arm import random_params
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -160,3 +163,57 @@ def test_experts_in_one_tensor_are_read_too(name: str, tmp_path: Path) -> None:
     )
     assert decoder == other
     jax.tree.map(np.testing.assert_array_equal, params, fused)
+
+
+# No width is a multiple of its heads; where a family of `transformers` has no such heads, another
+# one that computes the same is written.
+ODD = {"hidden_size": 36, "intermediate_size": 20, "num_layers": 2, "num_heads": 5}
+ODD |= {"num_kv_heads": 1, "head_dim": 8}
+ODD_MAMBA = Mamba2Config(num_heads=3, head_dim=24, state_size=5, groups=3, chunk_size=8)
+ODD_EXPERTS = ExpertsConfig(
+    num_experts=3, num_experts_per_token=2, intermediate_size=4, norm_topk_prob=True
+)
+ODD_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("mistral", {}),
+    "one head": ("llama", {"num_heads": 1}),
+    "narrow": ("mistral", {"hidden_size": 7, "num_heads": 4, "num_kv_heads": 4, "head_dim": 2}),
+    "biases": ("qwen2", {"qkv_bias": True}),
+    "normed heads": ("qwen3", {"qk_norm": True}),
+    "norms after": (
+        "olmo2",
+        {"qk_norm": True, "qk_norm_over": "projection", "norm_position": "after"},
+    ),
+    "experts": ("mixtral", {"layers": ("attention+experts",), "experts": ODD_EXPERTS}),
+    "experts, normed heads": (
+        "qwen3_moe",
+        {"layers": ("attention+experts",), "experts": ODD_EXPERTS, "qk_norm": True},
+    ),
+    "mixers alone": ("mamba2", {"layers": ("mamba2+none",), "mamba2": ODD_MAMBA}),
+    "hybrid": (
+        "bamba",
+        {"layers": ("mamba2+dense", "attention+dense"), "partial_rotary_factor": 0.5}
+        | {"mamba2": ODD_MAMBA},
+    ),
+    "hybrid without attention": ("bamba", {"layers": ("mamba2+dense",), "mamba2": ODD_MAMBA}),
+    "hybrid with experts": (
+        "granitemoehybrid",
+        {"layers": ("mamba2+experts", "attention+experts"), "partial_rotary_factor": 0.0}
+        | {"mamba2": ODD_MAMBA, "experts": ODD_EXPERTS},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_SHAPES)
+def test_odd_shapes_are_written_as_a_family_that_takes_them(name: str, tmp_path: Path) -> None:
+    expected, settings = ODD_SHAPES[name]
+    decoder = Decoder(ModelConfig(**ODD | settings), 67, "float32")
+    params = random_params(decoder, 0)
+    folder = write(tmp_path / "ours", decoder, params)
+    model, aux = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32
+    )
+    assert model.config.model_type == expected and not any(aux.values()), aux
+    tokens = np.random.default_rng(0).integers(0, 67, (2, LENGTH)).astype(np.int32)
+    with torch.no_grad():
+        theirs = model.eval()(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
+    np.testing.assert_allclose(logits(decoder, params, tokens), theirs, atol=1e-3, rtol=1e-4)

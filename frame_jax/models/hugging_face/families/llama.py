@@ -52,15 +52,29 @@ def to_hf_config(c: ModelConfig) -> dict[str, Any]:
     return write_shape(c) | {"intermediate_size": c.intermediate_size}
 
 
-def llama_family(name: str, layout: Layout = LAYOUT, **settings: Any) -> Family:
-    """A family that is read as Llama is, with these arguments of `from_hf_config` beside."""
-    return Family(
+def write_llama(c: ModelConfig) -> dict[str, Any]:
+    """Without `head_dim` where `transformers` refuses a Llama: Mistral computes the same."""
+    written = to_hf_config(c)
+    if c.hidden_size % c.num_heads:
+        del written["head_dim"]
+    return written
+
+
+READERS: dict[str, Callable[[HFSettings], Fields]] = {
+    "llama": from_hf_config,
+    "mistral": functools.partial(from_hf_config, sizes=GROUPED),
+    "qwen2": functools.partial(from_hf_config, sizes=GROUPED, qkv_bias=True),
+    # The only one of them whose heads are not hidden_size / num_heads by default.
+    "qwen3": functools.partial(from_hf_config, sizes=(*GROUPED, "head_dim"), qk_norm=True),
+}
+FAMILIES = tuple(
+    Family(
         name,
         f"{name.capitalize()}ForCausalLM",
         ("attention+dense",),
-        functools.partial(from_hf_config, **settings),
-        to_hf_config,
-        (layout,),
+        reader,
+        write_llama if name == "llama" else to_hf_config,
+        (LAYOUT,),
     )
 
 
