@@ -58,14 +58,53 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`. Special tokens among them are spelled out."""
-        text = self.decode_plain(ids)
-        return f" {text}" if self.strips_blank and text.startswith(" ") else text
+        return self._restored(self.decode_plain(ids))
 
     def decode_plain(
         self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool = False
     ) -> str:
-        """As `transformers` decodes: of some tokenizers without a blank at the start."""
+        """The text as `transformers` decodes it: of some tokenizers without the first blank."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def _restored(self, text: str) -> str:
+        return f" {text}" if self.strips_blank and text.startswith(" ") else text
+
+    def losses(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> list[str | None]:
+        """What the ids of each text lose of it, in words; None where they spell the text.
+
+        Texts are compared up to Unicode's canonical equivalence, because some widely used
+        tokenizers compose characters (NFC), which by Unicode's definition leaves the text the same.
+        A single blank at the start may be lost, which is the way of newer Llama and Mistral files.
+
+        Args:
+            texts: Texts.
+            encoded: What `encode_arrays` gives for them.
+        """
+        ids = [each.tolist() for each in encoded]
+        decoded = self._backend.decode_batch(ids, skip_special_tokens=False)
+        return [self._loss(*each) for each in zip(texts, encoded, decoded, strict=True)]
+
+    def _loss(self, text: str, ids: np.ndarray, decoded: str) -> str | None:
+        if np.isin((self.bos_id, self.eos_id), ids).any():
+            return f"{text[:20]!r}... is encoded with the BOS or EOS token"
+        if text == decoded:
+            return None
+        wanted, given = (unicodedata.normalize("NFC", t) for t in (text, self._restored(decoded)))
+        if wanted == given or (self.strips_blank and wanted == f" {given}"):
+            return None
+        pairs = enumerate(zip(wanted, given, strict=False))
+        at = next((i for i, (x, y) in pairs if x != y), min(len(wanted), len(given)))
+        return f"{wanted[at : at + 20]!r} comes back as {given[at : at + 20]!r} (character {at})"
+
+    def remedy(self, text: str) -> str:
+        """What to do about a text that the ids of this tokenizer, a given one, do not spell."""
+        if "ByteLevel" not in repr(self._backend.decoder):
+            return "choose a byte-level tokenizer"
+        added = self._backend.get_added_tokens_decoder().values()
+        names = [repr(t.content) for t in added if not t.special and t.content in text]
+        suspects = [f"an added token ({', '.join(names[:3])})"] if names else []
+        suspects += ["the normalizer"] if self._backend.normalizer is not None else []
+        return f"take out of the file what changes texts: {' or '.join(suspects) or 'the cutting'}"
 
     def token_to_id(self, token: str) -> int | None:
         """The id of `token`; None where it is none."""

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from frame_jax.config.parallel import ParallelConfig
-from frame_jax.errors import USAGE_ERROR, UserError
+from frame_jax.errors import USAGE_ERROR, UserError, print_note
 
 T = TypeVar("T")
 
@@ -51,7 +51,7 @@ def start(config: ParallelConfig) -> None:
     Raises:
         UserError: naming the setting of `parallel` that is missing or cannot work.
     """
-    keys = ("coordinator", "processes", "process")
+    keys = ("coordinator_address", "num_processes", "process_id")
     given = [f"parallel.{key}" for key in keys if getattr(config, key) is not None]
     if not config.distributed and given:
         raise UserError(f"{', '.join(given)}: set parallel.distributed, too, or leave them out")

@@ -109,6 +109,7 @@ def prepare_streams() -> None:
 def run_main(main: Callable[[], int]) -> NoReturn:
     """Ends this program with the exit code of `main`, or with 1 after what is its own fault."""
     prepare_streams()
+    log_to_stderr()
     try:
         code = main()
     except Exception:

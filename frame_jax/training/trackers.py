@@ -8,16 +8,17 @@ settings as a nested dict. What it returns has the two methods of `Tracker`.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import importlib
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError, print_note
+from frame_jax.config.settings import settings_to_write
+from frame_jax.errors import UserError
 from frame_jax.run.directory import read_json, write_json
 from frame_jax.run.preemption import Preempted
 
@@ -100,9 +101,11 @@ class TrackerFollower:
             raise
         except BaseException as error:  # somebody else's code, which may call sys.exit
             self._failed = True
-            print_note(
-                f"warning: the tracker has failed ({type(error).__name__}: {error}) and is left "
-                "out until the next start; metrics.jsonl goes on"
+            logging.getLogger(__name__).warning(
+                "the tracker has failed (%s: %s) and is left out until the next start; "
+                "metrics.jsonl goes on",
+                type(error).__name__,
+                error,
             )
             return None
 

@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import resource
-import signal
 from collections.abc import Callable
 from pathlib import Path
 

@@ -60,21 +60,15 @@ def write_llama(c: ModelConfig) -> dict[str, Any]:
     return written
 
 
-READERS: dict[str, Callable[[HFSettings], Fields]] = {
-    "llama": from_hf_config,
-    "mistral": functools.partial(from_hf_config, sizes=GROUPED),
-    "qwen2": functools.partial(from_hf_config, sizes=GROUPED, qkv_bias=True),
-    # The only one of them whose heads are not hidden_size / num_heads by default.
-    "qwen3": functools.partial(from_hf_config, sizes=(*GROUPED, "head_dim"), qk_norm=True),
-}
-FAMILIES = tuple(
-    Family(
+def llama_family(name: str, layout: Layout = LAYOUT, **settings: Any) -> Family:
+    """A family that is read as Llama is, with these arguments of `from_hf_config` beside."""
+    return Family(
         name,
         f"{name.capitalize()}ForCausalLM",
         ("attention+dense",),
-        reader,
+        functools.partial(from_hf_config, **settings),
         write_llama if name == "llama" else to_hf_config,
-        (LAYOUT,),
+        (layout,),
     )
 
 
