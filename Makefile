@@ -1,6 +1,8 @@
 # `make quickstart` and `make test` need python3 (3.11 or newer), venv, make and a package index.
 PYTHON ?= python3
 BIN := .venv/bin
+# Every package at the version that was tested; `make lock` renews the file.
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Two processes, a file each at a time, slow files first.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -14,6 +14,8 @@ from frame_jax.report.theme import THEMES
 from tests.report.browser import chromium, colours, drawn, open_page, picture, prefer, until
 from tests.report.synthetic import HOSTILE_TEXT, make_run
 
+pytestmark = pytest.mark.browser
+
 
 class Page(NamedTuple):
     session: Any
