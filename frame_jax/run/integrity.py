@@ -64,7 +64,7 @@ def verify_checksums(
 
     Args:
         directory: The run.
-        phase_steps: Their names.
+        phase_steps: Their names; one without checksums is passed over.
         kinds: Suffixes of the files that will be read.
 
     Raises:
@@ -73,7 +73,7 @@ def verify_checksums(
     """
     for phase_step in phase_steps:
         path = checksums(directory, phase_step)
-        expected = read_json(path)
+        expected = read_json(path) if path.exists() else {}
         wanted = [name for name in sorted(expected) if Path(name).suffix in kinds]
         for name in processes.local_share(wanted):
             file = directory.root / name
