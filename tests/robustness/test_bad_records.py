@@ -140,7 +140,6 @@ def test_a_document_of_20_megabytes_goes_through_whole(config: Path) -> None:
     arguments = ["--config", str(config), "--until", "tokenize"]
     assert main([*arguments, "--tokenizer.sample_bytes", "200000"]) == 0
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    print("grown", grown / len(text))
     assert grown < 20 * len(text)
     directory = RunDirectory(config.parent / "run")
     readers = [TokenReader(part) for part in list_parts(directory.tokens, ".arrayrecord")]
