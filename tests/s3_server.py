@@ -99,7 +99,7 @@ def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
     }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("frame_jax.retries.WAITS", (0.01, 0.02, 0.02, 0.02, 0.02))
+    monkeypatch.setattr("frame_jax.retries.RETRY_SECONDS", (0.01, 0.02, 0.02, 0.02, 0.02))
     with Server().running() as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         reset(server.url)

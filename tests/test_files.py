@@ -102,7 +102,7 @@ def test_a_fault_that_lasts_names_bucket_key_and_cause(s3: Server, folder: Path)
 
 def test_what_does_not_pass_is_not_tried_again(s3: Server, folder: Path, monkeypatch) -> None:
     url = s3.put("bucket", folder)
-    monkeypatch.setattr("frame_jax.retries.WAITS", (60, 60))
+    monkeypatch.setattr("frame_jax.retries.RETRY_SECONDS", (60, 60))
     s3.fault = lambda request: 403
     with pytest.raises(UserError, match=rf"{url}/a\.jsonl: cannot be read \(PermissionError"):
         files.open_binary(f"{url}/a.jsonl")
@@ -234,7 +234,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(params=[True, False], ids=["ranges", "no ranges"])
 def web(request: pytest.FixtureRequest, folder: Path, monkeypatch) -> Iterator[str]:
     """The URL of the folder behind a web server that knows ranges, or does not."""
-    monkeypatch.setattr("frame_jax.retries.WAITS", (0.01, 0.02, 0.02, 0.02, 0.02))
+    monkeypatch.setattr("frame_jax.retries.RETRY_SECONDS", (0.01, 0.02, 0.02, 0.02, 0.02))
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), partial(Handler, directory=str(folder.parent))
     )

@@ -244,7 +244,7 @@ def test_one_process_alone_reads_all_tables(config, monkeypatch):
     answers = {"index": 1, "count": 2, "is_first": False, "barrier": None, "dissenters": {}}
     for name, value in answers.items():
         monkeypatch.setattr(tokenize.processes, name, lambda *_, value=value: value)
-    for name in ("reject_duplicates", "summarise", "kinds_of_rejection", "fields_never_found"):
+    for name in ("reject_duplicates", "summarise", "rejection_reasons", "absent_field_warnings"):
         monkeypatch.setattr(tokenize, name, None)
     assert run(config)[0] == summary
 

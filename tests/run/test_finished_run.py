@@ -1,4 +1,12 @@
-"""A run that an earlier release finished stays finished: its markers are kept beside this file."""
+"""A finished run stays finished: its markers, kept beside this file, are current under this code.
+
+After a change of settings, or of what a fingerprint is made of, they are made anew, in an empty
+folder, where REPOSITORY is the path of this one:
+
+    cp REPOSITORY/tests/run/finished_run/{config.yaml,corpus.jsonl} .
+    python -m frame_jax.main --config config.yaml
+    cp run/*.json REPOSITORY/tests/run/finished_run
+"""
 
 from __future__ import annotations
 

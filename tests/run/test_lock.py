@@ -18,9 +18,9 @@ from tests.integration.small_run import write_config, write_corpus
 REPOSITORY = Path(__file__).parents[2]
 HOLD = """
 import sys, time
-from frame_jax.run.lock import exclusive
+from frame_jax.run.lock import hold_lock
 from frame_jax.run.directory import RunDirectory
-with exclusive(RunDirectory(sys.argv[1])):
+with hold_lock(RunDirectory(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """

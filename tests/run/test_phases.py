@@ -182,7 +182,7 @@ def test_a_redo_that_is_killed_leaves_no_outputs_without_the_marker_that_guards_
                 raise KilledError
             do(path)
 
-        for name in ("remove", "discard"):
+        for name in ("remove", "mark_for_removal"):
             do = getattr(run_directory, name)
             monkeypatch.setattr(markers, name, functools.partial(act, do=do))
         with pytest.raises(KilledError):

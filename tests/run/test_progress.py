@@ -7,10 +7,10 @@ import sys
 
 SCRIPT = """
 from frame_jax.run import progress
-with progress.bar("score", 1000, "tokens", done=200) as update:
+with progress.progress_bar("score", 1000, "tokens", done=200) as update:
     for _ in range(4):
         update(200, "part 3")
-with progress.bar("silent", 10, "tokens", show=False) as update:
+with progress.progress_bar("silent", 10, "tokens", show=False) as update:
     update(10)
 """
 

@@ -69,9 +69,14 @@ def test_models_are_not_loaded_when_every_part_is_there(make_run, monkeypatch):
 def test_one_process_alone_reads_all_scores(make_run, monkeypatch):
     config, directory = make_run(parts=1)
     first = score.score_corpus(config, directory)
-    for name, value in (("index", 1), ("count", 2), ("is_first", False), ("barrier", None)):
+    for name, value in (
+        ("process_index", 1),
+        ("process_count", 2),
+        ("is_first", False),
+        ("barrier", None),
+    ):
         monkeypatch.setattr(score.processes, name, lambda *_, value=value: value)
-    for name in ("summary", "oddities"):
+    for name in ("scores_summary", "score_warnings"):
         monkeypatch.setattr(score, name, None)
     assert score.score_corpus(config, directory) == first
 

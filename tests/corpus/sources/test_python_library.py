@@ -77,7 +77,8 @@ def test_another_process_elsewhere_finds_the_same_texts(tmp_path, documents):
         "import hashlib\n"
         f"c = SourceConfig(kind='python_library', max_bytes={SMALL.max_bytes})\n"
         "d = hashlib.sha256()\n"
-        "for x in p.read(c, p.inputs(c)[0], inputs.Stripe()): d.update((x.id + x.text).encode())\n"
+        "for x in p.read_records(c, p.list_inputs(c)[0], inputs.RecordSlice()):\n"
+        "    d.update((x.id + x.text).encode())\n"
         "print(d.hexdigest())"
     )
     root = str(Path(__file__).resolve().parents[3])
