@@ -111,12 +111,12 @@ def test_a_tasks_files_are_read_before_anything_is_done(home: Path, capsys) -> N
     shown = refused(home, capsys, evaluation=tasks())
     assert f"{home / 'sums.jsonl'}, line 2: an item has the keys question, choices" in shown
     (home / "sums.jsonl").write_text(ITEM)
-    shown = refused(home, capsys, evaluation=tasks(shots=1, examples="~/few.jsonl"))
+    shown = refused(home, capsys, evaluation=tasks(num_fewshot=1, examples="~/few.jsonl"))
     assert f"there is no file {home / 'few.jsonl'}" in shown
     (home / "few.jsonl").write_text(ITEM)  # the question itself is no example of it
-    shown = refused(home, capsys, evaluation=tasks(shots=1, examples="~/few.jsonl"))
-    assert "~/few.jsonl has 0 examples" in shown and "but shots is 1" in shown
-    config = write_config(home, evaluation=tasks(shots=1, examples="~/few.jsonl"))
+    shown = refused(home, capsys, evaluation=tasks(num_fewshot=1, examples="~/few.jsonl"))
+    assert "~/few.jsonl has 0 examples" in shown and "but num_fewshot is 1" in shown
+    config = write_config(home, evaluation=tasks(num_fewshot=1, examples="~/few.jsonl"))
     assert main(["--config", str(config), "--until", "tokenize"]) == 0  # which does no task
 
 
