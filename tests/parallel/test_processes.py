@@ -32,15 +32,26 @@ def refused(match: str, **settings: Any) -> None:
 def test_what_nothing_says_is_named() -> None:
     address = f"localhost:{free_port()}"
     refused(
-        "parallel.coordinator_address, parallel.num_processes, parallel.process:", distributed=True
+        "parallel.coordinator_address, parallel.num_processes, parallel.process_id:",
+        distributed=True,
     )
-    refused("says parallel.num_processes, parallel.pr", distributed=True, coordinator=address)
-    refused("says parallel.process:", distributed=True, coordinator=address, processes=2)
-    refused("says parallel.processes:", distributed=True, coordinator=address, process=0)
+    refused(
+        "says parallel.num_processes, parallel.pr", distributed=True, coordinator_address=address
+    )
+    refused(
+        "says parallel.process_id:", distributed=True, coordinator_address=address, num_processes=2
+    )
+    refused(
+        "says parallel.num_processes:", distributed=True, coordinator_address=address, process_id=0
+    )
 
 
 def test_settings_of_processes_need_distributed() -> None:
-    refused("parallel.num_processes, parallel.process: set parallel.distr", processes=2, process=1)
+    refused(
+        "parallel.num_processes, parallel.process_id: set parallel.distr",
+        num_processes=2,
+        process_id=1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,19 +63,21 @@ def test_an_address_has_a_host_and_a_port(address: str) -> None:
 
 
 def test_a_coordinator_that_cannot_be_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = {"distributed": True, "processes": 2}
+    both = {"distributed": True, "num_processes": 2}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"localhost:{taken.getsockname()[1]}"
         refused(
             f"parallel.coordinator_address {address}: .*in use",
-            coordinator=address,
-            process=0,
+            coordinator_address=address,
+            process_id=0,
             **both,
         )
-    refused("no.host.invalid:8476: ", coordinator="no.host.invalid:8476", process=0, **both)
+    refused(
+        "no.host.invalid:8476: ", coordinator_address="no.host.invalid:8476", process_id=0, **both
+    )
     monkeypatch.setattr(processes, "JOIN_SECONDS", 0.1)
     address = f"localhost:{free_port()}"
-    refused(f"{address}: nothing listened there", coordinator=address, process=1, **both)
+    refused(f"{address}: nothing listened there", coordinator_address=address, process_id=1, **both)
 
 
 def test_a_port_that_a_run_has_just_left_is_free() -> None:

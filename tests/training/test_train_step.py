@@ -199,13 +199,15 @@ def test_eight_devices_over_slices_make_the_gradients_of_one(
 ) -> None:
     use_devices(8)
     parallel = ParallelConfig(slice=2, fsdp=2, tensor=2)
-    assert_same(stepped(ragged_rows(), parallel, accumulate=2), whole("dense"))
+    assert_same(stepped(ragged_rows(), parallel, gradient_accumulation_steps=2), whole("dense"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["dense", "experts", "hybrid"])
 def test_accumulated_gradients_are_those_of_the_whole_batch(name: str) -> None:
-    assert_same(stepped(ragged_rows(), model=MODELS[name], accumulate=4), whole(name))
+    assert_same(
+        stepped(ragged_rows(), model=MODELS[name], gradient_accumulation_steps=4), whole(name)
+    )
 
 
 @pytest.mark.slow
