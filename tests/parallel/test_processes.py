@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import pytest
+from jax.extend import backend
 
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.errors import UserError
@@ -19,6 +20,7 @@ from tests.programs import REPOSITORY, free_port
 
 @pytest.fixture(autouse=True)
 def collectives_of_one_process() -> Iterator[None]:
+    backend.clear_backends()  # processes are joined before JAX computes anything
     yield
     jax.config.update("jax_cpu_collectives_implementation", None)
 

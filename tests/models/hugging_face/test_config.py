@@ -161,7 +161,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("olmoe", {"num_experts_per_tok": 9}, "num_experts_per_token"),
     ("olmo2", {"attention_bias": True}, "attention_bias"),
     ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 8}, "8 tokens"),
-    ("qwen3_moe", {"num_experts": None}, "does not say num_experts"),
+    ("qwen3_moe", {"num_experts": None}, "has no num_experts"),
     ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers is 1, must be a list"),
     ("mixtral", {"sliding_window": 16}, "16 tokens"),
     ("mamba2", {"use_bias": True}, "use_bias True"),

@@ -32,12 +32,12 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
     )
     files["train.sh"] = shell_script(*(f"{program} {line}" for line in lines))
     quadrants = " ".join(trial_order.schedule.quadrants)
-    source = f'"{trainer.data}/$cell{trainer.suffix}"'
+    source = f'"{trainer.data}/$quadrant{trainer.suffix}"'
     files["tokenize.sh"] = shell_script(
-        f"for cell in {quadrants}; do",
-        f'  cat "{trainer.data}/$cell"/*{trainer.suffix} > {source}',
+        f"for quadrant in {quadrants}; do",
+        f'  cat "{trainer.data}/$quadrant"/*{trainer.suffix} > {source}',
         f'  python3 "$MEGATRON/tools/preprocess_data.py" --input {source} \\',
-        f'    --output-prefix "{trainer.data}/$cell" --append-eod --workers "${{WORKERS:-8}}" \\',
+        f'    --output-prefix "{trainer.data}/$quadrant" --append-eod --workers "${{WORKERS:-8}}" \\',
         f"    {tokenizer}",
         "done",
     )

@@ -19,7 +19,7 @@ DATA = {data!r}
 EOS = json.load(Path("tokenizer/tokenizer_config.json").open(encoding="utf-8"))["eos_token"]
 
 if __name__ == "__main__":
-    for cell in {cells}:
+    for quadrant in {cells}:
         folder = f"{{DATA}}/{{cell}}"
         steps = [
             {reader}(folder, glob_pattern="{pattern}", text_key="text", id_key="doc_id"),

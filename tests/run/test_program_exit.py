@@ -12,7 +12,7 @@ from tests.integration.small_run import write_config, write_corpus
 SCRIPT = """
 import sys
 from frame_jax.run import progress
-from frame_jax.run.program_exit import run_to_end
+from frame_jax.run.program_exit import run_main
 
 def main():
     with open("written", "w") as file:
@@ -23,7 +23,7 @@ def main():
         file.write("whole")
     return 0
 
-run_to_end(main)
+run_main(main)
 """
 
 
