@@ -38,11 +38,11 @@ def join_html(children: Sequence[str]) -> Html:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     """A table that scrolls sideways on a narrow screen; the first cell of each row names it."""
-    head = tag("thead", tag("tr", *(tag("th", cell, scope="col") for quadrant in header)))
+    head = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in header)))
     body = tag(
         "tbody",
         *(
-            tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for quadrant in row[1:]))
+            tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
             for row in rows
         ),
     )

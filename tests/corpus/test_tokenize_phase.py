@@ -241,7 +241,13 @@ def test_processes_share_the_parts(config, monkeypatch, tmp_path):
 
 def test_one_process_alone_reads_all_tables(config, monkeypatch):
     summary, _ = run(config)
-    answers = {"index": 1, "count": 2, "is_first": False, "barrier": None, "dissenters": {}}
+    answers = {
+        "process_index": 1,
+        "process_count": 2,
+        "is_first": False,
+        "barrier": None,
+        "failing_processes": {},
+    }
     for name, value in answers.items():
         monkeypatch.setattr(tokenize.processes, name, lambda *_, value=value: value)
     for name in ("reject_duplicates", "summarise", "rejection_reasons", "absent_field_warnings"):

@@ -17,7 +17,7 @@ from frame_jax.run.program_exit import run_main
 def main():
     with open("written", "w") as file:
         print("said ± 中文 \\udc80", file=sys.stderr)
-        with progress.bar("score", 10, "tokens") as update:
+        with progress.progress_bar("score", 10, "tokens") as update:
             update(10, "领域")
         print("shown ± 中文 \\udc80", flush=True)
         file.write("whole")

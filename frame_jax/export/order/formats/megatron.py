@@ -37,7 +37,8 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         f"for quadrant in {quadrants}; do",
         f'  cat "{trainer.data}/$quadrant"/*{trainer.suffix} > {source}',
         f'  python3 "$MEGATRON/tools/preprocess_data.py" --input {source} \\',
-        f'    --output-prefix "{trainer.data}/$quadrant" --append-eod --workers "${{WORKERS:-8}}" \\',
+        f'    --output-prefix "{trainer.data}/$quadrant" --append-eod \\',
+        '    --workers "${WORKERS:-8}" \\',
         f"    {tokenizer}",
         "done",
     )

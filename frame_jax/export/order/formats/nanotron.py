@@ -20,7 +20,7 @@ EOS = json.load(Path("tokenizer/tokenizer_config.json").open(encoding="utf-8"))[
 
 if __name__ == "__main__":
     for quadrant in {cells}:
-        folder = f"{{DATA}}/{{cell}}"
+        folder = f"{{DATA}}/{{quadrant}}"
         steps = [
             {reader}(folder, glob_pattern="{pattern}", text_key="text", id_key="doc_id"),
             DocumentTokenizer(
