@@ -172,8 +172,8 @@ class FrameJaxModel(LM):
             stops,
             strict=True,
         ):
-            spoken = [i for i in written if i not in (tokenizer.bos_id, tokenizer.eos_id)]
-            text = tokenizer.decode_plain(spoken, skip_special_tokens=True)
+            text_ids = [i for i in written if i not in (tokenizer.bos_id, tokenizer.eos_id)]
+            text = tokenizer.decode_plain(text_ids, skip_special_tokens=True)
             answers.append(postprocess_generated_text(text, until, None))
             self.cache_hook.add_partial("generate_until", request.args, answers[-1])
         return answers

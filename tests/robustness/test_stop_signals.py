@@ -87,13 +87,13 @@ import os, signal, sys, time
 from frame_jax.run import preemption
 from frame_jax.run.program_exit import end
 
-preemption.install()
+preemption.install_handler()
 try:
     with preemption.deferral():
         preemption.defer()
         for name in sys.argv[2:]:
             os.kill(os.getpid(), signal.Signals[name])
-        while not preemption.requested(1):
+        while not preemption.stop_requested(1):
             time.sleep(0.01)
         time.sleep(float(sys.argv[1]))
         raise preemption.Preempted("all is saved")
@@ -105,7 +105,7 @@ LONG_CALL = """
 import hashlib, os, signal, threading
 from frame_jax.run import preemption
 
-preemption.install()
+preemption.install_handler()
 threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
 hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 """
