@@ -19,15 +19,17 @@ TOOL = runpy.run_path(str(REPOSITORY / "tools" / "crash_test.py"))
 # SIGTERMs for each start of a run, in an order in which it comes to them, at points where an
 # exception raised by a signal does harm. `tools/crash_test.py --signals` goes through all others.
 STOPS = [
-    [("frame_jax.training.state:StateFactory.fresh", 1, 0.1, "SIGTERM")],  # while it compiles
+    [
+        ("frame_jax.training.state:StateFactory.initial_state", 1, 0.1, "SIGTERM")
+    ],  # while it compiles
     [
         ("frame_jax.training.recorder:Recorder.push", 4, 0.0, "SIGTERM"),
         ("frame_jax.checkpoints:Checkpointer.close", 1, 0.0, "SIGTERM"),  # waits for the save
         ("frame_jax.checkpoints:Checkpointer.close", 1, 0.02, "SIGTERM"),
     ],
-    [("frame_jax.checkpoints:load", 1, 0.01, "SIGTERM")],  # of that checkpoint
-    [("frame_jax.evaluation.checkpoint_scorer:load", 1, 0.02, "SIGTERM")],
-    [("frame_jax.report.report:run", 1, 0.05, "SIGTERM")],
+    [("frame_jax.checkpoints:load_arrays", 1, 0.01, "SIGTERM")],  # of that checkpoint
+    [("frame_jax.evaluation.weights:checkpoint_scorers", 1, 0.3, "SIGTERM")],
+    [("frame_jax.report.report:write_report", 1, 0.05, "SIGTERM")],
 ]
 
 
@@ -60,20 +62,20 @@ def start(config: Path, signals: list, cache: Path) -> tuple[int, str]:
 
 @pytest.mark.processes
 def test_a_run_that_is_stopped_again_and_again_comes_to_the_same(
-    tmp_path: Path, compiled: Path
+    tmp_path: Path,
 ) -> None:
     TOOL["write_corpus"](tmp_path / "corpus.jsonl")
     run, saved = tmp_path / "stopped", []
     config = TOOL["write_config"](tmp_path / "run.yaml", run, tmp_path / "corpus.jsonl")
     for signals in STOPS:
-        code, output = start(config, signals, compiled)
+        code, output = start(config, signals, tmp_path / "cache")
         assert code == preemption.STOPPED and "stopped by SIGTERM" in output, (signals, output)
         assert "Traceback" not in output and "damaged" not in output, (signals, output)
         assert not list(run.rglob("damaged")), signals
         assert (run / "lock").read_text() == ""  # so that no other host waits for this one
         saved.append(saved_steps(run / "reference/weak/checkpoints"))
     assert max(saved[1]) >= 4 and saved[2] == saved[1]
-    code, output = start(config, [], compiled)
+    code, output = start(config, [], tmp_path / "cache")
     assert code == 0, output
 
     whole = tmp_path / "undisturbed"
@@ -85,7 +87,7 @@ def test_a_run_that_is_stopped_again_and_again_comes_to_the_same(
 TRAINING = """
 import os, signal, sys, time
 from frame_jax.run import preemption
-from frame_jax.run.program_exit import end
+from frame_jax.run.program_exit import exit_program
 
 preemption.install_handler()
 try:
@@ -98,7 +100,7 @@ try:
         time.sleep(float(sys.argv[1]))
         raise preemption.Preempted("all is saved")
 except preemption.Preempted as state:
-    end(preemption.stopped(state))
+    exit_program(preemption.stopped(state))
 """
 
 LONG_CALL = """
