@@ -173,7 +173,7 @@ def test_a_manifest_that_was_changed_is_no_witness(
     shutil.copy(second, first)
     assert main([str(run.root)]) == 2
     assert f"{first} is not what was written" in capsys.readouterr().out
-    described = read_json(folder / "manifest.json") | {"lr_schedule": "another"}
+    described = read_json(folder / "manifest.json") | {"schedule": "another"}
     (folder / "manifest.json").write_text(json.dumps(described))
     assert main([str(run.root)]) == 2
     assert "is not the manifest of frame" in capsys.readouterr().err
