@@ -175,7 +175,7 @@ def test_a_full_disk_is_no_fault_of_the_bucket(s3: Server, folder: Path, monkeyp
 def other_store(request: pytest.FixtureRequest, folder: Path, monkeypatch) -> Iterator[Any]:
     """A server for Google's storage or the Hub, and the URL of the folder there."""
     names = [p.relative_to(folder.parent).as_posix() for p in folder.rglob("*") if p.is_file()]
-    monkeypatch.setattr("frame_jax.retries.WAITS", (0.01, 0.02, 0.02, 0.02, 0.02))
+    monkeypatch.setattr("frame_jax.retries.RETRY_SECONDS", (0.01, 0.02, 0.02, 0.02, 0.02))
     with google({n: (folder.parent / n).read_bytes() for n in names}, monkeypatch) as server:
         monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": server.url})
         yield server, f"{request.param}/data"
