@@ -119,10 +119,10 @@ def test_layers_come_in_the_order_of_their_names() -> None:
     }
     x, aux = 2.0 * params["embedding"][tokens], []
     for repeat in range(2):
-        for run, place in (("run_0", 0), ("run_0", 1), ("run_1", 0)):
-            stack = params["layers"][run]
-            kind = next(r.spec for r in HYBRID.layer_groups if r.name == run)
-            one = {name: values[repeat, place] for name, values in stack.items()}
+        for name, index in (("group_0", 0), ("group_0", 1), ("group_1", 0)):
+            group = next(group for group in HYBRID.layer_groups if group.name == name)
+            stack, kind = params["layers"][name], group.spec
+            one = {key: values[repeat * group.length + index] for key, values in stack.items()}
             x, statistics = apply[kind](one, x, context)
             aux.append(statistics)
     expected = block.apply_norm(HYBRID, {"n": params["final_norm"] / 2}, "n", x)

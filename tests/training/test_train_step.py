@@ -239,9 +239,8 @@ def test_the_balancing_bias_moves_against_the_load_and_by_nothing_else(kind: str
     decoder = Decoder(model, 64, "float32")
     params = jax.jit(decoder.init)(jax.random.key(0))
     _, after = whole("hybrid") if kind == "hybrid" else stepped(ragged_rows(), model=model)
-    layers = [p["layers"] for p in (params, after)]
-    if kind == "hybrid":
-        layers = [p["run_1"] for p in layers]
+    group = "group_1" if kind == "hybrid" else "group_0"
+    layers = [p["layers"][group] for p in (params, after)]
     before, moved = (p["router_bias"].reshape(2, -1) for p in layers)
     assert np.abs(moved - before).max() == pytest.approx(0.001, rel=1e-3)
     batch = make_lm_batch(jnp.asarray(ragged_rows()), SPECIAL_TOKENS, True)
