@@ -1,4 +1,4 @@
-# `make quickstart` and `make test` need python3 (3.11 or newer), venv, make and a package index.
+# `make quickstart` and `make test` need python3 (3.11 to 3.14), venv, make and a package index.
 PYTHON ?= python3
 BIN := .venv/bin
 # Every package at the version that was tested; `make lock` renews the file.

@@ -20,7 +20,6 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import settings_to_write
 from frame_jax.errors import UserError
 from frame_jax.run.directory import read_json, write_json
-from frame_jax.run.preemption import Preempted
 
 Record = dict[str, Any]  # a line of metrics.jsonl, see docs/metrics.md
 
@@ -97,7 +96,7 @@ class TrackerFollower:
             return None
         try:
             return call()
-        except (KeyboardInterrupt, Preempted):
+        except KeyboardInterrupt:
             raise
         except BaseException as error:  # somebody else's code, which may call sys.exit
             self._failed = True
