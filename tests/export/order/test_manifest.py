@@ -146,9 +146,9 @@ def two_programs(*arguments: list[str]) -> list[tuple[int, str]]:
     """Exit code and output of two programs that write a manifest together, each with its own
     arguments."""
     command = ["-m", "frame_jax.export_order", "--to", "manifest", "--distributed"]
-    command += ["--coordinator", f"localhost:{free_port()}", "--processes", "2"]
+    command += ["--coordinator_address", f"localhost:{free_port()}", "--num_processes", "2"]
     return side_by_side(
-        *([*command, "--process", str(index), *own] for index, own in enumerate(arguments))
+        *([*command, "--process_id", str(index), *own] for index, own in enumerate(arguments))
     )
 
 
