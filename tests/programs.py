@@ -15,6 +15,16 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+# Runs a module as `-m` does, with less patience for what another process writes.
+IMPATIENT = [
+    "-c",
+    "import runpy, sys\n"
+    "from frame_jax.run import storage\n"
+    "storage.SEEN_SECONDS = 2\n"
+    "runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)",
+]
+
+
 def side_by_side(*arguments: list[str], seconds: float = 300) -> list[tuple[int, str]]:
     """Exit code and output of `python ARGUMENTS`, one program for each list, all at one time."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}

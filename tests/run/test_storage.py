@@ -27,7 +27,7 @@ from frame_jax.run.lock import hold_lock
 from frame_jax.run.program_exit import find_user_error
 from tests.arm import make_arm
 from tests.integration.small_run import write_config, write_corpus
-from tests.programs import free_port, side_by_side
+from tests.programs import IMPATIENT, free_port, side_by_side
 
 UNREADABLE = Path("/proc/self/mem")  # a file whose first byte the system refuses with EIO
 
@@ -135,7 +135,7 @@ def test_a_lock_that_cannot_be_asked_for_is_no_other_program(tmp_path: Path, mon
 def refused_together(config: Path, *arguments: list[str]) -> list[str]:
     """What the processes of a run print, each with its own arguments, that refuse it with one
     message and leave at once."""
-    command = ["-m", "frame_jax.main", "--config", str(config)]
+    command = [*IMPATIENT, "frame_jax.main", "--config", str(config)]
     command += ["--parallel.distributed", "true", "--parallel.num_processes", str(len(arguments))]
     command += ["--parallel.coordinator_address", f"localhost:{free_port()}"]
     ended = side_by_side(

@@ -23,7 +23,7 @@ from frame_jax.records import TokenReader
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.export.order.packed_run import BATCH, BOS, EOS, QUADRANTS, make_run, rows_of
-from tests.programs import REPOSITORY, free_port, side_by_side
+from tests.programs import IMPATIENT, REPOSITORY, free_port, side_by_side
 
 PAGE = REPOSITORY / "docs" / "order.md"
 
@@ -145,7 +145,7 @@ def test_a_run_of_the_same_command_makes_what_is_missing(
 def two_programs(*arguments: list[str]) -> list[tuple[int, str]]:
     """Exit code and output of two programs that write a manifest together, each with its own
     arguments."""
-    command = ["-m", "frame_jax.export_order", "--to", "manifest", "--distributed"]
+    command = [*IMPATIENT, "frame_jax.export_order", "--to", "manifest", "--distributed"]
     command += ["--coordinator_address", f"localhost:{free_port()}", "--num_processes", "2"]
     return side_by_side(
         *([*command, "--process_id", str(index), *own] for index, own in enumerate(arguments))
@@ -211,7 +211,7 @@ def test_programs_that_list_two_orders_in_one_folder_both_end(tmp_path: Path) ->
     for code, output in two_programs([*command, "frame"], [*command, "twice"]):
         assert code == 2, output
         assert "is not the run that process 0 writes a manifest of" in output
-        assert "differ in curriculum" in output
+        assert "differ in trial" in output
 
 
 def test_rows_of_other_documents_are_refused(
