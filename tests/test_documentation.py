@@ -152,7 +152,8 @@ COMMANDS = {
     "python -m frame_jax.export_order SHARED_FOLDER/frame-3b --trial frame --to manifest "
     "--distributed": Entry(
         (("SHARED_FOLDER/frame-3b", "runs/mine"),),
-        extra="--out shared_manifest --coordinator_address localhost:PORT --num_processes 1 --process_id 0",
+        extra="--out shared_manifest --coordinator_address localhost:PORT --num_processes 1 "
+        "--process_id 0",
         leaves="shared_manifest/manifest.json",
         program=True,
     ),
