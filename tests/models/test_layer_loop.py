@@ -1,7 +1,6 @@
 """The loop over layers on CPUs against the plain one: the same numbers, and no stack in float32."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +18,7 @@ SHAPE = ModelConfig(
 )
 
 
-def gradient(decoder: Decoder) -> Callable[..., Any]:
+def gradient(decoder: Decoder) -> jax.stages.Wrapped:
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         hidden = decoder.bind(params)(
             tokens, jnp.zeros_like(tokens), jnp.broadcast_to(jnp.arange(256), tokens.shape)
