@@ -40,12 +40,13 @@ from frame_jax.quadrants.partition import write_assignment
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.records import TokenReader, record_counts
 from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.packing import make_batches, pack_windows, window_sums
 from frame_jax.scoring.score import read_index, scores_path, write_scores
 from frame_jax.scoring.scorer import Scorer
 from frame_jax.scoring.windows import windows
-from frame_jax.training.train_step import SpecialTokens, loss_fn, make_lm_batch
+from frame_jax.training.train_step import loss_fn, make_lm_batch
 
 CONTEXT = SEQUENCE = 64  # tokens of a scoring window, and those that a training row predicts
 BATCH_ROWS = 4
@@ -158,7 +159,7 @@ def follow(topic: str, root: Path) -> None:
     show("batch", f"{batch.dtype} {batch.shape}")
 
     # models, training/train_step: batch to loss and gradient
-    special_tokens = SpecialTokens(tokenizer.bos_id, tokenizer.eos_id)
+    special_tokens = SpecialTokens(tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size)
     lm_batch = make_lm_batch(jnp.asarray(batch), special_tokens, document_attention=True)
     show("segments of its row", np.unique(lm_batch.segment_ids[place % BATCH_ROWS]))
     target = make_decoder(32, 2)

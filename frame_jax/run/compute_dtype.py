@@ -12,7 +12,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import flatten_settings, replace_setting, setting_at
 from frame_jax.run import phases
 from frame_jax.run.directory import RunDirectory
-from frame_jax.run.markers import read_marker
+from frame_jax.run.markers import Marker, read_marker
 
 AUTO = "auto"
 TYPES = ("bfloat16", "float32")
@@ -32,7 +32,7 @@ def with_recorded_types(config: RunConfig, directory: RunDirectory) -> RunConfig
     """
     keys, known = undecided_keys(flatten_settings(config)), dict[str, str]()
     for phase_step in phases.list_phase_steps(config):
-        settings = (read_marker(directory, phase_step) or {}).get("settings", {})
+        settings = (read_marker(directory, phase_step.name) or Marker()).settings
         known |= {k: settings[k] for k in keys if k in settings and k not in known}
     usual = next(iter(known.values()), AUTO)
     for key in keys:

@@ -18,9 +18,33 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import flatten_settings, setting_at
 from frame_jax.errors import UserError
 from frame_jax.run import bucket
-from frame_jax.run.directory import RunDirectory, mark_for_removal, read_json, remove, write_json
+from frame_jax.run.directory import RunDirectory, mark_for_removal, remove
+from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
 from frame_jax.run.phases import PhaseStep, load_function
 from frame_jax.run.stale_steps import with_stale_steps
+
+CORPUS_FILES = "corpus files"  # among the inputs: a signature of the files of all sources
+
+
+@dataclasses.dataclass(frozen=True)
+class Marker:
+    """What `RUN/<phase step>.json` holds; one that lacks a field is as one of no settings.
+
+    Attributes:
+        complete: Whether the phase step has ended.
+        fingerprint: Of settings and inputs.
+        settings: Flattened, under which it was started.
+        inputs: Fingerprints of the phase steps that it reads from, by name.
+        seconds: That it took; 0 until it is complete.
+        summary: What its function returned.
+    """
+
+    complete: bool = False
+    fingerprint: str = ""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,22 +76,41 @@ def expected_markers(
             settings["seed"] = phase_step.seed
         inputs = {name: found[name].fingerprint for name in phase_step.inputs}
         if not phase_step.inputs:
-            inputs["corpus files"] = corpus_signature
+            inputs[CORPUS_FILES] = corpus_signature
         found[phase_step.name] = ExpectedMarker(settings, inputs)
     return found
 
 
-def read_marker(directory: RunDirectory, phase_step: PhaseStep) -> dict[str, Any] | None:
-    path = directory.marker(phase_step.name)
-    return read_json(path) if path.exists() else None
+def read_marker(directory: RunDirectory, phase_step: str) -> Marker | None:
+    """The marker of a phase step; None for one that has not begun."""
+    path = directory.marker(phase_step)
+    return read_dataclass(path, Marker) if path.exists() else None
+
+
+def read_complete_marker(directory: RunDirectory, phase_step: str) -> Marker | None:
+    """The marker of a phase step that has ended, under whatever settings; None for any other."""
+    marker = read_marker(directory, phase_step)
+    return marker if marker is not None and marker.complete else None
 
 
 def is_complete(directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker) -> bool:
     """Whether the phase step has finished under the settings of this run."""
-    marker = read_marker(directory, phase_step)
-    return (
-        marker is not None and marker["complete"] and marker["fingerprint"] == expected.fingerprint
-    )
+    marker = read_complete_marker(directory, phase_step.name)
+    return marker is not None and marker.fingerprint == expected.fingerprint
+
+
+def changed_input(directory: RunDirectory, phase_step: str) -> str | None:
+    """The phase step, among the inputs of `phase_step`, that was made anew since, if any."""
+    marker = read_marker(directory, phase_step) or Marker()
+    for name, fingerprint in marker.inputs.items():
+        source = None if name == CORPUS_FILES else read_marker(directory, name)
+        if source is None:
+            continue
+        if source.fingerprint != fingerprint:
+            return name
+        if (deeper := changed_input(directory, name)) is not None:
+            return deeper
+    return None
 
 
 def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker) -> None:
@@ -79,14 +122,10 @@ def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: Expe
     Raises:
         UserError: naming each setting that changed, and the two ways on.
     """
-    marker = read_marker(directory, phase_step)
-    if (
-        marker is None
-        or marker["fingerprint"] == expected.fingerprint
-        or phase_step.phase == "report"
-    ):
+    marker = read_marker(directory, phase_step.name)
+    if marker is None or marker.fingerprint == expected.fingerprint or phase_step.phase == "report":
         return
-    settings = marker["settings"], expected.settings
+    settings = marker.settings, expected.settings
     changed = []
     for key in sorted(settings[0].keys() | settings[1].keys()):
         # A release may add a setting, and null is a value.
@@ -96,7 +135,7 @@ def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: Expe
     changed += [
         f"  its input `{name}` has changed"
         for name, fingerprint in expected.inputs.items()
-        if marker["inputs"].get(name) != fingerprint
+        if marker.inputs.get(name) != fingerprint
     ]
     raise UserError(
         f"{directory.marker(phase_step.name)}: {phase_step.phase} was run with other settings:\n"
@@ -148,25 +187,22 @@ def run_phase_step(
     from frame_jax.parallel import processes
     from frame_jax.run import integrity
 
-    marker: dict[str, Any] = {
-        "complete": False,
-        "fingerprint": expected.fingerprint,
-        "settings": expected.settings,
-        "inputs": expected.inputs,
-    }
+    path = directory.marker(phase_step.name)
+    marker = Marker(False, expected.fingerprint, expected.settings, expected.inputs)
     if processes.is_first():
-        write_json(directory.marker(phase_step.name), marker)
+        write_dataclass(path, marker)
     processes.barrier(f"{phase_step.name} begins")
     started = time.time()
     summary = load_function(phase_step)(config, directory, *phase_step.arguments)
     processes.barrier(f"{phase_step.name} is done")
     if processes.is_first():
         integrity.record_checksums(directory, phase_step.name, phase_step.outputs)
-        marker |= {"complete": True, "seconds": round(time.time() - started, 1), "summary": summary}
-        write_json(directory.marker(phase_step.name), marker)
+        seconds = round(time.time() - started, 1)
+        marker = dataclasses.replace(marker, complete=True, seconds=seconds, summary=summary)
+        write_dataclass(path, marker)
     processes.barrier(f"{phase_step.name} is marked")
 
 
 def read_fingerprint(directory: RunDirectory, phase_step: str) -> str:
     """The fingerprint under which a phase step was started: all its result depends on."""
-    return read_json(directory.marker(phase_step))["fingerprint"]
+    return read_dataclass(directory.marker(phase_step), Marker).fingerprint

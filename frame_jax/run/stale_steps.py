@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from frame_jax.config.run import Trial
 from frame_jax.run import phases
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory
 from frame_jax.run.phases import PhaseStep
 
 
@@ -43,19 +43,3 @@ def has_outputs(directory: RunDirectory, phase_step: PhaseStep) -> bool:
         *(directory.root / output for output in phase_step.outputs),
     ]
     return any(path.exists() for path in paths)
-
-
-def changed_input(directory: RunDirectory, phase_step: str) -> str | None:
-    """The phase step, among the inputs of `phase_step`, that was made anew since, if any."""
-    marker = directory.marker(phase_step)
-    if not marker.exists():
-        return None
-    for name, fingerprint in read_json(marker)["inputs"].items():
-        source = directory.marker(name)
-        if name == "corpus files" or not source.exists():
-            continue
-        if read_json(source)["fingerprint"] != fingerprint:
-            return name
-        if (deeper := changed_input(directory, name)) is not None:
-            return deeper
-    return None

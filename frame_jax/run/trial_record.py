@@ -8,7 +8,7 @@ from pathlib import Path
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
-from frame_jax.run.stale_steps import changed_input
+from frame_jax.run.markers import changed_input
 
 FILE = "curriculum.json"
 

@@ -20,14 +20,17 @@ from frame_jax.models.hugging_face.weights import (
 )
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
-from frame_jax.run.special_tokens import choose_special_tokens, special_tokens_path
+from frame_jax.run.special_tokens import (
+    choose_special_tokens,
+    read_special_tokens,
+    special_tokens_path,
+)
 from frame_jax.scoring.model_tokenizers import (
     REFERENCE_NAMES,
     bos_messages,
     load_own_tokenizer,
     require_corpus,
 )
-from frame_jax.scoring.references import read_special_tokens
 from frame_jax.scoring.table import check_table
 from frame_jax.scoring.tokenizers import (
     read_tokenizer,
@@ -109,7 +112,7 @@ def check_imported(
         bos_id = token_ids(parsed)[choose_special_tokens(token_ids(parsed), config.tokenizer).bos]
     else:
         parsed = read_tokenizer(tokenizer)
-        bos_id = read_special_tokens(directory)["bos_id"]
+        bos_id = read_special_tokens(directory).bos_id
     require_same_tokenizer(folder, tokenizer, key, bos_id)
     require_rows(decoder.vocab_size, parsed, bos_id, key)
     return decoder, tensors

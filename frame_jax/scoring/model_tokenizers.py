@@ -23,8 +23,8 @@ from frame_jax.corpus.tokenizer_training import load_given_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.records import TokenReader
-from frame_jax.run.directory import RunDirectory, list_parts, read_json
-from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, special_tokens_path
+from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, read_special_tokens
 from frame_jax.scoring.tokenizers import (
     read_tokenizer,
     special_token_texts,
@@ -58,7 +58,7 @@ def model_tokenizer(config: RunConfig, directory: RunDirectory, name: str) -> Mo
     Raises:
         UserError: as `load_own_tokenizer`.
     """
-    bos_id: int = read_json(special_tokens_path(directory))["bos_id"]
+    bos_id = read_special_tokens(directory).bos_id
     checkpoint = getattr(config.reference, name).checkpoint
     if config.scoring.unit == "token" or checkpoint is None:
         return ModelTokenizer(bos_id)

@@ -17,8 +17,8 @@ from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Params
-from frame_jax.run.directory import RunDirectory, read_json
-from frame_jax.run.special_tokens import special_tokens_path
+from frame_jax.run.directory import RunDirectory
+from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring.model_tokenizers import REFERENCE_NAMES, load_own_tokenizer
 from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
 
@@ -49,7 +49,7 @@ def load_reference(
             f"reference.{name}.checkpoint",
             local_copy(reference.checkpoint, is_checkpoint),
         )
-        bos_id = read_special_tokens(directory)["bos_id"]
+        bos_id = read_special_tokens(directory).bos_id
         if config.scoring.unit == "token":
             require_same_tokenizer(folder, directory.tokenizer, key, bos_id)
         decoder, params = import_checkpoint(folder, longest=config.scoring.context)
@@ -66,7 +66,7 @@ def load_reference(
         )
     decoder = read_description(folder, compute_dtype=compute_dtype)
     params = checkpoints.load_params(folder / "checkpoints", decoder)
-    vocab_size = read_special_tokens(directory)["vocab_size"]
+    vocab_size = read_special_tokens(directory).vocab_size
     if decoder.vocab_size < vocab_size:
         raise UserError(
             f"reference.{name}: the model at {folder} knows {decoder.vocab_size} tokens, but "
@@ -83,8 +83,3 @@ def model_digest(decoder: Decoder, params: Params) -> str:
     for leaf in jax.tree.leaves(params):
         found.update(np.ascontiguousarray(leaf).data)
     return found.hexdigest()
-
-
-def read_special_tokens(directory: RunDirectory) -> dict[str, int]:
-    """`bos_id`, `eos_id` and `vocab_size` of the run's tokenizer."""
-    return read_json(special_tokens_path(directory))

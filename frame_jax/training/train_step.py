@@ -17,6 +17,7 @@ from frame_jax.models.functional import Decoder
 from frame_jax.models.router import RouterStatistics, updated_router_bias
 from frame_jax.models.transformer import Params
 from frame_jax.parallel.sharding import constrain_sharding, data_parallel_size
+from frame_jax.run.special_tokens import SpecialTokens
 
 
 class TrainState(NamedTuple):
@@ -31,13 +32,6 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: Params
     optimizer: Any
-
-
-class SpecialTokens(NamedTuple):
-    """The token ids that frame a document in a row: `bos tokens eos`."""
-
-    bos: int
-    eos: int
 
 
 class LMBatch(NamedTuple):
@@ -72,14 +66,14 @@ def make_lm_batch(
         document_attention: False lets attention and positions run through the whole row.
     """
     inputs, targets = rows[:, :-1], rows[:, 1:]
-    starts = inputs == special_tokens.bos
+    starts = inputs == special_tokens.bos_id
     index = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
     segment_ids, positions = jnp.zeros_like(inputs), index
     if document_attention:
         segment_ids = jnp.cumsum(starts, axis=1)
         positions = index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-    after_end = starts | (inputs == special_tokens.eos)
-    loss_mask = ~((targets == special_tokens.bos) & after_end)
+    after_end = starts | (inputs == special_tokens.eos_id)
+    loss_mask = ~((targets == special_tokens.bos_id) & after_end)
     return LMBatch(inputs, targets, segment_ids, positions, loss_mask.astype(jnp.float32))
 
 

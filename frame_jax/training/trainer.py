@@ -66,7 +66,7 @@ def global_batches(
         batch_size=job.training.batch_size,
         row_offsets=offsets,
         row_tokens=shape[1],
-        padding_id=job.special_tokens.bos,
+        padding_id=job.special_tokens.bos_id,
         start_step=start_step,
     )
     for step, rows in enumerate(loader, start_step):
