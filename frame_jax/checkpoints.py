@@ -20,13 +20,13 @@ import numpy as np
 from absl import flags
 from orbax.checkpoint import v1 as ocp
 
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, causes, is_disk_full
 from frame_jax.models.averages import EmaState, mean_of_checkpoints
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import array_digest, processes
 from frame_jax.run.checkpoint_copies import CheckpointCopies, copied_steps, local_checkpoint_folder
-from frame_jax.run.directory import is_disk_full, no_room_error
+from frame_jax.run.directory import no_room_error
 from frame_jax.run.glob_safe_path import glob_safe_path
 from frame_jax.run.storage_errors import find_storage_error, is_storage_error, storage_error
 
@@ -282,13 +282,11 @@ def explain_restore_failure(
     Raises:
         KeyboardInterrupt: if that is what Orbax took for an error of its own.
     """
-    taken: BaseException | None = error
-    while taken is not None:
-        if not isinstance(taken, Exception):
-            raise taken
-        taken = taken.__cause__ or taken.__context__
-    if (cause := find_storage_error(error)) is not None:
-        return UnreachableError(first_line(cause))
+    for cause in causes(error):
+        if not isinstance(cause, Exception):
+            raise cause
+    if (found := find_storage_error(error)) is not None:
+        return UnreachableError(first_line(found))
     folder = Path(orbax.directory, "" if step is None else str(step))
     try:
         for file in folder.rglob("*"):

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError, without_secrets
 from frame_jax.retries import AbsentError, retry
+from frame_jax.run.directory import atomic_path
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 MAGIC = re.compile(r"[*?\[]")
@@ -169,22 +170,18 @@ def _download(file: RemoteFile, target: Path) -> None:
     """Downloads a remote file to `target`, whole or not at all."""
     if target.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    with atomic_path(target) as temporary:
 
-    def fetched() -> None:
-        _get_whole(file.path, str(temporary), file.unpacked)
-        size = temporary.stat().st_size
-        if file.size and size != file.size and not file.unpacked:
-            raise OSError(f"{size:,} of {file.size:,} bytes came")
+        def fetched() -> None:
+            _get_whole(file.path, str(temporary), file.unpacked)
+            size = temporary.stat().st_size
+            if file.size and size != file.size and not file.unpacked:
+                raise OSError(f"{size:,} of {file.size:,} bytes came")
 
-    try:
-        retry(file.path, "read", fetched)
-        temporary.replace(target)
-    except AbsentError as error:
-        raise _gone(file.path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            retry(file.path, "read", fetched)
+        except AbsentError as error:
+            raise _gone(file.path, error) from error
 
 
 class _Reader(io.RawIOBase):

@@ -102,7 +102,6 @@ class CheckpointCopies:
         problem, damage = None, ""
         if processes.is_first():
             try:
-                folder.parent.mkdir(parents=True, exist_ok=True)
                 self._bucket.get(step, folder)
             except CopyError as error:
                 damage = str(error)

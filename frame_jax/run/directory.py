@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import hashlib
 import json
 import os
 import shutil
@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.config.paths import scheme_of, user_path
-from frame_jax.errors import UserError
-
-FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_DISK_MESSAGES = tuple(
-    os.strerror(number) for number in FULL_DISK_ERRNOS
-)  # as C++ libraries report them
+from frame_jax.errors import UserError, is_disk_full
 
 
 class RunDirectory:
@@ -142,13 +137,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, option: str = "--out") -> Iterator[Path]:
     """Yields a temporary folder, which becomes `path` when the block succeeds, and is removed else.
+
+    Args:
+        path: The folder.
+        option: What chose it, for messages.
 
     Raises:
         UserError: if nothing can be written there, or the disk is full.
     """
-    require_writable(path.parent, "--out")
+    require_writable(path.parent, option)
     temporary = path.with_name(f".tmp-{path.name}")
     remove(temporary)
     temporary.mkdir()
@@ -159,10 +158,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         if not is_disk_full(error) and not is_disk_full(error.__cause__):
             raise
         written = sum(file.stat().st_size for file in temporary.rglob("*"))
-        shutil.rmtree(temporary, ignore_errors=True)
         raise no_room_error(path, written) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, hashlib.sha256).hexdigest()
 
 
 def require_writable(folder: Path, option: str) -> None:
@@ -189,17 +193,6 @@ def explain_append_errors(path: Path) -> Iterator[None]:
         if not is_disk_full(error):
             raise
         raise no_room_error(path, path.stat().st_size) from error
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error came from a full disk, a quota or a limit on the size of files."""
-    while error is not None and not isinstance(error, UserError):
-        if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
-            return True
-        if any(words in str(error) for words in FULL_DISK_MESSAGES):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def no_room_error(path: Path, written: int) -> UserError:

@@ -8,13 +8,12 @@ record in them carries a hash that ArrayRecord checks when it is read: no corpus
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Sequence
 from pathlib import Path
 
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-from frame_jax.run.directory import RunDirectory, how_to_remake, read_json, write_json
+from frame_jax.run.directory import RunDirectory, file_sha256, how_to_remake, read_json, write_json
 from frame_jax.run.storage_errors import storage_error
 
 HASHED = {".parquet", ".json"}
@@ -51,8 +50,7 @@ def file_checksum(file: Path) -> list[int | str]:
     size = file.stat().st_size
     if file.suffix not in HASHED:
         return [size]
-    with file.open("rb") as content:
-        return [size, hashlib.file_digest(content, hashlib.sha256).hexdigest()[:32]]
+    return [size, file_sha256(file)[:32]]
 
 
 def verify_checksums(

@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, is_disk_full
 from frame_jax.parallel import processes
-from frame_jax.run.directory import RunDirectory, is_disk_full, no_room_error, require_writable
+from frame_jax.run.directory import RunDirectory, no_room_error, require_writable
 from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.sql import UNREADABLE
 

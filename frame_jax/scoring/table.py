@@ -21,13 +21,12 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import TableConfig
 from frame_jax.corpus.sources.inputs import escape_name, is_ignored
 from frame_jax.corpus.sources.listing import list_files
-from frame_jax.errors import UserError, print_note
+from frame_jax.errors import UserError, is_disk_full, print_note
 from frame_jax.files import local_copy
 from frame_jax.parallel import processes
 from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
-    is_disk_full,
     list_parts,
     read_json,
     write_json,

@@ -167,7 +167,7 @@ def test_a_killed_run_goes_on_from_what_is_whole(folder: Path) -> None:
 def test_a_server_that_fails_now_and_then_costs_nothing(
     folder: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("frame_jax.retries.RETRY_SECONDS", (0.01,) * 6)
     with failing(monkeypatch, port, every=4) as server:
         save(folder, 1, 2, 3)
         shutil.rmtree(folder)
@@ -179,8 +179,7 @@ def test_a_server_that_fails_now_and_then_costs_nothing(
 def test_a_server_that_only_fails_is_named_and_nothing_is_called_damaged(
     folder: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(bucket, "ATTEMPTS", 2)
+    monkeypatch.setattr("frame_jax.retries.RETRY_SECONDS", (0.01,))
     save(folder, 2, 3)
     shutil.rmtree(folder)
     with failing(monkeypatch, port, every=1, most=10_000):

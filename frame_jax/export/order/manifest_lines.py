@@ -9,7 +9,6 @@ once, from its beginning to its end, and its lines are sorted by where they go
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,7 @@ from frame_jax.parallel import processes
 from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
 from frame_jax.quadrants.rows import ShuffledDocuments, list_documents, training_conditions
 from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, atomic_path, write_json
+from frame_jax.run.directory import RunDirectory, atomic_path, file_sha256, write_json
 from frame_jax.run.special_tokens import read_special_tokens
 
 PART_ROWS = 1 << 18
@@ -195,8 +194,7 @@ def write_part(
     with atomic_path(path) as temporary:
         names = ["stage", "quadrant"]
         pq.write_table(pa.table(columns), temporary, use_dictionary=names, compression="zstd")
-        with temporary.open("rb") as file:
-            sha256 = hashlib.file_digest(file, hashlib.sha256).hexdigest()
+        sha256 = file_sha256(temporary)
     total = digest.digest_value(digest.ordered_row_digests(rows, digests).sum(0, dtype=np.uint64))
     described = {
         "first_row": int(rows[0]),
