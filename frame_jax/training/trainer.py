@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from frame_jax.checkpoints import Checkpointer
 from frame_jax.curriculum import digest
 from frame_jax.curriculum.loader import make_loader
 from frame_jax.models.functional import write_description
@@ -25,6 +24,7 @@ from frame_jax.run import preemption
 from frame_jax.run.preemption import Preempted
 from frame_jax.run.trial_record import write_trial_record
 from frame_jax.training.bad_steps import skip_bad_steps
+from frame_jax.training.checkpointer import Checkpointer
 from frame_jax.training.lr_schedules import learning_rate
 from frame_jax.training.profiling import StepTrace
 from frame_jax.training.recorder import ROWS, Recorder

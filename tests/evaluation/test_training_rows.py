@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax import checkpoints
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.evaluation import EvaluationConfig
@@ -28,6 +27,7 @@ from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, write_json
 from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.run.trial_record import TrialRecord, write_trial_record
+from frame_jax.training.checkpointer import Checkpointer
 from frame_jax.training.phases import trial_order
 from frame_jax.training.train_step import loss_fn, make_lm_batch
 from tests.training.rows import BOS, EOS, LENGTH, ROWS, VOCAB, write_rows
@@ -69,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Any]:
         folder = directory.pretrain(arm)
         write_description(folder, DECODER)
         write_trial_record(folder, record)
-        saver = checkpoints.Checkpointer(folder / "checkpoints", [FINAL], "f")
+        saver = Checkpointer(folder / "checkpoints", [FINAL], "f")
         saver.save(FINAL, params, {"count": jnp.zeros(())})
         saver.close()
     return directory, params

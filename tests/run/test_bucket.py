@@ -15,11 +15,12 @@ import jax
 import numpy as np
 import pytest
 
-from frame_jax.checkpoints import Checkpointer, saved_steps
+from frame_jax.checkpoints import saved_steps
 from frame_jax.errors import UserError
 from frame_jax.run import bucket, checkpoint_copies, markers, phases
 from frame_jax.run.bucket import Bucket
 from frame_jax.run.directory import RunDirectory
+from frame_jax.training.checkpointer import Checkpointer
 from tests.run.test_phases import complete, config
 from tests.s3_proxy import failing, serve
 
@@ -137,7 +138,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from tests.run.test_bucket import order, state
-from frame_jax.checkpoints import Checkpointer
+from frame_jax.training.checkpointer import Checkpointer
 checkpointer = Checkpointer(Path(sys.argv[1]), (2,), "fingerprint")
 for step in range(1, 200):
     checkpointer.save(step, *state(step), order(step))
