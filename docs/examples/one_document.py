@@ -43,7 +43,7 @@ from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.packing import make_batches, pack_windows, window_sums
-from frame_jax.scoring.score import read_index, scores_path, write_scores
+from frame_jax.scoring.score_parts import read_index, scores_path, write_scores
 from frame_jax.scoring.scorer import Scorer
 from frame_jax.scoring.windows import windows
 from frame_jax.training.train_step import loss_fn, make_lm_batch

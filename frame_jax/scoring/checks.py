@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError, print_note, printable
+from frame_jax.errors import UserError, print_note
 from frame_jax.files import find_remote_files, is_checkpoint, is_remote, local_copy
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import (
@@ -38,6 +38,8 @@ from frame_jax.scoring.tokenizers import (
     require_same_tokenizer,
     token_ids,
 )
+
+logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Path]
 
@@ -72,7 +74,7 @@ def check_references(
         for line in bos_messages(config):
             print_note(line)
         for line in reference_warnings(config):
-            print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
+            logger.warning("%s", line)
 
 
 def check_imported(

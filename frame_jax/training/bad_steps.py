@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
 from frame_jax.training.metrics import keep_steps_before
 from frame_jax.training.train_step import TrainState
+
+logger = logging.getLogger(__name__)
 
 TrainStep = Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -82,10 +84,9 @@ class BadSteps:
             }
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            print(
-                f"warning: step {step} is not applied (loss {line['loss']}, gradient norm "
-                f"{line['grad_norm']}); its rows are in {self._path}",
-                file=sys.stderr,
+            logger.warning(
+                "step %d is not applied (loss %s, gradient norm %s); its rows are in %s",
+                *(step, line["loss"], line["grad_norm"], self._path),
             )
 
     def _rows_of(self, step: int) -> dict[str, list[int]]:
