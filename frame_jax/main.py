@@ -96,6 +96,8 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     if redo is None and decided and is_finished(directory, todo, expected):
         return 0
 
+    import jax
+
     from frame_jax.curriculum.presets import expand_curriculum
     from frame_jax.evaluation.items import check_tasks
     from frame_jax.parallel import processes
@@ -123,7 +125,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
         if "tokenize" in phases_left:
             require_apart(config)
             require_splits(config, phases_left)
-        mesh_shape(config.parallel, processes.device_count())
+        mesh_shape(config.parallel, jax.device_count())
         for curriculum in config.curricula.values():
             expand_curriculum(curriculum, config.partition.axes)
         if config.tracker is not None:

@@ -15,6 +15,7 @@ from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.run.bucket import Bucket, CopyError, bucket_of
 from frame_jax.run.directory import remove
+from frame_jax.run.program_exit import run_on_all_processes
 
 LOOK_SECONDS = 0.2
 
@@ -80,17 +81,9 @@ class CheckpointCopies:
         """Steps of the whole copies, the same on every process."""
         if self._bucket is None:
             return []
-        found, problem = [], None
-        if processes.is_first():
-            try:
-                found = self._bucket.steps()
-            except UserError as error:
-                problem = error
-        self._raise(problem)
-        return [
-            processes.broadcast_from_first(found[i] if found else 0)
-            for i in range(processes.broadcast_from_first(len(found)))
-        ]
+        bucket = self._bucket
+        found = run_on_all_processes(lambda: bucket.steps() if processes.is_first() else [])
+        return processes.broadcast_from_first(found)
 
     def fetch(self, step: int, folder: Path) -> str | None:
         """Downloads the copy of a step to `folder`; returns what is wrong with a damaged copy.
@@ -98,30 +91,23 @@ class CheckpointCopies:
         Raises:
             UserError: on every process, if the bucket cannot be read.
         """
-        assert self._bucket is not None
-        problem, damage = None, ""
-        if processes.is_first():
+        bucket = self._bucket
+        assert bucket is not None
+
+        def get() -> str | None:
             try:
-                self._bucket.get(step, folder)
+                if processes.is_first():
+                    bucket.get(step, folder)
             except CopyError as error:
-                damage = str(error)
-            except UserError as error:
-                problem = error
-        self._raise(problem)
-        message = processes.failing_processes(not damage, damage)
-        return next(iter(message.values()), None)
+                return str(error)
+            return None
+
+        return processes.broadcast_from_first(run_on_all_processes(get))
 
     def set_aside(self, step: int) -> None:
         """Makes a damaged copy no longer count; process 0 only."""
         if self._bucket is not None and step in self._bucket.steps():
             self._bucket.set_aside(step)
-
-    def _raise(self, problem: UserError | None) -> None:
-        message = processes.failing_processes(problem is None, str(problem))
-        if problem is not None:
-            raise problem
-        for words in message.values():
-            raise UserError(words)
 
 
 def copied_steps(folder: Path) -> list[int]:

@@ -15,7 +15,6 @@ from frame_jax.run.directory import RunDirectory
 from frame_jax.run.markers import Marker, read_marker
 
 AUTO = "auto"
-TYPES = ("bfloat16", "float32")
 
 
 def undecided_keys(settings: dict[str, Any]) -> list[str]:
@@ -65,8 +64,6 @@ def decide_types(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[
                 f"{key}: auto stays {choice}, in which this run began; {device.device_kind} would "
                 f"take {native}. For that, say --{key} {native} and repeat the phase (--redo)"
             )
-        config = replace_setting(
-            config, key, TYPES[processes.broadcast_from_first(TYPES.index(choice))]
-        )
+        config = replace_setting(config, key, processes.broadcast_from_first(choice))
     taken = f"compute_dtype: auto is {native} on {device.device_kind}"
     return config, [taken, *kept] if fresh else kept

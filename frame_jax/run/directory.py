@@ -34,42 +34,20 @@ class RunDirectory:
                 "folder; docs/storage.md says what a mount must be able to do"
             )
         self.root = user_path(root)
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.root / "tokenizer" / "tokenizer.json"
-
-    @property
-    def tokens(self) -> Path:
-        return self.root / "tokens"
-
-    @property
-    def rejected(self) -> Path:
-        return self.tokens / "rejected.jsonl"
+        self.config = self.root / "config.yaml"
+        self.tokenizer = self.root / "tokenizer" / "tokenizer.json"
+        self.tokens = self.root / "tokens"
+        self.rejected = self.tokens / "rejected.jsonl"
+        self.scores = self.root / "scores"
+        self.quadrants = self.root / "quadrants"
+        self.partition = self.quadrants / "partition.json"
+        self.assignment = self.quadrants / "assignment.parquet"
+        self.manifests = self.root / "manifest"
+        self.report = self.root / "report"
 
     def reference(self, name: str) -> Path:
         """Folder of a trained model (`weak`, `strong`) or of the rows that train them (`rows`)."""
         return self.root / "reference" / name
-
-    @property
-    def scores(self) -> Path:
-        return self.root / "scores"
-
-    @property
-    def quadrants(self) -> Path:
-        return self.root / "quadrants"
-
-    @property
-    def partition(self) -> Path:
-        return self.quadrants / "partition.json"
-
-    @property
-    def assignment(self) -> Path:
-        return self.quadrants / "assignment.parquet"
 
     def pretrain(self, trial: str) -> Path:
         return self.root / "pretrain" / trial
@@ -77,17 +55,9 @@ class RunDirectory:
     def evaluation(self, trial: str) -> Path:
         return self.root / "evaluation" / f"{trial}.json"
 
-    @property
-    def manifests(self) -> Path:
-        return self.root / "manifest"
-
     def manifest(self, trial: str) -> Path:
         """Default folder for the manifest of an order."""
         return self.manifests / trial
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report"
 
     def marker(self, phase_step: str) -> Path:
         return self.root / f"{phase_step}.json"

@@ -173,10 +173,8 @@ def same_weights(one: tuple[Decoder, Tensors], other: tuple[Decoder, Tensors]) -
 
 def reference_warnings(config: RunConfig) -> Iterator[str]:
     """Yields a warning for each choice of reference models that is allowed but rarely intended."""
-    context, rows = config.scoring.context, config.reference.rows.sequence_length
-    trained = [n for n in REFERENCE_NAMES if getattr(config.reference, n).checkpoint is None]
-    if trained and context > rows:
-        yield long_context_warning(context, rows, trained)
+    if (warning := long_context_warning(config)) is not None:
+        yield warning
     for name in REFERENCE_NAMES:
         checkpoint = getattr(config.reference, name).checkpoint
         if checkpoint is not None:
@@ -188,8 +186,12 @@ def reference_warnings(config: RunConfig) -> Iterator[str]:
                 )
 
 
-def long_context_warning(context: int, rows: int, trained: list[str]) -> str:
-    """Warns that the scoring windows are longer than the rows the models were trained on."""
+def long_context_warning(config: RunConfig) -> str | None:
+    """Warns of scoring windows that are longer than the rows that the models are trained on."""
+    context, rows = config.scoring.context, config.reference.rows.sequence_length
+    trained = [n for n in REFERENCE_NAMES if getattr(config.reference, n).checkpoint is None]
+    if not trained or context <= rows:
+        return None
     return (
         f"scoring.context is {context:,} tokens, but the {' and the '.join(trained)} reference "
         f"model are trained on rows of {rows:,} (reference.rows.sequence_length): their losses "

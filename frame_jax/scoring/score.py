@@ -83,17 +83,11 @@ def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) 
         yield weak_is_better_warning(
             f"{found['negative_pd']:,} of {found['documents']:,} documents have a negative PD"
         )
-    context, rows = config.scoring.context, config.reference.rows.sequence_length
-    trained = [
-        name for name in REFERENCE_NAMES if getattr(config.reference, name).checkpoint is None
-    ]
-    if trained and context > rows:
+    if (warning := long_context_warning(config)) is not None:
+        rows = config.reference.rows.sequence_length
         longer = sum(pc.sum(pc.greater(read_tokens(part), rows)).as_py() or 0 for part in parts)
         if longer:
-            yield (
-                f"{longer:,} of {found['documents']:,} documents are longer. "
-                f"{long_context_warning(context, rows, trained)}"
-            )
+            yield f"{longer:,} of {found['documents']:,} documents are longer. {warning}"
 
 
 def require_different(found: dict[str, str]) -> None:
