@@ -148,7 +148,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
 def is_finished(
     directory: RunDirectory,
     todo: list[phases.PhaseStep],
-    expected: dict[str, markers.ExpectedMarker],
+    expected: dict[str, markers.Marker],
 ) -> bool:
     """Whether all of `todo` is complete; refuses outputs made under other settings."""
     for phase_step in todo:
@@ -163,7 +163,7 @@ def _run_phase_steps(
     directory: RunDirectory,
     table: list[phases.PhaseStep],
     todo: list[phases.PhaseStep],
-    expected: dict[str, markers.ExpectedMarker],
+    expected: dict[str, markers.Marker],
     redo: str | None,
 ) -> int:
     from frame_jax.parallel import processes

@@ -75,16 +75,12 @@ def verify_checksums(
         wanted = [name for name in sorted(expected) if Path(name).suffix in kinds]
         for name in processes.local_share(wanted):
             file = directory.root / name
+            what = f"is damaged: its size or checksum is not the one in {path}"
             try:
-                found = file_checksum(file)
+                if file_checksum(file) == expected[name]:
+                    continue
             except FileNotFoundError:
-                found = []
+                what = "is missing"
             except OSError as error:
                 raise storage_error(file, error) from error
-            if not found:
-                what = "is missing"
-            elif found != expected[name]:
-                what = f"is damaged: its size or checksum is not the one in {path}"
-            else:
-                continue
             raise UserError(f"{file} {what}. {how_to_remake(directory.root, file, phase_step)}")

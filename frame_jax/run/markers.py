@@ -47,25 +47,11 @@ class Marker:
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class ExpectedMarker:
-    """What a phase step's marker must hold: flattened settings, fingerprints of its inputs, and a
-    hash."""
-
-    settings: dict[str, Any]
-    inputs: dict[str, str]
-
-    @property
-    def fingerprint(self) -> str:
-        text = json.dumps([self.settings, self.inputs], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def expected_markers(
     config: RunConfig, table: Sequence[PhaseStep], corpus_signature: str
-) -> dict[str, ExpectedMarker]:
-    """Computes what every marker must hold under this config and corpus."""
-    found: dict[str, ExpectedMarker] = {}
+) -> dict[str, Marker]:
+    """Computes the marker that each phase step begins with under this config and corpus."""
+    found: dict[str, Marker] = {}
     for phase_step in table:
         settings = {
             key: value
@@ -77,7 +63,9 @@ def expected_markers(
         inputs = {name: found[name].fingerprint for name in phase_step.inputs}
         if not phase_step.inputs:
             inputs[CORPUS_FILES] = corpus_signature
-        found[phase_step.name] = ExpectedMarker(settings, inputs)
+        text = json.dumps([settings, inputs], sort_keys=True, ensure_ascii=False)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        found[phase_step.name] = Marker(False, fingerprint, settings, inputs)
     return found
 
 
@@ -93,7 +81,7 @@ def read_complete_marker(directory: RunDirectory, phase_step: str) -> Marker | N
     return marker if marker is not None and marker.complete else None
 
 
-def is_complete(directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker) -> bool:
+def is_complete(directory: RunDirectory, phase_step: PhaseStep, expected: Marker) -> bool:
     """Whether the phase step has finished under the settings of this run."""
     marker = read_complete_marker(directory, phase_step.name)
     return marker is not None and marker.fingerprint == expected.fingerprint
@@ -113,7 +101,7 @@ def changed_input(directory: RunDirectory, phase_step: str) -> str | None:
     return None
 
 
-def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker) -> None:
+def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: Marker) -> None:
     """Refuses a phase step whose outputs were made under other settings or inputs.
 
     The report is the exception: it costs seconds and nothing is made from it, so a run with one
@@ -181,16 +169,15 @@ def remove_outputs(directory: RunDirectory, table: Sequence[PhaseStep], phase: s
 
 
 def run_phase_step(
-    config: RunConfig, directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker
+    config: RunConfig, directory: RunDirectory, phase_step: PhaseStep, expected: Marker
 ) -> None:
     """Runs one phase step together with the other processes, and marks it complete."""
     from frame_jax.parallel import processes
     from frame_jax.run import integrity
 
     path = directory.marker(phase_step.name)
-    marker = Marker(False, expected.fingerprint, expected.settings, expected.inputs)
     if processes.is_first():
-        write_dataclass(path, marker)
+        write_dataclass(path, expected)
     processes.barrier(f"{phase_step.name} begins")
     started = time.time()
     summary = load_function(phase_step)(config, directory, *phase_step.arguments)
@@ -198,8 +185,9 @@ def run_phase_step(
     if processes.is_first():
         integrity.record_checksums(directory, phase_step.name, phase_step.outputs)
         seconds = round(time.time() - started, 1)
-        marker = dataclasses.replace(marker, complete=True, seconds=seconds, summary=summary)
-        write_dataclass(path, marker)
+        write_dataclass(
+            path, dataclasses.replace(expected, complete=True, seconds=seconds, summary=summary)
+        )
     processes.barrier(f"{phase_step.name} is marked")
 
 

@@ -31,15 +31,13 @@ def with_stale_steps(directory: RunDirectory, table: Sequence[PhaseStep]) -> lis
     left = [
         phase_step
         for phase_step in possible
-        if phase_step.name not in current and has_outputs(directory, phase_step)
+        if phase_step.name not in current
+        and any(
+            path.exists()
+            for path in (
+                directory.marker(phase_step.name),
+                *(directory.root / output for output in phase_step.outputs),
+            )
+        )
     ]
     return sorted([*left, *table], key=lambda phase_step: phases.PHASES.index(phase_step.phase))
-
-
-def has_outputs(directory: RunDirectory, phase_step: PhaseStep) -> bool:
-    """Whether a phase step has left any output."""
-    paths = [
-        directory.marker(phase_step.name),
-        *(directory.root / output for output in phase_step.outputs),
-    ]
-    return any(path.exists() for path in paths)

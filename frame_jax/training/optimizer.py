@@ -48,20 +48,13 @@ def make_optimizer(
         # The root mean square of an update is made that of AdamW's, so its learning rates carry
         # over (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
         settings |= {"beta": o.b2, "adam_b1": o.b1, "adam_b2": o.b2, "consistent_rms": 0.2}
-        settings["muon_weight_dimension_numbers"] = muon_axes(decoder.axes())
+        matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+        settings["muon_weight_dimension_numbers"] = jax.tree.map(  # None: AdamW without decay
+            lambda decays: matrix if decays else None, decay_mask(decoder.axes())
+        )
         rule = optax.contrib.muon(**settings)
     average = () if o.ema_decay is None else (keep_ema(o.ema_decay),)
     return optax.chain(optax.clip_by_global_norm(o.max_grad_norm), rule, *average)
-
-
-def muon_axes(axes: Any) -> Any:
-    """Rows and columns of each layer's matrices; None, hence AdamW without decay, for the rest.
-
-    Args:
-        axes: Tree of tuples of logical axis names, as `Decoder.axes()` gives it.
-    """
-    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-    return jax.tree.map(lambda decays: matrix if decays else None, decay_mask(axes))
 
 
 def keep_ema(decay: float) -> optax.GradientTransformation:
