@@ -15,7 +15,7 @@ from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.run.bucket import Bucket, CopyError, bucket_of
 from frame_jax.run.directory import remove
-from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.run.program_exit import run_on_first_process
 
 LOOK_SECONDS = 0.2
 
@@ -79,11 +79,7 @@ class CheckpointCopies:
 
     def steps(self) -> list[int]:
         """Steps of the whole copies, the same on every process."""
-        if self._bucket is None:
-            return []
-        bucket = self._bucket
-        found = run_on_all_processes(lambda: bucket.steps() if processes.is_first() else [])
-        return processes.broadcast_from_first(found)
+        return [] if self._bucket is None else run_on_first_process(self._bucket.steps)
 
     def fetch(self, step: int, folder: Path) -> str | None:
         """Downloads the copy of a step to `folder`; returns what is wrong with a damaged copy.
@@ -96,13 +92,12 @@ class CheckpointCopies:
 
         def get() -> str | None:
             try:
-                if processes.is_first():
-                    bucket.get(step, folder)
+                bucket.get(step, folder)
             except CopyError as error:
                 return str(error)
             return None
 
-        return processes.broadcast_from_first(run_on_all_processes(get))
+        return run_on_first_process(get)
 
     def set_aside(self, step: int) -> None:
         """Makes a damaged copy no longer count; process 0 only."""

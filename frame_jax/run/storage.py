@@ -15,7 +15,7 @@ from pathlib import Path
 from frame_jax.errors import UserError, is_disk_full
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, no_room_error, require_writable
-from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.run.program_exit import run_on_first_process
 from frame_jax.sql import UNREADABLE
 
 SEEN_SECONDS = 20.0  # in which what one host writes must be seen by the others
@@ -66,12 +66,11 @@ def prepare_on_all_processes(
     trace = folder / f".tmp-seen-{processes.broadcast_from_first(secrets.randbits(48)):x}"
 
     def begin() -> None:
-        if processes.is_first():
-            prepare()
-            if processes.process_count() > 1:
-                trace.write_bytes(NEW)
+        prepare()
+        if processes.process_count() > 1:
+            trace.write_bytes(NEW)
 
-    run_on_all_processes(begin)
+    run_on_first_process(begin)
     ends = time.monotonic() + SEEN_SECONDS  # some network file systems show a new name late
     while not (seen := processes.is_first() or trace.exists()) and time.monotonic() < ends:
         time.sleep(0.1)

@@ -5,6 +5,7 @@ The second is for `scoring.unit: byte`, which is ours and not the paper's.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -64,14 +65,12 @@ def model_tokenizer(config: RunConfig, directory: RunDirectory, name: str) -> Mo
         return ModelTokenizer(bos_id)
     folder, key = local_copy(checkpoint, is_checkpoint), f"reference.{name}.checkpoint"
     path = tokenizer_of(folder, key)
-    if not any(
-        tokenizer_differences(read_tokenizer(path), read_tokenizer(directory.tokenizer), bos_id)
-    ):
+    theirs, ours = read_tokenizer(path), read_tokenizer(directory.tokenizer)
+    if not any(tokenizer_differences(theirs, ours, bos_id)):
         return ModelTokenizer(bos_id)
     own, _ = load_own_tokenizer(folder, key, config.tokenizer.bos_token)
-    return ModelTokenizer(
-        own.bos_id, own, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    )
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return ModelTokenizer(own.bos_id, own, digest)
 
 
 def load_own_tokenizer(
@@ -128,13 +127,11 @@ def bos_messages(config: RunConfig) -> Iterator[str]:
             for file, named in bos_tokens_named_in(folder)
             for other in other_bos_messages(tokenizer, chosen, file, named)
         ]
-        yield "; but ".join(
-            [
-                f"{key}: the {name} model starts documents with {chosen.bos!r} (id "
-                f"{tokenizer.bos_id}), {chosen.bos_reason}",
-                *others,
-            ]
+        chosen_bos = (
+            f"{key}: the {name} model starts documents with {chosen.bos!r} (id "
+            f"{tokenizer.bos_id}), {chosen.bos_reason}"
         )
+        yield "; but ".join([chosen_bos, *others])
 
 
 def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
@@ -172,12 +169,9 @@ def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndar
 
 def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Yields the token ids of the documents at `rows`, in that order."""
-    reader = TokenReader(path)
-    try:
+    with contextlib.closing(TokenReader(path)) as reader:
         for start in range(0, len(rows), READ_DOCUMENTS):
             yield from reader.read(rows[start : start + READ_DOCUMENTS])
-    finally:
-        reader.close()
 
 
 class DocumentTexts:

@@ -11,7 +11,6 @@ import numpy as np
 
 from frame_jax import checkpoints
 from frame_jax.config.run import RunConfig
-from frame_jax.config.training import ReferenceModelConfig
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.models.functional import Decoder, read_description
@@ -32,29 +31,22 @@ def load_references(
     Raises:
         UserError: if a model is missing, cannot be imported or does not fit the run's tokenizer.
     """
-    weak, strong = (
-        load_reference(getattr(config.reference, name), directory, name, config)
-        for name in REFERENCE_NAMES
-    )
+    weak, strong = (load_reference(config, directory, name) for name in REFERENCE_NAMES)
     return weak, strong
 
 
-def load_reference(
-    reference: ReferenceModelConfig, directory: RunDirectory, name: str, config: RunConfig
-) -> tuple[Decoder, Params]:
+def load_reference(config: RunConfig, directory: RunDirectory, name: str) -> tuple[Decoder, Params]:
     """Loads one reference model."""
-    compute_dtype = config.scoring.compute_dtype
-    if reference.checkpoint is not None:
-        key, folder = (
-            f"reference.{name}.checkpoint",
-            local_copy(reference.checkpoint, is_checkpoint),
-        )
-        bos_id = read_special_tokens(directory).bos_id
+    compute_dtype, special_tokens = config.scoring.compute_dtype, read_special_tokens(directory)
+    checkpoint = getattr(config.reference, name).checkpoint
+    if checkpoint is not None:
+        key, folder = f"reference.{name}.checkpoint", local_copy(checkpoint, is_checkpoint)
+        bos_id, run_tokenizer = special_tokens.bos_id, directory.tokenizer
         if config.scoring.unit == "token":
-            require_same_tokenizer(folder, directory.tokenizer, key, bos_id)
+            require_same_tokenizer(folder, run_tokenizer, key, bos_id)
         decoder, params = import_checkpoint(folder, longest=config.scoring.context)
         if config.scoring.unit == "token":
-            require_rows(decoder.vocab_size, read_tokenizer(directory.tokenizer), bos_id, key)
+            require_rows(decoder.vocab_size, read_tokenizer(run_tokenizer), bos_id, key)
         else:
             load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
         return dataclasses.replace(decoder, compute_dtype=compute_dtype), params
@@ -66,12 +58,11 @@ def load_reference(
         )
     decoder = read_description(folder, compute_dtype=compute_dtype)
     params = checkpoints.load_params(folder / "checkpoints", decoder)
-    vocab_size = read_special_tokens(directory).vocab_size
-    if decoder.vocab_size < vocab_size:
+    if decoder.vocab_size < special_tokens.vocab_size:
         raise UserError(
             f"reference.{name}: the model at {folder} knows {decoder.vocab_size} tokens, but "
-            f"{directory.tokenizer} has {vocab_size}: both reference models must share the run's "
-            "tokenizer"
+            f"{directory.tokenizer} has {special_tokens.vocab_size}: both reference models must "
+            "share the run's tokenizer"
         )
     return decoder, params
 

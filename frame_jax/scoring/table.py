@@ -31,7 +31,7 @@ from frame_jax.run.directory import (
     read_json,
     write_json,
 )
-from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.run.program_exit import run_on_first_process
 from frame_jax.run.storage_errors import is_storage_error, storage_error
 from frame_jax.sql import UNREADABLE, open_database, parquet_table, sql_identifier, write_parquet
 
@@ -170,14 +170,7 @@ def import_scores(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         UserError: where a training document has no number or any document several lines, or where
             the numbers are not those that an earlier start has written.
     """
-
-    def work() -> None:
-        if processes.is_first():
-            import_table(config, directory)
-
-    run_on_all_processes(work)
-    processes.barrier("score: table imported")
-    found = read_json(directory.scores / "table.json")
+    found = run_on_first_process(lambda: import_table(config, directory))
     warnings = [
         f"scoring.table: {found[key]:,} {text}"
         for key, text in (
@@ -192,8 +185,9 @@ def import_scores(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     return {"documents": found["documents"], "warnings": warnings}
 
 
-def import_table(config: RunConfig, directory: RunDirectory) -> None:
-    """Joins the table with the corpus, checks the result, and writes parts and table.json."""
+def import_table(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    """Joins the table with the corpus, checks it, writes the parts, and writes and returns
+    table.json."""
     table = config.scoring.table
     assert table is not None
     parts = list_parts(directory.tokens, ".parquet")
@@ -214,6 +208,7 @@ def import_table(config: RunConfig, directory: RunDirectory) -> None:
                 query = f"SELECT doc_id, ppl, pd FROM joined WHERE part = {number} AND fine"
                 connection.execute(write_parquet(f"{query} ORDER BY row", path, "zstd"))
     write_json(directory.scores / "table.json", found)
+    return found
 
 
 def join_table(
