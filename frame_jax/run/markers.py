@@ -14,14 +14,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from frame_jax.config.run import RunConfig
+from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.settings import flatten_settings, setting_at
 from frame_jax.errors import UserError
-from frame_jax.run import bucket
+from frame_jax.run import bucket, phases
 from frame_jax.run.directory import RunDirectory, mark_for_removal, remove
 from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
 from frame_jax.run.phases import PhaseStep, load_function
-from frame_jax.run.stale_steps import with_stale_steps
 
 CORPUS_FILES = "corpus files"  # among the inputs: a signature of the files of all sources
 
@@ -145,6 +144,38 @@ def downstream_names(
         if set(phase_step.inputs) & set(doomed) and phase_step.name not in doomed:
             doomed.append(phase_step.name)
     return doomed
+
+
+def with_stale_steps(directory: RunDirectory, table: Sequence[PhaseStep]) -> list[PhaseStep]:
+    """A run's phase steps, and those on disk of arms and models that its config no longer names.
+
+    In the order in which they run.
+    """
+    names = {path.stem for path in directory.root.glob("*.json")}
+    ours = ("pretrain-", "evaluate-")
+    trials = {name.split("-", 1)[1] for name in names if name.startswith(ours)}
+    trials |= {path.name for path in directory.pretrain("any").parent.glob("*") if path.is_dir()}
+    trials |= {path.stem for path in directory.evaluation("any").parent.glob("*.json")}
+    possible = [
+        phases.REFERENCE_ROWS,
+        *map(phases.reference_step, phases.REFERENCES),
+        *(phases.pretrain_step(Trial(name, arm=name, seed=0)) for name in sorted(trials)),
+        *map(phases.evaluate_step, sorted(trials)),
+    ]
+    current = {phase_step.name for phase_step in table}
+    left = [
+        phase_step
+        for phase_step in possible
+        if phase_step.name not in current
+        and any(
+            path.exists()
+            for path in (
+                directory.marker(phase_step.name),
+                *(directory.root / output for output in phase_step.outputs),
+            )
+        )
+    ]
+    return sorted([*left, *table], key=lambda phase_step: phases.PHASES.index(phase_step.phase))
 
 
 def remove_outputs(directory: RunDirectory, table: Sequence[PhaseStep], phase: str) -> list[str]:

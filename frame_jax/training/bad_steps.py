@@ -6,17 +6,16 @@ import json
 import logging
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
 from frame_jax.training.metrics import keep_steps_before
 from frame_jax.training.train_step import TrainState
+from frame_jax.training.training_job import TrainingJob
 
 logger = logging.getLogger(__name__)
 
@@ -46,26 +45,14 @@ class BadSteps:
     """Writes bad steps to `bad_steps.jsonl`, and counts those in a row.
 
     Args:
-        folder: Where the file goes.
-        selection: Which row comes when.
-        batch_size: Rows of a global batch.
-        most: Bad steps in a row after which training stops.
+        job: The training run.
         first_step: Steps from here on run again: their lines are dropped.
         write: Whether this process writes the file.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        selection: SelectionMap,
-        *,
-        batch_size: int,
-        most: int,
-        first_step: int,
-        write: bool,
-    ):
-        self._path, self._selection, self._rows = folder / "bad_steps.jsonl", selection, batch_size
-        self._most, self._write, self._in_a_row = most, write, 0
+    def __init__(self, job: TrainingJob, first_step: int, write: bool):
+        self._path, self._job = job.folder / "bad_steps.jsonl", job
+        self._write, self._in_a_row = write, 0
         if write:
             keep_steps_before(self._path, first_step)
 
@@ -91,11 +78,12 @@ class BadSteps:
 
     def _rows_of(self, step: int) -> dict[str, list[int]]:
         """The rows of a step by quadrant, numbered across the quadrant's parts."""
-        first = step * self._rows
-        quadrants, rows = self._selection.select(
-            np.arange(first, min(first + self._rows, len(self._selection)))
+        selection, batch_size = self._job.selection, self._job.training.batch_size
+        first = step * batch_size
+        quadrants, rows = selection.select(
+            np.arange(first, min(first + batch_size, len(selection)))
         )
-        names = self._selection.schedule.quadrants
+        names = selection.schedule.quadrants
         return {
             names[number]: sorted(rows[quadrants == number].tolist())
             for number in np.unique(quadrants)
@@ -103,7 +91,7 @@ class BadSteps:
 
     def are_too_many(self) -> bool:
         """Whether so many steps in a row were bad that training must stop."""
-        return self._in_a_row >= self._most
+        return self._in_a_row >= self._job.training.max_bad_steps
 
     def error(self) -> UserError:
         """The error to raise after too many."""

@@ -45,14 +45,7 @@ class Recorder:
         self._job, self.consumed = job, consumed
         self._stack = contextlib.ExitStack()
         first = processes.is_first()
-        self.bad = BadSteps(
-            job.folder,
-            job.selection,
-            batch_size=job.training.batch_size,
-            most=job.training.max_bad_steps,
-            first_step=start,
-            write=first,
-        )
+        self.bad = BadSteps(job, start, first)
         self._log: MetricsLog | None = None
         if first:
             self._log = self._stack.enter_context(
