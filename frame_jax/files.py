@@ -129,8 +129,7 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def local_copy(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
-    """Downloads a file or folder to the cache and returns its local path; a local path is only
-    expanded.
+    """Downloads a remote file or folder to the cache; returns its local path, `~` expanded.
 
     A remote one is kept in `$XDG_CACHE_HOME/frame_jax` (`~/.cache/frame_jax`), in a folder named by
     a digest of its URL, sizes and versions, so that another content is another folder. A file there

@@ -40,8 +40,7 @@ def with_recorded_types(config: RunConfig, directory: RunDirectory) -> RunConfig
 
 
 def decide_types(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[str]]:
-    """Replaces `auto` in `config` by process 0's decision and returns what to tell the user; all
-    processes call it.
+    """Replaces `auto` by process 0's decision, alike on all processes; returns what to tell, too.
 
     Args:
         config: As the user gave it.

@@ -34,8 +34,7 @@ def checksums(directory: RunDirectory, phase_step: str) -> Path:
 
 
 def files_of(output: Path) -> list[Path]:
-    """Lists the files under an output that other phase steps read, except checkpoints (they have
-    digests)."""
+    """Files under an output that other phase steps read; checkpoints have digests of their own."""
     if output.is_file():
         return [output]
     return [

@@ -135,8 +135,7 @@ def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: Mark
 def downstream_names(
     table: Sequence[PhaseStep], everything: Sequence[PhaseStep], phase: str
 ) -> list[str]:
-    """Names of a phase's steps (or of one step) in `table`, and of all in `everything` made from
-    them."""
+    """Names of a phase's steps (or of one step), and of all in `everything` made from them."""
     doomed = [
         phase_step.name for phase_step in table if phase in (phase_step.phase, phase_step.name)
     ]

@@ -25,8 +25,7 @@ from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_s
 def load_references(
     config: RunConfig, directory: RunDirectory
 ) -> tuple[tuple[Decoder, Params], tuple[Decoder, Params]]:
-    """Loads the weak and the strong model, with parameters as NumPy arrays; all processes call it
-    together.
+    """Loads the weak and the strong model, parameters as NumPy arrays; all processes call it.
 
     Raises:
         UserError: if a model is missing, cannot be imported or does not fit the run's tokenizer.

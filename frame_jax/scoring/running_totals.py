@@ -109,8 +109,7 @@ class RunningTotals:
             self.require_better_than_chance()
 
     def require_better_than_chance(self) -> None:
-        """Refuses, once and before anything is written, a model worse than the uniform
-        distribution.
+        """Refuses, once and before anything is written, a model worse than a uniform guess.
 
         Raises:
             UserError: if the mean NLL exceeds that of the uniform distribution, or is NaN.

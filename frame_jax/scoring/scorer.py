@@ -113,8 +113,7 @@ class Scorer:
 
 
 def shard_params(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
-    """Puts parameters on the devices of a mesh, matrices in the compute dtype; returns their specs
-    too.
+    """Puts parameters on a mesh, matrices in the compute dtype; returns their specs, too.
 
     Routers and convolutions compute in float32 and stay it.
 

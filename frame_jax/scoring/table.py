@@ -50,8 +50,7 @@ Files = dict[tuple[Column, ...], list[Path]]  # those whose columns have the sam
 
 
 def check_table(config: RunConfig) -> None:
-    """Refuses a table that cannot be used, before the corpus is tokenized; runs on the first
-    process.
+    """Refuses a table that cannot be used, before the corpus is tokenized; process 0 only.
 
     Raises:
         UserError: where it is not there, is no Parquet, or a file of it lacks a column or has one
@@ -186,8 +185,7 @@ def import_scores(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
 
 
 def import_table(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    """Joins the table with the corpus, checks it, writes the parts, and writes and returns
-    table.json."""
+    """Joins the table with the corpus, checks it, writes parts and table.json; returns the last."""
     table = config.scoring.table
     assert table is not None
     parts = list_parts(directory.tokens, ".parquet")
@@ -240,8 +238,7 @@ def join_table(
 
 
 def id_in_sql(column: str, kind: str) -> str:
-    """SQL for a column of ids as text, equal to what `corpus.fields.get_id` makes of the same
-    values."""
+    """SQL for a column of ids as text, equal to what `corpus.fields.get_id` makes of them."""
     name = sql_identifier(column)
     if kind == "BLOB":
         return f"coalesce(try(decode({name})), lower(hex({name})))"

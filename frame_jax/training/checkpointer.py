@@ -139,8 +139,7 @@ class Checkpointer:
     def restore_newest(
         self, params: Params, optimizer_state: Any
     ) -> tuple[int, Params, Any] | None:
-        """Restores the newest checkpoint that all processes can read: step and state; None without
-        one.
+        """Restores the newest checkpoint that all processes can read: step and state, or None.
 
         Damaged ones are moved aside, with a warning, once one before them has been read: what
         spoils all of them is rather the storage or the memory than the files. One that is out of
