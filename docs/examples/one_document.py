@@ -30,7 +30,7 @@ from frame_jax.config.training import TrainingConfig
 from frame_jax.corpus.parts import plan_parts
 from frame_jax.corpus.tokenize import tokenize_corpus
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.curriculum.loader import make_loader
+from frame_jax.curriculum.loader import BatchSource, make_loader
 from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve_curriculum
@@ -146,12 +146,14 @@ def follow(topic: str, root: Path) -> None:
     step = place // BATCH_ROWS
     show("that row comes as", f"row {place:,} of {len(selection):,}, in step {step}")
     loader = make_loader(
-        parts,
-        selection,
-        batch_size=BATCH_ROWS,
-        row_offsets=range(BATCH_ROWS),
-        row_tokens=SEQUENCE + 1,
-        padding_id=tokenizer.bos_id,
+        BatchSource(
+            parts,
+            selection,
+            batch_size=BATCH_ROWS,
+            row_offsets=range(BATCH_ROWS),
+            row_tokens=SEQUENCE + 1,
+            padding_id=tokenizer.bos_id,
+        ),
         start_step=step,
     )
     batch = next(loader)
