@@ -196,11 +196,8 @@ def load_mean_params(
 
     All processes must call it together.
 
-    Args:
-        folder: The `checkpoints` folder of a training run.
-        decoder: The model.
-        steps: Which checkpoints, ascending.
-        decay: See `mean_of_checkpoints`.
+    `folder` is the `checkpoints` folder of a training run, `steps` ascend, and `decay` is as for
+    `mean_of_checkpoints`.
 
     Raises:
         UserError: if one of them cannot be read.

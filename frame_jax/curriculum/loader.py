@@ -114,12 +114,6 @@ def make_loader(
 ) -> Iterator[np.ndarray]:
     """Batches from `start_step` to the end of the schedule, read ahead by a few threads.
 
-    Args:
-        source: The batches.
-        start_step: The first batch.
-        threads: Threads that read.
-        buffered_batches: Batches kept ready.
-
     Returns:
         An iterator of int32 [local rows, row_tokens].
     """

@@ -23,10 +23,7 @@ LOOK_SECONDS = 0.2
 class CheckpointCopies:
     """The copies of the checkpoints in `folder`; does nothing for a run without a bucket.
 
-    Args:
-        folder: The `checkpoints` folder of a training run.
-        kept_steps: Steps whose copies are never removed.
-        rolling: Newest copies that stay beside them.
+    The newest `rolling` copies stay, and those of `kept_steps`.
     """
 
     def __init__(self, folder: Path, kept_steps: Sequence[int], rolling: int):
@@ -115,9 +112,7 @@ def copied_steps(folder: Path) -> list[int]:
 def local_checkpoint_folder(folder: Path, step: int | None) -> Iterator[Path]:
     """Yields a folder with the checkpoint of a step: the run's own, or a temporary download.
 
-    Args:
-        folder: The `checkpoints` folder of a training run.
-        step: Which checkpoint; None means the newest.
+    `folder` is the `checkpoints` folder of a training run; without a step, the newest is meant.
 
     Raises:
         UserError: if the bucket cannot be read, or the copy there is damaged.

@@ -42,9 +42,7 @@ def with_recorded_types(config: RunConfig, directory: RunDirectory) -> RunConfig
 def decide_types(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[str]]:
     """Replaces `auto` by process 0's decision, alike on all processes; returns what to tell, too.
 
-    Args:
-        config: As the user gave it.
-        so_far: What `with_recorded_types` made of it.
+    `config` is as the user gave it, `so_far` what `with_recorded_types` made of it.
     """
     import jax
 

@@ -110,9 +110,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def new_folder(path: Path, option: str = "--out") -> Iterator[Path]:
     """Yields a temporary folder, which becomes `path` when the block succeeds, and is removed else.
 
-    Args:
-        path: The folder.
-        option: What chose it, for messages.
+    `option` is what chose it, for messages.
 
     Raises:
         UserError: if nothing can be written there, or the disk is full.

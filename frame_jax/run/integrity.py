@@ -59,10 +59,7 @@ def verify_checksums(
 ) -> None:
     """Compares the files of complete phase steps with their checksums; each process checks a share.
 
-    Args:
-        directory: The run.
-        phase_steps: Their names; one without checksums is passed over.
-        kinds: Suffixes of the files that will be read.
+    Phase steps without checksums are passed over; `kinds` are suffixes of files that will be read.
 
     Raises:
         UserError: for the first file that is missing or damaged, with how to make it again, and

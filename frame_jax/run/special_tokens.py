@@ -60,9 +60,7 @@ def choose_special_tokens(tokens: Container[str], config: TokenizerConfig) -> Ch
 
     A tokenizer with only one of the two uses it for both.
 
-    Args:
-        tokens: All tokens of the tokenizer in `config.path`.
-        config: Names them, or not.
+    `tokens` are all tokens of the tokenizer in `config.path`.
 
     Raises:
         UserError: for a name that is no token, or a tokenizer that has neither.

@@ -53,11 +53,8 @@ def prepare_on_all_processes(
 
     Called on every process.
 
-    Args:
-        folder: Where all processes will write.
-        prepare: Makes it, and refuses one that is of no use.
-        key: The setting or option that names it, for messages.
-        remedy: What to do where a process has another folder of that name.
+    `prepare` makes it, and refuses one that is of no use; `key` is the setting or option that names
+    it, `remedy` what to do where a process has another folder of that name, both for messages.
 
     Raises:
         UserError: on every process, saying what `prepare` does or which processes see another

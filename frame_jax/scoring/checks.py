@@ -49,11 +49,7 @@ def check_references(
 ) -> None:
     """Checks both reference models before the phases that need them; warns of what is unusual.
 
-    Args:
-        config: The run.
-        directory: The run.
-        tokenizer_anew: Whether this run makes its tokenizer anew, so that the one that is there
-            does not matter.
+    `tokenizer_anew` says that this run makes its tokenizer anew: the one there does not matter.
 
     In their place it looks at a table of scores made elsewhere, where there is one.
 

@@ -205,9 +205,7 @@ class DocumentTexts:
 def reread_texts(chunks: list[Chunk], part: Path) -> Iterator[str]:
     """Reads the texts of a part's scored documents from the corpus again, in the part's order.
 
-    Args:
-        chunks: What the part was made of.
-        part: The table of a token shard.
+    `chunks` are what the part was made of, `part` is the table of its token shard.
 
     Raises:
         UserError: where the corpus is not what was tokenized.

@@ -72,13 +72,7 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
 
 
 def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) -> Iterator[str]:
-    """Yields a warning for everything that makes the scores of little use.
-
-    Args:
-        config: The run's settings.
-        found: As `scores_summary` gives it.
-        parts: The token shards' tables.
-    """
+    """Yields a warning for everything in a `scores_summary` that makes scores of little use."""
     if found["mean_nll_weak"] < found["mean_nll_strong"]:
         yield weak_is_better_warning(
             f"{found['negative_pd']:,} of {found['documents']:,} documents have a negative PD"

@@ -145,12 +145,9 @@ def read_model_documents(
 ) -> Iterator[np.ndarray]:
     """Yields the token ids that the models of a pass read in the documents at `rows` of a part.
 
-    Args:
-        part: The table of a token shard.
-        rows: Of the documents in its token file.
-        models: The pass.
-        texts: Of the documents; None where all models read the run's tokens.
-        decoded: Take the texts of the run's tokens, which is near enough to judge a model by.
+    `rows` are those of a part of the run's tokens, `part` its table. `texts` are None where all
+    models read these tokens. `decoded` takes the texts that the tokens decode to, which is near
+    enough to judge a model by.
     """
     own = models.tokenizer.tokenizer
     if own is None or texts is None:

@@ -121,11 +121,7 @@ def columns_of(
 ) -> tuple[Column, ...]:
     """The columns of a file that the table names: of ids, PPL and, if there is one, PD.
 
-    Args:
-        table: Names them.
-        file: The file, for messages.
-        names: Its columns as it calls them.
-        columns: The same as DuckDB has them.
+    `names` are its columns as it calls them, `columns` the same as DuckDB has them.
 
     Raises:
         UserError: where one is not there, there twice, or of no use.

@@ -44,10 +44,8 @@ def skip_bad_steps(train_step: TrainStep) -> TrainStep:
 class BadSteps:
     """Writes bad steps to `bad_steps.jsonl`, and counts those in a row.
 
-    Args:
-        job: The training run.
-        first_step: Steps from here on run again: their lines are dropped.
-        write: Whether this process writes the file.
+    Steps from `first_step` on run again, so their lines are dropped; `write` is false
+    on all processes but one.
     """
 
     def __init__(self, job: TrainingJob, first_step: int, write: bool):

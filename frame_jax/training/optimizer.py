@@ -20,8 +20,7 @@ from frame_jax.training.lr_schedules import learning_rate
 def decay_mask(axes: Any) -> Any:
     """True for parameters that weight decay shrinks: all but norms, embeddings and convolutions.
 
-    Args:
-        axes: Tree of tuples of logical axis names, as `Decoder.axes()` gives it.
+    `axes` is a tree of tuples of logical axis names, as `Decoder.axes()` gives it.
     """
     return jax.tree.map(
         lambda names: not {"norm", "vocab"} & set(names),
@@ -82,11 +81,7 @@ def optimizer_shardings(
     A moment is an array of a parameter's shape whose path in the state ends with the parameter's
     path in the model. (`optax.tree_map_params` finds none in a state that has been made from axes.)
 
-    Args:
-        optimizer: The update rule.
-        params: Tree of parameter shapes.
-        shardings: The same tree with `NamedSharding` leaves.
-        mesh: The mesh.
+    `params` is a tree of shapes, `shardings` the same tree with `NamedSharding` leaves.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     shapes = jax.tree_util.tree_flatten_with_path(params)[0]

@@ -87,15 +87,7 @@ def make_job(
 ) -> TrainingJob:
     """Makes the job of a phase step that trains.
 
-    Args:
-        config: All settings.
-        directory: The run directory.
-        phase_step: Such as `reference-weak` or `pretrain-frame`.
-        folder: Outputs go here.
-        settings: The model, and how it is trained.
-        selection: Which row comes when.
-        parts: Files of rows, by quadrant.
-        sequence_length: Tokens a row predicts.
+    `phase_step` is such as `reference-weak`, `parts` are the files of rows by quadrant.
     """
     training = settings.training
     special_tokens = read_special_tokens(directory)

@@ -153,11 +153,8 @@ def updated_router_biases(
 ) -> Params:
     """Moves the routers' balancing biases against the load of this step.
 
-    Args:
-        params: The model's.
-        counts: [layers with experts, E] float32, choices of the batch's counted tokens.
-        rate: How far a bias moves.
-        config: The model's shape.
+    `counts` are [layers with experts, E] float32, choices of the batch's counted tokens; `rate` is
+    how far a bias moves.
     """
     E = counts.shape[-1]
     by_repeat, start = counts.reshape(config.repeats, -1, E), 0
@@ -198,13 +195,7 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes the update, which the caller jits with shardings and a donated state.
 
-    Args:
-        decoder: The model.
-        optimizer: The update rule.
-        special_tokens: BOS and EOS.
-        training: Document attention, z-loss, sizes of microbatches and of chunks of the loss.
-        mesh: The devices it will run on.
-        learning_rate: The optimizer's schedule, for the metrics.
+    `learning_rate` is the optimizer's schedule, for the metrics.
     """
 
     def train_step(state: TrainState, rows: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
