@@ -39,6 +39,7 @@ from frame_jax.config.file import load
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.quadrants import AxesConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
@@ -313,7 +314,7 @@ def scoring(small: bool) -> Iterator[Finding]:
     for dtype, limit in SCORE_LIMITS.items():
         decoder = tiny(dtype)
         model = decoder, random_weights(decoder)
-        scorer = Scorer([model], 128, per_device_batch_size=2, loss_chunk=128)
+        scorer = Scorer([model], ScoringConfig(128, per_device_batch_size=2, loss_chunk=128))
         packed = score_documents(scorer, texts, bos_id=BOS).nll[0]
         alone = [score_documents(scorer, [text], bos_id=BOS).nll[0, 0] for text in texts]
         worst = float(np.max(np.abs(packed / np.array(alone) - 1)))
@@ -537,7 +538,7 @@ def scoring_speed(small: bool) -> Iterator[Finding]:
 
     def measure(shape: Shape, rows: int) -> Finding:
         model, length = (shape.decoder, params), shape.length
-        scorer = Scorer([model], length, per_device_batch_size=rows, loss_chunk=512)
+        scorer = Scorer([model], ScoringConfig(length, per_device_batch_size=rows, loss_chunk=512))
         texts = documents(8 * scorer.rows, length, shape.decoder.vocab_size)
         tokens = sum(map(len, texts))
         speed = rate(lambda: score_documents(scorer, texts, bos_id=BOS), tokens, shape.seconds)

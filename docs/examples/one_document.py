@@ -26,6 +26,7 @@ from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.quadrants import PartitionConfig, RowsConfig
 from frame_jax.config.run import RunConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.corpus.parts import plan_parts
 from frame_jax.corpus.tokenize import tokenize_corpus
@@ -95,7 +96,7 @@ def follow(topic: str, root: Path) -> None:
     models = []
     for seed, decoder in enumerate((make_decoder(16, 1), make_decoder(32, 2))):
         models.append((decoder, jax.tree.map(np.array, decoder.init(jax.random.key(seed)))))
-    scorer = Scorer(models, CONTEXT, per_device_batch_size=8, loss_chunk=512)
+    scorer = Scorer(models, ScoringConfig(CONTEXT, per_device_batch_size=8, loss_chunk=512))
     packed = pack_windows(pieces, scorer.row_length, pool_rows=256)
     count = scorer.rows * CONTEXT // scorer.row_length
     by_hand = np.zeros(2)

@@ -64,13 +64,7 @@ def make_passes(
     """Both models in one pass or, where losses are compared by the byte, each in its own."""
 
     def over(first: int, stop: int) -> ScoringPass:
-        scorer = Scorer(
-            references[first:stop],
-            scoring.context,
-            per_device_batch_size=scoring.per_device_batch_size,
-            loss_chunk=scoring.loss_chunk,
-            fsdp=scoring.fsdp,
-        )
+        scorer = Scorer(references[first:stop], scoring)
         return ScoringPass(REFERENCE_NAMES[first:stop], scorer, readings[first])
 
     return [over(0, 2)] if scoring.unit == "token" else [over(0, 1), over(1, 2)]
