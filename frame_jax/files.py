@@ -135,9 +135,7 @@ def local_copy(path: str, wanted: Callable[[str], bool] = lambda name: True) -> 
     a digest of its URL, sizes and versions, so that another content is another folder. A file there
     is whole; an interrupted call goes on where it was.
 
-    Args:
-        path: A file, or a folder, of which all files below are taken.
-        wanted: Which files of a folder to take, by their names below it.
+    Of a folder all files below it are taken that are `wanted`, by their names below it.
 
     Raises:
         UserError: where there is nothing at a remote path, or it cannot be read.

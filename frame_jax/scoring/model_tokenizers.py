@@ -79,11 +79,8 @@ def load_own_tokenizer(
     """Loads a checkpoint's own tokenizer and chooses the token that starts a document: the run's if
     it has that, else the first usual name that it has; returns the choice and its reason too.
 
-    Args:
-        folder: A Hugging Face checkpoint.
-        key: The setting that names it, for messages.
-        bos_token: What `tokenizer.bos_token` says.
-        vocab_size: Rows of the model's embedding, to be compared.
+    `key` is the setting that names the checkpoint, for messages, `bos_token` what
+    `tokenizer.bos_token` says; `vocab_size`, rows of the model's embedding, is compared if given.
 
     Raises:
         UserError: where it has none, none of the usual tokens that start or end a text, or a token

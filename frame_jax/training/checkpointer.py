@@ -42,10 +42,8 @@ ROLLING = 2  # newest checkpoints that are kept beside the asked-for ones
 class Checkpointer:
     """Saves and restores one training run's state under `folder`.
 
-    Args:
-        folder: Where checkpoints go, one sub-folder a step.
-        kept_steps: Steps whose checkpoints are never deleted.
-        fingerprint: Identifies everything the run's result depends on.
+    Steps in `kept_steps` keep their checkpoints; `fingerprint` identifies all that the result of
+    the run depends on.
     """
 
     def __init__(self, folder: Path, kept_steps: Sequence[int], fingerprint: str):
@@ -77,11 +75,8 @@ class Checkpointer:
     ) -> None:
         """Starts saving in the background; waits only for a save still under way.
 
-        Args:
-            step: Updates that have been applied.
-            params: The parameters.
-            optimizer_state: The optimizer's state.
-            consumed: What is known of the rows that led here, for JSON, the same on every process.
+        `step` updates have been applied. `consumed` is what is known of the rows that led here, for
+        JSON, the same on every process.
 
         Raises:
             UserError: if the disk is full, or the last copy could not be made.
@@ -106,10 +101,7 @@ class Checkpointer:
     def restore(self, step: int, params: Params, optimizer_state: Any) -> tuple[Params, Any]:
         """Restores the state at `step`.
 
-        Args:
-            step: Step of the checkpoint.
-            params: Tree of `jax.ShapeDtypeStruct` with shardings: what to restore and where to.
-            optimizer_state: The same for the optimizer.
+        Both trees, of `jax.ShapeDtypeStruct` with shardings, say what to restore and where to.
 
         Raises:
             UserError: if the checkpoint belongs to a run with other settings.
