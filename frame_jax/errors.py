@@ -1,4 +1,5 @@
-"""`UserError`, which means "the input is wrong, not the program", and how it is shown.
+"""`UserError`, which means "the input is wrong, not the program", how it is shown, and what an
+error came from.
 
 Library code logs: notes at the level INFO, warnings at WARNING, to loggers below `frame_jax`. A
 program that is started from a command line shows them as lines on stderr (`log_to_stderr`).
@@ -6,15 +7,20 @@ program that is started from a command line shows them as lines on stderr (`log_
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 import sys
 import unicodedata
+from collections.abc import Iterator
 
 USAGE_ERROR = 2  # exit code of every UserError
 WEB_ADDRESS = re.compile(  # with a password before the host, and a query up to what follows it
     r"""(https?://)(?:[^\s/@?'"]*@)?([^\s?'"]*)(?:\?[^\s'"]*[^\s'":;,)])?""", re.IGNORECASE
 )
+
+FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -23,6 +29,23 @@ class UserError(Exception):
     The message says what is wrong, where (file, line or key) and what to do. `main` prints it
     without a traceback and exits with code 2; every other exception keeps its traceback.
     """
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error and what it came from, up to a `UserError`, which explains what it hides."""
+    while error is not None and not isinstance(error, UserError):
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error came from a full disk, a quota or a limit on the size of files."""
+    messages = [os.strerror(number) for number in FULL_DISK_ERRNOS]  # as C++ libraries report them
+    return any(
+        (isinstance(cause, OSError) and cause.errno in FULL_DISK_ERRNOS)
+        or any(message in str(cause) for message in messages)
+        for cause in causes(error)
+    )
 
 
 def print_error(error: UserError) -> None:

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, TypeVar
 from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError, without_secrets
 from frame_jax.retries import AbsentError, retry
+from frame_jax.run.directory import atomic_path
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 MAGIC = re.compile(r"[*?\[]")
@@ -128,16 +129,13 @@ def open_binary(path: str) -> BinaryIO:
 
 
 def local_copy(path: str, wanted: Callable[[str], bool] = lambda name: True) -> Path:
-    """Downloads a file or folder to the cache and returns its local path; a local path is only
-    expanded.
+    """Downloads a remote file or folder to the cache; returns its local path, `~` expanded.
 
     A remote one is kept in `$XDG_CACHE_HOME/frame_jax` (`~/.cache/frame_jax`), in a folder named by
     a digest of its URL, sizes and versions, so that another content is another folder. A file there
     is whole; an interrupted call goes on where it was.
 
-    Args:
-        path: A file, or a folder, of which all files below are taken.
-        wanted: Which files of a folder to take, by their names below it.
+    Of a folder all files below it are taken that are `wanted`, by their names below it.
 
     Raises:
         UserError: where there is nothing at a remote path, or it cannot be read.
@@ -169,22 +167,18 @@ def _download(file: RemoteFile, target: Path) -> None:
     """Downloads a remote file to `target`, whole or not at all."""
     if target.exists():
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".tmp-{os.getpid()}-{target.name}")
+    with atomic_path(target) as temporary:
 
-    def fetched() -> None:
-        _get_whole(file.path, str(temporary), file.unpacked)
-        size = temporary.stat().st_size
-        if file.size and size != file.size and not file.unpacked:
-            raise OSError(f"{size:,} of {file.size:,} bytes came")
+        def fetched() -> None:
+            _get_whole(file.path, str(temporary), file.unpacked)
+            size = temporary.stat().st_size
+            if file.size and size != file.size and not file.unpacked:
+                raise OSError(f"{size:,} of {file.size:,} bytes came")
 
-    try:
-        retry(file.path, "read", fetched)
-        temporary.replace(target)
-    except AbsentError as error:
-        raise _gone(file.path, error) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            retry(file.path, "read", fetched)
+        except AbsentError as error:
+            raise _gone(file.path, error) from error
 
 
 class _Reader(io.RawIOBase):

@@ -96,6 +96,8 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     if redo is None and decided and is_finished(directory, todo, expected):
         return 0
 
+    import jax
+
     from frame_jax.curriculum.presets import expand_curriculum
     from frame_jax.evaluation.items import check_tasks
     from frame_jax.parallel import processes
@@ -123,7 +125,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
         if "tokenize" in phases_left:
             require_apart(config)
             require_splits(config, phases_left)
-        mesh_shape(config.parallel, processes.device_count())
+        mesh_shape(config.parallel, jax.device_count())
         for curriculum in config.curricula.values():
             expand_curriculum(curriculum, config.partition.axes)
         if config.tracker is not None:
@@ -146,7 +148,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
 def is_finished(
     directory: RunDirectory,
     todo: list[phases.PhaseStep],
-    expected: dict[str, markers.ExpectedMarker],
+    expected: dict[str, markers.Marker],
 ) -> bool:
     """Whether all of `todo` is complete; refuses outputs made under other settings."""
     for phase_step in todo:
@@ -161,7 +163,7 @@ def _run_phase_steps(
     directory: RunDirectory,
     table: list[phases.PhaseStep],
     todo: list[phases.PhaseStep],
-    expected: dict[str, markers.ExpectedMarker],
+    expected: dict[str, markers.Marker],
     redo: str | None,
 ) -> int:
     from frame_jax.parallel import processes

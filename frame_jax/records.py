@@ -51,12 +51,8 @@ class TokenWriter:
 @contextlib.contextmanager
 def write_tokens(path: Path) -> Iterator[TokenWriter]:
     """A `TokenWriter` whose file appears under `path` when the block succeeds."""
-    with atomic_path(path) as temporary:
-        writer = TokenWriter(temporary)
-        try:
-            yield writer
-        finally:
-            writer.close()
+    with atomic_path(path) as temporary, contextlib.closing(TokenWriter(temporary)) as writer:
+        yield writer
 
 
 class TokenReader:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, causes, is_disk_full
 
-RETRY_SECONDS = (0.5, 1, 2, 4, 8)  # seconds before each further attempt
+RETRY_SECONDS = (0.5, 1, 2, 4, 8, 16)  # before each further attempt: half a minute in all
 
 # Where the errors of these file systems come from, those of OSError apart.
 LIBRARIES = {"aiohttp", "botocore", "fsspec", "gcsfs", "google", "huggingface_hub", "s3fs"}
 LIBRARIES |= {"httpx", "httpx2", "requests"}
 PASSING_HTTP_STATUS = (408, 425, 429)  # and all from 500 on
 LASTING_ERRORS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-NO_ROOM_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+ADVICE = (
+    "see that the place is right, that this machine reaches it and that its credentials allow it; "
+    "then run the same command again"
+)
 
 Result = TypeVar("Result")
 
@@ -27,9 +30,20 @@ class AbsentError(Exception):
 
 
 def retry(
-    path: str, verb: str, action: Callable[[], Result], between: Callable[[], None] = lambda: None
+    path: str,
+    verb: str,
+    action: Callable[[], Result],
+    between: Callable[[], None] = lambda: None,
+    advice: str = ADVICE,
 ) -> Result:
     """Returns what `action` returns, after as many attempts as `RETRY_SECONDS` allows.
+
+    Args:
+        path: What it asks for, for messages.
+        verb: What it does, such as `read`, for messages.
+        action: Asks for it.
+        between: Called before each further attempt.
+        advice: What to do where it fails for good.
 
     Raises:
         AbsentError: where there is no such file.
@@ -41,26 +55,16 @@ def retry(
         except FileNotFoundError as error:
             raise AbsentError(str(error)) from error
         except Exception as error:  # each library has its own
-            if not _is_of_libraries(error) or _is_full(error):
+            if not _is_of_libraries(error) or is_disk_full(error):
                 raise
             if wait is None or not _may_pass(error):
                 tried = f" after {len(RETRY_SECONDS) + 1} attempts" if wait is None else ""
                 raise UserError(
-                    f"{path}: cannot be {verb}{tried} ({_cause(error)}): see that the place is "
-                    "right, that this machine reaches it and that its credentials allow it; then "
-                    "run the same command again"
+                    f"{path}: cannot be {verb}{tried} ({_cause(error)}): {advice}"
                 ) from error
         between()
         time.sleep(wait * random.uniform(0.5, 1))
     raise AssertionError("the last attempt returns or raises")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and the errors that caused it."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
 
 
 def _is_of_libraries(error: Exception) -> bool:
@@ -70,13 +74,9 @@ def _is_of_libraries(error: Exception) -> bool:
     )
 
 
-def _is_full(error: BaseException) -> bool:
-    return any(isinstance(one, OSError) and one.errno in NO_ROOM_ERRNOS for one in _chain(error))
-
-
 def _may_pass(error: BaseException) -> bool:
     """Whether another attempt may succeed."""
-    for one in _chain(error):
+    for one in causes(error):
         status = _status(one)
         if status is not None:
             return status >= 500 or status in PASSING_HTTP_STATUS

@@ -70,9 +70,8 @@ def parquet_table(*paths: Path) -> str:
 def json_lines_table(path: Path, columns: Mapping[str, str]) -> str:
     """A table expression of exactly this file of JSON objects, one a line.
 
-    Args:
-        path: The file; its bytes are taken as they are, whatever its name.
-        columns: Name to type; other keys are passed over.
+    Its bytes are taken as they are, whatever its name; keys that `columns` (name to type) does not
+    have are passed over.
     """
     types = ", ".join(f"{sql_literal(name)}: {sql_literal(kind)}" for name, kind in columns.items())
     return (

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from frame_jax.checkpoints import Checkpointer
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
@@ -16,6 +15,7 @@ from frame_jax.corpus.tokenizer_training import BOS, EOS, train_tokenizer
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.run.directory import RunDirectory, write_json
 from frame_jax.run.trial_record import StageRecord, TrialRecord, write_trial_record
+from frame_jax.training.checkpointer import Checkpointer
 
 CONTEXT, VOCAB_SIZE, PADDED = 64, 380, 384
 STEPS = (3, 6)  # the ends of stages Q3 and Q1

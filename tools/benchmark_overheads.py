@@ -33,7 +33,7 @@ from frame_jax.curriculum.stages import resolve_curriculum
 from frame_jax.main import prefer_huge_pages
 from frame_jax.models.functional import Decoder
 from frame_jax.records import write_tokens
-from frame_jax.training.train_step import SpecialTokens
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob
 
@@ -93,7 +93,7 @@ def run(
                 batch_size=BATCH, milestones=1, checkpoint_seconds=checkpoint_seconds
             ),
             parallel=ParallelConfig(),
-            special_tokens=SpecialTokens(BOS, EOS),
+            special_tokens=SpecialTokens(BOS, EOS, VOCAB),
             selection=SelectionMap(schedule, seed=0),
             parts=parts,
             sequence_length=LENGTH,

@@ -36,6 +36,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.parallel.hardware import multiplies_bfloat16, processor
 from frame_jax.scoring.documents import POOL_ROWS, score_documents
@@ -150,7 +151,10 @@ def compare(
             decoder, params = import_checkpoint(Path(folder), longest=options.context)
             ours.append((dataclasses.replace(decoder, compute_dtype=options.dtype), params))
     scorer = Scorer(
-        ours, options.context, per_device_batch_size=options.rows, loss_chunk=options.loss_chunk
+        ours,
+        ScoringConfig(
+            options.context, per_device_batch_size=options.rows, loss_chunk=options.loss_chunk
+        ),
     )
 
     def score_ours() -> Scored:

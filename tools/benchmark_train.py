@@ -37,9 +37,10 @@ from frame_jax.models.hugging_face.export import model_config, write_weights
 from frame_jax.parallel.hardware import multiplies_bfloat16, processor
 from frame_jax.parallel.sharding import batch_sharding, make_mesh
 from frame_jax.run.directory import write_json
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.training.lr_schedules import learning_rate
 from frame_jax.training.optimizer import make_optimizer
-from frame_jax.training.train_step import SpecialTokens, TrainState, make_train_step
+from frame_jax.training.train_step import TrainState, make_train_step
 
 # Smaller pieces of the loss than the default: their logits stay near the cores. Both minimise the
 # loss of the tokens alone.
@@ -113,7 +114,7 @@ def our_step(decoder: Decoder, params: dict) -> Step:
     mesh = make_mesh(ParallelConfig())
     optimizer = make_optimizer(TRAINING, decoder, 1000)
     rate = lambda step: learning_rate(TRAINING.lr_schedule, step, 1000)  # noqa: E731
-    special_tokens = SpecialTokens(0, 1)
+    special_tokens = SpecialTokens(0, 1, decoder.vocab_size)
     step = jax.jit(
         make_train_step(decoder, optimizer, special_tokens, TRAINING, mesh, rate), donate_argnums=0
     )

@@ -39,6 +39,7 @@ from frame_jax.config.file import load
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.quadrants import AxesConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
@@ -57,12 +58,12 @@ from frame_jax.models.ssd import ssd
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import write_json
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.scorer import Scorer
 from frame_jax.training.optimizer import make_optimizer
 from frame_jax.training.phases import padded_vocab_size
 from frame_jax.training.train_step import (
-    SpecialTokens,
     TrainState,
     loss_fn,
     make_lm_batch,
@@ -275,7 +276,7 @@ def loss_and_gradients(decoder: Decoder, rows: np.ndarray, device: jax.Device) -
 
     def run(params: Any, rows: jax.Array) -> Any:
         def loss(params: Any) -> jax.Array:
-            batch = make_lm_batch(rows, SpecialTokens(BOS, EOS), True)
+            batch = make_lm_batch(rows, SpecialTokens(BOS, EOS, 512), True)
             objective, _ = loss_fn(decoder, params, batch, 2, TrainingConfig())
             return objective / jnp.sum(batch.loss_mask)
 
@@ -313,7 +314,7 @@ def scoring(small: bool) -> Iterator[Finding]:
     for dtype, limit in SCORE_LIMITS.items():
         decoder = tiny(dtype)
         model = decoder, random_weights(decoder)
-        scorer = Scorer([model], 128, per_device_batch_size=2, loss_chunk=128)
+        scorer = Scorer([model], ScoringConfig(128, per_device_batch_size=2, loss_chunk=128))
         packed = score_documents(scorer, texts, bos_id=BOS).nll[0]
         alone = [score_documents(scorer, [text], bos_id=BOS).nll[0, 0] for text in texts]
         worst = float(np.max(np.abs(packed / np.array(alone) - 1)))
@@ -343,7 +344,7 @@ def small_job(root: Path, folder: str) -> TrainingJob:
         decoder=tiny("bfloat16"),
         training=TrainingConfig(batch_size=rows, milestones=2),
         parallel=ParallelConfig(),
-        special_tokens=SpecialTokens(BOS, EOS),
+        special_tokens=SpecialTokens(BOS, EOS, 512),
         selection=SelectionMap(schedule, seed=0),
         parts=parts,
         sequence_length=length,
@@ -435,7 +436,12 @@ def our_training(shape: Shape, rows: int) -> Finding:
     decoder, training, mesh = shape.decoder, shape.training, make_mesh(ParallelConfig())
     optimizer = make_optimizer(training, decoder, 1000)
     update = make_train_step(
-        decoder, optimizer, SpecialTokens(BOS, EOS), training, mesh, lambda step: jnp.float32(0)
+        decoder,
+        optimizer,
+        SpecialTokens(BOS, EOS, 512),
+        training,
+        mesh,
+        lambda step: jnp.float32(0),
     )
     shardings = param_shardings(decoder.axes(), decoder.shapes(), mesh)
     params = jax.jit(decoder.init, out_shardings=shardings)(jax.random.key(0))
@@ -532,7 +538,7 @@ def scoring_speed(small: bool) -> Iterator[Finding]:
 
     def measure(shape: Shape, rows: int) -> Finding:
         model, length = (shape.decoder, params), shape.length
-        scorer = Scorer([model], length, per_device_batch_size=rows, loss_chunk=512)
+        scorer = Scorer([model], ScoringConfig(length, per_device_batch_size=rows, loss_chunk=512))
         texts = documents(8 * scorer.rows, length, shape.decoder.vocab_size)
         tokens = sum(map(len, texts))
         speed = rate(lambda: score_documents(scorer, texts, bos_id=BOS), tokens, shape.seconds)

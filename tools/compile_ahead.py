@@ -64,10 +64,11 @@ from frame_jax.parallel.sharding import (
     make_mesh,
     param_shardings,
 )
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.scoring.scorer import score_rows
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
 from frame_jax.training.phases import VOCAB_MULTIPLE
-from frame_jax.training.train_step import SpecialTokens, TrainState, make_train_step
+from frame_jax.training.train_step import TrainState, make_train_step
 
 STEPS = 1000  # length of the schedule; the program's cost does not depend on it
 # Of a GPU's memory, what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
@@ -104,7 +105,12 @@ def compile_train(
         (training.batch_size, config.partition.rows.sequence_length + 1), jnp.int32
     )
     step = make_train_step(
-        decoder, optimizer, SpecialTokens(1, 2), training, mesh, lambda step: jnp.float32(0)
+        decoder,
+        optimizer,
+        SpecialTokens(1, 2, decoder.vocab_size),
+        training,
+        mesh,
+        lambda step: jnp.float32(0),
     )
     return (
         jax.jit(step, out_shardings=(shardings, replicated), donate_argnums=0)

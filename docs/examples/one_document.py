@@ -26,11 +26,12 @@ from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.quadrants import PartitionConfig, RowsConfig
 from frame_jax.config.run import RunConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.corpus.parts import plan_parts
 from frame_jax.corpus.tokenize import tokenize_corpus
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.curriculum.loader import make_loader
+from frame_jax.curriculum.loader import BatchSource, make_loader
 from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve_curriculum
@@ -40,12 +41,13 @@ from frame_jax.quadrants.partition import write_assignment
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.records import TokenReader, record_counts
 from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.packing import make_batches, pack_windows, window_sums
-from frame_jax.scoring.score import read_index, scores_path, write_scores
+from frame_jax.scoring.score_parts import read_index, scores_path, write_scores
 from frame_jax.scoring.scorer import Scorer
 from frame_jax.scoring.windows import windows
-from frame_jax.training.train_step import SpecialTokens, loss_fn, make_lm_batch
+from frame_jax.training.train_step import loss_fn, make_lm_batch
 
 CONTEXT = SEQUENCE = 64  # tokens of a scoring window, and those that a training row predicts
 BATCH_ROWS = 4
@@ -94,7 +96,7 @@ def follow(topic: str, root: Path) -> None:
     models = []
     for seed, decoder in enumerate((make_decoder(16, 1), make_decoder(32, 2))):
         models.append((decoder, jax.tree.map(np.array, decoder.init(jax.random.key(seed)))))
-    scorer = Scorer(models, CONTEXT, per_device_batch_size=8, loss_chunk=512)
+    scorer = Scorer(models, ScoringConfig(CONTEXT, per_device_batch_size=8, loss_chunk=512))
     packed = pack_windows(pieces, scorer.row_length, pool_rows=256)
     count = scorer.rows * CONTEXT // scorer.row_length
     by_hand = np.zeros(2)
@@ -145,12 +147,14 @@ def follow(topic: str, root: Path) -> None:
     step = place // BATCH_ROWS
     show("that row comes as", f"row {place:,} of {len(selection):,}, in step {step}")
     loader = make_loader(
-        parts,
-        selection,
-        batch_size=BATCH_ROWS,
-        row_offsets=range(BATCH_ROWS),
-        row_tokens=SEQUENCE + 1,
-        padding_id=tokenizer.bos_id,
+        BatchSource(
+            parts,
+            selection,
+            batch_size=BATCH_ROWS,
+            row_offsets=range(BATCH_ROWS),
+            row_tokens=SEQUENCE + 1,
+            padding_id=tokenizer.bos_id,
+        ),
         start_step=step,
     )
     batch = next(loader)
@@ -158,7 +162,7 @@ def follow(topic: str, root: Path) -> None:
     show("batch", f"{batch.dtype} {batch.shape}")
 
     # models, training/train_step: batch to loss and gradient
-    special_tokens = SpecialTokens(tokenizer.bos_id, tokenizer.eos_id)
+    special_tokens = SpecialTokens(tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size)
     lm_batch = make_lm_batch(jnp.asarray(batch), special_tokens, document_attention=True)
     show("segments of its row", np.unique(lm_batch.segment_ids[place % BATCH_ROWS]))
     target = make_decoder(32, 2)

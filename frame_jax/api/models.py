@@ -177,12 +177,7 @@ def _model_pair(
         dtype = "bfloat16" if multiplies_bfloat16(jax.local_devices()[0]) else "float32"
     models = [(dataclasses.replace(d, compute_dtype=dtype), params) for d, params in models]
     settings = ScoringConfig(context=context, per_device_batch_size=per_device_batch_size)
-    scorer = Scorer(
-        models,
-        settings.context,
-        per_device_batch_size=settings.per_device_batch_size,
-        loss_chunk=settings.loss_chunk,
-    )
+    scorer = Scorer(models, settings)
     weak, strong = (decoder.parameter_count() for decoder, _ in models)
     return ModelPair((weak, strong), context, dtype, tokenizer, scorer)
 

@@ -19,6 +19,7 @@ from frame_jax.corpus.sources.inputs import Input, escape_name
 from frame_jax.errors import UserError, print_note
 from frame_jax.files import is_remote
 from frame_jax.run.directory import RunDirectory, read_json, write_json
+from frame_jax.run.markers import CORPUS_FILES, read_marker
 
 SHOWN = 10
 
@@ -101,29 +102,28 @@ def compare_inventory(
     Raises:
         UserError: where the corpus is not there but still to be read.
     """
-    path = directory.marker("tokenize")
-    marker = read_json(path) if path.exists() else None
-    if marker is None or redo == "tokenize" or not _same_settings(config, marker["settings"]):
+    marker = read_marker(directory, "tokenize")
+    if marker is None or redo == "tokenize" or not _same_settings(config, marker.settings):
         return inputs_signature([list_inputs(s) for s in config.corpus.sources], config), []
     kept = read_json(_path(directory)) if _path(directory).exists() else None
-    recorded: str = marker["inputs"]["corpus files"]
+    recorded = marker.inputs[CORPUS_FILES]
     now: list[list[Input] | None] = []
     gone = []
     for index, source in enumerate(config.corpus.sources):
         try:
             now.append(list_inputs(source))
         except UserError as error:
-            if not marker["complete"]:
+            if not marker.complete:
                 raise
             now.append(None)
             gone.append(f"corpus.sources[{index}]: {error}")
     try:
         tokenizer = _tokenizer_version(config)
     except UserError:  # of a remote one
-        if not marker["complete"]:
+        if not marker.complete:
             raise
         tokenizer = "absent"
-    if tokenizer == "absent" and marker["complete"]:
+    if tokenizer == "absent" and marker.complete:
         gone.append(f"tokenizer.path: {config.tokenizer.path} is not there")
         tokenizer = None
     if gone:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.parts import Chunk
-from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.markers import read_marker
 
 METADATA = b"frame_jax.fields"
 SETTINGS = {"domain_field": "domain", "language_field": "language"}
@@ -99,7 +100,5 @@ def summary_messages(summary: dict[str, Any], directory: RunDirectory) -> list[s
 
 def read_summary_messages(directory: RunDirectory) -> list[str]:
     """Reads the messages about a corpus that is tokenized."""
-    marker = directory.marker("tokenize")
-    if not marker.exists():
-        return []
-    return summary_messages(read_json(marker)["summary"], directory)
+    marker = read_marker(directory, "tokenize")
+    return [] if marker is None else summary_messages(marker.summary, directory)

@@ -40,7 +40,7 @@ from frame_jax.records import write_tokens
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path, part_name, read_json, write_json
 from frame_jax.run.program_exit import run_on_all_processes
-from frame_jax.run.special_tokens import special_tokens_path
+from frame_jax.run.special_tokens import read_special_tokens
 
 # `file` and `line` say where the record was read: which of several with one id came first.
 COLUMNS = pa.schema(
@@ -83,7 +83,7 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
         prepare_tokenizer(config, directory)
     processes.barrier("tokenizer")
     tokenizer = load_tokenizer(directory)
-    messages = read_json(special_tokens_path(directory))["notes"]
+    messages = read_special_tokens(directory).notes
     if processes.is_first():
         for line in messages:
             print_note(f"tokenizer: {line}")

@@ -10,8 +10,8 @@ import numpy as np
 import tokenizers
 
 from frame_jax.errors import UserError
-from frame_jax.run.directory import RunDirectory, read_json
-from frame_jax.run.special_tokens import special_tokens_path
+from frame_jax.run.directory import RunDirectory
+from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
 
 # A longer text is encoded in windows of so many characters, so that memory stays small and all
 # cores work on it. Neighbours share `overlap` characters: a window's tokens near its ends may be
@@ -225,9 +225,8 @@ def load_tokenizer(directory: RunDirectory) -> Tokenizer:
     Raises:
         UserError: where the run has none yet.
     """
-    path = special_tokens_path(directory)
-    if not path.exists():
+    if not special_tokens_path(directory).exists():
         raise UserError(f"{directory.root}: has no tokenizer yet: run the phase `tokenize` first")
-    special_tokens = read_json(path)
+    special_tokens = read_special_tokens(directory)
     backend = tokenizers.Tokenizer.from_file(str(directory.tokenizer))
-    return make_tokenizer(backend, special_tokens["bos_id"], special_tokens["eos_id"])
+    return make_tokenizer(backend, special_tokens.bos_id, special_tokens.eos_id)

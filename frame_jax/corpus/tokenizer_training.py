@@ -17,13 +17,15 @@ from frame_jax.corpus.tokenizer import Tokenizer, make_tokenizer
 from frame_jax.corpus.tokenizer_notes import tokenizer_messages
 from frame_jax.errors import UserError, print_note
 from frame_jax.files import local_copy
-from frame_jax.run.directory import RunDirectory, atomic_path, write_json
+from frame_jax.run.directory import RunDirectory, atomic_path
 from frame_jax.run.special_tokens import (
     BOS,
     EOS,
     ChosenTokens,
+    SpecialTokens,
     choose_special_tokens,
     special_tokens_path,
+    write_special_tokens,
 )
 
 # Merges never cross these borders. Alternatives, in order: a word with the character before it
@@ -86,15 +88,8 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
         require_lossless(tokenizer, sample_documents(config.corpus, limit), config.tokenizer.path)
     with atomic_path(directory.tokenizer) as path:
         backend.save(str(path))
-    write_json(
-        special_tokens_path(directory),
-        {
-            "bos_id": bos_id,
-            "eos_id": eos_id,
-            "vocab_size": tokenizer.vocab_size,
-            "notes": [*tokenizer_messages(config, tokenizer, chosen), *messages],
-        },
-    )
+    notes = *tokenizer_messages(config, tokenizer, chosen), *messages
+    write_special_tokens(directory, SpecialTokens(bos_id, eos_id, tokenizer.vocab_size, notes))
 
 
 def sample_texts(documents: Iterable[Document], most_bytes: int) -> Iterator[str]:

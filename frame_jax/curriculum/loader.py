@@ -54,6 +54,18 @@ class BatchSource:
 
     One element a batch, not one a row: rows of a part are then read in a single call, which is
     several times faster than reading row by row and batching afterwards.
+
+    Args:
+        parts: Row files of every quadrant of the schedule, in order.
+        selection: The order of all rows.
+        batch_size: Rows of a global batch.
+        row_offsets: The rows of each global batch that this process needs, in the order in which
+            it needs them, each in [0, batch_size).
+        row_tokens: Ids a row stores: sequence_length + 1.
+        padding_id: Fills the rows that the last batch lacks (BOS: such targets have no loss).
+
+    Raises:
+        UserError: when a quadrant's files do not hold the rows the schedule was made for.
     """
 
     def __init__(
@@ -98,37 +110,12 @@ class BatchSource:
 
 
 def make_loader(
-    parts: Mapping[str, Sequence[Path]],
-    selection: SelectionMap,
-    *,
-    batch_size: int,
-    row_offsets: Sequence[int] | np.ndarray,
-    row_tokens: int,
-    padding_id: int,
-    start_step: int = 0,
-    threads: int = 2,
-    buffered_batches: int = 8,
+    source: BatchSource, *, start_step: int = 0, threads: int = 2, buffered_batches: int = 8
 ) -> Iterator[np.ndarray]:
     """Batches from `start_step` to the end of the schedule, read ahead by a few threads.
 
-    Args:
-        parts: Row files of every quadrant of the schedule, in order.
-        selection: The order of all rows.
-        batch_size: Rows of a global batch.
-        row_offsets: The rows of each global batch that this process needs, in the order in which
-            it needs them, each in [0, batch_size).
-        row_tokens: Ids a row stores: sequence_length + 1.
-        padding_id: Fills the rows that the last batch lacks (BOS: such targets have no loss).
-        start_step: The first batch.
-        threads: Threads that read.
-        buffered_batches: Batches kept ready.
-
     Returns:
-        An iterator of int32 [len(row_offsets), row_tokens].
-
-    Raises:
-        UserError: when a quadrant's files do not hold the rows the schedule was made for.
+        An iterator of int32 [local rows, row_tokens].
     """
-    source = BatchSource(parts, selection, batch_size, row_offsets, row_tokens, padding_id)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered_batches)
     return iter(grain.MapDataset.source(source)[start_step:].to_iter_dataset(options))

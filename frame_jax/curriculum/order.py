@@ -16,10 +16,7 @@ from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum
 def arm_schedule(config: RunConfig, arm: str, rows: Mapping[str, int]) -> DataSchedule:
     """The stages of an arm over rows that exist.
 
-    Args:
-        config: The run's settings.
-        arm: Name of a curriculum.
-        rows: Rows of each quadrant; others than the partition's are ignored.
+    `rows` are those of each quadrant; others than the partition's are ignored.
 
     Raises:
         UserError: if the rows cannot fill the stages.
@@ -36,11 +33,6 @@ def arm_schedule(config: RunConfig, arm: str, rows: Mapping[str, int]) -> DataSc
 
 def trial_selection(config: RunConfig, trial: Trial, rows: Mapping[str, int]) -> SelectionMap:
     """Which row comes when in a trial: its arm's stages, drawn under its seed.
-
-    Args:
-        config: The run's settings.
-        trial: An arm under a seed.
-        rows: As for `arm_schedule`.
 
     Raises:
         UserError: if the rows cannot fill the stages.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 
 import yaml
 
@@ -28,34 +29,28 @@ def preset_stages(axes: AxesConfig) -> dict[str, CurriculumConfig]:
 
     FRAME's rule on K x M bins: PPL from high to low outside, PD from low to high inside.
     """
-    up_ppl, up_pd = range(axes.ppl), range(axes.pd)
-    down_ppl, down_pd = up_ppl[::-1], up_pd[::-1]
 
-    def stages(*groups: list[str]) -> list[StageConfig]:
+    def stages(*groups: Sequence[str]) -> list[StageConfig]:
         return [StageConfig({quadrant: 1.0 for quadrant in group}) for group in groups]
 
-    frame = stages(*([axes.quadrant_name(p, d)] for p in down_ppl for d in up_pd))
-    pd_ascending = stages(*([axes.quadrant_name(p, d) for p in up_ppl] for d in up_pd))
+    name, ppl, pd = axes.quadrant_name, range(axes.ppl), range(axes.pd)
+    of_ppl = [[name(p, d) for d in pd] for p in ppl]  # quadrants of each bin, from low to high
+    of_pd = [[name(p, d) for p in ppl] for d in pd]
+    frame = stages(*([quadrant] for quadrants in of_ppl[::-1] for quadrant in quadrants))
+    q3_q1_q4_q2 = stages(*([quadrant] for quadrants in of_pd for quadrant in quadrants[::-1]))
+    pd_ascending = stages(*of_pd)
     return {
         "frame": CurriculumConfig(stages=frame),
-        "random": CurriculumConfig(stages=stages(list(axes.quadrants))),
-        "ppl_descending": CurriculumConfig(
-            stages=stages(*([axes.quadrant_name(p, d) for d in up_pd] for p in down_ppl))
-        ),
-        "ppl_ascending": CurriculumConfig(
-            stages=stages(*([axes.quadrant_name(p, d) for d in up_pd] for p in up_ppl))
-        ),
+        "random": CurriculumConfig(stages=stages(axes.quadrants)),
+        "ppl_descending": CurriculumConfig(stages=stages(*of_ppl[::-1])),
+        "ppl_ascending": CurriculumConfig(stages=stages(*of_ppl)),
         "pd_ascending": CurriculumConfig(stages=pd_ascending),
         "pd_descending": CurriculumConfig(stages=pd_ascending[::-1]),
-        "q3_q1_q4_q2": CurriculumConfig(
-            stages=stages(*([axes.quadrant_name(p, d)] for d in up_pd for p in down_ppl))
-        ),
-        "reverse": CurriculumConfig(
-            stages=stages(*([axes.quadrant_name(p, d)] for p in up_ppl for d in down_pd))
-        ),
+        "q3_q1_q4_q2": CurriculumConfig(stages=q3_q1_q4_q2),
+        "reverse": CurriculumConfig(stages=frame[::-1]),
         "pdpc": CurriculumConfig(stages=pd_ascending, width=0.5),
         "folded": CurriculumConfig(stages=frame, width=0.02, folds=4),
-        "random_again": CurriculumConfig(stages=stages(list(axes.quadrants)), shuffle=1),
+        "random_again": CurriculumConfig(stages=stages(axes.quadrants), shuffle=1),
         "sawtooth": CurriculumConfig(stages=frame, width=0.1, folds=4),
         "there_and_back": CurriculumConfig(stages=frame + frame[-2::-1] + frame[1:]),
     }

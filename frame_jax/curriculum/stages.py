@@ -83,8 +83,7 @@ class DataSchedule:
         return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:16]
 
     def cumulative(self, rows: np.ndarray) -> np.ndarray:
-        """Scheduled rows of each quadrant before each row of an epoch: float64 [len(rows),
-        quadrants].
+        """Scheduled rows of each quadrant before rows of an epoch: float64 [len(rows), quadrants].
 
         Stage j has weight w_j(p) = s(k(p - b_{j-1})) - s(k(p - b_j)) at progress p, with s the
         logistic, the first and last stage open-ended [ours: method, decision 4]. Its integral is a
@@ -105,8 +104,7 @@ class DataSchedule:
         return asked
 
     def mixture(self, start: int, stop: int) -> np.ndarray:
-        """Scheduled share of each quadrant among rows [start, stop) of an epoch: float64
-        [quadrants]."""
+        """Scheduled shares among rows [start, stop) of an epoch: float64 [quadrants]."""
         first, last = self.cumulative(np.array([start, stop]))
         return (last - first) / (stop - start)
 

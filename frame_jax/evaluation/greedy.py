@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.models.cross_entropy import chunk_count, token_nll
 from frame_jax.models.functional import Decoder
 from frame_jax.models.transformer import Params
@@ -38,13 +39,10 @@ class GreedyScorer(Scorer):
         fsdp: int = 1,
     ):
         """Places the parameters; see `Scorer` for the arguments."""
-        super().__init__(
-            [(decoder, params)],
-            context,
-            per_device_batch_size=per_device_batch_size,
-            loss_chunk=loss_chunk,
-            fsdp=fsdp,
+        scoring = ScoringConfig(
+            context, per_device_batch_size=per_device_batch_size, loss_chunk=loss_chunk, fsdp=fsdp
         )
+        super().__init__([(decoder, params)], scoring)
         specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self._params)
         mesh, rows = self._batch_sharding.mesh, self._batch_sharding.spec
         assert isinstance(mesh, Mesh)  # of devices, not of an abstract topology

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
-from frame_jax.run.stale_steps import changed_input
+from frame_jax.run.markers import changed_input
 
 ALL = "all"  # the slice that is the whole held-out split
 # Names a slice in a query by the grouping sets (), (domain), (language) and (quadrant): `all`,

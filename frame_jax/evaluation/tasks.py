@@ -36,7 +36,7 @@ from frame_jax.evaluation.items import (
 from frame_jax.evaluation.likelihood import continuation_sums, encode_requests
 from frame_jax.evaluation.results import SubjectScore, TaskScore, scores_folder
 from frame_jax.evaluation.weights import Part, Weights, write_missing_parts
-from frame_jax.run.directory import RunDirectory, part_name
+from frame_jax.run.directory import RunDirectory, file_sha256, part_name
 from frame_jax.run.trial_record import TrialRecord
 from frame_jax.scoring.scorer import Scorer
 
@@ -131,7 +131,7 @@ def task_fingerprint(task: TaskConfig) -> str:
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(task), sort_keys=True).encode())
     for path in (task.path, task.examples):
         if path is not None and (file := user_path(path)).is_file():
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            digest.update(bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()[:8]
 
 

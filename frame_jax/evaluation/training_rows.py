@@ -24,12 +24,13 @@ from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.evaluation.results import LossBin, TrainingRowsResult, scores_folder
 from frame_jax.evaluation.weights import Part, Weights, write_missing_parts
 from frame_jax.records import OpenFiles
-from frame_jax.run.directory import RunDirectory, part_name, read_json
+from frame_jax.run.directory import RunDirectory, part_name
+from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
 from frame_jax.run.trial_record import load_trial_record
 from frame_jax.scoring.packing import Batch
 from frame_jax.scoring.scorer import Scorer
 from frame_jax.training.phases import trial_order
-from frame_jax.training.train_step import SpecialTokens, make_lm_batch
+from frame_jax.training.train_step import make_lm_batch
 
 ROWS_PER_PART = 256
 SELECTED_AT_ONCE = 1 << 18
@@ -79,8 +80,7 @@ def measure_training_rows(
     ]
     names, files = selection.schedule.quadrants, OpenFiles()
     quadrants = [QuadrantRows(name, row_files[name], files) for name in names]
-    token_ids = read_json(directory.tokenizer.with_name("special_tokens.json"))
-    special_tokens = SpecialTokens(token_ids["bos_id"], token_ids["eos_id"])
+    special_tokens = read_special_tokens(directory)
     document_attention = config.pretrain.training.document_attention
 
     def measure(scorer: Scorer, part: Part, report: Callable[[int], None]) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def score_rows(
     tokens, nll = [], []
     for first in range(0, len(rows), at_once):
         chunk = rows[first : first + at_once]
-        padded = np.full((at_once, length + 1), special_tokens.bos, np.int32)
+        padded = np.full((at_once, length + 1), special_tokens.bos_id, np.int32)
         padded[: len(chunk)] = chunk
         seen = make_lm_batch(jax.numpy.asarray(padded), special_tokens, document_attention)
         batch = Batch(

@@ -139,13 +139,7 @@ def checkpoint_scorers(
         else:
             params = checkpoints.load_mean_params(saved, decoder, each.steps, each.decay)
         if scorer is None:
-            scorer = Scorer(
-                [(decoder, params)],
-                scoring.context,
-                per_device_batch_size=scoring.per_device_batch_size,
-                loss_chunk=scoring.loss_chunk,
-                fsdp=scoring.fsdp,
-            )
+            scorer = Scorer([(decoder, params)], scoring)
         else:
             scorer.replace_params(params)
         yield each, scorer

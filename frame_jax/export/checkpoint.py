@@ -24,6 +24,7 @@ from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.run.directory import RunDirectory, axis_names, new_folder, read_json
 from frame_jax.run.program_exit import report_error
+from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.run.trial_record import (
     TrialRecord,
     averaged_steps,
@@ -113,7 +114,7 @@ def export_trial(
         choose_checkpoint_step(trial_record, saved, step, None)
     step = steps[-1]
     decoder = read_description(folder)
-    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    special_tokens = read_special_tokens(directory)
     with new_folder(out) as temporary:
         export_checkpoint(
             temporary,
@@ -122,8 +123,8 @@ def export_trial(
             if mean
             else checkpoints.load_params(folder / "checkpoints", decoder, step, ema=ema),
             tokenizer=directory.tokenizer,
-            bos_id=special_tokens["bos_id"],
-            eos_id=special_tokens["eos_id"],
+            bos_id=special_tokens.bos_id,
+            eos_id=special_tokens.eos_id,
             context=trial_record.sequence_length,
         )
         card = model_card(directory, trial, trial_record, steps, decoder, ema, mean)
@@ -165,7 +166,7 @@ def model_card(
     mean: AverageConfig | None,
 ) -> str:
     """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
-    vocab_size = read_json(directory.tokenizer.with_name("special_tokens.json"))["vocab_size"]
+    vocab_size = read_special_tokens(directory).vocab_size
     step = steps[-1]
     tokens = step * trial_record.tokens_per_step
     stages = "\n".join(

@@ -27,14 +27,18 @@ def multiplies_bfloat16(device: jax.Device) -> bool:
 def processor() -> str:
     """Describes this machine's processor, with the features that multiply matrices fast."""
     features = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-    text = CPU_INFO.read_text("utf-8") if CPU_INFO.exists() else ""
-    name = re.search(r"^model name\s*:\s*(.*)$", text, re.M)
     known = [feature for feature in features if feature in cpu_flags()]
-    return ", ".join([name[1] if name else platform.machine(), f"{os.cpu_count()} cores", *known])
+    name = cpu_info("model name") or platform.machine()
+    return ", ".join([name, f"{os.cpu_count()} cores", *known])
 
 
 def cpu_flags() -> set[str]:
     """The features of this processor by their names in Linux on x86; none elsewhere."""
+    return set(cpu_info("flags").split())
+
+
+def cpu_info(key: str) -> str:
+    """What Linux says of this processor under a key; empty elsewhere."""
     text = CPU_INFO.read_text("utf-8") if CPU_INFO.exists() else ""
-    line = re.search(r"^flags\s*:(.*)$", text, re.M)
-    return set(line[1].split()) if line else set()
+    found = re.search(rf"^{key}\s*:\s*(.*)$", text, re.M)
+    return found[1] if found else ""

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import os
 import re
 import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -126,11 +127,6 @@ def process_count() -> int:
     return jax.process_count()
 
 
-def device_count() -> int:
-    """The number of devices of all processes."""
-    return jax.device_count()
-
-
 def is_first() -> bool:
     """Whether this process does the work that must happen once."""
     return process_index() == 0
@@ -170,16 +166,16 @@ def _all_texts(text: str) -> list[str]:
     return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
 
 
-def broadcast_from_first(value: int) -> int:
-    """Process 0's `value`, on every process."""
+def broadcast_from_first(value: T) -> T:
+    """Process 0's `value`, which JSON must be able to hold, on every process."""
     if process_count() == 1:
         return value
     if _client() is None:
-        return int(_all_texts(str(value))[0])
+        return cast(T, json.loads(_all_texts(json.dumps(value))[0]))
     key = f"frame_jax/{next(_calls)}"
     if is_first():
-        _client().key_value_set(key, str(value))
-    return int(_client().blocking_key_value_get(key, BARRIER_SECONDS * 1000))
+        _client().key_value_set(key, json.dumps(value))
+    return cast(T, json.loads(_client().blocking_key_value_get(key, BARRIER_SECONDS * 1000)))
 
 
 def all_agree(condition: bool) -> bool:

@@ -113,10 +113,7 @@ def partition_spec(
 def param_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     """`NamedSharding`s for a tree of parameters.
 
-    Args:
-        axes: Tree of tuples of logical axis names, as `Decoder.axes()` gives it.
-        shapes: The same tree with `jax.ShapeDtypeStruct` leaves.
-        mesh: The mesh.
+    `axes` is as `Decoder.axes()` gives it, `shapes` the same tree of `jax.ShapeDtypeStruct`.
     """
     return jax.tree.map(
         lambda shape, names: NamedSharding(mesh, partition_spec(names, shape.shape, mesh)),

@@ -25,7 +25,8 @@ from frame_jax.models.flops import (
 )
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import read_decoder
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory
+from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
 from frame_jax.training.optimizer import make_optimizer
 from frame_jax.training.phases import padded_vocab_size
 from frame_jax.training.training_job import kept_steps, stage_ends
@@ -174,13 +175,10 @@ def answer_tokens(config: RunConfig) -> tuple[int, list[str]]:
 
 def vocab_rows(config: RunConfig) -> int:
     """Rows of the embedding: of the run's tokenizer, or of the one the config asks for."""
-    special_tokens = RunDirectory(config.run_directory).tokenizer.with_name("special_tokens.json")
-    size = (
-        read_json(special_tokens)["vocab_size"]
-        if special_tokens.exists()
-        else config.tokenizer.vocab_size
-    )
-    return padded_vocab_size(size)
+    directory = RunDirectory(config.run_directory)
+    if special_tokens_path(directory).exists():
+        return padded_vocab_size(read_special_tokens(directory).vocab_size)
+    return padded_vocab_size(config.tokenizer.vocab_size)
 
 
 def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None]:

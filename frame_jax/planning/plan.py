@@ -92,9 +92,9 @@ def print_plan(
 def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
     """Tokens of the splits: counted if tokenized, else as given or by the sizes of the files."""
     directory = RunDirectory(config.run_directory)
-    marker = directory.marker("tokenize")
-    if marker.exists() and read_json(marker)["complete"]:
-        tokens = read_json(marker)["summary"]["tokens"]
+    marker = markers.read_complete_marker(directory, "tokenize")
+    if marker is not None:
+        tokens = marker.summary["tokens"]
         held_out = tokens.get("held_out", 0)
         return Corpus(
             tokens.get("reference", 0),
@@ -145,13 +145,13 @@ def read_states(
     expected = markers.expected_markers(config, phase_steps, corpus)
     states = {}
     for phase_step in phase_steps:
-        marker = markers.read_marker(directory, phase_step)
+        marker = markers.read_marker(directory, phase_step.name)
         if marker is None:
             states[phase_step.name] = PhaseStepState("to do", 1.0)
-        elif marker["fingerprint"] != expected[phase_step.name].fingerprint:
+        elif marker.fingerprint != expected[phase_step.name].fingerprint:
             stale = "made under other settings" if phase_step.phase != "report" else "to do again"
             states[phase_step.name] = PhaseStepState(stale, 1.0)
-        elif marker["complete"]:
+        elif marker.complete:
             states[phase_step.name] = PhaseStepState("complete", 0.0)
         else:
             states[phase_step.name] = progress_text(config, directory, phase_step)
@@ -209,8 +209,7 @@ def trial_schedule(config: RunConfig, corpus: Corpus, name: str) -> tuple[DataSc
     training, quadrants = config.pretrain.training, config.partition.axes.quadrants
     length, note = config.partition.rows.sequence_length, ""
     directory = RunDirectory(config.run_directory)
-    marker = directory.marker("partition")
-    if marker.exists() and read_json(marker)["complete"]:
+    if markers.read_complete_marker(directory, "partition") is not None:
         counted = read_json(directory.quadrants / "rows.json")
         rows = {quadrant: counted[quadrant]["rows"] for quadrant in quadrants}
     else:

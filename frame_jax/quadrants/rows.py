@@ -26,6 +26,7 @@ from frame_jax.quadrants.packing import best_fit, concat
 from frame_jax.records import LENGTHS, OpenFiles, write_tokens
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json, write_json
+from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.sql import open_database, parquet_table, sql_literal
 
 # Ids of rows that are made together (64 MiB): documents lie in all token files, and where these
@@ -108,7 +109,7 @@ def write_quadrant_rows(
         The content of rows.json: {quadrant: {rows, documents, tokens, padding}}, in text tokens and
         padding ids.
     """
-    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    special_tokens = read_special_tokens(directory)
     token_files, open_files = list_parts(directory.tokens, ".arrayrecord"), OpenFiles()
     names = [part_name(index, config.parts, "") for index in range(config.parts)]
     row_files = processes.local_share(
@@ -128,8 +129,8 @@ def write_quadrant_rows(
                 token_files,
                 open_files,
                 config,
-                special_tokens["bos_id"],
-                special_tokens["eos_id"],
+                special_tokens.bos_id,
+                special_tokens.eos_id,
                 path.with_suffix(".arrayrecord"),
             )
             write_json(path.with_suffix(".json"), counts)

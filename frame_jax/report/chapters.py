@@ -21,6 +21,7 @@ from frame_jax.report.study_results import Study
 from frame_jax.report.training_curves import CurvePoint, TrainingRun
 from frame_jax.report.training_row_differences import TrainingRowPoint
 from frame_jax.run.directory import RunDirectory, axis_names, read_json
+from frame_jax.run.markers import Marker, read_marker
 from frame_jax.run.phases import REFERENCES
 
 LIBRARIES = (
@@ -216,9 +217,8 @@ def phase_messages(directory: RunDirectory) -> list[str]:
         ("score", "warnings"),
         ("partition", "warnings"),
     ):
-        marker = directory.marker(phase_step)
-        found = read_json(marker).get("summary", {}).get(key, []) if marker.exists() else []
-        lines += [line for line in found if line not in lines]
+        marker = read_marker(directory, phase_step) or Marker()
+        lines += [line for line in marker.summary.get(key, []) if line not in lines]
     return lines
 
 

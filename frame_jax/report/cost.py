@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.evaluation.results import TrialResult
@@ -12,7 +11,8 @@ from frame_jax.models.flops import forward_flops_per_token, training_flops_per_t
 from frame_jax.models.functional import read_description
 from frame_jax.report.paired_differences import baseline_trials
 from frame_jax.report.study_results import Cost, StepsToBaseline
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory
+from frame_jax.run.markers import read_complete_marker
 from frame_jax.run.phases import REFERENCES
 
 
@@ -23,8 +23,8 @@ def run_costs(config: RunConfig, directory: RunDirectory) -> list[Cost]:
         training_cost(directory, f"reference {name}", directory.reference(name), of_references)
         for name in REFERENCES
     ]
-    if (marker := finished_marker(directory, "score")) is not None:
-        found.append(Cost("score", scoring_flops(config, directory), marker["seconds"]))
+    if (marker := read_complete_marker(directory, "score")) is not None:
+        found.append(Cost("score", scoring_flops(config, directory), marker.seconds))
     of_trials = config.partition.rows.sequence_length
     found += [
         training_cost(directory, f"pretrain {name}", directory.pretrain(name), of_trials)
@@ -37,19 +37,12 @@ def training_cost(
     directory: RunDirectory, work: str, folder: Path, sequence_length: int
 ) -> Cost | None:
     """The cost of the model trained in `folder`; None where its training has not finished."""
-    marker = finished_marker(directory, work.replace(" ", "-", 1))
+    marker = read_complete_marker(directory, work.replace(" ", "-", 1))
     if marker is None:
         return None
-    decoder, tokens = read_description(folder), marker["summary"]["tokens"]
+    decoder, tokens = read_description(folder), marker.summary["tokens"]
     flops = training_flops_per_token(decoder.config, decoder.vocab_size, sequence_length)
-    return Cost(work, tokens * flops, marker["seconds"])
-
-
-def finished_marker(directory: RunDirectory, phase_step: str) -> dict[str, Any] | None:
-    """The marker of a phase step that is complete."""
-    path = directory.marker(phase_step)
-    marker = read_json(path) if path.exists() else {"complete": False}
-    return marker if marker["complete"] else None
+    return Cost(work, tokens * flops, marker.seconds)
 
 
 def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
@@ -60,11 +53,11 @@ def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
     """
     if config.scoring.table is not None:
         return None
-    marker = finished_marker(directory, "tokenize")
+    marker = read_complete_marker(directory, "tokenize")
     folders = [directory.reference(name) for name in REFERENCES]
     if marker is None or not all((folder / "model.json").exists() for folder in folders):
         return None
-    tokens = sum(marker["summary"]["tokens"].get(split, 0) for split in ("train", "held_out"))
+    tokens = sum(marker.summary["tokens"].get(split, 0) for split in ("train", "held_out"))
     per_token = sum(
         forward_flops_per_token(decoder.config, decoder.vocab_size, config.scoring.context)
         for decoder in map(read_description, folders)

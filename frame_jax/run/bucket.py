@@ -10,11 +10,8 @@ file of a copy with its size and hash, and is written last: a copy without it do
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
-import shutil
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,15 +19,18 @@ from typing import Any, TypeVar
 
 from frame_jax.config.paths import scheme_of
 from frame_jax.errors import UserError
-from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.retries import AbsentError, retry
+from frame_jax.run.directory import RunDirectory, atomic_path, file_sha256, new_folder
 from frame_jax.run.phases import PhaseStep
-from frame_jax.run.storage_errors import is_storage_error
 
 T = TypeVar("T")
 
 LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # both are in this project's extra `remote`
-ATTEMPTS, FIRST_WAIT_SECONDS = 7, 0.5  # each wait is twice the one before: half a minute in all
 WHOLE, DAMAGED = "whole.json", "damaged.json"
+ADVICE = (
+    "fix the credentials, the bucket or the connection and run the same command again; nothing "
+    "that was there is lost"
+)
 
 
 class CopyError(Exception):
@@ -59,33 +59,28 @@ class Bucket:
             ) from error
 
     def _try(self, key: str, call: Callable[[str], T]) -> T:
-        """Calls `call` with the full name of `key`, and again while storage or network fail in
-        passing."""
+        """Calls `call` with the full name of `key`, and again while its faults may pass.
+
+        Raises:
+            AbsentError: where there is no such object.
+        """
         name = f"{self.url}/{key}".rstrip("/")
-        for attempt in range(ATTEMPTS):
-            try:
-                return call(name)
-            except FileNotFoundError:
-                raise
-            except Exception as error:  # each library has classes of its own
-                refused = isinstance(error, PermissionError)
-                if refused or not is_storage_error(error) or attempt == ATTEMPTS - 1:
-                    raise unusable_bucket_error(name, error) from error
-                time.sleep(FIRST_WAIT_SECONDS * 2**attempt)
-        raise AssertionError("the last attempt returns or raises")
+        return retry(f"checkpoint_root: {name}", "used", lambda: call(name), advice=ADVICE)
 
     def _write(self, key: str, call: Callable[[str], object]) -> None:
         """As `_try`, for writes, where a missing object means that the bucket itself is missing."""
         try:
             self._try(key, call)
-        except FileNotFoundError as error:
-            raise unusable_bucket_error(f"{self.url}/{key}", error) from error
+        except AbsentError as error:
+            raise UserError(
+                f"checkpoint_root: {self.url}/{key} cannot be written ({error}): {ADVICE}"
+            ) from error
 
     def _names(self, key: str = "") -> list[str]:
         """Names directly under `key`."""
         try:
             found = self._try(key, lambda name: self._files.ls(name, detail=False))
-        except FileNotFoundError:
+        except AbsentError:
             return []
         return [str(name).rstrip("/").rsplit("/", 1)[-1] for name in found]
 
@@ -108,7 +103,7 @@ class Bucket:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             name = file.relative_to(folder).as_posix()
             self._write(f"{step}/{name}", partial(self._files.put_file, str(file)))
-            whole[name] = [file.stat().st_size, sha256(file)]
+            whole[name] = [file.stat().st_size, file_sha256(file)]
         content = json.dumps(whole, indent=1).encode()
         self._write(f"{step}/{WHOLE}", lambda key: self._files.pipe_file(key, content))
 
@@ -118,26 +113,24 @@ class Bucket:
         Raises:
             CopyError: if something else came out than was put in.
         """
-        temporary = folder.with_name(f".tmp-fetched-{folder.name}")
-        shutil.rmtree(temporary, ignore_errors=True)
         try:
-            whole = json.loads(self._try(f"{step}/{WHOLE}", self._files.cat_file))
-            for name, described in whole.items():
-                file = temporary / name
-                file.parent.mkdir(parents=True, exist_ok=True)
-                self._try(f"{step}/{name}", partial(self._files.get_file, lpath=str(file)))
-                if [file.stat().st_size, sha256(file)] != described:
-                    raise CopyError(f"{self.url}/{step}/{name} is not what was put there")
-        except (FileNotFoundError, ValueError) as error:
+            with new_folder(folder, "--run_directory") as temporary:
+                whole = json.loads(self._try(f"{step}/{WHOLE}", self._files.cat_file))
+                for name, described in whole.items():
+                    file = temporary / name
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    self._try(f"{step}/{name}", partial(self._files.get_file, lpath=str(file)))
+                    if [file.stat().st_size, file_sha256(file)] != described:
+                        raise CopyError(f"{self.url}/{step}/{name} is not what was put there")
+        except (AbsentError, ValueError) as error:
             raise CopyError(f"{self.url}/{step} lacks a file: {error}") from error
-        temporary.rename(folder)
 
     def remove(self, step: int) -> None:
         """Removes a copy, beginning with the file that makes it count."""
         for name in (WHOLE, ""):
             try:
                 self._try(f"{step}/{name}", lambda key: self._files.rm(key, recursive=True))
-            except FileNotFoundError:
+            except AbsentError:
                 continue
 
     def set_aside(self, step: int) -> None:
@@ -156,20 +149,6 @@ class Bucket:
         """Removes everything."""
         for step in sorted(int(name) for name in self._names() if name.isdigit()):
             self.remove(step)
-
-
-def unusable_bucket_error(name: str, error: Exception) -> UserError:
-    """Error for a bucket that cannot be written or read."""
-    return UserError(
-        f"checkpoint_root: {name}: {type(error).__name__}: {error}. Fix the credentials, the "
-        "bucket or the connection and run the same command again; nothing that was there is lost"
-    )
-
-
-def sha256(file: Path) -> str:
-    """A file's checksum in hexadecimal."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, hashlib.sha256).hexdigest()
 
 
 def pointer_file(training_folder: Path) -> Path:

@@ -15,6 +15,7 @@ from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.run.bucket import Bucket, CopyError, bucket_of
 from frame_jax.run.directory import remove
+from frame_jax.run.program_exit import run_on_first_process
 
 LOOK_SECONDS = 0.2
 
@@ -22,10 +23,7 @@ LOOK_SECONDS = 0.2
 class CheckpointCopies:
     """The copies of the checkpoints in `folder`; does nothing for a run without a bucket.
 
-    Args:
-        folder: The `checkpoints` folder of a training run.
-        kept_steps: Steps whose copies are never removed.
-        rolling: Newest copies that stay beside them.
+    The newest `rolling` copies stay, and those of `kept_steps`.
     """
 
     def __init__(self, folder: Path, kept_steps: Sequence[int], rolling: int):
@@ -78,19 +76,7 @@ class CheckpointCopies:
 
     def steps(self) -> list[int]:
         """Steps of the whole copies, the same on every process."""
-        if self._bucket is None:
-            return []
-        found, problem = [], None
-        if processes.is_first():
-            try:
-                found = self._bucket.steps()
-            except UserError as error:
-                problem = error
-        self._raise(problem)
-        return [
-            processes.broadcast_from_first(found[i] if found else 0)
-            for i in range(processes.broadcast_from_first(len(found)))
-        ]
+        return [] if self._bucket is None else run_on_first_process(self._bucket.steps)
 
     def fetch(self, step: int, folder: Path) -> str | None:
         """Downloads the copy of a step to `folder`; returns what is wrong with a damaged copy.
@@ -98,31 +84,22 @@ class CheckpointCopies:
         Raises:
             UserError: on every process, if the bucket cannot be read.
         """
-        assert self._bucket is not None
-        problem, damage = None, ""
-        if processes.is_first():
+        bucket = self._bucket
+        assert bucket is not None
+
+        def get() -> str | None:
             try:
-                folder.parent.mkdir(parents=True, exist_ok=True)
-                self._bucket.get(step, folder)
+                bucket.get(step, folder)
             except CopyError as error:
-                damage = str(error)
-            except UserError as error:
-                problem = error
-        self._raise(problem)
-        message = processes.failing_processes(not damage, damage)
-        return next(iter(message.values()), None)
+                return str(error)
+            return None
+
+        return run_on_first_process(get)
 
     def set_aside(self, step: int) -> None:
         """Makes a damaged copy no longer count; process 0 only."""
         if self._bucket is not None and step in self._bucket.steps():
             self._bucket.set_aside(step)
-
-    def _raise(self, problem: UserError | None) -> None:
-        message = processes.failing_processes(problem is None, str(problem))
-        if problem is not None:
-            raise problem
-        for words in message.values():
-            raise UserError(words)
 
 
 def copied_steps(folder: Path) -> list[int]:
@@ -135,9 +112,7 @@ def copied_steps(folder: Path) -> list[int]:
 def local_checkpoint_folder(folder: Path, step: int | None) -> Iterator[Path]:
     """Yields a folder with the checkpoint of a step: the run's own, or a temporary download.
 
-    Args:
-        folder: The `checkpoints` folder of a training run.
-        step: Which checkpoint; None means the newest.
+    `folder` is the `checkpoints` folder of a training run; without a step, the newest is meant.
 
     Raises:
         UserError: if the bucket cannot be read, or the copy there is damaged.

@@ -12,10 +12,9 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import flatten_settings, replace_setting, setting_at
 from frame_jax.run import phases
 from frame_jax.run.directory import RunDirectory
-from frame_jax.run.markers import read_marker
+from frame_jax.run.markers import Marker, read_marker
 
 AUTO = "auto"
-TYPES = ("bfloat16", "float32")
 
 
 def undecided_keys(settings: dict[str, Any]) -> list[str]:
@@ -32,7 +31,7 @@ def with_recorded_types(config: RunConfig, directory: RunDirectory) -> RunConfig
     """
     keys, known = undecided_keys(flatten_settings(config)), dict[str, str]()
     for phase_step in phases.list_phase_steps(config):
-        settings = (read_marker(directory, phase_step) or {}).get("settings", {})
+        settings = (read_marker(directory, phase_step.name) or Marker()).settings
         known |= {k: settings[k] for k in keys if k in settings and k not in known}
     usual = next(iter(known.values()), AUTO)
     for key in keys:
@@ -41,12 +40,9 @@ def with_recorded_types(config: RunConfig, directory: RunDirectory) -> RunConfig
 
 
 def decide_types(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[str]]:
-    """Replaces `auto` in `config` by process 0's decision and returns what to tell the user; all
-    processes call it.
+    """Replaces `auto` by process 0's decision, alike on all processes; returns what to tell, too.
 
-    Args:
-        config: As the user gave it.
-        so_far: What `with_recorded_types` made of it.
+    `config` is as the user gave it, `so_far` what `with_recorded_types` made of it.
     """
     import jax
 
@@ -65,8 +61,6 @@ def decide_types(config: RunConfig, so_far: RunConfig) -> tuple[RunConfig, list[
                 f"{key}: auto stays {choice}, in which this run began; {device.device_kind} would "
                 f"take {native}. For that, say --{key} {native} and repeat the phase (--redo)"
             )
-        config = replace_setting(
-            config, key, TYPES[processes.broadcast_from_first(TYPES.index(choice))]
-        )
+        config = replace_setting(config, key, processes.broadcast_from_first(choice))
     taken = f"compute_dtype: auto is {native} on {device.device_kind}"
     return config, [taken, *kept] if fresh else kept

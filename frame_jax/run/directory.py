@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import hashlib
 import json
 import os
 import shutil
@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.config.paths import scheme_of, user_path
-from frame_jax.errors import UserError
-
-FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FULL_DISK_MESSAGES = tuple(
-    os.strerror(number) for number in FULL_DISK_ERRNOS
-)  # as C++ libraries report them
+from frame_jax.errors import UserError, is_disk_full
 
 
 class RunDirectory:
@@ -39,42 +34,20 @@ class RunDirectory:
                 "folder; docs/storage.md says what a mount must be able to do"
             )
         self.root = user_path(root)
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.root / "tokenizer" / "tokenizer.json"
-
-    @property
-    def tokens(self) -> Path:
-        return self.root / "tokens"
-
-    @property
-    def rejected(self) -> Path:
-        return self.tokens / "rejected.jsonl"
+        self.config = self.root / "config.yaml"
+        self.tokenizer = self.root / "tokenizer" / "tokenizer.json"
+        self.tokens = self.root / "tokens"
+        self.rejected = self.tokens / "rejected.jsonl"
+        self.scores = self.root / "scores"
+        self.quadrants = self.root / "quadrants"
+        self.partition = self.quadrants / "partition.json"
+        self.assignment = self.quadrants / "assignment.parquet"
+        self.manifests = self.root / "manifest"
+        self.report = self.root / "report"
 
     def reference(self, name: str) -> Path:
         """Folder of a trained model (`weak`, `strong`) or of the rows that train them (`rows`)."""
         return self.root / "reference" / name
-
-    @property
-    def scores(self) -> Path:
-        return self.root / "scores"
-
-    @property
-    def quadrants(self) -> Path:
-        return self.root / "quadrants"
-
-    @property
-    def partition(self) -> Path:
-        return self.quadrants / "partition.json"
-
-    @property
-    def assignment(self) -> Path:
-        return self.quadrants / "assignment.parquet"
 
     def pretrain(self, trial: str) -> Path:
         return self.root / "pretrain" / trial
@@ -82,17 +55,9 @@ class RunDirectory:
     def evaluation(self, trial: str) -> Path:
         return self.root / "evaluation" / f"{trial}.json"
 
-    @property
-    def manifests(self) -> Path:
-        return self.root / "manifest"
-
     def manifest(self, trial: str) -> Path:
         """Default folder for the manifest of an order."""
         return self.manifests / trial
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report"
 
     def marker(self, phase_step: str) -> Path:
         return self.root / f"{phase_step}.json"
@@ -142,13 +107,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, option: str = "--out") -> Iterator[Path]:
     """Yields a temporary folder, which becomes `path` when the block succeeds, and is removed else.
+
+    `option` is what chose it, for messages.
 
     Raises:
         UserError: if nothing can be written there, or the disk is full.
     """
-    require_writable(path.parent, "--out")
+    require_writable(path.parent, option)
     temporary = path.with_name(f".tmp-{path.name}")
     remove(temporary)
     temporary.mkdir()
@@ -159,10 +126,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         if not is_disk_full(error) and not is_disk_full(error.__cause__):
             raise
         written = sum(file.stat().st_size for file in temporary.rglob("*"))
-        shutil.rmtree(temporary, ignore_errors=True)
         raise no_room_error(path, written) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def file_sha256(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, hashlib.sha256).hexdigest()
 
 
 def require_writable(folder: Path, option: str) -> None:
@@ -189,17 +161,6 @@ def explain_append_errors(path: Path) -> Iterator[None]:
         if not is_disk_full(error):
             raise
         raise no_room_error(path, path.stat().st_size) from error
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error came from a full disk, a quota or a limit on the size of files."""
-    while error is not None and not isinstance(error, UserError):
-        if isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
-            return True
-        if any(words in str(error) for words in FULL_DISK_MESSAGES):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def no_room_error(path: Path, written: int) -> UserError:

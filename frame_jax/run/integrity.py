@@ -8,13 +8,12 @@ record in them carries a hash that ArrayRecord checks when it is read: no corpus
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Container, Sequence
 from pathlib import Path
 
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-from frame_jax.run.directory import RunDirectory, how_to_remake, read_json, write_json
+from frame_jax.run.directory import RunDirectory, file_sha256, how_to_remake, read_json, write_json
 from frame_jax.run.storage_errors import storage_error
 
 HASHED = {".parquet", ".json"}
@@ -35,8 +34,7 @@ def checksums(directory: RunDirectory, phase_step: str) -> Path:
 
 
 def files_of(output: Path) -> list[Path]:
-    """Lists the files under an output that other phase steps read, except checkpoints (they have
-    digests)."""
+    """Files under an output that other phase steps read; checkpoints have digests of their own."""
     if output.is_file():
         return [output]
     return [
@@ -51,8 +49,7 @@ def file_checksum(file: Path) -> list[int | str]:
     size = file.stat().st_size
     if file.suffix not in HASHED:
         return [size]
-    with file.open("rb") as content:
-        return [size, hashlib.file_digest(content, hashlib.sha256).hexdigest()[:32]]
+    return [size, file_sha256(file)[:32]]
 
 
 def verify_checksums(
@@ -62,10 +59,7 @@ def verify_checksums(
 ) -> None:
     """Compares the files of complete phase steps with their checksums; each process checks a share.
 
-    Args:
-        directory: The run.
-        phase_steps: Their names; one without checksums is passed over.
-        kinds: Suffixes of the files that will be read.
+    Phase steps without checksums are passed over; `kinds` are suffixes of files that will be read.
 
     Raises:
         UserError: for the first file that is missing or damaged, with how to make it again, and
@@ -77,16 +71,12 @@ def verify_checksums(
         wanted = [name for name in sorted(expected) if Path(name).suffix in kinds]
         for name in processes.local_share(wanted):
             file = directory.root / name
+            what = f"is damaged: its size or checksum is not the one in {path}"
             try:
-                found = file_checksum(file)
+                if file_checksum(file) == expected[name]:
+                    continue
             except FileNotFoundError:
-                found = []
+                what = "is missing"
             except OSError as error:
                 raise storage_error(file, error) from error
-            if not found:
-                what = "is missing"
-            elif found != expected[name]:
-                what = f"is damaged: its size or checksum is not the one in {path}"
-            else:
-                continue
             raise UserError(f"{file} {what}. {how_to_remake(directory.root, file, phase_step)}")

@@ -11,15 +11,15 @@ import contextlib
 import errno
 import fcntl
 import itertools
+import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_note
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.preemption import before_exit
 from frame_jax.run.storage_errors import storage_error
@@ -29,6 +29,8 @@ STALE_SECONDS = 60.0  # some file systems show another host's writes late
 SETTLE_SECONDS = 2.0  # in which one of two programs that begin together learns of the other
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 TAKEN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -88,11 +90,10 @@ def lock_file(file: BinaryIO, directory: RunDirectory, path: Path) -> bool:
             raise in_use_error(directory, path) from error
         if error.errno not in NO_LOCKS:
             raise storage_error(path, error) from error
-        print(
-            f"warning: the file system of {directory.root} has no locks ({error.strerror}): only "
-            f"what its holder writes to {path} every {BEAT_SECONDS:.0f} s keeps a second program "
-            "out",
-            file=sys.stderr,
+        logger.warning(
+            "the file system of %s has no locks (%s): only what its holder writes to %s every %.0f "
+            "s keeps a second program out",
+            *(directory.root, error.strerror, path, BEAT_SECONDS),
         )
         return False
     return True
@@ -124,7 +125,7 @@ def is_held_elsewhere(path: Path) -> bool:
 
 def is_beating(path: Path) -> bool:
     """Whether another program keeps changing the lock file."""
-    print(f"{path} names {read_holder(path)}: waiting to see whether it lives", file=sys.stderr)
+    print_note(f"{path} names {read_holder(path)}: waiting to see whether it lives")
     before, ends = path.read_bytes(), time.monotonic() + STALE_SECONDS
     while time.monotonic() < ends:
         time.sleep(BEAT_SECONDS / 10)

@@ -14,34 +14,43 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from frame_jax.config.run import RunConfig
+from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.settings import flatten_settings, setting_at
 from frame_jax.errors import UserError
-from frame_jax.run import bucket
-from frame_jax.run.directory import RunDirectory, mark_for_removal, read_json, remove, write_json
+from frame_jax.run import bucket, phases
+from frame_jax.run.directory import RunDirectory, mark_for_removal, remove
+from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
 from frame_jax.run.phases import PhaseStep, load_function
-from frame_jax.run.stale_steps import with_stale_steps
+
+CORPUS_FILES = "corpus files"  # among the inputs: a signature of the files of all sources
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpectedMarker:
-    """What a phase step's marker must hold: flattened settings, fingerprints of its inputs, and a
-    hash."""
+class Marker:
+    """What `RUN/<phase step>.json` holds; one that lacks a field is as one of no settings.
 
-    settings: dict[str, Any]
-    inputs: dict[str, str]
+    Attributes:
+        complete: Whether the phase step has ended.
+        fingerprint: Of settings and inputs.
+        settings: Flattened, under which it was started.
+        inputs: Fingerprints of the phase steps that it reads from, by name.
+        seconds: That it took; 0 until it is complete.
+        summary: What its function returned.
+    """
 
-    @property
-    def fingerprint(self) -> str:
-        text = json.dumps([self.settings, self.inputs], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    complete: bool = False
+    fingerprint: str = ""
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    inputs: dict[str, str] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+    summary: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def expected_markers(
     config: RunConfig, table: Sequence[PhaseStep], corpus_signature: str
-) -> dict[str, ExpectedMarker]:
-    """Computes what every marker must hold under this config and corpus."""
-    found: dict[str, ExpectedMarker] = {}
+) -> dict[str, Marker]:
+    """Computes the marker that each phase step begins with under this config and corpus."""
+    found: dict[str, Marker] = {}
     for phase_step in table:
         settings = {
             key: value
@@ -52,25 +61,46 @@ def expected_markers(
             settings["seed"] = phase_step.seed
         inputs = {name: found[name].fingerprint for name in phase_step.inputs}
         if not phase_step.inputs:
-            inputs["corpus files"] = corpus_signature
-        found[phase_step.name] = ExpectedMarker(settings, inputs)
+            inputs[CORPUS_FILES] = corpus_signature
+        text = json.dumps([settings, inputs], sort_keys=True, ensure_ascii=False)
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        found[phase_step.name] = Marker(False, fingerprint, settings, inputs)
     return found
 
 
-def read_marker(directory: RunDirectory, phase_step: PhaseStep) -> dict[str, Any] | None:
-    path = directory.marker(phase_step.name)
-    return read_json(path) if path.exists() else None
+def read_marker(directory: RunDirectory, phase_step: str) -> Marker | None:
+    """The marker of a phase step; None for one that has not begun."""
+    path = directory.marker(phase_step)
+    return read_dataclass(path, Marker) if path.exists() else None
 
 
-def is_complete(directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker) -> bool:
-    """Whether the phase step has finished under the settings of this run."""
+def read_complete_marker(directory: RunDirectory, phase_step: str) -> Marker | None:
+    """The marker of a phase step that has ended, under whatever settings; None for any other."""
     marker = read_marker(directory, phase_step)
-    return (
-        marker is not None and marker["complete"] and marker["fingerprint"] == expected.fingerprint
-    )
+    return marker if marker is not None and marker.complete else None
 
 
-def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker) -> None:
+def is_complete(directory: RunDirectory, phase_step: PhaseStep, expected: Marker) -> bool:
+    """Whether the phase step has finished under the settings of this run."""
+    marker = read_complete_marker(directory, phase_step.name)
+    return marker is not None and marker.fingerprint == expected.fingerprint
+
+
+def changed_input(directory: RunDirectory, phase_step: str) -> str | None:
+    """The phase step, among the inputs of `phase_step`, that was made anew since, if any."""
+    marker = read_marker(directory, phase_step) or Marker()
+    for name, fingerprint in marker.inputs.items():
+        source = None if name == CORPUS_FILES else read_marker(directory, name)
+        if source is None:
+            continue
+        if source.fingerprint != fingerprint:
+            return name
+        if (deeper := changed_input(directory, name)) is not None:
+            return deeper
+    return None
+
+
+def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: Marker) -> None:
     """Refuses a phase step whose outputs were made under other settings or inputs.
 
     The report is the exception: it costs seconds and nothing is made from it, so a run with one
@@ -79,14 +109,10 @@ def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: Expe
     Raises:
         UserError: naming each setting that changed, and the two ways on.
     """
-    marker = read_marker(directory, phase_step)
-    if (
-        marker is None
-        or marker["fingerprint"] == expected.fingerprint
-        or phase_step.phase == "report"
-    ):
+    marker = read_marker(directory, phase_step.name)
+    if marker is None or marker.fingerprint == expected.fingerprint or phase_step.phase == "report":
         return
-    settings = marker["settings"], expected.settings
+    settings = marker.settings, expected.settings
     changed = []
     for key in sorted(settings[0].keys() | settings[1].keys()):
         # A release may add a setting, and null is a value.
@@ -96,7 +122,7 @@ def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: Expe
     changed += [
         f"  its input `{name}` has changed"
         for name, fingerprint in expected.inputs.items()
-        if marker["inputs"].get(name) != fingerprint
+        if marker.inputs.get(name) != fingerprint
     ]
     raise UserError(
         f"{directory.marker(phase_step.name)}: {phase_step.phase} was run with other settings:\n"
@@ -109,8 +135,7 @@ def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: Expe
 def downstream_names(
     table: Sequence[PhaseStep], everything: Sequence[PhaseStep], phase: str
 ) -> list[str]:
-    """Names of a phase's steps (or of one step) in `table`, and of all in `everything` made from
-    them."""
+    """Names of a phase's steps (or of one step), and of all in `everything` made from them."""
     doomed = [
         phase_step.name for phase_step in table if phase in (phase_step.phase, phase_step.name)
     ]
@@ -118,6 +143,38 @@ def downstream_names(
         if set(phase_step.inputs) & set(doomed) and phase_step.name not in doomed:
             doomed.append(phase_step.name)
     return doomed
+
+
+def with_stale_steps(directory: RunDirectory, table: Sequence[PhaseStep]) -> list[PhaseStep]:
+    """A run's phase steps, and those on disk of arms and models that its config no longer names.
+
+    In the order in which they run.
+    """
+    names = {path.stem for path in directory.root.glob("*.json")}
+    ours = ("pretrain-", "evaluate-")
+    trials = {name.split("-", 1)[1] for name in names if name.startswith(ours)}
+    trials |= {path.name for path in directory.pretrain("any").parent.glob("*") if path.is_dir()}
+    trials |= {path.stem for path in directory.evaluation("any").parent.glob("*.json")}
+    possible = [
+        phases.REFERENCE_ROWS,
+        *map(phases.reference_step, phases.REFERENCES),
+        *(phases.pretrain_step(Trial(name, arm=name, seed=0)) for name in sorted(trials)),
+        *map(phases.evaluate_step, sorted(trials)),
+    ]
+    current = {phase_step.name for phase_step in table}
+    left = [
+        phase_step
+        for phase_step in possible
+        if phase_step.name not in current
+        and any(
+            path.exists()
+            for path in (
+                directory.marker(phase_step.name),
+                *(directory.root / output for output in phase_step.outputs),
+            )
+        )
+    ]
+    return sorted([*left, *table], key=lambda phase_step: phases.PHASES.index(phase_step.phase))
 
 
 def remove_outputs(directory: RunDirectory, table: Sequence[PhaseStep], phase: str) -> list[str]:
@@ -142,31 +199,28 @@ def remove_outputs(directory: RunDirectory, table: Sequence[PhaseStep], phase: s
 
 
 def run_phase_step(
-    config: RunConfig, directory: RunDirectory, phase_step: PhaseStep, expected: ExpectedMarker
+    config: RunConfig, directory: RunDirectory, phase_step: PhaseStep, expected: Marker
 ) -> None:
     """Runs one phase step together with the other processes, and marks it complete."""
     from frame_jax.parallel import processes
     from frame_jax.run import integrity
 
-    marker: dict[str, Any] = {
-        "complete": False,
-        "fingerprint": expected.fingerprint,
-        "settings": expected.settings,
-        "inputs": expected.inputs,
-    }
+    path = directory.marker(phase_step.name)
     if processes.is_first():
-        write_json(directory.marker(phase_step.name), marker)
+        write_dataclass(path, expected)
     processes.barrier(f"{phase_step.name} begins")
     started = time.time()
     summary = load_function(phase_step)(config, directory, *phase_step.arguments)
     processes.barrier(f"{phase_step.name} is done")
     if processes.is_first():
         integrity.record_checksums(directory, phase_step.name, phase_step.outputs)
-        marker |= {"complete": True, "seconds": round(time.time() - started, 1), "summary": summary}
-        write_json(directory.marker(phase_step.name), marker)
+        seconds = round(time.time() - started, 1)
+        write_dataclass(
+            path, dataclasses.replace(expected, complete=True, seconds=seconds, summary=summary)
+        )
     processes.barrier(f"{phase_step.name} is marked")
 
 
 def read_fingerprint(directory: RunDirectory, phase_step: str) -> str:
     """The fingerprint under which a phase step was started: all its result depends on."""
-    return read_json(directory.marker(phase_step))["fingerprint"]
+    return read_dataclass(directory.marker(phase_step), Marker).fingerprint

@@ -23,8 +23,7 @@ class PhaseStep:
     """A part of a phase with one completion marker.
 
     Attributes:
-        name: Name of the marker, e.g. `pretrain-frame`.
-        phase: The phase it belongs to.
+        name: Name of the marker, e.g. `pretrain-frame`; begins with the phase it belongs to.
         settings: Dotted config keys its outputs depend on.
         inputs: Phase steps whose outputs it reads.
         function: `module:function`, called with the config, the run directory and `arguments`.
@@ -34,13 +33,17 @@ class PhaseStep:
     """
 
     name: str
-    phase: str
     settings: tuple[str, ...]
     inputs: tuple[str, ...]
     function: str
     arguments: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     seed: int | None = None
+
+    @property
+    def phase(self) -> str:
+        """The phase it belongs to."""
+        return self.name.split("-")[0]
 
 
 def list_phase_steps(config: RunConfig) -> list[PhaseStep]:
@@ -64,7 +67,6 @@ def list_phase_steps(config: RunConfig) -> list[PhaseStep]:
 
 TOKENIZE = PhaseStep(
     "tokenize",
-    phase="tokenize",
     settings=("corpus", "tokenizer", "seed"),
     inputs=(),
     function="corpus.tokenize:tokenize_corpus",
@@ -73,7 +75,6 @@ TOKENIZE = PhaseStep(
 
 REFERENCE_ROWS = PhaseStep(
     "reference-rows",
-    phase="reference",
     settings=("reference.rows", "seed"),
     inputs=("tokenize",),
     function="quadrants.rows:write_reference_rows",
@@ -85,7 +86,6 @@ def reference_step(name: str) -> PhaseStep:
     """The phase step that trains one reference model."""
     return PhaseStep(
         f"reference-{name}",
-        phase="reference",
         settings=(f"reference.{name}", "seed"),
         inputs=("reference-rows",),
         function="training.phases:train_reference",
@@ -98,7 +98,6 @@ def score_step(imported: list[str], trained: list[str]) -> PhaseStep:
     """The phase step that scores under both reference models."""
     return PhaseStep(
         "score",
-        phase="score",
         settings=("scoring", *(f"reference.{name}.checkpoint" for name in imported)),
         inputs=("tokenize", *(f"reference-{name}" for name in trained)),
         function="scoring.score:score_corpus",
@@ -108,7 +107,6 @@ def score_step(imported: list[str], trained: list[str]) -> PhaseStep:
 
 IMPORT_SCORES = PhaseStep(
     "score",
-    phase="score",
     settings=("scoring.table",),
     inputs=("tokenize",),
     function="scoring.table:import_scores",
@@ -117,7 +115,6 @@ IMPORT_SCORES = PhaseStep(
 
 PARTITION = PhaseStep(
     "partition",
-    phase="partition",
     settings=("partition", "scoring.ppl_model", "seed"),
     inputs=("score",),
     function="quadrants.partition:partition_corpus",
@@ -129,7 +126,6 @@ def pretrain_step(trial: Trial) -> PhaseStep:
     """The phase step that trains one arm under one seed."""
     return PhaseStep(
         f"pretrain-{trial.name}",
-        phase="pretrain",
         settings=("pretrain", f"curricula.{trial.arm}", "seed"),
         inputs=("partition",),
         function="training.phases:pretrain",
@@ -143,7 +139,6 @@ def evaluate_step(trial: str) -> PhaseStep:
     """The phase step that evaluates one trial."""
     return PhaseStep(
         f"evaluate-{trial}",
-        phase="evaluate",
         settings=("evaluation", "scoring"),
         inputs=(f"pretrain-{trial}",),
         function="evaluation.held_out:evaluate_trial",
@@ -156,7 +151,6 @@ def report_step(config: RunConfig) -> PhaseStep:
     """The phase step that reports on all trials."""
     return PhaseStep(
         "report",
-        phase="report",
         settings=("baseline",),
         inputs=tuple(f"evaluate-{trial.name}" for trial in config.trials),
         function="report.report:write_report",

@@ -47,8 +47,7 @@ def install_handler() -> None:
 
 
 def hold() -> None:
-    """Lets stop signals wait for `install_handler`, also in a program that takes the place of this
-    one."""
+    """Lets stop signals wait for `install_handler`, also in a program that replaces this one."""
     signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
 
 

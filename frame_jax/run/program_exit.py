@@ -8,10 +8,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
-from frame_jax.errors import USAGE_ERROR, UserError, log_to_stderr, print_error
-from frame_jax.run.directory import is_disk_full
+from frame_jax.errors import USAGE_ERROR, UserError, is_disk_full, log_to_stderr, print_error
 from frame_jax.run.preemption import EXIT_CODES, exit_now
 from frame_jax.run.storage_errors import find_disk_error
 
@@ -63,6 +62,18 @@ def run_on_all_processes(action: Callable[[], T]) -> T:
         index = min(elsewhere)
         raise UserError(f"process {index}, {elsewhere[index]}")
     return result
+
+
+def run_on_first_process(action: Callable[[], T]) -> T:
+    """What `action` gives on process 0, on every process; JSON must be able to hold it.
+
+    Raises:
+        UserError: on every process, where it raised one.
+    """
+    from frame_jax.parallel import processes
+
+    found = run_on_all_processes(lambda: action() if processes.is_first() else None)
+    return cast(T, processes.broadcast_from_first(found))
 
 
 def exit_program(code: int) -> NoReturn:

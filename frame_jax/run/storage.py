@@ -9,13 +9,13 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, is_disk_full
 from frame_jax.parallel import processes
-from frame_jax.run.directory import RunDirectory, is_disk_full, no_room_error, require_writable
-from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.run.directory import RunDirectory, no_room_error, require_writable
+from frame_jax.run.program_exit import run_on_first_process
 from frame_jax.sql import UNREADABLE
 
 SEEN_SECONDS = 20.0  # in which what one host writes must be seen by the others
@@ -53,11 +53,8 @@ def prepare_on_all_processes(
 
     Called on every process.
 
-    Args:
-        folder: Where all processes will write.
-        prepare: Makes it, and refuses one that is of no use.
-        key: The setting or option that names it, for messages.
-        remedy: What to do where a process has another folder of that name.
+    `prepare` makes it, and refuses one that is of no use; `key` is the setting or option that names
+    it, `remedy` what to do where a process has another folder of that name, both for messages.
 
     Raises:
         UserError: on every process, saying what `prepare` does or which processes see another
@@ -66,14 +63,14 @@ def prepare_on_all_processes(
     trace = folder / f".tmp-seen-{processes.broadcast_from_first(secrets.randbits(48)):x}"
 
     def begin() -> None:
-        if processes.is_first():
-            prepare()
-            if processes.process_count() > 1:
-                trace.write_bytes(NEW)
+        prepare()
+        if processes.process_count() > 1:
+            trace.write_bytes(NEW)
 
-    run_on_all_processes(begin)
-    # A process that finds nothing waits: some network file systems show a new name late.
-    seen = processes.is_first() or wait_until_seen(trace)
+    run_on_first_process(begin)
+    ends = time.monotonic() + SEEN_SECONDS  # some network file systems show a new name late
+    while not (seen := processes.is_first() or trace.exists()) and time.monotonic() < ends:
+        time.sleep(0.1)
     blind = processes.failing_processes(seen, os.uname().nodename)
     if processes.is_first() and processes.process_count() > 1:
         trace.unlink(missing_ok=True)
@@ -85,16 +82,6 @@ def prepare_on_all_processes(
         )
 
 
-def wait_until_seen(path: Path) -> bool:
-    """Whether a file appears within SEEN_SECONDS."""
-    ends = time.monotonic() + SEEN_SECONDS
-    while not path.exists():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.1)
-    return True
-
-
 def probe_file_system(root: Path) -> None:
     """Does to a scratch folder in `root` what a run does to its files.
 
@@ -104,19 +91,19 @@ def probe_file_system(root: Path) -> None:
     scratch = root / f".tmp-probe-{os.getpid()}-{secrets.token_hex(4)}"
     require_writable(root, "--run_directory")
     scratch.mkdir()
+    what = ""
     try:
-        for what, attempt in ATTEMPTS.items():
-            try:
-                attempt(scratch)
-            except (OSError, ContentDiffersError) as error:
-                if is_disk_full(error):
-                    raise no_room_error(root, len(OLD)) from error
-                raise UserError(
-                    f"run_directory: the file system of {root} cannot {what} ({error}). A run "
-                    "needs that: choose a --run_directory on a disk or a network file system, or "
-                    "mount the bucket with other options (docs/storage.md). Checkpoints of "
-                    "training can go to a bucket on their own: --checkpoint_root"
-                ) from error
+        for what in use_files(scratch):  # noqa: B007
+            pass
+    except (OSError, ContentDiffersError) as error:
+        if is_disk_full(error):
+            raise no_room_error(root, len(OLD)) from error
+        raise UserError(
+            f"run_directory: the file system of {root} cannot {what} ({error}). A run "
+            "needs that: choose a --run_directory on a disk or a network file system, or "
+            "mount the bucket with other options (docs/storage.md). Checkpoints of "
+            "training can go to a bucket on their own: --checkpoint_root"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -134,70 +121,49 @@ def expect_content(path: Path, content: bytes) -> None:
         )
 
 
-def try_flush(scratch: Path) -> None:
-    """Writes and flushes a file as `atomic_path` does."""
-    with (scratch / "file").open("wb") as file:
+def use_files(scratch: Path) -> Iterator[str]:
+    """Does to files in an empty folder what a run does, and yields before each act what it is.
+
+    Raises:
+        OSError: where the file system refuses.
+        ContentDiffersError: where it gives back something else.
+    """
+    yield "write and flush a file and read it back"  # as `atomic_path` does
+    path = scratch / "file"
+    with path.open("wb") as file:
         file.write(OLD)
         file.flush()
         os.fsync(file.fileno())
-    expect_content(scratch / "file", OLD)
-
-
-def try_rename_over(scratch: Path) -> None:
-    """Renames a file over an older one as `atomic_path` does."""
+    expect_content(path, OLD)
+    yield "rename a file over another"
     (scratch / "new").write_bytes(NEW)
-    (scratch / "new").replace(scratch / "file")
-    expect_content(scratch / "file", NEW)
+    (scratch / "new").replace(path)
+    expect_content(path, NEW)
     if (scratch / "new").exists():
         raise ContentDiffersError("the old name is still there")
-
-
-def try_append(scratch: Path) -> None:
-    """Appends to a file as metrics.jsonl grows."""
-    with (scratch / "file").open("ab") as file:
+    yield "append to a file"  # as metrics.jsonl grows
+    with path.open("ab") as file:
         file.write(OLD)
         file.flush()
         os.fsync(file.fileno())
-    expect_content(scratch / "file", NEW + OLD)
-
-
-def try_change_in_place(scratch: Path) -> None:
-    """Changes a file in place as the lock's heartbeat and DuckDB's spilling do."""
-    with (scratch / "file").open("r+b") as file:
+    expect_content(path, NEW + OLD)
+    yield "change a file in place"  # as the lock's heartbeat and DuckDB's spilling do
+    with path.open("r+b") as file:
         os.pwrite(file.fileno(), OLD[:3], 2)
         os.fsync(file.fileno())
         file.truncate(len(NEW))
-    expect_content(scratch / "file", NEW[:2] + OLD[:3] + NEW[5:])
-
-
-def try_folder_rename(scratch: Path) -> None:
-    """As a checkpoint gets its name when it is whole."""
+    expect_content(path, NEW[:2] + OLD[:3] + NEW[5:])
+    yield "rename a folder"  # as a checkpoint gets its name when it is whole
     (scratch / "folder").mkdir()
     (scratch / "folder" / "inside").write_bytes(OLD)
     (scratch / "folder").rename(scratch / "moved")
     expect_content(scratch / "moved" / "inside", OLD)
-
-
-def try_listing(scratch: Path) -> None:
-    """As parts are found."""
+    yield "list what was written"  # as parts are found
     names = sorted(path.name for path in scratch.iterdir())
     if names != ["file", "moved"]:
         raise ContentDiffersError(f"it lists {names}")
-
-
-def try_removal(scratch: Path) -> None:
-    (scratch / "file").unlink()
+    yield "remove files and folders"
+    path.unlink()
     shutil.rmtree(scratch / "moved")
     if list(scratch.iterdir()):
         raise ContentDiffersError("what was removed is still there")
-
-
-ATTEMPTS: dict[str, Callable[[Path], None]] = {
-    "write and flush a file and read it back": try_flush,
-    "rename a file over another": try_rename_over,
-    "append to a file": try_append,
-    "change a file in place": try_change_in_place,
-    "rename a folder": try_folder_rename,
-    "list what was written": try_listing,
-    "remove files and folders": try_removal,
-}

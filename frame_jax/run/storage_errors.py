@@ -1,4 +1,4 @@
-"""An error in; whether the storage or the network is at fault, rather than a file, out.
+"""Tells errors of the storage or the network from errors that a file's content causes.
 
 What cannot be read at the moment is not damaged: nothing is thrown away, moved or trained again for
 it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, causes
 
 # ENOTCONN is what a mount says whose program has died, EROFS a disk after an error.
 DISK_ERRNOS = (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOTCONN, errno.EROFS)
@@ -31,16 +31,15 @@ STORAGE_ERROR_WORDS = (
 
 def find_storage_error(error: BaseException | None) -> BaseException | None:
     """The error, of those that `error` came from, that storage or network made; None for none."""
-    if error is None or isinstance(error, UserError):
-        return None
-    if isinstance(error, ConnectionError | TimeoutError):
-        return error
-    if isinstance(error, OSError) and error.errno in STORAGE_ERRNOS:
-        return error
-    inner = find_storage_error(error.__cause__ or error.__context__)
-    if inner is not None:
-        return inner
-    return error if any(words in str(error) for words in STORAGE_ERROR_WORDS) else None
+    innermost_by_words = None
+    for cause in causes(error):
+        if isinstance(cause, ConnectionError | TimeoutError):
+            return cause
+        if isinstance(cause, OSError) and cause.errno in STORAGE_ERRNOS:
+            return cause
+        if any(words in str(cause) for words in STORAGE_ERROR_WORDS):
+            innermost_by_words = cause
+    return innermost_by_words
 
 
 def is_storage_error(error: BaseException | None) -> bool:
@@ -65,10 +64,9 @@ def find_disk_error(error: BaseException | None) -> UserError | None:
 
     Words of the network do not count here: processes of a run speak over it, too.
     """
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (*DISK_ERRNOS, *PERMISSION_ERRNOS):
-            return storage_error(error.filename or "reading or writing", error)
-        if any(os.strerror(number) in str(error) for number in DISK_ERRNOS):
-            return storage_error("reading or writing", error)
-        error = error.__cause__ or error.__context__
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.errno in (*DISK_ERRNOS, *PERMISSION_ERRNOS):
+            return storage_error(cause.filename or "reading or writing", cause)
+        if any(os.strerror(number) in str(cause) for number in DISK_ERRNOS):
+            return storage_error("reading or writing", cause)
     return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
-from frame_jax.run.stale_steps import changed_input
+from frame_jax.run.markers import changed_input
 
 FILE = "curriculum.json"
 
@@ -99,11 +99,8 @@ def choose_checkpoint_step(
 ) -> int:
     """Returns the step of the checkpoint that is asked for, by default the last.
 
-    Args:
-        record: The trial.
-        saved: Steps whose checkpoints are there.
-        step: The step asked for, or None.
-        stage: The stage whose end is asked for, or None; of several epochs, the last.
+    `saved` are the steps whose checkpoints are there, `stage` is one whose end is asked for, of
+    several epochs the last.
 
     Raises:
         UserError: naming the stages or the steps there are.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError, print_note, printable
+from frame_jax.errors import UserError, print_note
 from frame_jax.files import find_remote_files, is_checkpoint, is_remote, local_copy
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import (
@@ -20,14 +20,17 @@ from frame_jax.models.hugging_face.weights import (
 )
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
-from frame_jax.run.special_tokens import choose_special_tokens, special_tokens_path
+from frame_jax.run.special_tokens import (
+    choose_special_tokens,
+    read_special_tokens,
+    special_tokens_path,
+)
 from frame_jax.scoring.model_tokenizers import (
     REFERENCE_NAMES,
     bos_messages,
     load_own_tokenizer,
     require_corpus,
 )
-from frame_jax.scoring.references import read_special_tokens
 from frame_jax.scoring.table import check_table
 from frame_jax.scoring.tokenizers import (
     read_tokenizer,
@@ -35,6 +38,8 @@ from frame_jax.scoring.tokenizers import (
     require_same_tokenizer,
     token_ids,
 )
+
+logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Path]
 
@@ -44,11 +49,7 @@ def check_references(
 ) -> None:
     """Checks both reference models before the phases that need them; warns of what is unusual.
 
-    Args:
-        config: The run.
-        directory: The run.
-        tokenizer_anew: Whether this run makes its tokenizer anew, so that the one that is there
-            does not matter.
+    `tokenizer_anew` says that this run makes its tokenizer anew: the one there does not matter.
 
     In their place it looks at a table of scores made elsewhere, where there is one.
 
@@ -69,7 +70,7 @@ def check_references(
         for line in bos_messages(config):
             print_note(line)
         for line in reference_warnings(config):
-            print(f"warning: {printable(line)}", file=sys.stderr, flush=True)
+            logger.warning("%s", line)
 
 
 def check_imported(
@@ -109,7 +110,7 @@ def check_imported(
         bos_id = token_ids(parsed)[choose_special_tokens(token_ids(parsed), config.tokenizer).bos]
     else:
         parsed = read_tokenizer(tokenizer)
-        bos_id = read_special_tokens(directory)["bos_id"]
+        bos_id = read_special_tokens(directory).bos_id
     require_same_tokenizer(folder, tokenizer, key, bos_id)
     require_rows(decoder.vocab_size, parsed, bos_id, key)
     return decoder, tensors
@@ -168,10 +169,8 @@ def same_weights(one: tuple[Decoder, Tensors], other: tuple[Decoder, Tensors]) -
 
 def reference_warnings(config: RunConfig) -> Iterator[str]:
     """Yields a warning for each choice of reference models that is allowed but rarely intended."""
-    context, rows = config.scoring.context, config.reference.rows.sequence_length
-    trained = [n for n in REFERENCE_NAMES if getattr(config.reference, n).checkpoint is None]
-    if trained and context > rows:
-        yield long_context_warning(context, rows, trained)
+    if (warning := long_context_warning(config)) is not None:
+        yield warning
     for name in REFERENCE_NAMES:
         checkpoint = getattr(config.reference, name).checkpoint
         if checkpoint is not None:
@@ -183,8 +182,12 @@ def reference_warnings(config: RunConfig) -> Iterator[str]:
                 )
 
 
-def long_context_warning(context: int, rows: int, trained: list[str]) -> str:
-    """Warns that the scoring windows are longer than the rows the models were trained on."""
+def long_context_warning(config: RunConfig) -> str | None:
+    """Warns of scoring windows that are longer than the rows that the models are trained on."""
+    context, rows = config.scoring.context, config.reference.rows.sequence_length
+    trained = [n for n in REFERENCE_NAMES if getattr(config.reference, n).checkpoint is None]
+    if not trained or context <= rows:
+        return None
     return (
         f"scoring.context is {context:,} tokens, but the {' and the '.join(trained)} reference "
         f"model are trained on rows of {rows:,} (reference.rows.sequence_length): their losses "

@@ -5,6 +5,7 @@ The second is for `scoring.unit: byte`, which is ours and not the paper's.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,8 +24,8 @@ from frame_jax.corpus.tokenizer_training import load_given_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.records import TokenReader
-from frame_jax.run.directory import RunDirectory, list_parts, read_json
-from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, special_tokens_path
+from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, read_special_tokens
 from frame_jax.scoring.tokenizers import (
     read_tokenizer,
     special_token_texts,
@@ -58,20 +59,18 @@ def model_tokenizer(config: RunConfig, directory: RunDirectory, name: str) -> Mo
     Raises:
         UserError: as `load_own_tokenizer`.
     """
-    bos_id: int = read_json(special_tokens_path(directory))["bos_id"]
+    bos_id = read_special_tokens(directory).bos_id
     checkpoint = getattr(config.reference, name).checkpoint
     if config.scoring.unit == "token" or checkpoint is None:
         return ModelTokenizer(bos_id)
     folder, key = local_copy(checkpoint, is_checkpoint), f"reference.{name}.checkpoint"
     path = tokenizer_of(folder, key)
-    if not any(
-        tokenizer_differences(read_tokenizer(path), read_tokenizer(directory.tokenizer), bos_id)
-    ):
+    theirs, ours = read_tokenizer(path), read_tokenizer(directory.tokenizer)
+    if not any(tokenizer_differences(theirs, ours, bos_id)):
         return ModelTokenizer(bos_id)
     own, _ = load_own_tokenizer(folder, key, config.tokenizer.bos_token)
-    return ModelTokenizer(
-        own.bos_id, own, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-    )
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return ModelTokenizer(own.bos_id, own, digest)
 
 
 def load_own_tokenizer(
@@ -80,11 +79,8 @@ def load_own_tokenizer(
     """Loads a checkpoint's own tokenizer and chooses the token that starts a document: the run's if
     it has that, else the first usual name that it has; returns the choice and its reason too.
 
-    Args:
-        folder: A Hugging Face checkpoint.
-        key: The setting that names it, for messages.
-        bos_token: What `tokenizer.bos_token` says.
-        vocab_size: Rows of the model's embedding, to be compared.
+    `key` is the setting that names the checkpoint, for messages, `bos_token` what
+    `tokenizer.bos_token` says; `vocab_size`, rows of the model's embedding, is compared if given.
 
     Raises:
         UserError: where it has none, none of the usual tokens that start or end a text, or a token
@@ -128,13 +124,11 @@ def bos_messages(config: RunConfig) -> Iterator[str]:
             for file, named in bos_tokens_named_in(folder)
             for other in other_bos_messages(tokenizer, chosen, file, named)
         ]
-        yield "; but ".join(
-            [
-                f"{key}: the {name} model starts documents with {chosen.bos!r} (id "
-                f"{tokenizer.bos_id}), {chosen.bos_reason}",
-                *others,
-            ]
+        chosen_bos = (
+            f"{key}: the {name} model starts documents with {chosen.bos!r} (id "
+            f"{tokenizer.bos_id}), {chosen.bos_reason}"
         )
+        yield "; but ".join([chosen_bos, *others])
 
 
 def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
@@ -172,12 +166,9 @@ def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndar
 
 def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
     """Yields the token ids of the documents at `rows`, in that order."""
-    reader = TokenReader(path)
-    try:
+    with contextlib.closing(TokenReader(path)) as reader:
         for start in range(0, len(rows), READ_DOCUMENTS):
             yield from reader.read(rows[start : start + READ_DOCUMENTS])
-    finally:
-        reader.close()
 
 
 class DocumentTexts:
@@ -211,9 +202,7 @@ class DocumentTexts:
 def reread_texts(chunks: list[Chunk], part: Path) -> Iterator[str]:
     """Reads the texts of a part's scored documents from the corpus again, in the part's order.
 
-    Args:
-        chunks: What the part was made of.
-        part: The table of a token shard.
+    `chunks` are what the part was made of, `part` is the table of its token shard.
 
     Raises:
         UserError: where the corpus is not what was tokenized.

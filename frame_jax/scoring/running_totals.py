@@ -23,10 +23,7 @@ def sample_warnings(
 ) -> Iterator[str]:
     """Warnings about the models that a small sample of the corpus already justifies.
 
-    Args:
-        sample: Scores of documents from all over the corpus.
-        vocab_sizes: Of each model.
-        names: Of each model: both, or one that reads its own tokens.
+    `names` are both models, or one that reads its own tokens.
 
     Yields:
         A warning, where of both the weak model predicts better than the strong one.
@@ -109,8 +106,7 @@ class RunningTotals:
             self.require_better_than_chance()
 
     def require_better_than_chance(self) -> None:
-        """Refuses, once and before anything is written, a model worse than the uniform
-        distribution.
+        """Refuses, once and before anything is written, a model worse than a uniform guess.
 
         Raises:
             UserError: if the mean NLL exceeds that of the uniform distribution, or is NaN.

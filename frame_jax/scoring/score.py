@@ -1,56 +1,30 @@
 """The scoring phase: token shards in, NLL of every document under both reference models out.
 
-Reads RUN/tokens/part-*, writes RUN/scores/part-*.parquet with the same names: doc_id,
-predicted_tokens, nll_weak, nll_strong (sums in nats). Documents of the splits train and held_out
-are scored. One without tokens has nothing to predict: it is kept with zeros, and the partition
-gives it no quadrant. Under `scoring.unit: byte` each model is scored by itself, on the tokens that
-it reads, and in place of predicted_tokens stand bytes (UTF-8, of the text), predicted_tokens_weak
-and predicted_tokens_strong.
+Reads RUN/tokens/part-*, writes RUN/scores/part-*.parquet with the same names (`score_parts.py`),
+models.json with digests of the models, and summary.json with totals.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
-from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
-from frame_jax.models.functional import Decoder
-from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
-from frame_jax.run import progress
-from frame_jax.run.directory import (
-    RunDirectory,
-    atomic_path,
-    list_parts,
-    read_json,
-    write_json,
-)
+from frame_jax.run.directory import RunDirectory, list_parts, read_json, write_json
 from frame_jax.scoring.checks import long_context_warning
-from frame_jax.scoring.documents import Scores, score_documents
-from frame_jax.scoring.model_tokenizers import (
-    REFERENCE_NAMES,
-    DocumentTexts,
-    ModelTokenizer,
-    bos_messages,
-    encode_texts,
-    model_tokenizer,
-    read_documents,
-)
+from frame_jax.scoring.model_tokenizers import REFERENCE_NAMES, bos_messages, model_tokenizer
 from frame_jax.scoring.references import load_references, model_digest
-from frame_jax.scoring.running_totals import RunningTotals, sample_warnings, weak_is_better_warning
-from frame_jax.scoring.scorer import Scorer
+from frame_jax.scoring.running_totals import weak_is_better_warning
+from frame_jax.scoring.score_parts import make_passes, read_tokens, score_parts, scores_path
 
-SCORED_SPLITS = [("split", "in", ("train", "held_out"))]
-SAMPLED_PARTS, SAMPLED_DOCUMENTS = 8, 64  # looked at before all else
+logger = logging.getLogger(__name__)
 
 
 def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -68,6 +42,7 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """
     parts = list_parts(directory.tokens, ".parquet")
     missing = [part for part in parts if not scores_path(directory, part).exists()]
+    models, summary = directory.scores / "models.json", directory.scores / "summary.json"
     # Every process sees the same missing parts, because none writes before all have looked.
     processes.barrier("score: parts listed")
     if missing:
@@ -79,9 +54,9 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         }
         require_different(found)
         if processes.is_first() and len(missing) == len(parts):
-            write_json(models_path(directory), found)
+            write_json(models, found)
         processes.barrier("score: models known")
-        require_same_models(models_path(directory), found)
+        require_same_models(models, found)
         passes = make_passes(config.scoring, references, readings)
         score_parts(config, directory, passes, processes.local_share(missing))
     processes.barrier("score: parts written")
@@ -89,51 +64,24 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         found = scores_summary(directory, parts, config.scoring.unit)
         warnings = list(score_warnings(config, found, parts))
         messages = [*bos_messages(config), *warnings]  # the first when the run began
-        write_json(summary_path(directory), {**found, "warnings": messages})
+        write_json(summary, {**found, "warnings": messages})
         for line in warnings:
-            print(f"warning: {line}", file=sys.stderr, flush=True)
+            logger.warning("%s", line)
     processes.barrier("score: summed up")
-    return read_json(summary_path(directory))
+    return read_json(summary)  # so that one process alone reads all scores
 
 
 def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) -> Iterator[str]:
-    """Yields a warning for everything that makes the scores of little use.
-
-    Args:
-        config: The run's settings.
-        found: As `scores_summary` gives it.
-        parts: The token shards' tables.
-    """
+    """Yields a warning for everything in a `scores_summary` that makes scores of little use."""
     if found["mean_nll_weak"] < found["mean_nll_strong"]:
         yield weak_is_better_warning(
             f"{found['negative_pd']:,} of {found['documents']:,} documents have a negative PD"
         )
-    context, rows = config.scoring.context, config.reference.rows.sequence_length
-    trained = [
-        name for name in REFERENCE_NAMES if getattr(config.reference, name).checkpoint is None
-    ]
-    if trained and context > rows:
+    if (warning := long_context_warning(config)) is not None:
+        rows = config.reference.rows.sequence_length
         longer = sum(pc.sum(pc.greater(read_tokens(part), rows)).as_py() or 0 for part in parts)
         if longer:
-            yield (
-                f"{longer:,} of {found['documents']:,} documents are longer. "
-                f"{long_context_warning(context, rows, trained)}"
-            )
-
-
-def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
-    """Path of the scores of a token part."""
-    return directory.scores / tokens_part.name
-
-
-def models_path(directory: RunDirectory) -> Path:
-    """Path of the digests, by name, of the models that all parts are scored with."""
-    return directory.scores / "models.json"
-
-
-def summary_path(directory: RunDirectory) -> Path:
-    """Path of what `score_corpus` returns, so that one process alone reads all scores."""
-    return directory.scores / "summary.json"
+            yield f"{longer:,} of {found['documents']:,} documents are longer. {warning}"
 
 
 def require_different(found: dict[str, str]) -> None:
@@ -166,172 +114,6 @@ def require_same_models(path: Path, found: dict[str, str]) -> None:
                 f"{path.parent} were scored with. Put those back, or score everything again: "
                 "--redo score"
             )
-
-
-class ScoringPass(NamedTuple):
-    """Models that read the same token ids and are scored in one call."""
-
-    names: tuple[str, ...]
-    scorer: Scorer
-    tokenizer: ModelTokenizer
-
-    @property
-    def vocab_sizes(self) -> list[int]:
-        return [decoder.vocab_size for decoder in self.scorer.models]
-
-
-def make_passes(
-    scoring: ScoringConfig,
-    references: Sequence[tuple[Decoder, Params]],
-    readings: Sequence[ModelTokenizer],
-) -> list[ScoringPass]:
-    """Both models in one pass or, where losses are compared by the byte, each in its own."""
-
-    def over(first: int, stop: int) -> ScoringPass:
-        scorer = Scorer(
-            references[first:stop],
-            scoring.context,
-            per_device_batch_size=scoring.per_device_batch_size,
-            loss_chunk=scoring.loss_chunk,
-            fsdp=scoring.fsdp,
-        )
-        return ScoringPass(REFERENCE_NAMES[first:stop], scorer, readings[first])
-
-    return [over(0, 2)] if scoring.unit == "token" else [over(0, 1), over(1, 2)]
-
-
-def score_parts(
-    config: RunConfig, directory: RunDirectory, passes: Sequence[ScoringPass], parts: list[Path]
-) -> None:
-    """Scores parts (paths of token tables), one after the other."""
-    show = processes.is_first()
-    by_text = any(each.tokenizer.tokenizer is not None for each in passes)
-    texts = DocumentTexts(config, directory) if by_text else None
-    for each in passes:
-        sample = score_documents(
-            each.scorer,
-            sampled_documents(parts, config.scoring.context, each, texts),
-            bos_id=each.tokenizer.bos_id,
-        )
-        for line in sample_warnings(sample, each.vocab_sizes, each.names):
-            if show:
-                print(f"warning: {line}", file=sys.stderr, flush=True)
-    one_pass = len(passes) == 1
-    count = scored_tokens if one_pass else scored_documents
-    total = len(passes) * sum(count(part) for part in parts)
-    unit = "tokens" if one_pass else "documents"
-    with progress.progress_bar("score", total, unit, show=show) as update:
-        totals = [RunningTotals(update, each.vocab_sizes, each.names) for each in passes]
-        for part in parts:
-            index = read_index(part)
-            scores = [
-                score_documents(
-                    each.scorer,
-                    read_model_documents(part, index["row"].to_numpy(), each, texts),
-                    bos_id=each.tokenizer.bos_id,
-                    overlap=config.scoring.overlap,
-                    report=running.add_batch,
-                )
-                for each, running in zip(passes, totals, strict=True)
-            ]
-            for running in totals:
-                running.require_better_than_chance()
-            write_scores(scores_path(directory, part), index, scores)
-
-
-def read_model_documents(
-    part: Path, rows: np.ndarray, models: ScoringPass, texts: DocumentTexts | None
-) -> Iterator[np.ndarray]:
-    """Yields the token ids that the models of a pass read in the documents at `rows` of a part."""
-    own = models.tokenizer.tokenizer
-    if own is None or texts is None:
-        return checked_documents(part, rows, models.vocab_sizes, models.names)
-    return encode_texts(texts.read_part(part, rows), own)
-
-
-def read_index(part: Path) -> pa.Table:
-    """The scored documents of a token part: doc_id, row, bytes."""
-    return pq.read_table(part, columns=["doc_id", "row", "bytes"], filters=SCORED_SPLITS)
-
-
-def read_tokens(part: Path) -> pa.ChunkedArray:
-    """Number of tokens of each scored document of a part."""
-    return pq.read_table(part, columns=["tokens"], filters=SCORED_SPLITS)["tokens"]
-
-
-def scored_tokens(part: Path) -> int:
-    """Number of tokens in the scored documents of a part."""
-    return pc.sum(read_tokens(part)).as_py() or 0
-
-
-def scored_documents(part: Path) -> int:
-    """Number of scored documents of a part."""
-    return len(read_tokens(part))
-
-
-def checked_documents(
-    part: Path, rows: np.ndarray, vocab_sizes: Sequence[int], names: Sequence[str]
-) -> Iterator[np.ndarray]:
-    """Yields the documents at `rows` of a token part, their ids checked against the vocabularies.
-
-    Raises:
-        UserError: for an id that a model has no row for, which it would take for another.
-    """
-    smallest = min(vocab_sizes)
-    for document in read_documents(part.with_suffix(".arrayrecord"), rows):
-        if len(document) and document.max() >= smallest:
-            raise UserError(
-                f"reference.{names[int(np.argmin(vocab_sizes))]}: a document of {part.name} holds "
-                f"token {document.max()}, but the model knows {smallest} tokens: both reference "
-                "models must share the run's tokenizer"
-            )
-        yield document
-
-
-def sampled_documents(
-    parts: list[Path], context: int, models: ScoringPass, texts: DocumentTexts | None
-) -> Iterator[np.ndarray]:
-    """Yields documents from all over `parts`, cut to one window, to judge the models by.
-
-    Texts are those of the run's tokens, which is near enough to judge a model by.
-    """
-    chosen = spread_evenly(parts, SAMPLED_PARTS)
-    for part in chosen:
-        rows = spread_evenly(read_index(part)["row"].to_numpy(), SAMPLED_DOCUMENTS // len(chosen))
-        own = models.tokenizer.tokenizer
-        if own is None or texts is None:
-            documents = checked_documents(part, rows, models.vocab_sizes, models.names)
-        else:
-            documents = encode_texts(texts.decode_part(part, rows), own)
-        for document in documents:
-            yield document[:context]
-
-
-def spread_evenly(items: Any, most: int) -> Any:
-    """At most `most` items of a sequence, evenly spaced."""
-    return items[:: max(1, -(-len(items) // most))]
-
-
-def write_scores(path: Path, index: pa.Table, scores: Sequence[Scores]) -> None:
-    """Writes one part of RUN/scores from the scores of each pass."""
-    nll = np.concatenate([each.nll for each in scores])
-    bad = np.flatnonzero(~np.isfinite(nll).all(axis=0))
-    if len(bad):
-        raise UserError(
-            f"{path.name}: the NLL of document {index['doc_id'][int(bad[0])].as_py()!r} and "
-            f"{len(bad) - 1} others is not a number; check the reference models' weights, or score "
-            "with scoring.compute_dtype: float32"
-        )
-    columns = {"doc_id": index["doc_id"]}
-    if len(scores) == 1:
-        columns["predicted_tokens"] = scores[0].predicted_tokens
-    else:
-        columns["bytes"] = index["bytes"]
-        for name, each in zip(REFERENCE_NAMES, scores, strict=True):
-            columns[f"predicted_tokens_{name}"] = each.predicted_tokens
-    columns |= {f"nll_{name}": sums for name, sums in zip(REFERENCE_NAMES, nll, strict=True)}
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
 def scores_summary(directory: RunDirectory, parts: list[Path], unit: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.config.parallel import ParallelConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.models.cross_entropy import chunk_count, token_nll
 from frame_jax.models.functional import Decoder
@@ -39,35 +40,23 @@ class Scorer:
         models: The decoders, in the order of the results.
     """
 
-    def __init__(
-        self,
-        models: Sequence[tuple[Decoder, Params]],
-        context: int,
-        *,
-        per_device_batch_size: int,
-        loss_chunk: int,
-        fsdp: int = 1,
-        devices: Sequence[jax.Device] | None = None,
-    ):
+    def __init__(self, models: Sequence[tuple[Decoder, Params]], scoring: ScoringConfig):
         """Places the parameters; compiles at the first call.
 
         Args:
             models: Decoders with their parameters, which must share a vocabulary.
-            context: Tokens that a window holds at most.
-            per_device_batch_size: Contexts of tokens that one device scores in a call.
-            loss_chunk: Tokens whose logits exist at one time, per device.
-            fsdp: Devices that share one copy of the parameters; divides the number of devices.
-            devices: Defaults to all devices of this process.
+            scoring: Context, rows of a device, chunks of the loss, devices of a copy (`fsdp`).
 
         Raises:
             UserError: if `fsdp` does not divide the number of devices.
         """
-        devices = jax.local_devices() if devices is None else devices
+        devices, context, fsdp = jax.local_devices(), scoring.context, scoring.fsdp
         if len(devices) % fsdp:
             raise UserError(
                 f"scoring.fsdp is {fsdp}, but a process has {len(devices)} devices: "
                 "choose a divisor of that"
             )
+        per_device_batch_size = scoring.per_device_batch_size
         self.models = tuple(decoder for decoder, _ in models)
         self.context, self.rows = context, per_device_batch_size * len(devices)
         contexts = range(1, per_device_batch_size + 1)
@@ -82,7 +71,7 @@ class Scorer:
         specs = tuple(specs for _, specs in sharded)
         self._batch_sharding = sharding.batch_sharding(mesh)
         rows_spec = self._batch_sharding.spec
-        score = functools.partial(score_rows, self.models, specs, loss_chunk=loss_chunk)
+        score = functools.partial(score_rows, self.models, specs, loss_chunk=scoring.loss_chunk)
         self._score = jax.jit(
             jax.shard_map(
                 score,
@@ -113,8 +102,7 @@ class Scorer:
 
 
 def shard_params(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
-    """Puts parameters on the devices of a mesh, matrices in the compute dtype; returns their specs
-    too.
+    """Puts parameters on a mesh, matrices in the compute dtype; returns their specs, too.
 
     Routers and convolutions compute in float32 and stay it.
 

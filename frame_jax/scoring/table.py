@@ -21,18 +21,17 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import TableConfig
 from frame_jax.corpus.sources.inputs import escape_name, is_ignored
 from frame_jax.corpus.sources.listing import list_files
-from frame_jax.errors import UserError, print_note
+from frame_jax.errors import UserError, is_disk_full, print_note
 from frame_jax.files import local_copy
 from frame_jax.parallel import processes
 from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
-    is_disk_full,
     list_parts,
     read_json,
     write_json,
 )
-from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.run.program_exit import run_on_first_process
 from frame_jax.run.storage_errors import is_storage_error, storage_error
 from frame_jax.sql import UNREADABLE, open_database, parquet_table, sql_identifier, write_parquet
 
@@ -51,8 +50,7 @@ Files = dict[tuple[Column, ...], list[Path]]  # those whose columns have the sam
 
 
 def check_table(config: RunConfig) -> None:
-    """Refuses a table that cannot be used, before the corpus is tokenized; runs on the first
-    process.
+    """Refuses a table that cannot be used, before the corpus is tokenized; process 0 only.
 
     Raises:
         UserError: where it is not there, is no Parquet, or a file of it lacks a column or has one
@@ -123,11 +121,7 @@ def columns_of(
 ) -> tuple[Column, ...]:
     """The columns of a file that the table names: of ids, PPL and, if there is one, PD.
 
-    Args:
-        table: Names them.
-        file: The file, for messages.
-        names: Its columns as it calls them.
-        columns: The same as DuckDB has them.
+    `names` are its columns as it calls them, `columns` the same as DuckDB has them.
 
     Raises:
         UserError: where one is not there, there twice, or of no use.
@@ -171,14 +165,7 @@ def import_scores(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         UserError: where a training document has no number or any document several lines, or where
             the numbers are not those that an earlier start has written.
     """
-
-    def work() -> None:
-        if processes.is_first():
-            import_table(config, directory)
-
-    run_on_all_processes(work)
-    processes.barrier("score: table imported")
-    found = read_json(directory.scores / "table.json")
+    found = run_on_first_process(lambda: import_table(config, directory))
     warnings = [
         f"scoring.table: {found[key]:,} {text}"
         for key, text in (
@@ -193,8 +180,8 @@ def import_scores(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     return {"documents": found["documents"], "warnings": warnings}
 
 
-def import_table(config: RunConfig, directory: RunDirectory) -> None:
-    """Joins the table with the corpus, checks the result, and writes parts and table.json."""
+def import_table(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    """Joins the table with the corpus, checks it, writes parts and table.json; returns the last."""
     table = config.scoring.table
     assert table is not None
     parts = list_parts(directory.tokens, ".parquet")
@@ -215,6 +202,7 @@ def import_table(config: RunConfig, directory: RunDirectory) -> None:
                 query = f"SELECT doc_id, ppl, pd FROM joined WHERE part = {number} AND fine"
                 connection.execute(write_parquet(f"{query} ORDER BY row", path, "zstd"))
     write_json(directory.scores / "table.json", found)
+    return found
 
 
 def join_table(
@@ -246,8 +234,7 @@ def join_table(
 
 
 def id_in_sql(column: str, kind: str) -> str:
-    """SQL for a column of ids as text, equal to what `corpus.fields.get_id` makes of the same
-    values."""
+    """SQL for a column of ids as text, equal to what `corpus.fields.get_id` makes of them."""
     name = sql_identifier(column)
     if kind == "BLOB":
         return f"coalesce(try(decode({name})), lower(hex({name})))"

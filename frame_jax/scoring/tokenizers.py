@@ -26,11 +26,8 @@ def require_same_tokenizer(
 ) -> None:
     """Refuses a checkpoint whose tokenizer is not the one the corpus was tokenized with.
 
-    Args:
-        checkpoint: A Hugging Face checkpoint folder.
-        run_tokenizer: RUN/tokenizer/tokenizer.json, or what it will be made of.
-        key: The setting that names the checkpoint, for the message.
-        bos_id: What the run starts a document with, which the checkpoint must know too.
+    `run_tokenizer` is RUN/tokenizer/tokenizer.json, or what it will be made of, `key` the setting
+    that names the checkpoint, for the message; the checkpoint must know `bos_id`, too.
     """
     path = tokenizer_of(checkpoint, key)
     found = list(tokenizer_differences(read_tokenizer(path), read_tokenizer(run_tokenizer), bos_id))
@@ -80,11 +77,8 @@ def require_rows(vocab_size: int, tokenizer: dict[str, Any], bos_id: int, key: s
 
     Special tokens other than BOS never occur in text, so a `<pad>` beyond the last row is no harm.
 
-    Args:
-        vocab_size: Rows of the model's embedding.
-        tokenizer: As `read_tokenizer` gives it.
-        bos_id: What documents start with.
-        key: The setting that names the checkpoint, for the message.
+    `vocab_size` is the number of rows; `tokenizer` is as `read_tokenizer` gives it, and `key` the
+    setting that names the checkpoint, for the message.
     """
     special = special_token_texts(tokenizer)
     beyond = {
@@ -114,10 +108,7 @@ def tokenizer_differences(
 
     A special token, the run's BOS apart, that only one of the two has changes none.
 
-    Args:
-        theirs: A checkpoint's, as `read_tokenizer` gives it.
-        ours: The run's.
-        bos_id: What the run starts a document with.
+    Both are as `read_tokenizer` gives them; `bos_id` is what the run starts a document with.
     """
     kinds = theirs["model"]["type"], ours["model"]["type"]
     if kinds[0] != kinds[1]:

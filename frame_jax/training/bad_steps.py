@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
 from frame_jax.training.metrics import keep_steps_before
 from frame_jax.training.train_step import TrainState
+from frame_jax.training.training_job import TrainingJob
+
+logger = logging.getLogger(__name__)
 
 TrainStep = Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -43,27 +44,13 @@ def skip_bad_steps(train_step: TrainStep) -> TrainStep:
 class BadSteps:
     """Writes bad steps to `bad_steps.jsonl`, and counts those in a row.
 
-    Args:
-        folder: Where the file goes.
-        selection: Which row comes when.
-        batch_size: Rows of a global batch.
-        most: Bad steps in a row after which training stops.
-        first_step: Steps from here on run again: their lines are dropped.
-        write: Whether this process writes the file.
+    Steps from `first_step` on run again, so their lines are dropped; `write` is false
+    on all processes but one.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        selection: SelectionMap,
-        *,
-        batch_size: int,
-        most: int,
-        first_step: int,
-        write: bool,
-    ):
-        self._path, self._selection, self._rows = folder / "bad_steps.jsonl", selection, batch_size
-        self._most, self._write, self._in_a_row = most, write, 0
+    def __init__(self, job: TrainingJob, first_step: int, write: bool):
+        self._path, self._job = job.folder / "bad_steps.jsonl", job
+        self._write, self._in_a_row = write, 0
         if write:
             keep_steps_before(self._path, first_step)
 
@@ -82,19 +69,19 @@ class BadSteps:
             }
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            print(
-                f"warning: step {step} is not applied (loss {line['loss']}, gradient norm "
-                f"{line['grad_norm']}); its rows are in {self._path}",
-                file=sys.stderr,
+            logger.warning(
+                "step %d is not applied (loss %s, gradient norm %s); its rows are in %s",
+                *(step, line["loss"], line["grad_norm"], self._path),
             )
 
     def _rows_of(self, step: int) -> dict[str, list[int]]:
         """The rows of a step by quadrant, numbered across the quadrant's parts."""
-        first = step * self._rows
-        quadrants, rows = self._selection.select(
-            np.arange(first, min(first + self._rows, len(self._selection)))
+        selection, batch_size = self._job.selection, self._job.training.batch_size
+        first = step * batch_size
+        quadrants, rows = selection.select(
+            np.arange(first, min(first + batch_size, len(selection)))
         )
-        names = self._selection.schedule.quadrants
+        names = selection.schedule.quadrants
         return {
             names[number]: sorted(rows[quadrants == number].tolist())
             for number in np.unique(quadrants)
@@ -102,7 +89,7 @@ class BadSteps:
 
     def are_too_many(self) -> bool:
         """Whether so many steps in a row were bad that training must stop."""
-        return self._in_a_row >= self._most
+        return self._in_a_row >= self._job.training.max_bad_steps
 
     def error(self) -> UserError:
         """The error to raise after too many."""

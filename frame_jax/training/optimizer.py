@@ -20,8 +20,7 @@ from frame_jax.training.lr_schedules import learning_rate
 def decay_mask(axes: Any) -> Any:
     """True for parameters that weight decay shrinks: all but norms, embeddings and convolutions.
 
-    Args:
-        axes: Tree of tuples of logical axis names, as `Decoder.axes()` gives it.
+    `axes` is a tree of tuples of logical axis names, as `Decoder.axes()` gives it.
     """
     return jax.tree.map(
         lambda names: not {"norm", "vocab"} & set(names),
@@ -48,20 +47,13 @@ def make_optimizer(
         # The root mean square of an update is made that of AdamW's, so its learning rates carry
         # over (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
         settings |= {"beta": o.b2, "adam_b1": o.b1, "adam_b2": o.b2, "consistent_rms": 0.2}
-        settings["muon_weight_dimension_numbers"] = muon_axes(decoder.axes())
+        matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
+        settings["muon_weight_dimension_numbers"] = jax.tree.map(  # None: AdamW without decay
+            lambda decays: matrix if decays else None, decay_mask(decoder.axes())
+        )
         rule = optax.contrib.muon(**settings)
     average = () if o.ema_decay is None else (keep_ema(o.ema_decay),)
     return optax.chain(optax.clip_by_global_norm(o.max_grad_norm), rule, *average)
-
-
-def muon_axes(axes: Any) -> Any:
-    """Rows and columns of each layer's matrices; None, hence AdamW without decay, for the rest.
-
-    Args:
-        axes: Tree of tuples of logical axis names, as `Decoder.axes()` gives it.
-    """
-    matrix = optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-    return jax.tree.map(lambda decays: matrix if decays else None, decay_mask(axes))
 
 
 def keep_ema(decay: float) -> optax.GradientTransformation:
@@ -89,11 +81,7 @@ def optimizer_shardings(
     A moment is an array of a parameter's shape whose path in the state ends with the parameter's
     path in the model. (`optax.tree_map_params` finds none in a state that has been made from axes.)
 
-    Args:
-        optimizer: The update rule.
-        params: Tree of parameter shapes.
-        shardings: The same tree with `NamedSharding` leaves.
-        mesh: The mesh.
+    `params` is a tree of shapes, `shardings` the same tree with `NamedSharding` leaves.
     """
     replicated = NamedSharding(mesh, PartitionSpec())
     shapes = jax.tree_util.tree_flatten_with_path(params)[0]

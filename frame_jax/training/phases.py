@@ -13,10 +13,10 @@ from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import shuffled_schedule
 from frame_jax.models.functional import Decoder
 from frame_jax.records import record_counts
-from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.markers import read_fingerprint
+from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.training import trackers
-from frame_jax.training.train_step import SpecialTokens
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob
 
@@ -87,30 +87,22 @@ def make_job(
 ) -> TrainingJob:
     """Makes the job of a phase step that trains.
 
-    Args:
-        config: All settings.
-        directory: The run directory.
-        phase_step: Such as `reference-weak` or `pretrain-frame`.
-        folder: Outputs go here.
-        settings: The model, and how it is trained.
-        selection: Which row comes when.
-        parts: Files of rows, by quadrant.
-        sequence_length: Tokens a row predicts.
+    `phase_step` is such as `reference-weak`, `parts` are the files of rows by quadrant.
     """
     training = settings.training
-    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    special_tokens = read_special_tokens(directory)
     return TrainingJob(
         name=phase_step.replace("-", " "),
         folder=folder,
         decoder=Decoder(
             settings.model,
-            padded_vocab_size(special_tokens["vocab_size"]),
+            padded_vocab_size(special_tokens.vocab_size),
             training.compute_dtype,
             training.remat,
         ),
         training=training,
         parallel=config.parallel,
-        special_tokens=SpecialTokens(special_tokens["bos_id"], special_tokens["eos_id"]),
+        special_tokens=special_tokens,
         selection=selection,
         parts=parts,
         sequence_length=sequence_length,

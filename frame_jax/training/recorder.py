@@ -27,7 +27,7 @@ class Recorder:
 
     The metrics of a step are read from the devices when the next one has been started: that keeps
     the devices busy, and bounds the number of steps in flight to two. Every process counts bad
-    steps; process 0 alone writes.
+    steps; process 0 alone writes. The attempt begins at step `start`, on `mesh`.
 
     Attributes:
         bad: The steps that were not applied.
@@ -35,24 +35,10 @@ class Recorder:
     """
 
     def __init__(self, job: TrainingJob, mesh: Mesh, start: int, consumed: ConsumedRows):
-        """
-        Args:
-            job: The run.
-            mesh: The devices it runs on.
-            start: The first step of this attempt.
-            consumed: The rows of the steps before it.
-        """
         self._job, self.consumed = job, consumed
         self._stack = contextlib.ExitStack()
         first = processes.is_first()
-        self.bad = BadSteps(
-            job.folder,
-            job.selection,
-            batch_size=job.training.batch_size,
-            most=job.training.max_bad_steps,
-            first_step=start,
-            write=first,
-        )
+        self.bad = BadSteps(job, start, first)
         self._log: MetricsLog | None = None
         if first:
             self._log = self._stack.enter_context(
@@ -88,10 +74,7 @@ class Recorder:
     def push(self, step: int, metrics: dict[str, jax.Array], data_seconds: float) -> None:
         """Keeps the metrics of `step`, which is still being computed, and records the step before.
 
-        Args:
-            step: The step.
-            metrics: What it reports, and under ROWS the digests of its rows.
-            data_seconds: How long it waited for its rows.
+        `metrics` hold under ROWS the digests of its rows, for which it waited `data_seconds`.
         """
         self._record_pending()
         self._pending = (step, metrics, data_seconds)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from frame_jax.checkpoints import Checkpointer
 from frame_jax.parallel.sharding import param_shardings
+from frame_jax.training.checkpointer import Checkpointer
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
 from frame_jax.training.train_step import TrainState
 from frame_jax.training.training_job import TrainingJob

@@ -68,12 +68,8 @@ class TrackerFollower:
     Steps that run again after an interruption were sent already. `tracked.json` holds the last of
     them: everything up to the last line that `metrics.jsonl` had when the run was started again.
 
-    Args:
-        make: Opens the tracker.
-        folder: `tracked.json` goes here.
-        last_written: The last step in `metrics.jsonl`, before any line of it is dropped; -1 for
-            none.
-        first_step: The first step of this attempt.
+    `last_written` is the last step in `metrics.jsonl` before any line of it is dropped, -1 for
+    none; `first_step` is the first of this attempt.
     """
 
     def __init__(self, make: MakeTracker, folder: Path, last_written: int, first_step: int):
@@ -112,10 +108,7 @@ class TrackerFollower:
 class TensorBoard:
     """Writes scalars in groups: of the phase, of each of its stages, and of the mixture.
 
-    Args:
-        folder: `tensorboard/` goes here.
-        phase: Name of the first group, such as `pretrain`.
-        first_step: Points of this step and later ones, of an earlier attempt, are dropped.
+    Points of `first_step` and later ones, of an earlier attempt, are dropped.
     """
 
     def __init__(self, folder: Path, phase: str, first_step: int):

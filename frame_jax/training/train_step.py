@@ -17,6 +17,7 @@ from frame_jax.models.functional import Decoder
 from frame_jax.models.router import RouterStatistics, updated_router_bias
 from frame_jax.models.transformer import Params
 from frame_jax.parallel.sharding import constrain_sharding, data_parallel_size
+from frame_jax.run.special_tokens import SpecialTokens
 
 
 class TrainState(NamedTuple):
@@ -31,13 +32,6 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: Params
     optimizer: Any
-
-
-class SpecialTokens(NamedTuple):
-    """The token ids that frame a document in a row: `bos tokens eos`."""
-
-    bos: int
-    eos: int
 
 
 class LMBatch(NamedTuple):
@@ -72,14 +66,14 @@ def make_lm_batch(
         document_attention: False lets attention and positions run through the whole row.
     """
     inputs, targets = rows[:, :-1], rows[:, 1:]
-    starts = inputs == special_tokens.bos
+    starts = inputs == special_tokens.bos_id
     index = jnp.broadcast_to(jnp.arange(inputs.shape[1]), inputs.shape)
     segment_ids, positions = jnp.zeros_like(inputs), index
     if document_attention:
         segment_ids = jnp.cumsum(starts, axis=1)
         positions = index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
-    after_end = starts | (inputs == special_tokens.eos)
-    loss_mask = ~((targets == special_tokens.bos) & after_end)
+    after_end = starts | (inputs == special_tokens.eos_id)
+    loss_mask = ~((targets == special_tokens.bos_id) & after_end)
     return LMBatch(inputs, targets, segment_ids, positions, loss_mask.astype(jnp.float32))
 
 
@@ -159,11 +153,8 @@ def updated_router_biases(
 ) -> Params:
     """Moves the routers' balancing biases against the load of this step.
 
-    Args:
-        params: The model's.
-        counts: [layers with experts, E] float32, choices of the batch's counted tokens.
-        rate: How far a bias moves.
-        config: The model's shape.
+    `counts` are [layers with experts, E] float32, choices of the batch's counted tokens; `rate` is
+    how far a bias moves.
     """
     E = counts.shape[-1]
     by_repeat, start = counts.reshape(config.repeats, -1, E), 0
@@ -204,13 +195,7 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """Makes the update, which the caller jits with shardings and a donated state.
 
-    Args:
-        decoder: The model.
-        optimizer: The update rule.
-        special_tokens: BOS and EOS.
-        training: Document attention, z-loss, sizes of microbatches and of chunks of the loss.
-        mesh: The devices it will run on.
-        learning_rate: The optimizer's schedule, for the metrics.
+    `learning_rate` is the optimizer's schedule, for the metrics.
     """
 
     def train_step(state: TrainState, rows: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -15,9 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from frame_jax.checkpoints import Checkpointer
 from frame_jax.curriculum import digest
-from frame_jax.curriculum.loader import make_loader
+from frame_jax.curriculum.loader import BatchSource, make_loader
 from frame_jax.models.functional import write_description
 from frame_jax.parallel import processes
 from frame_jax.parallel.sharding import batch_sharding, local_rows, make_mesh
@@ -25,6 +24,7 @@ from frame_jax.run import preemption
 from frame_jax.run.preemption import Preempted
 from frame_jax.run.trial_record import write_trial_record
 from frame_jax.training.bad_steps import skip_bad_steps
+from frame_jax.training.checkpointer import Checkpointer
 from frame_jax.training.lr_schedules import learning_rate
 from frame_jax.training.profiling import StepTrace
 from frame_jax.training.recorder import ROWS, Recorder
@@ -61,12 +61,14 @@ def global_batches(
         lambda digests: digests.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec())
     )
     loader = make_loader(
-        job.parts,
-        job.selection,
-        batch_size=job.training.batch_size,
-        row_offsets=offsets,
-        row_tokens=shape[1],
-        padding_id=job.special_tokens.bos,
+        BatchSource(
+            job.parts,
+            job.selection,
+            batch_size=job.training.batch_size,
+            row_offsets=offsets,
+            row_tokens=shape[1],
+            padding_id=job.special_tokens.bos_id,
+        ),
         start_step=start_step,
     )
     for step, rows in enumerate(loader, start_step):

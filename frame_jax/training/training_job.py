@@ -15,9 +15,9 @@ from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import data_parallel_size
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.run.trial_record import StageRecord, TrialRecord
 from frame_jax.training.trackers import MakeTracker
-from frame_jax.training.train_step import SpecialTokens
 
 
 @dataclasses.dataclass(frozen=True)

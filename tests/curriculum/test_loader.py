@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from frame_jax.curriculum import loader
-from frame_jax.curriculum.loader import make_loader
+from frame_jax.curriculum.loader import BatchSource, make_loader
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
 from frame_jax.records import LENGTHS, OpenFiles, TokenReader, write_tokens
@@ -43,12 +43,14 @@ def selection() -> SelectionMap:
 def load(parts, selection, offsets=range(BATCH), start_step=0) -> np.ndarray:
     """int32 [steps, rows, LENGTH]."""
     loader = make_loader(
-        parts,
-        selection,
-        batch_size=BATCH,
-        row_offsets=offsets,
-        row_tokens=LENGTH,
-        padding_id=BOS,
+        BatchSource(
+            parts,
+            selection,
+            batch_size=BATCH,
+            row_offsets=offsets,
+            row_tokens=LENGTH,
+            padding_id=BOS,
+        ),
         start_step=start_step,
     )
     return np.stack(list(loader))

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax import checkpoints
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.evaluation import AverageConfig, EvaluationConfig
 from frame_jax.config.models import ModelConfig
@@ -31,6 +30,7 @@ from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, read_json, write_json
 from frame_jax.run.trial_record import TrialRecord, load_trial_record, write_trial_record
+from frame_jax.training.checkpointer import Checkpointer
 from frame_jax.training.optimizer import EmaState
 
 DECODER = Decoder(
@@ -96,7 +96,7 @@ def write_arm(directory: RunDirectory, arm: str) -> dict[int, Any]:
     folder = directory.pretrain(arm)
     write_description(folder, DECODER)
     write_trial_record(folder, TrialRecord(STEPS[-1], 4, 8, {}, STEPS, (), ()))
-    saver = checkpoints.Checkpointer(folder / "checkpoints", STEPS, "fingerprint")
+    saver = Checkpointer(folder / "checkpoints", STEPS, "fingerprint")
     params = {}
     for step in STEPS:
         params[step] = jax.tree.map(lambda leaf: 3 * leaf, DECODER.init(jax.random.key(step)))
@@ -213,7 +213,7 @@ def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Pat
     directory = copy_inputs(whole, tmp_path / "run")
     folder = directory.pretrain("frame") / "checkpoints"
     shutil.rmtree(folder)
-    saver = checkpoints.Checkpointer(folder, STEPS, "fingerprint")
+    saver = Checkpointer(folder, STEPS, "fingerprint")
     for step in STEPS:
         other = jax.tree.map(jnp.zeros_like, params[step])
         saver.save(step, other, ({"count": jnp.zeros(())}, EmaState(params[step])))

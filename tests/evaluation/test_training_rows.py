@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax import checkpoints
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.evaluation import EvaluationConfig
@@ -26,9 +25,11 @@ from frame_jax.models.functional import Decoder, write_description
 from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, write_json
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.run.trial_record import TrialRecord, write_trial_record
+from frame_jax.training.checkpointer import Checkpointer
 from frame_jax.training.phases import trial_order
-from frame_jax.training.train_step import SpecialTokens, loss_fn, make_lm_batch
+from frame_jax.training.train_step import loss_fn, make_lm_batch
 from tests.training.rows import BOS, EOS, LENGTH, ROWS, VOCAB, write_rows
 
 BATCH, FINAL = 4, 15  # 60 of the 88 rows
@@ -68,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Any]:
         folder = directory.pretrain(arm)
         write_description(folder, DECODER)
         write_trial_record(folder, record)
-        saver = checkpoints.Checkpointer(folder / "checkpoints", [FINAL], "f")
+        saver = Checkpointer(folder / "checkpoints", [FINAL], "f")
         saver.save(FINAL, params, {"count": jnp.zeros(())})
         saver.close()
     return directory, params
@@ -100,7 +101,7 @@ def test_losses_and_steps_are_those_of_each_row_alone(
         assert trained[line["quadrant"], line["row"]] == line["step"]
         (path,) = (directory.quadrants / line["quadrant"]).glob("part-*.arrayrecord")
         row = np.array(TokenReader(path).read([line["row"]]), np.int32)
-        seen = make_lm_batch(jnp.asarray(row), SpecialTokens(BOS, EOS), True)
+        seen = make_lm_batch(jnp.asarray(row), SpecialTokens(BOS, EOS, VOCAB), True)
         nll = loss_fn(DECODER, params, seen, 1, TrainingConfig())[1].nll
         assert line["predicted_tokens"] == seen.loss_mask.sum()
         np.testing.assert_allclose(line["nll"], nll, rtol=2e-5)

@@ -36,7 +36,7 @@ def test_training_goes_on_from_the_bucket_when_the_disk_is_lost(
     job.folder.mkdir(parents=True)
     bucket.pointer_file(job.folder).write_text("s3://bucket/job/checkpoints\n")
     with monkeypatch.context() as patch, failing(monkeypatch, port, every=9) as server:
-        patch.setattr(bucket, "FIRST_WAIT_SECONDS", 0.01)
+        patch.setattr("frame_jax.retries.RETRY_SECONDS", (0.01,) * 6)
         patch.setattr(preemption, "stop_requested", lambda step: step == 4)
         with pytest.raises(Preempted, match="saved at step 4"):
             train(job)

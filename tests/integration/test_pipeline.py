@@ -13,7 +13,7 @@ import pytest
 from frame_jax import inspect
 from frame_jax.config.file import load
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.curriculum.loader import make_loader
+from frame_jax.curriculum.loader import BatchSource, make_loader
 from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve_curriculum
@@ -139,12 +139,14 @@ def served_rows(config_path: Path, directory: RunDirectory, arm: str) -> list[by
         sequence_length=64,
     )
     loader = make_loader(
-        parts,
-        SelectionMap(schedule, config.seed),
-        batch_size=16,
-        row_offsets=range(16),
-        row_tokens=65,
-        padding_id=load_tokenizer(directory).bos_id,
+        BatchSource(
+            parts,
+            SelectionMap(schedule, config.seed),
+            batch_size=16,
+            row_offsets=range(16),
+            row_tokens=65,
+            padding_id=load_tokenizer(directory).bos_id,
+        )
     )
     rows = [row.astype("<u4").tobytes() for batch in loader for row in batch]
     return rows[: schedule.rows]

@@ -24,8 +24,13 @@ STOPS = [
     ],  # while it compiles
     [
         ("frame_jax.training.recorder:Recorder.push", 4, 0.0, "SIGTERM"),
-        ("frame_jax.checkpoints:Checkpointer.close", 1, 0.0, "SIGTERM"),  # waits for the save
-        ("frame_jax.checkpoints:Checkpointer.close", 1, 0.02, "SIGTERM"),
+        (
+            "frame_jax.training.checkpointer:Checkpointer.close",
+            1,
+            0.0,
+            "SIGTERM",
+        ),  # waits for the save
+        ("frame_jax.training.checkpointer:Checkpointer.close", 1, 0.02, "SIGTERM"),
     ],
     [("frame_jax.checkpoints:load_arrays", 1, 0.01, "SIGTERM")],  # of that checkpoint
     [("frame_jax.evaluation.weights:checkpoint_scorers", 1, 0.3, "SIGTERM")],

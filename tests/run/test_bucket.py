@@ -15,11 +15,12 @@ import jax
 import numpy as np
 import pytest
 
-from frame_jax.checkpoints import Checkpointer, saved_steps
+from frame_jax.checkpoints import saved_steps
 from frame_jax.errors import UserError
 from frame_jax.run import bucket, checkpoint_copies, markers, phases
 from frame_jax.run.bucket import Bucket
 from frame_jax.run.directory import RunDirectory
+from frame_jax.training.checkpointer import Checkpointer
 from tests.run.test_phases import complete, config
 from tests.s3_proxy import failing, serve
 
@@ -137,7 +138,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from tests.run.test_bucket import order, state
-from frame_jax.checkpoints import Checkpointer
+from frame_jax.training.checkpointer import Checkpointer
 checkpointer = Checkpointer(Path(sys.argv[1]), (2,), "fingerprint")
 for step in range(1, 200):
     checkpointer.save(step, *state(step), order(step))
@@ -167,7 +168,7 @@ def test_a_killed_run_goes_on_from_what_is_whole(folder: Path) -> None:
 def test_a_server_that_fails_now_and_then_costs_nothing(
     folder: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("frame_jax.retries.RETRY_SECONDS", (0.01,) * 6)
     with failing(monkeypatch, port, every=4) as server:
         save(folder, 1, 2, 3)
         shutil.rmtree(folder)
@@ -179,8 +180,7 @@ def test_a_server_that_fails_now_and_then_costs_nothing(
 def test_a_server_that_only_fails_is_named_and_nothing_is_called_damaged(
     folder: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(bucket, "ATTEMPTS", 2)
+    monkeypatch.setattr("frame_jax.retries.RETRY_SECONDS", (0.01,))
     save(folder, 2, 3)
     shutil.rmtree(folder)
     with failing(monkeypatch, port, every=1, most=10_000):

@@ -105,9 +105,7 @@ def test_every_process_computes_as_the_first(
 ) -> None:
     """Process 1, whose host has no such products, or has not yet seen a marker."""
     on(monkeypatch, bfloat16=False)
-    monkeypatch.setattr(
-        processes, "broadcast_from_first", lambda value: compute_dtype.TYPES.index("bfloat16")
-    )
+    monkeypatch.setattr(processes, "broadcast_from_first", lambda value: "bfloat16")
     monkeypatch.setattr(processes, "is_first", lambda: False)
     given = config(directory)
     assert types(compute_dtype.decide_types(given, given)[0]) == ["bfloat16"] * 4

@@ -73,7 +73,7 @@ def test_a_marker_that_is_gone_leaves_the_rest_current(
     """Where only scores are left to the device, nothing else says what they were made in."""
     for name in ("score", "evaluate-frame", "evaluate-random", "evaluate-own"):
         Path("run", f"{name}.json").unlink()
-    asked: list[dict[str, markers.ExpectedMarker]] = []
+    asked: list[dict[str, markers.Marker]] = []
     monkeypatch.setattr(main, "_run_phase_steps", lambda *given: asked.append(given[4]) or 0)
     monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda device: True)
     named = [f"--{part}.training.compute_dtype=bfloat16" for part in COMPUTING]

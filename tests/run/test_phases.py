@@ -91,6 +91,13 @@ def test_a_setting_that_a_release_adds_is_named_even_where_it_is_null(tmp_path: 
     assert "pretrain.training.steps: no such setting then, None now" in message
 
 
+def test_a_marker_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    write_json(directory.marker("score"), {"complete": True, "begun": 1})
+    with pytest.raises(UserError, match=r"score.json is not as this release writes it .*begun"):
+        markers.read_marker(directory, "score")
+
+
 def test_changed_corpus_files_are_noticed(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     complete(directory, config())

@@ -14,7 +14,7 @@ from frame_jax.evaluation.results import read_result, read_results, scores_folde
 from frame_jax.report.study import read_study
 from frame_jax.run import markers, phases
 from frame_jax.run.directory import RunDirectory, read_json, write_json
-from frame_jax.run.stale_steps import changed_input
+from frame_jax.run.markers import changed_input
 from frame_jax.run.trial_record import TrialRecord, read_trial_record, write_trial_record
 from tests.report.synthetic import make_run
 from tests.run.test_phases import complete, config

@@ -25,6 +25,7 @@ from frame_jax.run import integrity, lock, storage
 from frame_jax.run.directory import RunDirectory, read_json, write_json
 from frame_jax.run.lock import hold_lock
 from frame_jax.run.program_exit import find_user_error
+from frame_jax.training.checkpointer import Checkpointer
 from tests.arm import make_arm
 from tests.integration.small_run import write_config, write_corpus
 from tests.programs import IMPATIENT, free_port, side_by_side
@@ -192,7 +193,7 @@ def test_a_checkpoint_that_the_storage_does_not_give_is_not_called_damaged(
         with pytest.raises(UserError, match=r"Input/output error.*run the same command") as raised:
             checkpoints.load_params(folder, decoder, 6)
         assert "--redo" not in str(raised.value)
-        checkpointer = checkpoints.Checkpointer(folder, (3, 6), "fingerprint")
+        checkpointer = Checkpointer(folder, (3, 6), "fingerprint")
         with pytest.raises(UserError, match=r"checkpoints/6: the storage .*Input/output error"):
             checkpointer.restore_newest(decoder.shapes(), {"unused": np.zeros(1)})
         checkpointer.close()

@@ -14,19 +14,19 @@ import jax
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
-from frame_jax.scoring import score
+from frame_jax.scoring import score, score_parts
 from tests.scoring.scoring_helpers import run_config
 
 
 def die_after(parts: int) -> None:
-    written, write = itertools.count(1), score.write_scores
+    written, write = itertools.count(1), score_parts.write_scores
 
     def write_and_die(*arguments) -> None:
         write(*arguments)
         if next(written) == parts:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    score.write_scores = write_and_die
+    score_parts.write_scores = write_and_die
 
 
 def main(run: str, port: str, count: str, index: str, devices: str, *parts: str) -> None:

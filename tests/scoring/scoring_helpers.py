@@ -5,7 +5,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from frame_jax.checkpoints import Checkpointer
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
@@ -13,6 +12,7 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import part_name
+from frame_jax.training.checkpointer import Checkpointer
 
 VOCAB, BOS, FREQUENT = 96, 1, 12
 # In bfloat16 a sum that rounds the other way in another arrangement moves a document's NLL sum by

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from frame_jax.config.parallel import ParallelConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import make_mesh
 from frame_jax.scoring.documents import score_documents
@@ -18,7 +19,9 @@ TOLERANCES = 2e-6, BFLOAT16_TOLERANCE  # of a document's NLL sum, relative, for 
 def score(fsdp: int = 1) -> np.ndarray:
     """[2, documents]: NLL sums under a float32 and a bfloat16 model."""
     models = [make_model(1, "float32"), make_model(2, "bfloat16", hidden_size=48)]
-    scorer = Scorer(models, CONTEXT, per_device_batch_size=2, loss_chunk=300, fsdp=fsdp)
+    scorer = Scorer(
+        models, ScoringConfig(CONTEXT, per_device_batch_size=2, loss_chunk=300, fsdp=fsdp)
+    )
     lengths = np.random.default_rng(0).lognormal(4, 1.2, 150).astype(int)
     return score_documents(scorer, make_documents(lengths=lengths), bos_id=BOS, overlap=8).nll
 
@@ -43,7 +46,9 @@ def test_models_of_other_kinds_are_gathered_layer_by_layer(use_devices) -> None:
         for name, dtype in (("sigmoid", "float32"), ("hybrid", "bfloat16")):
             decoder = Decoder(KINDS[name], VOCAB, dtype)
             models.append((decoder, jax.tree.map(np.asarray, decoder.init(jax.random.key(0)))))
-        scorer = Scorer(models, 64, per_device_batch_size=2, loss_chunk=300, fsdp=fsdp)
+        scorer = Scorer(
+            models, ScoringConfig(64, per_device_batch_size=2, loss_chunk=300, fsdp=fsdp)
+        )
         lengths = np.random.default_rng(0).lognormal(3, 1.2, 60).astype(int)
         return score_documents(scorer, make_documents(lengths=lengths), bos_id=BOS, overlap=8).nll
 

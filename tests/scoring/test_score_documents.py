@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.scoring import documents as documents_module
 from frame_jax.scoring.documents import score_documents
@@ -23,7 +24,7 @@ from tests.scoring.scoring_helpers import (
 
 
 def make_scorer(models, *, context=32, rows=8, loss_chunk=64):
-    return Scorer(models, context, per_device_batch_size=rows, loss_chunk=loss_chunk)
+    return Scorer(models, ScoringConfig(context, per_device_batch_size=rows, loss_chunk=loss_chunk))
 
 
 def score(scorer, documents, overlap=8):
@@ -129,4 +130,4 @@ def test_reports_add_up(scorer, documents):
 
 def test_fsdp_must_divide_the_devices(models):
     with pytest.raises(UserError, match=r"scoring.fsdp is 3, but a process has \d+ devices"):
-        Scorer(models, 32, per_device_batch_size=1, loss_chunk=64, fsdp=3)
+        Scorer(models, ScoringConfig(32, per_device_batch_size=1, loss_chunk=64, fsdp=3))

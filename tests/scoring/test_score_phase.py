@@ -12,7 +12,7 @@ from frame_jax.config.quadrants import RowsConfig
 from frame_jax.errors import UserError
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import list_parts, remove
-from frame_jax.scoring import score
+from frame_jax.scoring import score, score_parts
 from frame_jax.scoring.documents import BatchScores, Scores
 from frame_jax.scoring.running_totals import sample_warnings
 from tests.scoring.numpy_decoder import document_nll
@@ -103,7 +103,7 @@ def test_parts_are_not_completed_with_other_weights(make_run):
 def test_one_part_is_in_memory_at_a_time(make_run, monkeypatch):
     config, directory = make_run(parts=4)
     known, alive = [], []
-    read, write = score.read_index, score.write_scores
+    read, write = score_parts.read_index, score_parts.write_scores
 
     def read_noted(part):
         table = read(part)
@@ -114,8 +114,8 @@ def test_one_part_is_in_memory_at_a_time(make_run, monkeypatch):
         alive.append(sum(table() is not None for table in known))
         write(*arguments)
 
-    monkeypatch.setattr(score, "read_index", read_noted)
-    monkeypatch.setattr(score, "write_scores", write_noted)
+    monkeypatch.setattr(score_parts, "read_index", read_noted)
+    monkeypatch.setattr(score_parts, "write_scores", write_noted)
     score.score_corpus(config, directory)
     assert alive == [1] * 4
 
@@ -135,7 +135,7 @@ def test_a_model_worse_than_chance_is_refused_after_a_few_documents(make_run, mo
     params["output"] = params["output"] * np.float32(1e-3)
     params["output"][FREQUENT:, 0] += 5e-3
     config, directory = make_run(models=[(decoder, params), make_model(2)])
-    monkeypatch.setattr(score, "RunningTotals", None)
+    monkeypatch.setattr(score_parts, "RunningTotals", None)
     with pytest.raises(UserError, match=r"weak reference model predicts worse .* over ([\d,]+) to"):
         score.score_corpus(config, directory)
     assert not list_parts(directory.scores, ".parquet")
@@ -223,7 +223,9 @@ def test_a_model_whose_perplexity_is_beyond_any_number_is_refused(make_run):
 
 def test_the_meter_shows_speed_ppl_and_pd_whatever_the_numbers(recwarn):
     shown = []
-    meter = score.RunningTotals(lambda amount, note: shown.append((amount, note)), [VOCAB, VOCAB])
+    meter = score_parts.RunningTotals(
+        lambda amount, note: shown.append((amount, note)), [VOCAB, VOCAB]
+    )
     meter.add_batch(BatchScores(3, 10, np.log([8.0, 4.0]) * 10))
     meter.add_batch(BatchScores(1, 10, np.array([1e6, 1e5])))
     assert [amount for amount, _ in shown] == [10, 10]

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.scoring.documents import score_documents
@@ -75,7 +76,7 @@ def test_nll_sums_agree_with_transformers(tmp_path):
     expected = np.array([[nll_alone(model, tokens) for tokens in documents] for model in theirs])
     # Rows of 192 and 512 tokens, whose attention is computed in two different ways.
     for rows in (3, 8):
-        scorer = Scorer(ours, CONTEXT, per_device_batch_size=rows, loss_chunk=50)
+        scorer = Scorer(ours, ScoringConfig(CONTEXT, per_device_batch_size=rows, loss_chunk=50))
         scores = score_documents(scorer, documents, bos_id=BOS, overlap=OVERLAP)
         assert list(scores.predicted_tokens) == [len(text.encode()) for text in TEXTS.values()]
         nothing = scores.predicted_tokens == 0

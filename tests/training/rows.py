@@ -14,7 +14,7 @@ from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve_curriculum
 from frame_jax.models.functional import Decoder
 from frame_jax.records import write_tokens
-from frame_jax.training.train_step import SpecialTokens
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.training.training_job import TrainingJob
 
 VOCAB, LENGTH, ROWS, BOS, EOS = 128, 32, 22, 1, 2
@@ -61,7 +61,7 @@ def make_job(
         decoder=Decoder(model, VOCAB, dtype),
         training=training,
         parallel=parallel or ParallelConfig(),
-        special_tokens=SpecialTokens(BOS, EOS),
+        special_tokens=SpecialTokens(BOS, EOS, VOCAB),
         selection=SelectionMap(schedule, seed=0),
         parts={
             quadrant: [root / quadrant / "part-00000-of-00001.arrayrecord"]

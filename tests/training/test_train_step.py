@@ -16,8 +16,8 @@ from frame_jax.config.training import TrainingConfig
 from frame_jax.models.cross_entropy import chunk_count, cross_entropy, token_nll
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.training.train_step import (
-    SpecialTokens,
     TrainState,
     loss_fn,
     make_lm_batch,
@@ -27,7 +27,7 @@ from tests.models.kinds import KINDS
 from tests.optimized import compile_optimized
 
 BOS, EOS = 1, 2
-SPECIAL_TOKENS = SpecialTokens(BOS, EOS)
+SPECIAL_TOKENS = SpecialTokens(BOS, EOS, 128)
 
 
 def test_view_derives_documents_and_weights_from_tokens() -> None:
@@ -43,7 +43,7 @@ def test_view_derives_documents_and_weights_from_tokens() -> None:
 
 def test_the_end_is_predicted_where_one_token_serves_as_bos_and_eos() -> None:
     row = jnp.array([[BOS, 7, 8, BOS, 9, BOS, BOS]])
-    seen = make_lm_batch(row, SpecialTokens(BOS, BOS), document_attention=True)
+    seen = make_lm_batch(row, SpecialTokens(BOS, BOS, 128), document_attention=True)
     assert seen.loss_mask.tolist() == [[1, 1, 1, 1, 1, 0]]
 
 

@@ -17,6 +17,7 @@ from frame_jax.errors import UserError
 from frame_jax.models.functional import Decoder
 from frame_jax.parallel.sharding import make_mesh
 from frame_jax.run.trial_record import averaged_steps, load_trial_record
+from frame_jax.training.checkpointer import Checkpointer
 from frame_jax.training.state import StateFactory
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob, kept_steps, tail_steps
@@ -195,13 +196,13 @@ def test_without_milestones_only_stage_ends_are_saved(
 ) -> None:
     job = make_job(root, training=TrainingConfig(batch_size=8, milestones=0))
     assert kept_steps(job.selection.schedule, job.training) == [3, 6, 9, 11]
-    save, asked = checkpoints.Checkpointer.save, []
+    save, asked = Checkpointer.save, []
 
-    def noting(self: checkpoints.Checkpointer, step: int, *state: Any) -> None:
+    def noting(self: Checkpointer, step: int, *state: Any) -> None:
         asked.append(step)
         save(self, step, *state)
 
-    monkeypatch.setattr(checkpoints.Checkpointer, "save", noting)
+    monkeypatch.setattr(Checkpointer, "save", noting)
     train(job)
     assert asked == [3, 6, 9, 11]  # the initial weights are not written to be deleted
     assert checkpoints.saved_steps(job.folder / "checkpoints") == [3, 6, 9, 11]

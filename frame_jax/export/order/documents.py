@@ -20,7 +20,8 @@ from frame_jax.config.run import RunConfig
 from frame_jax.export.order.trial_order import TrialOrder
 from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
 from frame_jax.quadrants.rows import list_documents, training_conditions
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory
+from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.sql import open_database, parquet_table, write_parquet
 
 ROWS_AT_ONCE = 1 << 20
@@ -132,8 +133,8 @@ def write_first_rows(
     And of each row: quadrant_index, quadrant_row, tokens (of text), cut (those of documents that
     begin in another row). Packs lengths as the partition phase has packed the documents.
     """
-    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
-    framing = 1 if special_tokens["bos_id"] == special_tokens["eos_id"] else 2
+    special_tokens = read_special_tokens(directory)
+    framing = 1 if special_tokens.bos_id == special_tokens.eos_id else 2
     rows_config = config.partition.rows
     pack = concat if rows_config.packing == "concat" else best_fit
     conditions, parts = training_conditions(quadrants), rows_config.parts

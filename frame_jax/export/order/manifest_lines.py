@@ -9,7 +9,6 @@ once, from its beginning to its end, and its lines are sorted by where they go
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +28,8 @@ from frame_jax.parallel import processes
 from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
 from frame_jax.quadrants.rows import ShuffledDocuments, list_documents, training_conditions
 from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, atomic_path, read_json, write_json
+from frame_jax.run.directory import RunDirectory, atomic_path, file_sha256, write_json
+from frame_jax.run.special_tokens import read_special_tokens
 
 PART_ROWS = 1 << 18
 SPANS = pa.list_(
@@ -60,9 +60,9 @@ def write_sorted_lines(
     scratch: Path,
 ) -> None:
     """Sorts the lines of a part of a quadrant into one batch for each part of the manifest."""
-    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    special_tokens = read_special_tokens(directory)
     rows_config, show = config.partition.rows, processes.is_first()
-    framing = 1 if special_tokens["bos_id"] == special_tokens["eos_id"] else 2
+    framing = 1 if special_tokens.bos_id == special_tokens.eos_id else 2
     pack = concat if rows_config.packing == "concat" else best_fit
     quadrants = trial_order.schedule.quadrants
     with (
@@ -91,7 +91,7 @@ def write_sorted_lines(
                 digests[first : first + len(rows)] = digest.row_digests(rows)
                 lo, hi = np.searchsorted(begin_rows, [first, first + len(rows)])
                 ids = rows[begin_rows[lo:hi] - first, begins[lo:hi]]
-                agree &= bool((ids == special_tokens["bos_id"]).all())
+                agree &= bool((ids == special_tokens.bos_id).all())
                 update(len(rows), path.stem)
             if not agree:
                 raise UserError(
@@ -194,8 +194,7 @@ def write_part(
     with atomic_path(path) as temporary:
         names = ["stage", "quadrant"]
         pq.write_table(pa.table(columns), temporary, use_dictionary=names, compression="zstd")
-        with temporary.open("rb") as file:
-            sha256 = hashlib.file_digest(file, hashlib.sha256).hexdigest()
+        sha256 = file_sha256(temporary)
     total = digest.digest_value(digest.ordered_row_digests(rows, digests).sum(0, dtype=np.uint64))
     described = {
         "first_row": int(rows[0]),

@@ -8,7 +8,6 @@ one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from frame_jax.export.order.row_files import RowFile, list_row_files, read_rows
 from frame_jax.export.order.trial_order import TrialOrder, make_trial_order
 from frame_jax.records import TokenReader
 from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.directory import RunDirectory, file_sha256, read_json
 from frame_jax.run.storage_errors import is_storage_error
 from frame_jax.run.trial_record import read_trial_record
 
@@ -209,7 +208,7 @@ def read_row_digests_from_manifest(trial: VerifiedTrial) -> None:
     listed = np.zeros_like(trial.disk)
     for part in manifest_parts(trial, 0, trial.steps):
         path = trial.manifest / part["file"]
-        if sha256_of(path) != part["sha256"]:
+        if not path.exists() or file_sha256(path) != part["sha256"]:
             trial.problems.append(
                 f"{path} is not what was written: remove it and its .json, and export the manifest "
                 "again"
@@ -221,15 +220,6 @@ def read_row_digests_from_manifest(trial: VerifiedTrial) -> None:
         each = digest.ordered_row_digests(rows[read], digests[read])
         add_digests(listed, rows[read] // trial.batch_size, each)
     trial.listed = None if trial.problems else listed
-
-
-def sha256_of(path: Path) -> str | None:
-    """A file's checksum in hexadecimal; None if there is no file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, hashlib.sha256).hexdigest()
-    except FileNotFoundError:
-        return None
 
 
 def manifest_parts(trial: VerifiedTrial, first: int, stop: int) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from frame_jax.config.quadrants import PartitionConfig, RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import PretrainConfig, TrainingConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.curriculum.loader import make_loader
+from frame_jax.curriculum.loader import BatchSource, make_loader
 from frame_jax.export.order.export import main
 from frame_jax.export.order.formats.registry import FORMATS
 from frame_jax.export.order.trial_order import (
@@ -351,7 +351,14 @@ def test_rows_come_as_the_loader_here_reads_them(
     ).tolist()
     parts = {c: list_parts(directory.quadrants / c, ".arrayrecord") for c in QUADRANTS}
     loader = make_loader(
-        parts, plan.selection, batch_size=1, row_offsets=[0], row_tokens=LENGTH + 1, padding_id=0
+        BatchSource(
+            parts,
+            plan.selection,
+            batch_size=1,
+            row_offsets=[0],
+            row_tokens=LENGTH + 1,
+            padding_id=0,
+        )
     )
     np.testing.assert_array_equal(np.concatenate(stage_rows), np.concatenate(list(loader)))
 

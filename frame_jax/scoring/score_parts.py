@@ -1,0 +1,207 @@
+"""Scores token shards: the documents of each part under the reference models, into one table.
+
+A part of RUN/scores holds doc_id, predicted_tokens, nll_weak, nll_strong (sums in nats). Documents
+of the splits train and held_out are scored. One without tokens has nothing to predict: it is kept
+with zeros, and the partition gives it no quadrant. Under `scoring.unit: byte` each model is scored
+by itself, on the tokens that it reads, and in place of predicted_tokens stand bytes (UTF-8, of the
+text), predicted_tokens_weak and predicted_tokens_strong.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from frame_jax.config.run import RunConfig
+from frame_jax.config.scoring import ScoringConfig
+from frame_jax.errors import UserError
+from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Params
+from frame_jax.parallel import processes
+from frame_jax.run import progress
+from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.scoring.documents import Scores, score_documents
+from frame_jax.scoring.model_tokenizers import (
+    REFERENCE_NAMES,
+    DocumentTexts,
+    ModelTokenizer,
+    encode_texts,
+    read_documents,
+)
+from frame_jax.scoring.running_totals import RunningTotals, sample_warnings
+from frame_jax.scoring.scorer import Scorer
+
+SCORED_SPLITS = [("split", "in", ("train", "held_out"))]
+SAMPLED_PARTS, SAMPLED_DOCUMENTS = 8, 64  # looked at before all else
+
+logger = logging.getLogger(__name__)
+
+
+class ScoringPass(NamedTuple):
+    """Models that read the same token ids and are scored in one call."""
+
+    names: tuple[str, ...]
+    scorer: Scorer
+    tokenizer: ModelTokenizer
+
+    @property
+    def vocab_sizes(self) -> list[int]:
+        return [decoder.vocab_size for decoder in self.scorer.models]
+
+
+def make_passes(
+    scoring: ScoringConfig,
+    references: Sequence[tuple[Decoder, Params]],
+    readings: Sequence[ModelTokenizer],
+) -> list[ScoringPass]:
+    """Both models in one pass or, where losses are compared by the byte, each in its own."""
+
+    def over(first: int, stop: int) -> ScoringPass:
+        scorer = Scorer(references[first:stop], scoring)
+        return ScoringPass(REFERENCE_NAMES[first:stop], scorer, readings[first])
+
+    return [over(0, 2)] if scoring.unit == "token" else [over(0, 1), over(1, 2)]
+
+
+def score_parts(
+    config: RunConfig, directory: RunDirectory, passes: Sequence[ScoringPass], parts: list[Path]
+) -> None:
+    """Scores parts (paths of token tables), one after the other.
+
+    Raises:
+        UserError: for a model worse than the uniform distribution, or one that does not know a
+            token.
+    """
+    show = processes.is_first()
+    by_text = any(each.tokenizer.tokenizer is not None for each in passes)
+    texts = DocumentTexts(config, directory) if by_text else None
+    for each in passes:
+        sample = score_documents(
+            each.scorer,
+            sampled_documents(parts, config.scoring.context, each, texts),
+            bos_id=each.tokenizer.bos_id,
+        )
+        for line in sample_warnings(sample, each.vocab_sizes, each.names):
+            if show:
+                logger.warning("%s", line)
+    if len(passes) == 1:
+        total, unit = sum(pc.sum(read_tokens(part)).as_py() or 0 for part in parts), "tokens"
+    else:
+        total, unit = len(passes) * sum(len(read_tokens(part)) for part in parts), "documents"
+    with progress.progress_bar("score", total, unit, show=show) as update:
+        totals = [RunningTotals(update, each.vocab_sizes, each.names) for each in passes]
+        for part in parts:
+            index = read_index(part)
+            scores = [
+                score_documents(
+                    each.scorer,
+                    read_model_documents(part, index["row"].to_numpy(), each, texts),
+                    bos_id=each.tokenizer.bos_id,
+                    overlap=config.scoring.overlap,
+                    report=running.add_batch,
+                )
+                for each, running in zip(passes, totals, strict=True)
+            ]
+            for running in totals:
+                running.require_better_than_chance()
+            write_scores(scores_path(directory, part), index, scores)
+
+
+def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
+    """Path of the scores of a token part."""
+    return directory.scores / tokens_part.name
+
+
+def read_index(part: Path) -> pa.Table:
+    """The scored documents of a token part: doc_id, row, bytes."""
+    return pq.read_table(part, columns=["doc_id", "row", "bytes"], filters=SCORED_SPLITS)
+
+
+def read_tokens(part: Path) -> pa.ChunkedArray:
+    """Number of tokens of each scored document of a part."""
+    return pq.read_table(part, columns=["tokens"], filters=SCORED_SPLITS)["tokens"]
+
+
+def read_model_documents(
+    part: Path,
+    rows: np.ndarray,
+    models: ScoringPass,
+    texts: DocumentTexts | None,
+    *,
+    decoded: bool = False,
+) -> Iterator[np.ndarray]:
+    """Yields the token ids that the models of a pass read in the documents at `rows` of a part.
+
+    `rows` are those of a part of the run's tokens, `part` its table. `texts` are None where all
+    models read these tokens. `decoded` takes the texts that the tokens decode to, which is near
+    enough to judge a model by.
+    """
+    own = models.tokenizer.tokenizer
+    if own is None or texts is None:
+        return checked_documents(part, rows, models.vocab_sizes, models.names)
+    read = texts.decode_part if decoded else texts.read_part
+    return encode_texts(read(part, rows), own)
+
+
+def checked_documents(
+    part: Path, rows: np.ndarray, vocab_sizes: Sequence[int], names: Sequence[str]
+) -> Iterator[np.ndarray]:
+    """Yields the documents at `rows` of a token part, their ids checked against the vocabularies.
+
+    Raises:
+        UserError: for an id that a model has no row for, which it would take for another.
+    """
+    smallest = min(vocab_sizes)
+    for document in read_documents(part.with_suffix(".arrayrecord"), rows):
+        if len(document) and document.max() >= smallest:
+            raise UserError(
+                f"reference.{names[int(np.argmin(vocab_sizes))]}: a document of {part.name} holds "
+                f"token {document.max()}, but the model knows {smallest} tokens: both reference "
+                "models must share the run's tokenizer"
+            )
+        yield document
+
+
+def sampled_documents(
+    parts: list[Path], context: int, models: ScoringPass, texts: DocumentTexts | None
+) -> Iterator[np.ndarray]:
+    """Yields documents from all over `parts`, cut to one window, to judge the models by."""
+    chosen = spread_evenly(parts, SAMPLED_PARTS)
+    for part in chosen:
+        rows = spread_evenly(read_index(part)["row"].to_numpy(), SAMPLED_DOCUMENTS // len(chosen))
+        for document in read_model_documents(part, rows, models, texts, decoded=True):
+            yield document[:context]
+
+
+def spread_evenly(items: Any, most: int) -> Any:
+    """At most `most` items of a sequence, evenly spaced."""
+    return items[:: max(1, -(-len(items) // most))]
+
+
+def write_scores(path: Path, index: pa.Table, scores: Sequence[Scores]) -> None:
+    """Writes one part of RUN/scores from the scores of each pass."""
+    nll = np.concatenate([each.nll for each in scores])
+    bad = np.flatnonzero(~np.isfinite(nll).all(axis=0))
+    if len(bad):
+        raise UserError(
+            f"{path.name}: the NLL of document {index['doc_id'][int(bad[0])].as_py()!r} and "
+            f"{len(bad) - 1} others is not a number; check the reference models' weights, or score "
+            "with scoring.compute_dtype: float32"
+        )
+    columns = {"doc_id": index["doc_id"]}
+    if len(scores) == 1:
+        columns["predicted_tokens"] = scores[0].predicted_tokens
+    else:
+        columns["bytes"] = index["bytes"]
+        for name, each in zip(REFERENCE_NAMES, scores, strict=True):
+            columns[f"predicted_tokens_{name}"] = each.predicted_tokens
+    columns |= {f"nll_{name}": sums for name, sums in zip(REFERENCE_NAMES, nll, strict=True)}
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
