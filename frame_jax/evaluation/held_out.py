@@ -36,7 +36,8 @@ from frame_jax.evaluation.results import (
 from frame_jax.evaluation.tensorboard import write_tensorboard
 from frame_jax.evaluation.weights import Part, Weights, write_missing_parts
 from frame_jax.parallel import processes
-from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.run.trial_record import TrialRecord, load_trial_record
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.model_tokenizers import read_documents
@@ -149,7 +150,7 @@ def score_held_out(
     Raises:
         UserError: if a loss is not finite.
     """
-    bos_id = read_json(directory.tokenizer.with_name("special_tokens.json"))["bos_id"]
+    bos_id = read_special_tokens(directory).bos_id
     parts = [
         Part(
             each,

@@ -22,8 +22,10 @@ from frame_jax.errors import UserError
 from frame_jax.evaluation.results import read_result
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
-from frame_jax.run.directory import RunDirectory, axis_names, new_folder, read_json
+from frame_jax.run.directory import RunDirectory, new_folder
+from frame_jax.run.partition_record import read_partition_record
 from frame_jax.run.program_exit import report_error
+from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.run.trial_record import (
     TrialRecord,
     averaged_steps,
@@ -113,7 +115,7 @@ def export_trial(
         choose_checkpoint_step(trial_record, saved, step, None)
     step = steps[-1]
     decoder = read_description(folder)
-    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    special_tokens = read_special_tokens(directory)
     with new_folder(out) as temporary:
         export_checkpoint(
             temporary,
@@ -122,8 +124,8 @@ def export_trial(
             if mean
             else checkpoints.load_params(folder / "checkpoints", decoder, step, ema=ema),
             tokenizer=directory.tokenizer,
-            bos_id=special_tokens["bos_id"],
-            eos_id=special_tokens["eos_id"],
+            bos_id=special_tokens.bos_id,
+            eos_id=special_tokens.eos_id,
             context=trial_record.sequence_length,
         )
         card = model_card(directory, trial, trial_record, steps, decoder, ema, mean)
@@ -165,7 +167,7 @@ def model_card(
     mean: AverageConfig | None,
 ) -> str:
     """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
-    vocab_size = read_json(directory.tokenizer.with_name("special_tokens.json"))["vocab_size"]
+    vocab_size = read_special_tokens(directory).vocab_size
     step = steps[-1]
     tokens = step * trial_record.tokens_per_step
     stages = "\n".join(
@@ -217,20 +219,16 @@ def data_section(directory: RunDirectory) -> str:
     """The model card's section on what each quadrant holds; empty for a run without quadrants."""
     if not directory.partition.exists():
         return ""
-    partition = read_json(directory.partition)
+    partition = read_partition_record(directory)
     lines = [
         "\n## Data\n",
-        f"{DATA if partition['ppl_model'] else DATA_ELSEWHERE}\n",
-        f"| quadrant | documents | text tokens | {' | '.join(axis_names(directory))} |",
+        f"{DATA if partition.ppl_model else DATA_ELSEWHERE}\n",
+        f"| quadrant | documents | text tokens | {' | '.join(partition.names)} |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, quadrant in partition["quadrants"].items():
-        ppl, pd = (
-            f"{quadrant[key]:.3f}" if quadrant[key] is not None else "" for key in ("ppl", "pd")
-        )
-        lines.append(
-            f"| {name} | {quadrant['documents']:,} | {quadrant['tokens']:,} | {ppl} | {pd} |"
-        )
+    for name, quadrant in partition.quadrants.items():
+        ppl, pd = ("" if v is None else f"{v:.3f}" for v in (quadrant.ppl, quadrant.pd))
+        lines.append(f"| {name} | {quadrant.documents:,} | {quadrant.tokens:,} | {ppl} | {pd} |")
     return "\n".join(lines) + "\n"
 
 

@@ -22,10 +22,11 @@ from frame_jax.config.quadrants import RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-from frame_jax.quadrants.packing import best_fit, concat
+from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
 from frame_jax.records import LENGTHS, OpenFiles, write_tokens
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json, write_json
+from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.sql import open_database, parquet_table, sql_literal
 
 # Ids of rows that are made together (64 MiB): documents lie in all token files, and where these
@@ -48,6 +49,14 @@ class ShuffledDocuments:
     row: np.ndarray
     tokens: np.ndarray
     doc_id: pa.ChunkedArray | None = None
+
+
+def pack_documents(
+    documents: ShuffledDocuments, config: RowsConfig, bos: int, eos: int
+) -> PackedSegments:
+    """Decides which segment of which framed document goes into which row; EOS may be BOS."""
+    pack = concat if config.packing == "concat" else best_fit
+    return pack(documents.tokens + (1 if bos == eos else 2), config.sequence_length + 1)
 
 
 def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -108,7 +117,7 @@ def write_quadrant_rows(
         The content of rows.json: {quadrant: {rows, documents, tokens, padding}}, in text tokens and
         padding ids.
     """
-    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
+    special_tokens = read_special_tokens(directory)
     token_files, open_files = list_parts(directory.tokens, ".arrayrecord"), OpenFiles()
     names = [part_name(index, config.parts, "") for index in range(config.parts)]
     row_files = processes.local_share(
@@ -128,8 +137,8 @@ def write_quadrant_rows(
                 token_files,
                 open_files,
                 config,
-                special_tokens["bos_id"],
-                special_tokens["eos_id"],
+                special_tokens.bos_id,
+                special_tokens.eos_id,
                 path.with_suffix(".arrayrecord"),
             )
             write_json(path.with_suffix(".json"), counts)
@@ -206,6 +215,29 @@ def list_documents(
         yield select
 
 
+@contextlib.contextmanager
+def list_packed_documents(
+    config: RunConfig,
+    directory: RunDirectory,
+    row_files: Sequence[tuple[str, int]],
+    scratch: Path,
+    *,
+    doc_ids: bool = False,
+) -> Iterator[Callable[[str, int], tuple[ShuffledDocuments, PackedSegments]]]:
+    """As `list_documents` for training rows that exist, with how the documents were packed."""
+    special_tokens, rows = read_special_tokens(directory), config.partition.rows
+    conditions = training_conditions(config.partition.axes.quadrants)
+    listed = [directory.assignment], conditions, row_files, rows.parts, config.seed, scratch
+    with list_documents(*listed, doc_ids=doc_ids) as select:
+
+        def select_packed(quadrant: str, index: int) -> tuple[ShuffledDocuments, PackedSegments]:
+            documents = select(quadrant, index)
+            bos, eos = special_tokens.bos_id, special_tokens.eos_id
+            return documents, pack_documents(documents, rows, bos, eos)
+
+        yield select_packed
+
+
 def write_part(
     documents: ShuffledDocuments,
     token_files: Sequence[Path],
@@ -229,10 +261,8 @@ def write_part(
     Returns:
         Counts of rows, documents, text tokens and padding ids.
     """
-    row_ids = config.sequence_length + 1
-    pack = concat if config.packing == "concat" else best_fit
-    end = [] if bos == eos else [eos]
-    segments = pack(documents.tokens + 1 + len(end), row_ids)
+    row_ids, end = config.sequence_length + 1, [] if bos == eos else [eos]
+    segments = pack_documents(documents, config, bos, eos)
     at_once = max(IDS_AT_ONCE // row_ids, 1)
     with write_tokens(path) as writer:
         for first in range(0, segments.rows, at_once):

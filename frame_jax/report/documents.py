@@ -14,6 +14,7 @@ from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.records import TokenReader
 from frame_jax.report.query import query
 from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.partition_record import PartitionRecord
 from frame_jax.sql import parquet_table
 
 GROUPS = 12  # drawn in the density figure, the largest first
@@ -195,15 +196,6 @@ def choose_examples(
     )
 
 
-def label_columns(partition: dict[str, Any]) -> list[str]:
-    """What the report groups documents by: as the thresholds do, or by domain if there is one set.
-
-    Args:
-        partition: The contents of `partition.json`.
-    """
-    return partition["group_by"] or ["domain"]
-
-
 @dataclass(frozen=True)
 class ThresholdLine:
     """A line from (x, y) to (x2, y2), PPL and PD, in a group's density; None is the edge."""
@@ -215,28 +207,27 @@ class ThresholdLine:
     y2: float | None
 
 
-def threshold_lines(partition: dict[str, Any], labels: Sequence[str]) -> list[ThresholdLine]:
-    """Draws the thresholds in `partition.json` as lines of the density figure.
+def threshold_lines(partition: PartitionRecord, labels: Sequence[str]) -> list[ThresholdLine]:
+    """Draws the thresholds of a partition as lines of the density figure.
 
     Args:
-        partition: The contents of `partition.json`.
+        partition: The partition.
         labels: All labels; they share the thresholds of a global partition.
     """
     lines = []
-    for group in partition["groups"]:
-        names = [group[column] for column in partition["group_by"]]
+    for group in partition.groups:
+        names = [getattr(group, column) for column in partition.group_by]
         own = [SEPARATOR.join(NO_NAME if name is None else name for name in names)]
-        ppl = [cut["value"] for cut in group["thresholds"]["ppl"] if cut]
-        edges = [None, *ppl, None]
-        if partition["mode"] != "nested":
-            edges = [None, None]  # PD has one threshold for all bins of PPL
-        spans = list(zip(itertools.pairwise(edges), group["thresholds"]["pd"], strict=False))
+        ppl = [start.value for start in group.thresholds.ppl if start]
+        # Without nesting, PD has one threshold for all bins of PPL.
+        edges = [None, *(ppl if partition.mode == "nested" else []), None]
+        spans = list(zip(itertools.pairwise(edges), group.thresholds.pd, strict=False))
         for label in own if names else labels:
             lines += [ThresholdLine(label, value, value, None, None) for value in ppl]
             lines += [
-                ThresholdLine(label, left, right, cut["value"], cut["value"])
-                for (left, right), cuts in spans
-                for cut in cuts
-                if cut
+                ThresholdLine(label, left, right, start.value, start.value)
+                for (left, right), starts in spans
+                for start in starts
+                if start
             ]
     return lines

@@ -49,6 +49,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     return tag("div", tag("table", head, body), class_="scroll", tabindex="0")
 
 
+def note(text: str) -> Html:
+    """A paragraph that explains what stands above it."""
+    return tag("p", text, class_="note")
+
+
+def folded_section(title: str, *children: str) -> Html:
+    """Something long that opens on demand."""
+    return tag("details", tag("summary", title), *children, class_="fold")
+
+
 def script_json(value: Any) -> Html:
     """JSON that cannot leave a `<script>` element, whatever strings it holds.
 

@@ -17,11 +17,12 @@ from frame_jax.parallel import processes
 from frame_jax.report import chapters, figures, page, study_chapters, training_curves
 from frame_jax.report.chapters import Figure, Piece, ReportData
 from frame_jax.report.html import Html, tag
+from frame_jax.report.paired_differences import training_row_differences
 from frame_jax.report.study import read_study
 from frame_jax.report.study_results import Study, write_study
 from frame_jax.report.theme import THEMES
-from frame_jax.report.training_row_differences import training_row_differences
-from frame_jax.run.directory import RunDirectory, atomic_path, read_json
+from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.run.partition_record import read_partition_record
 
 PNG_SCALE = 2
 
@@ -71,7 +72,7 @@ def read_report_data(config: RunConfig, directory: RunDirectory, study: Study) -
 def report_contents(config: RunConfig, directory: RunDirectory, study: Study) -> list[Piece]:
     """Makes the whole report, in order."""
     data = read_report_data(config, directory, study)
-    quadrants = list(read_json(directory.partition)["quadrants"])
+    partition = read_partition_record(directory)
     return [
         *study_chapters.verdicts_chapter(data),
         *chapters.training_loss_chapter(data),
@@ -79,8 +80,8 @@ def report_contents(config: RunConfig, directory: RunDirectory, study: Study) ->
         *study_chapters.forgetting_chapter(data),
         *chapters.tasks_chapter(data),
         *study_chapters.cost_chapter(data),
-        *chapters.mixtures_chapter(data, quadrants),
-        *chapters.quadrants_chapter(directory),
+        *chapters.mixtures_chapter(data, list(partition.quadrants)),
+        *chapters.quadrants_chapter(directory, partition),
         *chapters.speed_chapter(data, directory),
         *chapters.settings_chapter(config),
     ]

@@ -178,43 +178,36 @@ class StageBoundary:
     after: WindowMeans
 
 
+def stage_boundaries(run: TrainingRun, gap: float = 0.0) -> list[StageBoundary]:
+    """Averages metrics on both sides of where each stage but the first begins. [ours]
+
+    The windows are `WINDOW` of the run long and lie `gap` of it away from the boundary, because a
+    smooth transition mixes both stages beside it; neither is more than a quarter of its stage.
+    """
+    found, steps = [], run.record.steps
+    for previous, stage in itertools.pairwise(run.stages):
+        (left, left_gap), (right, right_gap) = (
+            (max(s.span(WINDOW, steps), 1), s.span(gap, steps)) for s in (previous, stage)
+        )
+        stop, start = stage.start - left_gap, stage.start + right_gap
+        before, after = (
+            window_means(run, stop - left, stop),
+            window_means(run, start, start + right),
+        )
+        found.append(StageBoundary(stage.name, stage.start, before, after))
+    return found
+
+
 def training_drops(run: TrainingRun) -> list[StageBoundary]:
     """Measures how the training loss changes where each stage begins. [ours]
 
-    The two windows lie `GAP` of the run away from the boundary, because a smooth transition mixes
-    both stages beside it, and are `WINDOW` of the run long; neither is more than a quarter of its
-    stage. Before the first stage stands the very first step.
+    Before the first stage stands the very first step.
     """
-
-    def spans(stage: StageSteps) -> tuple[int, int]:
-        steps = run.record.steps
-        return stage.span(GAP, steps), max(stage.span(WINDOW, steps), 1)
-
-    drops = []
-    for previous, stage in zip([None, *run.stages], run.stages, strict=False):
-        gap, window = spans(stage)
-        after = window_means(run, stage.start + gap, stage.start + gap + window)
-        if previous is None:
-            before = window_means(run, 0, 1)
-        else:
-            gap, window = spans(previous)
-            before = window_means(run, stage.start - gap - window, stage.start - gap)
-        drops.append(StageBoundary(stage.name, stage.start, before, after))
-    return drops
-
-
-def boundary_norms(run: TrainingRun) -> list[StageBoundary]:
-    """Measures gradients and updates where each stage but the first begins. [ours]
-
-    Means are over `WINDOW` of the run right before and right after, at most a quarter of the stage.
-    """
-    found = []
-    for previous, stage in itertools.pairwise(run.stages):
-        left, right = (max(s.span(WINDOW, run.record.steps), 1) for s in (previous, stage))
-        before = window_means(run, stage.start - left, stage.start)
-        after = window_means(run, stage.start, stage.start + right)
-        found.append(StageBoundary(stage.name, stage.start, before, after))
-    return found
+    first, steps = run.stages[0], run.record.steps
+    start = first.start + first.span(GAP, steps)
+    after = window_means(run, start, start + max(first.span(WINDOW, steps), 1))
+    begins = StageBoundary(first.name, first.start, window_means(run, 0, 1), after)
+    return [begins, *stage_boundaries(run, GAP)]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ Each phase that frames, scores or writes documents reads them in the run directo
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from frame_jax.config.corpus import TokenizerConfig
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory
+from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
 
 BOS, EOS = "<|bos|>", "<|eos|>"  # of a tokenizer that is trained here
 
@@ -25,6 +27,23 @@ EOS_NAMES = (
     *(EOS, "</s>", "<eos>", "[EOS]", "<|end_of_text|>", "<|endoftext|>"),
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """The ids that frame a document, `bos tokens eos`, and what else is known of the tokenizer.
+
+    Attributes:
+        bos_id: Starts a document, and fills up a row.
+        eos_id: Ends a document.
+        vocab_size: Tokens of the tokenizer.
+        notes: What to tell about it.
+    """
+
+    bos_id: int
+    eos_id: int
+    vocab_size: int
+    notes: tuple[str, ...] = ()
 
 
 class ChosenTokens(NamedTuple):
@@ -79,6 +98,19 @@ def _find(
 
 
 def special_tokens_path(directory: RunDirectory) -> Path:
-    """`{"bos_id", "eos_id", "vocab_size", "notes"}`; written last, so it says the tokenizer is
-    there."""
+    """The file of a run's `SpecialTokens`; written last, so it says the tokenizer is there."""
     return directory.tokenizer.with_name("special_tokens.json")
+
+
+def write_special_tokens(directory: RunDirectory, special_tokens: SpecialTokens) -> None:
+    """Writes the ids that frame a document of this run."""
+    write_dataclass(special_tokens_path(directory), special_tokens)
+
+
+def read_special_tokens(directory: RunDirectory) -> SpecialTokens:
+    """Reads the ids that frame a document of this run.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    return read_dataclass(special_tokens_path(directory), SpecialTokens)

@@ -22,8 +22,9 @@ from frame_jax.export.order.trial_order import Trainer, TrialOrder, make_trial_o
 from frame_jax.models.hugging_face.export import write_tokenizer
 from frame_jax.parallel import processes
 from frame_jax.run import integrity
-from frame_jax.run.directory import RunDirectory, new_folder, read_json
+from frame_jax.run.directory import RunDirectory, new_folder
 from frame_jax.run.program_exit import report_error, run_on_all_processes
+from frame_jax.run.special_tokens import read_special_tokens
 
 
 def positive(text: str) -> int:
@@ -114,15 +115,15 @@ def write_order(options: argparse.Namespace) -> None:
         else:
             for name, text in FORMATS[options.to].files(trial_order, trainer).items():
                 (temporary / name).write_text(text, "utf-8")
-        special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
+        special_tokens = read_special_tokens(directory)
         (temporary / "tokenizer").mkdir()
         write_tokenizer(
             temporary / "tokenizer",
             directory.tokenizer,
-            special_tokens["bos_id"],
-            special_tokens["eos_id"],
+            special_tokens.bos_id,
+            special_tokens.eos_id,
             trainer.sequence_length,
-            special_tokens["vocab_size"],
+            special_tokens.vocab_size,
         )
         if options.shards:
             write_shards(config, directory, trial_order, options.shards, temporary / "data")

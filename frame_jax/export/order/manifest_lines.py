@@ -26,29 +26,22 @@ from frame_jax.errors import UserError
 from frame_jax.export.order.row_files import RowFile, read_rows
 from frame_jax.export.order.trial_order import TrialOrder
 from frame_jax.parallel import processes
-from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
-from frame_jax.quadrants.rows import ShuffledDocuments, list_documents, training_conditions
+from frame_jax.quadrants.packing import PackedSegments
+from frame_jax.quadrants.rows import ShuffledDocuments, list_packed_documents
 from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, atomic_path, read_json, write_json
+from frame_jax.run.directory import RunDirectory, atomic_path, write_json
+from frame_jax.run.special_tokens import read_special_tokens
 
 PART_ROWS = 1 << 18
-SPANS = pa.list_(
-    pa.struct(
-        [
-            ("doc_id", pa.large_string()),
-            ("start", pa.int32()),
-            ("stop", pa.int32()),
-            ("first", pa.int64()),
-        ]
-    )
-)
+SPAN = {"doc_id": pa.large_string(), "start": pa.int32(), "stop": pa.int32(), "first": pa.int64()}
+SPANS = pa.list_(pa.struct(SPAN))
 LINES = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("quadrant_row", pa.int64()),
-        ("digest", pa.binary(digest.BYTES)),
-        ("documents", SPANS),
-    ]
+    {
+        "row": pa.int64(),
+        "quadrant_row": pa.int64(),
+        "digest": pa.binary(digest.BYTES),
+        "documents": SPANS,
+    }
 )
 
 
@@ -60,28 +53,15 @@ def write_sorted_lines(
     scratch: Path,
 ) -> None:
     """Sorts the lines of a part of a quadrant into one batch for each part of the manifest."""
-    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
-    rows_config, show = config.partition.rows, processes.is_first()
-    framing = 1 if special_tokens["bos_id"] == special_tokens["eos_id"] else 2
-    pack = concat if rows_config.packing == "concat" else best_fit
-    quadrants = trial_order.schedule.quadrants
+    bos_id, show = read_special_tokens(directory).bos_id, processes.is_first()
+    names = [(row_file.quadrant_name, row_file.part) for row_file, _ in left]
+    total = sum(row_file.rows for row_file, _ in left)
     with (
-        list_documents(
-            [directory.assignment],
-            training_conditions(quadrants),
-            [(row_file.quadrant_name, row_file.part) for row_file, _ in left],
-            rows_config.parts,
-            config.seed,
-            scratch,
-            doc_ids=True,
-        ) as select,
-        progress.progress_bar(
-            "rows", sum(row_file.rows for row_file, _ in left), "rows", show=show
-        ) as update,
+        list_packed_documents(config, directory, names, scratch, doc_ids=True) as select,
+        progress.progress_bar("rows", total, "rows", show=show) as update,
     ):
         for row_file, path in left:
-            documents = select(row_file.quadrant_name, row_file.part)
-            segments = pack(documents.tokens + framing, rows_config.sequence_length + 1)
+            documents, segments = select(row_file.quadrant_name, row_file.part)
             digests = np.empty((row_file.rows, digest.BYTES), np.uint8)
             # What the rows' documents were is not kept with them, so it is found out again.
             led = (segments.start == 0) | (segments.num_bos > 0)  # pieces that BOS begins, or leads
@@ -91,7 +71,7 @@ def write_sorted_lines(
                 digests[first : first + len(rows)] = digest.row_digests(rows)
                 lo, hi = np.searchsorted(begin_rows, [first, first + len(rows)])
                 ids = rows[begin_rows[lo:hi] - first, begins[lo:hi]]
-                agree &= bool((ids == special_tokens["bos_id"]).all())
+                agree &= bool((ids == bos_id).all())
                 update(len(rows), path.stem)
             if not agree:
                 raise UserError(

@@ -15,6 +15,7 @@ from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
 
 
 class TrialOrder(NamedTuple):
@@ -26,7 +27,7 @@ class TrialOrder(NamedTuple):
         selection: Which row comes when.
         sequence_length: Tokens a row predicts here.
         counts: Of each quadrant: rows, documents, tokens, padding.
-        special_tokens: bos_id, eos_id and vocab_size of the run's tokenizer.
+        special_tokens: Of the run's tokenizer.
     """
 
     trial: str
@@ -34,7 +35,7 @@ class TrialOrder(NamedTuple):
     selection: SelectionMap
     sequence_length: int
     counts: Mapping[str, Mapping[str, int]]
-    special_tokens: Mapping[str, int]
+    special_tokens: SpecialTokens
 
 
 class Trainer(NamedTuple):
@@ -78,14 +79,13 @@ def make_trial_order(config: RunConfig, directory: RunDirectory, trial_name: str
     selection = trial_selection(
         config, trial, {quadrant: count["rows"] for quadrant, count in counts.items()}
     )
-    special_tokens = read_json(directory.tokenizer.with_name("special_tokens.json"))
     return TrialOrder(
         trial_name,
         selection.schedule,
         selection,
         config.partition.rows.sequence_length,
         counts,
-        special_tokens,
+        read_special_tokens(directory),
     )
 
 

@@ -46,7 +46,7 @@ that all together have {trainer.batch_size}. A row has {trainer.sequence_length 
 {trainer.sequence_length:,} are predicted: in LLM Foundry, `max_seq_len:
 {trainer.sequence_length + 1}`, the streams of `order.py`, `shuffle: false` and
 `num_canonical_nodes: 1`. Padding at the ends of rows is BOS
-({trial_order.special_tokens["bos_id"]}); here it has no loss."""
+({trial_order.special_tokens.bos_id}); here it has no loss."""
     spans = stage_spans(trial_order, trainer, smooth=True)
     return {
         "order.py": module,

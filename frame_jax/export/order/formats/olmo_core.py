@@ -56,7 +56,9 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         row=trainer.sequence_length + 1,
         batch_size=trainer.batch_size,
         steps=steps,
-        **{name: trial_order.special_tokens[name] for name in ("bos_id", "eos_id", "vocab_size")},
+        bos_id=trial_order.special_tokens.bos_id,
+        eos_id=trial_order.special_tokens.eos_id,
+        vocab_size=trial_order.special_tokens.vocab_size,
     )
     text = f"""
 `order.py` builds OLMo-core's composable data loader (3.0 and later): one instance source a stage,
@@ -67,7 +69,7 @@ n is row n of the training here, transitions included. The files hold uint32 ids
 Every row is in one file, and no file holds rows of two stages, so that older releases read them,
 too (`NumpyFSLDatasetConfig`, whose loader must not shuffle). The last
 {trial_order.schedule.rows % trainer.batch_size} rows, less than a batch, are not read. Padding at
-the ends of rows is BOS ({trial_order.special_tokens["bos_id"]}); here it has no loss."""
+the ends of rows is BOS ({trial_order.special_tokens.bos_id}); here it has no loss."""
     spans = stage_spans(trial_order, trainer, smooth=True)
     return {
         "order.py": module,
