@@ -59,17 +59,22 @@ def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> di
     record = load_trial_record(directory.pretrain(trial))
     means = [Weights.mean(record, average) for average in config.evaluation.averages]
     kept = [Weights.of_step(step) for step in sorted(record.kept_steps)]
-    require_kept_checkpoints(directory, trial, [*kept, *means])
+    folder = directory.pretrain(trial) / "checkpoints"
+    needed = {step for each in (*kept, *means) for step in each.steps}
+    if lost := sorted(needed - set(checkpoints.saved_steps(folder))):
+        raise UserError(
+            f"{folder}: the checkpoint of step {lost[0]} is missing; train this trial again with "
+            f"--redo pretrain-{trial}"
+        )
     score_held_out(config, directory, trial, [*kept, *means], documents)
     scores = tasks.score_tasks(config, directory, trial, record, means)
     rows = training_rows.measure_training_rows(config, directory, trial)
     if processes.is_first():
-        checkpoints_, averages = (
+        losses = (
             tuple(held_out_result(directory, trial, record, weights) for weights in group)
             for group in (kept, means)
         )
-        ema = config.evaluation.ema
-        result = TrialResult(trial, ema, checkpoints_, averages, tuple(scores), rows)
+        result = TrialResult(trial, config.evaluation.ema, *losses, tuple(scores), rows)
         write_tensorboard(scores_folder(directory, trial), result)
         write_result(directory, result)
     processes.barrier(f"evaluate {trial}: result written")
@@ -113,24 +118,6 @@ def held_out_documents(directory: RunDirectory, max_documents: int | None) -> di
     }
 
 
-def require_kept_checkpoints(
-    directory: RunDirectory, trial: str, weights: Sequence[Weights]
-) -> None:
-    """Checks that the checkpoints are there that `weights` are made of.
-
-    Raises:
-        UserError: if one is missing.
-    """
-    folder = directory.pretrain(trial) / "checkpoints"
-    needed = {step for each in weights for step in each.steps}
-    lost = sorted(needed - set(checkpoints.saved_steps(folder)))
-    if lost:
-        raise UserError(
-            f"{folder}: the checkpoint of step {lost[0]} is missing; train this trial again with "
-            f"--redo pretrain-{trial}"
-        )
-
-
 def score_held_out(
     config: RunConfig,
     directory: RunDirectory,
@@ -138,14 +125,7 @@ def score_held_out(
     weights: Sequence[Weights],
     documents: dict[str, pa.Table],
 ) -> None:
-    """Writes the losses of held-out documents under all weights; called on every process.
-
-    Args:
-        config: The run.
-        directory: The run.
-        trial: Whose weights these are.
-        weights: Checkpoints and means.
-        documents: See `held_out_documents`.
+    """Writes the losses of `held_out_documents` under all weights; called on every process.
 
     Raises:
         UserError: if a loss is not finite.

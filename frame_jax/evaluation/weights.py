@@ -88,16 +88,10 @@ def write_missing_parts(
     title: str,
     unit: str,
 ) -> None:
-    """Writes the parts that are not there yet; called on every process.
+    """Writes the parts that are not there yet, with the columns that `measure` makes of each.
 
-    Args:
-        config: The run.
-        directory: The run.
-        trial: Whose weights are measured.
-        parts: All parts, the same on every process.
-        measure: Makes the columns of a part.
-        title: Of the progress bar and of the barriers.
-        unit: Of the progress bar.
+    Called on every process, with the same parts. `title` is that of the progress bar and of the
+    barriers, `unit` of the parts' sizes.
     """
     missing = [part for part in parts if not part.path.exists()]
     # Every process sees the same missing parts, because none writes before all have looked.

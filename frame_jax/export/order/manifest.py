@@ -159,9 +159,13 @@ def make_folder(folder: Path, expected: dict[str, Any]) -> None:
     """Makes the folder of a manifest, or continues one that an earlier start began.
 
     Raises:
-        UserError: if it holds something else.
+        UserError: if it holds anything that is not the beginning of this manifest.
     """
-    if holds_other_files(folder, expected):
+    if (folder / HEADER_FILE).exists():
+        taken = read_json(folder / HEADER_FILE) != expected
+    else:
+        taken = folder.exists() and any(not p.name.startswith(".tmp-") for p in folder.iterdir())
+    if taken:
         raise UserError(
             f"{folder} is there already, and is no manifest of this order: choose another --out, "
             "or remove it"
@@ -183,10 +187,3 @@ def require_same_order(
             f"{directory.root.absolute()} is not the run that process 0 writes a manifest of: "
             f"they differ in {', '.join(keys)}. Give every process one and the same run directory"
         )
-
-
-def holds_other_files(folder: Path, expected: dict[str, Any]) -> bool:
-    """Whether `folder` holds anything that is not the beginning of this manifest."""
-    if (folder / HEADER_FILE).exists():
-        return read_json(folder / HEADER_FILE) != expected
-    return folder.exists() and any(not p.name.startswith(".tmp-") for p in folder.iterdir())

@@ -86,9 +86,7 @@ def write_sorted_lines(
 def document_spans(documents: ShuffledDocuments, segments: PackedSegments) -> pa.ListArray:
     """The documents of each row and the text tokens of theirs that it holds: SPANS [rows]."""
     first, stop = segments.text_spans(documents.tokens)
-    start = (
-        segments.offset + first + 1 - segments.start
-    )  # a framed document has BOS before its text
+    start = segments.offset + first + 1 - segments.start  # BOS stands before a document's text
     assert documents.doc_id is not None
     columns = [
         documents.doc_id.cast(pa.large_string()).combine_chunks().take(pa.array(segments.document)),
@@ -167,22 +165,22 @@ def write_part(
         "step": pa.array(rows // batch_size),
         "stage": name_column(stages, [stage.name for stage in schedule.stages]),
         "quadrant": name_column(quadrants, schedule.quadrants),
-        "quadrant_row": table["quadrant_row"],
-        "digest": table["digest"],
-        "documents": table["documents"],
+        **{name: table[name] for name in ("quadrant_row", "digest", "documents")},
     }
     with atomic_path(path) as temporary:
         names = ["stage", "quadrant"]
         pq.write_table(pa.table(columns), temporary, use_dictionary=names, compression="zstd")
-        with temporary.open("rb") as file:
-            sha256 = hashlib.file_digest(file, hashlib.sha256).hexdigest()
+        sha256 = sha256_of(temporary)
     total = digest.digest_value(digest.ordered_row_digests(rows, digests).sum(0, dtype=np.uint64))
-    described = {
-        "first_row": int(rows[0]),
-        "rows": len(rows),
-        "digest": digest.format_digest(total),
-    }
-    write_json(path.with_suffix(".json"), {**described, "sha256": sha256})
+    described = {"first_row": int(rows[0]), "rows": len(rows)}
+    described |= {"digest": digest.format_digest(total), "sha256": sha256}
+    write_json(path.with_suffix(".json"), described)
+
+
+def sha256_of(path: Path) -> str:
+    """A file's checksum in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, hashlib.sha256).hexdigest()
 
 
 def name_column(indices: np.ndarray, names: Any) -> pa.DictionaryArray:

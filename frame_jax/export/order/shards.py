@@ -219,21 +219,17 @@ def encode_tf_example(text: str) -> bytes:
     Example{1: Features{1: {1: "text", 2: Feature{1: BytesList{1: text}}}}}.
     """
     feature = protobuf_field(1, protobuf_field(1, text.encode()))
-    return protobuf_field(
-        1, protobuf_field(1, protobuf_field(1, b"text") + protobuf_field(2, feature))
-    )
+    entry = protobuf_field(1, b"text") + protobuf_field(2, feature)
+    return protobuf_field(1, protobuf_field(1, entry))
 
 
 def protobuf_field(number: int, payload: bytes) -> bytes:
-    """Encodes a length-delimited field of a protocol-buffer message."""
-    return bytes([number << 3 | 2]) + protobuf_varint(len(payload)) + payload
+    """Encodes a length-delimited field of a protocol-buffer message.
 
-
-def protobuf_varint(value: int) -> bytes:
-    """Encodes an integer seven bits a byte, lowest first, the high bit set in all bytes but the
-    last."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+    The length is seven bits a byte, lowest first, the high bit set in all bytes but the last.
+    """
+    header, length = bytearray([number << 3 | 2]), len(payload)
+    while length > 0x7F:
+        header.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes([*header, length]) + payload

@@ -8,7 +8,6 @@ one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from frame_jax.curriculum import digest
 from frame_jax.curriculum.digest import ConsumedRows
 from frame_jax.errors import UserError
 from frame_jax.export.order.manifest import manifest_header
-from frame_jax.export.order.manifest_lines import digests_of
+from frame_jax.export.order.manifest_lines import digests_of, sha256_of
 from frame_jax.export.order.row_files import RowFile, list_row_files, read_rows
 from frame_jax.export.order.trial_order import TrialOrder, make_trial_order
 from frame_jax.records import TokenReader
@@ -43,6 +42,7 @@ class VerifiedTrial:
         trial_order: Its order.
         batch_size: Rows of a step.
         folder: Its folder.
+        trained: Steps that it was trained.
         records: Steps done and what was read until then: all digests that the trainer has left.
         disk: uint64 [steps, 16]: sums by byte of the digests of each step's rows, from the disk.
         manifest: The folder of its manifest, or None.
@@ -54,6 +54,7 @@ class VerifiedTrial:
     trial_order: TrialOrder
     batch_size: int
     folder: Path
+    trained: int
     records: list[tuple[int, ConsumedRows]]
     disk: np.ndarray
     manifest: Path | None = None
@@ -67,24 +68,23 @@ class VerifiedTrial:
 
 
 def read_metrics(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Yields the lines of metrics.jsonl, each with the steps done after it."""
+    """Reads the whole lines of metrics.jsonl, each with the steps done after it."""
     lines: list[tuple[int, dict[str, Any]]] = []
-    if not path.exists():
-        return lines
-    with path.open(encoding="utf-8") as file:
-        for line in filter(lambda line: line.endswith("\n"), file):
-            try:
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            if line.endswith(b"\n"):
                 record = json.loads(line)
                 lines.append((record["step"] + 1, record))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is damaged: this is no step: {line[:80]!r}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            text = line[:80].decode(errors="replace")
+            raise UserError(f"{path} is damaged: this is no step: {text!r}") from error
     return lines
 
 
 def read_verified_trial(
     config: RunConfig, directory: RunDirectory, name: str, manifest: Path | None
-) -> tuple[VerifiedTrial, int]:
-    """Reads a trial's digests and how many steps it was trained."""
+) -> VerifiedTrial:
+    """Reads a trial's digests."""
     folder, _ = read_trial_record(directory, name)
     lines = read_metrics(folder / "metrics.jsonl")
     trained = max((done for done, _ in lines), default=0)
@@ -97,27 +97,21 @@ def read_verified_trial(
     ]
     steps = max((done for done, _ in records), default=0)
     trial_order = make_trial_order(config, directory, name)
-    trial = VerifiedTrial(
-        name,
-        trial_order,
-        config.pretrain.training.batch_size,
-        folder,
-        records,
-        np.zeros((steps, digest.BYTES), np.uint64),
-    )
     if manifest is not None:
         found = read_json(manifest / "manifest.json")
-        expected = manifest_header(config, directory, trial_order) | {
-            "part_rows": found.get("part_rows")
-        }
+        expected = manifest_header(config, directory, trial_order)
+        expected["part_rows"] = found.get("part_rows")
         if {key: found.get(key) for key in expected} != expected:
             raise UserError(
                 f"{manifest} is not the manifest of {name} in {directory.root}: its order or its "
                 "rows are others, as after a phase was repeated. Remove it to verify without one; "
                 f"then export_order RUN --trial {name} --to manifest lists the rows of now"
             )
-        trial.manifest = manifest
-    return trial, trained
+    batch_size, disk = (
+        config.pretrain.training.batch_size,
+        np.zeros((steps, digest.BYTES), np.uint64),
+    )
+    return VerifiedTrial(name, trial_order, batch_size, folder, trained, records, disk, manifest)
 
 
 def add_digests(sums: np.ndarray, steps: np.ndarray, digests: np.ndarray) -> None:
@@ -209,7 +203,7 @@ def read_row_digests_from_manifest(trial: VerifiedTrial) -> None:
     listed = np.zeros_like(trial.disk)
     for part in manifest_parts(trial, 0, trial.steps):
         path = trial.manifest / part["file"]
-        if sha256_of(path) != part["sha256"]:
+        if not path.exists() or sha256_of(path) != part["sha256"]:
             trial.problems.append(
                 f"{path} is not what was written: remove it and its .json, and export the manifest "
                 "again"
@@ -221,15 +215,6 @@ def read_row_digests_from_manifest(trial: VerifiedTrial) -> None:
         each = digest.ordered_row_digests(rows[read], digests[read])
         add_digests(listed, rows[read] // trial.batch_size, each)
     trial.listed = None if trial.problems else listed
-
-
-def sha256_of(path: Path) -> str | None:
-    """A file's checksum in hexadecimal; None if there is no file."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, hashlib.sha256).hexdigest()
-    except FileNotFoundError:
-        return None
 
 
 def manifest_parts(trial: VerifiedTrial, first: int, stop: int) -> list[dict[str, Any]]:
