@@ -211,7 +211,7 @@ def test_programs_that_list_two_orders_in_one_folder_both_end(tmp_path: Path) ->
     for code, output in two_programs([*command, "frame"], [*command, "twice"]):
         assert code == 2, output
         assert "is not the run that process 0 writes a manifest of" in output
-        assert "differ in curriculum" in output
+        assert "differ in trial" in output
 
 
 def test_rows_of_other_documents_are_refused(
