@@ -50,20 +50,13 @@ class GreedyScorer(Scorer):
         assert isinstance(mesh, Mesh)  # of devices, not of an abstract topology
         chunks = chunk_count(per_device_batch_size, context, loss_chunk)
         mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+        score = functools.partial(score_rows_greedily, decoder, specs[0], chunks=chunks)
+        columns = PartitionSpec(None, *rows)
         self._score = jax.jit(
-            mapped(
-                functools.partial(score_rows_greedily, decoder, specs[0], chunks=chunks),
-                in_specs=(specs, rows, rows, rows, rows),
-                out_specs=PartitionSpec(None, *rows),
-            )
+            mapped(score, in_specs=(specs, rows, rows, rows, rows), out_specs=columns)
         )
-        self._next = jax.jit(
-            mapped(
-                functools.partial(next_tokens, decoder, specs[0]),
-                in_specs=(specs, rows, rows),
-                out_specs=rows,
-            )
-        )
+        following = functools.partial(next_tokens, decoder, specs[0])
+        self._next = jax.jit(mapped(following, in_specs=(specs, rows, rows), out_specs=rows))
 
     def next_tokens(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The likeliest token after each row.

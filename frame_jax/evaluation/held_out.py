@@ -158,11 +158,8 @@ def score_held_out(
                 f"{part.path.parent}: the held-out loss of this checkpoint is not a number, so its "
                 "training has diverged; lower pretrain.training.lr_schedule.peak and train again"
             )
-        return {
-            "doc_id": table["doc_id"],
-            "predicted_tokens": scores.predicted_tokens,
-            "nll": scores.nll[0],
-        }
+        columns = {"doc_id": table["doc_id"], "predicted_tokens": scores.predicted_tokens}
+        return {**columns, "nll": scores.nll[0]}
 
     title = f"evaluate {trial}"
     write_missing_parts(config, directory, trial, parts, measure, title=title, unit="tokens")

@@ -104,20 +104,13 @@ def task_parts(
     config, _, items = task
     folder = scores_folder(directory, trial, weights.name) / "tasks"
     folder /= f"{config.name}-{task_fingerprint(config)}"
-    chunks = [
-        TaskItems(config, first, items[first : first + ITEMS_PER_PART])
-        for first in range(0, len(items), ITEMS_PER_PART)
-    ]
-    return [
-        Part(
-            weights,
-            folder / part_name(index, len(chunks), ".parquet"),
-            work=chunk,
-            size=len(chunk.items),
-            note=f"weights {weights.name} {config.name}",
-        )
-        for index, chunk in enumerate(chunks)
-    ]
+    note, starts = f"weights {weights.name} {config.name}", range(0, len(items), ITEMS_PER_PART)
+    parts = []
+    for index, first in enumerate(starts):
+        work = TaskItems(config, first, items[first : first + ITEMS_PER_PART])
+        path = folder / part_name(index, len(starts), ".parquet")
+        parts.append(Part(weights, path, work, len(work.items), note))
+    return parts
 
 
 def task_fingerprint(task: TaskConfig) -> str:

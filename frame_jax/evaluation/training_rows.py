@@ -66,17 +66,11 @@ def measure_training_rows(
     final = Weights.of_step(record.steps)
     sample = choose_rows(selection, asked, record.batch_size)
     folder = scores_folder(directory, trial, final.name) / "training_rows" / str(asked)
-    starts = range(0, len(sample.row), ROWS_PER_PART)
-    parts = [
-        Part(
-            final,
-            folder / part_name(index, len(starts), ".parquet"),
-            work=Sample(*(column[first:][:ROWS_PER_PART] for column in sample)),
-            size=1,
-            note="",
-        )
-        for index, first in enumerate(starts)
-    ]
+    starts, parts = range(0, len(sample.row), ROWS_PER_PART), []
+    for index, first in enumerate(starts):
+        work = Sample(*(column[first:][:ROWS_PER_PART] for column in sample))
+        path = folder / part_name(index, len(starts), ".parquet")
+        parts.append(Part(final, path, work, size=1, note=""))
     names, files = selection.schedule.quadrants, OpenFiles()
     quadrants = [QuadrantRows(name, row_files[name], files) for name in names]
     token_ids = read_json(directory.tokenizer.with_name("special_tokens.json"))
@@ -87,13 +81,9 @@ def measure_training_rows(
         rows = read_rows(quadrants, part.work, record.sequence_length + 1)
         tokens, nll = score_rows(scorer, rows, special_tokens, document_attention)
         report(1)
-        return {
-            "quadrant": [names[index] for index in part.work.quadrant],
-            "row": part.work.row,
-            "step": part.work.step,
-            "predicted_tokens": tokens,
-            "nll": nll,
-        }
+        quadrant, row, step = part.work
+        columns = {"quadrant": [names[index] for index in quadrant], "row": row, "step": step}
+        return {**columns, "predicted_tokens": tokens, "nll": nll}
 
     title = f"training rows {trial}"
     write_missing_parts(config, directory, trial, parts, measure, title=title, unit="parts")

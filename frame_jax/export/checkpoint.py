@@ -105,24 +105,22 @@ def export_trial(
         raise UserError(f"{out} is there already: choose another --out, or remove it")
     if ema and mean:
         raise UserError("--ema and --average_last are two averages: choose one")
-    saved = checkpoints.saved_steps(folder / "checkpoints")
-    steps = (
-        averaged_steps(trial_record, mean.last)
-        if mean
-        else [choose_checkpoint_step(trial_record, saved, step, stage)]
-    )
-    for step in steps:
-        choose_checkpoint_step(trial_record, saved, step, None)
-    step = steps[-1]
+    path = folder / "checkpoints"
+    saved = checkpoints.saved_steps(path)
+    asked = averaged_steps(trial_record, mean.last) if mean else [step]
+    stage = None if mean else stage
+    steps = [choose_checkpoint_step(trial_record, saved, each, stage) for each in asked]
     decoder = read_description(folder)
     special_tokens = read_special_tokens(directory)
     with new_folder(out) as temporary:
+        if mean:
+            params = checkpoints.load_mean_params(path, decoder, steps, mean.decay)
+        else:
+            params = checkpoints.load_params(path, decoder, steps[-1], ema=ema)
         export_checkpoint(
             temporary,
             decoder,
-            checkpoints.load_mean_params(folder / "checkpoints", decoder, steps, mean.decay)
-            if mean
-            else checkpoints.load_params(folder / "checkpoints", decoder, step, ema=ema),
+            params,
             tokenizer=directory.tokenizer,
             bos_id=special_tokens.bos_id,
             eos_id=special_tokens.eos_id,
@@ -130,7 +128,7 @@ def export_trial(
         )
         card = model_card(directory, trial, trial_record, steps, decoder, ema, mean)
         (temporary / "README.md").write_text(f"{header}\n{card}", "utf-8")
-    return step
+    return steps[-1]
 
 
 def front_matter(license: str | None, languages: Sequence[str]) -> str:
@@ -256,21 +254,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
     try:
-        directory = RunDirectory(options.run)
         mean = None
         if options.average_last is not None:
             mean = AverageConfig(options.average_last, options.average_decay)
         elif options.average_decay is not None:
             raise UserError("--average_decay goes with --average_last N")
         step = export_trial(
-            directory,
+            RunDirectory(options.run),
             options.trial,
             user_path(options.out),
-            step=options.step,
-            stage=options.stage,
-            ema=options.ema,
+            **{key: getattr(options, key) for key in ("step", "stage", "ema", "license")},
             mean=mean,
-            license=options.license,
             languages=options.language,
         )
     except Exception as error:

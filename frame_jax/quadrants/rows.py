@@ -123,13 +123,11 @@ def write_quadrant_rows(
     row_files = processes.local_share(
         [(quadrant, index) for quadrant in conditions for index in range(config.parts)]
     )
-    left = [u for u in row_files if not (folder / u[0] / f"{names[u[1]]}.json").exists()]
-    show = processes.is_first()
-    with contextlib.ExitStack() as stack:
-        select = stack.enter_context(
-            list_documents(tables, conditions, left, config.parts, seed, folder)
-        )
-        update = stack.enter_context(progress.progress_bar("rows", len(left), "parts", show=show))
+    left = [(q, i) for q, i in row_files if not (folder / q / f"{names[i]}.json").exists()]
+    with (
+        list_documents(tables, conditions, left, config.parts, seed, folder) as select,
+        progress.progress_bar("rows", len(left), "parts", show=processes.is_first()) as update,
+    ):
         for quadrant, index in left:
             path = folder / quadrant / names[index]
             counts = write_part(
@@ -176,13 +174,13 @@ def list_documents(
     quadrants = " ".join(
         f"WHEN {test} THEN {sql_literal(quadrant)}" for quadrant, test in conditions.items()
     )
+    if not row_files:
+        yield lambda quadrant, index: ShuffledDocuments(*np.empty((3, 0), np.int64))
+        return
     with open_database(scratch) as connection:
         connection.execute(
             "CREATE TABLE row_files (folder VARCHAR, index INTEGER, row_file INTEGER)"
         )
-        if not row_files:
-            yield lambda quadrant, index: ShuffledDocuments(*np.empty((3, 0), np.int64))
-            return
         connection.executemany(
             "INSERT INTO row_files VALUES (?, ?, ?)",
             [(*row_file, number) for row_file, number in numbers.items()],

@@ -115,14 +115,12 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
         return []
     curves = loss_curves(data.results)
     averaged = any(result.ema for result in data.results.values())
+    panel = figures.held_out_loss(curves, data.shaded, data.names)
+    caption = notes.HELD_OUT + (notes.AVERAGE if averaged else "")
     found: list[Piece] = [
         tag("h2", "Held-out loss"),
         sections.slice_choice(slice_names(data.results)),
-        Figure(
-            "held-out-loss",
-            [figures.held_out_loss(curves, data.shaded, data.names)],
-            notes.HELD_OUT + (notes.AVERAGE if averaged else ""),
-        ),
+        Figure("held-out-loss", [panel], caption),
     ]
     baseline = data.study.baseline
     if differences := difference_curves(curves, baseline):

@@ -34,12 +34,8 @@ def query_documents(
 ) -> list[Row]:
     """Runs a query over `documents`: the training documents of quadrants with a label of each.
 
-    Args:
-        kind: What is made of each row, see `query.query`.
-        sql: What comes after the table `documents` in a WITH clause.
-        directory: The run.
-        columns: What labels are made of, of domain, language and source.
-        parameters: Values for the question marks in `sql`.
+    See `query.query` for `kind` and `parameters`. `sql` comes after the table `documents` in a WITH
+    clause; labels are made of `columns`, which are some of domain, language and source.
     """
     names = ", ".join(f"coalesce({column}, '{NO_NAME}')" for column in columns)
     table = f"""
@@ -133,16 +129,7 @@ def token_balance(directory: RunDirectory, columns: Sequence[str]) -> list[Group
 class Example:
     """A training document as the report shows it.
 
-    Attributes:
-        text: Its beginning.
-        truncated: Whether the text goes on.
-        quadrant: Its quadrant.
-        doc_id: Its id.
-        source: Where it comes from.
-        label: Domain and language.
-        ppl: Perplexity.
-        pd: Perplexity difference.
-        tokens: Length of the whole document.
+    `text` is its beginning, `truncated` whether it goes on, and `tokens` the length of the whole.
     """
 
     text: str

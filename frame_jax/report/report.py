@@ -97,11 +97,11 @@ def write_page(title: str, pieces: list[Piece], directory: RunDirectory) -> dict
         names.append(piece.name)
         body.append(figure_container(piece))
         for index, panel in enumerate(piece.panels):
-            specs[f"{piece.name}-{index}"] = page_figure(escape_control_characters(panel.to_dict()))
-        sheet = figures.print_sheet(piece.panels)
-        write_png(
-            directory.report / f"{piece.name}.png", escape_control_characters(sheet.to_dict())
-        )
+            # Buttons stand in for the legend of arms.
+            fitted = {"width": "container", "config": {"legend": {"disable": True}}}
+            specs[f"{piece.name}-{index}"] = escape_control_characters(panel.to_dict()) | fitted
+        sheet = escape_control_characters(figures.print_sheet(piece.panels).to_dict())
+        write_png(directory.report / f"{piece.name}.png", sheet)
     path = directory.report / "index.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page.render(title, body, specs), "utf-8")
@@ -114,15 +114,10 @@ def write_page(title: str, pieces: list[Piece], directory: RunDirectory) -> dict
 
 def figure_container(figure: Figure) -> Html:
     """The element in which `page.js` draws the panels of a figure."""
+    names = [f"{figure.name}-{index}" for index in range(len(figure.panels))]
     panels = [
-        tag(
-            "div",
-            class_="chart",
-            id=f"{figure.name}-{index}",
-            data_figure=f"{figure.name}-{index}",
-            data_renderer=figure.renderer,
-        )
-        for index in range(len(figure.panels))
+        tag("div", class_="chart", id=name, data_figure=name, data_renderer=figure.renderer)
+        for name in names
     ]
     drawn = tag("div", *panels, class_="grid" if len(panels) > 1 else None)
     return tag("figure", drawn, *([tag("figcaption", figure.caption)] if figure.caption else []))
@@ -133,19 +128,12 @@ def escape_control_characters(value: Any) -> Any:
 
     PNGs are made by way of XML, which cannot hold them: the renderer ends the whole program.
     """
+    escape = escape_control_characters
     if isinstance(value, dict):
-        return {
-            escape_control_characters(name): escape_control_characters(item)
-            for name, item in value.items()
-        }
+        return {escape(name): escape(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [escape_control_characters(item) for item in value]
+        return [escape(item) for item in value]
     return printable(value) if isinstance(value, str) else value
-
-
-def page_figure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Fits a figure to the page, whose buttons stand in for the legend of arms."""
-    return {**spec, "width": "container", "config": {"legend": {"disable": True}}}
 
 
 def write_png(path: Path, spec: dict[str, Any]) -> None:

@@ -96,33 +96,34 @@ def compare_lines(
 
     None where there is none, or where they were measured on no document in common.
     """
-    by_arm = {
-        arm: {trial.seed: trial for trial in results if trial.arm == arm}
-        for arm in (line.arm, other.arm)
-    }
-    seeds = [seed for seed in by_arm[line.arm] if seed in by_arm[other.arm]]
-    pairs = [(by_arm[line.arm][seed], by_arm[other.arm][seed]) for seed in seeds]
+    ones, others = (
+        {trial.seed: (trial, results[trial]) for trial in results if trial.arm == compared.arm}
+        for compared in (line, other)
+    )
+    seeds = [seed for seed in ones if seed in others]
 
-    def document_losses(trial: Trial, compared: ComparedLine) -> Path:
-        name = line_weights(results[trial], compared).name
-        return scores_folder(directory, trial.name, name)
+    def document_losses(trial: Trial, result: TrialResult, compared: ComparedLine) -> Path:
+        return scores_folder(directory, trial.name, line_weights(result, compared).name)
 
-    folders = [(document_losses(one, line), document_losses(two, other)) for one, two in pairs]
-    slices = slice_verdicts(directory, folders) if pairs else {}
+    folders = [
+        (document_losses(*ones[seed], line), document_losses(*others[seed], other))
+        for seed in seeds
+    ]
+    slices = slice_verdicts(directory, folders) if folders else {}
     if ALL not in slices:
         return None
     tasks = {}
     for task in (task.name for task in config.evaluation.tasks):
-        scores = [
-            (task_score(results[one], line, task), task_score(results[two], other, task))
-            for one, two in pairs
+        pairs = [
+            (task_score(ones[seed][1], line, task), task_score(others[seed][1], other, task))
+            for seed in seeds
         ]
         items = [
             (directory.root / one.folder, directory.root / two.folder)
-            for one, two in scores
+            for one, two in pairs
             if one is not None and two is not None
         ]
-        if len(items) == len(pairs):
+        if len(items) == len(seeds):
             tasks[task] = task_verdict(items)
     sentence = verdict_sentence(slices[ALL], line.label, other.label, UNIT)
     return Comparison(line, other, tuple(seeds), slices, tasks, sentence)

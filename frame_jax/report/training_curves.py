@@ -49,13 +49,7 @@ class StageSteps:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One model's training run.
-
-    Attributes:
-        name: Of the arm, or of the reference model.
-        folder: Where it was trained.
-        record: What it did.
-    """
+    """A training run of the arm, or of the reference model, `name`: its folder and its record."""
 
     name: str
     folder: Path
@@ -153,24 +147,15 @@ class WindowMeans:
 
 def window_means(run: TrainingRun, start: int, stop: int) -> WindowMeans:
     """Averages loss (nats per token) and norms over steps [start, stop)."""
-    means = ", ".join(
-        f"avg({column}) FILTER (isfinite({column}))"
-        for column in ("loss", "grad_norm", "update_norm")
-    )
+    names = ("loss", "grad_norm", "update_norm")
+    means = ", ".join(f"avg({name}) FILTER (isfinite({name}))" for name in names)
     sql = f"SELECT {means} FROM metrics WHERE step >= ? AND step < ?"
     return run.query(WindowMeans, sql, start, stop)[0]
 
 
 @dataclass(frozen=True)
 class StageBoundary:
-    """The two sides of a stage's beginning.
-
-    Attributes:
-        stage: The stage that begins.
-        step: Updates made before it.
-        before: Means over a window of steps before it.
-        after: Means over a window after.
-    """
+    """Means over windows of steps before and after `stage` begins, when `step` updates are made."""
 
     stage: str
     step: int
@@ -184,10 +169,11 @@ def stage_boundaries(run: TrainingRun, gap: float = 0.0) -> list[StageBoundary]:
     The windows are `WINDOW` of the run long and lie `gap` of it away from the boundary, because a
     smooth transition mixes both stages beside it; neither is more than a quarter of its stage.
     """
-    found, steps = [], run.record.steps
+    found = []
     for previous, stage in itertools.pairwise(run.stages):
         (left, left_gap), (right, right_gap) = (
-            (max(s.span(WINDOW, steps), 1), s.span(gap, steps)) for s in (previous, stage)
+            (max(s.span(WINDOW, run.record.steps), 1), s.span(gap, run.record.steps))
+            for s in (previous, stage)
         )
         stop, start = stage.start - left_gap, stage.start + right_gap
         before, after = (

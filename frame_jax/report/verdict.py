@@ -39,21 +39,14 @@ def decide_verdict(by_seed: Sequence[float], document_error: float) -> Verdict:
     """
     values = np.asarray(by_seed, np.float64)
     mean, count = float(values.mean()), len(values)
+    seeds = tuple(values.tolist())
     if count < 2:
-        return Verdict(mean, None, None, document_error, None, tuple(values.tolist()), UNTESTED)
+        return Verdict(mean, None, None, document_error, None, seeds, UNTESTED)
     error = float(values.std(ddof=1)) / math.sqrt(count)
-    half = half_width(error, count)
+    half, detectable = half_width(error, count), detectable_difference(error, document_error, count)
     clear = abs(mean) > half and abs(mean) > DOCUMENT_ERRORS * document_error
     word = (BETTER if mean < 0 else WORSE) if clear else NONE
-    return Verdict(
-        mean,
-        mean - half,
-        mean + half,
-        document_error,
-        detectable_difference(error, document_error, count),
-        tuple(values.tolist()),
-        word,
-    )
+    return Verdict(mean, mean - half, mean + half, document_error, detectable, seeds, word)
 
 
 def half_width(seed_error: float, seeds: int) -> float:

@@ -57,7 +57,7 @@ def write_documents(
 ) -> None:
     """Writes order.parquet and NOTES.md to `folder`; memory does not grow with the corpus."""
     scratch, order = folder / ".rows", folder / "order.parquet"
-    scratch.mkdir()
+    scratch.mkdir(parents=True)
     write_first_rows(config, directory, trial_order.schedule.quadrants, scratch)
     write_row_positions(trial_order, config.pretrain.training.batch_size, scratch)
     documents, rows, positions = (

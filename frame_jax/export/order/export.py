@@ -42,28 +42,20 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("run", help="run directory, partitioned")
     options.add_argument("--trial", default="frame", help="which order (default: frame)")
-    options.add_argument(
-        "--to", choices=("parquet", "manifest", *FORMATS), required=True, help="format"
-    )
+    formats = ("parquet", "manifest", *FORMATS)
+    options.add_argument("--to", choices=formats, required=True, help="format")
     options.add_argument(
         "--out", help="new folder (a manifest goes to RUN/manifest/CURRICULUM without it)"
     )
-    options.add_argument(
-        "--shards",
-        choices=KINDS,
-        help="also write the data: each quadrant's documents as text, or each stage's rows",
-    )
+    shards = "also write the data: each quadrant's documents as text, or each stage's rows"
+    options.add_argument("--shards", choices=KINDS, help=shards)
     options.add_argument(
         "--data", default="data", help="where the documents or rows will lie (default: data)"
     )
-    options.add_argument(
-        "--batch_size",
-        type=positive,
-        help="sequences in a step of the other trainer (default: here's)",
-    )
-    options.add_argument(
-        "--sequence_length", type=positive, help="tokens in its sequences (default: here's)"
-    )
+    batch_size = "sequences in a step of the other trainer (default: here's)"
+    options.add_argument("--batch_size", type=positive, help=batch_size)
+    length = "tokens in its sequences (default: here's)"
+    options.add_argument("--sequence_length", type=positive, help=length)
     add_process_options(options)
     return options
 

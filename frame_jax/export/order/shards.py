@@ -64,17 +64,17 @@ def write_rows(directory: RunDirectory, trial_order: TrialOrder, kind: str, fold
     at_once = max(1, ROW_BYTES // (TOKEN_DTYPE.itemsize * (trial_order.sequence_length + 1)))
     with progress.progress_bar("write rows", trial_order.schedule.rows, "rows") as update:
         for name, start, stop in row_stages(trial_order):
-            (folder / name).mkdir(parents=True)
-            shards = []
+            stage, shards = folder / name, []
+            stage.mkdir(parents=True)
             for number, first in enumerate(range(start, stop, at_once)):
                 rows = read_rows(quadrants, trial_order, first, min(first + at_once, stop))
                 if kind == "npy":
-                    (folder / name / f"{number:05d}.npy").write_bytes(rows.tobytes())
+                    (stage / f"{number:05d}.npy").write_bytes(rows.tobytes())
                 else:
-                    shards.append(write_mds(rows, folder / name / f"shard.{number:05d}.mds"))
+                    shards.append(write_mds(rows, stage / f"shard.{number:05d}.mds"))
                 update(len(rows))
             if kind == "mds":
-                write_json(folder / name / "index.json", {"version": 2, "shards": shards})
+                write_json(stage / "index.json", {"version": 2, "shards": shards})
 
 
 def read_rows(
@@ -118,26 +118,29 @@ def write_documents(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, kind: str, folder: Path
 ) -> None:
     """Writes the documents of every quadrant."""
-    assignment = sql.parquet_table(directory.assignment)
+    query = f"""
+        SELECT {", ".join(COLUMNS)}, part, row FROM {sql.parquet_table(directory.assignment)}
+        WHERE split = 'train' AND quadrant = $quadrant AND tokens > 0
+        ORDER BY md5_number_lower(concat($seed, ' ', doc_id)), doc_id
+        """
     with sql.open_database(folder) as connection:
         for quadrant in trial_order.schedule.quadrants:
-            found = connection.sql(
-                f"""
-                SELECT {", ".join(COLUMNS)}, part, row FROM {assignment}
-                WHERE split = 'train' AND quadrant = $quadrant AND tokens > 0
-                ORDER BY md5_number_lower(concat($seed, ' ', doc_id)), doc_id
-                """,
-                params={"quadrant": quadrant, "seed": config.seed},
-            )
+            found = connection.sql(query, params={"quadrant": quadrant, "seed": config.seed})
             (folder / quadrant).mkdir(parents=True)
-            with progress.progress_bar(f"write {quadrant}", None, "documents") as update:
-                documents = read_documents(directory, found.fetch_arrow_reader(DOCUMENTS_AT_ONCE))
-                for index, shard in enumerate(group_batches(documents)):
-                    path = folder / quadrant / f"{index:05d}{KINDS[kind]}"
-                    with WRITERS[kind](path) as append:
-                        for batch in shard:
-                            append(batch)
-                            update(len(batch))
+            with (
+                progress.progress_bar(f"write {quadrant}", None, "documents") as update,
+                contextlib.ExitStack() as shard,
+            ):
+                number, filled = 0, SHARD_BYTES
+                for batch in read_documents(directory, found.fetch_arrow_reader(DOCUMENTS_AT_ONCE)):
+                    if filled >= SHARD_BYTES:
+                        shard.close()
+                        path = folder / quadrant / f"{number:05d}{KINDS[kind]}"
+                        append = shard.enter_context(WRITERS[kind](path))
+                        number, filled = number + 1, 0
+                    append(batch)
+                    filled += sum(len(document["text"].encode()) for document in batch)
+                    update(len(batch))
 
 
 def read_documents(
@@ -159,22 +162,6 @@ def read_documents(
                     texts[index] = tokenizer.decode(ids)
             documents = batch.select(COLUMNS).to_pylist()
             yield [{**document, "text": t} for document, t in zip(documents, texts, strict=True)]
-
-
-def group_batches(batches: Iterator[list[DocumentRow]]) -> Iterator[Iterator[list[DocumentRow]]]:
-    """Groups batches with about SHARD_BYTES of text each; read each before asking for the next."""
-    pending = next(batches, None)
-
-    def shard() -> Iterator[list[DocumentRow]]:
-        nonlocal pending
-        filled = 0
-        while pending is not None and filled < SHARD_BYTES:
-            yield pending
-            filled += sum(len(document["text"].encode()) for document in pending)
-            pending = next(batches, None)
-
-    while pending is not None:
-        yield shard()
 
 
 @contextlib.contextmanager

@@ -79,14 +79,8 @@ def make_trial_order(config: RunConfig, directory: RunDirectory, trial_name: str
     selection = trial_selection(
         config, trial, {quadrant: count["rows"] for quadrant, count in counts.items()}
     )
-    return TrialOrder(
-        trial_name,
-        selection.schedule,
-        selection,
-        config.partition.rows.sequence_length,
-        counts,
-        read_special_tokens(directory),
-    )
+    length, special_tokens = config.partition.rows.sequence_length, read_special_tokens(directory)
+    return TrialOrder(trial_name, selection.schedule, selection, length, counts, special_tokens)
 
 
 def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> list[Span]:

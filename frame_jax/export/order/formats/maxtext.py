@@ -10,9 +10,8 @@ from frame_jax.export.order.trial_order import Span, Trainer, TrialOrder, stage_
 
 DATA_FORMATS = ("arrayrecord",)
 
-SMALLEST_SHARE = (
-    1e-6  # Grain refuses a weight of zero, and a component that is left out loses its place
-)
+# Grain refuses a weight of zero, and a component that is left out loses its place.
+SMALLEST_SHARE = 1e-6
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
