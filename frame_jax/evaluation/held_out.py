@@ -89,9 +89,7 @@ def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> di
 def held_out_documents(directory: RunDirectory, max_documents: int | None) -> dict[str, pa.Table]:
     """Lists the documents to score: doc_id, row, tokens, by the stem of the token file they are in.
 
-    Args:
-        directory: The run.
-        max_documents: Take the first of them by a hash of their ids; None takes all.
+    Only the first `max_documents` by a hash of their ids; None takes all.
 
     Raises:
         UserError: if there is none.

@@ -78,10 +78,13 @@ def measure_training_rows(
     document_attention = config.pretrain.training.document_attention
 
     def measure(scorer: Scorer, part: Part, report: Callable[[int], None]) -> dict[str, Any]:
-        rows = read_rows(quadrants, part.work, record.sequence_length + 1)
+        quadrant, row, step = part.work
+        rows = np.zeros((len(row), record.sequence_length + 1), np.int32)
+        for number in np.unique(quadrant):
+            lines = np.flatnonzero(quadrant == number)
+            quadrants[number].read_into(rows, lines, row[lines])
         tokens, nll = score_rows(scorer, rows, special_tokens, document_attention)
         report(1)
-        quadrant, row, step = part.work
         columns = {"quadrant": [names[index] for index in quadrant], "row": row, "step": step}
         return {**columns, "predicted_tokens": tokens, "nll": nll}
 
@@ -107,15 +110,6 @@ def choose_rows(selection: SelectionMap, count: int, batch_size: int) -> Sample:
     # Of the epochs that trained on a row, the last.
     last = np.append((np.diff(quadrant) != 0) | (np.diff(row) != 0), True)
     return Sample(quadrant[last], row[last], step[last])
-
-
-def read_rows(quadrants: list[QuadrantRows], sample: Sample, row_tokens: int) -> np.ndarray:
-    """Reads the tokens of the sample's rows: int32 [n, row_tokens]."""
-    rows = np.zeros((len(sample.row), row_tokens), np.int32)
-    for number in np.unique(sample.quadrant):
-        lines = np.flatnonzero(sample.quadrant == number)
-        quadrants[number].read_into(rows, lines, sample.row[lines])
-    return rows
 
 
 def score_rows(

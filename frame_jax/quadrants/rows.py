@@ -169,43 +169,34 @@ def list_documents(
 
     Reading part after part gives one order of all documents that does not depend on `parts`.
     """
-    numbers = {row_file: number for number, row_file in enumerate(row_files)}
-    columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
-    quadrants = " ".join(
-        f"WHEN {test} THEN {sql_literal(quadrant)}" for quadrant, test in conditions.items()
-    )
     if not row_files:
         yield lambda quadrant, index: ShuffledDocuments(*np.empty((3, 0), np.int64))
         return
+    columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
+    firsts = {quadrant: number * parts for number, quadrant in enumerate(conditions)}
+    cases = " ".join(f"WHEN {test} THEN {firsts[name]}" for name, test in conditions.items())
+    wanted = [firsts[quadrant] + index for quadrant, index in row_files]
     with open_database(scratch) as connection:
-        connection.execute(
-            "CREATE TABLE row_files (folder VARCHAR, index INTEGER, row_file INTEGER)"
-        )
-        connection.executemany(
-            "INSERT INTO row_files VALUES (?, ?, ?)",
-            [(*row_file, number) for row_file, number in numbers.items()],
-        )
         # In the order of files, whose documents then lie close together: reading one part passes
         # over the rest by the ranges of `row_file` that DuckDB keeps.
         connection.execute(
             f"""
             CREATE TABLE chosen AS
             SELECT row_file, position, {", ".join(columns)} FROM (
-                SELECT *, CASE {quadrants} END AS folder,
-                    md5_number_lower(concat($seed, ' ', doc_id)) AS position,
-                    ((position::HUGEINT * {parts}) >> 64)::INTEGER AS index
+                SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS position,
+                    CASE {cases} END + ((position::HUGEINT * {parts}) >> 64)::INTEGER AS row_file
                 FROM {parquet_table(*tables)} WHERE tokens > 0)
-                JOIN row_files USING (folder, index)
+            WHERE row_file IN (SELECT unnest($wanted::INTEGER[]))
             ORDER BY row_file, position
             """,
-            {"seed": seed},
+            {"seed": seed, "wanted": wanted},
         )
 
         def select(quadrant: str, index: int) -> ShuffledDocuments:
             found = connection.sql(
                 f"SELECT {', '.join(columns)} FROM chosen WHERE row_file = $row_file "
                 "ORDER BY position, part, row",
-                params={"row_file": numbers[quadrant, index]},
+                params={"row_file": firsts[quadrant] + index},
             ).to_arrow_table()
             part, row, tokens = (found[name].to_numpy().astype(np.int64) for name in columns[:3])
             return ShuffledDocuments(part, row, tokens, found["doc_id"] if doc_ids else None)

@@ -115,7 +115,7 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
         return []
     curves = loss_curves(data.results)
     averaged = any(result.ema for result in data.results.values())
-    panel = figures.held_out_loss(curves, data.shaded, data.names)
+    panel = figures.held_out(curves, data.shaded, data.names)
     caption = notes.HELD_OUT + (notes.AVERAGE if averaged else "")
     found: list[Piece] = [
         tag("h2", "Held-out loss"),
@@ -124,7 +124,7 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
     ]
     baseline = data.study.baseline
     if differences := difference_curves(curves, baseline):
-        panel = figures.held_out_difference(differences, data.shaded, data.names, baseline)
+        panel = figures.held_out(differences, data.shaded, data.names, baseline)
         caption = notes.DIFFERENCE.format(baseline=baseline)
         found.append(Figure("held-out-difference", [panel], caption))
     return [*found, sections.held_out_table(data.results), note(notes.HELD_OUT_TABLE)]

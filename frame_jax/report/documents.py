@@ -195,12 +195,7 @@ class ThresholdLine:
 
 
 def threshold_lines(partition: PartitionRecord, labels: Sequence[str]) -> list[ThresholdLine]:
-    """Draws the thresholds of a partition as lines of the density figure.
-
-    Args:
-        partition: The partition.
-        labels: All labels; they share the thresholds of a global partition.
-    """
+    """Draws thresholds as lines of the density figure; all labels share those of one group."""
     lines = []
     for group in partition.groups:
         names = [getattr(group, column) for column in partition.group_by]

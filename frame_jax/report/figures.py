@@ -122,11 +122,20 @@ def training_loss(curves: Sequence[CurvePoint], shaded: TrainingRun, arms: Seque
     return _layer(_bands(shaded), steps, means, arms=arms, height=340)
 
 
-def _checkpoints(
-    points: Sequence[LossPoint], arms: Sequence[str], value: str, title: str
-) -> alt.Chart:
-    """A point for each kept checkpoint of each arm, on the slice of the held-out split chosen."""
-    return (
+def held_out(
+    points: Sequence[LossPoint],
+    shaded: TrainingRun,
+    arms: Sequence[str],
+    baseline: str | None = None,
+) -> Panel:
+    """Held-out loss of every arm at its kept checkpoints, on the slice that is chosen.
+
+    With a baseline: minus the baseline's at the same checkpoint.
+    """
+    value, title, height = "nll", "held-out loss (nats / token)", 320
+    if baseline is not None:
+        value, title, height = "difference", f"minus {baseline} (nats / token)", 200
+    lines = (
         _arms_chart(points, arms, f"datum.slice == held_out_part && {IS_SHOWN}")
         .mark_line(**_points(45))
         .encode(
@@ -141,20 +150,8 @@ def _checkpoints(
         )
         .add_params(alt.param(name="held_out_part", value="all"))
     )
-
-
-def held_out_loss(curves: Sequence[LossPoint], shaded: TrainingRun, arms: Sequence[str]) -> Panel:
-    """Held-out loss of every arm at its kept checkpoints."""
-    lines = _checkpoints(curves, arms, "nll", "held-out loss (nats / token)")
-    return _layer(_bands(shaded), lines, arms=arms, height=320)
-
-
-def held_out_difference(
-    curves: Sequence[LossPoint], shaded: TrainingRun, arms: Sequence[str], baseline: str
-) -> Panel:
-    """The same loss minus the baseline's at the same checkpoint."""
-    lines = _checkpoints(curves, arms, "difference", f"minus {baseline} (nats / token)")
-    return _layer(_bands(shaded), _zero_line("y"), lines, arms=arms, height=200)
+    zero = [] if baseline is None else [_zero_line("y")]
+    return _layer(_bands(shaded), *zero, lines, arms=arms, height=height)
 
 
 def forest(comparisons: Sequence[Comparison]) -> Panel:
@@ -256,14 +253,10 @@ def density(
     names: tuple[str, str] = ("PPL", "PD"),
     scale: Literal["log", "linear"] = "log",
 ) -> Panel:
-    """Tokens over PPL and PD of one group, with its thresholds.
+    """Tokens over PPL and PD of the group `label`, with its thresholds.
 
-    Args:
-        tiles: Of all groups: they share both axes.
-        thresholds: Of all groups.
-        label: The group to draw.
-        names: Of both axes.
-        scale: Of the first.
+    Tiles and thresholds are those of all groups, which share both axes; `names` are those of the
+    axes, `scale` that of the first.
     """
     x_name, y_name = names
     left, right = min(tile.ppl for tile in tiles), max(tile.ppl_end for tile in tiles)

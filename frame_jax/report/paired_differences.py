@@ -45,12 +45,8 @@ def slice_verdicts(
     sqrt(sum((d_i - D b_i)^2)) / sum(b): documents are compared with themselves, so what makes one
     hard for every arm cancels. [ours]
 
-    Args:
-        directory: The run.
-        pairs: For each seed the folders of losses by document of the arm and of the other one.
-
-    Returns:
-        By slice, see `evaluation.results.SLICE_SQL`; empty without a document in common.
+    `pairs` are, for each seed, the folders of losses by document of the arm and of the other one.
+    Verdicts are by slice, see `evaluation.results.SLICE_SQL`; none without a document in common.
     """
     tokens = list_parts(directory.tokens, ".parquet")
     union = " UNION ALL ".join(
@@ -106,8 +102,7 @@ def slice_verdicts(
 def task_verdict(pairs: Sequence[tuple[Path, Path]]) -> Verdict:
     """Decides whether an arm's bits per byte of the right answers of a task are lower.
 
-    Args:
-        pairs: For each seed the folders of the task's parts under the arm and under the other one.
+    `pairs` are, for each seed, the folders of the task's parts under the arm and the other one.
     """
     seeds, sizes = [], np.zeros(0)
     for one, two in pairs:

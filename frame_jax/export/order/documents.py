@@ -145,14 +145,9 @@ def write_columns(path: Path, **columns: np.ndarray) -> None:
 
 
 def row_tokens(packed: PackedSegments, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts text tokens of each row, and those whose document begins in another row.
+    """Counts text tokens of each row, and those whose document begins in another: two int64 [rows].
 
-    Args:
-        packed: Which piece of which document is in which row.
-        tokens: Text tokens of each document.
-
-    Returns:
-        int64 [rows], twice.
+    `tokens` are the text tokens of each document.
     """
     first, stop = packed.text_spans(tokens)
     begins = np.full(len(tokens), packed.rows)

@@ -8,10 +8,8 @@ once, from its beginning to its end, and its lines are sorted by where they go
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +128,6 @@ def write_lines(
                 documents.take(pa.array(chosen)),
             ]
             writer.write_batch(pa.record_batch(columns, schema=LINES))
-
-
-@contextlib.contextmanager
-def open_line_files(paths: list[Path]) -> Iterator[list[pa.ipc.RecordBatchFileReader]]:
-    """Opens the files that `write_lines` wrote."""
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(pa.OSFile(str(path))) for path in paths]
-        yield [stack.enter_context(pa.ipc.open_file(file)) for file in files]
 
 
 def write_part(

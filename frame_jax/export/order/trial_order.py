@@ -86,11 +86,8 @@ def make_trial_order(config: RunConfig, directory: RunDirectory, trial_name: str
 def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> list[Span]:
     """The stages of the whole run, epochs included, in the other trainer's steps.
 
-    Args:
-        trial_order: The curriculum.
-        trainer: Whose steps to count.
-        smooth: Whether a stage's mixture is what it gets with its transitions; otherwise it is the
-            stage's own, as if all transitions were hard.
+    With `smooth`, a stage's mixture is what it gets with its transitions; otherwise it is the
+    stage's own, as if all transitions were hard.
 
     Raises:
         UserError: if the whole run is shorter than half a step.
@@ -105,7 +102,9 @@ def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> l
                 continue
             counts = np.array(stage.quadrant_rows) / (stage.stop - stage.start)
             shares = schedule.mixture(stage.start, stage.stop) if smooth else counts
-            spans.append(Span(stage.name, first, last, rounded_mixture(schedule, shares)))
+            rounded = np.round(shares, 4) + 0.0  # which makes -0 a 0
+            mixture = dict(zip(schedule.quadrants, rounded.tolist(), strict=True))
+            spans.append(Span(stage.name, first, last, mixture))
     if not spans:
         raise UserError(
             f"the run has {schedule.rows * trial_order.sequence_length:,} tokens, less than a "
@@ -157,12 +156,6 @@ def round_to_total(owed: np.ndarray, total: int) -> np.ndarray:
     rows = share.astype(np.int64)
     rows[np.argsort(rows - share, kind="stable")[: total - rows.sum()]] += 1
     return rows
-
-
-def rounded_mixture(schedule: DataSchedule, shares: np.ndarray) -> dict[str, float]:
-    """Shares by quadrant, rounded to four digits."""
-    rounded = np.round(shares, 4) + 0.0  # which makes -0 a 0
-    return dict(zip(schedule.quadrants, rounded.tolist(), strict=True))
 
 
 def row_stages(trial_order: TrialOrder) -> list[tuple[str, int, int]]:

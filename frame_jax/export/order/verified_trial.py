@@ -131,7 +131,17 @@ def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTri
         "rows", sum(row_file.rows for row_file in row_files), "rows"
     ) as update:
         for row_file in row_files:
-            indices_by_trial = [trained_row_indices(trial, row_file) for trial in trials]
+            indices_by_trial = []  # int64 [epochs, rows] each, -1 for not at all
+            for trial in trials:
+                rows = row_file.first + np.arange(row_file.rows)
+                indices = np.stack(
+                    [
+                        trial.trial_order.selection.inverse(row_file.quadrant, rows, epoch)
+                        for epoch in range(trial.trial_order.schedule.epochs)
+                    ]
+                )
+                trained = indices < trial.steps * trial.batch_size
+                indices_by_trial.append(np.where(trained, indices, -1))
             if not any((indices >= 0).any() for indices in indices_by_trial):
                 continue
             for first, rows in readable_rows(row_file, damaged):
@@ -143,16 +153,6 @@ def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTri
                         add_digests(trial.disk, line[used] // trial.batch_size, each)
                 update(len(rows), row_file.path.stem)
     return damaged
-
-
-def trained_row_indices(trial: VerifiedTrial, row_file: RowFile) -> np.ndarray:
-    """Where a trial used the rows of a file: int64 [epochs, rows], -1 for not at all."""
-    rows = row_file.first + np.arange(row_file.rows)
-    epochs = range(trial.trial_order.schedule.epochs)
-    indices = np.stack(
-        [trial.trial_order.selection.inverse(row_file.quadrant, rows, epoch) for epoch in epochs]
-    )
-    return np.where(indices < trial.steps * trial.batch_size, indices, -1)
 
 
 def readable_rows(row_file: RowFile, damaged: list[str]) -> Iterator[tuple[int, np.ndarray]]:

@@ -62,38 +62,29 @@ def join_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
-def differing_spans(sums: np.ndarray, found: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """Yields the spans whose digest differs from the trainer's."""
-    before = np.concatenate([np.zeros((1, digest.BYTES), np.uint64), np.cumsum(sums, axis=0)])
-    return join_spans(
-        [
-            (first, stop)
-            for first, stop, value in found
-            if digest.digest_value(before[stop] - before[first]) != value
-        ]
-    )
-
-
 def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial) -> str:
     """Compares a trial's witnesses and notes its problems; returns what has been verified."""
     found = digest_intervals(trial)
-    if trial.listed is None:
-        for first, stop in differing_spans(trial.disk, found):
-            trial.problems.append(
-                f"{format_steps(first, stop)}: trained on other rows than there are on disk, or in "
-                "another order; a manifest from before the change would name them"
-            )
-    else:
-        for first, stop in differing_spans(trial.listed, found):
-            trial.problems.append(
-                f"{format_steps(first, stop)}: trained on other rows than the manifest lists"
-            )
-        changed = np.flatnonzero((trial.disk != trial.listed).any(1))
-        for first, stop in join_spans([(int(step), int(step) + 1) for step in changed]):
-            trial.problems.append(
-                f"{format_steps(first, stop)}: the rows on disk are not the manifest's"
-            )
-        trial.problems += describe_changed_rows(directory, trial, changed)
+    witness, problem = trial.listed, "trained on other rows than the manifest lists"
+    if witness is None:
+        witness = trial.disk
+        problem = (
+            "trained on other rows than there are on disk, or in another order; a manifest from "
+            "before the change would name them"
+        )
+    before = np.concatenate([np.zeros((1, digest.BYTES), np.uint64), np.cumsum(witness, axis=0)])
+    wrong = [
+        (first, stop)
+        for first, stop, value in found
+        if digest.digest_value(before[stop] - before[first]) != value
+    ]
+    trial.problems += [f"{format_steps(*span)}: {problem}" for span in join_spans(wrong)]
+    changed = np.flatnonzero((trial.disk != witness).any(1))
+    trial.problems += [
+        f"{format_steps(*span)}: the rows on disk are not the manifest's"
+        for span in join_spans([(int(step), int(step) + 1) for step in changed])
+    ]
+    trial.problems += describe_changed_rows(directory, trial, changed)
     if not found:
         trial.problems.append("its trainer has left no digest")
     known, trained = join_spans([(first, stop) for first, stop, _ in found]), trial.trained
