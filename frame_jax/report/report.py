@@ -5,7 +5,6 @@ Everything is read from files, so the report of a run copied from elsewhere is m
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import vl_convert
@@ -15,7 +14,7 @@ from frame_jax.errors import UserError, printable
 from frame_jax.evaluation.results import read_results
 from frame_jax.parallel import processes
 from frame_jax.report import chapters, figures, page, study_chapters, training_curves
-from frame_jax.report.chapters import Figure, Piece, ReportData
+from frame_jax.report.chapters import Piece, ReportData
 from frame_jax.report.html import Html, tag
 from frame_jax.report.paired_differences import training_row_differences
 from frame_jax.report.study import read_study
@@ -95,13 +94,23 @@ def write_page(title: str, pieces: list[Piece], directory: RunDirectory) -> dict
             body.append(piece)
             continue
         names.append(piece.name)
-        body.append(figure_container(piece))
+        charts = []
         for index, panel in enumerate(piece.panels):
+            name = f"{piece.name}-{index}"
             # Buttons stand in for the legend of arms.
             fitted = {"width": "container", "config": {"legend": {"disable": True}}}
-            specs[f"{piece.name}-{index}"] = escape_control_characters(panel.to_dict()) | fitted
+            specs[name] = escape_control_characters(panel.to_dict()) | fitted
+            about = {"id": name, "data_figure": name, "data_renderer": piece.renderer}
+            charts.append(tag("div", class_="chart", **about))  # in which `page.js` draws
+        drawn = tag("div", *charts, class_="grid" if len(charts) > 1 else None)
+        caption = [tag("figcaption", piece.caption)] if piece.caption else []
+        body.append(tag("figure", drawn, *caption))
         sheet = escape_control_characters(figures.print_sheet(piece.panels).to_dict())
-        write_png(directory.report / f"{piece.name}.png", sheet)
+        png = vl_convert.vegalite_to_png(
+            sheet, scale=PNG_SCALE, config=THEMES["light"], allowed_base_urls=[]
+        )
+        with atomic_path(directory.report / f"{piece.name}.png") as temporary:
+            temporary.write_bytes(png)
     path = directory.report / "index.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page.render(title, body, specs), "utf-8")
@@ -110,17 +119,6 @@ def write_page(title: str, pieces: list[Piece], directory: RunDirectory) -> dict
         "bytes": path.stat().st_size,
         "figures": names,
     }
-
-
-def figure_container(figure: Figure) -> Html:
-    """The element in which `page.js` draws the panels of a figure."""
-    names = [f"{figure.name}-{index}" for index in range(len(figure.panels))]
-    panels = [
-        tag("div", class_="chart", id=name, data_figure=name, data_renderer=figure.renderer)
-        for name in names
-    ]
-    drawn = tag("div", *panels, class_="grid" if len(panels) > 1 else None)
-    return tag("figure", drawn, *([tag("figcaption", figure.caption)] if figure.caption else []))
 
 
 def escape_control_characters(value: Any) -> Any:
@@ -134,12 +132,3 @@ def escape_control_characters(value: Any) -> Any:
     if isinstance(value, list):
         return [escape(item) for item in value]
     return printable(value) if isinstance(value, str) else value
-
-
-def write_png(path: Path, spec: dict[str, Any]) -> None:
-    """Renders a figure without a browser or a network."""
-    image = vl_convert.vegalite_to_png(
-        spec, scale=PNG_SCALE, config=THEMES["light"], allowed_base_urls=[]
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(image)

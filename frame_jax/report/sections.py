@@ -105,8 +105,7 @@ def held_out_table(results: dict[str, TrialResult]) -> Html:
 
 
 def _loss_cell(loss: HeldOutLoss, best: HeldOutLoss) -> Html:
-    class_ = "best" if loss is best else None
-    nll = tag("span", f"{loss.nll_per_token:.4f}", class_=class_)
+    nll = tag("span", f"{loss.nll_per_token:.4f}", class_="best" if loss is best else None)
     return join_html([nll, f" ({loss.bits_per_byte:.3f})"])
 
 

@@ -133,10 +133,8 @@ class PartitionRecord:
 
     def to_json(self) -> dict[str, Any]:
         """The object in the file, whose groups have the columns of `group_by` alone."""
-        value = dataclasses.asdict(self)
-        absent = set(GROUP_COLUMNS) - set(self.group_by)
-        kept = [{k: v for k, v in group.items() if k not in absent} for group in value["groups"]]
-        return value | {"groups": kept}
+        value, keys = dataclasses.asdict(self), (*self.group_by, "thresholds", "quadrants")
+        return value | {"groups": [{key: g[key] for key in keys} for g in value["groups"]]}
 
 
 def write_partition_record(directory: RunDirectory, record: PartitionRecord) -> None:
