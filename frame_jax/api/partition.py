@@ -15,7 +15,8 @@ from frame_jax.config.quadrants import AxesConfig, PartitionConfig
 from frame_jax.config.scoring import ScoringConfig, TableConfig
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, part_name
-from frame_jax.run.partition_record import GROUP_COLUMNS
+
+GROUP_COLUMNS = ("domain", "language", "source")
 
 
 class Partition(NamedTuple):

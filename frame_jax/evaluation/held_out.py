@@ -70,11 +70,12 @@ def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> di
     scores = tasks.score_tasks(config, directory, trial, record, means)
     rows = training_rows.measure_training_rows(config, directory, trial)
     if processes.is_first():
-        losses = (
+        checkpoints_, averages = (
             tuple(held_out_result(directory, trial, record, weights) for weights in group)
             for group in (kept, means)
         )
-        result = TrialResult(trial, config.evaluation.ema, *losses, tuple(scores), rows)
+        ema = config.evaluation.ema
+        result = TrialResult(trial, ema, checkpoints_, averages, tuple(scores), rows)
         write_tensorboard(scores_folder(directory, trial), result)
         write_result(directory, result)
     processes.barrier(f"evaluate {trial}: result written")

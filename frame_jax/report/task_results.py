@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from frame_jax.evaluation.results import TaskScore, TrialResult
 from frame_jax.report.html import Html, join_html, table, tag
@@ -38,13 +39,14 @@ def mean_score(scores: list[TaskScore]) -> TaskScore:
     squared errors, over their number; None where a task has none.
     """
 
-    means, errors = {}, {}
-    for key in ("accuracy", "accuracy_norm", "chance", "blind"):
-        means[key] = sum(getattr(score, key) for score in scores) / len(scores)
+    means: dict[str, Any] = {
+        key: sum(getattr(score, key) for score in scores) / len(scores)
+        for key in ("accuracy", "accuracy_norm", "chance", "blind")
+    }
     for key in ("accuracy_stderr", "accuracy_norm_stderr"):
-        own = [getattr(score, key) for score in scores]
-        errors[key] = None if None in own else math.hypot(*own) / len(own)
-    return dataclasses.replace(scores[0], **means, **errors)
+        errors = [getattr(score, key) for score in scores]
+        means[key] = None if None in errors else math.hypot(*errors) / len(errors)
+    return dataclasses.replace(scores[0], **means)
 
 
 def answer_table(finals: FinalScores, arms: list[str]) -> Html:

@@ -9,8 +9,6 @@ from typing import Any
 from frame_jax.run.directory import RunDirectory, write_json
 from frame_jax.run.json_dataclass import read_dataclass
 
-GROUP_COLUMNS = ("domain", "language", "source")
-
 
 @dataclass(frozen=True)
 class BinStart:

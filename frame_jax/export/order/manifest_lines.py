@@ -162,7 +162,7 @@ def write_part(
         pq.write_table(pa.table(columns), temporary, use_dictionary=names, compression="zstd")
         sha256 = sha256_of(temporary)
     total = digest.digest_value(digest.ordered_row_digests(rows, digests).sum(0, dtype=np.uint64))
-    described = {"first_row": int(rows[0]), "rows": len(rows)}
+    described: dict[str, Any] = {"first_row": int(rows[0]), "rows": len(rows)}
     described |= {"digest": digest.format_digest(total), "sha256": sha256}
     write_json(path.with_suffix(".json"), described)
 
