@@ -132,14 +132,8 @@ def score_rows(
         padded = np.full((at_once, length + 1), special_tokens.bos, np.int32)
         padded[: len(chunk)] = chunk
         seen = make_lm_batch(jax.numpy.asarray(padded), special_tokens, document_attention)
-        batch = Batch(
-            np.asarray(seen.inputs),
-            np.asarray(seen.targets),
-            np.asarray(seen.segment_ids),
-            np.asarray(seen.positions),
-            windows=[],
-            starts=np.zeros(0, np.int64),
-        )
+        arrays = (seen.inputs, seen.targets, seen.segment_ids, seen.positions)
+        batch = Batch(*map(np.asarray, arrays), windows=[], starts=np.zeros(0, np.int64))
         weights = np.asarray(seen.loss_mask, np.float64)[: len(chunk)]
         values = np.asarray(scorer(batch))[0, : len(chunk)].astype(np.float64)
         tokens.append(weights.sum(1).astype(np.int64))

@@ -28,7 +28,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import QuadrantRows
 from frame_jax.export.order.trial_order import TrialOrder, row_stages
-from frame_jax.records import TOKEN_DTYPE, OpenFiles, TokenReader
+from frame_jax.records import TOKEN_DTYPE, OpenFiles
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, write_json
 
@@ -147,21 +147,18 @@ def read_documents(
     directory: RunDirectory, batches: pa.RecordBatchReader
 ) -> Iterator[list[DocumentRow]]:
     """Yields the documents in `batches` (part and row of each), with their texts."""
-    tokenizer = load_tokenizer(directory)
-    with contextlib.ExitStack() as stack:
-        readers = [
-            stack.enter_context(contextlib.closing(TokenReader(path)))
-            for path in list_parts(directory.tokens, ".arrayrecord")
-        ]
-        for batch in batches:
-            parts, rows = (np.asarray(batch.column(name)) for name in ("part", "row"))
-            texts = [""] * len(rows)
-            for part in np.unique(parts):
-                chosen = np.flatnonzero(parts == part)
-                for index, ids in zip(chosen, readers[part].read(rows[chosen]), strict=True):
-                    texts[index] = tokenizer.decode(ids)
-            documents = batch.select(COLUMNS).to_pylist()
-            yield [{**document, "text": t} for document, t in zip(documents, texts, strict=True)]
+    tokenizer, files = load_tokenizer(directory), OpenFiles()
+    token_files = list_parts(directory.tokens, ".arrayrecord")
+    for batch in batches:
+        parts, rows = (np.asarray(batch.column(name)) for name in ("part", "row"))
+        texts = [""] * len(rows)
+        for part in np.unique(parts):
+            chosen = np.flatnonzero(parts == part)
+            found = files.reader(token_files[part]).read(rows[chosen])
+            for index, ids in zip(chosen, found, strict=True):
+                texts[index] = tokenizer.decode(ids)
+        documents = batch.select(COLUMNS).to_pylist()
+        yield [{**document, "text": t} for document, t in zip(documents, texts, strict=True)]
 
 
 @contextlib.contextmanager
