@@ -121,15 +121,11 @@ def generate_greedily(
     limits: Sequence[int],
     is_finished: Callable[[int, list[int]], bool],
 ) -> list[list[int]]:
-    """Continues prompts with the likeliest token, again and again.
+    """Continues prompts, of one id at least, with the likeliest token, again and again.
 
     Every token costs a pass over the whole context, because nothing is kept from one to the next.
-
-    Args:
-        scorer: The model.
-        prompts: Ids, at least one each; prompt and limit together fit into the context.
-        limits: Tokens to write at most, at least one each.
-        is_finished: Asked after each token, with the prompt's number and the tokens written.
+    Prompt and limit, the tokens to write at most, together fit into the context. `is_finished` is
+    asked after each token, with the prompt's number and the tokens written.
 
     Returns:
         The tokens written for each prompt.

@@ -132,8 +132,11 @@ def score_rows(
         padded = np.full((at_once, length + 1), special_tokens.bos, np.int32)
         padded[: len(chunk)] = chunk
         seen = make_lm_batch(jax.numpy.asarray(padded), special_tokens, document_attention)
-        arrays = (seen.inputs, seen.targets, seen.segment_ids, seen.positions)
-        batch = Batch(*map(np.asarray, arrays), windows=[], starts=np.zeros(0, np.int64))
+        inputs, targets, segment_ids, positions = map(
+            np.asarray, (seen.inputs, seen.targets, seen.segment_ids, seen.positions)
+        )
+        starts = np.zeros(0, np.int64)
+        batch = Batch(inputs, targets, segment_ids, positions, windows=[], starts=starts)
         weights = np.asarray(seen.loss_mask, np.float64)[: len(chunk)]
         values = np.asarray(scorer(batch))[0, : len(chunk)].astype(np.float64)
         tokens.append(weights.sum(1).astype(np.int64))

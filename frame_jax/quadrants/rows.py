@@ -103,15 +103,8 @@ def write_quadrant_rows(
     """Writes FOLDER/QUADRANT/part-*.arrayrecord, one record a row, and FOLDER/{rows,lengths}.json.
 
     Called on every process, each of which makes its share of the parts. A part whose counts are
-    there is complete and kept.
-
-    Args:
-        config: Length, packing, parts.
-        directory: Where the tokens and the special tokens are.
-        folder: Where the quadrants go.
-        tables: Parquet files with doc_id, part, row, tokens and what the conditions name.
-        conditions: Quadrant -> SQL condition that its documents meet.
-        seed: Shuffles the documents.
+    there is complete and kept. Tables are Parquet files with doc_id, part, row, tokens and what the
+    conditions name, which say in SQL which documents a quadrant has; `seed` shuffles them.
 
     Returns:
         The content of rows.json: {quadrant: {rows, documents, tokens, padding}}, in text tokens and
@@ -236,16 +229,10 @@ def write_part(
     eos: int,
     path: Path,
 ) -> dict[str, int]:
-    """Packs documents into rows and writes them to one file.
+    """Packs documents into rows and writes them to one file, sequence_length + 1 ids a record.
 
-    Args:
-        documents: What goes in, in order.
-        token_files: The token files, by part.
-        open_files: Keeps some of them open.
-        config: Length and packing.
-        bos: Id before every document, and padding.
-        eos: Id after every document, unless it is `bos`.
-        path: Output, one record a row: sequence_length + 1 ids.
+    `token_files` are listed by part, and `open_files` keeps some of them open. BOS stands before
+    every document and is the padding; EOS stands after every document, unless the two are one.
 
     Returns:
         Counts of rows, documents, text tokens and padding ids.

@@ -117,13 +117,8 @@ def mixture_spans(trial_order: TrialOrder, trainer: Trainer, count: int, block: 
     """Cuts the run into about `count` spans in which each `block` of rows has the same mixture.
 
     Shares are whole rows of a block. What a piece gets too much or too little of a quadrant by that
-    is made up for by the pieces after it. Neighbours with the same mixture are joined.
-
-    Args:
-        trial_order: The curriculum.
-        trainer: Whose steps to count.
-        count: Pieces of a smooth curriculum; with hard transitions pieces also end with stages.
-        block: Rows; divides the trainer's batch.
+    is made up for by the pieces after it. Neighbours with the same mixture are joined. With hard
+    transitions pieces also end with stages. `block` divides the trainer's batch.
     """
     schedule = trial_order.schedule
     ends = np.concatenate([[0], schedule.boundaries])

@@ -27,12 +27,8 @@ def format_notes(
 ) -> str:
     """Writes NOTES.md: what the files are and how to use them.
 
-    Args:
-        trial_order: The curriculum.
-        trainer: Who reads the files.
-        text: What is particular to it.
-        spans: The stages.
-        where: What belongs in the data folder; by default the quadrants' documents.
+    `text` is what is particular to the trainer, `where` says what belongs in the data folder; by
+    default the quadrants' documents.
     """
     quadrants = list(spans[0].mixture)
     stages = [
