@@ -19,7 +19,8 @@ from frame_jax.errors import UserError, printable
 from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
 from frame_jax.run import integrity
-from frame_jax.run.directory import RunDirectory, axis_names, list_parts
+from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.partition_record import axis_names
 from frame_jax.run.program_exit import report_error, run_main
 from frame_jax.sql import parquet_table
 

@@ -202,8 +202,7 @@ def print_outcome(config: RunConfig, ran: int, until: str | None) -> None:
     if until in (None, "report"):
         from rich.console import Console
 
-        from frame_jax.report.study_results import load_study
-        from frame_jax.report.verdict_table import terminal_table
+        from frame_jax.report.study_results import load_study, terminal_table
 
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         Console(width=width).print(terminal_table(load_study(directory)))

@@ -27,7 +27,7 @@ WORDS = {
     *("told", "said", "fate", "fates", "doubts", "door", "doors", "mend", "mends", "mended"),
     *("company", "riddle", "crumbs"),
 }
-HTML = {"report/html.py", "report/sections.py", "report/verdict_table.py", "report/figures.py"}
+HTML = {"report/html.py", "report/sections.py", "report/study_results.py", "report/figures.py"}
 TABLE_NAMES = {"cell", "cells"}  # of a table of the report
 
 

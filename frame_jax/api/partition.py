@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from frame_jax.config.quadrants import AxesConfig, PartitionConfig
 from frame_jax.config.scoring import ScoringConfig, TableConfig
 from frame_jax.errors import UserError
-from frame_jax.run.directory import RunDirectory, part_name, read_json
+from frame_jax.run.directory import RunDirectory, part_name
 
 GROUP_COLUMNS = ("domain", "language", "source")
 
@@ -93,12 +93,11 @@ def partition_table(
     with tempfile.TemporaryDirectory(prefix="frame_jax-") as folder:
         directory = RunDirectory(folder)
         _write_table(columns, directory)
-        write_assignment(settings, scoring, directory)
+        record = write_assignment(settings, scoring, directory)
         assigned = pq.read_table(directory.assignment, columns=["row", "quadrant"])
-        summary = read_json(directory.partition)
     quadrants = np.full(len(columns), None, object)
     quadrants[assigned["row"].to_numpy()] = assigned["quadrant"].to_pylist()
-    return Partition(quadrants, summary["groups"], summary["warnings"])
+    return Partition(quadrants, record.to_json()["groups"], list(record.warnings))
 
 
 def _write_table(columns: pa.Table, directory: RunDirectory) -> None:

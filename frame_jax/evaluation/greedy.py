@@ -48,20 +48,13 @@ class GreedyScorer(Scorer):
         assert isinstance(mesh, Mesh)  # of devices, not of an abstract topology
         chunks = chunk_count(per_device_batch_size, context, loss_chunk)
         mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
+        score = functools.partial(score_rows_greedily, decoder, specs[0], chunks=chunks)
+        columns = PartitionSpec(None, *rows)
         self._score = jax.jit(
-            mapped(
-                functools.partial(score_rows_greedily, decoder, specs[0], chunks=chunks),
-                in_specs=(specs, rows, rows, rows, rows),
-                out_specs=PartitionSpec(None, *rows),
-            )
+            mapped(score, in_specs=(specs, rows, rows, rows, rows), out_specs=columns)
         )
-        self._next = jax.jit(
-            mapped(
-                functools.partial(next_tokens, decoder, specs[0]),
-                in_specs=(specs, rows, rows),
-                out_specs=rows,
-            )
-        )
+        following = functools.partial(next_tokens, decoder, specs[0])
+        self._next = jax.jit(mapped(following, in_specs=(specs, rows, rows), out_specs=rows))
 
     def next_tokens(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """The likeliest token after each row.
@@ -126,15 +119,11 @@ def generate_greedily(
     limits: Sequence[int],
     is_finished: Callable[[int, list[int]], bool],
 ) -> list[list[int]]:
-    """Continues prompts with the likeliest token, again and again.
+    """Continues prompts, of one id at least, with the likeliest token, again and again.
 
     Every token costs a pass over the whole context, because nothing is kept from one to the next.
-
-    Args:
-        scorer: The model.
-        prompts: Ids, at least one each; prompt and limit together fit into the context.
-        limits: Tokens to write at most, at least one each.
-        is_finished: Asked after each token, with the prompt's number and the tokens written.
+    Prompt and limit, the tokens to write at most, together fit into the context. `is_finished` is
+    asked after each token, with the prompt's number and the tokens written.
 
     Returns:
         The tokens written for each prompt.

@@ -59,7 +59,13 @@ def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> di
     record = load_trial_record(directory.pretrain(trial))
     means = [Weights.mean(record, average) for average in config.evaluation.averages]
     kept = [Weights.of_step(step) for step in sorted(record.kept_steps)]
-    require_kept_checkpoints(directory, trial, [*kept, *means])
+    folder = directory.pretrain(trial) / "checkpoints"
+    needed = {step for each in (*kept, *means) for step in each.steps}
+    if lost := sorted(needed - set(checkpoints.saved_steps(folder))):
+        raise UserError(
+            f"{folder}: the checkpoint of step {lost[0]} is missing; train this trial again with "
+            f"--redo pretrain-{trial}"
+        )
     score_held_out(config, directory, trial, [*kept, *means], documents)
     scores = tasks.score_tasks(config, directory, trial, record, means)
     rows = training_rows.measure_training_rows(config, directory, trial)
@@ -84,9 +90,7 @@ def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> di
 def held_out_documents(directory: RunDirectory, max_documents: int | None) -> dict[str, pa.Table]:
     """Lists the documents to score: doc_id, row, tokens, by the stem of the token file they are in.
 
-    Args:
-        directory: The run.
-        max_documents: Take the first of them by a hash of their ids; None takes all.
+    Only the first `max_documents` by a hash of their ids; None takes all.
 
     Raises:
         UserError: if there is none.
@@ -113,24 +117,6 @@ def held_out_documents(directory: RunDirectory, max_documents: int | None) -> di
     }
 
 
-def require_kept_checkpoints(
-    directory: RunDirectory, trial: str, weights: Sequence[Weights]
-) -> None:
-    """Checks that the checkpoints are there that `weights` are made of.
-
-    Raises:
-        UserError: if one is missing.
-    """
-    folder = directory.pretrain(trial) / "checkpoints"
-    needed = {step for each in weights for step in each.steps}
-    lost = sorted(needed - set(checkpoints.saved_steps(folder)))
-    if lost:
-        raise UserError(
-            f"{folder}: the checkpoint of step {lost[0]} is missing; train this trial again with "
-            f"--redo pretrain-{trial}"
-        )
-
-
 def score_held_out(
     config: RunConfig,
     directory: RunDirectory,
@@ -138,14 +124,7 @@ def score_held_out(
     weights: Sequence[Weights],
     documents: dict[str, pa.Table],
 ) -> None:
-    """Writes the losses of held-out documents under all weights; called on every process.
-
-    Args:
-        config: The run.
-        directory: The run.
-        trial: Whose weights these are.
-        weights: Checkpoints and means.
-        documents: See `held_out_documents`.
+    """Writes the losses of `held_out_documents` under all weights; called on every process.
 
     Raises:
         UserError: if a loss is not finite.
@@ -178,11 +157,8 @@ def score_held_out(
                 f"{part.path.parent}: the held-out loss of this checkpoint is not a number, so its "
                 "training has diverged; lower pretrain.training.lr_schedule.peak and train again"
             )
-        return {
-            "doc_id": table["doc_id"],
-            "predicted_tokens": scores.predicted_tokens,
-            "nll": scores.nll[0],
-        }
+        columns = {"doc_id": table["doc_id"], "predicted_tokens": scores.predicted_tokens}
+        return {**columns, "nll": scores.nll[0]}
 
     title = f"evaluate {trial}"
     write_missing_parts(config, directory, trial, parts, measure, title=title, unit="tokens")

@@ -57,12 +57,9 @@ def request_window(number: int, request: Request, context: int) -> Window:
 
 
 def continuation_sums(scorer: Scorer, requests: Iterable[Request], count: int) -> np.ndarray:
-    """Sums the scorer's values over each request's continuation.
+    """Sums the scorer's values over the continuation of each of `count` requests, read as needed.
 
-    Args:
-        scorer: One value or more a token; a `Scorer` gives the NLL in nats under each model.
-        requests: Read as needed.
-        count: How many there are.
+    A `Scorer` gives the NLL in nats under each model.
 
     Returns:
         [values, count] float64, in the order of the requests; [1, 0] where there is none.

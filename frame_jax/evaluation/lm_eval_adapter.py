@@ -155,23 +155,17 @@ class FrameJaxModel(LM):
             )
         # The backend looks for a stop string in so many of the last tokens.
         texts = list(dict.fromkeys(stop for until in stops for stop in until))
-        window = {
-            text: len(ids) + 2
-            for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True)
-        }
+        lengths = map(len, tokenizer.encode_batch(texts))
+        window = {text: length + 2 for text, length in zip(texts, lengths, strict=True)}
 
         def is_finished(number: int, written: list[int]) -> bool:
             return written[-1] == tokenizer.eos_id or any(
                 stop in tokenizer.decode_plain(written[-window[stop] :]) for stop in stops[number]
             )
 
+        generated = generate_greedily(self._scorer, prompts, limits, is_finished)
         answers = []
-        for request, written, until in zip(
-            requests,
-            generate_greedily(self._scorer, prompts, limits, is_finished),
-            stops,
-            strict=True,
-        ):
+        for request, written, until in zip(requests, generated, stops, strict=True):
             text_ids = [i for i in written if i not in (tokenizer.bos_id, tokenizer.eos_id)]
             text = tokenizer.decode_plain(text_ids, skip_special_tokens=True)
             answers.append(postprocess_generated_text(text, until, None))

@@ -58,17 +58,9 @@ def score_tasks(
     record: TrialRecord,
     means: Sequence[Weights] = (),
 ) -> list[TaskScore]:
-    """Scores the tasks of a config; called on every process.
+    """Scores each task of a config at each checkpoint that does the tasks, and each of `means`.
 
-    Args:
-        config: The run.
-        directory: The run.
-        trial: The trial.
-        record: Its record.
-        means: Averages of its weights that do the tasks too.
-
-    Returns:
-        A score for each checkpoint that does the tasks, and each average, and each task.
+    Called on every process.
 
     Raises:
         UserError: for files that are missing or hold something else than items, and for a
@@ -80,7 +72,9 @@ def score_tasks(
         TaskItems(task, 0, spread_items(read_items(user_path(task.path)), task.max_items))
         for task in config.evaluation.tasks
     ]
-    at = [*map(Weights.of_step, task_steps(record, config.evaluation.tasks_at)), *means]
+    every_stage = config.evaluation.tasks_at == "stage_ends"
+    steps = {record.steps, *(stage.last_step for stage in record.stages if every_stage)}
+    at = [*map(Weights.of_step, sorted(steps)), *means]
     planned = [
         (weights, task, task_parts(directory, trial, weights, task))
         for weights in at
@@ -110,20 +104,13 @@ def task_parts(
     config, _, items = task
     folder = scores_folder(directory, trial, weights.name) / "tasks"
     folder /= f"{config.name}-{task_fingerprint(config)}"
-    chunks = [
-        TaskItems(config, first, items[first : first + ITEMS_PER_PART])
-        for first in range(0, len(items), ITEMS_PER_PART)
-    ]
-    return [
-        Part(
-            weights,
-            folder / part_name(index, len(chunks), ".parquet"),
-            work=chunk,
-            size=len(chunk.items),
-            note=f"weights {weights.name} {config.name}",
-        )
-        for index, chunk in enumerate(chunks)
-    ]
+    note, starts = f"weights {weights.name} {config.name}", range(0, len(items), ITEMS_PER_PART)
+    parts = []
+    for index, first in enumerate(starts):
+        work = TaskItems(config, first, items[first : first + ITEMS_PER_PART])
+        path = folder / part_name(index, len(starts), ".parquet")
+        parts.append(Part(weights, path, work, len(work.items), note))
+    return parts
 
 
 def task_fingerprint(task: TaskConfig) -> str:
@@ -133,12 +120,6 @@ def task_fingerprint(task: TaskConfig) -> str:
         if path is not None and (file := user_path(path)).is_file():
             digest.update(bytes.fromhex(file_sha256(file)))
     return digest.hexdigest()[:8]
-
-
-def task_steps(record: TrialRecord, tasks_at: str) -> list[int]:
-    """The checkpoints that do the tasks, ascending."""
-    ends = {stage.last_step for stage in record.stages} if tasks_at == "stage_ends" else set()
-    return sorted(ends | {record.steps})
 
 
 def score_items(
@@ -185,13 +166,12 @@ def task_score(
 ) -> TaskScore:
     """Computes a task's accuracies under some weights from its parts at `paths`."""
     rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
-    right = np.array([int(np.argmin(row["nll"])) == row["answer"] for row in rows])
-    norm = np.array(
-        [int(np.argmin(np.divide(row["nll"], row["bytes"]))) == row["answer"] for row in rows]
-    )
-    bits = np.array([row["nll"][row["answer"]] for row in rows]) / math.log(2)
-    size = np.array([row["bytes"][row["answer"]] for row in rows])
-    subjects = np.array([row["subject"] for row in rows])
+    answers, subjects = (np.array([row[key] for row in rows]) for key in ("answer", "subject"))
+    nll, sizes = ([np.array(row[key]) for row in rows] for key in ("nll", "bytes"))
+    right = np.array([choice.argmin() for choice in nll]) == answers
+    norm = np.array([(n / b).argmin() for n, b in zip(nll, sizes, strict=True)]) == answers
+    bits = np.array([n[answer] for n, answer in zip(nll, answers, strict=True)]) / math.log(2)
+    size = np.array([b[answer] for b, answer in zip(sizes, answers, strict=True)])
     names = sorted(set(subjects.tolist()))
     return TaskScore(
         weights=weights.name,
@@ -204,7 +184,7 @@ def task_score(
         items=len(rows),
         answer_bits_per_byte=float(bits.sum() / size.sum()),
         answer_bits_per_byte_stderr=ratio_error(bits, size),
-        chance=float(np.mean([1 / len(row["nll"]) for row in rows])),
+        chance=float(np.mean([1 / len(choices) for choices in nll])),
         blind=blind_accuracy(task.items),
         accuracy=float(right.mean()),
         accuracy_stderr=standard_error(right),

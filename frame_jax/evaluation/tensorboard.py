@@ -9,12 +9,7 @@ from frame_jax.evaluation.results import TrialResult
 
 
 def write_tensorboard(folder: Path, result: TrialResult) -> None:
-    """Writes `folder`/tensorboard anew.
-
-    Args:
-        folder: The folder of the trial's scores, see `results.scores_folder`.
-        result: What was measured.
-    """
+    """Writes `folder`/tensorboard anew, where `folder` is that of the trial's scores."""
     from tensorboardX import SummaryWriter
 
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)

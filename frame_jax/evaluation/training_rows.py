@@ -67,33 +67,26 @@ def measure_training_rows(
     final = Weights.of_step(record.steps)
     sample = choose_rows(selection, asked, record.batch_size)
     folder = scores_folder(directory, trial, final.name) / "training_rows" / str(asked)
-    starts = range(0, len(sample.row), ROWS_PER_PART)
-    parts = [
-        Part(
-            final,
-            folder / part_name(index, len(starts), ".parquet"),
-            work=Sample(*(column[first:][:ROWS_PER_PART] for column in sample)),
-            size=1,
-            note="",
-        )
-        for index, first in enumerate(starts)
-    ]
+    starts, parts = range(0, len(sample.row), ROWS_PER_PART), []
+    for index, first in enumerate(starts):
+        work = Sample(*(column[first:][:ROWS_PER_PART] for column in sample))
+        path = folder / part_name(index, len(starts), ".parquet")
+        parts.append(Part(final, path, work, size=1, note=""))
     names, files = selection.schedule.quadrants, OpenFiles()
     quadrants = [QuadrantRows(name, row_files[name], files) for name in names]
     special_tokens = read_special_tokens(directory)
     document_attention = config.pretrain.training.document_attention
 
     def measure(scorer: Scorer, part: Part, report: Callable[[int], None]) -> dict[str, Any]:
-        rows = read_rows(quadrants, part.work, record.sequence_length + 1)
+        quadrant, row, step = part.work
+        rows = np.zeros((len(row), record.sequence_length + 1), np.int32)
+        for number in np.unique(quadrant):
+            lines = np.flatnonzero(quadrant == number)
+            quadrants[number].read_into(rows, lines, row[lines])
         tokens, nll = score_rows(scorer, rows, special_tokens, document_attention)
         report(1)
-        return {
-            "quadrant": [names[index] for index in part.work.quadrant],
-            "row": part.work.row,
-            "step": part.work.step,
-            "predicted_tokens": tokens,
-            "nll": nll,
-        }
+        columns = {"quadrant": [names[index] for index in quadrant], "row": row, "step": step}
+        return {**columns, "predicted_tokens": tokens, "nll": nll}
 
     title = f"training rows {trial}"
     write_missing_parts(config, directory, trial, parts, measure, title=title, unit="parts")
@@ -119,15 +112,6 @@ def choose_rows(selection: SelectionMap, count: int, batch_size: int) -> Sample:
     return Sample(quadrant[last], row[last], step[last])
 
 
-def read_rows(quadrants: list[QuadrantRows], sample: Sample, row_tokens: int) -> np.ndarray:
-    """Reads the tokens of the sample's rows: int32 [n, row_tokens]."""
-    rows = np.zeros((len(sample.row), row_tokens), np.int32)
-    for number in np.unique(sample.quadrant):
-        lines = np.flatnonzero(sample.quadrant == number)
-        quadrants[number].read_into(rows, lines, sample.row[lines])
-    return rows
-
-
 def score_rows(
     scorer: Scorer,
     rows: np.ndarray,
@@ -148,14 +132,11 @@ def score_rows(
         padded = np.full((at_once, length + 1), special_tokens.bos_id, np.int32)
         padded[: len(chunk)] = chunk
         seen = make_lm_batch(jax.numpy.asarray(padded), special_tokens, document_attention)
-        batch = Batch(
-            np.asarray(seen.inputs),
-            np.asarray(seen.targets),
-            np.asarray(seen.segment_ids),
-            np.asarray(seen.positions),
-            windows=[],
-            starts=np.zeros(0, np.int64),
+        inputs, targets, segment_ids, positions = map(
+            np.asarray, (seen.inputs, seen.targets, seen.segment_ids, seen.positions)
         )
+        starts = np.zeros(0, np.int64)
+        batch = Batch(inputs, targets, segment_ids, positions, windows=[], starts=starts)
         weights = np.asarray(seen.loss_mask, np.float64)[: len(chunk)]
         values = np.asarray(scorer(batch))[0, : len(chunk)].astype(np.float64)
         tokens.append(weights.sum(1).astype(np.int64))

@@ -14,7 +14,8 @@ from frame_jax import checkpoints
 from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.models.functional import read_description
+from frame_jax.models.functional import Decoder, read_description
+from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path
@@ -88,16 +89,10 @@ def write_missing_parts(
     title: str,
     unit: str,
 ) -> None:
-    """Writes the parts that are not there yet; called on every process.
+    """Writes the parts that are not there yet, with the columns that `measure` makes of each.
 
-    Args:
-        config: The run.
-        directory: The run.
-        trial: Whose weights are measured.
-        parts: All parts, the same on every process.
-        measure: Makes the columns of a part.
-        title: Of the progress bar and of the barriers.
-        unit: Of the progress bar.
+    Called on every process, with the same parts. `title` is that of the progress bar and of the
+    barriers, `unit` of the parts' sizes.
     """
     missing = [part for part in parts if not part.path.exists()]
     # Every process sees the same missing parts, because none writes before all have looked.
@@ -117,27 +112,26 @@ def write_missing_parts(
     processes.barrier(f"{title}: parts written")
 
 
+def load_weights(folder: Path, decoder: Decoder, weights: Weights, *, ema: bool) -> Params:
+    """Loads weights of the training run in `folder`; `ema` takes the moving average of a single
+    checkpoint's."""
+    saved = folder / "checkpoints"
+    if len(weights.steps) == 1:
+        return checkpoints.load_params(saved, decoder, weights.step, ema=ema)
+    return checkpoints.load_mean_params(saved, decoder, weights.steps, weights.decay)
+
+
 def checkpoint_scorers(
     scoring: ScoringConfig, folder: Path, weights: Sequence[Weights], *, ema: bool
 ) -> Iterator[tuple[Weights, Scorer]]:
     """Yields each of `weights` with a scorer of them, valid until the next; compiles once.
 
     All processes must go through it together, those without work at one of them too.
-
-    Args:
-        scoring: Rows, context and dtype.
-        folder: A training run.
-        weights: Of checkpoints that are there.
-        ema: Take the moving average of the weights where they are those of one checkpoint.
     """
     decoder = read_description(folder, compute_dtype=scoring.compute_dtype)
     scorer: Scorer | None = None
     for each in weights:
-        saved = folder / "checkpoints"
-        if len(each.steps) == 1:
-            params = checkpoints.load_params(saved, decoder, each.step, ema=ema)
-        else:
-            params = checkpoints.load_mean_params(saved, decoder, each.steps, each.decay)
+        params = load_weights(folder, decoder, each, ema=ema)
         if scorer is None:
             scorer = Scorer([(decoder, params)], scoring)
         else:

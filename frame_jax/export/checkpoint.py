@@ -20,17 +20,14 @@ from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
 from frame_jax.evaluation.results import read_result
+from frame_jax.evaluation.weights import Weights, load_weights
 from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
-from frame_jax.run.directory import RunDirectory, axis_names, new_folder, read_json
+from frame_jax.run.directory import RunDirectory, new_folder
+from frame_jax.run.partition_record import read_partition_record
 from frame_jax.run.program_exit import report_error
 from frame_jax.run.special_tokens import read_special_tokens
-from frame_jax.run.trial_record import (
-    TrialRecord,
-    averaged_steps,
-    choose_checkpoint_step,
-    read_trial_record,
-)
+from frame_jax.run.trial_record import TrialRecord, choose_checkpoint_step, read_trial_record
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,31 +102,26 @@ def export_trial(
     if ema and mean:
         raise UserError("--ema and --average_last are two averages: choose one")
     saved = checkpoints.saved_steps(folder / "checkpoints")
-    steps = (
-        averaged_steps(trial_record, mean.last)
-        if mean
-        else [choose_checkpoint_step(trial_record, saved, step, stage)]
-    )
-    for step in steps:
-        choose_checkpoint_step(trial_record, saved, step, None)
-    step = steps[-1]
-    decoder = read_description(folder)
-    special_tokens = read_special_tokens(directory)
+    if mean:
+        weights = Weights.mean(trial_record, mean)
+        for each in weights.steps:
+            choose_checkpoint_step(trial_record, saved, each, None)
+    else:
+        weights = Weights.of_step(choose_checkpoint_step(trial_record, saved, step, stage))
+    decoder, special_tokens = read_description(folder), read_special_tokens(directory)
     with new_folder(out) as temporary:
         export_checkpoint(
             temporary,
             decoder,
-            checkpoints.load_mean_params(folder / "checkpoints", decoder, steps, mean.decay)
-            if mean
-            else checkpoints.load_params(folder / "checkpoints", decoder, step, ema=ema),
+            load_weights(folder, decoder, weights, ema=ema),
             tokenizer=directory.tokenizer,
             bos_id=special_tokens.bos_id,
             eos_id=special_tokens.eos_id,
             context=trial_record.sequence_length,
         )
-        card = model_card(directory, trial, trial_record, steps, decoder, ema, mean)
+        card = model_card(directory, trial, trial_record, weights, decoder, ema)
         (temporary / "README.md").write_text(f"{header}\n{card}", "utf-8")
-    return step
+    return weights.step
 
 
 def front_matter(license: str | None, languages: Sequence[str]) -> str:
@@ -160,25 +152,23 @@ def model_card(
     directory: RunDirectory,
     trial: str,
     trial_record: TrialRecord,
-    steps: list[int],
+    weights: Weights,
     decoder: Decoder,
     ema: bool,
-    mean: AverageConfig | None,
 ) -> str:
     """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
-    vocab_size = read_special_tokens(directory).vocab_size
-    step = steps[-1]
+    vocab_size, step = read_special_tokens(directory).vocab_size, weights.step
     tokens = step * trial_record.tokens_per_step
     stages = "\n".join(
         f"| {item.name} | {item.first_step:,} | {item.last_step:,} | "
         f"{(item.last_row - item.first_row) * trial_record.sequence_length:,} |"
         for item in trial_record.stages
     )
-    weights = " The weights are an exponential moving average over training." if ema else ""
-    if mean:
-        listing = ", ".join(f"{each:,}" for each in steps)
-        decay = f", each weighing {mean.decay:g} of the one after it" if mean.decay else ""
-        weights = f" The weights are the mean of the checkpoints at steps {listing}{decay}."
+    about = " The weights are an exponential moving average over training." if ema else ""
+    if len(weights.steps) > 1:
+        listing = ", ".join(f"{each:,}" for each in weights.steps)
+        decay = f", each weighing {weights.decay:g} of the one after it" if weights.decay else ""
+        about = f" The weights are the mean of the checkpoints at steps {listing}{decay}."
     rows = f"The embedding has {decoder.vocab_size:,} rows, the tokenizer {vocab_size:,} tokens"
     rest = "the rest is padding, which the model has learned never to predict"
     rows = f"{rows}: {rest}." if decoder.vocab_size > vocab_size else f"{rows}."
@@ -187,7 +177,7 @@ def model_card(
 A base language model of {decoder.parameter_count():,} parameters, trained from scratch on about
 {tokens:,} tokens with frame_jax {__version__}, curriculum `{trial}`, in sequences of
 {trial_record.sequence_length:,} tokens. It is not tuned to follow instructions, and nothing was
-done to make its output safe.{weights}
+done to make its output safe.{about}
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -207,7 +197,7 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))
 {stages}
 
 Stages with a smooth transition overlap: around a boundary both neighbours are mixed.
-{data_section(directory)}{held_out_section(directory, trial, step, ema, mean)}"""
+{data_section(directory)}{held_out_section(directory, trial, weights, ema)}"""
 
 
 DATA = "Documents by perplexity (PPL) and perplexity difference (PD) of two reference models."
@@ -218,33 +208,26 @@ def data_section(directory: RunDirectory) -> str:
     """The model card's section on what each quadrant holds; empty for a run without quadrants."""
     if not directory.partition.exists():
         return ""
-    partition = read_json(directory.partition)
+    partition = read_partition_record(directory)
     lines = [
         "\n## Data\n",
-        f"{DATA if partition['ppl_model'] else DATA_ELSEWHERE}\n",
-        f"| quadrant | documents | text tokens | {' | '.join(axis_names(directory))} |",
+        f"{DATA if partition.ppl_model else DATA_ELSEWHERE}\n",
+        f"| quadrant | documents | text tokens | {' | '.join(partition.names)} |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, quadrant in partition["quadrants"].items():
-        ppl, pd = (
-            f"{quadrant[key]:.3f}" if quadrant[key] is not None else "" for key in ("ppl", "pd")
-        )
-        lines.append(
-            f"| {name} | {quadrant['documents']:,} | {quadrant['tokens']:,} | {ppl} | {pd} |"
-        )
+    for name, quadrant in partition.quadrants.items():
+        ppl, pd = ("" if v is None else f"{v:.3f}" for v in (quadrant.ppl, quadrant.pd))
+        lines.append(f"| {name} | {quadrant.documents:,} | {quadrant.tokens:,} | {ppl} | {pd} |")
     return "\n".join(lines) + "\n"
 
 
-def held_out_section(
-    directory: RunDirectory, trial: str, step: int, ema: bool, mean: AverageConfig | None
-) -> str:
+def held_out_section(directory: RunDirectory, trial: str, weights: Weights, ema: bool) -> str:
     """The model card's section on the held-out loss; empty where it was not measured."""
     if not directory.evaluation(trial).exists():
         return ""
     result = read_result(directory, trial)
-    name = f"average-{mean.name}" if mean else str(step)
     for measured in (*result.checkpoints, *result.averages):
-        if measured.name == name and (mean or result.ema is ema):
+        if measured.name == weights.name and (len(weights.steps) > 1 or result.ema is ema):
             loss = measured.overall
             return (
                 f"\n## Held-out loss\n\n{loss.nll_per_token:.4f} nats a token, "
@@ -259,21 +242,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")  # nothing is computed
     try:
-        directory = RunDirectory(options.run)
         mean = None
         if options.average_last is not None:
             mean = AverageConfig(options.average_last, options.average_decay)
         elif options.average_decay is not None:
             raise UserError("--average_decay goes with --average_last N")
         step = export_trial(
-            directory,
+            RunDirectory(options.run),
             options.trial,
             user_path(options.out),
-            step=options.step,
-            stage=options.stage,
-            ema=options.ema,
+            **{key: getattr(options, key) for key in ("step", "stage", "ema", "license")},
             mean=mean,
-            license=options.license,
             languages=options.language,
         )
     except Exception as error:

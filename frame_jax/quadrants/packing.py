@@ -58,12 +58,8 @@ class PackedSegments:
         """The text tokens [first, stop) of its document that each segment holds: two int64
         [segments].
 
-        Args:
-            tokens: Text tokens of every document.
-
-        Returns:
-            The first of them, counted in the text, and one past the last; the same where a piece
-            holds BOS or EOS alone.
+        `tokens` are the text tokens of every document. Both are the same where a piece holds BOS
+        or EOS alone.
         """
         first = np.maximum(self.start, 1) - 1  # BOS is before the text
         return first, np.maximum(np.minimum(self.stop - 1, tokens[self.document]), first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -12,14 +13,15 @@ from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
 from frame_jax.quadrants.axes import make_axes
-from frame_jax.quadrants.partition_warnings import (
-    partition_warnings,
-    require_groups,
-    require_values,
-)
+from frame_jax.quadrants.partition_warnings import partition_warnings, require_sound_partition
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
-from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
+from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
+from frame_jax.run.partition_record import (
+    PartitionRecord,
+    read_partition_record,
+    write_partition_record,
+)
 from frame_jax.sql import open_database
 
 logger = logging.getLogger(__name__)
@@ -42,10 +44,9 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
     if processes.is_first() and not directory.partition.exists():
         write_assignment(config.partition, config.scoring, directory)
     processes.barrier("documents placed")
-    partition = read_json(directory.partition)
-    warnings = partition["warnings"]
+    record = read_partition_record(directory)
     if processes.is_first():
-        for line in warnings:
+        for line in record.warnings:
             logger.warning("%s", line)
     rows = write_quadrant_rows(
         config.partition.rows,
@@ -55,14 +56,14 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
         training_conditions(config.partition.axes.quadrants),
         config.seed,
     )
-    return {**rows, "without_quadrant": partition["without_quadrant"], "warnings": warnings}
+    summary = record.to_json()
+    return {**rows, **{key: summary[key] for key in ("without_quadrant", "warnings")}}
 
 
 def write_assignment(
     config: PartitionConfig, scoring: ScoringConfig, directory: RunDirectory
-) -> None:
-    """Writes assignment.parquet and then partition.json, whose `ppl_model` is null where scores
-    were imported."""
+) -> PartitionRecord:
+    """Writes assignment.parquet and then partition.json, whose content is returned."""
     tokens = list_parts(directory.tokens, ".parquet")
     scores = list_parts(directory.scores, ".parquet")
     if not tokens or [path.name for path in tokens] != [path.name for path in scores]:
@@ -71,22 +72,18 @@ def write_assignment(
             "which should have the same names: redo the score phase"
         )
     axes = make_axes(scoring)
+    ppl_model = scoring.ppl_model if scoring.table is None else None
     with open_database(directory.quadrants) as connection:
         assign.load_scores(connection, axes, tokens, scores)
         assign.group_documents(connection, config)
         with atomic_path(directory.assignment) as path:
             assign.assign_quadrants(connection, config, axes, path)
-        summary = summarise_partition(connection, config, axes, directory.assignment)
+        record = summarise_partition(connection, config, axes, directory.assignment, ppl_model)
     try:
-        require_groups(summary)
-        require_values(summary)
+        require_sound_partition(record)
     except UserError:
         directory.assignment.unlink()  # its quadrants are none
         raise
-    ppl_model = scoring.ppl_model if scoring.table is None else None
-    found = {
-        "ppl_model": ppl_model,
-        **summary,
-        "warnings": list(partition_warnings(summary, ppl_model)),
-    }
-    write_json(directory.partition, found)
+    record = dataclasses.replace(record, warnings=tuple(partition_warnings(record)))
+    write_partition_record(directory, record)
+    return record

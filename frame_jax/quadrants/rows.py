@@ -22,7 +22,7 @@ from frame_jax.config.quadrants import RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-from frame_jax.quadrants.packing import best_fit, concat
+from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
 from frame_jax.records import LENGTHS, OpenFiles, write_tokens
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json, write_json
@@ -49,6 +49,14 @@ class ShuffledDocuments:
     row: np.ndarray
     tokens: np.ndarray
     doc_id: pa.ChunkedArray | None = None
+
+
+def pack_documents(
+    documents: ShuffledDocuments, config: RowsConfig, bos: int, eos: int
+) -> PackedSegments:
+    """Decides which segment of which framed document goes into which row; EOS may be BOS."""
+    pack = concat if config.packing == "concat" else best_fit
+    return pack(documents.tokens + (1 if bos == eos else 2), config.sequence_length + 1)
 
 
 def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -95,15 +103,8 @@ def write_quadrant_rows(
     """Writes FOLDER/QUADRANT/part-*.arrayrecord, one record a row, and FOLDER/{rows,lengths}.json.
 
     Called on every process, each of which makes its share of the parts. A part whose counts are
-    there is complete and kept.
-
-    Args:
-        config: Length, packing, parts.
-        directory: Where the tokens and the special tokens are.
-        folder: Where the quadrants go.
-        tables: Parquet files with doc_id, part, row, tokens and what the conditions name.
-        conditions: Quadrant -> SQL condition that its documents meet.
-        seed: Shuffles the documents.
+    there is complete and kept. Tables are Parquet files with doc_id, part, row, tokens and what the
+    conditions name, which say in SQL which documents a quadrant has; `seed` shuffles them.
 
     Returns:
         The content of rows.json: {quadrant: {rows, documents, tokens, padding}}, in text tokens and
@@ -115,13 +116,11 @@ def write_quadrant_rows(
     row_files = processes.local_share(
         [(quadrant, index) for quadrant in conditions for index in range(config.parts)]
     )
-    left = [u for u in row_files if not (folder / u[0] / f"{names[u[1]]}.json").exists()]
-    show = processes.is_first()
-    with contextlib.ExitStack() as stack:
-        select = stack.enter_context(
-            list_documents(tables, conditions, left, config.parts, seed, folder)
-        )
-        update = stack.enter_context(progress.progress_bar("rows", len(left), "parts", show=show))
+    left = [(q, i) for q, i in row_files if not (folder / q / f"{names[i]}.json").exists()]
+    with (
+        list_documents(tables, conditions, left, config.parts, seed, folder) as select,
+        progress.progress_bar("rows", len(left), "parts", show=processes.is_first()) as update,
+    ):
         for quadrant, index in left:
             path = folder / quadrant / names[index]
             counts = write_part(
@@ -163,48 +162,62 @@ def list_documents(
 
     Reading part after part gives one order of all documents that does not depend on `parts`.
     """
-    numbers = {row_file: number for number, row_file in enumerate(row_files)}
+    if not row_files:
+        yield lambda quadrant, index: ShuffledDocuments(*np.empty((3, 0), np.int64))
+        return
     columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
-    quadrants = " ".join(
-        f"WHEN {test} THEN {sql_literal(quadrant)}" for quadrant, test in conditions.items()
-    )
+    firsts = {quadrant: number * parts for number, quadrant in enumerate(conditions)}
+    cases = " ".join(f"WHEN {test} THEN {firsts[name]}" for name, test in conditions.items())
+    wanted = [firsts[quadrant] + index for quadrant, index in row_files]
     with open_database(scratch) as connection:
-        connection.execute(
-            "CREATE TABLE row_files (folder VARCHAR, index INTEGER, row_file INTEGER)"
-        )
-        if not row_files:
-            yield lambda quadrant, index: ShuffledDocuments(*np.empty((3, 0), np.int64))
-            return
-        connection.executemany(
-            "INSERT INTO row_files VALUES (?, ?, ?)",
-            [(*row_file, number) for row_file, number in numbers.items()],
-        )
         # In the order of files, whose documents then lie close together: reading one part passes
         # over the rest by the ranges of `row_file` that DuckDB keeps.
         connection.execute(
             f"""
             CREATE TABLE chosen AS
             SELECT row_file, position, {", ".join(columns)} FROM (
-                SELECT *, CASE {quadrants} END AS folder,
-                    md5_number_lower(concat($seed, ' ', doc_id)) AS position,
-                    ((position::HUGEINT * {parts}) >> 64)::INTEGER AS index
+                SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS position,
+                    CASE {cases} END + ((position::HUGEINT * {parts}) >> 64)::INTEGER AS row_file
                 FROM {parquet_table(*tables)} WHERE tokens > 0)
-                JOIN row_files USING (folder, index)
+            WHERE row_file IN (SELECT unnest($wanted::INTEGER[]))
             ORDER BY row_file, position
             """,
-            {"seed": seed},
+            {"seed": seed, "wanted": wanted},
         )
 
         def select(quadrant: str, index: int) -> ShuffledDocuments:
             found = connection.sql(
                 f"SELECT {', '.join(columns)} FROM chosen WHERE row_file = $row_file "
                 "ORDER BY position, part, row",
-                params={"row_file": numbers[quadrant, index]},
+                params={"row_file": firsts[quadrant] + index},
             ).to_arrow_table()
             part, row, tokens = (found[name].to_numpy().astype(np.int64) for name in columns[:3])
             return ShuffledDocuments(part, row, tokens, found["doc_id"] if doc_ids else None)
 
         yield select
+
+
+@contextlib.contextmanager
+def list_packed_documents(
+    config: RunConfig,
+    directory: RunDirectory,
+    row_files: Sequence[tuple[str, int]],
+    scratch: Path,
+    *,
+    doc_ids: bool = False,
+) -> Iterator[Callable[[str, int], tuple[ShuffledDocuments, PackedSegments]]]:
+    """As `list_documents` for training rows that exist, with how the documents were packed."""
+    special_tokens, rows = read_special_tokens(directory), config.partition.rows
+    conditions = training_conditions(config.partition.axes.quadrants)
+    listed = [directory.assignment], conditions, row_files, rows.parts, config.seed, scratch
+    with list_documents(*listed, doc_ids=doc_ids) as select:
+
+        def select_packed(quadrant: str, index: int) -> tuple[ShuffledDocuments, PackedSegments]:
+            documents = select(quadrant, index)
+            bos, eos = special_tokens.bos_id, special_tokens.eos_id
+            return documents, pack_documents(documents, rows, bos, eos)
+
+        yield select_packed
 
 
 def write_part(
@@ -216,24 +229,16 @@ def write_part(
     eos: int,
     path: Path,
 ) -> dict[str, int]:
-    """Packs documents into rows and writes them to one file.
+    """Packs documents into rows and writes them to one file, sequence_length + 1 ids a record.
 
-    Args:
-        documents: What goes in, in order.
-        token_files: The token files, by part.
-        open_files: Keeps some of them open.
-        config: Length and packing.
-        bos: Id before every document, and padding.
-        eos: Id after every document, unless it is `bos`.
-        path: Output, one record a row: sequence_length + 1 ids.
+    `token_files` are listed by part, and `open_files` keeps some of them open. BOS stands before
+    every document and is the padding; EOS stands after every document, unless the two are one.
 
     Returns:
         Counts of rows, documents, text tokens and padding ids.
     """
-    row_ids = config.sequence_length + 1
-    pack = concat if config.packing == "concat" else best_fit
-    end = [] if bos == eos else [eos]
-    segments = pack(documents.tokens + 1 + len(end), row_ids)
+    row_ids, end = config.sequence_length + 1, [] if bos == eos else [eos]
+    segments = pack_documents(documents, config, bos, eos)
     at_once = max(IDS_AT_ONCE // row_ids, 1)
     with write_tokens(path) as writer:
         for first in range(0, segments.rows, at_once):

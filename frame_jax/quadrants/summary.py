@@ -1,9 +1,10 @@
-"""Summarises a partition for `partition.json`."""
+"""Summarises a partition: thresholds and contents of every group and quadrant."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,96 +13,96 @@ import duckdb
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.quadrants.assign import DOCUMENT_STATUSES, ranked_documents_sql
 from frame_jax.quadrants.axes import Axes
+from frame_jax.run.partition_record import (
+    BinStart,
+    DocumentCount,
+    GroupRecord,
+    PartitionRecord,
+    QuadrantContents,
+    SmallGroups,
+    ThinGroups,
+    Thresholds,
+)
 from frame_jax.sql import parquet_table
+
+Lines = Sequence[dict[str, Any]]
 
 
 def summarise_partition(
-    connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
-) -> dict[str, Any]:
-    """Thresholds and contents of every group and quadrant, once documents are assigned.
-
-    Returns:
-        mode, axes, their `names`, group_by; `without_quadrant`: documents and tokens without a
-        quadrant, by split and reason; `small_groups`: groups below `min_group_tokens`, which share
-        the thresholds of their language (`of`), with their training documents and tokens;
-        `thin_groups`: those whose thresholds come from fewer training documents than there are
-        quadrants; `tied`: see `tied_shares`; `negative_pd`: training documents with a PD below 0;
-        `quadrants` and `groups`: for each quadrant its training documents and tokens, its held-out
-        documents, and PPL and PD of its training tokens (the exponential of their mean loss, and
-        their mean PD; of columns in their places, both means). `thresholds` of a group are where
-        each bin but the first begins: at document `doc_id`, in the order of (value, doc_id); null
-        where no document is left for the bin. Those of PD are one list for each PPL bin, or a
-        single one under `independent`.
-    """
+    connection: duckdb.DuckDBPyConnection,
+    config: PartitionConfig,
+    axes: Axes,
+    assignment: Path,
+    ppl_model: str | None,
+) -> PartitionRecord:
+    """Makes the record of a partition, but for its warnings, once documents are assigned."""
     ppl_thresholds, pd_thresholds = (
-        thresholds_by_scope(connection, table) for table in ("ppl_thresholds", "pd_thresholds")
+        {line["scope"]: line for line in query_rows(connection, f"FROM {axis}_thresholds")}
+        for axis in ("ppl", "pd")
     )
-    nested = range(config.axes.ppl) if config.mode == "nested" else range(1)
+    ppl_bins = config.axes.ppl
 
-    def thresholds(number: int) -> dict[str, Any]:
-        pd_scopes = [number * config.axes.ppl + ppl_bin for ppl_bin in nested]
-        return {
-            "of": "language" if number % 2 else "group",
-            "ppl": bin_starts(ppl_thresholds.get(number), config.axes.ppl, axes.ppl[1]),
-            "pd": [
+    def thresholds(number: int) -> Thresholds:
+        scopes = range(number * ppl_bins, (number + 1) * ppl_bins)
+        return Thresholds(
+            "language" if number % 2 else "group",
+            bin_starts(ppl_thresholds.get(number), ppl_bins, axes.ppl[1]),
+            [
                 bin_starts(pd_thresholds.get(scope), config.axes.pd, axes.pd[1])
-                for scope in pd_scopes
+                for scope in (scopes if config.mode == "nested" else scopes[:1])
             ],
-        }
+        )
 
     groups = defaultdict(list)
     for line in quadrant_lines(connection, config, axes, assignment):
         names = tuple((column, line[column]) for column in config.group_by)
         groups[names, line["threshold_group"]].append(line)
     quadrants = config.axes.quadrants
-    small = [line for (_, number), lines in groups.items() if number % 2 for line in lines]
-    return {
-        "mode": config.mode,
-        "axes": {"ppl": config.axes.ppl, "pd": config.axes.pd},
-        "names": list(axes.names),
-        "group_by": list(config.group_by),
-        "without_quadrant": without_quadrant(connection),
-        "small_groups": {
-            "min_group_tokens": config.min_group_tokens,
-            "groups": sum(number % 2 for _, number in groups),
-            "documents": sum(line["documents"] or 0 for line in small),
-            "tokens": sum(line["tokens"] or 0 for line in small),
-        },
-        "thin_groups": thin_groups(connection, groups, len(quadrants)),
-        "tied": tied_shares(connection, config),
-        "negative_pd": query_rows(
-            connection,
-            "SELECT count(*) AS n FROM documents JOIN threshold_groups "
-            "USING (label) WHERE status = 0 AND gap < 0 AND split = 'train'",
-        )[0]["n"],
-        "quadrants": quadrant_contents(
+    sizes = dict(
+        connection.execute(
+            "SELECT threshold_group, count(*)::BIGINT FROM training GROUP BY ALL"
+        ).fetchall()
+    )
+    small = [lines for (_, number), lines in groups.items() if number % 2]
+    thin = [
+        lines for (_, number), lines in groups.items() if 0 < sizes.get(number, 0) < len(quadrants)
+    ]
+    [(negative_pd,)] = connection.execute(
+        "SELECT count(*) FROM documents JOIN threshold_groups "
+        "USING (label) WHERE status = 0 AND gap < 0 AND split = 'train'"
+    ).fetchall()
+    return PartitionRecord(
+        ppl_model=ppl_model,
+        mode=config.mode,
+        axes={"ppl": ppl_bins, "pd": config.axes.pd},
+        names=axes.names,
+        group_by=tuple(config.group_by),
+        without_quadrant=without_quadrant(connection),
+        small_groups=SmallGroups(
+            config.min_group_tokens,
+            len(small),
+            *(sum(total(lines, key) for lines in small) for key in ("documents", "tokens")),
+        ),
+        thin_groups=ThinGroups(len(thin), sum(total(lines, "documents") for lines in thin)),
+        tied=tied_shares(connection, config),
+        negative_pd=negative_pd,
+        quadrants=quadrant_contents(
             [line for lines in groups.values() for line in lines], quadrants, axes
         ),
-        "groups": [
-            {
+        groups=tuple(
+            GroupRecord(
                 **dict(names),
-                "thresholds": thresholds(number),
-                "quadrants": quadrant_contents(lines, quadrants, axes),
-            }
+                thresholds=thresholds(number),
+                quadrants=quadrant_contents(lines, quadrants, axes),
+            )
             for (names, number), lines in groups.items()
-        ],
-    }
-
-
-def thin_groups(
-    connection: duckdb.DuckDBPyConnection, groups: dict[Any, list[dict[str, Any]]], quadrants: int
-) -> dict[str, int]:
-    """Groups with fewer training documents than there are quadrants, by name with their number."""
-    sizes = query_rows(
-        connection,
-        "SELECT threshold_group, count(*)::BIGINT AS documents FROM training GROUP BY ALL",
+        ),
     )
-    thin = {line["threshold_group"] for line in sizes if line["documents"] < quadrants}
-    lines = [lines for (_, number), lines in groups.items() if number in thin]
-    return {
-        "groups": len(lines),
-        "documents": sum(line["documents"] or 0 for of_group in lines for line in of_group),
-    }
+
+
+def total(lines: Lines, key: str) -> Any:
+    """The sum of a column."""
+    return sum(line[key] or 0 for line in lines)
 
 
 def tied_shares(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> dict[str, float]:
@@ -111,8 +112,7 @@ def tied_shares(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) 
         ranked_documents_sql(config).items(), (config.axes.ppl, config.axes.pd), strict=True
     ):
         values = ", ".join(f"value_{b}" for b in range(1, bins))
-        [line] = query_rows(
-            connection,
+        [(share,)] = connection.execute(
             f"""
             WITH ranked AS ({ranked}),
             begins AS (
@@ -122,41 +122,33 @@ def tied_shares(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) 
                 SELECT sum(tokens) AS tokens FROM ranked SEMI JOIN begins USING (scope, value)
                 GROUP BY scope, value HAVING count(*) > 1)
             SELECT coalesce((SELECT sum(tokens) FROM same), 0)
-                / greatest((SELECT sum(tokens) FROM ranked), 1) AS share
-            """,
-        )
-        found[axis] = round_nine_digits(float(line["share"]))
+                / greatest((SELECT sum(tokens) FROM ranked), 1)
+            """
+        ).fetchall()
+        found[axis] = round_nine_digits(float(share))
     return found
 
 
-def query_rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:
+def query_rows(connection: duckdb.DuckDBPyConnection, sql: str) -> Lines:
     """The result of a query: one dictionary a line."""
-    result = connection.execute(sql)
-    columns = [column[0] for column in result.description or []]
-    return [dict(zip(columns, line, strict=True)) for line in result.fetchall()]
+    return connection.sql(sql).to_arrow_table().to_pylist()
 
 
-def thresholds_by_scope(
-    connection: duckdb.DuckDBPyConnection, table: str
-) -> dict[int, dict[str, Any]]:
-    """Reads a table of `compute_thresholds`: {scope: {value_1, doc_1, ...}}."""
-    return {line["scope"]: line for line in query_rows(connection, f"SELECT * FROM {table}")}
-
-
-def bin_starts(line: dict[str, Any] | None, bins: int, convert: Any) -> list[dict[str, Any] | None]:
-    """Where bins 1, 2, ... begin, values converted by `convert`."""
-    if line is None:
-        return [None] * (bins - 1)
-    found = [(line[f"value_{b}"], line[f"doc_{b}"]) for b in range(1, bins)]
+def bin_starts(
+    line: dict[str, Any] | None, bins: int, convert: Callable[[float], float]
+) -> list[BinStart | None]:
+    """Where bins 1, 2, ... begin by a line of `compute_thresholds`, values made by `convert`."""
     return [
-        {"value": convert(value), "doc_id": doc_id} if math.isfinite(value) else None
-        for value, doc_id in found
+        BinStart(convert(line[f"value_{b}"]), line[f"doc_{b}"])
+        if line is not None and math.isfinite(line[f"value_{b}"])
+        else None
+        for b in range(1, bins)
     ]
 
 
 def quadrant_lines(
     connection: duckdb.DuckDBPyConnection, config: PartitionConfig, axes: Axes, assignment: Path
-) -> list[dict[str, Any]]:
+) -> Lines:
     """Sums over the documents of each group, threshold group and quadrant."""
     return query_rows(
         connection,
@@ -182,25 +174,20 @@ def quadrant_lines(
 
 
 def quadrant_contents(
-    lines: list[dict[str, Any]], quadrants: tuple[str, ...], axes: Axes
-) -> dict[str, dict[str, Any]]:
+    lines: Lines, quadrants: tuple[str, ...], axes: Axes
+) -> dict[str, QuadrantContents]:
     """What each quadrant holds, summed from `quadrant_lines`."""
-
-    def total(quadrant: str, key: str) -> Any:
-        return sum(line[key] or 0 for line in lines if line["quadrant"] == quadrant)
-
     summary = {}
     for quadrant in quadrants:
-        tokens = total(quadrant, "tokens")
-        summary[quadrant] = {
-            "documents": total(quadrant, "documents"),
-            "tokens": tokens,
-            "held_out_documents": total(quadrant, "held_out_documents"),
-            "ppl": round_nine_digits(axes.ppl[1](total(quadrant, "loss") / tokens))
-            if tokens
-            else None,
-            "pd": round_nine_digits(total(quadrant, "pd") / tokens) if tokens else None,
-        }
+        own = [line for line in lines if line["quadrant"] == quadrant]
+        tokens = total(own, "tokens")
+        summary[quadrant] = QuadrantContents(
+            total(own, "documents"),
+            tokens,
+            total(own, "held_out_documents"),
+            round_nine_digits(axes.ppl[1](total(own, "loss") / tokens)) if tokens else None,
+            round_nine_digits(total(own, "pd") / tokens) if tokens else None,
+        )
     return summary
 
 
@@ -209,22 +196,17 @@ def round_nine_digits(value: float) -> float:
     return float(f"{value:.9g}")
 
 
-def without_quadrant(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, dict[str, int]]]:
-    """Documents and tokens without a quadrant: {split: {status: {documents, tokens}}}."""
-    lost: dict[str, dict[str, dict[str, int]]] = {"train": {}, "held_out": {}}
-    for line in query_rows(
-        connection,
+def without_quadrant(connection: duckdb.DuckDBPyConnection) -> dict[str, dict[str, DocumentCount]]:
+    """Counts documents and tokens without a quadrant, by split and reason."""
+    lost: dict[str, dict[str, DocumentCount]] = {"train": {}, "held_out": {}}
+    for split, status, documents, tokens in connection.execute(
         """
-        SELECT split, status, count(*)::BIGINT AS documents, sum(tokens)::BIGINT AS tokens
+        SELECT split, status, count(*)::BIGINT, sum(tokens)::BIGINT
         FROM documents JOIN threshold_groups USING (label)
         WHERE status > 0 OR threshold_group IS NULL
         GROUP BY ALL ORDER BY ALL
-        """,
-    ):
-        reason = (
-            DOCUMENT_STATUSES[line["status"]]
-            if line["status"]
-            else "no_training_documents_in_language"
-        )
-        lost[line["split"]][reason] = {k: line[k] for k in ("documents", "tokens")}
+        """
+    ).fetchall():
+        reason = DOCUMENT_STATUSES[status] if status else "no_training_documents_in_language"
+        lost[split][reason] = DocumentCount(documents, tokens)
     return lost

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from typing import Literal
 
@@ -16,12 +17,13 @@ from frame_jax.evaluation.results import TrialResult
 from frame_jax.models.functional import read_description
 from frame_jax.report import documents, figures, notes, sections, task_results, training_curves
 from frame_jax.report.held_out_curves import difference_curves, loss_curves, slice_names
-from frame_jax.report.html import Html, table, tag
+from frame_jax.report.html import Html, folded_section, note, table, tag
+from frame_jax.report.paired_differences import TrainingRowPoint
 from frame_jax.report.study_results import Study
 from frame_jax.report.training_curves import CurvePoint, TrainingRun
-from frame_jax.report.training_row_differences import TrainingRowPoint
-from frame_jax.run.directory import RunDirectory, axis_names, read_json
+from frame_jax.run.directory import RunDirectory
 from frame_jax.run.markers import Marker, read_marker
+from frame_jax.run.partition_record import PartitionRecord
 from frame_jax.run.phases import REFERENCES
 
 LIBRARIES = (
@@ -79,27 +81,33 @@ class ReportData:
         return [arm.name for arm in self.arms]
 
 
+def stage_tables(data: ReportData, make_table: Callable[[TrainingRun], Html]) -> list[Piece]:
+    """A table for each arm of several stages; that of the shaded arm is open."""
+    tables: list[Piece] = []
+    for arm in data.arms:
+        if len(arm.stages) > 1:
+            shown = make_table(arm)
+            tables.append(shown if arm is data.shaded else folded_section(arm.name, shown))
+    return tables
+
+
 def training_loss_chapter(data: ReportData) -> list[Piece]:
     """The loss of all arms, and what happens to it where a stage begins."""
     points = min(training_curves.POINTS, data.shaded.record.steps)
-    note = notes.LOSS.format(arm=data.shaded.name, smooth=(2 * figures.SMOOTH + 1) / points)
+    caption = notes.LOSS.format(arm=data.shaded.name, smooth=(2 * figures.SMOOTH + 1) / points)
     panel = figures.training_loss(data.curves, data.shaded, data.names)
-    loss = Figure("training-loss", [panel], note)
-    drops: list[Piece] = []
-    for arm in data.arms:
-        if len(arm.stages) > 1:
-            lines = training_curves.training_drops(arm)
-            shown = sections.drops_table(lines, data.results.get(arm.name))
-            drops.append(shown if arm is data.shaded else sections.folded_section(arm.name, shown))
+    found: list[Piece] = [tag("h2", "Training loss"), Figure("training-loss", [panel], caption)]
+    found.append(sections.zoom_buttons("training-loss"))
+    drops = stage_tables(
+        data,
+        lambda arm: sections.drops_table(
+            training_curves.training_drops(arm), data.results.get(arm.name)
+        ),
+    )
     if drops:
         windows = notes.DROPS_WINDOWS.format(window=training_curves.WINDOW, gap=training_curves.GAP)
-        drops = [
-            tag("h2", "Where a stage begins"),
-            *drops,
-            tag("p", windows, class_="note"),
-            tag("p", notes.DROPS),
-        ]
-    return [tag("h2", "Training loss"), loss, sections.zoom_buttons("training-loss"), *drops]
+        found += [tag("h2", "Where a stage begins"), *drops, note(windows), tag("p", notes.DROPS)]
+    return found
 
 
 def held_out_loss_chapter(data: ReportData) -> list[Piece]:
@@ -108,22 +116,19 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
         return []
     curves = loss_curves(data.results)
     averaged = any(result.ema for result in data.results.values())
+    panel = figures.held_out(curves, data.shaded, data.names)
+    caption = notes.HELD_OUT + (notes.AVERAGE if averaged else "")
     found: list[Piece] = [
         tag("h2", "Held-out loss"),
         sections.slice_choice(slice_names(data.results)),
-        Figure(
-            "held-out-loss",
-            [figures.held_out_loss(curves, data.shaded, data.names)],
-            notes.HELD_OUT + (notes.AVERAGE if averaged else ""),
-        ),
+        Figure("held-out-loss", [panel], caption),
     ]
     baseline = data.study.baseline
     if differences := difference_curves(curves, baseline):
-        panel = figures.held_out_difference(differences, data.shaded, data.names, baseline)
-        note = notes.DIFFERENCE.format(baseline=baseline)
-        found.append(Figure("held-out-difference", [panel], note))
-    table_note = tag("p", notes.HELD_OUT_TABLE, class_="note")
-    return [*found, sections.held_out_table(data.results), table_note]
+        panel = figures.held_out(differences, data.shaded, data.names, baseline)
+        caption = notes.DIFFERENCE.format(baseline=baseline)
+        found.append(Figure("held-out-difference", [panel], caption))
+    return [*found, sections.held_out_table(data.results), note(notes.HELD_OUT_TABLE)]
 
 
 def tasks_chapter(data: ReportData) -> list[Piece]:
@@ -131,13 +136,13 @@ def tasks_chapter(data: ReportData) -> list[Piece]:
     finals = task_results.final_scores(data.results)
     if not finals:
         return []
-    arms, note = list(data.results), f"{notes.TASKS} {task_results.truncated_prompts(finals)}"
+    arms = list(data.results)
     found: list[Piece] = [
         tag("h2", "Tasks"),
         task_results.answer_table(finals, arms),
-        tag("p", notes.ANSWERS, class_="note"),
+        note(notes.ANSWERS),
         task_results.task_table(finals, arms),
-        tag("p", note, class_="note"),
+        note(f"{notes.TASKS} {task_results.truncated_prompts(finals)}"),
     ]
     if drawn := list(task_results.task_curves(data.results).values())[:TASK_PANELS]:
         panels = [figures.accuracy(scores, data.names) for scores in drawn]
@@ -154,35 +159,30 @@ def mixtures_chapter(data: ReportData, quadrants: list[str]) -> list[Piece]:
     return [tag("h2", "What the batches were made of"), Figure("mixture", panels, notes.MIXTURE)]
 
 
-def quadrants_chapter(directory: RunDirectory) -> list[Piece]:
+def quadrants_chapter(directory: RunDirectory, partition: PartitionRecord) -> list[Piece]:
     """Where the documents lie, how many tokens each quadrant has, and what is in them."""
-    partition = read_json(directory.partition)
-    columns, quadrants = documents.label_columns(partition), list(partition["quadrants"])
-    names, model = axis_names(directory), partition["ppl_model"]
+    columns, quadrants = partition.group_by or ("domain",), list(partition.quadrants)
+    names, model = partition.names, partition.ppl_model
     scale: Literal["log", "linear"] = "linear" if model is None else "log"
     tiles = documents.token_density(directory, columns, scale)
     labels = list(dict.fromkeys(tile.label for tile in tiles))
     lines = documents.threshold_lines(partition, labels)
     balance = documents.token_balance(directory, columns)
     meanings = sections.meanings(quadrants, names)
-    title, note = "Perplexity and perplexity difference", notes.DENSITY.format(model=model)
+    title, caption = "Perplexity and perplexity difference", notes.DENSITY.format(model=model)
     if model is None:
         title = f"{names[0]} and {names[1]}"
-        note = notes.DENSITY_ELSEWHERE.format(ppl=names[0], pd=names[1])
+        caption = notes.DENSITY_ELSEWHERE.format(ppl=names[0], pd=names[1])
+    panels = [figures.density(tiles, lines, label, names, scale) for label in labels]
     return [
         tag("h2", title),
-        Figure(
-            "density",
-            [figures.density(tiles, lines, label, names, scale) for label in labels],
-            note + notes.DENSITY_TILES,
-            renderer="canvas",
-        ),
+        Figure("density", panels, caption + notes.DENSITY_TILES, renderer="canvas"),
         tag("h2", "The quadrants"),
-        sections.quadrant_table(partition["quadrants"], meanings, names),
+        sections.quadrant_table(partition.quadrants, meanings, names),
         Figure("balance", [figures.balance(balance, quadrants)], notes.BALANCE),
-        sections.folded_section("Tokens by group", sections.balance_table(balance, quadrants)),
+        folded_section("Tokens by group", sections.balance_table(balance, quadrants)),
         tag("h2", "Example documents"),
-        tag("p", notes.EXAMPLES, class_="note"),
+        note(notes.EXAMPLES),
         *sections.example_documents(documents.choose_examples(directory, columns), meanings, names),
     ]
 
@@ -205,7 +205,7 @@ def speed_chapter(data: ReportData, directory: RunDirectory) -> list[Piece]:
         tag("h2", "Models and speed"),
         Figure("throughput", [figures.throughput(curves, data.names)]),
         sections.models_table(models),
-        tag("p", notes.SPEED, class_="note"),
+        note(notes.SPEED),
     ]
 
 
@@ -230,6 +230,6 @@ def settings_chapter(config: RunConfig) -> list[Piece]:
     return [
         tag("h2", "Settings and versions"),
         *(tag("p", line) for line in phase_messages(RunDirectory(config.run_directory))),
-        sections.folded_section("Every setting of the run", tag("pre", text)),
-        sections.folded_section("Versions", table(["library", "version"], versions)),
+        folded_section("Every setting of the run", tag("pre", text)),
+        folded_section("Versions", table(["library", "version"], versions)),
     ]

@@ -68,13 +68,7 @@ def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
 def steps_to_baseline(
     config: RunConfig, costs: Sequence[Cost], results: dict[Trial, TrialResult]
 ) -> list[StepsToBaseline]:
-    """Finds when each arm's held-out loss reaches the final one of the baseline, seed by seed.
-
-    Args:
-        config: The run.
-        costs: What it cost, see `run_costs`.
-        results: Held-out results by trial.
-    """
+    """Finds when each arm's held-out loss reaches the final one of the baseline, seed by seed."""
     flops = {cost.work: cost.flops for cost in costs}
     shared = [value for work, value in flops.items() if not work.startswith("pretrain")]
     overhead = None if None in shared else sum(value for value in shared if value is not None)

@@ -14,6 +14,7 @@ from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.records import TokenReader
 from frame_jax.report.query import query
 from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.partition_record import PartitionRecord
 from frame_jax.sql import parquet_table
 
 GROUPS = 12  # drawn in the density figure, the largest first
@@ -33,12 +34,8 @@ def query_documents(
 ) -> list[Row]:
     """Runs a query over `documents`: the training documents of quadrants with a label of each.
 
-    Args:
-        kind: What is made of each row, see `query.query`.
-        sql: What comes after the table `documents` in a WITH clause.
-        directory: The run.
-        columns: What labels are made of, of domain, language and source.
-        parameters: Values for the question marks in `sql`.
+    See `query.query` for `kind` and `parameters`. `sql` comes after the table `documents` in a WITH
+    clause; labels are made of `columns`, which are some of domain, language and source.
     """
     names = ", ".join(f"coalesce({column}, '{NO_NAME}')" for column in columns)
     table = f"""
@@ -132,16 +129,7 @@ def token_balance(directory: RunDirectory, columns: Sequence[str]) -> list[Group
 class Example:
     """A training document as the report shows it.
 
-    Attributes:
-        text: Its beginning.
-        truncated: Whether the text goes on.
-        quadrant: Its quadrant.
-        doc_id: Its id.
-        source: Where it comes from.
-        label: Domain and language.
-        ppl: Perplexity.
-        pd: Perplexity difference.
-        tokens: Length of the whole document.
+    `text` is its beginning, `truncated` whether it goes on, and `tokens` the length of the whole.
     """
 
     text: str
@@ -195,15 +183,6 @@ def choose_examples(
     )
 
 
-def label_columns(partition: dict[str, Any]) -> list[str]:
-    """What the report groups documents by: as the thresholds do, or by domain if there is one set.
-
-    Args:
-        partition: The contents of `partition.json`.
-    """
-    return partition["group_by"] or ["domain"]
-
-
 @dataclass(frozen=True)
 class ThresholdLine:
     """A line from (x, y) to (x2, y2), PPL and PD, in a group's density; None is the edge."""
@@ -215,28 +194,22 @@ class ThresholdLine:
     y2: float | None
 
 
-def threshold_lines(partition: dict[str, Any], labels: Sequence[str]) -> list[ThresholdLine]:
-    """Draws the thresholds in `partition.json` as lines of the density figure.
-
-    Args:
-        partition: The contents of `partition.json`.
-        labels: All labels; they share the thresholds of a global partition.
-    """
+def threshold_lines(partition: PartitionRecord, labels: Sequence[str]) -> list[ThresholdLine]:
+    """Draws thresholds as lines of the density figure; all labels share those of one group."""
     lines = []
-    for group in partition["groups"]:
-        names = [group[column] for column in partition["group_by"]]
+    for group in partition.groups:
+        names = [getattr(group, column) for column in partition.group_by]
         own = [SEPARATOR.join(NO_NAME if name is None else name for name in names)]
-        ppl = [cut["value"] for cut in group["thresholds"]["ppl"] if cut]
-        edges = [None, *ppl, None]
-        if partition["mode"] != "nested":
-            edges = [None, None]  # PD has one threshold for all bins of PPL
-        spans = list(zip(itertools.pairwise(edges), group["thresholds"]["pd"], strict=False))
+        ppl = [start.value for start in group.thresholds.ppl if start]
+        # Without nesting, PD has one threshold for all bins of PPL.
+        edges = [None, *(ppl if partition.mode == "nested" else []), None]
+        spans = list(zip(itertools.pairwise(edges), group.thresholds.pd, strict=False))
         for label in own if names else labels:
             lines += [ThresholdLine(label, value, value, None, None) for value in ppl]
             lines += [
-                ThresholdLine(label, left, right, cut["value"], cut["value"])
-                for (left, right), cuts in spans
-                for cut in cuts
-                if cut
+                ThresholdLine(label, left, right, start.value, start.value)
+                for (left, right), starts in spans
+                for start in starts
+                if start
             ]
     return lines

@@ -16,9 +16,9 @@ import numpy as np
 from frame_jax.evaluation.results import TaskScore
 from frame_jax.report.documents import DensityTile, GroupTokens, ThresholdLine
 from frame_jax.report.held_out_curves import LossPoint
+from frame_jax.report.paired_differences import TrainingRowPoint
 from frame_jax.report.study_results import Comparison
 from frame_jax.report.training_curves import CurvePoint, MixturePoint, TrainingRun
-from frame_jax.report.training_row_differences import TrainingRowPoint
 
 Panel = alt.Chart | alt.LayerChart | alt.FacetChart
 
@@ -42,26 +42,31 @@ TOKENS = alt.X(
     axis=alt.Axis(format="~s", grid=False),
     scale=alt.Scale(nice=False, zero=True),
 )
+ORDER = alt.Tooltip("arm:N", title="order")
+COUNTS = [alt.Tooltip(f"{name}:Q", format=",") for name in ("step", "tokens")]
 
 
-def _chart(values: list[dict[str, Any]]) -> alt.Chart:
+def _chart(rows: Sequence[Any]) -> alt.Chart:
+    """A chart of dictionaries or of dataclasses."""
     # Not alt.InlineData, which checks every value against a schema: seconds for a density.
-    data: Any = {"values": values}
+    data: Any = {"values": [row if isinstance(row, dict) else vars(row) for row in rows]}
     return alt.Chart(data)
 
 
-def _rows_chart(rows: Sequence[Any]) -> alt.Chart:
-    return _chart([vars(row) for row in rows])
+def _arms_chart(rows: Sequence[Any], arms: Sequence[str], shown: str = IS_SHOWN) -> alt.Chart:
+    """A chart of rows of arms by training tokens, those that are not shown left out.
 
-
-def _arms_chart(rows: Sequence[Any]) -> alt.Chart:
-    """A chart of rows with an arm, those of hidden arms left out."""
-    return _rows_chart(rows).transform_filter(IS_SHOWN)
-
-
-def _arm_colour(arms: Sequence[str]) -> alt.Color:
+    The colours of arms follow from their order.
+    """
     colours = [ARM_COLOURS[i % len(ARM_COLOURS)] for i in range(len(arms))]
-    return alt.Color("arm:N", title=None, scale=alt.Scale(domain=list(arms), range=colours))
+    scale = alt.Scale(domain=list(arms), range=colours)
+    colour = alt.Color("arm:N", title=None, scale=scale)
+    return _chart(rows).transform_filter(shown).encode(x=TOKENS, color=colour)
+
+
+def _points(size: int) -> dict[str, Any]:
+    """The mark of lines with a point of this size at each value."""
+    return {"strokeWidth": 2, "point": alt.OverlayMarkDef(size=size, filled=True)}
 
 
 def _layer(*charts: Panel, arms: Sequence[str], height: int) -> Panel:
@@ -84,19 +89,14 @@ def _bands(run: TrainingRun) -> alt.LayerChart:
             for index, s in enumerate(run.stages)
         ]
     )
+    scale = alt.Scale(domain=[0, 1], range=[0.16, 0.06])
     shade = base.mark_rect(color="#8899aa").encode(
-        x="start:Q",
-        x2="end:Q",
-        opacity=alt.Opacity(
-            "shade:O", legend=None, scale=alt.Scale(domain=[0, 1], range=[0.16, 0.06])
-        ),
+        x="start:Q", x2="end:Q", opacity=alt.Opacity("shade:O", legend=None, scale=scale)
     )
-    names = (
-        base.transform_calculate(middle="(datum.start + datum.end) / 2")
-        .mark_text(baseline="top", dy=4, fontWeight="bold", opacity=0.75, clip=True)
-        .encode(x="middle:Q", y=alt.value(0), text="name:N")
+    names = base.transform_calculate(middle="(datum.start + datum.end) / 2").mark_text(
+        baseline="top", dy=4, fontWeight="bold", opacity=0.75, clip=True
     )
-    return shade + names
+    return shade + names.encode(x="middle:Q", y=alt.value(0), text="name:N")
 
 
 def training_loss(curves: Sequence[CurvePoint], shaded: TrainingRun, arms: Sequence[str]) -> Panel:
@@ -114,168 +114,116 @@ def training_loss(curves: Sequence[CurvePoint], shaded: TrainingRun, arms: Seque
     )
     scale = alt.Scale(domain=[float(low - margin), float(high + margin)])
     title = "training loss (nats / token)"
-    base = _arms_chart(curves)
-    steps = (
-        base.mark_line(strokeWidth=1, opacity=0.3, clip=True)
-        .encode(x=TOKENS, y=alt.Y("loss:Q", title=title, scale=scale), color=_arm_colour(arms))
-        .add_params(zoom)
-    )
-    means = (
-        base.transform_window(smooth="mean(loss)", frame=[-SMOOTH, SMOOTH], groupby=["arm"])
-        .mark_line(strokeWidth=2, clip=True)
-        .encode(x=TOKENS, y=alt.Y("smooth:Q", title=title, scale=scale), color=_arm_colour(arms))
-    )
+    loss, smooth = (alt.Y(f"{n}:Q", title=title, scale=scale) for n in ("loss", "smooth"))
+    base = _arms_chart(curves, arms)
+    steps = base.mark_line(strokeWidth=1, opacity=0.3, clip=True).encode(y=loss).add_params(zoom)
+    averaged = base.transform_window(smooth="mean(loss)", frame=[-SMOOTH, SMOOTH], groupby=["arm"])
+    means = averaged.mark_line(strokeWidth=2, clip=True).encode(y=smooth)
     return _layer(_bands(shaded), steps, means, arms=arms, height=340)
 
 
-def _checkpoints(
-    points: Sequence[LossPoint], arms: Sequence[str], value: str, title: str
-) -> alt.Chart:
-    """A point for each kept checkpoint of each arm, on the slice of the held-out split chosen."""
-    return (
-        _rows_chart(points)
-        .transform_filter(f"datum.slice == held_out_part && {IS_SHOWN}")
-        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=45, filled=True))
+def held_out(
+    points: Sequence[LossPoint],
+    shaded: TrainingRun,
+    arms: Sequence[str],
+    baseline: str | None = None,
+) -> Panel:
+    """Held-out loss of every arm at its kept checkpoints, on the slice that is chosen.
+
+    With a baseline: minus the baseline's at the same checkpoint.
+    """
+    value, title, height = "nll", "held-out loss (nats / token)", 320
+    if baseline is not None:
+        value, title, height = "difference", f"minus {baseline} (nats / token)", 200
+    lines = (
+        _arms_chart(points, arms, f"datum.slice == held_out_part && {IS_SHOWN}")
+        .mark_line(**_points(45))
         .encode(
-            x=TOKENS,
             y=alt.Y(f"{value}:Q", title=title, scale=alt.Scale(zero=False)),
-            color=_arm_colour(arms),
             tooltip=[
-                alt.Tooltip("arm:N", title="order"),
+                ORDER,
                 alt.Tooltip("slice:N", title="held-out part"),
-                alt.Tooltip("step:Q", format=","),
-                alt.Tooltip("tokens:Q", format=","),
+                *COUNTS,
                 alt.Tooltip(f"{value}:Q", title=title, format=".4f"),
                 alt.Tooltip("bits_per_byte:Q", title="bits / byte", format=".4f"),
             ],
         )
         .add_params(alt.param(name="held_out_part", value="all"))
     )
-
-
-def held_out_loss(curves: Sequence[LossPoint], shaded: TrainingRun, arms: Sequence[str]) -> Panel:
-    """Held-out loss of every arm at its kept checkpoints."""
-    lines = _checkpoints(curves, arms, "nll", "held-out loss (nats / token)")
-    return _layer(_bands(shaded), lines, arms=arms, height=320)
-
-
-def held_out_difference(
-    curves: Sequence[LossPoint], shaded: TrainingRun, arms: Sequence[str], baseline: str
-) -> Panel:
-    """The same loss minus the baseline's at the same checkpoint."""
-    lines = _checkpoints(curves, arms, "difference", f"minus {baseline} (nats / token)")
-    return _layer(_bands(shaded), _zero_line("y"), lines, arms=arms, height=200)
+    zero = [] if baseline is None else [_zero_line("y")]
+    return _layer(_bands(shaded), *zero, lines, arms=arms, height=height)
 
 
 def forest(comparisons: Sequence[Comparison]) -> Panel:
     """Differences on the whole held-out split with their intervals, a line each."""
-    named = [(c.line.label, c.against.label, c.slices["all"]) for c in comparisons]
-    points = [
-        {"label": label, "against": against, **{k: getattr(verdict, k) for k in FOREST_KEYS}}
-        for label, against, verdict in named
-    ]
-    seeds = [{"label": label, "seed": value} for label, _, v in named for value in v.by_seed]
-    names = [label for label, _, _ in named]
+    points, seeds = [], []
+    for comparison in comparisons:
+        label, verdict = comparison.line.label, comparison.slices["all"]
+        about = {key: getattr(verdict, key) for key in FOREST_KEYS}
+        points.append({"label": label, "against": comparison.against.label, **about})
+        seeds += [{"label": label, "seed": value} for value in verdict.by_seed]
+    names = [point["label"] for point in points]
     order = alt.Y("label:N", title=None, sort=names, axis=alt.Axis(labelLimit=220))
-    title = "difference (bits / byte)"
+    low, seed, mean = (
+        alt.X(f"{name}:Q", title="difference (bits / byte)") for name in ("low", "seed", "mean")
+    )
     spans = [point for point in points if point["low"] is not None]
     base = _chart(spans).mark_rule(strokeWidth=3, opacity=0.6, color=ARM_COLOURS[2])
-    bars = base.encode(x=alt.X("low:Q", title=title), x2="high:Q", y=order)
-    ticks = (
-        _chart(seeds)
-        .mark_tick(thickness=2, height=10, color=ARM_COLOURS[1])
-        .encode(x=alt.X("seed:Q", title=title), y=order)
-    )
-    means = (
-        _chart(points)
-        .mark_point(filled=True, size=70, color=ARM_COLOURS[2], opacity=1)
-        .encode(
-            x=alt.X("mean:Q", title=title),
-            y=order,
-            tooltip=[
-                alt.Tooltip("label:N", title="order"),
-                alt.Tooltip("against:N", title="minus"),
-                *(alt.Tooltip(f"{key}:Q", format="+.4f") for key in FOREST_KEYS[:3]),
-                "verdict:N",
-            ],
-        )
-    )
+    bars = base.encode(x=low, x2="high:Q", y=order)
+    ticks = _chart(seeds).mark_tick(thickness=2, height=10, color=ARM_COLOURS[1])
+    means = _chart(points).mark_point(filled=True, size=70, color=ARM_COLOURS[2], opacity=1)
+    tooltip = [
+        alt.Tooltip("label:N", title="order"),
+        alt.Tooltip("against:N", title="minus"),
+        *(alt.Tooltip(f"{key}:Q", format="+.4f") for key in FOREST_KEYS[:3]),
+        "verdict:N",
+    ]
     # A chart of nothing has no extent.
-    layers = [_zero_line("x"), *([bars] if spans else []), ticks, means]
+    layers = [_zero_line("x"), *([bars] if spans else []), ticks.encode(x=seed, y=order)]
+    layers.append(means.encode(x=mean, y=order, tooltip=tooltip))
     return alt.layer(*layers).properties(height=26 * len(points))
 
 
 def training_rows(rows: Sequence[TrainingRowPoint], arms: Sequence[str], baseline: str) -> Panel:
-    """Final loss on training rows minus the baseline's on the same, by when they were trained on.
-
-    Args:
-        rows: Differences of all arms.
-        arms: Their colours follow from their order.
-        baseline: Whose loss is taken away.
-    """
-    lines = (
-        _arms_chart(rows)
-        .mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=30, filled=True))
-        .encode(
-            x=alt.X("tokens:Q", title="trained on at (tokens)", axis=alt.Axis(format="~s")),
-            y=alt.Y("difference:Q", title=f"final loss minus {baseline} (nats / token)"),
-            color=_arm_colour(arms),
-        )
-    )
+    """Final loss on training rows minus the baseline's, by when they were trained on."""
+    title = f"final loss minus {baseline} (nats / token)"
+    x = alt.X("tokens:Q", title="trained on at (tokens)", axis=alt.Axis(format="~s"))
+    lines = _arms_chart(rows, arms).mark_line(**_points(30))
+    lines = lines.encode(x=x, y=alt.Y("difference:Q", title=title))
     return _layer(_zero_line("y"), lines, arms=arms, height=260)
 
 
 def throughput(curves: Sequence[CurvePoint], arms: Sequence[str]) -> Panel:
     """Tokens a second of every arm."""
-    lines = (
-        _arms_chart([point for point in curves if point.tokens_per_second is not None])
-        .mark_line(strokeWidth=1.2)
-        .encode(
-            x=TOKENS,
-            y=alt.Y("tokens_per_second:Q", title="tokens / second", axis=alt.Axis(format="~s")),
-            color=_arm_colour(arms),
-        )
-    )
+    timed = [point for point in curves if point.tokens_per_second is not None]
+    y = alt.Y("tokens_per_second:Q", title="tokens / second", axis=alt.Axis(format="~s"))
+    lines = _arms_chart(timed, arms).mark_line(strokeWidth=1.2).encode(y=y)
     return _layer(lines, arms=arms, height=220)
 
 
 def accuracy(scores: Sequence[tuple[str, TaskScore]], arms: Sequence[str]) -> Panel:
-    """Accuracy in one task at the checkpoints that did it, over the accuracy of a guess.
-
-    Args:
-        scores: Of the task, each with its arm.
-        arms: Their colours follow from their order.
-    """
+    """Accuracy in one task at the checkpoints that did it, over the accuracy of a guess."""
     keys = ("step", "tokens", "accuracy", "accuracy_norm", "accuracy_stderr", "chance")
     rows = [
         {"arm": arm, "stages": ", ".join(score.stages), **{k: getattr(score, k) for k in keys}}
         for arm, score in scores
     ]
     axis = alt.Axis(format="%", tickCount=4)
-    base = (
-        _chart(rows)
-        .transform_filter(IS_SHOWN)
-        .transform_calculate(
-            low="datum.accuracy - datum.accuracy_stderr",  # an error of null counts as 0
-            high="datum.accuracy + datum.accuracy_stderr",
-        )
+    base = _arms_chart(rows, arms).transform_calculate(
+        low="datum.accuracy - datum.accuracy_stderr",  # an error of null counts as 0
+        high="datum.accuracy + datum.accuracy_stderr",
     )
-    marks = alt.OverlayMarkDef(size=45, filled=True)
-    lines = base.mark_line(strokeWidth=2, point=marks).encode(
-        x=TOKENS,
+    lines = base.mark_line(**_points(45)).encode(
         y=alt.Y("accuracy:Q", title="accuracy", axis=axis, scale=alt.Scale(zero=False)),
-        color=_arm_colour(arms),
         tooltip=[
-            alt.Tooltip("arm:N", title="order"),
+            ORDER,
             alt.Tooltip("stages:N", title="end of stage"),
-            alt.Tooltip("step:Q", format=","),
+            COUNTS[0],
             *(alt.Tooltip(f"{key}:Q", format=".2%") for key in ("accuracy", "accuracy_norm")),
             alt.Tooltip("accuracy_stderr:Q", title="standard error", format=".2%"),
         ],
     )
-    errors = base.mark_rule(strokeWidth=1, opacity=0.6).encode(
-        x=TOKENS, y="low:Q", y2="high:Q", color=_arm_colour(arms)
-    )
+    errors = base.mark_rule(strokeWidth=1, opacity=0.6).encode(y="low:Q", y2="high:Q")
     guess = _chart(rows[:1]).mark_rule(strokeDash=[4, 4]).encode(y="chance:Q")
     title = scores[0][1].task
     return _layer(guess, errors, lines, arms=arms, height=160).properties(title=title)
@@ -291,21 +239,11 @@ def _quadrant_colour(quadrants: Sequence[str]) -> alt.Color:
 
 def mixture(points: Sequence[MixturePoint], quadrants: Sequence[str], arm: str) -> Panel:
     """Shares of the quadrants in the batches of one arm."""
-    return (
-        _rows_chart(points)
-        .mark_area()
-        .encode(
-            x=TOKENS,
-            y=alt.Y(
-                "share:Q",
-                title="share of rows",
-                stack="normalize",
-                axis=alt.Axis(format="%", tickCount=3),
-            ),
-            color=_quadrant_colour(quadrants),
-        )
-        .properties(height=120, title=arm)
-    )
+    axis = alt.Axis(format="%", tickCount=3)
+    share = alt.Y("share:Q", title="share of rows", stack="normalize", axis=axis)
+    areas = _chart(points).mark_area()
+    areas = areas.encode(x=TOKENS, y=share, color=_quadrant_colour(quadrants))
+    return areas.properties(height=120, title=arm)
 
 
 def density(
@@ -315,14 +253,10 @@ def density(
     names: tuple[str, str] = ("PPL", "PD"),
     scale: Literal["log", "linear"] = "log",
 ) -> Panel:
-    """Tokens over PPL and PD of one group, with its thresholds.
+    """Tokens over PPL and PD of the group `label`, with its thresholds.
 
-    Args:
-        tiles: Of all groups: they share both axes.
-        thresholds: Of all groups.
-        label: The group to draw.
-        names: Of both axes.
-        scale: Of the first.
+    Tiles and thresholds are those of all groups, which share both axes; `names` are those of the
+    axes, `scale` that of the first.
     """
     x_name, y_name = names
     left, right = min(tile.ppl for tile in tiles), max(tile.ppl_end for tile in tiles)
@@ -330,11 +264,12 @@ def density(
     x_scale = alt.Scale(type=scale, domain=[left, right], nice=False)
     y_scale = alt.Scale(domain=[low, high], nice=False)
     own = [{k: v for k, v in vars(t).items() if k != "label"} for t in tiles if t.label == label]
+    x_axis = alt.Axis(tickCount=4, format="~g")
     cells = (
         _chart(own)
         .mark_rect()
         .encode(
-            x=alt.X("ppl:Q", title=x_name, scale=x_scale, axis=alt.Axis(tickCount=4, format="~g")),
+            x=alt.X("ppl:Q", title=x_name, scale=x_scale, axis=x_axis),
             x2="ppl_end:Q",
             y=alt.Y("pd:Q", title=y_name, scale=y_scale, axis=alt.Axis(tickCount=4)),
             y2="pd_end:Q",
@@ -342,7 +277,7 @@ def density(
             tooltip=[
                 alt.Tooltip("ppl:Q", title=f"{x_name} from", format=".3~g"),
                 alt.Tooltip("pd:Q", title=f"{y_name} from", format=".3f"),
-                alt.Tooltip("tokens:Q", format=","),
+                COUNTS[1],
             ],
         )
     )
@@ -356,31 +291,23 @@ def density(
         for line in thresholds
         if line.label == label
     ]
-    lines = (
-        _chart(clipped)
-        .mark_rule(strokeWidth=1.5, color="#e4572e", clip=True)
-        .encode(x="x:Q", x2="x2:Q", y="y:Q", y2="y2:Q")
-    )
+    rules = _chart(clipped).mark_rule(strokeWidth=1.5, color="#e4572e", clip=True)
+    lines = rules.encode(x="x:Q", x2="x2:Q", y="y:Q", y2="y2:Q")
     return alt.layer(cells, lines).properties(height=230, title=label)
 
 
 def balance(groups: Sequence[GroupTokens], quadrants: Sequence[str]) -> Panel:
     """Share of each group's tokens that each quadrant has; the first `BALANCE_GROUPS` groups."""
     labels = list(dict.fromkeys(group.label for group in groups))[:BALANCE_GROUPS]
-    return (
-        _rows_chart([group for group in groups if group.label in labels])
-        .mark_bar()
-        .encode(
-            x=alt.X(
-                "tokens:Q", title="share of tokens", stack="normalize", axis=alt.Axis(format="%")
-            ),
-            y=alt.Y("label:N", title=None, sort=labels, axis=alt.Axis(labelLimit=150)),
-            color=_quadrant_colour(quadrants),
-            order=alt.Order("quadrant:O"),
-            tooltip=["label:N", "quadrant:N", alt.Tooltip("tokens:Q", format=","), "documents:Q"],
-        )
-        .properties(height=26 * len(labels))
-    )
+    bars = _chart([group for group in groups if group.label in labels]).mark_bar()
+    percent = alt.Axis(format="%")
+    return bars.encode(
+        x=alt.X("tokens:Q", title="share of tokens", stack="normalize", axis=percent),
+        y=alt.Y("label:N", title=None, sort=labels, axis=alt.Axis(labelLimit=150)),
+        color=_quadrant_colour(quadrants),
+        order=alt.Order("quadrant:O"),
+        tooltip=["label:N", "quadrant:N", COUNTS[1], "documents:Q"],
+    ).properties(height=26 * len(labels))
 
 
 def print_sheet(panels: Sequence[Panel]) -> Panel | alt.ConcatChart:

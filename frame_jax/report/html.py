@@ -14,21 +14,18 @@ class Html(str):
     __slots__ = ()
 
 
-def tag(name: str, *children: str, **attributes: str | bool | None) -> Html:
+def tag(element: str, *children: str, **attributes: str | bool | None) -> Html:
     """One element. Attribute names may end in `_` and use `_` for `-`; None and False leave it out.
 
     >>> tag("p", "a < b", class_="note")
     '<p class="note">a &lt; b</p>'
     """
-    written = "".join(_attribute(key, value) for key, value in attributes.items())
-    return Html(f"<{name}{written}>{join_html(children)}</{name}>")
-
-
-def _attribute(key: str, value: str | bool | None) -> str:
-    if value is None or value is False:
-        return ""
-    name = key.rstrip("_").replace("_", "-")
-    return f" {name}" if value is True else f' {name}="{html.escape(value)}"'
+    written = ""
+    for key, value in attributes.items():
+        name = key.rstrip("_").replace("_", "-")
+        if value is not None and value is not False:
+            written += f" {name}" if value is True else f' {name}="{html.escape(value)}"'
+    return Html(f"<{element}{written}>{join_html(children)}</{element}>")
 
 
 def join_html(children: Sequence[str]) -> Html:
@@ -47,6 +44,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
         ),
     )
     return tag("div", tag("table", head, body), class_="scroll", tabindex="0")
+
+
+def note(text: str) -> Html:
+    """A paragraph that explains what stands above it."""
+    return tag("p", text, class_="note")
+
+
+def folded_section(title: str, *children: str) -> Html:
+    """Something long that opens on demand."""
+    return tag("details", tag("summary", title), *children, class_="fold")
 
 
 def script_json(value: Any) -> Html:

@@ -18,12 +18,9 @@ HERE = Path(__file__).parent
 
 
 def render(title: str, body: Sequence[Html], figures: Mapping[str, dict[str, Any]]) -> str:
-    """The whole page.
+    """The whole page, with what the reader sees in order.
 
-    Args:
-        title: Of the window.
-        body: What the reader sees, in order.
-        figures: Vega-Lite specifications by the `data-figure` of their places in the body.
+    `figures` are Vega-Lite specifications by the `data-figure` of their places in the body.
     """
     scripts = [libraries(), (HERE / "page.js").read_text("utf-8")]
     policy = (

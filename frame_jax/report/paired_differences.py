@@ -1,4 +1,4 @@
-"""Compares the losses of two arms, paired by seed and by document or item.
+"""Compares the losses of two arms, paired by seed and by document, item or training row.
 
 DuckDB does the sums, so memory does not grow with the held-out split.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -14,7 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig, Trial
-from frame_jax.evaluation.results import SLICE_SQL
+from frame_jax.evaluation.results import SLICE_SQL, read_results
+from frame_jax.evaluation.training_rows import BINS
+from frame_jax.report.query import query
 from frame_jax.report.study_results import Verdict
 from frame_jax.report.verdict import decide_verdict
 from frame_jax.run.directory import RunDirectory, list_parts
@@ -41,12 +44,8 @@ def slice_verdicts(
     sqrt(sum((d_i - D b_i)^2)) / sum(b): documents are compared with themselves, so what makes one
     hard for every arm cancels. [ours]
 
-    Args:
-        directory: The run.
-        pairs: For each seed the folders of losses by document of the arm and of the other one.
-
-    Returns:
-        By slice, see `evaluation.results.SLICE_SQL`; empty without a document in common.
+    `pairs` are, for each seed, the folders of losses by document of the arm and of the other one.
+    Verdicts are by slice, see `evaluation.results.SLICE_SQL`; none without a document in common.
     """
     tokens = list_parts(directory.tokens, ".parquet")
     union = " UNION ALL ".join(
@@ -102,8 +101,7 @@ def slice_verdicts(
 def task_verdict(pairs: Sequence[tuple[Path, Path]]) -> Verdict:
     """Decides whether an arm's bits per byte of the right answers of a task are lower.
 
-    Args:
-        pairs: For each seed the folders of the task's parts under the arm and under the other one.
+    `pairs` are, for each seed, the folders of the task's parts under the arm and the other one.
     """
     seeds, sizes = [], np.zeros(0)
     for one, two in pairs:
@@ -124,3 +122,55 @@ def right_answer_bits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     ]
     bits = np.array([row["nll"][row["answer"]] for row in rows]) / math.log(2)
     return bits, np.array([row["bytes"][row["answer"]] for row in rows], np.float64)
+
+
+@dataclass(frozen=True)
+class TrainingRowPoint:
+    """An arm against the baseline on the training rows of one span of its run.
+
+    Attributes:
+        arm: The arm.
+        tokens: Training tokens seen in the middle of the span.
+        difference: Nats per token, mean over seeds.
+    """
+
+    arm: str
+    tokens: int
+    difference: float
+
+
+def training_row_differences(config: RunConfig, directory: RunDirectory) -> list[TrainingRowPoint]:
+    """Compares the final losses of each arm with the baseline's on the same rows and seed.
+
+    What makes a row hard cancels. Empty where training rows were not measured, or the baseline was
+    not.
+    """
+    every = read_results(directory)
+    results = {trial: every[trial.name] for trial in config.trials if trial.name in every}
+    measured = {
+        trial: (result.final, directory.root / result.training_rows.folder)
+        for trial, result in results.items()
+        if result.training_rows is not None
+    }
+    by_span: dict[tuple[str, int], list[tuple[int, float]]] = {}
+    for trial, base in baseline_trials(config, measured).items():
+        final, folder = measured[trial]
+        one, two = (
+            parquet_table(*list_parts(each, ".parquet")) for each in (folder, measured[base][1])
+        )
+        spans = query(
+            lambda span, difference: (span, difference),
+            f"""
+            SELECT arm.step * {BINS} // {final.step} AS span,
+                sum(arm.nll - base.nll) / sum(arm.predicted_tokens)
+            FROM {one} arm JOIN {two} base USING (quadrant, row)
+            GROUP BY span HAVING sum(arm.predicted_tokens) > 0 ORDER BY span
+            """,
+        )
+        for span, difference in spans:
+            tokens = round((span + 0.5) / BINS * final.tokens)
+            by_span.setdefault((trial.arm, span), []).append((tokens, difference))
+    return [
+        TrainingRowPoint(arm, found[0][0], sum(value for _, value in found) / len(found))
+        for (arm, _), found in sorted(by_span.items())
+    ]

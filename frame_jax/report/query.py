@@ -11,12 +11,6 @@ Row = TypeVar("Row")
 
 
 def query(kind: Callable[..., Row], sql: str, *parameters: Any) -> list[Row]:
-    """Calls `kind` with the columns of each row, in their order.
-
-    Args:
-        kind: A dataclass whose fields are the columns.
-        sql: The query.
-        parameters: Values for its question marks.
-    """
+    """Calls `kind`, such as a dataclass, with the columns of each row, in their order."""
     with duckdb.connect() as connection:
         return [kind(*row) for row in connection.execute(sql, parameters).fetchall()]

@@ -5,7 +5,6 @@ Everything is read from files, so the report of a run copied from elsewhere is m
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import vl_convert
@@ -15,13 +14,14 @@ from frame_jax.errors import UserError, printable
 from frame_jax.evaluation.results import read_results
 from frame_jax.parallel import processes
 from frame_jax.report import chapters, figures, page, study_chapters, training_curves
-from frame_jax.report.chapters import Figure, Piece, ReportData
+from frame_jax.report.chapters import Piece, ReportData
 from frame_jax.report.html import Html, tag
+from frame_jax.report.paired_differences import training_row_differences
 from frame_jax.report.study import read_study
 from frame_jax.report.study_results import Study, write_study
 from frame_jax.report.theme import THEMES
-from frame_jax.report.training_row_differences import training_row_differences
-from frame_jax.run.directory import RunDirectory, atomic_path, read_json
+from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.run.partition_record import read_partition_record
 
 PNG_SCALE = 2
 
@@ -71,7 +71,7 @@ def read_report_data(config: RunConfig, directory: RunDirectory, study: Study) -
 def report_contents(config: RunConfig, directory: RunDirectory, study: Study) -> list[Piece]:
     """Makes the whole report, in order."""
     data = read_report_data(config, directory, study)
-    quadrants = list(read_json(directory.partition)["quadrants"])
+    partition = read_partition_record(directory)
     return [
         *study_chapters.verdicts_chapter(data),
         *chapters.training_loss_chapter(data),
@@ -79,8 +79,8 @@ def report_contents(config: RunConfig, directory: RunDirectory, study: Study) ->
         *study_chapters.forgetting_chapter(data),
         *chapters.tasks_chapter(data),
         *study_chapters.cost_chapter(data),
-        *chapters.mixtures_chapter(data, quadrants),
-        *chapters.quadrants_chapter(directory),
+        *chapters.mixtures_chapter(data, list(partition.quadrants)),
+        *chapters.quadrants_chapter(directory, partition),
         *chapters.speed_chapter(data, directory),
         *chapters.settings_chapter(config),
     ]
@@ -94,13 +94,23 @@ def write_page(title: str, pieces: list[Piece], directory: RunDirectory) -> dict
             body.append(piece)
             continue
         names.append(piece.name)
-        body.append(figure_container(piece))
+        charts = []
         for index, panel in enumerate(piece.panels):
-            specs[f"{piece.name}-{index}"] = page_figure(escape_control_characters(panel.to_dict()))
-        sheet = figures.print_sheet(piece.panels)
-        write_png(
-            directory.report / f"{piece.name}.png", escape_control_characters(sheet.to_dict())
+            name = f"{piece.name}-{index}"
+            # Buttons stand in for the legend of arms.
+            fitted = {"width": "container", "config": {"legend": {"disable": True}}}
+            specs[name] = escape_control_characters(panel.to_dict()) | fitted
+            about = {"id": name, "data_figure": name, "data_renderer": piece.renderer}
+            charts.append(tag("div", class_="chart", **about))  # in which `page.js` draws
+        drawn = tag("div", *charts, class_="grid" if len(charts) > 1 else None)
+        caption = [tag("figcaption", piece.caption)] if piece.caption else []
+        body.append(tag("figure", drawn, *caption))
+        sheet = escape_control_characters(figures.print_sheet(piece.panels).to_dict())
+        png = vl_convert.vegalite_to_png(
+            sheet, scale=PNG_SCALE, config=THEMES["light"], allowed_base_urls=[]
         )
+        with atomic_path(directory.report / f"{piece.name}.png") as temporary:
+            temporary.write_bytes(png)
     path = directory.report / "index.html"
     with atomic_path(path) as temporary:
         temporary.write_text(page.render(title, body, specs), "utf-8")
@@ -111,46 +121,14 @@ def write_page(title: str, pieces: list[Piece], directory: RunDirectory) -> dict
     }
 
 
-def figure_container(figure: Figure) -> Html:
-    """The element in which `page.js` draws the panels of a figure."""
-    panels = [
-        tag(
-            "div",
-            class_="chart",
-            id=f"{figure.name}-{index}",
-            data_figure=f"{figure.name}-{index}",
-            data_renderer=figure.renderer,
-        )
-        for index in range(len(figure.panels))
-    ]
-    drawn = tag("div", *panels, class_="grid" if len(panels) > 1 else None)
-    return tag("figure", drawn, *([tag("figcaption", figure.caption)] if figure.caption else []))
-
-
 def escape_control_characters(value: Any) -> Any:
     """Spells out control characters in the texts of a figure's specification.
 
     PNGs are made by way of XML, which cannot hold them: the renderer ends the whole program.
     """
+    escape = escape_control_characters
     if isinstance(value, dict):
-        return {
-            escape_control_characters(name): escape_control_characters(item)
-            for name, item in value.items()
-        }
+        return {escape(name): escape(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [escape_control_characters(item) for item in value]
+        return [escape(item) for item in value]
     return printable(value) if isinstance(value, str) else value
-
-
-def page_figure(spec: dict[str, Any]) -> dict[str, Any]:
-    """Fits a figure to the page, whose buttons stand in for the legend of arms."""
-    return {**spec, "width": "container", "config": {"legend": {"disable": True}}}
-
-
-def write_png(path: Path, spec: dict[str, Any]) -> None:
-    """Renders a figure without a browser or a network."""
-    image = vl_convert.vegalite_to_png(
-        spec, scale=PNG_SCALE, config=THEMES["light"], allowed_base_urls=[]
-    )
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(image)

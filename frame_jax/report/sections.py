@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from frame_jax.evaluation.results import HeldOutLoss, TrialResult, WeightsResult
+from frame_jax.evaluation.results import HeldOutLoss, TrialResult
 from frame_jax.models.flops import training_flops_per_token
 from frame_jax.models.functional import Decoder
 from frame_jax.report.documents import Example, GroupTokens
 from frame_jax.report.figures import ARM_COLOURS
 from frame_jax.report.held_out_curves import checkpoints_around, slice_names
-from frame_jax.report.html import Html, join_html, table, tag
+from frame_jax.report.html import Html, folded_section, join_html, table, tag
 from frame_jax.report.training_curves import StageBoundary, TrainingRun, TrainingSpeed
+from frame_jax.run.partition_record import QuadrantContents
 
 NONE = "–"
 PREFIXES = ("", "k", "M", "G", "T", "P", "E")
@@ -34,36 +35,23 @@ def si(value: float | None) -> str:
 
 def zoom_buttons(name: str) -> Html:
     """Buttons that zoom the only panel of the figure `name`, for screens without a mouse."""
-    buttons = (("Zoom in", "0.6"), ("Zoom out", "1.6667"), ("Reset", "0"))
-    return tag(
-        "p",
-        *(
-            tag("button", label, type="button", data_zoom=factor, data_target=f"{name}-0")
-            for label, factor in buttons
-        ),
-        class_="controls",
+    factors = {"Zoom in": "0.6", "Zoom out": "1.6667", "Reset": "0"}
+    buttons = (
+        tag("button", label, type="button", data_zoom=factor, data_target=f"{name}-0")
+        for label, factor in factors.items()
     )
+    return tag("p", *buttons, class_="controls")
 
 
 def arm_buttons(arms: Sequence[str]) -> Html:
     """The legend of all figures of arms; pressing a name shows or hides the arm everywhere."""
-    return tag(
-        "div",
-        *(
-            tag(
-                "button",
-                arm,
-                type="button",
-                data_arm=arm,
-                aria_pressed="true",
-                style=f"--arm: {ARM_COLOURS[index % len(ARM_COLOURS)]}",
-            )
-            for index, arm in enumerate(arms)
-        ),
-        class_="arms",
-        role="group",
-        aria_label="Show or hide orders in the figures",
+    colours = itertools.cycle(ARM_COLOURS)
+    buttons = (
+        tag("button", arm, type="button", data_arm=arm, aria_pressed="true", style=f"--arm: {c}")
+        for arm, c in zip(arms, colours, strict=False)
     )
+    label = "Show or hide orders in the figures"
+    return tag("div", *buttons, class_="arms", role="group", aria_label=label)
 
 
 def slice_choice(labels: Sequence[str]) -> Html:
@@ -77,17 +65,21 @@ def drops_table(drops: Sequence[StageBoundary], result: TrialResult | None) -> H
     """The training and the held-out loss before and after each stage of one arm begins."""
     rows = []
     for drop in drops:
-        before, after = checkpoints_around(result, drop.step) if result else (None, None)
+        training = drop.before.loss, drop.after.loss
+        points = checkpoints_around(result, drop.step) if result else (None, None)
+        losses = [None if point is None else point.overall.nll_per_token for point in points]
+        at_steps = [
+            NONE if point is None else f"{loss:.4f} ({point.step:,})"
+            for point, loss in zip(points, losses, strict=True)
+        ]
         rows.append(
             [
                 f"{drop.stage} begins",
                 f"{drop.step:,}",
-                number(drop.before.loss, ".3f"),
-                number(drop.after.loss, ".3f"),
-                _fall(drop.before.loss, drop.after.loss),
-                _at_step(before),
-                _at_step(after),
-                _fall(_loss(before), _loss(after)),
+                *(number(loss, ".3f") for loss in training),
+                _fall(*training),
+                *at_steps,
+                _fall(*losses),
             ]
         )
     header = ["", "at step", "training loss before", "after", "drop"]
@@ -95,35 +87,25 @@ def drops_table(drops: Sequence[StageBoundary], result: TrialResult | None) -> H
     return table(header, rows)
 
 
-def _loss(checkpoint: WeightsResult | None) -> float | None:
-    return None if checkpoint is None else checkpoint.overall.nll_per_token
-
-
 def _fall(before: float | None, after: float | None) -> str:
     return NONE if before is None or after is None else f"{before - after:+.3f}"
-
-
-def _at_step(checkpoint: WeightsResult | None) -> str:
-    return NONE if checkpoint is None else f"{_loss(checkpoint):.4f} ({checkpoint.step:,})"
 
 
 def held_out_table(results: dict[str, TrialResult]) -> Html:
     """Final losses of every arm on every slice of the held-out split; the best in bold."""
     rows = []
     for name in slice_names(results):
-        measured = {arm: result.final.slices.get(name) for arm, result in results.items()}
-        present = {arm: loss for arm, loss in measured.items() if loss is not None}
-        best = min(present, key=lambda arm: present[arm].nll_per_token)
-        cells = [_loss_cell(loss, bold=arm == best) for arm, loss in measured.items()]
-        size = present[best]  # the same for every arm
-        rows.append([name, *cells, f"{size.documents:,}", f"{size.predicted_tokens:,}"])
+        losses = [result.final.slices.get(name) for result in results.values()]
+        present = [loss for loss in losses if loss is not None]
+        best = min(present, key=lambda loss: loss.nll_per_token)
+        cells = [NONE if loss is None else _loss_cell(loss, best) for loss in losses]
+        # Its size is the same for every arm.
+        rows.append([name, *cells, f"{best.documents:,}", f"{best.predicted_tokens:,}"])
     return table(["held-out part", *results, "documents", "tokens"], rows)
 
 
-def _loss_cell(loss: HeldOutLoss | None, *, bold: bool) -> str:
-    if loss is None:
-        return NONE
-    nll = tag("span", f"{loss.nll_per_token:.4f}", class_="best" if bold else None)
+def _loss_cell(loss: HeldOutLoss, best: HeldOutLoss) -> Html:
+    nll = tag("span", f"{loss.nll_per_token:.4f}", class_="best" if loss is best else None)
     return join_html([nll, f" ({loss.bits_per_byte:.3f})"])
 
 
@@ -146,38 +128,34 @@ def example_documents(
 ) -> list[Html]:
     """The beginnings of a few documents of each quadrant."""
     found = []
-    for quadrant in dict.fromkeys(example.quadrant for example in examples):
+    for quadrant, own in itertools.groupby(examples, lambda example: example.quadrant):
         found.append(tag("h3", f"{quadrant}{meanings.get(quadrant, '')}"))
-        found += [_example(example, names) for example in examples if example.quadrant == quadrant]
+        for example in own:
+            numbers = f"{names[0]} {example.ppl:.4g} · {names[1]} {example.pd:+.3f}"
+            about = f" {example.label} · {example.source} · {numbers} · {example.tokens:,} tokens"
+            title = join_html([example.doc_id, tag("span", about, class_="note")])
+            text = example.text + (" […]" if example.truncated else "")
+            found.append(folded_section(title, tag("pre", text, dir="auto")))
     return found
 
 
-def _example(example: Example, names: tuple[str, str]) -> Html:
-    numbers = f"{names[0]} {example.ppl:.4g} · {names[1]} {example.pd:+.3f}"
-    about = f" {example.label} · {example.source} · {numbers} · {example.tokens:,} tokens"
-    title = join_html([example.doc_id, tag("span", about, class_="note")])
-    text = example.text + (" […]" if example.truncated else "")
-    return folded_section(title, tag("pre", text, dir="auto"))
-
-
 def quadrant_table(
-    cells: dict[str, dict[str, Any]], meanings: dict[str, str], names: tuple[str, str]
+    quadrants: dict[str, QuadrantContents], meanings: dict[str, str], names: tuple[str, str]
 ) -> Html:
-    """What `partition.json` says about each quadrant."""
+    """What each quadrant holds."""
     rows = [
         [
             f"{name}{meanings.get(name, '')}",
-            f"{cell['documents']:,}",
-            f"{cell['tokens']:,}",
-            number(cell["ppl"], ".2f"),
-            number(cell["pd"], "+.4f"),
-            f"{cell['held_out_documents']:,}",
+            f"{quadrant.documents:,}",
+            f"{quadrant.tokens:,}",
+            number(quadrant.ppl, ".2f"),
+            number(quadrant.pd, "+.4f"),
+            f"{quadrant.held_out_documents:,}",
         ]
-        for name, cell in cells.items()
+        for name, quadrant in quadrants.items()
     ]
     numbers = [names[0], f"mean {names[1]}"]
-    header = ["quadrant", "documents", "tokens", *numbers, "held-out documents"]
-    return table(header, rows)
+    return table(["quadrant", "documents", "tokens", *numbers, "held-out documents"], rows)
 
 
 def models_table(models: Sequence[tuple[TrainingRun, Decoder, TrainingSpeed]]) -> Html:
@@ -214,8 +192,3 @@ def meanings(quadrants: Sequence[str], names: tuple[str, str]) -> dict[str, str]
     first, second = ([f"{level} {name}" for level in ("low", "high")] for name in names)
     levels = [f": {ppl}, {pd}" for ppl in first for pd in second]
     return dict(zip(quadrants, levels, strict=True))
-
-
-def folded_section(title: str, *children: str) -> Html:
-    """Something long that opens on demand."""
-    return tag("details", tag("summary", title), *children, class_="fold")

@@ -12,7 +12,6 @@ from pathlib import Path
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.evaluation.results import (
     ALL,
-    TaskScore,
     TrialResult,
     WeightsResult,
     read_results,
@@ -25,6 +24,7 @@ from frame_jax.report.verdict import RULE, verdict_sentence
 from frame_jax.run.directory import RunDirectory
 
 UNIT = "bits per byte"
+DOCUMENTS = ""  # which no task is called
 
 
 def read_study(config: RunConfig, directory: RunDirectory) -> Study:
@@ -57,9 +57,9 @@ def find_lines(config: RunConfig, results: dict[Trial, TrialResult]) -> list[Com
     lines = []
     for arm in config.curricula:
         own = [result for trial, result in results.items() if trial.arm == arm]
-        names = [[average.name for average in result.averages] for result in own]
+        names = [[FINAL, *(average.name for average in result.averages)] for result in own]
         shared = [name for name in names[0] if all(name in n for n in names)] if names else []
-        lines += [ComparedLine(arm, weights) for weights in ([FINAL, *shared] if own else [])]
+        lines += [ComparedLine(arm, weights) for weights in shared]
     return lines
 
 
@@ -96,36 +96,37 @@ def compare_lines(
 
     None where there is none, or where they were measured on no document in common.
     """
-    by_arm = {
-        arm: {trial.seed: trial for trial in results if trial.arm == arm}
-        for arm in (line.arm, other.arm)
-    }
-    seeds = [seed for seed in by_arm[line.arm] if seed in by_arm[other.arm]]
-    pairs = [(by_arm[line.arm][seed], by_arm[other.arm][seed]) for seed in seeds]
+    ones, others = (line_folders(directory, results, compared) for compared in (line, other))
+    seeds = [seed for seed in ones if seed in others]
 
-    def document_losses(trial: Trial, compared: ComparedLine) -> Path:
-        name = line_weights(results[trial], compared).name
-        return scores_folder(directory, trial.name, name)
+    def pairs(measurement: str) -> list[tuple[Path, Path]]:
+        return [(ones[seed][measurement], others[seed][measurement]) for seed in seeds]
 
-    folders = [(document_losses(one, line), document_losses(two, other)) for one, two in pairs]
-    slices = slice_verdicts(directory, folders) if pairs else {}
+    slices = slice_verdicts(directory, pairs(DOCUMENTS)) if seeds else {}
     if ALL not in slices:
         return None
-    tasks = {}
-    for task in (task.name for task in config.evaluation.tasks):
-        scores = [
-            (task_score(results[one], line, task), task_score(results[two], other, task))
-            for one, two in pairs
-        ]
-        items = [
-            (directory.root / one.folder, directory.root / two.folder)
-            for one, two in scores
-            if one is not None and two is not None
-        ]
-        if len(items) == len(pairs):
-            tasks[task] = task_verdict(items)
+    tasks = {
+        task.name: task_verdict(pairs(task.name))
+        for task in config.evaluation.tasks
+        if all(task.name in found[seed] for found in (ones, others) for seed in seeds)
+    }
     sentence = verdict_sentence(slices[ALL], line.label, other.label, UNIT)
     return Comparison(line, other, tuple(seeds), slices, tasks, sentence)
+
+
+def line_folders(
+    directory: RunDirectory, results: dict[Trial, TrialResult], line: ComparedLine
+) -> dict[int, dict[str, Path]]:
+    """By seed, the folders of a line's losses by document (`DOCUMENTS`) and of its tasks' items."""
+    found = {}
+    for trial, result in results.items():
+        if trial.arm == line.arm:
+            weights = line_weights(result, line).name
+            tasks = {
+                s.task: directory.root / s.folder for s in result.tasks if s.weights == weights
+            }
+            found[trial.seed] = {DOCUMENTS: scores_folder(directory, trial.name, weights), **tasks}
+    return found
 
 
 def line_weights(result: TrialResult, line: ComparedLine) -> WeightsResult:
@@ -133,12 +134,6 @@ def line_weights(result: TrialResult, line: ComparedLine) -> WeightsResult:
     if line.weights == FINAL:
         return result.final
     return next(average for average in result.averages if average.name == line.weights)
-
-
-def task_score(result: TrialResult, line: ComparedLine, task: str) -> TaskScore | None:
-    """The score of a trial's weights that belong to a line; None where they did not do the task."""
-    weights = line_weights(result, line).name
-    return next((s for s in result.tasks if (s.weights, s.task) == (weights, task)), None)
 
 
 def line_result(results: dict[Trial, TrialResult], line: ComparedLine) -> LineResult:

@@ -2,76 +2,141 @@
 
 from __future__ import annotations
 
-from frame_jax.report import figures, notes, sections, study_sections, training_curves
-from frame_jax.report.chapters import Figure, Piece, ReportData
-from frame_jax.report.held_out_curves import loss_curves
-from frame_jax.report.html import table, tag
-from frame_jax.report.verdict_table import table_rows
+from collections.abc import Sequence
+
+from frame_jax.report import figures, notes, sections, training_curves
+from frame_jax.report.chapters import Figure, Piece, ReportData, stage_tables
+from frame_jax.report.held_out_curves import LossPoint, loss_curves
+from frame_jax.report.html import Html, folded_section, join_html, note, table, tag
+from frame_jax.report.sections import number, si
+from frame_jax.report.study_results import FINAL, table_rows, verdict_cells
+from frame_jax.report.training_curves import StageBoundary
 
 FOREST_LINES = 40  # drawn; the table has them all
+ONE_SEED = join_html(
+    [
+        "This run has one seed, so nothing here tells an effect of the order from chance: another "
+        "seed alone moves such differences. ",
+        tag("code", "seeds: 3"),
+        " in the config trains every order twice more, beside what is there. This project's own "
+        "studies, of models of half a million parameters under three seeds, found FRAME's order no "
+        "better than random order: no difference that they could see on two corpora, and worse for "
+        "Mamba-2 (docs/evidence.md). The first of them, less than two hours on two cores, is ",
+        tag("code", "python -m frame_jax.main --config configs/study_cpu.yaml"),
+        ".",
+    ]
+)
 
 
 def verdicts_chapter(data: ReportData) -> list[Piece]:
-    """The outcome, and the buttons that are the legend of all that follows."""
-    study = data.study
-    found: list[Piece] = [*study_sections.headline(study)]
+    """The outcome, like against like, and the buttons that are the legend of all that follows."""
+    study, firsts = data.study, data.study.first_comparisons()
+    sentences = [found.sentence for line, found in firsts.items() if line.weights == FINAL]
+    nothing = f"There is no {study.baseline} to compare with."
+    if not study.lines:
+        nothing = "No curriculum has been evaluated yet."
+    found: list[Piece] = [tag("p", line, class_="lead") for line in sentences or [nothing]]
+    if sentences and len(study.seeds) == 1:
+        found.append(tag("p", ONE_SEED))
     if study.lines:
         found.append(table(*table_rows(study)))
-    if firsts := list(study.first_comparisons().values()):
+    if firsts:
+        details = []
+        for comparison in study.comparisons:
+            tasks = {f"task: {task}": verdict for task, verdict in comparison.tasks.items()}
+            rows = [
+                [name, *verdict_cells(verdict), number(verdict.detectable)]
+                for name, verdict in (comparison.slices | tasks).items()
+            ]
+            title = f"{comparison.line.label} minus {comparison.against.label}"
+            header = ["part", "difference", "95% interval", "± docs", "verdict", "detectable"]
+            details += [tag("h3", title), table(header, rows)]
         count_note = notes.COMPARISONS.format(count=study.comparisons_made)
-        details = [
-            part
-            for title, shown in study_sections.slice_tables(study)
-            for part in (tag("h3", title), shown)
-        ]
+        forest = figures.forest(list(firsts.values())[:FOREST_LINES])
         found += [
-            tag("p", f"{study.rule} {count_note}", class_="note"),
-            Figure("verdicts", [figures.forest(firsts[:FOREST_LINES])], notes.FOREST),
-            sections.folded_section("By domain, language, quadrant and task", *details),
+            note(f"{study.rule} {count_note}"),
+            Figure("verdicts", [forest], notes.FOREST),
+            folded_section("By domain, language, quadrant and task", *details),
         ]
     return [*found, sections.arm_buttons(data.names)]
 
 
 def forgetting_chapter(data: ReportData) -> list[Piece]:
-    """What was learned on the way and lost again; nothing where no arm was evaluated."""
+    """What was learned on the way and lost again; nothing where no arm was evaluated.
+
+    Per arm and quadrant: lowest held-out loss on the way, final one, and what lies between.
+    """
     if not data.results:
         return []
+    groups: dict[tuple[str, str], list[LossPoint]] = {}
+    for point in loss_curves(data.results):
+        dimension, _, quadrant = point.slice.partition(": ")
+        if dimension == "quadrant":
+            groups.setdefault((point.arm, quadrant), []).append(point)
+    rows = []
+    for (arm, quadrant), points in groups.items():
+        lowest, final = min(points, key=lambda point: point.nll), points[-1]
+        at_step = f"{lowest.nll:.4f} ({lowest.step:,})"
+        rows.append([arm, quadrant, at_step, f"{final.nll:.4f}", f"{final.nll - lowest.nll:+.4f}"])
     found: list[Piece] = [
         tag("h2", "What was learned, and what was forgotten"),
-        study_sections.forgetting_table(loss_curves(data.results)),
-        tag("p", notes.FORGOTTEN, class_="note"),
+        table(["order", "quadrant", "lowest (at step)", "at the end", "lost again"], rows),
+        note(notes.FORGOTTEN),
     ]
     if data.training_rows:
         baseline = data.study.baseline
         panel = figures.training_rows(data.training_rows, data.names, baseline)
-        note = notes.TRAINING_ROWS.format(baseline=baseline)
-        found.append(Figure("training-rows", [panel], note))
-    return [*found, *boundaries_chapter(data)]
+        caption = notes.TRAINING_ROWS.format(baseline=baseline)
+        found.append(Figure("training-rows", [panel], caption))
+    boundaries = stage_tables(
+        data, lambda arm: boundary_table(training_curves.stage_boundaries(arm))
+    )
+    if boundaries:
+        title = tag("h3", "Gradients and updates where a stage begins")
+        window = note(notes.BOUNDARIES.format(window=training_curves.WINDOW))
+        found += [title, *boundaries, window]
+    return found
 
 
-def boundaries_chapter(data: ReportData) -> list[Piece]:
-    """Gradient norm and update size where stages begin; nothing for arms of one stage."""
-    found: list[Piece] = []
-    for arm in data.arms:
-        if len(arm.stages) > 1:
-            shown = study_sections.boundary_table(training_curves.boundary_norms(arm))
-            found.append(shown if arm is data.shaded else sections.folded_section(arm.name, shown))
-    if not found:
-        return []
-    title = tag("h3", "Gradients and updates where a stage begins")
-    note = notes.BOUNDARIES.format(window=training_curves.WINDOW)
-    return [title, *found, tag("p", note, class_="note")]
+def boundary_table(boundaries: Sequence[StageBoundary]) -> Html:
+    """Gradient norm and size of updates before and after each stage of one arm begins."""
+    rows = [
+        [
+            f"into {b.stage}",
+            f"{b.step:,}",
+            *(number(side.grad_norm, ".3g") for side in (b.before, b.after)),
+            *(number(side.update_norm, ".3g") for side in (b.before, b.after)),
+        ]
+        for b in boundaries
+    ]
+    header = ["", "at step", "gradient norm before", "after", "update norm before", "after"]
+    return table(header, rows)
 
 
 def cost_chapter(data: ReportData) -> list[Piece]:
-    """What the study cost, and whether an order paid for its scoring."""
-    if not data.study.costs:
+    """What the study cost, and whether an order paid for its scoring.
+
+    That is: when each arm reaches the baseline's final loss.
+    """
+    study = data.study
+    if not study.costs:
         return []
     found: list[Piece] = [tag("h2", "Cost")]
-    if data.study.steps_to_baseline:
-        found += [
-            study_sections.steps_to_baseline_table(data.study),
-            tag("p", notes.REACHING.format(baseline=data.study.baseline), class_="note"),
+    if study.steps_to_baseline:
+        header = ["order", "at step, by seed", "of the baseline's steps"]
+        rows = [
+            [
+                arm.arm,
+                ", ".join(number(step, ",.0f") for step in arm.steps),
+                number(arm.share, ".1%"),
+                number(arm.share_with_scoring, ".1%"),
+            ]
+            for arm in study.steps_to_baseline
         ]
-    whole = sections.folded_section("FLOPs and seconds", study_sections.cost_table(data.study))
-    return [*found, whole]
+        found.append(table([*header, "with references and scoring"], rows))
+        found.append(note(notes.REACHING.format(baseline=study.baseline)))
+    rows = [[cost.work, si(cost.flops), f"{cost.seconds:,.0f}"] for cost in study.costs]
+    known = sum(cost.flops for cost in study.costs if cost.flops is not None)
+    rows.append(["all", si(known), f"{sum(cost.seconds for cost in study.costs):,.0f}"])
+    costs = table(["work", "FLOPs", "seconds"], rows)
+    return [*found, folded_section("FLOPs and seconds", costs)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 from frame_jax.evaluation.results import TaskScore, TrialResult
 from frame_jax.report.html import Html, join_html, table, tag
@@ -38,22 +39,14 @@ def mean_score(scores: list[TaskScore]) -> TaskScore:
     squared errors, over their number; None where a task has none.
     """
 
-    def mean(key: str) -> float:
-        return sum(getattr(score, key) for score in scores) / len(scores)
-
-    def error(key: str) -> float | None:
+    means: dict[str, Any] = {
+        key: sum(getattr(score, key) for score in scores) / len(scores)
+        for key in ("accuracy", "accuracy_norm", "chance", "blind")
+    }
+    for key in ("accuracy_stderr", "accuracy_norm_stderr"):
         errors = [getattr(score, key) for score in scores]
-        return None if None in errors else math.hypot(*errors) / len(errors)
-
-    return dataclasses.replace(
-        scores[0],
-        accuracy=mean("accuracy"),
-        accuracy_stderr=error("accuracy_stderr"),
-        accuracy_norm=mean("accuracy_norm"),
-        accuracy_norm_stderr=error("accuracy_norm_stderr"),
-        chance=mean("chance"),
-        blind=mean("blind"),
-    )
+        means[key] = None if None in errors else math.hypot(*errors) / len(errors)
+    return dataclasses.replace(scores[0], **means)
 
 
 def answer_table(finals: FinalScores, arms: list[str]) -> Html:
@@ -74,24 +67,21 @@ def answer_table(finals: FinalScores, arms: list[str]) -> Html:
 
 def task_table(finals: FinalScores, arms: list[str]) -> Html:
     """Tasks by arms: accuracy and, in brackets, normalised accuracy, each with its error."""
-    rows = []
+    lines: list[tuple[str, dict[str, TaskScore]]] = []
     for task, scores in finals.items():
         score = next(iter(scores.values()))  # questions and examples are the same for every arm
         about = f" {score.items:,} questions, {score.num_fewshot} shots"
-        rows.append(task_row(join_html([task, tag("span", about, class_="note")]), scores, arms))
-    if len(finals) > 1:
-        whole = [arm for arm in arms if all(arm in scores for scores in finals.values())]
+        lines.append((join_html([task, tag("span", about, class_="note")]), scores))
+    whole = [arm for arm in arms if all(arm in scores for scores in finals.values())]
+    if len(finals) > 1 and whole:
         means = {arm: mean_score([scores[arm] for scores in finals.values()]) for arm in whole}
-        if means:
-            rows.append(task_row(MEAN, means, arms))
+        lines.append((MEAN, means))
+    rows = []
+    for name, scores in lines:
+        score = next(iter(scores.values()))
+        columns = [score_text(scores[arm]) if arm in scores else "–" for arm in arms]
+        rows.append([name, percent(score.chance), percent(score.blind), *columns])
     return table(["task", "a guess", "best blind rule", *arms], rows)
-
-
-def task_row(name: str, scores: dict[str, TaskScore], arms: list[str]) -> list[str]:
-    """A row of the table of tasks."""
-    score = next(iter(scores.values()))
-    columns = [score_text(scores[arm]) if arm in scores else "–" for arm in arms]
-    return [name, percent(score.chance), percent(score.blind), *columns]
 
 
 def score_text(score: TaskScore) -> Html:

@@ -49,13 +49,7 @@ class StageSteps:
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """One model's training run.
-
-    Attributes:
-        name: Of the arm, or of the reference model.
-        folder: Where it was trained.
-        record: What it did.
-    """
+    """A training run of the arm, or of the reference model, `name`: its folder and its record."""
 
     name: str
     folder: Path
@@ -153,24 +147,15 @@ class WindowMeans:
 
 def window_means(run: TrainingRun, start: int, stop: int) -> WindowMeans:
     """Averages loss (nats per token) and norms over steps [start, stop)."""
-    means = ", ".join(
-        f"avg({column}) FILTER (isfinite({column}))"
-        for column in ("loss", "grad_norm", "update_norm")
-    )
+    names = ("loss", "grad_norm", "update_norm")
+    means = ", ".join(f"avg({name}) FILTER (isfinite({name}))" for name in names)
     sql = f"SELECT {means} FROM metrics WHERE step >= ? AND step < ?"
     return run.query(WindowMeans, sql, start, stop)[0]
 
 
 @dataclass(frozen=True)
 class StageBoundary:
-    """The two sides of a stage's beginning.
-
-    Attributes:
-        stage: The stage that begins.
-        step: Updates made before it.
-        before: Means over a window of steps before it.
-        after: Means over a window after.
-    """
+    """Means over windows of steps before and after `stage` begins, when `step` updates are made."""
 
     stage: str
     step: int
@@ -178,43 +163,37 @@ class StageBoundary:
     after: WindowMeans
 
 
-def training_drops(run: TrainingRun) -> list[StageBoundary]:
-    """Measures how the training loss changes where each stage begins. [ours]
+def stage_boundaries(run: TrainingRun, gap: float = 0.0) -> list[StageBoundary]:
+    """Averages metrics on both sides of where each stage but the first begins. [ours]
 
-    The two windows lie `GAP` of the run away from the boundary, because a smooth transition mixes
-    both stages beside it, and are `WINDOW` of the run long; neither is more than a quarter of its
-    stage. Before the first stage stands the very first step.
-    """
-
-    def spans(stage: StageSteps) -> tuple[int, int]:
-        steps = run.record.steps
-        return stage.span(GAP, steps), max(stage.span(WINDOW, steps), 1)
-
-    drops = []
-    for previous, stage in zip([None, *run.stages], run.stages, strict=False):
-        gap, window = spans(stage)
-        after = window_means(run, stage.start + gap, stage.start + gap + window)
-        if previous is None:
-            before = window_means(run, 0, 1)
-        else:
-            gap, window = spans(previous)
-            before = window_means(run, stage.start - gap - window, stage.start - gap)
-        drops.append(StageBoundary(stage.name, stage.start, before, after))
-    return drops
-
-
-def boundary_norms(run: TrainingRun) -> list[StageBoundary]:
-    """Measures gradients and updates where each stage but the first begins. [ours]
-
-    Means are over `WINDOW` of the run right before and right after, at most a quarter of the stage.
+    The windows are `WINDOW` of the run long and lie `gap` of it away from the boundary, because a
+    smooth transition mixes both stages beside it; neither is more than a quarter of its stage.
     """
     found = []
     for previous, stage in itertools.pairwise(run.stages):
-        left, right = (max(s.span(WINDOW, run.record.steps), 1) for s in (previous, stage))
-        before = window_means(run, stage.start - left, stage.start)
-        after = window_means(run, stage.start, stage.start + right)
+        (left, left_gap), (right, right_gap) = (
+            (max(s.span(WINDOW, run.record.steps), 1), s.span(gap, run.record.steps))
+            for s in (previous, stage)
+        )
+        stop, start = stage.start - left_gap, stage.start + right_gap
+        before, after = (
+            window_means(run, stop - left, stop),
+            window_means(run, start, start + right),
+        )
         found.append(StageBoundary(stage.name, stage.start, before, after))
     return found
+
+
+def training_drops(run: TrainingRun) -> list[StageBoundary]:
+    """Measures how the training loss changes where each stage begins. [ours]
+
+    Before the first stage stands the very first step.
+    """
+    first, steps = run.stages[0], run.record.steps
+    start = first.start + first.span(GAP, steps)
+    after = window_means(run, start, start + max(first.span(WINDOW, steps), 1))
+    begins = StageBoundary(first.name, first.start, window_means(run, 0, 1), after)
+    return [begins, *stage_boundaries(run, GAP)]
 
 
 @dataclass(frozen=True)

@@ -33,27 +33,19 @@ RULE = (
 def decide_verdict(by_seed: Sequence[float], document_error: float) -> Verdict:
     """Decides by `RULE` whether an arm is better or worse than another.
 
-    Args:
-        by_seed: Difference of the arm and what it is compared with, under each seed.
-        document_error: Standard error of their mean over documents.
+    `by_seed` has their difference under each seed, `document_error` is the standard error of its
+    mean over documents.
     """
     values = np.asarray(by_seed, np.float64)
     mean, count = float(values.mean()), len(values)
+    seeds = tuple(values.tolist())
     if count < 2:
-        return Verdict(mean, None, None, document_error, None, tuple(values.tolist()), UNTESTED)
+        return Verdict(mean, None, None, document_error, None, seeds, UNTESTED)
     error = float(values.std(ddof=1)) / math.sqrt(count)
-    half = half_width(error, count)
+    half, detectable = half_width(error, count), detectable_difference(error, document_error, count)
     clear = abs(mean) > half and abs(mean) > DOCUMENT_ERRORS * document_error
     word = (BETTER if mean < 0 else WORSE) if clear else NONE
-    return Verdict(
-        mean,
-        mean - half,
-        mean + half,
-        document_error,
-        detectable_difference(error, document_error, count),
-        tuple(values.tolist()),
-        word,
-    )
+    return Verdict(mean, mean - half, mean + half, document_error, detectable, seeds, word)
 
 
 def half_width(seed_error: float, seeds: int) -> float:
@@ -71,12 +63,8 @@ def detectable_difference(seed_error: float, document_error: float, seeds: int) 
     """The true difference that `RULE` would call better or worse in four studies of five. [ours]
 
     Found by bisection on `study_power`, with the study's own guesses at both errors taken for the
-    truth. A mean that `RULE` calls no difference is never larger.
-
-    Args:
-        seed_error: Standard error of the mean over seeds.
-        document_error: Standard error of the mean over documents.
-        seeds: How many, at least two.
+    truth: standard errors of the mean over `seeds` (at least two) and over documents. A mean that
+    `RULE` calls no difference is never larger.
     """
     widest = float(np.sqrt(squared_spreads(seeds)[-1]))
     low = 0.0

@@ -63,13 +63,6 @@ class RunDirectory:
         return self.root / f"{phase_step}.json"
 
 
-def axis_names(directory: RunDirectory) -> tuple[str, str]:
-    """Names of the numbers in the columns ppl and pd of `assignment.parquet`."""
-    placed = read_json(directory.partition) if directory.partition.exists() else {}
-    ppl, pd = placed.get("names", ("PPL", "PD"))
-    return ppl, pd
-
-
 def part_name(index: int, count: int, suffix: str) -> str:
     """`part-00003-of-00008.parquet` for index 3 of 8 parts."""
     return f"part-{index:05d}-of-{count:05d}{suffix}"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from frame_jax.config.evaluation import AverageConfig
 from frame_jax.evaluation.results import HeldOutLoss, TrialResult, WeightsResult, write_result
+from frame_jax.evaluation.weights import Weights
 from frame_jax.export.checkpoint import held_out_section
 from frame_jax.run.directory import RunDirectory
 
 
 def test_the_card_has_the_loss_of_its_own_weights(tmp_path: Path) -> None:
-    directory, mean = RunDirectory(tmp_path), AverageConfig(last=2)
-    assert held_out_section(directory, "frame", 6, False, None) == ""  # not evaluated
+    directory, mean = RunDirectory(tmp_path), Weights("average-last2", (3, 6))
+    third, last = Weights.of_step(3), Weights.of_step(6)
+    assert held_out_section(directory, "frame", last, False) == ""  # not evaluated
 
     def measured(name: str, nll: float) -> WeightsResult:
         return WeightsResult(name, (6,), 6, 60, {"all": HeldOutLoss(5, 9, 9, 9 * nll, nll, 1.0)})
@@ -20,10 +21,11 @@ def test_the_card_has_the_loss_of_its_own_weights(tmp_path: Path) -> None:
     checkpoints = measured("3", 3.25), measured("6", 2.5)
     averages = (measured("average-last2", 2.125),)
     write_result(directory, TrialResult("frame", False, checkpoints, averages))
-    assert "2.5000 nats" in held_out_section(directory, "frame", 6, False, None)
-    assert "over 5 documents" in held_out_section(directory, "frame", 6, False, None)
-    assert "3.2500 nats" in held_out_section(directory, "frame", 3, False, None)
-    assert "2.1250 nats" in held_out_section(directory, "frame", 6, False, mean)
-    assert held_out_section(directory, "frame", 4, False, None) == ""
-    assert held_out_section(directory, "frame", 6, True, None) == ""  # its moving average was not
-    assert held_out_section(directory, "frame", 6, False, AverageConfig(last=3)) == ""
+    assert "2.5000 nats" in held_out_section(directory, "frame", last, False)
+    assert "over 5 documents" in held_out_section(directory, "frame", last, False)
+    assert "3.2500 nats" in held_out_section(directory, "frame", third, False)
+    assert "2.1250 nats" in held_out_section(directory, "frame", mean, False)
+    assert held_out_section(directory, "frame", Weights.of_step(4), False) == ""
+    assert held_out_section(directory, "frame", last, True) == ""  # its moving average was not
+    other = Weights("average-last3", (1, 3, 6))
+    assert held_out_section(directory, "frame", other, False) == ""

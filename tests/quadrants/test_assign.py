@@ -12,6 +12,7 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.quadrants.partition import write_assignment
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.partition_record import axis_names, read_partition_record
 from tests.quadrants.corpus import Corpus, expected_cells, make_corpus, write
 
 
@@ -99,6 +100,16 @@ def test_cells_of_every_group_hold_equal_tokens_and_partition_json_says_so(tmp_p
     totals = {name: quadrant["tokens"] for name, quadrant in summary["quadrants"].items()}
     parts = [{n: c["tokens"] for n, c in g["quadrants"].items()} for g in summary["groups"]]
     assert totals == {name: sum(part[name] for part in parts) for name in totals}
+
+
+def test_the_record_of_a_partition_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    directory = write(make_corpus(400), tmp_path)
+    assert axis_names(directory) == ("PPL", "PD")
+    by_language = PartitionConfig(group_by=["language"])
+    record = write_assignment(by_language, ScoringConfig(), directory)
+    assert read_partition_record(directory) == record
+    for group in read_json(directory.partition)["groups"]:
+        assert set(group) == {"language", "thresholds", "quadrants"}
 
 
 def test_thresholds_in_partition_json_place_documents(tmp_path: Path) -> None:

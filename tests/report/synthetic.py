@@ -29,6 +29,16 @@ from frame_jax.evaluation.results import (
 from frame_jax.models.functional import Decoder, write_description
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, write_json
+from frame_jax.run.partition_record import (
+    BinStart,
+    GroupRecord,
+    PartitionRecord,
+    QuadrantContents,
+    SmallGroups,
+    ThinGroups,
+    Thresholds,
+    write_partition_record,
+)
 from frame_jax.run.trial_record import (
     StageRecord,
     TrialRecord,
@@ -119,29 +129,29 @@ def write_documents(directory: RunDirectory, documents: int, text: str) -> list[
     return rows
 
 
-def write_partition(directory: RunDirectory) -> None:
-    cuts = {"ppl": [{"value": 30.0, "doc_id": ""}], "pd": [[{"value": 0.2, "doc_id": ""}]] * 2}
-    groups = [{"domain": d, "language": v, "thresholds": cuts, "quadrants": {}} for d, v in DOMAINS]
-    write_json(
-        directory.partition,
-        {
-            "ppl_model": "strong",
-            "mode": "nested",
-            "axes": {"ppl": 2, "pd": 2},
-            "group_by": ["domain", "language"],
-            "quadrants": {
-                quadrant: {
-                    "documents": 10,
-                    "tokens": 1000,
-                    "held_out_documents": 2,
-                    "ppl": 20.0,
-                    "pd": None,
-                }
-                for quadrant in QUADRANTS
-            },
-            "groups": groups,
-        },
+def make_partition(**changes: Any) -> PartitionRecord:
+    """The record of a partition of `DOMAINS`, but for `changes`."""
+    starts = [BinStart(30.0, "")], [[BinStart(0.2, "")]] * 2
+    groups = [
+        GroupRecord(domain=d, language=v, thresholds=Thresholds("group", *starts), quadrants={})
+        for d, v in DOMAINS
+    ]
+    contents = QuadrantContents(10, 1000, 2, 20.0, None)
+    record = PartitionRecord(
+        ppl_model="strong",
+        mode="nested",
+        axes={"ppl": 2, "pd": 2},
+        names=("PPL", "PD"),
+        group_by=("domain", "language"),
+        without_quadrant={"train": {}, "held_out": {}},
+        small_groups=SmallGroups(0, 0, 0, 0),
+        thin_groups=ThinGroups(0, 0),
+        tied={"ppl": 0.0, "pd": 0.0},
+        negative_pd=0,
+        quadrants=dict.fromkeys(QUADRANTS, contents),
+        groups=tuple(groups),
     )
+    return dataclasses.replace(record, **changes)
 
 
 def write_arm(directory: RunDirectory, trial: str, steps: int) -> None:
@@ -313,7 +323,7 @@ def make_run(
     """A finished run, but for its report."""
     directory = RunDirectory(root)
     rows = write_documents(directory, documents, text)
-    write_partition(directory)
+    write_partition_record(directory, make_partition())
     config = make_config(root, list(arms), seeds)
     for trial in config.trials:
         write_arm(directory, trial.name, steps)

@@ -11,7 +11,8 @@ import pytest
 
 from frame_jax.report import documents
 from frame_jax.run.directory import RunDirectory
-from tests.report.synthetic import QUADRANTS, write_documents
+from frame_jax.run.partition_record import BinStart, GroupRecord, Thresholds
+from tests.report.synthetic import QUADRANTS, make_partition, write_documents
 
 COLUMNS = ["domain", "language"]
 Rows = list[dict[str, Any]]
@@ -79,21 +80,14 @@ def test_examples_are_training_documents_spread_over_groups(corpus: Any) -> None
             )  # fmt: skip
 
 
-def cut(value: float) -> dict[str, Any]:
-    return {"value": value, "doc_id": "d"}
+def cut(value: float) -> BinStart:
+    return BinStart(value, "d")
 
 
 def test_thresholds_of_pd_end_where_those_of_ppl_stand() -> None:
-    partition = {
-        "mode": "nested",
-        "group_by": ["domain"],
-        "groups": [
-            {
-                "domain": None,
-                "thresholds": {"ppl": [cut(10), cut(20)], "pd": [[cut(0.1)], [None], [cut(0.3)]]},
-            }
-        ],
-    }
+    thresholds = Thresholds("group", [cut(10), cut(20)], [[cut(0.1)], [None], [cut(0.3)]])
+    group = GroupRecord(domain=None, thresholds=thresholds, quadrants={})
+    partition = make_partition(group_by=("domain",), groups=(group,))
     lines = documents.threshold_lines(partition, ["none"])
     assert [(line.x, line.x2, line.y, line.y2) for line in lines] == [
         (10, 10, None, None),
@@ -105,12 +99,8 @@ def test_thresholds_of_pd_end_where_those_of_ppl_stand() -> None:
 
 
 def test_global_and_independent_thresholds_cross_every_group() -> None:
-    partition = {
-        "mode": "independent",
-        "group_by": [],
-        "groups": [{"thresholds": {"ppl": [cut(10)], "pd": [[cut(0.1)]]}}],
-    }
+    group = GroupRecord(thresholds=Thresholds("group", [cut(10)], [[cut(0.1)]]), quadrants={})
+    partition = make_partition(mode="independent", group_by=(), groups=(group,))
     lines = documents.threshold_lines(partition, ["code", "prose"])
     assert Counter(line.label for line in lines) == {"code": 2, "prose": 2}
     assert lines[1] == documents.ThresholdLine("code", None, None, 0.1, 0.1)
-    assert documents.label_columns(partition) == ["domain"]

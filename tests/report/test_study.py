@@ -40,8 +40,8 @@ from frame_jax.report.study_results import (
     Comparison,
     Study,
     load_study,
+    terminal_table,
 )
-from frame_jax.report.verdict_table import terminal_table
 from frame_jax.run.directory import RunDirectory, write_json
 from tests.report.synthetic import make_run
 

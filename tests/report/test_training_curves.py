@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from frame_jax.report import training_curves
-from frame_jax.report.study_sections import boundary_table
+from frame_jax.report.study_chapters import boundary_table
 from frame_jax.report.training_curves import TrainingRun, read_training_run
 from frame_jax.run.directory import RunDirectory
 from tests.report.synthetic import BATCH_ROWS, SEQUENCE_LENGTH, write_arm
@@ -80,7 +80,7 @@ def test_boundaries_are_means_right_before_and_right_after(tmp_path: Path) -> No
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     arm = read_training_run(directory.pretrain("frame"), "frame")
     assert arm is not None
-    found = training_curves.boundary_norms(arm)
+    found = training_curves.stage_boundaries(arm)
     assert [(b.stage, b.step) for b in found] == [("Q4", 301), ("Q1", 602), ("Q2", 902)]
     span = int(np.ceil(0.04 * STEPS))
     rows = []

@@ -16,7 +16,7 @@ from frame_jax.evaluation.results import (
     write_result,
 )
 from frame_jax.evaluation.training_rows import BINS
-from frame_jax.report.training_row_differences import training_row_differences
+from frame_jax.report.paired_differences import training_row_differences
 from frame_jax.run.directory import RunDirectory, part_name
 from tests.report.synthetic import BATCH_ROWS, SEQUENCE_LENGTH, make_run
 

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
 from frame_jax.export.order.trial_order import TrialOrder
-from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
-from frame_jax.quadrants.rows import list_documents, training_conditions
-from frame_jax.run.directory import RunDirectory
-from frame_jax.run.special_tokens import read_special_tokens
+from frame_jax.quadrants.packing import PackedSegments
+from frame_jax.quadrants.rows import list_packed_documents
+from frame_jax.run.directory import RunDirectory, remove
 from frame_jax.sql import open_database, parquet_table, write_parquet
 
 ROWS_AT_ONCE = 1 << 20
@@ -58,71 +56,52 @@ def write_documents(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, folder: Path
 ) -> None:
     """Writes order.parquet and NOTES.md to `folder`; memory does not grow with the corpus."""
+    scratch, order = folder / ".rows", folder / "order.parquet"
+    scratch.mkdir(parents=True)
+    write_first_rows(config, directory, trial_order.schedule.quadrants, scratch)
+    write_row_positions(trial_order, config.pretrain.training.batch_size, scratch)
+    documents, rows, positions = (
+        parquet_table(*sorted(scratch.glob(f"{name}-*.parquet")))
+        for name in ("documents", "rows", "positions")
+    )
     with open_database(folder) as connection:
-        scratch = folder / ".rows"
-        scratch.mkdir()
-        write_first_rows(config, directory, trial_order.schedule.quadrants, scratch)
-        write_row_positions(trial_order, config.pretrain.training.batch_size, scratch)
         connection.execute("SET preserve_insertion_order = true")
-        order = f"""
+        query = f"""
             SELECT row_number() OVER (ORDER BY positions.position, first_rows.number) - 1 AS rank,
                 doc_id, quadrant, stage, weight, step, tokens, source, domain, language, ppl,
                 pd, part, row
-            FROM {parquet_table(*sorted(scratch.glob("documents-*.parquet")))} first_rows
-            JOIN {parquet_table(*sorted(scratch.glob("positions-*.parquet")))} positions
-                USING (quadrant_index, quadrant_row)
+            FROM {documents} first_rows
+            JOIN {positions} positions USING (quadrant_index, quadrant_row)
             JOIN {parquet_table(directory.assignment)} USING (part, row)
             ORDER BY rank
             """
-        connection.execute(write_parquet(order, folder / "order.parquet", "zstd"))
-        notes = NOTES.format(
-            curriculum=trial_order.trial,
-            quadrants=cut_documents_table(connection, trial_order, scratch),
-            stages=stage_table(connection, trial_order, folder / "order.parquet", scratch),
+        connection.execute(write_parquet(query, order, "zstd"))
+        by_quadrant = connection.execute(
+            f"SELECT quadrant_index, sum(tokens), sum(cut) FROM {rows} GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        by_rows, by_documents = (
+            dict(
+                connection.execute(f"SELECT stage, sum(tokens) FROM {table} GROUP BY 1").fetchall()
+            )
+            for table in (
+                f"{rows} JOIN {positions} USING (quadrant_index, quadrant_row)",
+                parquet_table(order),
+            )
         )
-    for path in scratch.iterdir():
-        path.unlink()
-    scratch.rmdir()
-    (folder / "NOTES.md").write_text(notes, "utf-8")
-
-
-def cut_documents_table(
-    connection: duckdb.DuckDBPyConnection, trial_order: TrialOrder, scratch: Path
-) -> str:
-    """Counts text tokens of each quadrant, and those outside their document's first row."""
-    rows = parquet_table(*sorted(scratch.glob("rows-*.parquet")))
-    found = connection.execute(
-        f"SELECT quadrant_index, sum(tokens), sum(cut) FROM {rows} GROUP BY 1 ORDER BY 1"
-    ).fetchall()
-    return "\n".join(
-        f"| {trial_order.schedule.quadrants[quadrant]} | {tokens:,} | {cut:,} "
-        f"({cut / max(tokens, 1):.1%}) |"
-        for quadrant, tokens, cut in found
-    )
-
-
-def stage_table(
-    connection: duckdb.DuckDBPyConnection, trial_order: TrialOrder, order: Path, scratch: Path
-) -> str:
-    """Counts text tokens of each stage, as rows read them and as whole documents do."""
-    rows = parquet_table(*sorted(scratch.glob("rows-*.parquet")))
-    positions = parquet_table(*sorted(scratch.glob("positions-*.parquet")))
-    by_rows = dict(
-        connection.execute(
-            f"SELECT stage, sum(tokens) FROM {rows} JOIN {positions} USING (quadrant_index, "
-            "quadrant_row) GROUP BY 1"
-        ).fetchall()
-    )
-    by_documents = dict(
-        connection.execute(
-            f"SELECT stage, sum(tokens) FROM {parquet_table(order)} GROUP BY 1"
-        ).fetchall()
-    )
-    lines = []
-    for name in dict.fromkeys(stage.name for stage in trial_order.schedule.stages):
+    remove(scratch)
+    schedule = trial_order.schedule
+    quadrants = [
+        f"| {schedule.quadrants[quadrant]} | {tokens:,} | {cut:,} ({cut / max(tokens, 1):.1%}) |"
+        for quadrant, tokens, cut in by_quadrant
+    ]
+    stages = []
+    for name in dict.fromkeys(stage.name for stage in schedule.stages):
         here, there = by_rows.get(name, 0), by_documents.get(name, 0)
-        lines.append(f"| {name} | {here:,} | {there:,} | {there / max(here, 1) - 1:+.1%} |")
-    return "\n".join(lines)
+        stages.append(f"| {name} | {here:,} | {there:,} | {there / max(here, 1) - 1:+.1%} |")
+    notes = NOTES.format(
+        curriculum=trial_order.trial, quadrants="\n".join(quadrants), stages="\n".join(stages)
+    )
+    (folder / "NOTES.md").write_text(notes, "utf-8")
 
 
 def write_first_rows(
@@ -131,52 +110,44 @@ def write_first_rows(
     """Writes the row of its quadrant in which each document begins.
 
     And of each row: quadrant_index, quadrant_row, tokens (of text), cut (those of documents that
-    begin in another row). Packs lengths as the partition phase has packed the documents.
+    begin in another row).
     """
-    special_tokens = read_special_tokens(directory)
-    framing = 1 if special_tokens.bos_id == special_tokens.eos_id else 2
-    rows_config = config.partition.rows
-    pack = concat if rows_config.packing == "concat" else best_fit
-    conditions, parts = training_conditions(quadrants), rows_config.parts
-    row_files = [(quadrant, part) for quadrant in quadrants for part in range(parts)]
+    row_files = [(q, part) for q in quadrants for part in range(config.partition.rows.parts)]
     before = dict.fromkeys(quadrants, 0)
-    with list_documents(
-        [directory.assignment], conditions, row_files, parts, config.seed, scratch.parent
-    ) as select:
+    with list_packed_documents(config, directory, row_files, scratch.parent) as select:
         for quadrant, part in row_files:
-            documents = select(quadrant, part)
-            packed = pack(documents.tokens + framing, rows_config.sequence_length + 1)
+            documents, packed = select(quadrant, part)
+            index = quadrants.index(quadrant)
             first = np.full(len(documents.tokens), np.iinfo(np.int64).max)
             np.minimum.at(first, packed.document, packed.row)
-            index = quadrants.index(quadrant)
-            columns = {
-                "quadrant_index": np.full(len(first), index, np.int32),
-                "quadrant_row": before[quadrant] + first,
-                "number": np.arange(len(first)),
-                "part": documents.part.astype(np.int32),
-                "row": documents.row,
-            }
-            pq.write_table(pa.table(columns), scratch / f"documents-{index}-{part:05d}.parquet")
+            write_columns(
+                scratch / f"documents-{index}-{part:05d}.parquet",
+                quadrant_index=np.full(len(first), index, np.int32),
+                quadrant_row=before[quadrant] + first,
+                number=np.arange(len(first)),
+                part=documents.part.astype(np.int32),
+                row=documents.row,
+            )
             tokens, cut = row_tokens(packed, documents.tokens)
-            columns = {
-                "quadrant_index": np.full(packed.rows, index, np.int32),
-                "quadrant_row": before[quadrant] + np.arange(packed.rows),
-                "tokens": tokens,
-                "cut": cut,
-            }
-            pq.write_table(pa.table(columns), scratch / f"rows-{index}-{part:05d}.parquet")
+            write_columns(
+                scratch / f"rows-{index}-{part:05d}.parquet",
+                quadrant_index=np.full(packed.rows, index, np.int32),
+                quadrant_row=before[quadrant] + np.arange(packed.rows),
+                tokens=tokens,
+                cut=cut,
+            )
             before[quadrant] += packed.rows
 
 
+def write_columns(path: Path, **columns: np.ndarray) -> None:
+    """Writes a Parquet file of these columns."""
+    pq.write_table(pa.table(columns), path)
+
+
 def row_tokens(packed: PackedSegments, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts text tokens of each row, and those whose document begins in another row.
+    """Counts text tokens of each row, and those whose document begins in another: two int64 [rows].
 
-    Args:
-        packed: Which piece of which document is in which row.
-        tokens: Text tokens of each document.
-
-    Returns:
-        int64 [rows], twice.
+    `tokens` are the text tokens of each document.
     """
     first, stop = packed.text_spans(tokens)
     begins = np.full(len(tokens), packed.rows)
@@ -200,12 +171,12 @@ def write_row_positions(trial_order: TrialOrder, batch_size: int, scratch: Path)
         row_index = np.arange(start, min(start + ROWS_AT_ONCE, schedule.epoch_rows))
         quadrants, rows = selection.select(row_index)
         block = np.searchsorted(selection.edges, row_index, side="right") - 1
-        columns = {
-            "quadrant_index": quadrants.astype(np.int32),
-            "quadrant_row": rows,
-            "position": row_index,
-            "stage": names[np.searchsorted(stops, row_index, side="right")],
-            "weight": weights[block, quadrants],
-            "step": row_index // batch_size,
-        }
-        pq.write_table(pa.table(columns), scratch / f"positions-{start:012d}.parquet")
+        write_columns(
+            scratch / f"positions-{start:012d}.parquet",
+            quadrant_index=quadrants.astype(np.int32),
+            quadrant_row=rows,
+            position=row_index,
+            stage=names[np.searchsorted(stops, row_index, side="right")],
+            weight=weights[block, quadrants],
+            step=row_index // batch_size,
+        )

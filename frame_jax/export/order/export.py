@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 
 from frame_jax.config.file import load
+from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.export.order.documents import write_documents
 from frame_jax.export.order.formats.registry import FORMATS
-from frame_jax.export.order.manifest import add_process_options, join_processes, write_manifest
+from frame_jax.export.order.manifest import write_manifest
 from frame_jax.export.order.shards import KINDS, ROWS, TEXT, write_shards
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, make_trial_order
 from frame_jax.models.hugging_face.export import write_tokenizer
@@ -25,6 +26,8 @@ from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, new_folder
 from frame_jax.run.program_exit import report_error, run_on_all_processes
 from frame_jax.run.special_tokens import read_special_tokens
+
+PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
 
 
 def positive(text: str) -> int:
@@ -42,29 +45,25 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("run", help="run directory, partitioned")
     options.add_argument("--trial", default="frame", help="which order (default: frame)")
-    options.add_argument(
-        "--to", choices=("parquet", "manifest", *FORMATS), required=True, help="format"
-    )
+    formats = ("parquet", "manifest", *FORMATS)
+    options.add_argument("--to", choices=formats, required=True, help="format")
     options.add_argument(
         "--out", help="new folder (a manifest goes to RUN/manifest/CURRICULUM without it)"
     )
-    options.add_argument(
-        "--shards",
-        choices=KINDS,
-        help="also write the data: each quadrant's documents as text, or each stage's rows",
-    )
+    shards = "also write the data: each quadrant's documents as text, or each stage's rows"
+    options.add_argument("--shards", choices=KINDS, help=shards)
     options.add_argument(
         "--data", default="data", help="where the documents or rows will lie (default: data)"
     )
-    options.add_argument(
-        "--batch_size",
-        type=positive,
-        help="sequences in a step of the other trainer (default: here's)",
-    )
-    options.add_argument(
-        "--sequence_length", type=positive, help="tokens in its sequences (default: here's)"
-    )
-    add_process_options(options)
+    batch_size = "sequences in a step of the other trainer (default: here's)"
+    options.add_argument("--batch_size", type=positive, help=batch_size)
+    length = "tokens in its sequences (default: here's)"
+    options.add_argument("--sequence_length", type=positive, help=length)
+    group = options.add_argument_group("processes that write a manifest together")
+    group.add_argument("--distributed", action="store_true", help="they find each other as main's")
+    group.add_argument("--coordinator_address", help="host:port of process 0")
+    group.add_argument("--num_processes", type=int, help="their number")
+    group.add_argument("--process_id", type=int, help="index of this one")
     return options
 
 
@@ -81,7 +80,7 @@ def write_order(options: argparse.Namespace) -> None:
     if options.to == "manifest":
         if options.shards is not None:
             raise UserError("--to manifest writes no texts: leave out --shards")
-        join_processes(options)
+        processes.start(ParallelConfig(**{name: getattr(options, name) for name in PROCESSES}))
         config, trial_order = run_on_all_processes(lambda: planned_order(directory, options.trial))
         return write_manifest(config, directory, trial_order, out)
     if options.distributed:

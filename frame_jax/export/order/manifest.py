@@ -12,16 +12,17 @@ appears whole or not at all, and a run of the same command makes what is missing
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
-from frame_jax.config.parallel import ParallelConfig
+import pyarrow as pa
+
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.errors import UserError
 from frame_jax.export.order import manifest_lines
-from frame_jax.export.order.manifest_lines import open_line_files, write_part, write_sorted_lines
+from frame_jax.export.order.manifest_lines import write_part, write_sorted_lines
 from frame_jax.export.order.row_files import list_row_files
 from frame_jax.export.order.trial_order import TrialOrder
 from frame_jax.parallel import processes
@@ -55,21 +56,6 @@ bytes of SHA-256 of `row` (int64, little-endian) and `digest`, as a little-endia
 written in hexadecimal, lowest byte first. The trainer keeps the same sum: `order_digest` in its
 `metrics.jsonl`.
 """
-
-
-def add_process_options(options: argparse.ArgumentParser) -> None:
-    """Adds the options with which several processes write one manifest."""
-    group = options.add_argument_group("processes that write a manifest together")
-    group.add_argument("--distributed", action="store_true", help="they find each other as main's")
-    group.add_argument("--coordinator_address", help="host:port of process 0")
-    group.add_argument("--num_processes", type=int, help="their number")
-    group.add_argument("--process_id", type=int, help="index of this one")
-
-
-def join_processes(options: argparse.Namespace) -> None:
-    """Joins the other processes, if there are any."""
-    fields = ("distributed", "coordinator_address", "num_processes", "process_id")
-    processes.start(ParallelConfig(**{name: getattr(options, name) for name in fields}))
 
 
 def manifest_header(
@@ -136,8 +122,10 @@ def write_manifest(
         processes.barrier("rows of the manifest read")
         with (
             progress.progress_bar("manifest", len(missing), "parts", show=show) as update,
-            open_line_files(gathered) as sources,
+            contextlib.ExitStack() as stack,
         ):
+            files = [stack.enter_context(pa.OSFile(str(path))) for path in gathered]
+            sources = [stack.enter_context(pa.ipc.open_file(file)) for file in files]
             for index in processes.local_share(missing):
                 write_part(
                     trial_order, expected["batch_size"], row_files, sources, index, paths[index]
@@ -159,9 +147,13 @@ def make_folder(folder: Path, expected: dict[str, Any]) -> None:
     """Makes the folder of a manifest, or continues one that an earlier start began.
 
     Raises:
-        UserError: if it holds something else.
+        UserError: if it holds anything that is not the beginning of this manifest.
     """
-    if holds_other_files(folder, expected):
+    if (folder / HEADER_FILE).exists():
+        taken = read_json(folder / HEADER_FILE) != expected
+    else:
+        taken = folder.exists() and any(not p.name.startswith(".tmp-") for p in folder.iterdir())
+    if taken:
         raise UserError(
             f"{folder} is there already, and is no manifest of this order: choose another --out, "
             "or remove it"
@@ -183,10 +175,3 @@ def require_same_order(
             f"{directory.root.absolute()} is not the run that process 0 writes a manifest of: "
             f"they differ in {', '.join(keys)}. Give every process one and the same run directory"
         )
-
-
-def holds_other_files(folder: Path, expected: dict[str, Any]) -> bool:
-    """Whether `folder` holds anything that is not the beginning of this manifest."""
-    if (folder / HEADER_FILE).exists():
-        return read_json(folder / HEADER_FILE) != expected
-    return folder.exists() and any(not p.name.startswith(".tmp-") for p in folder.iterdir())

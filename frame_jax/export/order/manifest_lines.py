@@ -8,9 +8,7 @@ once, from its beginning to its end, and its lines are sorted by where they go
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,30 +23,22 @@ from frame_jax.errors import UserError
 from frame_jax.export.order.row_files import RowFile, read_rows
 from frame_jax.export.order.trial_order import TrialOrder
 from frame_jax.parallel import processes
-from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
-from frame_jax.quadrants.rows import ShuffledDocuments, list_documents, training_conditions
+from frame_jax.quadrants.packing import PackedSegments
+from frame_jax.quadrants.rows import ShuffledDocuments, list_packed_documents
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path, file_sha256, write_json
 from frame_jax.run.special_tokens import read_special_tokens
 
 PART_ROWS = 1 << 18
-SPANS = pa.list_(
-    pa.struct(
-        [
-            ("doc_id", pa.large_string()),
-            ("start", pa.int32()),
-            ("stop", pa.int32()),
-            ("first", pa.int64()),
-        ]
-    )
-)
+SPAN = {"doc_id": pa.large_string(), "start": pa.int32(), "stop": pa.int32(), "first": pa.int64()}
+SPANS = pa.list_(pa.struct(SPAN))
 LINES = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("quadrant_row", pa.int64()),
-        ("digest", pa.binary(digest.BYTES)),
-        ("documents", SPANS),
-    ]
+    {
+        "row": pa.int64(),
+        "quadrant_row": pa.int64(),
+        "digest": pa.binary(digest.BYTES),
+        "documents": SPANS,
+    }
 )
 
 
@@ -60,28 +50,15 @@ def write_sorted_lines(
     scratch: Path,
 ) -> None:
     """Sorts the lines of a part of a quadrant into one batch for each part of the manifest."""
-    special_tokens = read_special_tokens(directory)
-    rows_config, show = config.partition.rows, processes.is_first()
-    framing = 1 if special_tokens.bos_id == special_tokens.eos_id else 2
-    pack = concat if rows_config.packing == "concat" else best_fit
-    quadrants = trial_order.schedule.quadrants
+    bos_id, show = read_special_tokens(directory).bos_id, processes.is_first()
+    names = [(row_file.quadrant_name, row_file.part) for row_file, _ in left]
+    total = sum(row_file.rows for row_file, _ in left)
     with (
-        list_documents(
-            [directory.assignment],
-            training_conditions(quadrants),
-            [(row_file.quadrant_name, row_file.part) for row_file, _ in left],
-            rows_config.parts,
-            config.seed,
-            scratch,
-            doc_ids=True,
-        ) as select,
-        progress.progress_bar(
-            "rows", sum(row_file.rows for row_file, _ in left), "rows", show=show
-        ) as update,
+        list_packed_documents(config, directory, names, scratch, doc_ids=True) as select,
+        progress.progress_bar("rows", total, "rows", show=show) as update,
     ):
         for row_file, path in left:
-            documents = select(row_file.quadrant_name, row_file.part)
-            segments = pack(documents.tokens + framing, rows_config.sequence_length + 1)
+            documents, segments = select(row_file.quadrant_name, row_file.part)
             digests = np.empty((row_file.rows, digest.BYTES), np.uint8)
             # What the rows' documents were is not kept with them, so it is found out again.
             led = (segments.start == 0) | (segments.num_bos > 0)  # pieces that BOS begins, or leads
@@ -91,7 +68,7 @@ def write_sorted_lines(
                 digests[first : first + len(rows)] = digest.row_digests(rows)
                 lo, hi = np.searchsorted(begin_rows, [first, first + len(rows)])
                 ids = rows[begin_rows[lo:hi] - first, begins[lo:hi]]
-                agree &= bool((ids == special_tokens.bos_id).all())
+                agree &= bool((ids == bos_id).all())
                 update(len(rows), path.stem)
             if not agree:
                 raise UserError(
@@ -106,9 +83,7 @@ def write_sorted_lines(
 def document_spans(documents: ShuffledDocuments, segments: PackedSegments) -> pa.ListArray:
     """The documents of each row and the text tokens of theirs that it holds: SPANS [rows]."""
     first, stop = segments.text_spans(documents.tokens)
-    start = (
-        segments.offset + first + 1 - segments.start
-    )  # a framed document has BOS before its text
+    start = segments.offset + first + 1 - segments.start  # BOS stands before a document's text
     assert documents.doc_id is not None
     columns = [
         documents.doc_id.cast(pa.large_string()).combine_chunks().take(pa.array(segments.document)),
@@ -154,14 +129,6 @@ def write_lines(
             writer.write_batch(pa.record_batch(columns, schema=LINES))
 
 
-@contextlib.contextmanager
-def open_line_files(paths: list[Path]) -> Iterator[list[pa.ipc.RecordBatchFileReader]]:
-    """Opens the files that `write_lines` wrote."""
-    with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(pa.OSFile(str(path))) for path in paths]
-        yield [stack.enter_context(pa.ipc.open_file(file)) for file in files]
-
-
 def write_part(
     trial_order: TrialOrder,
     batch_size: int,
@@ -187,21 +154,16 @@ def write_part(
         "step": pa.array(rows // batch_size),
         "stage": name_column(stages, [stage.name for stage in schedule.stages]),
         "quadrant": name_column(quadrants, schedule.quadrants),
-        "quadrant_row": table["quadrant_row"],
-        "digest": table["digest"],
-        "documents": table["documents"],
+        **{name: table[name] for name in ("quadrant_row", "digest", "documents")},
     }
     with atomic_path(path) as temporary:
         names = ["stage", "quadrant"]
         pq.write_table(pa.table(columns), temporary, use_dictionary=names, compression="zstd")
         sha256 = file_sha256(temporary)
     total = digest.digest_value(digest.ordered_row_digests(rows, digests).sum(0, dtype=np.uint64))
-    described = {
-        "first_row": int(rows[0]),
-        "rows": len(rows),
-        "digest": digest.format_digest(total),
-    }
-    write_json(path.with_suffix(".json"), {**described, "sha256": sha256})
+    described: dict[str, Any] = {"first_row": int(rows[0]), "rows": len(rows)}
+    described |= {"digest": digest.format_digest(total), "sha256": sha256}
+    write_json(path.with_suffix(".json"), described)
 
 
 def name_column(indices: np.ndarray, names: Any) -> pa.DictionaryArray:

@@ -28,7 +28,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import QuadrantRows
 from frame_jax.export.order.trial_order import TrialOrder, row_stages
-from frame_jax.records import TOKEN_DTYPE, OpenFiles, TokenReader
+from frame_jax.records import TOKEN_DTYPE, OpenFiles
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, write_json
 
@@ -64,17 +64,17 @@ def write_rows(directory: RunDirectory, trial_order: TrialOrder, kind: str, fold
     at_once = max(1, ROW_BYTES // (TOKEN_DTYPE.itemsize * (trial_order.sequence_length + 1)))
     with progress.progress_bar("write rows", trial_order.schedule.rows, "rows") as update:
         for name, start, stop in row_stages(trial_order):
-            (folder / name).mkdir(parents=True)
-            shards = []
+            stage, shards = folder / name, []
+            stage.mkdir(parents=True)
             for number, first in enumerate(range(start, stop, at_once)):
                 rows = read_rows(quadrants, trial_order, first, min(first + at_once, stop))
                 if kind == "npy":
-                    (folder / name / f"{number:05d}.npy").write_bytes(rows.tobytes())
+                    (stage / f"{number:05d}.npy").write_bytes(rows.tobytes())
                 else:
-                    shards.append(write_mds(rows, folder / name / f"shard.{number:05d}.mds"))
+                    shards.append(write_mds(rows, stage / f"shard.{number:05d}.mds"))
                 update(len(rows))
             if kind == "mds":
-                write_json(folder / name / "index.json", {"version": 2, "shards": shards})
+                write_json(stage / "index.json", {"version": 2, "shards": shards})
 
 
 def read_rows(
@@ -118,63 +118,47 @@ def write_documents(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, kind: str, folder: Path
 ) -> None:
     """Writes the documents of every quadrant."""
-    assignment = sql.parquet_table(directory.assignment)
+    query = f"""
+        SELECT {", ".join(COLUMNS)}, part, row FROM {sql.parquet_table(directory.assignment)}
+        WHERE split = 'train' AND quadrant = $quadrant AND tokens > 0
+        ORDER BY md5_number_lower(concat($seed, ' ', doc_id)), doc_id
+        """
     with sql.open_database(folder) as connection:
         for quadrant in trial_order.schedule.quadrants:
-            found = connection.sql(
-                f"""
-                SELECT {", ".join(COLUMNS)}, part, row FROM {assignment}
-                WHERE split = 'train' AND quadrant = $quadrant AND tokens > 0
-                ORDER BY md5_number_lower(concat($seed, ' ', doc_id)), doc_id
-                """,
-                params={"quadrant": quadrant, "seed": config.seed},
-            )
+            found = connection.sql(query, params={"quadrant": quadrant, "seed": config.seed})
             (folder / quadrant).mkdir(parents=True)
-            with progress.progress_bar(f"write {quadrant}", None, "documents") as update:
-                documents = read_documents(directory, found.fetch_arrow_reader(DOCUMENTS_AT_ONCE))
-                for index, shard in enumerate(group_batches(documents)):
-                    path = folder / quadrant / f"{index:05d}{KINDS[kind]}"
-                    with WRITERS[kind](path) as append:
-                        for batch in shard:
-                            append(batch)
-                            update(len(batch))
+            with (
+                progress.progress_bar(f"write {quadrant}", None, "documents") as update,
+                contextlib.ExitStack() as shard,
+            ):
+                number, filled = 0, SHARD_BYTES
+                for batch in read_documents(directory, found.fetch_arrow_reader(DOCUMENTS_AT_ONCE)):
+                    if filled >= SHARD_BYTES:
+                        shard.close()
+                        path = folder / quadrant / f"{number:05d}{KINDS[kind]}"
+                        append = shard.enter_context(WRITERS[kind](path))
+                        number, filled = number + 1, 0
+                    append(batch)
+                    filled += sum(len(document["text"].encode()) for document in batch)
+                    update(len(batch))
 
 
 def read_documents(
     directory: RunDirectory, batches: pa.RecordBatchReader
 ) -> Iterator[list[DocumentRow]]:
     """Yields the documents in `batches` (part and row of each), with their texts."""
-    tokenizer = load_tokenizer(directory)
-    with contextlib.ExitStack() as stack:
-        readers = [
-            stack.enter_context(contextlib.closing(TokenReader(path)))
-            for path in list_parts(directory.tokens, ".arrayrecord")
-        ]
-        for batch in batches:
-            parts, rows = (np.asarray(batch.column(name)) for name in ("part", "row"))
-            texts = [""] * len(rows)
-            for part in np.unique(parts):
-                chosen = np.flatnonzero(parts == part)
-                for index, ids in zip(chosen, readers[part].read(rows[chosen]), strict=True):
-                    texts[index] = tokenizer.decode(ids)
-            documents = batch.select(COLUMNS).to_pylist()
-            yield [{**document, "text": t} for document, t in zip(documents, texts, strict=True)]
-
-
-def group_batches(batches: Iterator[list[DocumentRow]]) -> Iterator[Iterator[list[DocumentRow]]]:
-    """Groups batches with about SHARD_BYTES of text each; read each before asking for the next."""
-    pending = next(batches, None)
-
-    def shard() -> Iterator[list[DocumentRow]]:
-        nonlocal pending
-        filled = 0
-        while pending is not None and filled < SHARD_BYTES:
-            yield pending
-            filled += sum(len(document["text"].encode()) for document in pending)
-            pending = next(batches, None)
-
-    while pending is not None:
-        yield shard()
+    tokenizer, files = load_tokenizer(directory), OpenFiles()
+    token_files = list_parts(directory.tokens, ".arrayrecord")
+    for batch in batches:
+        parts, rows = (np.asarray(batch.column(name)) for name in ("part", "row"))
+        texts = [""] * len(rows)
+        for part in np.unique(parts):
+            chosen = np.flatnonzero(parts == part)
+            found = files.reader(token_files[part]).read(rows[chosen])
+            for index, ids in zip(chosen, found, strict=True):
+                texts[index] = tokenizer.decode(ids)
+        documents = batch.select(COLUMNS).to_pylist()
+        yield [{**document, "text": t} for document, t in zip(documents, texts, strict=True)]
 
 
 @contextlib.contextmanager
@@ -219,21 +203,17 @@ def encode_tf_example(text: str) -> bytes:
     Example{1: Features{1: {1: "text", 2: Feature{1: BytesList{1: text}}}}}.
     """
     feature = protobuf_field(1, protobuf_field(1, text.encode()))
-    return protobuf_field(
-        1, protobuf_field(1, protobuf_field(1, b"text") + protobuf_field(2, feature))
-    )
+    entry = protobuf_field(1, b"text") + protobuf_field(2, feature)
+    return protobuf_field(1, protobuf_field(1, entry))
 
 
 def protobuf_field(number: int, payload: bytes) -> bytes:
-    """Encodes a length-delimited field of a protocol-buffer message."""
-    return bytes([number << 3 | 2]) + protobuf_varint(len(payload)) + payload
+    """Encodes a length-delimited field of a protocol-buffer message.
 
-
-def protobuf_varint(value: int) -> bytes:
-    """Encodes an integer seven bits a byte, lowest first, the high bit set in all bytes but the
-    last."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+    The length is seven bits a byte, lowest first, the high bit set in all bytes but the last.
+    """
+    header, length = bytearray([number << 3 | 2]), len(payload)
+    while length > 0x7F:
+        header.append(length & 0x7F | 0x80)
+        length >>= 7
+    return bytes([*header, length]) + payload

@@ -79,24 +79,15 @@ def make_trial_order(config: RunConfig, directory: RunDirectory, trial_name: str
     selection = trial_selection(
         config, trial, {quadrant: count["rows"] for quadrant, count in counts.items()}
     )
-    return TrialOrder(
-        trial_name,
-        selection.schedule,
-        selection,
-        config.partition.rows.sequence_length,
-        counts,
-        read_special_tokens(directory),
-    )
+    length, special_tokens = config.partition.rows.sequence_length, read_special_tokens(directory)
+    return TrialOrder(trial_name, selection.schedule, selection, length, counts, special_tokens)
 
 
 def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> list[Span]:
     """The stages of the whole run, epochs included, in the other trainer's steps.
 
-    Args:
-        trial_order: The curriculum.
-        trainer: Whose steps to count.
-        smooth: Whether a stage's mixture is what it gets with its transitions; otherwise it is the
-            stage's own, as if all transitions were hard.
+    With `smooth`, a stage's mixture is what it gets with its transitions; otherwise it is the
+    stage's own, as if all transitions were hard.
 
     Raises:
         UserError: if the whole run is shorter than half a step.
@@ -111,7 +102,9 @@ def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> l
                 continue
             counts = np.array(stage.quadrant_rows) / (stage.stop - stage.start)
             shares = schedule.mixture(stage.start, stage.stop) if smooth else counts
-            spans.append(Span(stage.name, first, last, rounded_mixture(schedule, shares)))
+            rounded = np.round(shares, 4) + 0.0  # which makes -0 a 0
+            mixture = dict(zip(schedule.quadrants, rounded.tolist(), strict=True))
+            spans.append(Span(stage.name, first, last, mixture))
     if not spans:
         raise UserError(
             f"the run has {schedule.rows * trial_order.sequence_length:,} tokens, less than a "
@@ -124,13 +117,8 @@ def mixture_spans(trial_order: TrialOrder, trainer: Trainer, count: int, block: 
     """Cuts the run into about `count` spans in which each `block` of rows has the same mixture.
 
     Shares are whole rows of a block. What a piece gets too much or too little of a quadrant by that
-    is made up for by the pieces after it. Neighbours with the same mixture are joined.
-
-    Args:
-        trial_order: The curriculum.
-        trainer: Whose steps to count.
-        count: Pieces of a smooth curriculum; with hard transitions pieces also end with stages.
-        block: Rows; divides the trainer's batch.
+    is made up for by the pieces after it. Neighbours with the same mixture are joined. With hard
+    transitions pieces also end with stages. `block` divides the trainer's batch.
     """
     schedule = trial_order.schedule
     ends = np.concatenate([[0], schedule.boundaries])
@@ -163,12 +151,6 @@ def round_to_total(owed: np.ndarray, total: int) -> np.ndarray:
     rows = share.astype(np.int64)
     rows[np.argsort(rows - share, kind="stable")[: total - rows.sum()]] += 1
     return rows
-
-
-def rounded_mixture(schedule: DataSchedule, shares: np.ndarray) -> dict[str, float]:
-    """Shares by quadrant, rounded to four digits."""
-    rounded = np.round(shares, 4) + 0.0  # which makes -0 a 0
-    return dict(zip(schedule.quadrants, rounded.tolist(), strict=True))
 
 
 def row_stages(trial_order: TrialOrder) -> list[tuple[str, int, int]]:

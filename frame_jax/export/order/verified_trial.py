@@ -42,6 +42,7 @@ class VerifiedTrial:
         trial_order: Its order.
         batch_size: Rows of a step.
         folder: Its folder.
+        trained: Steps that it was trained.
         records: Steps done and what was read until then: all digests that the trainer has left.
         disk: uint64 [steps, 16]: sums by byte of the digests of each step's rows, from the disk.
         manifest: The folder of its manifest, or None.
@@ -53,6 +54,7 @@ class VerifiedTrial:
     trial_order: TrialOrder
     batch_size: int
     folder: Path
+    trained: int
     records: list[tuple[int, ConsumedRows]]
     disk: np.ndarray
     manifest: Path | None = None
@@ -66,24 +68,23 @@ class VerifiedTrial:
 
 
 def read_metrics(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """Yields the lines of metrics.jsonl, each with the steps done after it."""
+    """Reads the whole lines of metrics.jsonl, each with the steps done after it."""
     lines: list[tuple[int, dict[str, Any]]] = []
-    if not path.exists():
-        return lines
-    with path.open(encoding="utf-8") as file:
-        for line in filter(lambda line: line.endswith("\n"), file):
-            try:
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            if line.endswith(b"\n"):
                 record = json.loads(line)
                 lines.append((record["step"] + 1, record))
-            except (ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{path} is damaged: this is no step: {line[:80]!r}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            text = line[:80].decode(errors="replace")
+            raise UserError(f"{path} is damaged: this is no step: {text!r}") from error
     return lines
 
 
 def read_verified_trial(
     config: RunConfig, directory: RunDirectory, name: str, manifest: Path | None
-) -> tuple[VerifiedTrial, int]:
-    """Reads a trial's digests and how many steps it was trained."""
+) -> VerifiedTrial:
+    """Reads a trial's digests."""
     folder, _ = read_trial_record(directory, name)
     lines = read_metrics(folder / "metrics.jsonl")
     trained = max((done for done, _ in lines), default=0)
@@ -96,27 +97,21 @@ def read_verified_trial(
     ]
     steps = max((done for done, _ in records), default=0)
     trial_order = make_trial_order(config, directory, name)
-    trial = VerifiedTrial(
-        name,
-        trial_order,
-        config.pretrain.training.batch_size,
-        folder,
-        records,
-        np.zeros((steps, digest.BYTES), np.uint64),
-    )
     if manifest is not None:
         found = read_json(manifest / "manifest.json")
-        expected = manifest_header(config, directory, trial_order) | {
-            "part_rows": found.get("part_rows")
-        }
+        expected = manifest_header(config, directory, trial_order)
+        expected["part_rows"] = found.get("part_rows")
         if {key: found.get(key) for key in expected} != expected:
             raise UserError(
                 f"{manifest} is not the manifest of {name} in {directory.root}: its order or its "
                 "rows are others, as after a phase was repeated. Remove it to verify without one; "
                 f"then export_order RUN --trial {name} --to manifest lists the rows of now"
             )
-        trial.manifest = manifest
-    return trial, trained
+    batch_size, disk = (
+        config.pretrain.training.batch_size,
+        np.zeros((steps, digest.BYTES), np.uint64),
+    )
+    return VerifiedTrial(name, trial_order, batch_size, folder, trained, records, disk, manifest)
 
 
 def add_digests(sums: np.ndarray, steps: np.ndarray, digests: np.ndarray) -> None:
@@ -136,7 +131,17 @@ def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTri
         "rows", sum(row_file.rows for row_file in row_files), "rows"
     ) as update:
         for row_file in row_files:
-            indices_by_trial = [trained_row_indices(trial, row_file) for trial in trials]
+            indices_by_trial = []  # int64 [epochs, rows] each, -1 for not at all
+            for trial in trials:
+                rows = row_file.first + np.arange(row_file.rows)
+                indices = np.stack(
+                    [
+                        trial.trial_order.selection.inverse(row_file.quadrant, rows, epoch)
+                        for epoch in range(trial.trial_order.schedule.epochs)
+                    ]
+                )
+                trained = indices < trial.steps * trial.batch_size
+                indices_by_trial.append(np.where(trained, indices, -1))
             if not any((indices >= 0).any() for indices in indices_by_trial):
                 continue
             for first, rows in readable_rows(row_file, damaged):
@@ -148,16 +153,6 @@ def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTri
                         add_digests(trial.disk, line[used] // trial.batch_size, each)
                 update(len(rows), row_file.path.stem)
     return damaged
-
-
-def trained_row_indices(trial: VerifiedTrial, row_file: RowFile) -> np.ndarray:
-    """Where a trial used the rows of a file: int64 [epochs, rows], -1 for not at all."""
-    rows = row_file.first + np.arange(row_file.rows)
-    epochs = range(trial.trial_order.schedule.epochs)
-    indices = np.stack(
-        [trial.trial_order.selection.inverse(row_file.quadrant, rows, epoch) for epoch in epochs]
-    )
-    return np.where(indices < trial.steps * trial.batch_size, indices, -1)
 
 
 def readable_rows(row_file: RowFile, damaged: list[str]) -> Iterator[tuple[int, np.ndarray]]:

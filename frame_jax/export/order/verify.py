@@ -62,41 +62,32 @@ def join_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
-def differing_spans(sums: np.ndarray, found: list[tuple[int, int, int]]) -> list[tuple[int, int]]:
-    """Yields the spans whose digest differs from the trainer's."""
-    before = np.concatenate([np.zeros((1, digest.BYTES), np.uint64), np.cumsum(sums, axis=0)])
-    return join_spans(
-        [
-            (first, stop)
-            for first, stop, value in found
-            if digest.digest_value(before[stop] - before[first]) != value
-        ]
-    )
-
-
-def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial, trained: int) -> str:
+def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial) -> str:
     """Compares a trial's witnesses and notes its problems; returns what has been verified."""
     found = digest_intervals(trial)
-    if trial.listed is None:
-        for first, stop in differing_spans(trial.disk, found):
-            trial.problems.append(
-                f"{format_steps(first, stop)}: trained on other rows than there are on disk, or in "
-                "another order; a manifest from before the change would name them"
-            )
-    else:
-        for first, stop in differing_spans(trial.listed, found):
-            trial.problems.append(
-                f"{format_steps(first, stop)}: trained on other rows than the manifest lists"
-            )
-        changed = np.flatnonzero((trial.disk != trial.listed).any(1))
-        for first, stop in join_spans([(int(step), int(step) + 1) for step in changed]):
-            trial.problems.append(
-                f"{format_steps(first, stop)}: the rows on disk are not the manifest's"
-            )
-        trial.problems += describe_changed_rows(directory, trial, changed)
+    witness, problem = trial.listed, "trained on other rows than the manifest lists"
+    if witness is None:
+        witness = trial.disk
+        problem = (
+            "trained on other rows than there are on disk, or in another order; a manifest from "
+            "before the change would name them"
+        )
+    before = np.concatenate([np.zeros((1, digest.BYTES), np.uint64), np.cumsum(witness, axis=0)])
+    wrong = [
+        (first, stop)
+        for first, stop, value in found
+        if digest.digest_value(before[stop] - before[first]) != value
+    ]
+    trial.problems += [f"{format_steps(*span)}: {problem}" for span in join_spans(wrong)]
+    changed = np.flatnonzero((trial.disk != witness).any(1))
+    trial.problems += [
+        f"{format_steps(*span)}: the rows on disk are not the manifest's"
+        for span in join_spans([(int(step), int(step) + 1) for step in changed])
+    ]
+    trial.problems += describe_changed_rows(directory, trial, changed)
     if not found:
         trial.problems.append("its trainer has left no digest")
-    known = join_spans([(first, stop) for first, stop, _ in found])
+    known, trained = join_spans([(first, stop) for first, stop, _ in found]), trial.trained
     unknown = [
         (a, b)
         for (_, a), (b, _) in itertools.pairwise([(0, 0), *known, (trained, trained)])
@@ -121,31 +112,29 @@ def format_steps(first: int, stop: int) -> str:
 def describe_changed_rows(
     directory: RunDirectory, trial: VerifiedTrial, changed: np.ndarray
 ) -> list[str]:
-    """Yields the first rows, among those read by the steps `changed`, that differ from the
-    manifest."""
+    """Names the first rows, of those read by the steps `changed`, that differ from the manifest."""
+    if len(changed) == 0:
+        return []
+    assert trial.manifest is not None
     row_files = list_row_files(directory, trial.trial_order.schedule)
     named: list[str] = []
-    if len(changed) == 0:
-        return named
     for part in manifest_parts(trial, int(changed[0]), int(changed[-1]) + 1):
-        assert trial.manifest is not None
         columns = ["step", "quadrant", "quadrant_row", "digest"]
         table = pq.read_table(trial.manifest / part["file"], columns=columns)
         chosen = np.isin(table["step"].to_numpy(), changed)
         for line in table.filter(pa.array(chosen)).to_pylist():
-            row = line["quadrant_row"]
             (row_file,) = (
-                row_file
-                for row_file in row_files
-                if row_file.quadrant_name == line["quadrant"]
-                and row_file.first <= row < row_file.first + row_file.rows
+                file
+                for file in row_files
+                if file.quadrant_name == line["quadrant"]
+                and file.first <= line["quadrant_row"] < file.first + file.rows
             )
+            record = line["quadrant_row"] - row_file.first
             with contextlib.closing(TokenReader(row_file.path)) as reader:
-                ids = read_row(reader, row - row_file.first)
-            own = b"" if ids is None else digest.row_digests(ids[None])[0].tobytes()
-            if own != line["digest"]:
+                ids = read_row(reader, record)
+            if ids is None or digest.row_digests(ids[None])[0].tobytes() != line["digest"]:
                 named.append(
-                    f"{row_name(row_file, row - row_file.first)}, read at step {line['step']:,}, "
+                    f"{row_name(row_file, record)}, read at step {line['step']:,}, "
                     "has changed since the manifest was written"
                 )
             if len(named) == NAMED:
@@ -168,21 +157,20 @@ def verify_trials(directory: RunDirectory, trial_name: str | None, manifest: Pat
     names = trained if trial_name is None else [config.trial(trial_name).name]
     if not names:
         raise UserError(f"{directory.root} has no trained curriculum: run the pretrain phase first")
-    found = []
+    trials = []
     for name in names:
         own = directory.manifest(name) if manifest is None else manifest
         there = (own / "manifest.json").exists()
         if manifest is not None and not there:
             raise UserError(f"{manifest} holds no whole manifest: export it with --to manifest")
-        found.append(read_verified_trial(config, directory, name, own if there else None))
-    trials = [trial for trial, _ in found]
+        trials.append(read_verified_trial(config, directory, name, own if there else None))
     damaged = read_row_digests_from_disk(directory, trials)
     for line in damaged[:NAMED]:
         print(line)
-    for trial, count in found:
+    for trial in trials:
         if trial.manifest is not None:
             read_row_digests_from_manifest(trial)
-        findings = compare_witnesses(directory, trial, count)
+        findings = compare_witnesses(directory, trial)
         print(f"{trial.name}: {'verified' if not trial.problems else 'NOT VERIFIED'}: {findings}")
         for problem in trial.problems:
             print(f"  {problem}")

@@ -26,21 +26,14 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
             "stop_strategy": "restart",
             "mixture_block_size": block,
             "components": {
-                quadrant: {
-                    "source": {
-                        "type": "url",
-                        "train_urls": [f"{trainer.data}/{quadrant}/*{trainer.suffix}"],
-                    }
-                }
+                quadrant: {"source": {"type": "url", "train_urls": [f"{source}/*{trainer.suffix}"]}}
                 for quadrant in trial_order.schedule.quadrants
+                for source in [f"{trainer.data}/{quadrant}"]
             },
             "train_weights": [[span.first, span.mixture] for span in parts],
         },
         "train_seq_len": trainer.sequence_length,
-        "trainer": {
-            "train_batch_size": trainer.batch_size,
-            "num_train_steps": parts[-1].stop,
-        },
+        "trainer": {"train_batch_size": trainer.batch_size, "num_train_steps": parts[-1].stop},
     }
     text = """
 `levanter.yaml` holds the `data` section, the sequence length and the two trainer settings that

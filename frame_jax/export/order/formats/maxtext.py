@@ -10,9 +10,8 @@ from frame_jax.export.order.trial_order import Span, Trainer, TrialOrder, stage_
 
 DATA_FORMATS = ("arrayrecord",)
 
-SMALLEST_SHARE = (
-    1e-6  # Grain refuses a weight of zero, and a component that is left out loses its place
-)
+# Grain refuses a weight of zero, and a component that is left out loses its place.
+SMALLEST_SHARE = 1e-6
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
@@ -52,21 +51,20 @@ between releases (`MaxText.train` before)."""
     return files
 
 
-def document_mixture(
-    trial_order: TrialOrder, trainer: Trainer, span: Span
-) -> dict[str, dict[str, Any]]:
+def document_mixture(trial_order: TrialOrder, trainer: Trainer, span: Span) -> dict[str, Any]:
     """The shares of quadrants with which documents, instead of tokens, are drawn in a stage."""
     drawn = {
-        quadrant: max(share, SMALLEST_SHARE)
-        * trial_order.counts[quadrant]["documents"]
-        / trial_order.counts[quadrant]["tokens"]
-        for quadrant, share in span.mixture.items()
-        if trial_order.counts[quadrant]["documents"]
+        quadrant: max(span.mixture[quadrant], SMALLEST_SHARE)
+        * counts["documents"]
+        / counts["tokens"]
+        for quadrant, counts in trial_order.counts.items()
+        if counts["documents"]
     }
+    total = sum(drawn.values())
     return {
         quadrant: {
             "path": f"{trainer.data}/{quadrant}/*.arrayrecord",
-            "weight": float(f"{rate / sum(drawn.values()):.6g}"),
+            "weight": float(f"{rate / total:.6g}"),
         }
         for quadrant, rate in drawn.items()
     }

@@ -27,13 +27,12 @@ def dataset(batch_size: int, **options) -> StreamingDataset:
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
     """Makes a module with a StreamingDataset that reads the stages' rows in order."""
     remote = "://" in trainer.data
+    stream = 'remote=f"{DATA}/{folder}", local=f"{CACHE}/{folder}"'
     module = MOSAICML.format(
         curriculum=trial_order.trial,
         data=trainer.data,
         folders=[folder for folder, *_ in row_stages(trial_order)],
-        stream='remote=f"{DATA}/{folder}", local=f"{CACHE}/{folder}"'
-        if remote
-        else 'local=f"{DATA}/{folder}"',
+        stream=stream if remote else 'local=f"{DATA}/{folder}"',
         cache='\nCACHE = "cache"' if remote else "",
         batch_size=trainer.batch_size,
     )

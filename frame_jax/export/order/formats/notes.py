@@ -22,34 +22,26 @@ def as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
-def stage_table(spans: list[Span]) -> str:
-    """Formats the stages as a table in Markdown."""
-    quadrants = list(spans[0].mixture)
-    lines = [
-        f"| stage | from step | to step | {' | '.join(quadrants)} |",
-        f"|---|---:|---:|{'---:|' * len(quadrants)}",
-    ]
-    for span in spans:
-        shares = " | ".join(f"{span.mixture[quadrant]:.3f}" for quadrant in quadrants)
-        lines.append(f"| {span.name} | {span.first:,} | {span.stop:,} | {shares} |")
-    return "\n".join(lines)
-
-
 def format_notes(
     trial_order: TrialOrder, trainer: Trainer, text: str, spans: list[Span], where: str = ""
 ) -> str:
     """Writes NOTES.md: what the files are and how to use them.
 
-    Args:
-        trial_order: The curriculum.
-        trainer: Who reads the files.
-        text: What is particular to it.
-        spans: The stages.
-        where: What belongs in the data folder; by default the quadrants' documents.
+    `text` is what is particular to the trainer, `where` says what belongs in the data folder; by
+    default the quadrants' documents.
     """
+    quadrants = list(spans[0].mixture)
+    stages = [
+        f"| stage | from step | to step | {' | '.join(quadrants)} |",
+        f"|---|---:|---:|{'---:|' * len(quadrants)}",
+    ]
+    for span in spans:
+        shares = " | ".join(f"{span.mixture[quadrant]:.3f}" for quadrant in quadrants)
+        stages.append(f"| {span.name} | {span.first:,} | {span.stop:,} | {shares} |")
+    table = "\n".join(stages)
     where = where or f"The documents of each quadrant belong in `{trainer.data}/<quadrant>/`"
     return (
-        f"# Curriculum {trial_order.trial}\n\n{text.strip()}\n\n{stage_table(spans)}\n\n"
+        f"# Curriculum {trial_order.trial}\n\n{text.strip()}\n\n{table}\n\n"
         f"Steps are of {trainer.batch_size:,} sequences of {trainer.sequence_length:,} tokens, "
         "counted with the run's tokenizer, which is in `tokenizer/`.\n"
         f"{where}; `--shards` writes them.\n"

@@ -1,7 +1,7 @@
 """The formats by name, one module each.
 
-`files` makes the trainer's configuration and a note on its use from a plan; `READS` are the kinds
-of data that the trainer reads.
+`files` makes the trainer's configuration and a note on its use from an order; `DATA_FORMATS` are
+the kinds of data that the trainer reads.
 """
 
 from frame_jax.export.order.formats import (
@@ -13,11 +13,5 @@ from frame_jax.export.order.formats import (
     olmo_core,
 )
 
-FORMATS = {
-    "levanter": levanter,
-    "maxtext": maxtext,
-    "megatron": megatron,
-    "mosaicml": mosaicml,
-    "nanotron": nanotron,
-    "olmo_core": olmo_core,
-}
+MODULES = (levanter, maxtext, megatron, mosaicml, nanotron, olmo_core)
+FORMATS = {module.__name__.rpartition(".")[2]: module for module in MODULES}

@@ -1,0 +1,156 @@
+"""Reads and writes `quadrants/partition.json`: a run's thresholds and what its quadrants hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from frame_jax.run.directory import RunDirectory, write_json
+from frame_jax.run.json_dataclass import read_dataclass
+
+
+@dataclass(frozen=True)
+class BinStart:
+    """The document with which a bin of an axis begins, in the order of (value, doc_id)."""
+
+    value: float
+    doc_id: str
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where each bin but the first begins in a group; None where no document is left for it.
+
+    Attributes:
+        of: Whose thresholds these are: those of the `group`, or of its `language`.
+        ppl: Bins of PPL.
+        pd: Bins of PD, in each bin of PPL; under `independent` only once.
+    """
+
+    of: str
+    ppl: list[BinStart | None]
+    pd: list[list[BinStart | None]]
+
+
+@dataclass(frozen=True)
+class QuadrantContents:
+    """What a quadrant holds.
+
+    Attributes:
+        documents: Training documents.
+        tokens: Their text tokens.
+        held_out_documents: Documents that are held out.
+        ppl: PPL of the training tokens, the exponential of their mean loss (of a column in its
+            place, the mean); None where there are none.
+        pd: Mean PD of the training tokens.
+    """
+
+    documents: int
+    tokens: int
+    held_out_documents: int
+    ppl: float | None
+    pd: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRecord:
+    """A group of documents; of its columns, those that are not in `group_by` are None."""
+
+    domain: str | None = None
+    language: str | None = None
+    source: str | None = None
+    thresholds: Thresholds
+    quadrants: dict[str, QuadrantContents]
+
+
+@dataclass(frozen=True)
+class DocumentCount:
+    """A number of documents and of their text tokens."""
+
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class SmallGroups:
+    """Groups below `min_group_tokens`, with their training documents and tokens."""
+
+    min_group_tokens: int
+    groups: int
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class ThinGroups:
+    """Groups with fewer training documents than there are quadrants, and these documents."""
+
+    groups: int
+    documents: int
+
+
+@dataclass(frozen=True)
+class PartitionRecord:
+    """What report, export and inspection need to know of a partition.
+
+    Attributes:
+        ppl_model: The reference model that PPL is of; None where scores were imported.
+        mode: `nested` or `independent`.
+        axes: Bins of `ppl` and `pd`.
+        names: What the two axes are called.
+        group_by: Columns whose combinations are the groups.
+        without_quadrant: Documents without a quadrant, by split and reason.
+        small_groups: Groups that share the thresholds of their language.
+        thin_groups: Groups whose thresholds say little.
+        tied: Share of the training tokens in documents whose value equals a threshold, by axis.
+        negative_pd: Training documents with a PD below 0.
+        quadrants: Contents of all groups together.
+        groups: The groups.
+        warnings: Why the quadrants may mean little.
+    """
+
+    ppl_model: str | None
+    mode: str
+    axes: dict[str, int]
+    names: tuple[str, str]
+    group_by: tuple[str, ...]
+    without_quadrant: dict[str, dict[str, DocumentCount]]
+    small_groups: SmallGroups
+    thin_groups: ThinGroups
+    tied: dict[str, float]
+    negative_pd: int
+    quadrants: dict[str, QuadrantContents]
+    groups: tuple[GroupRecord, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def documents(self) -> int:
+        """Number of training documents that have a quadrant."""
+        return sum(quadrant.documents for quadrant in self.quadrants.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """The object in the file, whose groups have the columns of `group_by` alone."""
+        value, keys = dataclasses.asdict(self), (*self.group_by, "thresholds", "quadrants")
+        return value | {"groups": [{key: g[key] for key in keys} for g in value["groups"]]}
+
+
+def write_partition_record(directory: RunDirectory, record: PartitionRecord) -> None:
+    """Writes the record of a run's partition."""
+    write_json(directory.partition, record.to_json())
+
+
+def read_partition_record(directory: RunDirectory) -> PartitionRecord:
+    """Reads the record of a run's partition.
+
+    Raises:
+        UserError: if the file is damaged or another release's.
+    """
+    return read_dataclass(directory.partition, PartitionRecord)
+
+
+def axis_names(directory: RunDirectory) -> tuple[str, str]:
+    """Names of the numbers in the columns ppl and pd of `assignment.parquet`."""
+    if not directory.partition.exists():
+        return "PPL", "PD"
+    return read_partition_record(directory).names
