@@ -13,6 +13,12 @@ from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.fields import FIELDS, is_named_by_config
 from frame_jax.errors import UserError
 
+BYTES_OF_TEXT = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
+
 
 @dataclass(frozen=True)
 class ColumnPath:
@@ -73,7 +79,26 @@ def rows_of_batch(batch: pa.RecordBatch, paths: dict[str, ColumnPath]) -> Iterat
         yield dict(zip(columns, values, strict=True))
 
 
-def is_json(kind: pa.DataType) -> bool:
+def text_as_bytes(column: pa.Array) -> pa.Array:
+    """A view of a column whose texts, at any depth, are bytes; JSON as it is stored."""
+    column = column.storage if _is_json(column.type) else column
+    kind = _without_text(column.type)
+    return column if kind == column.type else column.view(kind)
+
+
+def _without_text(kind: pa.DataType) -> pa.DataType:
+    """A type of the same layout with bytes in place of texts."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_text(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_without_text(kind.key_type), _without_text(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_without_text(kind.value_type)))
+    return BYTES_OF_TEXT.get(kind, kind)
+
+
+def _is_json(kind: pa.DataType) -> bool:
     """Whether a column holds texts of the logical type JSON."""
     return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.json"
 
@@ -108,10 +133,9 @@ def _inside(kind: pa.DataType, column: str, parts: tuple[str, ...]) -> ColumnPat
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if is_json(kind):
+    if _is_json(kind):
         kind = kind.storage_type
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary))
+    return kind in (*BYTES_OF_TEXT, pa.binary(), pa.large_binary())
 
 
 def _names(schema: pa.Schema) -> list[str]:
@@ -130,14 +154,8 @@ def _values(batch: pa.RecordBatch, path: ColumnPath) -> list[Any]:
         column = pc.struct_field(column, name)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if is_json(column.type):
-        column = column.storage
     if pa.types.is_map(column.type):
         return column.to_pylist(maps_as_pydicts="lossy")
     if pa.types.is_temporal(column.type):
         column = column.cast(pa.string())  # Python has no nanoseconds
-    if pa.types.is_string(column.type):
-        column = column.cast(pa.binary())
-    elif pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
-        column = column.cast(pa.large_binary())
-    return column.to_pylist()
+    return text_as_bytes(column).to_pylist()
