@@ -17,10 +17,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from frame_jax.models import packed_attention, segment_attention
-from frame_jax.models.layers import SAVED_NAME, save_activation
+from frame_jax.models.layers import SAVED_NAME, einsum_f32, save_activation
 from frame_jax.parallel.sharding import context_mesh, partition_spec, platform
 
 QUERY_BLOCK = 256  # queries whose scores exist at one time; keys after a block are never touched
+SPLASH_BLOCK_NAMES = [f"block_{x}{of}" for of in ("", "_dkv", "_dq") for x in ("q", "kv")]
 SPLASH_BLOCKS = (1024, 512, 256, 128)  # queries and keys of one tile, the largest that divides T
 
 
@@ -81,14 +82,7 @@ def splash_attention(
     block = next(size for size in SPLASH_BLOCKS if T % size == 0)
     kernel = splash.make_splash_mha_single_device(
         splash.MultiHeadMask([splash.CausalMask((T, T))] * H),
-        block_sizes=splash.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
+        block_sizes=splash.BlockSizes(**dict.fromkeys(SPLASH_BLOCK_NAMES, block)),
         residual_checkpoint_name=SAVED_NAME,
         interpret=interpret,
     )
@@ -120,16 +114,11 @@ def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Ar
     q = q.reshape(B, T, -1, groups, head_dim).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, head_dim]
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, head_dim]
     blocks = []
-    for start in range(0, T, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, T)
-        blocks.append(
-            _attend(q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop], segment_ids[:, :stop])
-        )
+    for stop in range(QUERY_BLOCK, T + QUERY_BLOCK, QUERY_BLOCK):  # the last may lie behind the end
+        before = (k[:, :, :stop], v[:, :, :stop], segment_ids[:, :stop])
+        blocks.append(_attend(q[:, :, :, stop - QUERY_BLOCK : stop], *before))
     mixed = jnp.concatenate(blocks, axis=3)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, head_dim)
-
-
-_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _scores(q: jax.Array, k: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -140,7 +129,7 @@ def _scores(q: jax.Array, k: jax.Array, segment_ids: jax.Array) -> jax.Array:
     Q, S = q.shape[3], k.shape[2]
     mask = segment_ids[:, S - Q :, None] == segment_ids[:, None]
     mask &= jnp.arange(S - Q, S)[:, None] >= jnp.arange(S)
-    scores = _dot("bkgqd,bksd->bkgqs", q, k) * q.shape[-1] ** -0.5
+    scores = einsum_f32("bkgqd,bksd->bkgqs", q, k) * q.shape[-1] ** -0.5
     return jnp.where(mask[:, None, None], scores, -1e30)
 
 
@@ -157,7 +146,7 @@ def _attend_forward(
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = (_dot("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v) / total).astype(q.dtype)
+    mixed = (einsum_f32("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v) / total).astype(q.dtype)
     mixed, log_total = save_activation(mixed), save_activation(top + jnp.log(total))
     return mixed, (q, k, v, segment_ids, mixed, log_total)
 
@@ -170,11 +159,11 @@ def _attend_backward(
     grad = grad.astype(q.dtype)
     weights = jnp.exp(_scores(q, k, segment_ids) - log_total)  # [B, K, G, Q, S]
     inner = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
-    grad_v = _dot("bkgqs,bkgqd->bksd", weights.astype(q.dtype), grad)
-    grad_weights = _dot("bkgqd,bksd->bkgqs", grad, v)
+    grad_v = einsum_f32("bkgqs,bkgqd->bksd", weights.astype(q.dtype), grad)
+    grad_weights = einsum_f32("bkgqd,bksd->bkgqs", grad, v)
     grad_scores = (weights * (grad_weights - inner) * q.shape[-1] ** -0.5).astype(q.dtype)
-    grad_q = _dot("bkgqs,bksd->bkgqd", grad_scores, k)
-    grad_k = _dot("bkgqs,bkgqd->bksd", grad_scores, q)
+    grad_q = einsum_f32("bkgqs,bksd->bkgqd", grad_scores, k)
+    grad_k = einsum_f32("bkgqs,bkgqd->bksd", grad_scores, q)
     return grad_q.astype(q.dtype), grad_k.astype(k.dtype), grad_v.astype(v.dtype), None
 
 

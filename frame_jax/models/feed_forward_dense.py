@@ -20,12 +20,7 @@ from frame_jax.parallel.sharding import platform
 
 def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
     """Makes the matrices, and biases where the model has them."""
-    hidden, inner = c.hidden_size, c.intermediate_size
-    params = {}
-    if c.activation == "swiglu":
-        params["gate"] = init.matrix((hidden, inner), ("embed", "mlp"))
-    params["up"] = init.matrix((hidden, inner), ("embed", "mlp"))
-    params["down"] = init.matrix((inner, hidden), ("mlp", "embed"), init.residual)
+    params = init.feed_forward(c.hidden_size, c.intermediate_size, gated=c.activation == "swiglu")
     if c.bias:
         widths = {name: params[name].shape[-1] for name in params}
         params |= {f"{name}_bias": init.vector(width, 0.0) for name, width in widths.items()}

@@ -28,26 +28,13 @@ from frame_jax.parallel.sharding import context_mesh, partition_spec
 
 def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
     """Makes the router, the experts' matrices and those of the shared expert."""
-    e, hidden = c.experts, c.hidden_size
-    inner, E = e.intermediate_size, e.num_experts
-    params = {
-        "router": init.matrix((hidden, E), ("embed", "router")),
-        "expert_gate": init.matrix((E, hidden, inner), ("expert", "embed", "mlp")),
-        "expert_up": init.matrix((E, hidden, inner), ("expert", "embed", "mlp")),
-        "expert_down": init.matrix((E, inner, hidden), ("expert", "mlp", "embed"), init.residual),
-    }
+    e, hidden, E = c.experts, c.hidden_size, c.experts.num_experts
+    params = {"router": init.matrix((hidden, E), ("embed", "router"))}
+    params |= init.feed_forward(hidden, e.intermediate_size, "expert_", (E,))
     if e.router_bias:
         params["router_bias"] = init.vector(E, 0.0)
     if e.shared_expert_intermediate_size:
-        params["shared_gate"] = init.matrix(
-            (hidden, e.shared_expert_intermediate_size), ("embed", "mlp")
-        )
-        params["shared_up"] = init.matrix(
-            (hidden, e.shared_expert_intermediate_size), ("embed", "mlp")
-        )
-        params["shared_down"] = init.matrix(
-            (e.shared_expert_intermediate_size, hidden), ("mlp", "embed"), init.residual
-        )
+        params |= init.feed_forward(hidden, e.shared_expert_intermediate_size, "shared_")
     return params
 
 

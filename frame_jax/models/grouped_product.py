@@ -13,7 +13,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from frame_jax.models.layers import from_bits, recompute_in_backward, save_activation, to_bits
+from frame_jax.models.layers import (
+    contract_f32,
+    from_bits,
+    recompute_in_backward,
+    save_activation,
+    to_bits,
+)
 from frame_jax.parallel.sharding import platform
 
 CPU_TILE = 64
@@ -63,14 +69,9 @@ class Placement(NamedTuple):
 
 def rows_per_tile(choices: int, experts: int) -> int:
     """Rows of a tile for so many choices among so many experts."""
-    match platform():
-        case "tpu":
-            mean_load = choices // experts
-            return next((size for size in TPU_TILES if size <= mean_load), TPU_TILES[-1])
-        case "gpu":
-            return 1  # `ragged_dot` takes groups of any size
-        case _:
-            return CPU_TILE
+    if platform() == "tpu":
+        return next((size for size in TPU_TILES if size <= choices // experts), TPU_TILES[-1])
+    return 1 if platform() == "gpu" else CPU_TILE  # `ragged_dot` takes groups of any size
 
 
 def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
@@ -167,16 +168,18 @@ def grouped_matmul(x: jax.Array, w: jax.Array, tile_expert: jax.Array) -> jax.Ar
         [R, F], dtype of `x`. Rows of tiles without an expert are undefined, here and in the
         derivative with respect to `x`; they count for nothing in the one with respect to `w`.
     """
-    return _products(x, w.astype(x.dtype), tile_expert, transposed=False)
+    tile_products, _ = KERNELS.get(platform(), KERNELS["cpu"])
+    return tile_products(x, w.astype(x.dtype), tile_expert, False)
 
 
 def _backward(
     residuals: tuple[jax.Array, jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
     x, w, tile_expert = residuals
+    tile_products, outer_products = KERNELS.get(platform(), KERNELS["cpu"])
     grad = grad.astype(x.dtype)
-    grad_x = _products(grad, w.astype(x.dtype), tile_expert, transposed=True)
-    return grad_x, _outer_products(x, grad, tile_expert, len(w)).astype(w.dtype), None
+    grad_x = tile_products(grad, w.astype(x.dtype), tile_expert, True)
+    return grad_x, outer_products(x, grad, tile_expert, len(w)).astype(w.dtype), None
 
 
 grouped_matmul.defvjp(
@@ -184,42 +187,17 @@ grouped_matmul.defvjp(
 )
 
 
-def _products(x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool) -> jax.Array:
-    """Tiles times `w` [E, D, F], or times its transpose where `transposed`; dtype of `x`."""
-    match platform():
-        case "tpu":
-            return megablox_products(x, w, tile_expert, transposed)
-        case "gpu":
-            return ragged_products(x, w, tile_expert, transposed)
-        case _:
-            return looped_products(x, w, tile_expert, transposed)
-
-
-def _outer_products(
-    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
-) -> jax.Array:
-    """[R, D] and [R, F] to [E, D, F] float32: the sum of x_d * y_f over the rows of an expert."""
-    match platform():
-        case "tpu":
-            return megablox_outer_products(x, y, tile_expert, num_experts)
-        case "gpu":
-            return ragged_outer_products(x, y, tile_expert, num_experts)
-        case _:
-            return looped_outer_products(x, y, tile_expert, num_experts)
-
-
 def looped_products(
     x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool
 ) -> jax.Array:
-    """`_products`, a tile at a time, for the tiles in use; matrices are not copied."""
+    """`tile_products`, a tile at a time, for the tiles in use; matrices are not copied."""
     tile, columns = len(x) // len(tile_expert), w.shape[1 if transposed else 2]
-    contract = (((1,), (1 if transposed else 0,)), ((), ()))
     x, w, dtype = to_bits(x), to_bits(w), x.dtype
 
     def body(i: jax.Array, out: jax.Array) -> jax.Array:
         rows = from_bits(jax.lax.dynamic_slice_in_dim(x, i * tile, tile))
         matrix = from_bits(jax.lax.dynamic_index_in_dim(w, tile_expert[i], keepdims=False))
-        product = jax.lax.dot_general(rows, matrix, contract, preferred_element_type=jnp.float32)
+        product = contract_f32(rows, matrix, (1,), (1 if transposed else 0,))
         product = to_bits(product.astype(dtype))
         return jax.lax.dynamic_update_slice_in_dim(out, product, i * tile, 0)
 
@@ -230,7 +208,7 @@ def looped_products(
 def looped_outer_products(
     x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
 ) -> jax.Array:
-    """`_outer_products`, a tile at a time, added up in place."""
+    """`outer_products`, a tile at a time, added up in place."""
     tile = len(x) // len(tile_expert)
     x, y = to_bits(x), to_bits(y)
 
@@ -238,10 +216,7 @@ def looped_outer_products(
         left, right = (
             from_bits(jax.lax.dynamic_slice_in_dim(rows, i * tile, tile)) for rows in (x, y)
         )
-        product = jax.lax.dot_general(
-            left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-        )
-        return out.at[tile_expert[i]].add(product)
+        return out.at[tile_expert[i]].add(contract_f32(left, right, (0,), (0,)))
 
     out = jnp.zeros((num_experts, x.shape[1], y.shape[1]), jnp.float32)
     return jax.lax.fori_loop(0, jnp.sum(tile_expert < num_experts), body, out)
@@ -261,7 +236,7 @@ def _block(size: int, most: int) -> int:
 def megablox_products(
     x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool, interpret: bool = False
 ) -> jax.Array:
-    """`_products` in the Pallas kernel for TPU."""
+    """`tile_products` in the Pallas kernel for TPU."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 
     tile, most = len(x) // len(tile_expert), TPU_BLOCK_BYTES // x.itemsize
@@ -280,7 +255,7 @@ def megablox_products(
 def megablox_outer_products(
     x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int, interpret: bool = False
 ) -> jax.Array:
-    """`_outer_products` in the Pallas kernel for TPU."""
+    """`outer_products` in the Pallas kernel for TPU."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
     tile, most = len(x) // len(tile_expert), TPU_BLOCK_BYTES // x.itemsize
@@ -297,34 +272,38 @@ def megablox_outer_products(
 def ragged_products(
     x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool
 ) -> jax.Array:
-    """`_products` in `jax.lax.ragged_dot_general`, which compiles on a GPU but is not fast there
-    (by public reports, and in JAX's own fallback, every expert multiplies every row)."""
+    """`tile_products` in `jax.lax.ragged_dot_general`, which compiles on a GPU but is not fast
+    there (by public reports, and in JAX's own fallback, every expert multiplies every row)."""
     lengths = _rows_per_expert(tile_expert, len(x), len(w))
-    numbers = jax.lax.RaggedDotDimensionNumbers(
-        dot_dimension_numbers=(((1,), (2 if transposed else 1,)), ((), ())),
-        lhs_ragged_dimensions=[0],
-        rhs_group_dimensions=[0],
-    )
-    product = jax.lax.ragged_dot_general(x, w, lengths, numbers, preferred_element_type=jnp.float32)
-    return product.astype(x.dtype)
+    return _ragged_dot(x, w, lengths, (1, 2 if transposed else 1), [0]).astype(x.dtype)
 
 
 def ragged_outer_products(
     x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
 ) -> jax.Array:
-    """`_outer_products` in `jax.lax.ragged_dot_general`."""
+    """`outer_products` in `jax.lax.ragged_dot_general`."""
+    return _ragged_dot(x, y, _rows_per_expert(tile_expert, len(x), num_experts), (0, 0), [])
+
+
+def _ragged_dot(
+    x: jax.Array, y: jax.Array, lengths: jax.Array, axes: tuple[int, int], groups: list[int]
+) -> jax.Array:
+    """The sum over an axis of both, in float32, for groups of rows of `x` of these lengths."""
     numbers = jax.lax.RaggedDotDimensionNumbers(
-        dot_dimension_numbers=(((0,), (0,)), ((), ())),
+        dot_dimension_numbers=(((axes[0],), (axes[1],)), ((), ())),
         lhs_ragged_dimensions=[0],
-        rhs_group_dimensions=[],
+        rhs_group_dimensions=groups,
     )
-    return jax.lax.ragged_dot_general(
-        x,
-        y,
-        _rows_per_expert(tile_expert, len(x), num_experts),
-        numbers,
-        preferred_element_type=jnp.float32,
-    )
+    return jax.lax.ragged_dot_general(x, y, lengths, numbers, preferred_element_type=jnp.float32)
+
+
+# Backend -> two functions: the tiles times `w` [E, D, F], or times its transpose, in the dtype of
+# `x`; and [R, D] and [R, F] to [E, D, F] float32, the sum of x_d * y_f over the rows of an expert.
+KERNELS = {
+    "tpu": (megablox_products, megablox_outer_products),
+    "gpu": (ragged_products, ragged_outer_products),
+    "cpu": (looped_products, looped_outer_products),
+}
 
 
 @recompute_in_backward

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,8 @@ from frame_jax.parallel.sharding import platform
 SAVED_NAME = "saved"
 # Marks what remat `minimal` keeps of a layer.
 save_activation = functools.partial(checkpoint_name, name=SAVED_NAME)
+# A product whose operands keep their dtype and whose sums are float32.
+einsum_f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 # Elementwise work costs less to repeat in the backward pass than its float32 intermediates cost to
 # keep. Forward and backward pass are two loops over layers: there is nothing to merge by mistake.
 recompute_in_backward = functools.partial(jax.checkpoint, prevent_cse=False)
@@ -70,10 +73,10 @@ def matmul(x: jax.Array, w: jax.Array, axes: int = 1) -> jax.Array:
         [..., *N], dtype of `x`.
     """
     rows = range(x.ndim - axes, x.ndim)
-    return _product(x, w.astype(x.dtype), rows, range(axes)).astype(x.dtype)
+    return contract_f32(x, w.astype(x.dtype), rows, range(axes)).astype(x.dtype)
 
 
-def _product(x: jax.Array, y: jax.Array, of_x: range, of_y: range) -> jax.Array:
+def contract_f32(x: jax.Array, y: jax.Array, of_x: Iterable[int], of_y: Iterable[int]) -> jax.Array:
     """The sum over these axes of both, in float32; other axes stay, those of `x` first."""
     contract = ((tuple(of_x), tuple(of_y)), ((), ()))
     return jax.lax.dot_general(x, y, contract, preferred_element_type=jnp.float32)
@@ -91,8 +94,8 @@ def _matmul_backward(
     x, w = residuals
     grad, batch = grad.astype(x.dtype), range(x.ndim - axes)
     columns = range(len(batch), grad.ndim)
-    grad_x = _product(grad, w.astype(x.dtype), columns, range(axes, w.ndim)).astype(x.dtype)
-    return grad_x, _over_tokens(x, grad, batch).astype(w.dtype)
+    grad_x = contract_f32(grad, w.astype(x.dtype), columns, range(axes, w.ndim))
+    return grad_x.astype(x.dtype), _over_tokens(x, grad, batch).astype(w.dtype)
 
 
 def _over_tokens(x: jax.Array, grad: jax.Array, tokens: range) -> jax.Array:
@@ -103,9 +106,9 @@ def _over_tokens(x: jax.Array, grad: jax.Array, tokens: range) -> jax.Array:
     """
     width = math.prod(x.shape[len(tokens) :])
     if platform() != "cpu" or width <= math.prod(grad.shape[len(tokens) :]):
-        return _product(x, grad, tokens, tokens)
+        return contract_f32(x, grad, tokens, tokens)
     # Without the barrier XLA would exchange the operands again.
-    transposed = jax.lax.optimization_barrier(_product(grad, x, tokens, tokens))
+    transposed = jax.lax.optimization_barrier(contract_f32(grad, x, tokens, tokens))
     columns = range(grad.ndim - len(tokens))
     return transposed.transpose(*range(len(columns), transposed.ndim), *columns)
 

@@ -174,12 +174,9 @@ def forward_kernel(
         softmax's denominators, [B * P, H, T] float32 by slot and position, anything after a
         segment's end.
     """
-    library = _library()
-    lists, settings = _arguments(q, k, lengths, starts)
-    operands = (q, k, v, _none(q), *lists, _none(q), _none(q))
-    mixed, statistics = library._dot_product_attention_fwd_p.bind(
-        *operands, is_training=True, **settings
-    )
+    operands, settings = _arguments(q, k, v, lengths, starts)
+    forward = _library()._dot_product_attention_fwd_p
+    mixed, statistics = forward.bind(*operands, is_training=True, **settings)
     return mixed, statistics
 
 
@@ -198,10 +195,9 @@ def backward_kernel(
     Beside the arguments of `forward_kernel` come what it returned and `grad`, the derivative of the
     mixed values.
     """
-    library = _library()
-    lists, settings = _arguments(q, k, lengths, starts)
-    operands = (q, k, v, _none(q), *lists, _none(q), _none(q), statistics, mixed, grad)
-    grad_q, grad_k, grad_v = library._dot_product_attention_bwd_p.bind(*operands, **settings)
+    operands, settings = _arguments(q, k, v, lengths, starts)
+    backward = _library()._dot_product_attention_bwd_p
+    grad_q, grad_k, grad_v = backward.bind(*operands, statistics, mixed, grad, **settings)
     return grad_q, grad_k, grad_v
 
 
@@ -212,17 +208,13 @@ def _library() -> Any:
     return fused_attention_stablehlo
 
 
-def _none(q: jax.Array) -> jax.Array:
-    """Stands for an operand that is not used."""
-    return jnp.zeros(0, q.dtype)
-
-
 def _arguments(
-    q: jax.Array, k: jax.Array, lengths: jax.Array, starts: jax.Array
+    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, starts: jax.Array
 ) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
-    """Lengths and offsets of queries and keys, offsets in numbers; and the call's settings."""
-    library = _library()
+    """The operands that both operations begin with, offsets counted in numbers; and settings."""
+    library, unused = _library(), jnp.zeros(0, q.dtype)
     by_query, by_key = (starts * math.prod(x.shape[2:]) for x in (q, k))
+    operands = (q, k, v, unused, lengths, lengths, by_query, by_key, unused, unused)
     settings = {
         "scale": q.shape[-1] ** -0.5,
         "seed": 0,
@@ -232,7 +224,7 @@ def _arguments(
         "layout": library.AttentionLayout.BTNH.value,
         "sliding_window_length": None,
     }
-    return (lengths, lengths, by_query, by_key), settings
+    return operands, settings
 
 
 def unsupported_reason(q: jax.Array, k: jax.Array) -> str | None:

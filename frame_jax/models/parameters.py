@@ -50,6 +50,23 @@ class ParamInitializer:
         bound = width**-0.5
         return self._param(self.uniform((width, channels), -bound, bound), ("conv", "norm"))
 
+    def feed_forward(
+        self,
+        hidden: int,
+        inner: int,
+        prefix: str = "",
+        experts: Sequence[int] = (),
+        gated: bool = True,
+    ) -> dict[str, nnx.Param]:
+        """The matrices of a feed-forward, or of the experts of a mixture: gate, up and down."""
+        axes = ["expert"] * len(experts)
+        into = {
+            f"{prefix}{name}": self.matrix((*experts, hidden, inner), (*axes, "embed", "mlp"))
+            for name in (("gate", "up") if gated else ("up",))
+        }
+        down = self.matrix((*experts, inner, hidden), (*axes, "mlp", "embed"), self.residual)
+        return into | {f"{prefix}down": down}
+
     def norm(self, name: str, width: int, kind: str) -> dict[str, nnx.Param]:
         """The scale of a norm and, for LayerNorm, its bias."""
         params = {name: self.vector(width, 1.0)}

@@ -19,13 +19,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from frame_jax.models.layers import from_bits, save_activation, to_bits
+from frame_jax.models.layers import einsum_f32, from_bits, save_activation, to_bits
 
 QUERY_BLOCK = 128
 KEY_BLOCK = 128  # the smallest granularity of skipping
 BRANCHES = 16  # longer rows skip in coarser steps, so that compile time stays the same
-
-_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 class QueryBlocks(NamedTuple):
@@ -108,10 +106,8 @@ def _forward(
         return ungather_query_block(mixed), log_total
 
     mixed, log_total = jax.lax.map(block, blocks[1:])
-    mixed, log_total = (
-        save_activation(from_bits(mixed).reshape(q.shape)),
-        save_activation(log_total),
-    )
+    mixed = save_activation(from_bits(mixed).reshape(q.shape))
+    log_total = save_activation(log_total)
     return mixed, (q, k, v, segment_ids, mixed, log_total)
 
 
@@ -145,11 +141,13 @@ def attend(
     visible = visible_keys(segment_ids, width, row, stop, end)
     bias = jnp.where(visible, 0.0, -1e30).astype(jnp.float32)
     bias = jnp.tile(bias, (queries.shape[1] // QUERY_BLOCK, 1))
-    scores = _dot("kqd,ksd->kqs", queries, keys) * queries.shape[-1] ** -0.5 + bias
+    scores = einsum_f32("kqd,ksd->kqs", queries, keys) * queries.shape[-1] ** -0.5 + bias
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = (_dot("kqs,ksd->kqd", weights.astype(v.dtype), values) / total).astype(queries.dtype)
+    mixed = (einsum_f32("kqs,ksd->kqd", weights.astype(v.dtype), values) / total).astype(
+        queries.dtype
+    )
     return mixed, (top + jnp.log(total))[..., 0]
 
 
@@ -228,15 +226,15 @@ def attend_backward(
     visible = visible_keys(segment_ids, width, row, stop, end).T
     bias = jnp.where(visible, 0.0, -1e30).astype(jnp.float32)
     bias = jnp.tile(bias, (1, queries.shape[1] // QUERY_BLOCK))
-    scores = _dot("ksd,kqd->ksq", keys, queries) * scale + bias
+    scores = einsum_f32("ksd,kqd->ksq", keys, queries) * scale + bias
     weights = jnp.exp(scores - log_total[:, None])
-    grad_v = _dot("ksq,kqd->ksd", weights.astype(grad.dtype), grad)
-    by_weight = _dot("ksd,kqd->ksq", values, grad)
+    grad_v = einsum_f32("ksq,kqd->ksd", weights.astype(grad.dtype), grad)
+    by_weight = einsum_f32("ksd,kqd->ksq", values, grad)
     by_score = (weights * (by_weight - inner[:, None]) * scale).astype(grad.dtype)
-    grad_k = _dot("ksq,kqd->ksd", by_score, queries)
+    grad_k = einsum_f32("ksq,kqd->ksd", by_score, queries)
     # Without the barriers XLA would undo the transpositions, and with them what they are for.
     transposed = jax.lax.optimization_barrier(keys.swapaxes(1, 2))
-    grad_q = jax.lax.optimization_barrier(_dot("kds,ksq->kdq", transposed, by_score))
+    grad_q = jax.lax.optimization_barrier(einsum_f32("kds,ksq->kdq", transposed, by_score))
 
     parts = jnp.stack([grad_k, grad_v])[:, None]
     parts = jnp.pad(parts, ((0, 0), (0, 0), (0, 0), (T - width, 0), (0, 0)))
