@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from frame_jax.config.corpus import CorpusConfig, SourceConfig
+from frame_jax.config.corpus import CorpusConfig
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.parts import Chunk
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
@@ -48,22 +47,13 @@ def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list
     for part in list_parts(directory.tokens, ".parquet"):
         total.update(json.loads(pq.read_metadata(part).metadata[METADATA]))
     return [
-        sentence
+        f"corpus.sources[{index}]: no record has the field {getattr(source, setting)!r} "
+        f"({setting}), so the {value} of all {records:,} is {getattr(source, value)!r}"
         for index, source in enumerate(corpus.sources)
         if (records := total[f"{index} records"])
-        for sentence in _absent_field_messages(total, index, source, records)
+        for setting, value in SETTINGS.items()
+        if total[f"{index} {setting}"] == records
     ]
-
-
-def _absent_field_messages(
-    total: Counter[str], index: int, source: SourceConfig, records: int
-) -> Iterator[str]:
-    for setting, value in SETTINGS.items():
-        if total[f"{index} {setting}"] == records:
-            yield (
-                f"corpus.sources[{index}]: no record has the field {getattr(source, setting)!r} "
-                f"({setting}), so the {value} of all {records:,} is {getattr(source, value)!r}"
-            )
 
 
 def rejection_reasons(rejected: Path) -> dict[str, int]:

@@ -38,7 +38,14 @@ from frame_jax.errors import print_note
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, atomic_path, part_name, read_json, write_json
+from frame_jax.run.directory import (
+    RunDirectory,
+    atomic_path,
+    part_name,
+    read_json,
+    remove_temporaries,
+    write_json,
+)
 from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.run.special_tokens import special_tokens_path
 
@@ -78,7 +85,8 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
             corpus that has changed meanwhile.
     """
     if processes.is_first():
-        _remove_leftovers(directory)
+        for folder in (directory.tokens, directory.tokenizer.parent):
+            remove_temporaries(folder)  # of a run that was killed; no process writes parts yet
         keep_inventory(config, directory)
         prepare_tokenizer(config, directory)
     processes.barrier("tokenizer")
@@ -158,7 +166,17 @@ def write_part(
                     reason = f"{LOST}: {loss}" if len(ids) else "the tokenizer makes no token of it"
                     reject(rejection_line(Rejection(document.file, document.line, reason)))
                     continue
-                add(_row(document, size, len(ids), part, records.records, config))
+                shares = (config.corpus.held_out_fraction, config.corpus.reference_fraction)
+                row: DocumentRow = {
+                    "doc_id": document.id,
+                    "part": part,
+                    "row": records.records,
+                    "split": assign_split(document.id, config.seed, *shares),
+                    "tokens": len(ids),
+                    "bytes": size,
+                }
+                kept = ("source", "domain", "language", "file", "line")
+                add(row | {name: getattr(document, name) for name in kept})
                 records.append(ids)
             advance(len(documents))
 
@@ -185,27 +203,6 @@ def _batches(
         yield batch
 
 
-def _row(
-    document: Document, size: int, tokens: int, part: int, row: int, config: RunConfig
-) -> DocumentRow:
-    corpus = config.corpus
-    return {
-        "doc_id": document.id,
-        "part": part,
-        "row": row,
-        "split": assign_split(
-            document.id, config.seed, corpus.held_out_fraction, corpus.reference_fraction
-        ),
-        "source": document.source,
-        "domain": document.domain,
-        "language": document.language,
-        "tokens": tokens,
-        "bytes": size,
-        "file": document.file,
-        "line": document.line,
-    }
-
-
 def ignored_inputs_message(parts: list[list[Chunk]]) -> Iterator[str]:
     """A sentence about files among the data that are ignored, if there are any."""
     inputs: dict[SourceConfig, dict[Input, None]] = {}
@@ -221,16 +218,6 @@ def ignored_inputs_message(parts: list[list[Chunk]]) -> Iterator[str]:
             more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
             shown = ", ".join(sorted(names)[:SHOWN])
             yield f"corpus: not read, because {reason}: {shown}{more}"
-
-
-def _remove_leftovers(directory: RunDirectory) -> None:
-    """Deletes the temporary files (see `atomic_path`) of a run that was killed.
-
-    Called before the first barrier, when no process of this run has begun to write parts.
-    """
-    for folder in (directory.tokens, directory.tokenizer.parent):
-        for path in folder.glob(".tmp-*"):
-            path.unlink(missing_ok=True)
 
 
 def _part_path(directory: RunDirectory, part: int, config: RunConfig, suffix: str) -> Path:

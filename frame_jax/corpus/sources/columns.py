@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.fields import FIELDS, is_named_by_config
+from frame_jax.corpus.documents import FIELDS, is_named_by_config
 from frame_jax.errors import UserError
 
 BYTES_OF_TEXT = {

@@ -9,8 +9,7 @@ from typing import Any
 
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.documents import Record, Rejection
-from frame_jax.corpus.fields import FIELDS, RecordError, decode_utf8
+from frame_jax.corpus.documents import FIELDS, Record, RecordError, Rejection, decode_utf8
 from frame_jax.corpus.sources.compressed import (
     BYTE_ORDER_MARK,
     HEAD_BYTES,
