@@ -246,7 +246,7 @@ def join_table(
 
 
 def id_in_sql(column: str, kind: str) -> str:
-    """SQL for a column of ids as text, equal to what `corpus.fields.get_id` makes of the same
+    """SQL for a column of ids as text, equal to what `corpus.documents.get_id` makes of the same
     values."""
     name = sql_identifier(column)
     if kind == "BLOB":
