@@ -14,6 +14,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import PartitionSpec
 
 from frame_jax.models import packed_attention, segment_attention
@@ -25,7 +26,7 @@ SPLASH_BLOCK_NAMES = [f"block_{x}{of}" for of in ("", "_dkv", "_dq") for x in ("
 SPLASH_BLOCKS = (1024, 512, 256, 128)  # queries and keys of one tile, the largest that divides T
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     """Lets each query attend to the keys at or before it in the same segment.
 
     Args:
@@ -51,7 +52,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
     )(q, k, v, segment_ids)
 
 
-def _kernel_for(q: jax.Array, k: jax.Array) -> Callable[..., jax.Array]:
+def _kernel_for(q: Array, k: Array) -> Callable[..., Array]:
     """The function that computes `attention` for the queries and keys of one device."""
     backend = platform()
     if backend == "tpu" and q.shape[1] % SPLASH_BLOCKS[-1] == 0:
@@ -73,8 +74,8 @@ def _kernel_for(q: jax.Array, k: jax.Array) -> Callable[..., jax.Array]:
 
 
 def splash_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, interpret: bool = False
-) -> jax.Array:
+    q: Array, k: Array, v: Array, segment_ids: Array, interpret: bool = False
+) -> Array:
     """`attention` in the Pallas kernel for TPU; T is a multiple of 128."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -92,12 +93,12 @@ def splash_attention(
 
 
 def library_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    segment_ids: Array,
     implementation: Literal["xla", "cudnn"] = "xla",
-) -> jax.Array:
+) -> Array:
     """`attention` in `jax.nn.dot_product_attention`, which calls cuDNN on a GPU."""
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     mixed = jax.nn.dot_product_attention(
@@ -106,7 +107,7 @@ def library_attention(
     return save_activation(mixed)
 
 
-def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def lean_attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     """`attention` in plain XLA, a block of queries at a time."""
     B, T, H, head_dim = q.shape
     groups = H // k.shape[2]
@@ -121,7 +122,7 @@ def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Ar
     return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, head_dim)
 
 
-def _scores(q: jax.Array, k: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def _scores(q: Array, k: Array, segment_ids: Array) -> Array:
     """[B, K, G, Q, head_dim] x [B, K, S, head_dim] -> masked scores [B, K, G, Q, S], float32.
 
     The queries are at the last of the S positions.
@@ -134,14 +135,14 @@ def _scores(q: jax.Array, k: jax.Array, segment_ids: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def _attend(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     """One block of queries against all keys up to its end; segment_ids [B, S] of the keys."""
     return _attend_forward(q, k, v, segment_ids)[0]
 
 
 def _attend_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    q: Array, k: Array, v: Array, segment_ids: Array
+) -> tuple[Array, tuple[Array, ...]]:
     scores = _scores(q, k, segment_ids)
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
@@ -151,9 +152,7 @@ def _attend_forward(
     return mixed, (q, k, v, segment_ids, mixed, log_total)
 
 
-def _attend_backward(
-    residuals: tuple[jax.Array, ...], grad: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _attend_backward(residuals: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array, None]:
     """Recomputes the probabilities instead of saving them: memory linear in the keys."""
     q, k, v, segment_ids, mixed, log_total = residuals
     grad = grad.astype(q.dtype)

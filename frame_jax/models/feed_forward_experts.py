@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 from jax.sharding import PartitionSpec
 
 from frame_jax.config.models import ModelConfig
@@ -39,8 +40,8 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
 
 
 def apply(
-    c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
-) -> tuple[jax.Array, RouterStatistics | None]:
+    c: ModelConfig, p: dict[str, Array], x: Array, context: LayerContext
+) -> tuple[Array, RouterStatistics | None]:
     """Applies the layer: [B, T, D] -> [B, T, D], and the router's statistics."""
     e = c.experts
     logits = router_logits(x, p["router"])  # [B, T, E]
@@ -63,7 +64,7 @@ def apply(
     return out, router_statistics(logits, probabilities, experts, context.loss_mask)
 
 
-def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> jax.Array:
+def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> Array:
     """The weighted sum of the chosen experts' outputs for each token, on any mesh: [B, T, D]."""
     mesh, count = context_mesh(), len(matrices.gate)
     if mesh is None or mesh.are_all_axes_manual:
@@ -89,7 +90,7 @@ def sharded_expert_sum(
     rows: tuple[str, ...] | None,
     shards: str | None,
     columns: str | None,
-) -> jax.Array:
+) -> Array:
     """The part of one device in `weighted_expert_sum`, inside `shard_map`.
 
     It gathers the tokens of its group of the `expert` axis, applies its experts and scatters the
@@ -103,7 +104,7 @@ def sharded_expert_sum(
         shards: Mesh axis over which experts are split.
         columns: Mesh axis over which the experts' columns F are split.
     """
-    first: jax.Array | int = 0
+    first: Array | int = 0
     gathered = shards is not None and rows is not None
     if shards is not None:
         first = jax.lax.axis_index(shards) * len(matrices.gate)

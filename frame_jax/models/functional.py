@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax import Array
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.transformer import Params, Transformer
@@ -37,7 +38,7 @@ class Decoder:
     remat: str = "none"
     unroll: int = 1
 
-    def _create(self, key: jax.Array) -> Transformer:
+    def _create(self, key: Array) -> Transformer:
         return Transformer(
             self.config,
             self.vocab_size,
@@ -51,7 +52,7 @@ class Decoder:
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
         return nnx.split(nnx.eval_shape(lambda: self._create(jax.random.key(0))))
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: Array) -> Params:
         """Initial parameters, float32. Wrap in `jax.jit` with output shardings for large models."""
         return nnx.to_pure_dict(nnx.state(self._create(key)))
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from frame_jax.models.layers import (
     contract_f32,
@@ -38,17 +39,17 @@ class RoutedTokens(NamedTuple):
         weights: [B, T, k] float32.
     """
 
-    x: jax.Array
-    experts: jax.Array
-    weights: jax.Array
+    x: Array
+    experts: Array
+    weights: Array
 
 
 class ExpertWeights(NamedTuple):
     """The experts' matrices, float32: `gate` and `up` [E, D, F], `down` [E, F, D]."""
 
-    gate: jax.Array
-    up: jax.Array
-    down: jax.Array
+    gate: Array
+    up: Array
+    down: Array
 
 
 class Placement(NamedTuple):
@@ -62,9 +63,9 @@ class Placement(NamedTuple):
             needs the tile.
     """
 
-    source: jax.Array
-    row: jax.Array
-    tile_expert: jax.Array
+    source: Array
+    row: Array
+    tile_expert: Array
 
 
 def rows_per_tile(choices: int, experts: int) -> int:
@@ -74,7 +75,7 @@ def rows_per_tile(choices: int, experts: int) -> int:
     return 1 if platform() == "gpu" else CPU_TILE  # `ragged_dot` takes groups of any size
 
 
-def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
+def place_choices(experts: Array, num_experts: int, tile: int) -> Placement:
     """Assigns rows to all choices, sorted by expert, each expert's rows padded to whole tiles.
 
     Args:
@@ -113,19 +114,19 @@ def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
     )
 
 
-def _take_or_zero(x: jax.Array, indices: jax.Array) -> jax.Array:
+def _take_or_zero(x: Array, indices: Array) -> Array:
     """Entries of the leading axis; zeros for indices behind its end."""
     return x.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
 @jax.custom_vjp
-def tokens_to_rows(x: jax.Array, placement: Placement) -> jax.Array:
+def tokens_to_rows(x: Array, placement: Placement) -> Array:
     """Copies tokens [M, D] to rows [R, D]; empty rows are zero."""
     return _take_or_zero(x, placement.source // placement.row.shape[1])
 
 
 @jax.custom_vjp
-def rows_to_tokens(rows: jax.Array, placement: Placement) -> jax.Array:
+def rows_to_tokens(rows: Array, placement: Placement) -> Array:
     """Sums each token's rows in float32: [R, D] to [M, D]."""
     return jnp.sum(_take_or_zero(rows, placement.row).astype(jnp.float32), axis=1).astype(
         rows.dtype
@@ -133,7 +134,7 @@ def rows_to_tokens(rows: jax.Array, placement: Placement) -> jax.Array:
 
 
 @jax.custom_vjp
-def choices_to_rows(values: jax.Array, placement: Placement) -> jax.Array:
+def choices_to_rows(values: Array, placement: Placement) -> Array:
     """Copies values of choices [M, k] to rows [R]; 0 for empty rows."""
     return _take_or_zero(values.reshape(-1), placement.source)
 
@@ -153,7 +154,7 @@ choices_to_rows.defvjp(
 
 
 @jax.custom_vjp
-def grouped_matmul(x: jax.Array, w: jax.Array, tile_expert: jax.Array) -> jax.Array:
+def grouped_matmul(x: Array, w: Array, tile_expert: Array) -> Array:
     """Multiplies each tile of rows with the matrix of its expert.
 
     By the rule of `layers.matmul`: operands in the dtype of `x`, sums in float32, the cotangent
@@ -172,9 +173,7 @@ def grouped_matmul(x: jax.Array, w: jax.Array, tile_expert: jax.Array) -> jax.Ar
     return tile_products(x, w.astype(x.dtype), tile_expert, False)
 
 
-def _backward(
-    residuals: tuple[jax.Array, jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
+def _backward(residuals: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, None]:
     x, w, tile_expert = residuals
     tile_products, outer_products = KERNELS.get(platform(), KERNELS["cpu"])
     grad = grad.astype(x.dtype)
@@ -187,14 +186,12 @@ grouped_matmul.defvjp(
 )
 
 
-def looped_products(
-    x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool
-) -> jax.Array:
+def looped_products(x: Array, w: Array, tile_expert: Array, transposed: bool) -> Array:
     """`tile_products`, a tile at a time, for the tiles in use; matrices are not copied."""
     tile, columns = len(x) // len(tile_expert), w.shape[1 if transposed else 2]
     x, w, dtype = to_bits(x), to_bits(w), x.dtype
 
-    def body(i: jax.Array, out: jax.Array) -> jax.Array:
+    def body(i: Array, out: Array) -> Array:
         rows = from_bits(jax.lax.dynamic_slice_in_dim(x, i * tile, tile))
         matrix = from_bits(jax.lax.dynamic_index_in_dim(w, tile_expert[i], keepdims=False))
         product = contract_f32(rows, matrix, (1,), (1 if transposed else 0,))
@@ -205,14 +202,12 @@ def looped_products(
     return from_bits(jax.lax.fori_loop(0, jnp.sum(tile_expert < len(w)), body, out))
 
 
-def looped_outer_products(
-    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
-) -> jax.Array:
+def looped_outer_products(x: Array, y: Array, tile_expert: Array, num_experts: int) -> Array:
     """`outer_products`, a tile at a time, added up in place."""
     tile = len(x) // len(tile_expert)
     x, y = to_bits(x), to_bits(y)
 
-    def body(i: jax.Array, out: jax.Array) -> jax.Array:
+    def body(i: Array, out: Array) -> Array:
         left, right = (
             from_bits(jax.lax.dynamic_slice_in_dim(rows, i * tile, tile)) for rows in (x, y)
         )
@@ -222,7 +217,7 @@ def looped_outer_products(
     return jax.lax.fori_loop(0, jnp.sum(tile_expert < num_experts), body, out)
 
 
-def _rows_per_expert(tile_expert: jax.Array, rows: int, num_experts: int) -> jax.Array:
+def _rows_per_expert(tile_expert: Array, rows: int, num_experts: int) -> Array:
     """[E] int32: the rows of each expert, padding included."""
     tiles = jnp.diff(jnp.searchsorted(tile_expert, jnp.arange(num_experts + 1)))
     return (tiles * (rows // len(tile_expert))).astype(jnp.int32)
@@ -234,8 +229,8 @@ def _block(size: int, most: int) -> int:
 
 
 def megablox_products(
-    x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool, interpret: bool = False
-) -> jax.Array:
+    x: Array, w: Array, tile_expert: Array, transposed: bool, interpret: bool = False
+) -> Array:
     """`tile_products` in the Pallas kernel for TPU."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 
@@ -253,8 +248,8 @@ def megablox_products(
 
 
 def megablox_outer_products(
-    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int, interpret: bool = False
-) -> jax.Array:
+    x: Array, y: Array, tile_expert: Array, num_experts: int, interpret: bool = False
+) -> Array:
     """`outer_products` in the Pallas kernel for TPU."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
@@ -269,25 +264,21 @@ def megablox_outer_products(
     )
 
 
-def ragged_products(
-    x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool
-) -> jax.Array:
+def ragged_products(x: Array, w: Array, tile_expert: Array, transposed: bool) -> Array:
     """`tile_products` in `jax.lax.ragged_dot_general`, which compiles on a GPU but is not fast
     there (by public reports, and in JAX's own fallback, every expert multiplies every row)."""
     lengths = _rows_per_expert(tile_expert, len(x), len(w))
     return _ragged_dot(x, w, lengths, (1, 2 if transposed else 1), [0]).astype(x.dtype)
 
 
-def ragged_outer_products(
-    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
-) -> jax.Array:
+def ragged_outer_products(x: Array, y: Array, tile_expert: Array, num_experts: int) -> Array:
     """`outer_products` in `jax.lax.ragged_dot_general`."""
     return _ragged_dot(x, y, _rows_per_expert(tile_expert, len(x), num_experts), (0, 0), [])
 
 
 def _ragged_dot(
-    x: jax.Array, y: jax.Array, lengths: jax.Array, axes: tuple[int, int], groups: list[int]
-) -> jax.Array:
+    x: Array, y: Array, lengths: Array, axes: tuple[int, int], groups: list[int]
+) -> Array:
     """The sum over an axis of both, in float32, for groups of rows of `x` of these lengths."""
     numbers = jax.lax.RaggedDotDimensionNumbers(
         dot_dimension_numbers=(((axes[0],), (axes[1],)), ((), ())),
@@ -307,9 +298,7 @@ KERNELS = {
 
 
 @recompute_in_backward
-def _gate_and_up(
-    x: jax.Array, placement: Placement, gate: jax.Array, up: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _gate_and_up(x: Array, placement: Placement, gate: Array, up: Array) -> tuple[Array, Array]:
     """The two first products, [M, D] to twice [R, F]; the backward pass makes the rows again."""
     rows = tokens_to_rows(x, placement)
     tiles = placement.tile_expert
@@ -317,15 +306,15 @@ def _gate_and_up(
 
 
 @recompute_in_backward
-def _weighted_swiglu(gate: jax.Array, up: jax.Array, weights: jax.Array) -> jax.Array:
+def _weighted_swiglu(gate: Array, up: Array, weights: Array) -> Array:
     """`layers.swiglu` of [R, F], each row times its weight before the one rounding."""
     hidden = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
     return (hidden * weights[:, None]).astype(gate.dtype)
 
 
 def local_expert_sum(
-    routed: RoutedTokens, matrices: ExpertWeights, *, count: int, first: int | jax.Array = 0
-) -> jax.Array:
+    routed: RoutedTokens, matrices: ExpertWeights, *, count: int, first: int | Array = 0
+) -> Array:
     """The weighted sum of the outputs of each token's experts, SwiGLU each, on one device.
 
     A device that holds some of the experts, or some of the columns F, gives its part of the sum;

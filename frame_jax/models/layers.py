@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from frame_jax.config.models import RopeScalingConfig
@@ -40,25 +41,25 @@ class LayerContext(NamedTuple):
             statistics.
     """
 
-    segment_ids: jax.Array
-    positions: jax.Array
-    rotary: tuple[jax.Array, jax.Array]
-    loss_mask: jax.Array | None
+    segment_ids: Array
+    positions: Array
+    rotary: tuple[Array, Array]
+    loss_mask: Array | None
 
 
-def to_bits(x: jax.Array) -> jax.Array:
+def to_bits(x: Array) -> Array:
     """bfloat16 as uint16, other dtypes as they are: for arrays that a loop takes slices of or puts
     together, which XLA for CPUs before jaxlib 0.12 does by way of float32."""
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
-def from_bits(x: jax.Array) -> jax.Array:
+def from_bits(x: Array) -> Array:
     """The inverse of `to_bits`."""
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: jax.Array, w: jax.Array, axes: int = 1) -> jax.Array:
+def matmul(x: Array, w: Array, axes: int = 1) -> Array:
     """The product of `x` and `w` in the dtype of `x`, accumulated in float32.
 
     Its derivative rounds the cotangent to the dtype of the operands first; autodiff would multiply
@@ -76,21 +77,17 @@ def matmul(x: jax.Array, w: jax.Array, axes: int = 1) -> jax.Array:
     return contract_f32(x, w.astype(x.dtype), rows, range(axes)).astype(x.dtype)
 
 
-def contract_f32(x: jax.Array, y: jax.Array, of_x: Iterable[int], of_y: Iterable[int]) -> jax.Array:
+def contract_f32(x: Array, y: Array, of_x: Iterable[int], of_y: Iterable[int]) -> Array:
     """The sum over these axes of both, in float32; other axes stay, those of `x` first."""
     contract = ((tuple(of_x), tuple(of_y)), ((), ()))
     return jax.lax.dot_general(x, y, contract, preferred_element_type=jnp.float32)
 
 
-def _matmul_forward(
-    x: jax.Array, w: jax.Array, axes: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _matmul_forward(x: Array, w: Array, axes: int) -> tuple[Array, tuple[Array, Array]]:
     return matmul(x, w, axes), (x, w)
 
 
-def _matmul_backward(
-    axes: int, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _matmul_backward(axes: int, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, w = residuals
     grad, batch = grad.astype(x.dtype), range(x.ndim - axes)
     columns = range(len(batch), grad.ndim)
@@ -98,7 +95,7 @@ def _matmul_backward(
     return grad_x.astype(x.dtype), _over_tokens(x, grad, batch).astype(w.dtype)
 
 
-def _over_tokens(x: jax.Array, grad: jax.Array, tokens: range) -> jax.Array:
+def _over_tokens(x: Array, grad: Array, tokens: range) -> Array:
     """The sum over the leading axes of both, [*K, *N] float32.
 
     XLA for CPUs lays out the left operand anew, element by element, for a sum over its first axis.
@@ -117,7 +114,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 @functools.partial(recompute_in_backward, static_argnums=2)
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     """Root-mean-square normalisation over the last axis, computed in float32.
 
     Args:
@@ -131,7 +128,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 @functools.partial(recompute_in_backward, static_argnums=3)
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """Normalisation to mean 0 and variance 1 over the last axis, computed in float32.
 
     Args:
@@ -147,13 +144,13 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
 
 
 @recompute_in_backward
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Array) -> Array:
     """The Gaussian error linear unit, exact (by the error function), computed in float32."""
     return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
 @recompute_in_backward
-def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+def swiglu(gate: Array, up: Array) -> Array:
     """SiLU of `gate`, times `up`, computed in float32; same shape and dtype."""
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
@@ -180,7 +177,7 @@ def rotary_frequencies(
     return frequencies.astype(np.float32)
 
 
-def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def rotary_tables(positions: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
     """Cosine and signed sine tables of the rotary embedding.
 
     Args:
@@ -196,7 +193,7 @@ def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Ar
 
 
 @jax.custom_vjp
-def apply_rotary(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+def apply_rotary(x: Array, tables: tuple[Array, Array]) -> Array:
     """Applies rotary positions to [B, T, heads, head_dim].
 
     Pairs are (i, i + head_dim / 2), the layout of Llama checkpoints on Hugging Face, so weights
@@ -206,9 +203,7 @@ def apply_rotary(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array
     return (x.astype(jnp.float32) * cos + _partners(x) * sin).astype(x.dtype)
 
 
-def _rotate_backward(
-    tables: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, None]:
+def _rotate_backward(tables: tuple[Array, Array], grad: Array) -> tuple[Array, None]:
     """Rotates by the negative angle."""
     cos, sin = tables
     return apply_rotary(grad, (cos, -sin)), None
@@ -217,7 +212,7 @@ def _rotate_backward(
 apply_rotary.defvjp(lambda x, tables: (apply_rotary(x, tables), tables), _rotate_backward)
 
 
-def _partners(x: jax.Array) -> jax.Array:
+def _partners(x: Array) -> Array:
     """The two halves of the last axis, exchanged; float32.
 
     A TPU's vector unit moves numbers between lanes slowly. Its matrix unit does it in passing, and

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.attention import attention
@@ -36,12 +36,10 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
     return params
 
 
-def apply(
-    c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
-) -> jax.Array:
+def apply(c: ModelConfig, p: dict[str, Array], x: Array, context: LayerContext) -> Array:
     """Applies the mixer: [B, T, D] -> [B, T, D]."""
 
-    def heads(w: jax.Array) -> jax.Array:
+    def heads(w: Array) -> Array:
         """[..., H * head_dim] -> [..., H, head_dim]. Products with weights of this shape spare
         a TPU a new layout of queries, keys, values and of what attention makes of them."""
         return w.reshape(*w.shape[:-1], -1, c.resolved_head_dim)
@@ -63,14 +61,14 @@ def apply(
     return out + p["attention_out_bias"].astype(out.dtype) if c.bias else out
 
 
-def norm_heads(c: ModelConfig, x: jax.Array, scale: jax.Array) -> jax.Array:
+def norm_heads(c: ModelConfig, x: Array, scale: Array) -> Array:
     """[B, T, H, head_dim], normed by head or over all heads together."""
     if c.qk_norm_over == "head":
         return rms_norm(x, scale, c.norm_eps)
     return rms_norm(x.reshape(*x.shape[:2], -1), scale, c.norm_eps).reshape(x.shape)
 
 
-def apply_partial_rotary(c: ModelConfig, x: jax.Array, context: LayerContext) -> jax.Array:
+def apply_partial_rotary(c: ModelConfig, x: Array, context: LayerContext) -> Array:
     """[B, T, H, head_dim] with the first `rotary_dim` numbers of each head rotated."""
     width = c.rotary_dim
     if width == 0:

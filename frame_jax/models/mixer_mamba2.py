@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.layers import LayerContext, matmul, save_activation
@@ -49,20 +50,18 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
     }
 
 
-def apply(
-    c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
-) -> jax.Array:
+def apply(c: ModelConfig, p: dict[str, Array], x: Array, context: LayerContext) -> Array:
     """Applies the mixer: [B, T, D] -> [B, T, D]."""
     m = c.mamba2
     z = save_activation(matmul(x, p["in_z"]))
 
-    def convolved(part: str) -> jax.Array:
+    def convolved(part: str) -> Array:
         projected = save_activation(matmul(x, p[f"in_{part}"]))
         return document_convolution(
             projected, p[f"conv_{part}"], p.get(f"conv_{part}_bias"), context.positions
         )
 
-    def split(array: jax.Array, parts: int) -> jax.Array:
+    def split(array: Array, parts: int) -> Array:
         return array.reshape(*array.shape[:2], parts, -1)
 
     steps = jax.nn.softplus(matmul(x, p["in_dt"]).astype(jnp.float32) + p["dt_bias"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 
 
 class ParamInitializer:
@@ -27,7 +28,7 @@ class ParamInitializer:
         self._stacked, self._rngs = stacked, rngs
         self.residual = (2 * num_layers) ** -0.5
 
-    def _param(self, values: jax.Array, axes: Sequence[str]) -> nnx.Param:
+    def _param(self, values: Array, axes: Sequence[str]) -> nnx.Param:
         return nnx.Param(values, axes=("layer", *axes))
 
     def matrix(self, shape: Sequence[int], axes: Sequence[str], scale: float = 1.0) -> nnx.Param:
@@ -35,12 +36,12 @@ class ParamInitializer:
         values = jax.random.normal(self._rngs.params(), (self._stacked, *shape), jnp.float32)
         return self._param(values * (scale * shape[-2] ** -0.5), axes)
 
-    def uniform(self, shape: Sequence[int], low: float, high: float) -> jax.Array:
+    def uniform(self, shape: Sequence[int], low: float, high: float) -> Array:
         """[layers, *shape], uniform in [low, high)."""
         shape = (self._stacked, *shape)
         return jax.random.uniform(self._rngs.params(), shape, jnp.float32, low, high)
 
-    def vector(self, width: int, value: float | jax.Array) -> nnx.Param:
+    def vector(self, width: int, value: float | Array) -> nnx.Param:
         """Vectors [layers, width] that weight decay spares: norms, biases and the like."""
         values = jnp.broadcast_to(jnp.asarray(value, jnp.float32), (self._stacked, width))
         return self._param(values, ("norm",))

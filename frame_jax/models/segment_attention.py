@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from frame_jax.models.layers import einsum_f32, from_bits, save_activation, to_bits
 
@@ -39,13 +40,13 @@ class QueryBlocks(NamedTuple):
     """
 
     widths: list[int]
-    branch: jax.Array
-    row: jax.Array
-    stop: jax.Array
-    end: jax.Array
+    branch: Array
+    row: Array
+    stop: Array
+    end: Array
 
 
-def find_blocks(segment_ids: jax.Array) -> QueryBlocks:
+def find_blocks(segment_ids: Array) -> QueryBlocks:
     """Finds the N = B * T / QUERY_BLOCK blocks of a batch, row by row."""
     B, T = segment_ids.shape
     count = T // QUERY_BLOCK
@@ -58,7 +59,7 @@ def find_blocks(segment_ids: jax.Array) -> QueryBlocks:
     return QueryBlocks(widths, branch, row, stop, jnp.maximum(stop, jnp.array(widths)[branch]))
 
 
-def first_keys(segment_ids: jax.Array) -> jax.Array:
+def first_keys(segment_ids: Array) -> Array:
     """[B, T / QUERY_BLOCK] int32: where the segment of each block's first query begins."""
     T = segment_ids.shape[1]
     begins = segment_ids[:, 1:] != segment_ids[:, :-1]
@@ -67,7 +68,7 @@ def first_keys(segment_ids: jax.Array) -> jax.Array:
     return start[:, ::QUERY_BLOCK]
 
 
-def gather_query_block(x: jax.Array, row: jax.Array, stop: jax.Array, key_heads: int) -> jax.Array:
+def gather_query_block(x: Array, row: Array, stop: Array, key_heads: int) -> Array:
     """The block of queries before `stop`: [B, T, H, D] -> [K, G * QUERY_BLOCK, D], the G = H / K
     heads of a group side by side."""
     start, size = (row, stop - QUERY_BLOCK, 0, 0), (1, QUERY_BLOCK, *x.shape[2:])
@@ -75,16 +76,14 @@ def gather_query_block(x: jax.Array, row: jax.Array, stop: jax.Array, key_heads:
     return block.transpose(1, 2, 0, 3).reshape(key_heads, -1, x.shape[3])
 
 
-def ungather_query_block(x: jax.Array) -> jax.Array:
+def ungather_query_block(x: Array) -> Array:
     """The inverse of `gather_query_block` for one block, as bits: [QUERY_BLOCK, H, D]."""
     block = x.reshape(x.shape[0], -1, QUERY_BLOCK, x.shape[2]).transpose(2, 0, 1, 3)
     return to_bits(block.reshape(QUERY_BLOCK, -1, x.shape[2]))
 
 
 @jax.custom_vjp
-def segment_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
-) -> jax.Array:
+def segment_attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     """`models.attention.attention`; T is a multiple of QUERY_BLOCK.
 
     Segments must be contiguous: equal ids stand side by side.
@@ -92,13 +91,11 @@ def segment_attention(
     return _forward(q, k, v, segment_ids)[0]
 
 
-def _forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _forward(q: Array, k: Array, v: Array, segment_ids: Array) -> tuple[Array, tuple[Array, ...]]:
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, head_dim]
     blocks = find_blocks(segment_ids)
 
-    def block(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def block(inputs: tuple[Array, ...]) -> tuple[Array, Array]:
         branch, row, stop, end = inputs
         queries = gather_query_block(q, row, stop, k.shape[2])
         branches = [functools.partial(attend, keys, values, segment_ids, w) for w in blocks.widths]
@@ -112,15 +109,15 @@ def _forward(
 
 
 def attend(
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    k: Array,
+    v: Array,
+    segment_ids: Array,
     width: int,
-    queries: jax.Array,
-    row: jax.Array,
-    stop: jax.Array,
-    end: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    queries: Array,
+    row: Array,
+    stop: Array,
+    end: Array,
+) -> tuple[Array, Array]:
     """Attends from the block of queries that ends before `stop` to the `width` keys before `end`.
 
     Args:
@@ -151,15 +148,13 @@ def attend(
     return mixed, (top + jnp.log(total))[..., 0]
 
 
-def slice_keys(k: jax.Array, width: int, row: jax.Array, end: jax.Array) -> jax.Array:
+def slice_keys(k: Array, width: int, row: Array, end: Array) -> Array:
     """[B, K, T, head_dim] -> [K, width, head_dim]: the keys before `end`."""
     size = (1, k.shape[1], width, k.shape[3])
     return jax.lax.dynamic_slice(k, (row, 0, end - width, 0), size)[0]
 
 
-def visible_keys(
-    segment_ids: jax.Array, width: int, row: jax.Array, stop: jax.Array, end: jax.Array
-) -> jax.Array:
+def visible_keys(segment_ids: Array, width: int, row: Array, stop: Array, end: Array) -> Array:
     """[QUERY_BLOCK, width] bool: which of the keys that `slice_keys` gives a query sees."""
     first_query, first_key = stop - QUERY_BLOCK, end - width
     keys = jax.lax.dynamic_slice(segment_ids, (row, first_key), (1, width))[0]
@@ -168,9 +163,7 @@ def visible_keys(
     return (queries[:, None] == keys) & before
 
 
-def _backward(
-    residuals: tuple[jax.Array, ...], grad: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _backward(residuals: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, segment_ids, mixed, log_total = residuals
     B, T, K, head_dim = k.shape
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, head_dim]
@@ -179,7 +172,7 @@ def _backward(
     inner = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
 
     # A block adds to the T positions before its end, the first of which are before the row.
-    def block(sums: jax.Array, inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def block(sums: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
         log_total, branch, row, stop, end = inputs
         queries, grads, inners = (gather_query_block(x, row, stop, K) for x in (q, grad, inner))
         branches = [
@@ -199,18 +192,18 @@ def _backward(
 
 
 def attend_backward(
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    k: Array,
+    v: Array,
+    segment_ids: Array,
     width: int,
-    queries: jax.Array,
-    grad: jax.Array,
-    inner: jax.Array,
-    log_total: jax.Array,
-    row: jax.Array,
-    stop: jax.Array,
-    end: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
+    queries: Array,
+    grad: Array,
+    inner: Array,
+    log_total: Array,
+    row: Array,
+    stop: Array,
+    end: Array,
+) -> tuple[Array, Array]:
     """The derivatives of `attend`, whose other arguments these are.
 
     Beside them come `grad`, the derivative with respect to the mixed values, in the shape of

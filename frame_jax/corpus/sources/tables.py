@@ -17,12 +17,7 @@ import pyarrow.parquet as pq
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record
-from frame_jax.corpus.sources.columns import (
-    ColumnPath,
-    paths_to_read,
-    rows_of_batch,
-    text_as_bytes,
-)
+from frame_jax.corpus.sources.columns import ColumnPath, paths_to_read, rows_of_batch, text_as_bytes
 from frame_jax.corpus.sources.inputs import (
     STATE,
     Input,
