@@ -27,27 +27,28 @@ KEY_BLOCK = 128  # the smallest granularity of skipping
 BRANCHES = 16  # longer rows skip in coarser steps, so that compile time stays the same
 
 
-class QueryBlocks(NamedTuple):
-    """The position of each block of queries, and how far back it attends.
+class QueryBlock(NamedTuple):
+    """The position of one block of queries, or of each of N; int32.
 
     Attributes:
-        widths: Numbers of keys that a branch may read, rising.
-        branch: [N] int32, the narrowest of `widths` that reaches all keys of the block's segments.
-        row: [N] int32, which row of the batch.
-        stop: [N] int32, the position after the block's last query.
-        end: [N] int32, the position after the last key that is read: `stop`, or later where fewer
-            keys than the width are before it.
+        row: Which row of the batch.
+        stop: The position after the block's last query.
+        end: The position after the last key that is read: `stop`, or later where fewer keys than
+            are read are before it.
     """
 
-    widths: list[int]
-    branch: Array
     row: Array
     stop: Array
     end: Array
 
 
-def find_blocks(segment_ids: Array) -> QueryBlocks:
-    """Finds the N = B * T / QUERY_BLOCK blocks of a batch, row by row."""
+def find_blocks(segment_ids: Array) -> tuple[list[int], Array, QueryBlock]:
+    """Finds the N = B * T / QUERY_BLOCK blocks of a batch, row by row.
+
+    Returns:
+        Numbers of keys that a block may read, rising; [N] int32, the narrowest of them that reaches
+        all keys of the block's segments; and the blocks.
+    """
     B, T = segment_ids.shape
     count = T // QUERY_BLOCK
     step = KEY_BLOCK * math.ceil(T / (KEY_BLOCK * BRANCHES))
@@ -56,7 +57,7 @@ def find_blocks(segment_ids: Array) -> QueryBlocks:
     stop = QUERY_BLOCK * (1 + block)
     reach = stop - first_keys(segment_ids).reshape(-1)
     branch = (reach + step - 1) // step - 1
-    return QueryBlocks(widths, branch, row, stop, jnp.maximum(stop, jnp.array(widths)[branch]))
+    return widths, branch, QueryBlock(row, stop, jnp.maximum(stop, jnp.array(widths)[branch]))
 
 
 def first_keys(segment_ids: Array) -> Array:
@@ -68,10 +69,10 @@ def first_keys(segment_ids: Array) -> Array:
     return start[:, ::QUERY_BLOCK]
 
 
-def gather_query_block(x: Array, row: Array, stop: Array, key_heads: int) -> Array:
-    """The block of queries before `stop`: [B, T, H, D] -> [K, G * QUERY_BLOCK, D], the G = H / K
-    heads of a group side by side."""
-    start, size = (row, stop - QUERY_BLOCK, 0, 0), (1, QUERY_BLOCK, *x.shape[2:])
+def gather_query_block(x: Array, at: QueryBlock, key_heads: int) -> Array:
+    """A block of queries: [B, T, H, D] -> [K, G * QUERY_BLOCK, D], the G = H / K heads of a group
+    side by side."""
+    start, size = (at.row, at.stop - QUERY_BLOCK, 0, 0), (1, QUERY_BLOCK, *x.shape[2:])
     block = jax.lax.dynamic_slice(x, start, size).reshape(QUERY_BLOCK, key_heads, -1, x.shape[3])
     return block.transpose(1, 2, 0, 3).reshape(key_heads, -1, x.shape[3])
 
@@ -93,32 +94,25 @@ def segment_attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array
 
 def _forward(q: Array, k: Array, v: Array, segment_ids: Array) -> tuple[Array, tuple[Array, ...]]:
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, head_dim]
-    blocks = find_blocks(segment_ids)
+    widths, branch, blocks = find_blocks(segment_ids)
 
-    def block(inputs: tuple[Array, ...]) -> tuple[Array, Array]:
-        branch, row, stop, end = inputs
-        queries = gather_query_block(q, row, stop, k.shape[2])
-        branches = [functools.partial(attend, keys, values, segment_ids, w) for w in blocks.widths]
-        mixed, log_total = jax.lax.switch(branch, branches, queries, row, stop, end)
+    def block(inputs: tuple[Array, QueryBlock]) -> tuple[Array, Array]:
+        branch, at = inputs
+        queries = gather_query_block(q, at, k.shape[2])
+        branches = [functools.partial(attend, keys, values, segment_ids, w) for w in widths]
+        mixed, log_total = jax.lax.switch(branch, branches, queries, at)
         return ungather_query_block(mixed), log_total
 
-    mixed, log_total = jax.lax.map(block, blocks[1:])
+    mixed, log_total = jax.lax.map(block, (branch, blocks))
     mixed = save_activation(from_bits(mixed).reshape(q.shape))
     log_total = save_activation(log_total)
     return mixed, (q, k, v, segment_ids, mixed, log_total)
 
 
 def attend(
-    k: Array,
-    v: Array,
-    segment_ids: Array,
-    width: int,
-    queries: Array,
-    row: Array,
-    stop: Array,
-    end: Array,
+    k: Array, v: Array, segment_ids: Array, width: int, queries: Array, at: QueryBlock
 ) -> tuple[Array, Array]:
-    """Attends from the block of queries that ends before `stop` to the `width` keys before `end`.
+    """Attends from a block of queries to the `width` keys before `at.end`.
 
     Args:
         k: [B, K, T, head_dim].
@@ -126,16 +120,13 @@ def attend(
         segment_ids: [B, T].
         width: Number of keys.
         queries: [K, G * QUERY_BLOCK, head_dim], the heads of a group side by side.
-        row: Which of B.
-        stop: Position after the block's last query.
-        end: Position after the last key.
+        at: The block.
 
     Returns:
         Mixed values, the shape of `queries`, and the logarithm of each query's softmax
         denominator, [K, G * QUERY_BLOCK] float32.
     """
-    keys, values = slice_keys(k, width, row, end), slice_keys(v, width, row, end)
-    visible = visible_keys(segment_ids, width, row, stop, end)
+    keys, values, visible = read_keys(k, v, segment_ids, width, at)
     bias = jnp.where(visible, 0.0, -1e30).astype(jnp.float32)
     bias = jnp.tile(bias, (queries.shape[1] // QUERY_BLOCK, 1))
     scores = einsum_f32("kqd,ksd->kqs", queries, keys) * queries.shape[-1] ** -0.5 + bias
@@ -148,45 +139,44 @@ def attend(
     return mixed, (top + jnp.log(total))[..., 0]
 
 
-def slice_keys(k: Array, width: int, row: Array, end: Array) -> Array:
-    """[B, K, T, head_dim] -> [K, width, head_dim]: the keys before `end`."""
+def read_keys(
+    k: Array, v: Array, segment_ids: Array, width: int, at: QueryBlock
+) -> tuple[Array, Array, Array]:
+    """The `width` keys and values before `at.end`, [K, width, head_dim] each, and which of them the
+    queries of the block see, [QUERY_BLOCK, width] bool."""
+    first_query, first_key = at.stop - QUERY_BLOCK, at.end - width
     size = (1, k.shape[1], width, k.shape[3])
-    return jax.lax.dynamic_slice(k, (row, 0, end - width, 0), size)[0]
-
-
-def visible_keys(segment_ids: Array, width: int, row: Array, stop: Array, end: Array) -> Array:
-    """[QUERY_BLOCK, width] bool: which of the keys that `slice_keys` gives a query sees."""
-    first_query, first_key = stop - QUERY_BLOCK, end - width
-    keys = jax.lax.dynamic_slice(segment_ids, (row, first_key), (1, width))[0]
-    queries = jax.lax.dynamic_slice(segment_ids, (row, first_query), (1, QUERY_BLOCK))[0]
+    keys, values = (jax.lax.dynamic_slice(x, (at.row, 0, first_key, 0), size)[0] for x in (k, v))
+    ids = jax.lax.dynamic_slice(segment_ids, (at.row, first_key), (1, width))[0]
+    query_ids = jax.lax.dynamic_slice(segment_ids, (at.row, first_query), (1, QUERY_BLOCK))[0]
     before = (first_query + jnp.arange(QUERY_BLOCK))[:, None] >= first_key + jnp.arange(width)
-    return (queries[:, None] == keys) & before
+    return keys, values, (query_ids[:, None] == ids) & before
 
 
 def _backward(residuals: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, segment_ids, mixed, log_total = residuals
     B, T, K, head_dim = k.shape
     keys, values = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, head_dim]
-    blocks = find_blocks(segment_ids)
+    widths, branch, blocks = find_blocks(segment_ids)
     grad = grad.astype(q.dtype)
     inner = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
 
     # A block adds to the T positions before its end, the first of which are before the row.
-    def block(sums: Array, inputs: tuple[Array, ...]) -> tuple[Array, Array]:
-        log_total, branch, row, stop, end = inputs
-        queries, grads, inners = (gather_query_block(x, row, stop, K) for x in (q, grad, inner))
+    def block(sums: Array, inputs: tuple[Array, Array, QueryBlock]) -> tuple[Array, Array]:
+        log_total, branch, at = inputs
+        queries, grads, inners = (gather_query_block(x, at, K) for x in (q, grad, inner))
         branches = [
-            functools.partial(attend_backward, keys, values, segment_ids, w) for w in blocks.widths
+            functools.partial(attend_backward, keys, values, segment_ids, w) for w in widths
         ]
         grad_queries, parts = jax.lax.switch(
-            branch, branches, queries, grads, inners[..., 0], log_total, row, stop, end
+            branch, branches, queries, grads, inners[..., 0], log_total, at
         )
-        start, size = (0, row, 0, end, 0), (2, 1, K, T, head_dim)
+        start, size = (0, at.row, 0, at.end, 0), (2, 1, K, T, head_dim)
         parts += jax.lax.dynamic_slice(sums, start, size)
         return jax.lax.dynamic_update_slice(sums, parts, start), ungather_query_block(grad_queries)
 
     zero = jnp.zeros((2, B, K, 2 * T, head_dim), jnp.float32)  # for the keys, and for the values
-    sums, grad_q = jax.lax.scan(block, zero, (log_total, *blocks[1:]))
+    sums, grad_q = jax.lax.scan(block, zero, (log_total, branch, blocks))
     grad_k, grad_v = sums[:, :, :, T:].transpose(0, 1, 3, 2, 4).astype(k.dtype)
     return from_bits(grad_q).reshape(q.shape), grad_k, grad_v, None
 
@@ -200,9 +190,7 @@ def attend_backward(
     grad: Array,
     inner: Array,
     log_total: Array,
-    row: Array,
-    stop: Array,
-    end: Array,
+    at: QueryBlock,
 ) -> tuple[Array, Array]:
     """The derivatives of `attend`, whose other arguments these are.
 
@@ -212,12 +200,11 @@ def attend_backward(
 
     Returns:
         Derivatives of the queries, in their shape and dtype, and of the T keys and the T values
-        before `end`, [2, 1, K, T, head_dim] float32.
+        before `at.end`, [2, 1, K, T, head_dim] float32.
     """
-    keys, values = slice_keys(k, width, row, end), slice_keys(v, width, row, end)
+    keys, values, visible = read_keys(k, v, segment_ids, width, at)
     T, scale = k.shape[2], queries.shape[-1] ** -0.5
-    visible = visible_keys(segment_ids, width, row, stop, end).T
-    bias = jnp.where(visible, 0.0, -1e30).astype(jnp.float32)
+    bias = jnp.where(visible.T, 0.0, -1e30).astype(jnp.float32)
     bias = jnp.tile(bias, (1, queries.shape[1] // QUERY_BLOCK))
     scores = einsum_f32("ksd,kqd->ksq", keys, queries) * scale + bias
     weights = jnp.exp(scores - log_total[:, None])
