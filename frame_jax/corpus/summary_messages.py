@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.corpus import CorpusConfig
 from frame_jax.corpus.documents import Document
-from frame_jax.corpus.parts import Chunk
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 
 METADATA = b"frame_jax.fields"
@@ -23,22 +22,14 @@ SETTINGS = {"domain_field": "domain", "language_field": "language"}
 SHOWN = 3
 
 
-class FieldCounts:
-    """Records of a part, and those that lack a field that was looked for, by source."""
+def count_fields(counts: Counter[str], source: int, document: Document) -> None:
+    """Counts a record of the source of that index, and the fields that were looked for in vain."""
+    counts.update(f"{source} {name}" for name in ("records", *document.absent))
 
-    def __init__(self, corpus: CorpusConfig):
-        self._sources = corpus.sources
-        self._counts: Counter[str] = Counter()
 
-    def add(self, chunk: Chunk, document: Document) -> None:
-        index = self._sources.index(chunk.source)
-        self._counts[f"{index} records"] += 1
-        for setting in document.absent:
-            self._counts[f"{index} {setting}"] += 1
-
-    def metadata(self) -> dict[bytes, bytes]:
-        """As they are kept."""
-        return {METADATA: json.dumps(self._counts, sort_keys=True).encode()}
+def counts_metadata(counts: Counter[str]) -> dict[bytes, bytes]:
+    """The counts of a part as they are kept."""
+    return {METADATA: json.dumps(counts, sort_keys=True).encode()}
 
 
 def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list[str]:

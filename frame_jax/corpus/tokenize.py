@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from frame_jax.corpus.rejected import (
 from frame_jax.corpus.sources.inputs import Input, other_files
 from frame_jax.corpus.splits import assign_split
 from frame_jax.corpus.summary_messages import (
-    FieldCounts,
     absent_field_warnings,
+    count_fields,
+    counts_metadata,
     rejection_reasons,
     summary_messages,
 )
@@ -148,13 +150,13 @@ def write_part(
         directory: The run.
         advance: Called with the number of documents done since the last call.
     """
-    counts = FieldCounts(config.corpus)
+    counts: Counter[str] = Counter()
     with (
         _write_rows(_part_path(directory, part, config, ".parquet"), counts) as add,
         _write_lines(_part_path(directory, part, config, ".rejected.jsonl")) as reject,
         write_tokens(_part_path(directory, part, config, ".arrayrecord")) as records,
     ):
-        for batch in _batches(chunks, reject, counts):
+        for batch in _batches(chunks, config.corpus.sources, reject, counts):
             documents = [document for document, _ in batch]
             texts = [document.text for document in documents]
             encoded = tokenizer.encode_arrays(texts)
@@ -182,7 +184,10 @@ def write_part(
 
 
 def _batches(
-    chunks: Iterable[Chunk], reject: Callable[[str], Any], counts: FieldCounts
+    chunks: Iterable[Chunk],
+    sources: list[SourceConfig],
+    reject: Callable[[str], Any],
+    counts: Counter[str],
 ) -> Iterator[list[tuple[Document, int]]]:
     """Yields documents with their UTF-8 bytes, in lists of about BATCH_BYTES; rejects others."""
     batch: list[tuple[Document, int]] = []
@@ -192,7 +197,7 @@ def _batches(
             if isinstance(record, Rejection):
                 reject(rejection_line(record))
                 continue
-            counts.add(chunk, record)
+            count_fields(counts, sources.index(chunk.source), record)
             size = len(record.text.encode("utf-8"))
             batch.append((record, size))
             total += size
@@ -225,7 +230,7 @@ def _part_path(directory: RunDirectory, part: int, config: RunConfig, suffix: st
 
 
 @contextlib.contextmanager
-def _write_rows(path: Path, counts: FieldCounts) -> Iterator[Callable[[DocumentRow], None]]:
+def _write_rows(path: Path, counts: Counter[str]) -> Iterator[Callable[[DocumentRow], None]]:
     """Yields a function that adds one row to the Parquet file `path`; `counts` go in at the end."""
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, COLUMNS) as writer:
         rows: list[DocumentRow] = []
@@ -242,7 +247,7 @@ def _write_rows(path: Path, counts: FieldCounts) -> Iterator[Callable[[DocumentR
         yield add
         if rows:
             flush()
-        writer.add_key_value_metadata(counts.metadata())
+        writer.add_key_value_metadata(counts_metadata(counts))
 
 
 @contextlib.contextmanager
