@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -159,9 +159,10 @@ def splash_attention(
 
     T, H, head_dim = q.shape[1:]
     block = next(size for size in SPLASH_BLOCKS if T % size == 0)
+    blocks: Any = dict.fromkeys(SPLASH_BLOCK_NAMES, block)
     kernel = splash.make_splash_mha_single_device(
         splash.MultiHeadMask([splash.CausalMask((T, T))] * H),
-        block_sizes=splash.BlockSizes(**dict.fromkeys(SPLASH_BLOCK_NAMES, block)),
+        block_sizes=splash.BlockSizes(**blocks),
         residual_checkpoint_name=SAVED_NAME,
         interpret=interpret,
     )

@@ -95,12 +95,11 @@ def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
     marker = directory.marker("tokenize")
     if marker.exists() and read_json(marker)["complete"]:
         tokens, source = read_json(marker)["summary"]["tokens"], "counted by the tokenize phase"
-        counts = [tokens.get(split, 0) for split in ("reference", "train", "held_out")]
-        documents = {}
-        if counts[-1]:
-            documents = held_out_documents(directory, config.evaluation.max_documents)
+        reference, train, held_out = (tokens.get(x, 0) for x in ("reference", "train", "held_out"))
+        most = config.evaluation.max_documents
+        documents = held_out_documents(directory, most) if held_out else {}
         measured = sum(pc.sum(part["tokens"]).as_py() for part in documents.values())
-        return Corpus(*counts, source, measured)
+        return Corpus(reference, train, held_out, source, measured)
     if corpus_tokens is not None:
         total, source = corpus_tokens, "as given by --corpus_tokens"
     else:
@@ -113,8 +112,8 @@ def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
             "--corpus_tokens)"
         )
     reference, held_out = config.corpus.reference_fraction, config.corpus.held_out_fraction
-    shares = (reference, 1 - reference - held_out, held_out)
-    return Corpus(*(int(total * share) for share in shares), source)
+    train = 1 - reference - held_out
+    return Corpus(int(total * reference), int(total * train), int(total * held_out), source)
 
 
 def read_states(

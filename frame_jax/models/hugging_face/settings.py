@@ -114,9 +114,9 @@ class HFSettings:
         if kind != "llama3":
             raise self.error(f"{key} of type {kind!r} is not supported; 'default' and 'llama3' are")
         names = [field.name for field in dataclasses.fields(RopeScalingConfig)]
-        numbers = [self.positive(rope.get(name), f"{key}.{name}") for name in names]
-        *factors, context = numbers
-        return theta, RopeScalingConfig(*factors, int(context))
+        found: Any = {name: self.positive(rope.get(name), f"{key}.{name}") for name in names}
+        found["original_max_position_embeddings"] = int(found["original_max_position_embeddings"])
+        return theta, RopeScalingConfig(**found)
 
 
 def first_given(*values: Any) -> Any:
@@ -126,4 +126,6 @@ def first_given(*values: Any) -> Any:
 
 def rope_scaling_settings(c: ModelConfig) -> dict[str, Any] | None:
     """The stretch of the rotary frequencies as all versions of `transformers` read it."""
-    return c.rope_scaling and {"rope_type": "llama3"} | dataclasses.asdict(c.rope_scaling)
+    if c.rope_scaling is None:
+        return None
+    return {"rope_type": "llama3"} | dataclasses.asdict(c.rope_scaling)

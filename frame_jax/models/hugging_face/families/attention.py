@@ -18,6 +18,7 @@ from frame_jax.models.hugging_face.families.family import (
     Family,
     Fields,
     Setting,
+    Settings,
     dense_rules,
     expert_settings,
     fused_expert_rules,
@@ -47,7 +48,7 @@ def write_llama(c: ModelConfig) -> dict[str, Any]:
 def llama_family(
     name: str,
     layout: Layout = LLAMA_LAYOUT,
-    required: dict[str, Setting] | None = None,
+    required: Settings | None = None,
     **constants: Any,
 ) -> Family:
     """A family that differs from Llama by keys that must be there, and by constants."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 from frame_jax.config.models import ExpertsConfig, LayerName, ModelConfig
@@ -36,7 +36,7 @@ class Setting(NamedTuple):
 
 
 # By field; a dot leads into a part of ModelConfig.
-Settings = Mapping[str, Setting]
+Settings = dict[str, Setting]
 
 
 class Family(NamedTuple):
