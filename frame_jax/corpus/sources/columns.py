@@ -68,13 +68,16 @@ def paths_to_read(config: SourceConfig, file: str, schema: pa.Schema) -> dict[st
     return found
 
 
-def rows_of_batch(batch: pa.RecordBatch, paths: dict[str, ColumnPath]) -> Iterator[dict[str, Any]]:
-    """Rows as field to value. Text comes as bytes, because Parquet and Arrow promise UTF-8 but do
-    not check it. A field that lies in a map or a JSON text stands under its column's name."""
+def rows_of_batch(
+    batch: pa.RecordBatch, paths: dict[str, ColumnPath], taken: range
+) -> Iterator[dict[str, Any]]:
+    """Yields some rows of a batch as field to value. Text comes as bytes, because Parquet and Arrow
+    promise UTF-8 but do not check it. A field that lies in a map or a JSON text stands under its
+    column's name."""
     columns = {}
     for name, path in paths.items():
         key = name.removesuffix("." + ".".join(path.rest)) if path.rest else name
-        columns[key] = _values(batch, path)
+        columns[key] = _values(batch, path, taken)
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(columns, values, strict=True))
 
@@ -148,14 +151,19 @@ def _names(schema: pa.Schema) -> list[str]:
     return names
 
 
-def _values(batch: pa.RecordBatch, path: ColumnPath) -> list[Any]:
+def _values(batch: pa.RecordBatch, path: ColumnPath, taken: range) -> list[Any]:
     column = batch.column(path.column)
     for name in path.inside:
         column = pc.struct_field(column, name)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_map(column.type):
-        return column.to_pylist(maps_as_pydicts="lossy")
     if pa.types.is_temporal(column.type):
         column = column.cast(pa.string())  # Python has no nanoseconds
-    return text_as_bytes(column).to_pylist()
+    is_map = pa.types.is_map(column.type)
+    column = column if is_map else text_as_bytes(column)
+    if len(taken) < len(column) and not pa.types.is_nested(column.type):
+        if column.type == pa.binary_view():
+            column = column.cast(pa.large_binary())  # pyarrow takes no views
+        column = column.take(pa.array(taken, pa.int64()))
+        taken = range(len(column))
+    return column.to_pylist(maps_as_pydicts="lossy" if is_map else None)[taken.start :: taken.step]

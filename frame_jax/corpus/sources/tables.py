@@ -79,9 +79,7 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
     try:
         with files.open_binary(item.path) as stream:
             for first, taken, batch in read(stream, find, record_slice):
-                if len(taken) < len(batch):
-                    batch = batch.take(pa.array(taken, pa.int64()))
-                rows = rows_of_batch(batch, find(batch.schema))
+                rows = rows_of_batch(batch, find(batch.schema), taken)
                 for index, fields in zip(taken, rows, strict=True):
                     yield document_of_file(fields, config, item, first + index + 1)
     except (pa.ArrowException, OSError) as error:
