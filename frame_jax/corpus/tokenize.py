@@ -67,6 +67,7 @@ COLUMNS = pa.schema(
         ("line", pa.int64()),
     ]
 )
+KEPT = ("source", "domain", "language", "file", "line")  # of a document, as they are
 GROUP_ROWS = 1 << 16
 BATCH_BYTES = 2_000_000
 SHOWN = 3  # files in a message
@@ -151,6 +152,7 @@ def write_part(
         advance: Called with the number of documents done since the last call.
     """
     counts: Counter[str] = Counter()
+    shares = (config.corpus.held_out_fraction, config.corpus.reference_fraction)
     with (
         _write_rows(_part_path(directory, part, config, ".parquet"), counts) as add,
         _write_lines(_part_path(directory, part, config, ".rejected.jsonl")) as reject,
@@ -168,7 +170,6 @@ def write_part(
                     reason = f"{LOST}: {loss}" if len(ids) else "the tokenizer makes no token of it"
                     reject(rejection_line(Rejection(document.file, document.line, reason)))
                     continue
-                shares = (config.corpus.held_out_fraction, config.corpus.reference_fraction)
                 row: DocumentRow = {
                     "doc_id": document.id,
                     "part": part,
@@ -177,8 +178,7 @@ def write_part(
                     "tokens": len(ids),
                     "bytes": size,
                 }
-                kept = ("source", "domain", "language", "file", "line")
-                add(row | {name: getattr(document, name) for name in kept})
+                add(row | {name: getattr(document, name) for name in KEPT})
                 records.append(ids)
             advance(len(documents))
 
