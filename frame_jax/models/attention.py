@@ -24,13 +24,13 @@ from frame_jax.models import packed_attention, segment_attention
 from frame_jax.models.layers import (
     SAVED_NAME,
     LayerContext,
+    ParamInitializer,
     apply_rotary,
     einsum_f32,
     matmul,
     rms_norm,
     save_activation,
 )
-from frame_jax.models.parameters import ParamInitializer
 from frame_jax.parallel.sharding import context_mesh, partition_spec, platform
 
 NORM = "attention_norm"

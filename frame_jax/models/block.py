@@ -11,8 +11,13 @@ from jax import Array
 
 from frame_jax.config.models import LayerSpec, ModelConfig
 from frame_jax.models import attention, feed_forward_dense, feed_forward_experts, mixer_mamba2
-from frame_jax.models.layers import LayerContext, layer_norm, rms_norm, save_activation
-from frame_jax.models.parameters import ParamInitializer
+from frame_jax.models.layers import (
+    LayerContext,
+    ParamInitializer,
+    layer_norm,
+    rms_norm,
+    save_activation,
+)
 from frame_jax.models.router import RouterStatistics
 from frame_jax.parallel.sharding import constrain_sharding
 

@@ -8,13 +8,13 @@ from jax import Array
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.layers import (
     LayerContext,
+    ParamInitializer,
     gelu,
     matmul,
     recompute_in_backward,
     save_activation,
     swiglu,
 )
-from frame_jax.models.parameters import ParamInitializer
 from frame_jax.parallel.sharding import platform
 
 

@@ -16,8 +16,7 @@ from jax.sharding import PartitionSpec
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.grouped_product import ExpertWeights, RoutedTokens, local_expert_sum
-from frame_jax.models.layers import LayerContext, matmul, save_activation, swiglu
-from frame_jax.models.parameters import ParamInitializer
+from frame_jax.models.layers import LayerContext, ParamInitializer, matmul, save_activation, swiglu
 from frame_jax.models.router import (
     RouterStatistics,
     choose_experts,

@@ -14,8 +14,7 @@ from flax import nnx
 from jax import Array
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.layers import LayerContext, matmul, save_activation
-from frame_jax.models.parameters import ParamInitializer
+from frame_jax.models.layers import LayerContext, ParamInitializer, matmul, save_activation
 from frame_jax.models.ssd import document_convolution, gated_rms_norm, ssd
 
 NORM = "mamba_norm"

@@ -20,8 +20,13 @@ from jax import Array
 from frame_jax.config.models import LayerGroup, ModelConfig
 from frame_jax.models import block
 from frame_jax.models.layer_loop import scan_layers
-from frame_jax.models.layers import SAVED_NAME, LayerContext, rotary_frequencies, rotary_tables
-from frame_jax.models.parameters import ParamInitializer
+from frame_jax.models.layers import (
+    SAVED_NAME,
+    LayerContext,
+    ParamInitializer,
+    rotary_frequencies,
+    rotary_tables,
+)
 from frame_jax.models.router import RouterStatistics
 from frame_jax.parallel.sharding import constrain_sharding
 

@@ -46,10 +46,7 @@ def write_llama(c: ModelConfig) -> dict[str, Any]:
 
 
 def llama_family(
-    name: str,
-    layout: Layout = LLAMA_LAYOUT,
-    required: Settings | None = None,
-    **constants: Any,
+    name: str, layout: Layout = LLAMA_LAYOUT, required: Settings | None = None, **constants: Any
 ) -> Family:
     """A family that differs from Llama by keys that must be there, and by constants."""
     return Family(
