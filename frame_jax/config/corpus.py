@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from frame_jax.config.base import require
+from frame_jax.config.base import check_bounds, number, require
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,18 @@ class SourceConfig:
     language_field: str | None = "language"
     domain: str = "text"
     language: str = "en"
-    max_bytes: int | None = None
+    max_bytes: int | None = number(None, above=0)
 
     def __post_init__(self) -> None:
-        if self.kind in ("jsonl", "parquet", "arrow", "text"):
-            require(
-                self.path is not None, f"corpus.sources: a source of kind {self.kind} needs `path`"
-            )
-        if self.kind == "tfds":
-            require(
-                self.name is not None, "corpus.sources: kind tfds needs `name` (the dataset's name)"
-            )
         require(
-            self.max_bytes is None or self.max_bytes > 0,
-            "corpus.sources: max_bytes must be positive",
+            self.path is not None or self.kind in ("python_library", "tfds"),
+            f"corpus.sources: a source of kind {self.kind} needs `path`",
         )
+        require(
+            self.name is not None or self.kind != "tfds",
+            "corpus.sources: kind tfds needs `name` (the dataset's name)",
+        )
+        check_bounds(self, "corpus.sources: ")
 
 
 @dataclass(frozen=True)
@@ -76,17 +73,14 @@ class CorpusConfig:
     """
 
     sources: list[SourceConfig]
-    parts: int = 8
-    held_out_fraction: float = 0.05
-    reference_fraction: float = 0.2
-    max_rejected_fraction: float = 0.001
+    parts: int = number(8, least=1)
+    held_out_fraction: float = number(0.05, least=0, most=1)
+    reference_fraction: float = number(0.2, least=0, most=1)
+    max_rejected_fraction: float = number(0.001, least=0, most=1)
 
     def __post_init__(self) -> None:
         require(len(self.sources) > 0, "corpus.sources is empty: name at least one source")
-        require(self.parts >= 1, f"corpus.parts must be at least 1, not {self.parts}")
-        for key in ("held_out_fraction", "reference_fraction", "max_rejected_fraction"):
-            value = getattr(self, key)
-            require(0 <= value <= 1, f"corpus.{key} must lie between 0 and 1, not {value}")
+        check_bounds(self, "corpus.")
         require(
             self.held_out_fraction + self.reference_fraction < 1,
             "corpus.held_out_fraction + corpus.reference_fraction leave nothing to train on: "
@@ -108,7 +102,7 @@ class TokenizerConfig:
 
     path: str | None = None
     vocab_size: int = 32768
-    sample_bytes: int = 64_000_000
+    sample_bytes: int = number(64_000_000, above=0)
     bos_token: str | None = None
     eos_token: str | None = None
 
@@ -118,4 +112,4 @@ class TokenizerConfig:
             f"tokenizer.vocab_size must be at least 260 (256 bytes and the special tokens), "
             f"not {self.vocab_size}",
         )
-        require(self.sample_bytes > 0, "tokenizer.sample_bytes must be positive")
+        check_bounds(self, "tokenizer.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from frame_jax.config.base import require
+from frame_jax.config.base import check_bounds, number, require
 from frame_jax.config.training import LRScheduleConfig
 
 Preset = Literal[
@@ -42,9 +42,9 @@ class StageConfig:
 
     weights: dict[str, float]
     name: str | None = None
-    fraction: float | None = None
-    tokens: int | None = None
-    steps: int | None = None
+    fraction: float | None = number(None, above=0, most=1)
+    tokens: int | None = number(None, above=0)
+    steps: int | None = number(None, above=0)
 
     def __post_init__(self) -> None:
         where = f"stage {self.name or '+'.join(self.weights)}"
@@ -53,15 +53,12 @@ class StageConfig:
             f"{where}: weights must be finite and not negative, not {self.weights}",
         )
         require(sum(self.weights.values()) > 0, f"{where}: give a positive weight to some quadrant")
-        lengths = {k: getattr(self, k) for k in ("fraction", "tokens", "steps")}
-        given = {key: value for key, value in lengths.items() if value is not None}
+        given = [k for k in ("fraction", "tokens", "steps") if getattr(self, k) is not None]
         require(
             len(given) <= 1,
-            f"{where}: give its length in one of fraction, tokens, steps, not in {list(given)}",
+            f"{where}: give its length in one of fraction, tokens, steps, not in {given}",
         )
-        for key, value in given.items():
-            require(value > 0, f"{where}: {key} must be positive, not {value}")
-        require((self.fraction or 0) <= 1, f"{where}: fraction must not exceed 1")
+        check_bounds(self, f"{where}: ")
 
 
 @dataclass(frozen=True)
@@ -90,10 +87,10 @@ class CurriculumConfig:
     stages: list[StageConfig] = field(default_factory=list)
     transition: Literal["sigmoid", "hard"] | None = None
     width: float | None = None
-    folds: int | None = None
-    epochs: int = 1
+    folds: int | None = number(None, least=1)
+    epochs: int = number(1, least=1)
     lr_schedule: LRScheduleConfig | None = None
-    shuffle: int = 0
+    shuffle: int = number(0, least=0)
 
     def __post_init__(self) -> None:
         require(
@@ -109,9 +106,7 @@ class CurriculumConfig:
             self.transition != "hard" or self.width is None,
             "curriculum: a hard transition has no width; remove one of the two",
         )
-        require(self.folds is None or self.folds >= 1, "curriculum folds must be at least 1")
-        require(self.shuffle >= 0, "curriculum shuffle must not be negative")
-        require(self.epochs >= 1, f"curriculum epochs must be at least 1, not {self.epochs}")
+        check_bounds(self, "curriculum ")
         blank = sum(
             stage.fraction is None and stage.tokens is None and stage.steps is None
             for stage in self.stages

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from frame_jax.config.base import require
+from frame_jax.config.base import check_bounds, number, require
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class TaskConfig:
     name: str
     path: str
     examples: str | None = None
-    num_fewshot: int = 0
+    num_fewshot: int = number(0, least=0)
     introduction: str = ""
     prompt: str = "Question: {question}\nAnswer:"
     separator: str = " "
-    max_items: int | None = None
+    max_items: int | None = number(None, least=1)
 
     def __post_init__(self) -> None:
         where = f"evaluation.tasks: {self.name}"
@@ -45,15 +45,12 @@ class TaskConfig:
             re.fullmatch(r"[A-Za-z0-9_-]{1,200}", self.name) is not None,
             f"{where}: a name is letters, digits, dashes and underscores, 200 at most",
         )
-        require(self.num_fewshot >= 0, f"{where}: shots must not be negative")
         require(
             self.num_fewshot == 0 or self.examples is not None,
             f"{where}: shots need `examples`, a file to take them from",
         )
         require("{question}" in self.prompt, f"{where}: the prompt lacks {{question}}")
-        require(
-            self.max_items is None or self.max_items >= 1, f"{where}: max_items must be at least 1"
-        )
+        check_bounds(self, f"{where}: ")
 
 
 @dataclass(frozen=True)
@@ -66,15 +63,11 @@ class AverageConfig:
         decay: A checkpoint weighs this share of the one after it; null weighs all the same.
     """
 
-    last: int = 6
-    decay: float | None = None
+    last: int = number(6, least=2)
+    decay: float | None = number(None, above=0, below=1)
 
     def __post_init__(self) -> None:
-        require(self.last >= 2, f"evaluation.averages: last must be at least 2, not {self.last}")
-        require(
-            self.decay is None or 0 < self.decay < 1,
-            f"evaluation.averages: decay must lie between 0 and 1, not {self.decay}",
-        )
+        check_bounds(self, "evaluation.averages: ")
 
     @property
     def name(self) -> str:
@@ -98,19 +91,15 @@ class EvaluationConfig:
         tasks_at: Checkpoints that do the tasks: the `last`, or all `stage_ends`.
     """
 
-    max_documents: int | None = None
+    max_documents: int | None = number(None, least=1)
     ema: bool = False
     averages: list[AverageConfig] = field(default_factory=list)
-    training_rows: int = 0
+    training_rows: int = number(0, least=0)
     tasks: list[TaskConfig] = field(default_factory=list)
     tasks_at: Literal["last", "stage_ends"] = "last"
 
     def __post_init__(self) -> None:
-        require(
-            self.max_documents is None or self.max_documents >= 1,
-            f"evaluation.max_documents must be at least 1, not {self.max_documents}",
-        )
-        require(self.training_rows >= 0, "evaluation.training_rows must not be negative")
+        check_bounds(self, "evaluation.")
         averages = [average.name for average in self.averages]
         require(
             len(set(averages)) == len(averages),

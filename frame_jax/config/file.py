@@ -6,11 +6,13 @@ impossible among values, the dataclasses refuse themselves.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import itertools
 import math
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,6 @@ def refuse_invalid_values(values: Any, cls: type, key: str = "") -> None:
     Raises:
         UserError: naming the key.
     """
-    import typing
-
     hints = typing.get_type_hints(cls)
     complete = hasattr(values, "__contains__") and all(
         f.name in values for f in dataclasses.fields(cls)
@@ -111,22 +111,10 @@ def refuse_repeated_keys(path: str) -> None:
     """
     import yaml
 
-    try:
-        pending = [yaml.compose(user_path(path).read_text("utf-8"))]
-    except (OSError, ValueError, yaml.YAMLError):
-        return  # the parser says what is wrong with the file
-    done: set[int] = set()  # an anchor may stand for a node in many places
-    while pending:
-        node = pending.pop()
-        if id(node) in done:
-            continue
-        done.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            pending += node.value
-        elif isinstance(node, yaml.MappingNode):
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
             seen: set[str] = set()
-            for name, value in node.value:
-                pending.append(value)
+            for name, _ in node.value:
                 if isinstance(name, yaml.ScalarNode):
                     line = name.start_mark.line + 1
                     require(
@@ -134,6 +122,11 @@ def refuse_repeated_keys(path: str) -> None:
                         f"line {line}: `{name.value}` is set twice; keep one",
                     )
                     seen.add(name.value)
+            return super().construct_mapping(node, deep)
+
+    # The parser says what else is wrong with the file.
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        yaml.load(user_path(path).read_text("utf-8"), Loader)
 
 
 def load(path: str | Path, *overrides: str) -> RunConfig:
@@ -170,8 +163,6 @@ def config_files(arguments: list[str]) -> list[str]:
 
 def dataclass_types(cls: type) -> set[type]:
     """Collects `cls` and every dataclass that its fields mention."""
-    import typing
-
     found = {cls}
     for hint in typing.get_type_hints(cls).values():
         for inner in mentioned_dataclasses(hint):
@@ -181,8 +172,6 @@ def dataclass_types(cls: type) -> set[type]:
 
 def mentioned_dataclasses(hint: Any) -> list[type]:
     """Lists the dataclasses in a type hint, such as `SourceConfig` in `list[SourceConfig]`."""
-    import typing
-
     if dataclasses.is_dataclass(hint):
         return [typing.cast(type, hint)]
     return [cls for inner in typing.get_args(hint) for cls in mentioned_dataclasses(inner)]

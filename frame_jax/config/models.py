@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from frame_jax.config.base import require
+from frame_jax.config.base import check_bounds, number, require
 
 Mixer = Literal["attention", "mamba2"]
 FeedForward = Literal["dense", "experts", "none"]
@@ -88,32 +88,21 @@ class ExpertsConfig:
             `training.router_bias_update_rate`); DeepSeek-V3's loss-free balancing.
     """
 
-    num_experts: int = 8
-    num_experts_per_token: int = 2
-    intermediate_size: int = 352
-    shared_expert_intermediate_size: int = 0
+    num_experts: int = number(8, least=1)
+    num_experts_per_token: int = number(2, least=1)
+    intermediate_size: int = number(352, least=1)
+    shared_expert_intermediate_size: int = number(0, least=0)
     scores: Literal["softmax", "sigmoid"] = "softmax"
     norm_topk_prob: bool = False
-    routed_scaling_factor: float = 1.0
+    routed_scaling_factor: float = number(1.0, above=0)
     router_bias: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("num_experts", "num_experts_per_token", "intermediate_size"):
-            value = getattr(self, key)
-            require(value >= 1, f"model.experts.{key} must be at least 1, not {value}")
+        check_bounds(self, "model.experts.")
         require(
             self.num_experts_per_token <= self.num_experts,
             f"model.experts.num_experts_per_token ({self.num_experts_per_token}) must not exceed "
             f"model.experts.num_experts ({self.num_experts})",
-        )
-        require(
-            self.shared_expert_intermediate_size >= 0,
-            "model.experts.shared_expert_intermediate_size must not be negative",
-        )
-        require(
-            self.routed_scaling_factor > 0,
-            "model.experts.routed_scaling_factor must be positive, not "
-            f"{self.routed_scaling_factor}",
         )
 
 
@@ -134,20 +123,18 @@ class Mamba2Config:
         max_time_step: Upper limit; null for none.
     """
 
-    num_heads: int = 8
-    head_dim: int = 64
-    state_size: int = 64
-    groups: int = 1
-    conv_kernel: int = 4
+    num_heads: int = number(8, least=1)
+    head_dim: int = number(64, least=1)
+    state_size: int = number(64, least=1)
+    groups: int = number(1, least=1)
+    conv_kernel: int = number(4, least=1)
     conv_bias: bool = True
-    chunk_size: int = 64
+    chunk_size: int = number(64, least=1)
     min_time_step: float = 0.0
     max_time_step: float | None = None
 
     def __post_init__(self) -> None:
-        for key in ("num_heads", "head_dim", "state_size", "groups", "conv_kernel", "chunk_size"):
-            value = getattr(self, key)
-            require(value >= 1, f"model.mamba2.{key} must be at least 1, not {value}")
+        check_bounds(self, "model.mamba2.")
         require(
             self.num_heads % self.groups == 0,
             f"model.mamba2.num_heads ({self.num_heads}) must be a multiple of model.mamba2.groups "
@@ -201,15 +188,15 @@ class ModelConfig:
         logits_divisor: What logits are divided by (Granite).
     """
 
-    hidden_size: int = 256
-    intermediate_size: int = 704
-    num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 2
+    hidden_size: int = number(256, least=1)
+    intermediate_size: int = number(704, least=1)
+    num_layers: int = number(4, least=1)
+    num_heads: int = number(4, least=1)
+    num_kv_heads: int = number(2, least=1)
     head_dim: int | None = None
-    rope_theta: float = 10_000.0
+    rope_theta: float = number(10_000.0, above=0)
     rope_scaling: RopeScalingConfig | None = None
-    norm_eps: float = 1e-5
+    norm_eps: float = number(1e-5, above=0)
     qkv_bias: bool = False
     qk_norm: bool = False
     tie_embeddings: bool = True
@@ -223,42 +210,28 @@ class ModelConfig:
     parallel_residual: bool = False
     activation: Literal["swiglu", "gelu"] = "swiglu"
     bias: bool = False
-    embedding_multiplier: float = 1.0
-    residual_multiplier: float = 1.0
-    attention_multiplier: float | None = None
-    logits_divisor: float = 1.0
+    embedding_multiplier: float = number(1.0, above=0)
+    residual_multiplier: float = number(1.0, above=0)
+    attention_multiplier: float | None = number(None, above=0)
+    logits_divisor: float = number(1.0, above=0)
 
     def __post_init__(self) -> None:
-        for key in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads"):
-            require(
-                getattr(self, key) >= 1, f"model.{key} must be at least 1, not {getattr(self, key)}"
-            )
+        check_bounds(self, "model.")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads ({self.num_heads}) must be a multiple of model.num_kv_heads "
             f"({self.num_kv_heads})",
         )
-        if self.head_dim is None:
-            require(
-                self.hidden_size % self.num_heads == 0,
-                f"model.hidden_size ({self.hidden_size}) must be a multiple of model.num_heads "
-                f"({self.num_heads}) unless model.head_dim is given",
-            )
+        require(
+            self.head_dim is not None or self.hidden_size % self.num_heads == 0,
+            f"model.hidden_size ({self.hidden_size}) must be a multiple of model.num_heads "
+            f"({self.num_heads}) unless model.head_dim is given",
+        )
         require(
             self.resolved_head_dim >= 2 and self.resolved_head_dim % 2 == 0,
             f"model.head_dim must be positive and even, not {self.resolved_head_dim} (rotary "
             "positions)",
         )
-        for key in (
-            "rope_theta",
-            "norm_eps",
-            "embedding_multiplier",
-            "residual_multiplier",
-            "attention_multiplier",
-            "logits_divisor",
-        ):
-            value = getattr(self, key)
-            require(value is None or value > 0, f"model.{key} must be positive, not {value}")
         require(
             len(self.layers) >= 1 and self.num_layers % len(self.layers) == 0,
             f"model.layers names {len(self.layers)} layers, which must divide model.num_layers "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from frame_jax.config.base import require
+from frame_jax.config.base import check_bounds, number, require
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ParallelConfig:
     tensor: int = 1
     distributed: bool = False
     coordinator_address: str | None = None
-    num_processes: int | None = None
+    num_processes: int | None = number(None, least=1)
     process_id: int | None = None
 
     def __post_init__(self) -> None:
@@ -51,10 +51,7 @@ class ParallelConfig:
             ),
             f"parallel.coordinator_address must be host:port, not {self.coordinator_address!r}",
         )
-        require(
-            self.num_processes is None or self.num_processes >= 1,
-            f"parallel.num_processes must be at least 1, not {self.num_processes}",
-        )
+        check_bounds(self, "parallel.")
         require(
             self.process_id is None or 0 <= self.process_id < (self.num_processes or float("inf")),
             "parallel.process_id must be at least 0 and below parallel.num_processes, not "

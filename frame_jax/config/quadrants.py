@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from frame_jax.config.base import require
+from frame_jax.config.base import check_bounds, number, require
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,12 @@ class RowsConfig:
         parts: Output files for each quadrant, the unit of parallel work.
     """
 
-    sequence_length: int = 1024
+    sequence_length: int = number(1024, least=2)
     packing: Literal["concat", "best_fit"] = "concat"
-    parts: int = 4
+    parts: int = number(4, least=1)
 
     def __post_init__(self) -> None:
-        require(self.sequence_length >= 2, "rows.sequence_length must be at least 2")
-        require(self.parts >= 1, "rows.parts must be at least 1")
+        check_bounds(self, "rows.")
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class AxesConfig:
         pd: Bins of perplexity difference.
     """
 
-    ppl: int = 2
-    pd: int = 2
+    ppl: int = number(2, least=1)
+    pd: int = number(2, least=1)
 
     def __post_init__(self) -> None:
-        require(self.ppl >= 1 and self.pd >= 1, "partition.axes: ppl and pd must be at least 1")
+        check_bounds(self, "partition.axes.")
 
     def quadrant_name(self, ppl_bin: int, pd_bin: int) -> str:
         """The name of a quadrant, from its bins counted from 0 at the lowest values.
@@ -78,11 +77,11 @@ class PartitionConfig:
         default_factory=lambda: ["domain", "language"]
     )
     axes: AxesConfig = AxesConfig()
-    min_group_tokens: int = 0
+    min_group_tokens: int = number(0, least=0)
     rows: RowsConfig = RowsConfig()
 
     def __post_init__(self) -> None:
-        require(self.min_group_tokens >= 0, "partition.min_group_tokens must not be negative")
+        check_bounds(self, "partition.")
         require(
             len(set(self.group_by)) == len(self.group_by), "partition.group_by repeats a column"
         )

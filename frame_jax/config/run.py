@@ -63,10 +63,7 @@ class StudyConfig:
 
 def default_curricula() -> dict[str, CurriculumConfig]:
     """The curricula of a run whose config names none."""
-    return {
-        "frame": CurriculumConfig(preset="frame"),
-        "random": CurriculumConfig(preset="random"),
-    }
+    return {"frame": CurriculumConfig(preset="frame"), "random": CurriculumConfig(preset="random")}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from frame_jax.config.base import require, runtime
+from frame_jax.config.base import check_bounds, number, require, runtime
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,23 @@ class ScoringConfig:
         table: Scores made elsewhere, in place of both reference models.
     """
 
-    context: int = 1024
+    context: int = number(1024, least=2)
     overlap: int = 0
-    per_device_batch_size: int = runtime(8)
-    fsdp: int = runtime(1)
+    per_device_batch_size: int = runtime(8, least=1)
+    fsdp: int = runtime(1, least=1)
     ppl_model: Literal["strong", "weak"] = "strong"
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    loss_chunk: int = runtime(512)
+    loss_chunk: int = runtime(512, least=1)
     unit: Literal["token", "byte"] = "token"
     table: TableConfig | None = None
 
     def __post_init__(self) -> None:
-        require(self.context >= 2, f"scoring.context must be at least 2, not {self.context}")
+        check_bounds(self, "scoring.")
         require(
             0 <= self.overlap < self.context,
             f"scoring.overlap must be at least 0 and below scoring.context ({self.context}), "
             f"not {self.overlap}",
         )
-        require(self.per_device_batch_size >= 1, "scoring.per_device_batch_size must be at least 1")
-        require(self.fsdp >= 1, "scoring.fsdp must be at least 1")
-        require(self.loss_chunk >= 1, "scoring.loss_chunk must be at least 1")
         require(
             self.table is None or self.unit == "token",
             "scoring.unit is of no use beside scoring.table: leave one of them out",

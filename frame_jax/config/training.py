@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from frame_jax.config.base import require, runtime
+from frame_jax.config.base import check_bounds, number, require, runtime
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.quadrants import RowsConfig
 
@@ -26,24 +26,18 @@ class LRScheduleConfig:
     """
 
     kind: Literal["constant", "cosine", "wsd"] = "wsd"
-    peak: float = 1e-3
-    warmup_fraction: float = 0.02
-    decay_fraction: float = 0.1
-    decay_end: float = 1.0
-    final_fraction: float = 0.1
+    peak: float = number(1e-3, above=0, below=float("inf"))
+    warmup_fraction: float = number(0.02, least=0, most=1)
+    decay_fraction: float = number(0.1, least=0, most=1)
+    decay_end: float = number(1.0, least=0, most=1)
+    final_fraction: float = number(0.1, least=0, most=1)
     restart_at_stages: bool = False
 
     def __post_init__(self) -> None:
-        require(
-            0 < self.peak < float("inf"),
-            f"lr_schedule.peak must be positive and finite, not {self.peak}",
-        )
-        for key in ("warmup_fraction", "decay_fraction", "decay_end", "final_fraction"):
-            value = getattr(self, key)
-            require(0 <= value <= 1, f"schedule.{key} must lie between 0 and 1, not {value}")
+        check_bounds(self, "lr_schedule.")
         require(
             self.kind != "wsd" or self.warmup_fraction + self.decay_fraction <= self.decay_end,
-            "schedule: warmup_fraction + decay_fraction must not exceed decay_end",
+            "lr_schedule: warmup_fraction + decay_fraction must not exceed decay_end",
         )
 
 
@@ -65,26 +59,16 @@ class OptimizerConfig:
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
+    b1: float = number(0.9, least=0, below=1)
+    b2: float = number(0.95, least=0, below=1)
+    eps: float = number(1e-8, above=0)
+    weight_decay: float = number(0.1, least=0)
+    max_grad_norm: float = number(1.0, above=0)
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    ema_decay: float | None = None
+    ema_decay: float | None = number(None, least=0, below=1)
 
     def __post_init__(self) -> None:
-        for key in ("b1", "b2"):
-            value = getattr(self, key)
-            require(0 <= value < 1, f"optimizer.{key} must lie in [0, 1), not {value}")
-        for key in ("max_grad_norm", "eps"):
-            value = getattr(self, key)
-            require(value > 0, f"optimizer.{key} must be positive, not {value}")
-        require(self.weight_decay >= 0, "optimizer.weight_decay must not be negative")
-        require(
-            self.ema_decay is None or 0 <= self.ema_decay < 1,
-            f"optimizer.ema_decay must lie in [0, 1), not {self.ema_decay}",
-        )
+        check_bounds(self, "optimizer.")
 
 
 @dataclass(frozen=True)
@@ -126,58 +110,28 @@ class TrainingConfig:
             step.
     """
 
-    batch_size: int = 32
-    steps: int | None = None
+    batch_size: int = number(32, least=1)
+    steps: int | None = number(None, least=1)
     lr_schedule: LRScheduleConfig = LRScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     document_attention: bool = True
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     remat: Literal["none", "minimal", "full"] = runtime("none")
-    loss_chunk: int = runtime(2048)
-    gradient_accumulation_steps: int = runtime(1)
-    z_loss_weight: float = 0.0
-    load_balance_loss_weight: float = 0.01
-    router_z_loss_weight: float = 0.001
-    router_bias_update_rate: float = 0.001
-    milestones: int = 8
-    tail_checkpoints: int = 0
-    tail_fraction: float = 0.1
-    checkpoint_seconds: float = runtime(600.0)
-    max_bad_steps: int = runtime(10)
-    log_every: int = runtime(10)
+    loss_chunk: int = runtime(2048, least=1)
+    gradient_accumulation_steps: int = runtime(1, least=1)
+    z_loss_weight: float = number(0.0, least=0)
+    load_balance_loss_weight: float = number(0.01, least=0)
+    router_z_loss_weight: float = number(0.001, least=0)
+    router_bias_update_rate: float = number(0.001, least=0)
+    milestones: int = number(8, least=0)
+    tail_checkpoints: int = number(0, least=0)
+    tail_fraction: float = number(0.1, above=0, most=1)
+    checkpoint_seconds: float = runtime(600.0, above=0)
+    max_bad_steps: int = runtime(10, least=1)
+    log_every: int = runtime(10, least=1)
 
     def __post_init__(self) -> None:
-        for key in (
-            "batch_size",
-            "loss_chunk",
-            "gradient_accumulation_steps",
-            "max_bad_steps",
-            "log_every",
-        ):
-            value = getattr(self, key)
-            require(value >= 1, f"training.{key} must be at least 1, not {value}")
-        require(
-            self.milestones >= 0,
-            f"training.milestones must not be negative, not {self.milestones}",
-        )
-        require(
-            self.steps is None or self.steps >= 1,
-            f"training.steps must be at least 1, not {self.steps}",
-        )
-        require(self.tail_checkpoints >= 0, "training.tail_checkpoints must not be negative")
-        require(
-            0 < self.tail_fraction <= 1,
-            f"training.tail_fraction must be above 0 and at most 1, not {self.tail_fraction}",
-        )
-        require(self.checkpoint_seconds > 0, "training.checkpoint_seconds must be positive")
-        for key in (
-            "z_loss_weight",
-            "load_balance_loss_weight",
-            "router_z_loss_weight",
-            "router_bias_update_rate",
-        ):
-            value = getattr(self, key)
-            require(value >= 0, f"training.{key} must not be negative, not {value}")
+        check_bounds(self, "training.")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import flatten_settings
-from frame_jax.corpus.parts import inputs_signature, list_inputs, tokenizer_bytes
+from frame_jax.corpus.parts import corpus_signature, inputs_signature, list_inputs, tokenizer_bytes
 from frame_jax.corpus.sources.inputs import Input, escape_name
 from frame_jax.errors import UserError, print_note
 from frame_jax.files import is_remote
@@ -104,7 +104,7 @@ def compare_inventory(
     """
     marker = read_marker(directory, "tokenize")
     if marker is None or redo == "tokenize" or not _same_settings(config, marker.settings):
-        return inputs_signature([list_inputs(s) for s in config.corpus.sources], config), []
+        return corpus_signature(config), []
     kept = read_json(_path(directory)) if _path(directory).exists() else None
     recorded = marker.inputs[CORPUS_FILES]
     now: list[list[Input] | None] = []
@@ -152,9 +152,9 @@ def _path(directory: RunDirectory) -> Path:
 def _same_settings(config: RunConfig, before: dict[str, Any]) -> bool:
     """Whether the settings of what is read are those of the marker; differences are reported
     elsewhere."""
-    now = flatten_settings(config.corpus, "corpus") | flatten_settings(
-        config.tokenizer, "tokenizer"
-    )
+    now: dict[str, Any] = {}
+    for name in ("corpus", "tokenizer"):
+        now |= flatten_settings(getattr(config, name), name)
     return {k: v for k, v in before.items() if k.startswith(("corpus.", "tokenizer."))} == now
 
 

@@ -43,11 +43,6 @@ def rejection_line(rejection: Rejection) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
 
 
-def part_rejections(tokens: Path) -> list[Path]:
-    """Lists the files in which the parts record their unusable records."""
-    return list_parts(tokens, ".rejected.jsonl")
-
-
 def reject_duplicates(directory: RunDirectory) -> None:
     """Keeps the first document of every id, by file and line, and lists the rejected ones.
 
@@ -64,7 +59,7 @@ def reject_duplicates(directory: RunDirectory) -> None:
         ):
             database.execute(f"SET temp_directory = {sql_literal(spill)}")
             database.execute("SET preserve_insertion_order = false")
-            for source in part_rejections(directory.tokens):
+            for source in list_parts(directory.tokens, ".rejected.jsonl"):
                 with source.open(encoding="utf-8") as lines:
                     shutil.copyfileobj(lines, merged)
             for part, found in itertools.groupby(_duplicates(database, directory), itemgetter(0)):
@@ -151,11 +146,9 @@ def _mark_rejected(path: Path, rows: list[int]) -> None:
     """Sets the split of some rows of a part to `rejected`, row group by row group."""
     with pq.ParquetFile(path) as part:
         schema = part.schema_arrow
+        groups = range(part.num_row_groups)
         splits = np.concatenate(
-            [
-                np.asarray(part.read_row_group(g, ["split"])["split"])
-                for g in range(part.num_row_groups)
-            ]
+            [np.asarray(part.read_row_group(g, ["split"])["split"]) for g in groups]
         )
         if (splits[rows] == "rejected").all():
             return
@@ -163,7 +156,7 @@ def _mark_rejected(path: Path, rows: list[int]) -> None:
         column = schema.get_field_index("split")
         done = 0
         with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-            for group in range(part.num_row_groups):
+            for group in groups:
                 table = part.read_row_group(group)
                 split = pa.array(splits[done : done + len(table)], pa.string())
                 writer.write_table(table.set_column(column, schema.field("split"), split))

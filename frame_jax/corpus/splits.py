@@ -7,7 +7,8 @@ import hashlib
 
 def unit_hash(name: str, salt: str) -> float:
     """Maps a name to a number uniform in [0, 1), the same on every machine and Python."""
-    digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8, person=_key(salt)).digest()
+    person = hashlib.blake2b(salt.encode("utf-8"), digest_size=16).digest()
+    digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8, person=person).digest()
     # 53 bits are what a float64 in [0, 1) holds; more would round up to 1.
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
@@ -26,7 +27,3 @@ def assign_split(
     if number < held_out_fraction + reference_fraction:
         return "reference"
     return "train"
-
-
-def _key(salt: str) -> bytes:
-    return hashlib.blake2b(salt.encode("utf-8"), digest_size=16).digest()

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from frame_jax.config.corpus import CorpusConfig, SourceConfig
+from frame_jax.config.corpus import CorpusConfig
 from frame_jax.corpus.documents import Document
-from frame_jax.corpus.parts import Chunk
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.markers import read_marker
 
@@ -25,22 +23,14 @@ SETTINGS = {"domain_field": "domain", "language_field": "language"}
 SHOWN = 3
 
 
-class FieldCounts:
-    """Records of a part, and those that lack a field that was looked for, by source."""
+def count_fields(counts: Counter[str], source: int, document: Document) -> None:
+    """Counts a record of the source of that index, and the fields that were looked for in vain."""
+    counts.update(f"{source} {name}" for name in ("records", *document.absent))
 
-    def __init__(self, corpus: CorpusConfig):
-        self._sources = corpus.sources
-        self._counts: Counter[str] = Counter()
 
-    def add(self, chunk: Chunk, document: Document) -> None:
-        index = self._sources.index(chunk.source)
-        self._counts[f"{index} records"] += 1
-        for setting in document.absent:
-            self._counts[f"{index} {setting}"] += 1
-
-    def metadata(self) -> dict[bytes, bytes]:
-        """As they are kept."""
-        return {METADATA: json.dumps(self._counts, sort_keys=True).encode()}
+def counts_metadata(counts: Counter[str]) -> dict[bytes, bytes]:
+    """The counts of a part as they are kept."""
+    return {METADATA: json.dumps(counts, sort_keys=True).encode()}
 
 
 def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list[str]:
@@ -49,22 +39,13 @@ def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list
     for part in list_parts(directory.tokens, ".parquet"):
         total.update(json.loads(pq.read_metadata(part).metadata[METADATA]))
     return [
-        sentence
+        f"corpus.sources[{index}]: no record has the field {getattr(source, setting)!r} "
+        f"({setting}), so the {value} of all {records:,} is {getattr(source, value)!r}"
         for index, source in enumerate(corpus.sources)
         if (records := total[f"{index} records"])
-        for sentence in _absent_field_messages(total, index, source, records)
+        for setting, value in SETTINGS.items()
+        if total[f"{index} {setting}"] == records
     ]
-
-
-def _absent_field_messages(
-    total: Counter[str], index: int, source: SourceConfig, records: int
-) -> Iterator[str]:
-    for setting, value in SETTINGS.items():
-        if total[f"{index} {setting}"] == records:
-            yield (
-                f"corpus.sources[{index}]: no record has the field {getattr(source, setting)!r} "
-                f"({setting}), so the {value} of all {records:,} is {getattr(source, value)!r}"
-            )
 
 
 def rejection_reasons(rejected: Path) -> dict[str, int]:

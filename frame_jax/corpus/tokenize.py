@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from frame_jax.corpus.rejected import (
 from frame_jax.corpus.sources.inputs import Input, other_files
 from frame_jax.corpus.splits import assign_split
 from frame_jax.corpus.summary_messages import (
-    FieldCounts,
     absent_field_warnings,
+    count_fields,
+    counts_metadata,
     rejection_reasons,
     summary_messages,
 )
@@ -38,7 +40,14 @@ from frame_jax.errors import print_note
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, atomic_path, part_name, read_json, write_json
+from frame_jax.run.directory import (
+    RunDirectory,
+    atomic_path,
+    part_name,
+    read_json,
+    remove_temporaries,
+    write_json,
+)
 from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.run.special_tokens import read_special_tokens
 
@@ -58,6 +67,7 @@ COLUMNS = pa.schema(
         ("line", pa.int64()),
     ]
 )
+KEPT = ("source", "domain", "language", "file", "line")  # of a document, as they are
 GROUP_ROWS = 1 << 16
 BATCH_BYTES = 2_000_000
 SHOWN = 3  # files in a message
@@ -78,7 +88,8 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
             corpus that has changed meanwhile.
     """
     if processes.is_first():
-        _remove_leftovers(directory)
+        for folder in (directory.tokens, directory.tokenizer.parent):
+            remove_temporaries(folder)  # of a run that was killed; no process writes parts yet
         keep_inventory(config, directory)
         prepare_tokenizer(config, directory)
     processes.barrier("tokenizer")
@@ -140,13 +151,14 @@ def write_part(
         directory: The run.
         advance: Called with the number of documents done since the last call.
     """
-    counts = FieldCounts(config.corpus)
+    counts: Counter[str] = Counter()
+    shares = (config.corpus.held_out_fraction, config.corpus.reference_fraction)
     with (
         _write_rows(_part_path(directory, part, config, ".parquet"), counts) as add,
         _write_lines(_part_path(directory, part, config, ".rejected.jsonl")) as reject,
         write_tokens(_part_path(directory, part, config, ".arrayrecord")) as records,
     ):
-        for batch in _batches(chunks, reject, counts):
+        for batch in _batches(chunks, config.corpus.sources, reject, counts):
             documents = [document for document, _ in batch]
             texts = [document.text for document in documents]
             encoded = tokenizer.encode_arrays(texts)
@@ -158,13 +170,24 @@ def write_part(
                     reason = f"{LOST}: {loss}" if len(ids) else "the tokenizer makes no token of it"
                     reject(rejection_line(Rejection(document.file, document.line, reason)))
                     continue
-                add(_row(document, size, len(ids), part, records.records, config))
+                row: DocumentRow = {
+                    "doc_id": document.id,
+                    "part": part,
+                    "row": records.records,
+                    "split": assign_split(document.id, config.seed, *shares),
+                    "tokens": len(ids),
+                    "bytes": size,
+                }
+                add(row | {name: getattr(document, name) for name in KEPT})
                 records.append(ids)
             advance(len(documents))
 
 
 def _batches(
-    chunks: Iterable[Chunk], reject: Callable[[str], Any], counts: FieldCounts
+    chunks: Iterable[Chunk],
+    sources: list[SourceConfig],
+    reject: Callable[[str], Any],
+    counts: Counter[str],
 ) -> Iterator[list[tuple[Document, int]]]:
     """Yields documents with their UTF-8 bytes, in lists of about BATCH_BYTES; rejects others."""
     batch: list[tuple[Document, int]] = []
@@ -174,7 +197,7 @@ def _batches(
             if isinstance(record, Rejection):
                 reject(rejection_line(record))
                 continue
-            counts.add(chunk, record)
+            count_fields(counts, sources.index(chunk.source), record)
             size = len(record.text.encode("utf-8"))
             batch.append((record, size))
             total += size
@@ -183,27 +206,6 @@ def _batches(
                 batch, total = [], 0
     if batch:
         yield batch
-
-
-def _row(
-    document: Document, size: int, tokens: int, part: int, row: int, config: RunConfig
-) -> DocumentRow:
-    corpus = config.corpus
-    return {
-        "doc_id": document.id,
-        "part": part,
-        "row": row,
-        "split": assign_split(
-            document.id, config.seed, corpus.held_out_fraction, corpus.reference_fraction
-        ),
-        "source": document.source,
-        "domain": document.domain,
-        "language": document.language,
-        "tokens": tokens,
-        "bytes": size,
-        "file": document.file,
-        "line": document.line,
-    }
 
 
 def ignored_inputs_message(parts: list[list[Chunk]]) -> Iterator[str]:
@@ -223,22 +225,12 @@ def ignored_inputs_message(parts: list[list[Chunk]]) -> Iterator[str]:
             yield f"corpus: not read, because {reason}: {shown}{more}"
 
 
-def _remove_leftovers(directory: RunDirectory) -> None:
-    """Deletes the temporary files (see `atomic_path`) of a run that was killed.
-
-    Called before the first barrier, when no process of this run has begun to write parts.
-    """
-    for folder in (directory.tokens, directory.tokenizer.parent):
-        for path in folder.glob(".tmp-*"):
-            path.unlink(missing_ok=True)
-
-
 def _part_path(directory: RunDirectory, part: int, config: RunConfig, suffix: str) -> Path:
     return directory.tokens / part_name(part, config.corpus.parts, suffix)
 
 
 @contextlib.contextmanager
-def _write_rows(path: Path, counts: FieldCounts) -> Iterator[Callable[[DocumentRow], None]]:
+def _write_rows(path: Path, counts: Counter[str]) -> Iterator[Callable[[DocumentRow], None]]:
     """Yields a function that adds one row to the Parquet file `path`; `counts` go in at the end."""
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, COLUMNS) as writer:
         rows: list[DocumentRow] = []
@@ -255,7 +247,7 @@ def _write_rows(path: Path, counts: FieldCounts) -> Iterator[Callable[[DocumentR
         yield add
         if rows:
             flush()
-        writer.add_key_value_metadata(counts.metadata())
+        writer.add_key_value_metadata(counts_metadata(counts))
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from frame_jax.config.evaluation import TaskConfig
 from frame_jax.config.paths import user_path
-from frame_jax.corpus.fields import RecordError, decode_utf8
+from frame_jax.corpus.documents import RecordError, decode_utf8
 from frame_jax.corpus.sources.compressed import (
     BYTE_ORDER_MARK,
     HEAD_BYTES,

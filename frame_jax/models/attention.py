@@ -1,8 +1,9 @@
-"""Causal grouped-query attention inside segments, by the fastest kernel of each backend.
+"""Attention as a layer's mixer: causal, grouped-query, inside segments.
 
-Pallas splash attention on TPU, cuDNN by the documents' offsets on GPU (`packed_attention`), blocks
-that skip other documents on CPU (`segment_attention`); for shapes that a kernel does not take,
-plain XLA that never holds all scores.
+Projections, norms of queries and keys and rotary positions come before the fastest kernel of each
+backend: Pallas splash attention on TPU, cuDNN by the documents' offsets on GPU
+(`packed_attention`), blocks that skip other documents on CPU (`segment_attention`); for shapes that
+a kernel does not take, plain XLA that never holds all scores.
 """
 
 from __future__ import annotations
@@ -10,21 +11,100 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
+from jax import Array
 from jax.sharding import PartitionSpec
 
+from frame_jax.config.models import ModelConfig
 from frame_jax.models import packed_attention, segment_attention
-from frame_jax.models.layers import SAVED_NAME, save_activation
+from frame_jax.models.layers import (
+    SAVED_NAME,
+    LayerContext,
+    ParamInitializer,
+    apply_rotary,
+    einsum_f32,
+    matmul,
+    rms_norm,
+    save_activation,
+)
 from frame_jax.parallel.sharding import context_mesh, partition_spec, platform
 
+NORM = "attention_norm"
 QUERY_BLOCK = 256  # queries whose scores exist at one time; keys after a block are never touched
+SPLASH_BLOCK_NAMES = [f"block_{x}{of}" for of in ("", "_dkv", "_dq") for x in ("q", "kv")]
 SPLASH_BLOCKS = (1024, 512, 256, 128)  # queries and keys of one tile, the largest that divides T
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
+    """Makes the projections, their biases, and the norms of queries and keys."""
+    hidden = c.hidden_size
+    heads, kv_heads = c.num_heads * c.resolved_head_dim, c.num_kv_heads * c.resolved_head_dim
+    params = {
+        "query": init.matrix((hidden, heads), ("embed", "heads")),
+        "key": init.matrix((hidden, kv_heads), ("embed", "heads")),
+        "value": init.matrix((hidden, kv_heads), ("embed", "heads")),
+        "attention_out": init.matrix((heads, hidden), ("heads", "embed"), init.residual),
+    }
+    if c.qkv_bias:
+        widths = {"query_bias": heads, "key_bias": kv_heads, "value_bias": kv_heads}
+        params |= {name: init.vector(width, 0.0) for name, width in widths.items()}
+    if c.bias:
+        params["attention_out_bias"] = init.vector(hidden, 0.0)
+    if c.qk_norm:
+        whole = c.qk_norm_over == "projection"
+        params["query_norm"] = init.vector(heads if whole else c.resolved_head_dim, 1.0)
+        params["key_norm"] = init.vector(kv_heads if whole else c.resolved_head_dim, 1.0)
+    return params
+
+
+def apply(c: ModelConfig, p: dict[str, Array], x: Array, context: LayerContext) -> Array:
+    """Applies the mixer: [B, T, D] -> [B, T, D]."""
+
+    def heads(w: Array) -> Array:
+        """[..., H * head_dim] -> [..., H, head_dim]. Products with weights of this shape spare
+        a TPU a new layout of queries, keys, values and of what attention makes of them."""
+        return w.reshape(*w.shape[:-1], -1, c.resolved_head_dim)
+
+    q, k, v = (matmul(x, heads(p[name])) for name in ("query", "key", "value"))
+    if c.qkv_bias:
+        q += heads(p["query_bias"]).astype(q.dtype)
+        k += heads(p["key_bias"]).astype(k.dtype)
+        v += heads(p["value_bias"]).astype(v.dtype)
+    if c.qk_norm:
+        q = norm_heads(c, q, p["query_norm"])
+        k = norm_heads(c, k, p["key_norm"])
+    q, k = apply_partial_rotary(c, q, context), apply_partial_rotary(c, k, context)
+    if c.attention_multiplier is not None:  # the kernels divide by sqrt(head_dim)
+        q *= q.dtype.type(c.attention_multiplier * c.resolved_head_dim**0.5)
+    q, k, v = save_activation(q), save_activation(k), save_activation(v)
+    mixed = attention(q, k, v, context.segment_ids)
+    out = matmul(mixed, p["attention_out"].reshape(-1, c.resolved_head_dim, x.shape[-1]), axes=2)
+    return out + p["attention_out_bias"].astype(out.dtype) if c.bias else out
+
+
+def norm_heads(c: ModelConfig, x: Array, scale: Array) -> Array:
+    """[B, T, H, head_dim], normed by head or over all heads together."""
+    if c.qk_norm_over == "head":
+        return rms_norm(x, scale, c.norm_eps)
+    return rms_norm(x.reshape(*x.shape[:2], -1), scale, c.norm_eps).reshape(x.shape)
+
+
+def apply_partial_rotary(c: ModelConfig, x: Array, context: LayerContext) -> Array:
+    """[B, T, H, head_dim] with the first `rotary_dim` numbers of each head rotated."""
+    width = c.rotary_dim
+    if width == 0:
+        return x
+    if width == c.resolved_head_dim:
+        return apply_rotary(x, context.rotary)
+    rotated = apply_rotary(x[..., :width], context.rotary)
+    return jnp.concatenate([rotated, x[..., width:]], axis=-1)
+
+
+def attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     """Lets each query attend to the keys at or before it in the same segment.
 
     Args:
@@ -50,7 +130,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) 
     )(q, k, v, segment_ids)
 
 
-def _kernel_for(q: jax.Array, k: jax.Array) -> Callable[..., jax.Array]:
+def _kernel_for(q: Array, k: Array) -> Callable[..., Array]:
     """The function that computes `attention` for the queries and keys of one device."""
     backend = platform()
     if backend == "tpu" and q.shape[1] % SPLASH_BLOCKS[-1] == 0:
@@ -72,23 +152,17 @@ def _kernel_for(q: jax.Array, k: jax.Array) -> Callable[..., jax.Array]:
 
 
 def splash_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, interpret: bool = False
-) -> jax.Array:
+    q: Array, k: Array, v: Array, segment_ids: Array, interpret: bool = False
+) -> Array:
     """`attention` in the Pallas kernel for TPU; T is a multiple of 128."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     T, H, head_dim = q.shape[1:]
     block = next(size for size in SPLASH_BLOCKS if T % size == 0)
+    blocks: Any = dict.fromkeys(SPLASH_BLOCK_NAMES, block)
     kernel = splash.make_splash_mha_single_device(
         splash.MultiHeadMask([splash.CausalMask((T, T))] * H),
-        block_sizes=splash.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
+        block_sizes=splash.BlockSizes(**blocks),
         residual_checkpoint_name=SAVED_NAME,
         interpret=interpret,
     )
@@ -98,12 +172,12 @@ def splash_attention(
 
 
 def library_attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    segment_ids: jax.Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    segment_ids: Array,
     implementation: Literal["xla", "cudnn"] = "xla",
-) -> jax.Array:
+) -> Array:
     """`attention` in `jax.nn.dot_product_attention`, which calls cuDNN on a GPU."""
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     mixed = jax.nn.dot_product_attention(
@@ -112,7 +186,7 @@ def library_attention(
     return save_activation(mixed)
 
 
-def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def lean_attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     """`attention` in plain XLA, a block of queries at a time."""
     B, T, H, head_dim = q.shape
     groups = H // k.shape[2]
@@ -120,19 +194,14 @@ def lean_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Ar
     q = q.reshape(B, T, -1, groups, head_dim).transpose(0, 2, 3, 1, 4)  # [B, K, G, T, head_dim]
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)  # [B, K, T, head_dim]
     blocks = []
-    for start in range(0, T, QUERY_BLOCK):
-        stop = min(start + QUERY_BLOCK, T)
-        blocks.append(
-            _attend(q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop], segment_ids[:, :stop])
-        )
+    for stop in range(QUERY_BLOCK, T + QUERY_BLOCK, QUERY_BLOCK):  # the last may lie behind the end
+        before = (k[:, :, :stop], v[:, :, :stop], segment_ids[:, :stop])
+        blocks.append(_attend(q[:, :, :, stop - QUERY_BLOCK : stop], *before))
     mixed = jnp.concatenate(blocks, axis=3)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(B, T, H, head_dim)
 
 
-_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-
-def _scores(q: jax.Array, k: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def _scores(q: Array, k: Array, segment_ids: Array) -> Array:
     """[B, K, G, Q, head_dim] x [B, K, S, head_dim] -> masked scores [B, K, G, Q, S], float32.
 
     The queries are at the last of the S positions.
@@ -140,41 +209,39 @@ def _scores(q: jax.Array, k: jax.Array, segment_ids: jax.Array) -> jax.Array:
     Q, S = q.shape[3], k.shape[2]
     mask = segment_ids[:, S - Q :, None] == segment_ids[:, None]
     mask &= jnp.arange(S - Q, S)[:, None] >= jnp.arange(S)
-    scores = _dot("bkgqd,bksd->bkgqs", q, k) * q.shape[-1] ** -0.5
+    scores = einsum_f32("bkgqd,bksd->bkgqs", q, k) * q.shape[-1] ** -0.5
     return jnp.where(mask[:, None, None], scores, -1e30)
 
 
 @jax.custom_vjp
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def _attend(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     """One block of queries against all keys up to its end; segment_ids [B, S] of the keys."""
     return _attend_forward(q, k, v, segment_ids)[0]
 
 
 def _attend_forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    q: Array, k: Array, v: Array, segment_ids: Array
+) -> tuple[Array, tuple[Array, ...]]:
     scores = _scores(q, k, segment_ids)
     top = jnp.max(scores, axis=-1, keepdims=True)
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    mixed = (_dot("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v) / total).astype(q.dtype)
+    mixed = (einsum_f32("bkgqs,bksd->bkgqd", weights.astype(v.dtype), v) / total).astype(q.dtype)
     mixed, log_total = save_activation(mixed), save_activation(top + jnp.log(total))
     return mixed, (q, k, v, segment_ids, mixed, log_total)
 
 
-def _attend_backward(
-    residuals: tuple[jax.Array, ...], grad: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _attend_backward(residuals: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array, None]:
     """Recomputes the probabilities instead of saving them: memory linear in the keys."""
     q, k, v, segment_ids, mixed, log_total = residuals
     grad = grad.astype(q.dtype)
     weights = jnp.exp(_scores(q, k, segment_ids) - log_total)  # [B, K, G, Q, S]
     inner = jnp.sum(grad.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
-    grad_v = _dot("bkgqs,bkgqd->bksd", weights.astype(q.dtype), grad)
-    grad_weights = _dot("bkgqd,bksd->bkgqs", grad, v)
+    grad_v = einsum_f32("bkgqs,bkgqd->bksd", weights.astype(q.dtype), grad)
+    grad_weights = einsum_f32("bkgqd,bksd->bkgqs", grad, v)
     grad_scores = (weights * (grad_weights - inner) * q.shape[-1] ** -0.5).astype(q.dtype)
-    grad_q = _dot("bkgqs,bksd->bkgqd", grad_scores, k)
-    grad_k = _dot("bkgqs,bkgqd->bksd", grad_scores, q)
+    grad_q = einsum_f32("bkgqs,bksd->bkgqd", grad_scores, k)
+    grad_k = einsum_f32("bkgqs,bkgqd->bksd", grad_scores, q)
     return grad_q.astype(q.dtype), grad_k.astype(k.dtype), grad_v.astype(v.dtype), None
 
 

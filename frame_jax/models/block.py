@@ -6,22 +6,22 @@ makes its parameters, and `apply`, which computes it.
 
 from __future__ import annotations
 
-import jax
 from flax import nnx
+from jax import Array
 
 from frame_jax.config.models import LayerSpec, ModelConfig
-from frame_jax.models import (
-    feed_forward_dense,
-    feed_forward_experts,
-    mixer_attention,
-    mixer_mamba2,
+from frame_jax.models import attention, feed_forward_dense, feed_forward_experts, mixer_mamba2
+from frame_jax.models.layers import (
+    LayerContext,
+    ParamInitializer,
+    layer_norm,
+    rms_norm,
+    save_activation,
 )
-from frame_jax.models.layers import LayerContext, layer_norm, rms_norm, save_activation
-from frame_jax.models.parameters import ParamInitializer
 from frame_jax.models.router import RouterStatistics
 from frame_jax.parallel.sharding import constrain_sharding
 
-MIXERS = {"attention": mixer_attention, "mamba2": mixer_mamba2}
+MIXERS = {"attention": attention, "mamba2": mixer_mamba2}
 FEED_FORWARDS = {"dense": feed_forward_dense, "experts": feed_forward_experts}
 
 
@@ -36,8 +36,8 @@ def init_params(c: ModelConfig, spec: LayerSpec, init: ParamInitializer) -> dict
 
 
 def apply_layer(
-    c: ModelConfig, spec: LayerSpec, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
-) -> tuple[jax.Array, RouterStatistics | None]:
+    c: ModelConfig, spec: LayerSpec, p: dict[str, Array], x: Array, context: LayerContext
+) -> tuple[Array, RouterStatistics | None]:
     """Applies one layer.
 
     Args:
@@ -63,19 +63,19 @@ def apply_layer(
     return after + sublayer_output(c, p, "mlp_norm", out), statistics
 
 
-def sublayer_input(c: ModelConfig, p: dict[str, jax.Array], norm: str, x: jax.Array) -> jax.Array:
+def sublayer_input(c: ModelConfig, p: dict[str, Array], norm: str, x: Array) -> Array:
     """What a mixer or a feed-forward reads of the residual stream `x`."""
     return x if c.norm_position == "after" else apply_norm(c, p, norm, x)
 
 
-def sublayer_output(c: ModelConfig, p: dict[str, jax.Array], norm: str, x: jax.Array) -> jax.Array:
+def sublayer_output(c: ModelConfig, p: dict[str, Array], norm: str, x: Array) -> Array:
     """What a mixer or a feed-forward that computed `x` adds to the residual stream."""
     if c.norm_position == "after":
         x = apply_norm(c, p, norm, x)
     return x if c.residual_multiplier == 1 else x * x.dtype.type(c.residual_multiplier)
 
 
-def apply_norm(c: ModelConfig, p: dict[str, jax.Array], name: str, x: jax.Array) -> jax.Array:
+def apply_norm(c: ModelConfig, p: dict[str, Array], name: str, x: Array) -> Array:
     """`x` after the norm of that name."""
     if c.norm == "layer":
         return layer_norm(x, p[name], p[f"{name}_bias"], c.norm_eps)

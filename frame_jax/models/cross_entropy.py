@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from frame_jax.parallel.sharding import (
     constrain_sharding,
@@ -22,14 +23,14 @@ from frame_jax.parallel.sharding import (
 _dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
-def _split_sequence(x: jax.Array, chunks: int) -> jax.Array:
+def _split_sequence(x: Array, chunks: int) -> Array:
     """[B, T, ...] -> [chunks, B, T / chunks, ...]: along the sequence, so that a batch axis split
     over devices stays split."""
     B, T = x.shape[:2]
     return jnp.moveaxis(x.reshape(B, chunks, T // chunks, *x.shape[2:]), 1, 0)
 
 
-def _join_sequence(split: jax.Array) -> jax.Array:
+def _join_sequence(split: Array) -> Array:
     """[chunks, B, t, ...] -> [B, chunks * t, ...], the inverse of `_split_sequence`."""
     chunks, B, t = split.shape[:3]
     return jnp.moveaxis(split, 0, 1).reshape(B, chunks * t, *split.shape[3:])
@@ -45,9 +46,7 @@ def chunk_count(rows: int, length: int, chunk_tokens: int) -> int:
     return next(n for n in range(wanted, length + 1) if length % n == 0)
 
 
-def token_nll(
-    hidden: jax.Array, unembedding: jax.Array, targets: jax.Array, chunks: int
-) -> jax.Array:
+def token_nll(hidden: Array, unembedding: Array, targets: Array, chunks: int) -> Array:
     """Negative log-likelihood of each target, in nats.
 
     Args:
@@ -61,7 +60,7 @@ def token_nll(
     """
     w = unembedding.astype(hidden.dtype)
 
-    def chunk_nll(carry: None, inputs: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
+    def chunk_nll(carry: None, inputs: tuple[Array, Array]) -> tuple[None, Array]:
         hidden, targets = inputs
         logits = _dot("btd,vd->btv", hidden, w)
         log_total = jax.nn.logsumexp(logits, axis=-1)
@@ -75,13 +74,13 @@ def token_nll(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(
-    hidden: jax.Array,
-    unembedding: jax.Array,
-    targets: jax.Array,
-    loss_mask: jax.Array,
+    hidden: Array,
+    unembedding: Array,
+    targets: Array,
+    loss_mask: Array,
     chunks: int,
     z_loss_weight: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Array, Array]:
     """Sums over all tokens of the objective and of the NLL, in nats.
 
     The objective is `loss_mask * (NLL + z_loss_weight * log(Z)**2)` with Z the sum of the
@@ -103,13 +102,13 @@ def cross_entropy(
 
 
 def _cross_entropy_forward(
-    hidden: jax.Array,
-    unembedding: jax.Array,
-    targets: jax.Array,
-    loss_mask: jax.Array,
+    hidden: Array,
+    unembedding: Array,
+    targets: Array,
+    loss_mask: Array,
     chunks: int,
     z_loss_weight: float,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The sums, and the derivatives while the logits of a chunk are at hand.
 
     Rows are grouped by the devices that hold them, and each group adds up its own derivative of
@@ -128,16 +127,15 @@ def _cross_entropy_forward(
     product = "gbtd,gbtv->gdv" if transposed else "gbtd,gbtv->gvd"
     order = (None, "vocab") if transposed else ("vocab", None)
 
-    def grouped(x: jax.Array) -> jax.Array:
+    def grouped(x: Array) -> Array:
         """[B, T, ...] -> [chunks, groups, B / groups, T / chunks, ...]."""
         split = _split_sequence(x, chunks)
         split = split.reshape(chunks, groups, -1, *split.shape[2:])
         return constrain_sharding(split, None, "batch", *[None] * (split.ndim - 2))
 
     def add_chunk(
-        carry: tuple[jax.Array, jax.Array, jax.Array],
-        inputs: tuple[jax.Array, jax.Array, jax.Array],
-    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
+        carry: tuple[Array, Array, Array], inputs: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array, Array], Array]:
         objective, nll_sum, grad_w = carry
         hidden, targets, loss_mask = inputs  # [groups, b, t, D], [groups, b, t] twice
         logits = _dot("gbtd,vd->gbtv", hidden, w)
@@ -167,11 +165,8 @@ def _cross_entropy_forward(
 
 
 def _cross_entropy_backward(
-    chunks: int,
-    z_loss_weight: float,
-    residuals: tuple[jax.Array, jax.Array],
-    grads: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array, None, None]:
+    chunks: int, z_loss_weight: float, residuals: tuple[Array, Array], grads: tuple[Array, Array]
+) -> tuple[Array, Array, None, None]:
     grad_hidden, grad_w = residuals
     return (grad_hidden * grads[0]).astype(grad_hidden.dtype), grad_w * grads[0], None, None
 

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import jax
 from flax import nnx
+from jax import Array
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.layers import (
     LayerContext,
+    ParamInitializer,
     gelu,
     matmul,
     recompute_in_backward,
     save_activation,
     swiglu,
 )
-from frame_jax.models.parameters import ParamInitializer
 from frame_jax.parallel.sharding import platform
 
 
 def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
     """Makes the matrices, and biases where the model has them."""
-    hidden, inner = c.hidden_size, c.intermediate_size
-    params = {}
-    if c.activation == "swiglu":
-        params["gate"] = init.matrix((hidden, inner), ("embed", "mlp"))
-    params["up"] = init.matrix((hidden, inner), ("embed", "mlp"))
-    params["down"] = init.matrix((inner, hidden), ("mlp", "embed"), init.residual)
+    params = init.feed_forward(c.hidden_size, c.intermediate_size, gated=c.activation == "swiglu")
     if c.bias:
         widths = {name: params[name].shape[-1] for name in params}
         params |= {f"{name}_bias": init.vector(width, 0.0) for name, width in widths.items()}
@@ -33,15 +28,15 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
 
 
 def apply(
-    c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
-) -> tuple[jax.Array, None]:
+    c: ModelConfig, p: dict[str, Array], x: Array, context: LayerContext
+) -> tuple[Array, None]:
     """Applies the layer: [B, T, D] -> [B, T, D], and no statistics."""
 
-    def linear(x: jax.Array, name: str) -> jax.Array:
+    def linear(x: Array, name: str) -> Array:
         y = matmul(x, p[name])
         return y + p[f"{name}_bias"].astype(y.dtype) if c.bias else y
 
-    def down(*wide: jax.Array) -> jax.Array:
+    def down(*wide: Array) -> Array:
         return linear(gelu(*wide) if c.activation == "gelu" else swiglu(*wide), "down")
 
     names = ("up",) if c.activation == "gelu" else ("gate", "up")

@@ -11,12 +11,12 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 from jax.sharding import PartitionSpec
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.grouped_product import ExpertWeights, RoutedTokens, local_expert_sum
-from frame_jax.models.layers import LayerContext, matmul, save_activation, swiglu
-from frame_jax.models.parameters import ParamInitializer
+from frame_jax.models.layers import LayerContext, ParamInitializer, matmul, save_activation, swiglu
 from frame_jax.models.router import (
     RouterStatistics,
     choose_experts,
@@ -28,32 +28,19 @@ from frame_jax.parallel.sharding import context_mesh, partition_spec
 
 def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
     """Makes the router, the experts' matrices and those of the shared expert."""
-    e, hidden = c.experts, c.hidden_size
-    inner, E = e.intermediate_size, e.num_experts
-    params = {
-        "router": init.matrix((hidden, E), ("embed", "router")),
-        "expert_gate": init.matrix((E, hidden, inner), ("expert", "embed", "mlp")),
-        "expert_up": init.matrix((E, hidden, inner), ("expert", "embed", "mlp")),
-        "expert_down": init.matrix((E, inner, hidden), ("expert", "mlp", "embed"), init.residual),
-    }
+    e, hidden, E = c.experts, c.hidden_size, c.experts.num_experts
+    params = {"router": init.matrix((hidden, E), ("embed", "router"))}
+    params |= init.feed_forward(hidden, e.intermediate_size, "expert_", (E,))
     if e.router_bias:
         params["router_bias"] = init.vector(E, 0.0)
     if e.shared_expert_intermediate_size:
-        params["shared_gate"] = init.matrix(
-            (hidden, e.shared_expert_intermediate_size), ("embed", "mlp")
-        )
-        params["shared_up"] = init.matrix(
-            (hidden, e.shared_expert_intermediate_size), ("embed", "mlp")
-        )
-        params["shared_down"] = init.matrix(
-            (e.shared_expert_intermediate_size, hidden), ("mlp", "embed"), init.residual
-        )
+        params |= init.feed_forward(hidden, e.shared_expert_intermediate_size, "shared_")
     return params
 
 
 def apply(
-    c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
-) -> tuple[jax.Array, RouterStatistics | None]:
+    c: ModelConfig, p: dict[str, Array], x: Array, context: LayerContext
+) -> tuple[Array, RouterStatistics | None]:
     """Applies the layer: [B, T, D] -> [B, T, D], and the router's statistics."""
     e = c.experts
     logits = router_logits(x, p["router"])  # [B, T, E]
@@ -76,7 +63,7 @@ def apply(
     return out, router_statistics(logits, probabilities, experts, context.loss_mask)
 
 
-def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> jax.Array:
+def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> Array:
     """The weighted sum of the chosen experts' outputs for each token, on any mesh: [B, T, D]."""
     mesh, count = context_mesh(), len(matrices.gate)
     if mesh is None or mesh.are_all_axes_manual:
@@ -102,7 +89,7 @@ def sharded_expert_sum(
     rows: tuple[str, ...] | None,
     shards: str | None,
     columns: str | None,
-) -> jax.Array:
+) -> Array:
     """The part of one device in `weighted_expert_sum`, inside `shard_map`.
 
     It gathers the tokens of its group of the `expert` axis, applies its experts and scatters the
@@ -116,7 +103,7 @@ def sharded_expert_sum(
         shards: Mesh axis over which experts are split.
         columns: Mesh axis over which the experts' columns F are split.
     """
-    first: jax.Array | int = 0
+    first: Array | int = 0
     gathered = shards is not None and rows is not None
     if shards is not None:
         first = jax.lax.axis_index(shards) * len(matrices.gate)

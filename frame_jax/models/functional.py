@@ -13,15 +13,11 @@ from typing import Any
 
 import jax
 from flax import nnx
+from jax import Array
 
-from frame_jax.config.models import (
-    ExpertsConfig,
-    Mamba2Config,
-    ModelConfig,
-    RopeScalingConfig,
-)
+from frame_jax.config.models import ModelConfig
 from frame_jax.models.transformer import Params, Transformer
-from frame_jax.run.directory import read_json, write_json
+from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Decoder:
     remat: str = "none"
     unroll: int = 1
 
-    def _create(self, key: jax.Array) -> Transformer:
+    def _create(self, key: Array) -> Transformer:
         return Transformer(
             self.config,
             self.vocab_size,
@@ -56,7 +52,7 @@ class Decoder:
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
         return nnx.split(nnx.eval_shape(lambda: self._create(jax.random.key(0))))
 
-    def init(self, key: jax.Array) -> Params:
+    def init(self, key: Array) -> Params:
         """Initial parameters, float32. Wrap in `jax.jit` with output shardings for large models."""
         return nnx.to_pure_dict(nnx.state(self._create(key)))
 
@@ -82,10 +78,17 @@ class Decoder:
         return sum(leaf.size for leaf in jax.tree.leaves(self.shapes()))
 
 
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `model.json` says of a model: rows of its embedding, and its shape."""
+
+    vocab_size: int
+    model: ModelConfig
+
+
 def write_description(folder: Path, decoder: Decoder) -> None:
-    """Writes `model.json`, the model's shape and vocabulary, which `read_description` reads."""
-    value = {"vocab_size": decoder.vocab_size, "model": dataclasses.asdict(decoder.config)}
-    write_json(folder / "model.json", value)
+    """Writes `model.json`, which `read_description` reads."""
+    write_dataclass(folder / "model.json", Description(decoder.vocab_size, decoder.config))
 
 
 def read_description(folder: Path, **settings: Any) -> Decoder:
@@ -95,12 +98,5 @@ def read_description(folder: Path, **settings: Any) -> Decoder:
         folder: Of the model.
         settings: Settings of `Decoder` beside its shape, e.g. `compute_dtype="float32"`.
     """
-    value = read_json(folder / "model.json")
-    shape = value["model"]
-    parts = {"rope_scaling": RopeScalingConfig, "experts": ExpertsConfig, "mamba2": Mamba2Config}
-    for name, part in parts.items():
-        if shape.get(name):
-            shape[name] = part(**shape[name])
-    if "layers" in shape:
-        shape["layers"] = tuple(shape["layers"])
-    return Decoder(ModelConfig(**shape), value["vocab_size"], **settings)
+    found = read_dataclass(folder / "model.json", Description)
+    return Decoder(found.model, found.vocab_size, **settings)

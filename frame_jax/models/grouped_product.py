@@ -12,8 +12,15 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
-from frame_jax.models.layers import from_bits, recompute_in_backward, save_activation, to_bits
+from frame_jax.models.layers import (
+    contract_f32,
+    from_bits,
+    recompute_in_backward,
+    save_activation,
+    to_bits,
+)
 from frame_jax.parallel.sharding import platform
 
 CPU_TILE = 64
@@ -32,17 +39,17 @@ class RoutedTokens(NamedTuple):
         weights: [B, T, k] float32.
     """
 
-    x: jax.Array
-    experts: jax.Array
-    weights: jax.Array
+    x: Array
+    experts: Array
+    weights: Array
 
 
 class ExpertWeights(NamedTuple):
     """The experts' matrices, float32: `gate` and `up` [E, D, F], `down` [E, F, D]."""
 
-    gate: jax.Array
-    up: jax.Array
-    down: jax.Array
+    gate: Array
+    up: Array
+    down: Array
 
 
 class Placement(NamedTuple):
@@ -56,24 +63,19 @@ class Placement(NamedTuple):
             needs the tile.
     """
 
-    source: jax.Array
-    row: jax.Array
-    tile_expert: jax.Array
+    source: Array
+    row: Array
+    tile_expert: Array
 
 
 def rows_per_tile(choices: int, experts: int) -> int:
     """Rows of a tile for so many choices among so many experts."""
-    match platform():
-        case "tpu":
-            mean_load = choices // experts
-            return next((size for size in TPU_TILES if size <= mean_load), TPU_TILES[-1])
-        case "gpu":
-            return 1  # `ragged_dot` takes groups of any size
-        case _:
-            return CPU_TILE
+    if platform() == "tpu":
+        return next((size for size in TPU_TILES if size <= choices // experts), TPU_TILES[-1])
+    return 1 if platform() == "gpu" else CPU_TILE  # `ragged_dot` takes groups of any size
 
 
-def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
+def place_choices(experts: Array, num_experts: int, tile: int) -> Placement:
     """Assigns rows to all choices, sorted by expert, each expert's rows padded to whole tiles.
 
     Args:
@@ -112,19 +114,19 @@ def place_choices(experts: jax.Array, num_experts: int, tile: int) -> Placement:
     )
 
 
-def _take_or_zero(x: jax.Array, indices: jax.Array) -> jax.Array:
+def _take_or_zero(x: Array, indices: Array) -> Array:
     """Entries of the leading axis; zeros for indices behind its end."""
     return x.at[indices].get(mode="fill", fill_value=0, wrap_negative_indices=False)
 
 
 @jax.custom_vjp
-def tokens_to_rows(x: jax.Array, placement: Placement) -> jax.Array:
+def tokens_to_rows(x: Array, placement: Placement) -> Array:
     """Copies tokens [M, D] to rows [R, D]; empty rows are zero."""
     return _take_or_zero(x, placement.source // placement.row.shape[1])
 
 
 @jax.custom_vjp
-def rows_to_tokens(rows: jax.Array, placement: Placement) -> jax.Array:
+def rows_to_tokens(rows: Array, placement: Placement) -> Array:
     """Sums each token's rows in float32: [R, D] to [M, D]."""
     return jnp.sum(_take_or_zero(rows, placement.row).astype(jnp.float32), axis=1).astype(
         rows.dtype
@@ -132,7 +134,7 @@ def rows_to_tokens(rows: jax.Array, placement: Placement) -> jax.Array:
 
 
 @jax.custom_vjp
-def choices_to_rows(values: jax.Array, placement: Placement) -> jax.Array:
+def choices_to_rows(values: Array, placement: Placement) -> Array:
     """Copies values of choices [M, k] to rows [R]; 0 for empty rows."""
     return _take_or_zero(values.reshape(-1), placement.source)
 
@@ -152,7 +154,7 @@ choices_to_rows.defvjp(
 
 
 @jax.custom_vjp
-def grouped_matmul(x: jax.Array, w: jax.Array, tile_expert: jax.Array) -> jax.Array:
+def grouped_matmul(x: Array, w: Array, tile_expert: Array) -> Array:
     """Multiplies each tile of rows with the matrix of its expert.
 
     By the rule of `layers.matmul`: operands in the dtype of `x`, sums in float32, the cotangent
@@ -167,16 +169,16 @@ def grouped_matmul(x: jax.Array, w: jax.Array, tile_expert: jax.Array) -> jax.Ar
         [R, F], dtype of `x`. Rows of tiles without an expert are undefined, here and in the
         derivative with respect to `x`; they count for nothing in the one with respect to `w`.
     """
-    return _products(x, w.astype(x.dtype), tile_expert, transposed=False)
+    tile_products, _ = KERNELS.get(platform(), KERNELS["cpu"])
+    return tile_products(x, w.astype(x.dtype), tile_expert, False)
 
 
-def _backward(
-    residuals: tuple[jax.Array, jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array, None]:
+def _backward(residuals: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, None]:
     x, w, tile_expert = residuals
+    tile_products, outer_products = KERNELS.get(platform(), KERNELS["cpu"])
     grad = grad.astype(x.dtype)
-    grad_x = _products(grad, w.astype(x.dtype), tile_expert, transposed=True)
-    return grad_x, _outer_products(x, grad, tile_expert, len(w)).astype(w.dtype), None
+    grad_x = tile_products(grad, w.astype(x.dtype), tile_expert, True)
+    return grad_x, outer_products(x, grad, tile_expert, len(w)).astype(w.dtype), None
 
 
 grouped_matmul.defvjp(
@@ -184,42 +186,15 @@ grouped_matmul.defvjp(
 )
 
 
-def _products(x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool) -> jax.Array:
-    """Tiles times `w` [E, D, F], or times its transpose where `transposed`; dtype of `x`."""
-    match platform():
-        case "tpu":
-            return megablox_products(x, w, tile_expert, transposed)
-        case "gpu":
-            return ragged_products(x, w, tile_expert, transposed)
-        case _:
-            return looped_products(x, w, tile_expert, transposed)
-
-
-def _outer_products(
-    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
-) -> jax.Array:
-    """[R, D] and [R, F] to [E, D, F] float32: the sum of x_d * y_f over the rows of an expert."""
-    match platform():
-        case "tpu":
-            return megablox_outer_products(x, y, tile_expert, num_experts)
-        case "gpu":
-            return ragged_outer_products(x, y, tile_expert, num_experts)
-        case _:
-            return looped_outer_products(x, y, tile_expert, num_experts)
-
-
-def looped_products(
-    x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool
-) -> jax.Array:
-    """`_products`, a tile at a time, for the tiles in use; matrices are not copied."""
+def looped_products(x: Array, w: Array, tile_expert: Array, transposed: bool) -> Array:
+    """`tile_products`, a tile at a time, for the tiles in use; matrices are not copied."""
     tile, columns = len(x) // len(tile_expert), w.shape[1 if transposed else 2]
-    contract = (((1,), (1 if transposed else 0,)), ((), ()))
     x, w, dtype = to_bits(x), to_bits(w), x.dtype
 
-    def body(i: jax.Array, out: jax.Array) -> jax.Array:
+    def body(i: Array, out: Array) -> Array:
         rows = from_bits(jax.lax.dynamic_slice_in_dim(x, i * tile, tile))
         matrix = from_bits(jax.lax.dynamic_index_in_dim(w, tile_expert[i], keepdims=False))
-        product = jax.lax.dot_general(rows, matrix, contract, preferred_element_type=jnp.float32)
+        product = contract_f32(rows, matrix, (1,), (1 if transposed else 0,))
         product = to_bits(product.astype(dtype))
         return jax.lax.dynamic_update_slice_in_dim(out, product, i * tile, 0)
 
@@ -227,27 +202,22 @@ def looped_products(
     return from_bits(jax.lax.fori_loop(0, jnp.sum(tile_expert < len(w)), body, out))
 
 
-def looped_outer_products(
-    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
-) -> jax.Array:
-    """`_outer_products`, a tile at a time, added up in place."""
+def looped_outer_products(x: Array, y: Array, tile_expert: Array, num_experts: int) -> Array:
+    """`outer_products`, a tile at a time, added up in place."""
     tile = len(x) // len(tile_expert)
     x, y = to_bits(x), to_bits(y)
 
-    def body(i: jax.Array, out: jax.Array) -> jax.Array:
+    def body(i: Array, out: Array) -> Array:
         left, right = (
             from_bits(jax.lax.dynamic_slice_in_dim(rows, i * tile, tile)) for rows in (x, y)
         )
-        product = jax.lax.dot_general(
-            left, right, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-        )
-        return out.at[tile_expert[i]].add(product)
+        return out.at[tile_expert[i]].add(contract_f32(left, right, (0,), (0,)))
 
     out = jnp.zeros((num_experts, x.shape[1], y.shape[1]), jnp.float32)
     return jax.lax.fori_loop(0, jnp.sum(tile_expert < num_experts), body, out)
 
 
-def _rows_per_expert(tile_expert: jax.Array, rows: int, num_experts: int) -> jax.Array:
+def _rows_per_expert(tile_expert: Array, rows: int, num_experts: int) -> Array:
     """[E] int32: the rows of each expert, padding included."""
     tiles = jnp.diff(jnp.searchsorted(tile_expert, jnp.arange(num_experts + 1)))
     return (tiles * (rows // len(tile_expert))).astype(jnp.int32)
@@ -259,9 +229,9 @@ def _block(size: int, most: int) -> int:
 
 
 def megablox_products(
-    x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool, interpret: bool = False
-) -> jax.Array:
-    """`_products` in the Pallas kernel for TPU."""
+    x: Array, w: Array, tile_expert: Array, transposed: bool, interpret: bool = False
+) -> Array:
+    """`tile_products` in the Pallas kernel for TPU."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm
 
     tile, most = len(x) // len(tile_expert), TPU_BLOCK_BYTES // x.itemsize
@@ -278,9 +248,9 @@ def megablox_products(
 
 
 def megablox_outer_products(
-    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int, interpret: bool = False
-) -> jax.Array:
-    """`_outer_products` in the Pallas kernel for TPU."""
+    x: Array, y: Array, tile_expert: Array, num_experts: int, interpret: bool = False
+) -> Array:
+    """`outer_products` in the Pallas kernel for TPU."""
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
     tile, most = len(x) // len(tile_expert), TPU_BLOCK_BYTES // x.itemsize
@@ -294,43 +264,41 @@ def megablox_outer_products(
     )
 
 
-def ragged_products(
-    x: jax.Array, w: jax.Array, tile_expert: jax.Array, transposed: bool
-) -> jax.Array:
-    """`_products` in `jax.lax.ragged_dot_general`, which compiles on a GPU but is not fast there
-    (by public reports, and in JAX's own fallback, every expert multiplies every row)."""
+def ragged_products(x: Array, w: Array, tile_expert: Array, transposed: bool) -> Array:
+    """`tile_products` in `jax.lax.ragged_dot_general`, which compiles on a GPU but is not fast
+    there (by public reports, and in JAX's own fallback, every expert multiplies every row)."""
     lengths = _rows_per_expert(tile_expert, len(x), len(w))
-    numbers = jax.lax.RaggedDotDimensionNumbers(
-        dot_dimension_numbers=(((1,), (2 if transposed else 1,)), ((), ())),
-        lhs_ragged_dimensions=[0],
-        rhs_group_dimensions=[0],
-    )
-    product = jax.lax.ragged_dot_general(x, w, lengths, numbers, preferred_element_type=jnp.float32)
-    return product.astype(x.dtype)
+    return _ragged_dot(x, w, lengths, (1, 2 if transposed else 1), [0]).astype(x.dtype)
 
 
-def ragged_outer_products(
-    x: jax.Array, y: jax.Array, tile_expert: jax.Array, num_experts: int
-) -> jax.Array:
-    """`_outer_products` in `jax.lax.ragged_dot_general`."""
+def ragged_outer_products(x: Array, y: Array, tile_expert: Array, num_experts: int) -> Array:
+    """`outer_products` in `jax.lax.ragged_dot_general`."""
+    return _ragged_dot(x, y, _rows_per_expert(tile_expert, len(x), num_experts), (0, 0), [])
+
+
+def _ragged_dot(
+    x: Array, y: Array, lengths: Array, axes: tuple[int, int], groups: list[int]
+) -> Array:
+    """The sum over an axis of both, in float32, for groups of rows of `x` of these lengths."""
     numbers = jax.lax.RaggedDotDimensionNumbers(
-        dot_dimension_numbers=(((0,), (0,)), ((), ())),
+        dot_dimension_numbers=(((axes[0],), (axes[1],)), ((), ())),
         lhs_ragged_dimensions=[0],
-        rhs_group_dimensions=[],
+        rhs_group_dimensions=groups,
     )
-    return jax.lax.ragged_dot_general(
-        x,
-        y,
-        _rows_per_expert(tile_expert, len(x), num_experts),
-        numbers,
-        preferred_element_type=jnp.float32,
-    )
+    return jax.lax.ragged_dot_general(x, y, lengths, numbers, preferred_element_type=jnp.float32)
+
+
+# Backend -> two functions: the tiles times `w` [E, D, F], or times its transpose, in the dtype of
+# `x`; and [R, D] and [R, F] to [E, D, F] float32, the sum of x_d * y_f over the rows of an expert.
+KERNELS = {
+    "tpu": (megablox_products, megablox_outer_products),
+    "gpu": (ragged_products, ragged_outer_products),
+    "cpu": (looped_products, looped_outer_products),
+}
 
 
 @recompute_in_backward
-def _gate_and_up(
-    x: jax.Array, placement: Placement, gate: jax.Array, up: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _gate_and_up(x: Array, placement: Placement, gate: Array, up: Array) -> tuple[Array, Array]:
     """The two first products, [M, D] to twice [R, F]; the backward pass makes the rows again."""
     rows = tokens_to_rows(x, placement)
     tiles = placement.tile_expert
@@ -338,15 +306,15 @@ def _gate_and_up(
 
 
 @recompute_in_backward
-def _weighted_swiglu(gate: jax.Array, up: jax.Array, weights: jax.Array) -> jax.Array:
+def _weighted_swiglu(gate: Array, up: Array, weights: Array) -> Array:
     """`layers.swiglu` of [R, F], each row times its weight before the one rounding."""
     hidden = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
     return (hidden * weights[:, None]).astype(gate.dtype)
 
 
 def local_expert_sum(
-    routed: RoutedTokens, matrices: ExpertWeights, *, count: int, first: int | jax.Array = 0
-) -> jax.Array:
+    routed: RoutedTokens, matrices: ExpertWeights, *, count: int, first: int | Array = 0
+) -> Array:
     """The weighted sum of the outputs of each token's experts, SwiGLU each, on one device.
 
     A device that holds some of the experts, or some of the columns F, gives its part of the sum;

@@ -14,21 +14,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jaxlib
+from jax import Array
 
 from frame_jax.models.layers import from_bits, to_bits
 from frame_jax.parallel.sharding import platform
 
 # Activations [B, T, D], one layer's parameters and what all layers read, to activations and an
 # auxiliary output, a tree of arrays.
-Layer = Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]]
+Layer = Callable[[Array, Any, Any], tuple[Array, Any]]
 
 # Before 0.12, XLA for CPUs wrote and read a stack of bfloat16 by way of float32.
 STACKS_NEED_BITS = tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 12)
 
 
 def scan_layers(
-    layer: Layer, unroll: int, x: jax.Array, stacked: Any, context: Any
-) -> tuple[jax.Array, Any]:
+    layer: Layer, unroll: int, x: Array, stacked: Any, context: Any
+) -> tuple[Array, Any]:
     """Applies layers one after the other.
 
     Args:
@@ -52,7 +53,7 @@ def residuals_are_leaves() -> bool:
     arguments as they are. JAX does not promise it; without it the plain loop takes over."""
     found = []
 
-    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+    def product(x: Array, y: Array) -> Array:
         out, pull_back = jax.vjp(jnp.multiply, x, y)
         kept = jax.tree.leaves(pull_back)
         found.append(any(leaf is x for leaf in kept) and any(leaf is y for leaf in kept))
@@ -71,15 +72,15 @@ def residuals_are_leaves() -> bool:
 
 
 def _plain_scan(
-    layer: Layer, unroll: int, x: jax.Array, stacked: Any, context: Any
-) -> tuple[jax.Array, Any]:
+    layer: Layer, unroll: int, x: Array, stacked: Any, context: Any
+) -> tuple[Array, Any]:
     return jax.lax.scan(lambda x, params: layer(x, params, context), x, stacked, unroll=unroll)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _scan_saving_bits(
-    layer: Layer, unroll: int, x: jax.Array, stacked: Any, context: Any
-) -> tuple[jax.Array, Any]:
+    layer: Layer, unroll: int, x: Array, stacked: Any, context: Any
+) -> tuple[Array, Any]:
     """`_plain_scan`, what the backward pass needs of each layer being kept as bits.
 
     Left alone, XLA converts the saved activations of all layers at once to float32 and back, and
@@ -100,17 +101,17 @@ class KnownLeaf:
 class BFloat16Bits(NamedTuple):
     """Stands for an array of bfloat16. (A loop inside keeps its own as plain uint16.)"""
 
-    bits: jax.Array
+    bits: Array
 
 
 def _forward(
-    layer: Layer, unroll: int, x: jax.Array, stacked: Any, context: Any
-) -> tuple[tuple[jax.Array, Any], tuple[Any, Any, Any]]:
-    def body(x: jax.Array, params: Any) -> tuple[jax.Array, Any]:
+    layer: Layer, unroll: int, x: Array, stacked: Any, context: Any
+) -> tuple[tuple[Array, Any], tuple[Any, Any, Any]]:
+    def body(x: Array, params: Any) -> tuple[Array, Any]:
         (x, aux), pull_back = jax.vjp(lambda x, params: layer(x, params, context), x, params)
         index_by_id = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves((params, context)))}
 
-        def placeholder_or_leaf(leaf: jax.Array) -> jax.Array | KnownLeaf | BFloat16Bits:
+        def placeholder_or_leaf(leaf: Array) -> Array | KnownLeaf | BFloat16Bits:
             if id(leaf) in index_by_id:
                 return KnownLeaf(index_by_id[id(leaf)])
             return BFloat16Bits(to_bits(leaf)) if leaf.dtype == jnp.bfloat16 else leaf
@@ -122,15 +123,15 @@ def _forward(
 
 
 def _backward(
-    layer: Layer, unroll: int, residuals: tuple[Any, Any, Any], grads: tuple[jax.Array, Any]
-) -> tuple[jax.Array, Any, None]:
+    layer: Layer, unroll: int, residuals: tuple[Any, Any, Any], grads: tuple[Array, Any]
+) -> tuple[Array, Any, None]:
     saved, stacked, context = residuals
 
-    def body(grad: jax.Array, inputs: tuple[Any, Any, Any]) -> tuple[jax.Array, Any]:
+    def body(grad: Array, inputs: tuple[Any, Any, Any]) -> tuple[Array, Any]:
         params, saved, grad_aux = inputs
         known_leaves = jax.tree.leaves((params, context))
 
-        def value(leaf: jax.Array | KnownLeaf | BFloat16Bits) -> jax.Array:
+        def value(leaf: Array | KnownLeaf | BFloat16Bits) -> Array:
             if isinstance(leaf, KnownLeaf):
                 return known_leaves[leaf.index]
             return from_bits(leaf.bits) if isinstance(leaf, BFloat16Bits) else leaf

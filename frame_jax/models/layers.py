@@ -1,4 +1,4 @@
-"""What layers have in common: matrix product, norms, activations, rotary positions.
+"""What layers share: initial parameters, matrix product, norms, activations, rotary positions.
 
 One rule for every backend: matrix-product operands in the compute dtype (bfloat16), sums in
 float32. TPU and GPU matrix units work that way, and so do the CPU's.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from frame_jax.config.models import RopeScalingConfig
@@ -21,9 +24,77 @@ from frame_jax.parallel.sharding import platform
 SAVED_NAME = "saved"
 # Marks what remat `minimal` keeps of a layer.
 save_activation = functools.partial(checkpoint_name, name=SAVED_NAME)
+# A product whose operands keep their dtype and whose sums are float32.
+einsum_f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 # Elementwise work costs less to repeat in the backward pass than its float32 intermediates cost to
 # keep. Forward and backward pass are two loops over layers: there is nothing to merge by mistake.
 recompute_in_backward = functools.partial(jax.checkpoint, prevent_cse=False)
+
+
+class ParamInitializer:
+    """Makes the parameters of equal layers, stacked on a first axis.
+
+    Attributes:
+        residual: Scale of the matrices that write to the residual stream: they are scaled down, so
+            that its variance does not grow with depth.
+    """
+
+    def __init__(self, stacked: int, num_layers: int, rngs: nnx.Rngs):
+        """
+        Args:
+            stacked: Layers of the stack.
+            num_layers: Layers of the whole model.
+            rngs: Where random numbers come from.
+        """
+        self._stacked, self._rngs = stacked, rngs
+        self.residual = (2 * num_layers) ** -0.5
+
+    def _param(self, values: Array, axes: Sequence[str]) -> nnx.Param:
+        return nnx.Param(values, axes=("layer", *axes))
+
+    def matrix(self, shape: Sequence[int], axes: Sequence[str], scale: float = 1.0) -> nnx.Param:
+        """Matrices [layers, *shape], normal with the variance `scale`^2 / rows."""
+        values = jax.random.normal(self._rngs.params(), (self._stacked, *shape), jnp.float32)
+        return self._param(values * (scale * shape[-2] ** -0.5), axes)
+
+    def uniform(self, shape: Sequence[int], low: float, high: float) -> Array:
+        """[layers, *shape], uniform in [low, high)."""
+        shape = (self._stacked, *shape)
+        return jax.random.uniform(self._rngs.params(), shape, jnp.float32, low, high)
+
+    def vector(self, width: int, value: float | Array) -> nnx.Param:
+        """Vectors [layers, width] that weight decay spares: norms, biases and the like."""
+        values = jnp.broadcast_to(jnp.asarray(value, jnp.float32), (self._stacked, width))
+        return self._param(values, ("norm",))
+
+    def conv_kernel(self, width: int, channels: int) -> nnx.Param:
+        """Weights [layers, width, channels] of a causal convolution over each channel."""
+        bound = width**-0.5
+        return self._param(self.uniform((width, channels), -bound, bound), ("conv", "norm"))
+
+    def feed_forward(
+        self,
+        hidden: int,
+        inner: int,
+        prefix: str = "",
+        experts: Sequence[int] = (),
+        gated: bool = True,
+    ) -> dict[str, nnx.Param]:
+        """The matrices of a feed-forward, or of the experts of a mixture: gate, up and down."""
+        axes = ["expert"] * len(experts)
+        into = {
+            f"{prefix}{name}": self.matrix((*experts, hidden, inner), (*axes, "embed", "mlp"))
+            for name in (("gate", "up") if gated else ("up",))
+        }
+        down = self.matrix((*experts, inner, hidden), (*axes, "mlp", "embed"), self.residual)
+        return into | {f"{prefix}down": down}
+
+    def norm(self, name: str, width: int, kind: str) -> dict[str, nnx.Param]:
+        """The scale of a norm and, for LayerNorm, its bias."""
+        params = {name: self.vector(width, 1.0)}
+        if kind == "layer":
+            params[f"{name}_bias"] = self.vector(width, 0.0)
+        return params
 
 
 class LayerContext(NamedTuple):
@@ -37,25 +108,25 @@ class LayerContext(NamedTuple):
             statistics.
     """
 
-    segment_ids: jax.Array
-    positions: jax.Array
-    rotary: tuple[jax.Array, jax.Array]
-    loss_mask: jax.Array | None
+    segment_ids: Array
+    positions: Array
+    rotary: tuple[Array, Array]
+    loss_mask: Array | None
 
 
-def to_bits(x: jax.Array) -> jax.Array:
+def to_bits(x: Array) -> Array:
     """bfloat16 as uint16, other dtypes as they are: for arrays that a loop takes slices of or puts
     together, which XLA for CPUs before jaxlib 0.12 does by way of float32."""
     return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 
-def from_bits(x: jax.Array) -> jax.Array:
+def from_bits(x: Array) -> Array:
     """The inverse of `to_bits`."""
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul(x: jax.Array, w: jax.Array, axes: int = 1) -> jax.Array:
+def matmul(x: Array, w: Array, axes: int = 1) -> Array:
     """The product of `x` and `w` in the dtype of `x`, accumulated in float32.
 
     Its derivative rounds the cotangent to the dtype of the operands first; autodiff would multiply
@@ -70,32 +141,28 @@ def matmul(x: jax.Array, w: jax.Array, axes: int = 1) -> jax.Array:
         [..., *N], dtype of `x`.
     """
     rows = range(x.ndim - axes, x.ndim)
-    return _product(x, w.astype(x.dtype), rows, range(axes)).astype(x.dtype)
+    return contract_f32(x, w.astype(x.dtype), rows, range(axes)).astype(x.dtype)
 
 
-def _product(x: jax.Array, y: jax.Array, of_x: range, of_y: range) -> jax.Array:
+def contract_f32(x: Array, y: Array, of_x: Iterable[int], of_y: Iterable[int]) -> Array:
     """The sum over these axes of both, in float32; other axes stay, those of `x` first."""
     contract = ((tuple(of_x), tuple(of_y)), ((), ()))
     return jax.lax.dot_general(x, y, contract, preferred_element_type=jnp.float32)
 
 
-def _matmul_forward(
-    x: jax.Array, w: jax.Array, axes: int
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _matmul_forward(x: Array, w: Array, axes: int) -> tuple[Array, tuple[Array, Array]]:
     return matmul(x, w, axes), (x, w)
 
 
-def _matmul_backward(
-    axes: int, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _matmul_backward(axes: int, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, w = residuals
     grad, batch = grad.astype(x.dtype), range(x.ndim - axes)
     columns = range(len(batch), grad.ndim)
-    grad_x = _product(grad, w.astype(x.dtype), columns, range(axes, w.ndim)).astype(x.dtype)
-    return grad_x, _over_tokens(x, grad, batch).astype(w.dtype)
+    grad_x = contract_f32(grad, w.astype(x.dtype), columns, range(axes, w.ndim))
+    return grad_x.astype(x.dtype), _over_tokens(x, grad, batch).astype(w.dtype)
 
 
-def _over_tokens(x: jax.Array, grad: jax.Array, tokens: range) -> jax.Array:
+def _over_tokens(x: Array, grad: Array, tokens: range) -> Array:
     """The sum over the leading axes of both, [*K, *N] float32.
 
     XLA for CPUs lays out the left operand anew, element by element, for a sum over its first axis.
@@ -103,9 +170,9 @@ def _over_tokens(x: jax.Array, grad: jax.Array, tokens: range) -> jax.Array:
     """
     width = math.prod(x.shape[len(tokens) :])
     if platform() != "cpu" or width <= math.prod(grad.shape[len(tokens) :]):
-        return _product(x, grad, tokens, tokens)
+        return contract_f32(x, grad, tokens, tokens)
     # Without the barrier XLA would exchange the operands again.
-    transposed = jax.lax.optimization_barrier(_product(grad, x, tokens, tokens))
+    transposed = jax.lax.optimization_barrier(contract_f32(grad, x, tokens, tokens))
     columns = range(grad.ndim - len(tokens))
     return transposed.transpose(*range(len(columns), transposed.ndim), *columns)
 
@@ -114,7 +181,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 @functools.partial(recompute_in_backward, static_argnums=2)
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+def rms_norm(x: Array, scale: Array, eps: float) -> Array:
     """Root-mean-square normalisation over the last axis, computed in float32.
 
     Args:
@@ -128,7 +195,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 
 
 @functools.partial(recompute_in_backward, static_argnums=3)
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:
+def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """Normalisation to mean 0 and variance 1 over the last axis, computed in float32.
 
     Args:
@@ -144,13 +211,13 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> j
 
 
 @recompute_in_backward
-def gelu(x: jax.Array) -> jax.Array:
+def gelu(x: Array) -> Array:
     """The Gaussian error linear unit, exact (by the error function), computed in float32."""
     return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
 
 
 @recompute_in_backward
-def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+def swiglu(gate: Array, up: Array) -> Array:
     """SiLU of `gate`, times `up`, computed in float32; same shape and dtype."""
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
@@ -177,7 +244,7 @@ def rotary_frequencies(
     return frequencies.astype(np.float32)
 
 
-def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def rotary_tables(positions: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
     """Cosine and signed sine tables of the rotary embedding.
 
     Args:
@@ -193,7 +260,7 @@ def rotary_tables(positions: jax.Array, frequencies: np.ndarray) -> tuple[jax.Ar
 
 
 @jax.custom_vjp
-def apply_rotary(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+def apply_rotary(x: Array, tables: tuple[Array, Array]) -> Array:
     """Applies rotary positions to [B, T, heads, head_dim].
 
     Pairs are (i, i + head_dim / 2), the layout of Llama checkpoints on Hugging Face, so weights
@@ -203,9 +270,7 @@ def apply_rotary(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array
     return (x.astype(jnp.float32) * cos + _partners(x) * sin).astype(x.dtype)
 
 
-def _rotate_backward(
-    tables: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, None]:
+def _rotate_backward(tables: tuple[Array, Array], grad: Array) -> tuple[Array, None]:
     """Rotates by the negative angle."""
     cos, sin = tables
     return apply_rotary(grad, (cos, -sin)), None
@@ -214,7 +279,7 @@ def _rotate_backward(
 apply_rotary.defvjp(lambda x, tables: (apply_rotary(x, tables), tables), _rotate_backward)
 
 
-def _partners(x: jax.Array) -> jax.Array:
+def _partners(x: Array) -> Array:
     """The two halves of the last axis, exchanged; float32.
 
     A TPU's vector unit moves numbers between lanes slowly. Its matrix unit does it in passing, and

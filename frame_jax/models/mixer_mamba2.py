@@ -11,10 +11,10 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.layers import LayerContext, matmul, save_activation
-from frame_jax.models.parameters import ParamInitializer
+from frame_jax.models.layers import LayerContext, ParamInitializer, matmul, save_activation
 from frame_jax.models.ssd import document_convolution, gated_rms_norm, ssd
 
 NORM = "mamba_norm"
@@ -27,26 +27,21 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
     and not across parts. The recurrence is initialised as by its authors.
     """
     m, hidden = c.mamba2, c.hidden_size
-    state = m.groups * m.state_size
+    inner, state = (m.inner_dim, "heads"), (m.groups * m.state_size, "state")
+    projected = {"z": inner, "x": inner, "b": state, "c": state, "dt": (m.num_heads, "heads")}
     params = {
-        "in_z": init.matrix((hidden, m.inner_dim), ("embed", "heads")),
-        "in_x": init.matrix((hidden, m.inner_dim), ("embed", "heads")),
-        "in_b": init.matrix((hidden, state), ("embed", "state")),
-        "in_c": init.matrix((hidden, state), ("embed", "state")),
-        "in_dt": init.matrix((hidden, m.num_heads), ("embed", "heads")),
-        "conv_x": init.conv_kernel(m.conv_kernel, m.inner_dim),
-        "conv_b": init.conv_kernel(m.conv_kernel, state),
-        "conv_c": init.conv_kernel(m.conv_kernel, state),
+        f"in_{part}": init.matrix((hidden, width), ("embed", axis))
+        for part, (width, axis) in projected.items()
     }
-    if m.conv_bias:
-        params["conv_x_bias"] = init.vector(m.inner_dim, 0.0)
-        params["conv_b_bias"] = init.vector(state, 0.0)
-        params["conv_c_bias"] = init.vector(state, 0.0)
+    convolved = {part: projected[part][0] for part in ("x", "b", "c")}
+    for part, width in convolved.items():
+        params[f"conv_{part}"] = init.conv_kernel(m.conv_kernel, width)
+        if m.conv_bias:
+            params[f"conv_{part}_bias"] = init.vector(width, 0.0)
     steps = jnp.exp(init.uniform((m.num_heads,), math.log(1e-3), math.log(1e-1)))
+    inverse = steps + jnp.log(-jnp.expm1(-steps))  # of softplus
     return params | {
-        "dt_bias": init.vector(
-            m.num_heads, steps + jnp.log(-jnp.expm1(-steps))
-        ),  # softplus makes `steps` of it
+        "dt_bias": init.vector(m.num_heads, inverse),
         "a_log": init.vector(m.num_heads, jnp.log(init.uniform((m.num_heads,), 1.0, 16.0))),
         "skip": init.vector(m.num_heads, 1.0),
         "gate_norm": init.vector(m.inner_dim, 1.0),
@@ -54,20 +49,18 @@ def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
     }
 
 
-def apply(
-    c: ModelConfig, p: dict[str, jax.Array], x: jax.Array, context: LayerContext
-) -> jax.Array:
+def apply(c: ModelConfig, p: dict[str, Array], x: Array, context: LayerContext) -> Array:
     """Applies the mixer: [B, T, D] -> [B, T, D]."""
     m = c.mamba2
     z = save_activation(matmul(x, p["in_z"]))
 
-    def convolved(part: str) -> jax.Array:
+    def convolved(part: str) -> Array:
         projected = save_activation(matmul(x, p[f"in_{part}"]))
         return document_convolution(
             projected, p[f"conv_{part}"], p.get(f"conv_{part}_bias"), context.positions
         )
 
-    def split(array: jax.Array, parts: int) -> jax.Array:
+    def split(array: Array, parts: int) -> Array:
         return array.reshape(*array.shape[:2], parts, -1)
 
     steps = jax.nn.softplus(matmul(x, p["in_dt"]).astype(jnp.float32) + p["dt_bias"])

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from frame_jax.models.layers import save_activation
 from frame_jax.parallel.sharding import device_kind
@@ -47,10 +48,10 @@ class BatchSegments(NamedTuple):
         calls: [] int32, how many calls of the kernel take all segments.
     """
 
-    starts: jax.Array
-    segment: jax.Array
-    position: jax.Array
-    calls: jax.Array
+    starts: Array
+    segment: Array
+    position: Array
+    calls: Array
 
 
 def segment_slots_per_row(rows: int) -> int:
@@ -58,7 +59,7 @@ def segment_slots_per_row(rows: int) -> int:
     return max(2, SEGMENT_SLOTS // rows)
 
 
-def find_segments(segment_ids: jax.Array) -> BatchSegments:
+def find_segments(segment_ids: Array) -> BatchSegments:
     """Finds the segments of a batch, [B, T] int32; equal ids of one segment are contiguous."""
     B, T = segment_ids.shape
     begins = segment_ids[:, 1:] != segment_ids[:, :-1]
@@ -82,13 +83,13 @@ class KernelCall(NamedTuple):
         in_call: [B, T] bool, whether the call has a token's segment.
     """
 
-    lengths: jax.Array
-    starts: jax.Array
-    slot: jax.Array
-    in_call: jax.Array
+    lengths: Array
+    starts: Array
+    slot: Array
+    in_call: Array
 
 
-def select_call(segments: BatchSegments, number: jax.Array) -> KernelCall:
+def select_call(segments: BatchSegments, number: Array) -> KernelCall:
     """The segments of the call of that number."""
     B, T = segments.segment.shape
     slots = B * segment_slots_per_row(B)
@@ -100,7 +101,7 @@ def select_call(segments: BatchSegments, number: jax.Array) -> KernelCall:
 
 
 @jax.custom_vjp
-def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+def packed_attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     """`models.attention.attention`, where `unsupported_reason` finds none.
 
     Segments must be contiguous: equal ids stand side by side.
@@ -108,13 +109,11 @@ def packed_attention(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.
     return _forward(q, k, v, segment_ids)[0]
 
 
-def _forward(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _forward(q: Array, k: Array, v: Array, segment_ids: Array) -> tuple[Array, tuple[Array, ...]]:
     B, T, H, _ = q.shape
     segments = find_segments(segment_ids)
 
-    def call(number: jax.Array, done: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def call(number: Array, done: tuple[Array, Array]) -> tuple[Array, Array]:
         mixed, log_total = done
         kernel_call = select_call(segments, number)
         lengths, in_call = kernel_call.lengths, kernel_call.in_call
@@ -130,16 +129,14 @@ def _forward(
     return mixed, (q, k, v, segment_ids, mixed, log_total)
 
 
-def _backward(
-    residuals: tuple[jax.Array, ...], grad: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+def _backward(residuals: tuple[Array, ...], grad: Array) -> tuple[Array, Array, Array, None]:
     q, k, v, segment_ids, mixed, log_total = residuals
     B, T, H, _ = q.shape
     segments, grad = find_segments(segment_ids), grad.astype(q.dtype)
     # Positions after a segment's end are never read into a result; what they hold is finite.
     by_token = log_total.reshape(B * T, H)
 
-    def call(number: jax.Array, done: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def call(number: Array, done: tuple[Array, ...]) -> tuple[Array, ...]:
         kernel_call = select_call(segments, number)
         lengths = kernel_call.lengths
         starts = kernel_call.starts.reshape(-1)[: lengths.size]
@@ -158,8 +155,8 @@ packed_attention.defvjp(_forward, _backward)
 
 
 def forward_kernel(
-    q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, starts: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    q: Array, k: Array, v: Array, lengths: Array, starts: Array
+) -> tuple[Array, Array]:
     """cuDNN's forward pass over the segments of one call.
 
     Args:
@@ -174,34 +171,30 @@ def forward_kernel(
         softmax's denominators, [B * P, H, T] float32 by slot and position, anything after a
         segment's end.
     """
-    library = _library()
-    lists, settings = _arguments(q, k, lengths, starts)
-    operands = (q, k, v, _none(q), *lists, _none(q), _none(q))
-    mixed, statistics = library._dot_product_attention_fwd_p.bind(
-        *operands, is_training=True, **settings
-    )
+    operands, settings = _arguments(q, k, v, lengths, starts)
+    forward = _library()._dot_product_attention_fwd_p
+    mixed, statistics = forward.bind(*operands, is_training=True, **settings)
     return mixed, statistics
 
 
 def backward_kernel(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    statistics: jax.Array,
-    mixed: jax.Array,
-    grad: jax.Array,
-    lengths: jax.Array,
-    starts: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q: Array,
+    k: Array,
+    v: Array,
+    statistics: Array,
+    mixed: Array,
+    grad: Array,
+    lengths: Array,
+    starts: Array,
+) -> tuple[Array, Array, Array]:
     """Derivatives of `q`, `k` and `v`; anything for tokens of other segments.
 
     Beside the arguments of `forward_kernel` come what it returned and `grad`, the derivative of the
     mixed values.
     """
-    library = _library()
-    lists, settings = _arguments(q, k, lengths, starts)
-    operands = (q, k, v, _none(q), *lists, _none(q), _none(q), statistics, mixed, grad)
-    grad_q, grad_k, grad_v = library._dot_product_attention_bwd_p.bind(*operands, **settings)
+    operands, settings = _arguments(q, k, v, lengths, starts)
+    backward = _library()._dot_product_attention_bwd_p
+    grad_q, grad_k, grad_v = backward.bind(*operands, statistics, mixed, grad, **settings)
     return grad_q, grad_k, grad_v
 
 
@@ -212,17 +205,13 @@ def _library() -> Any:
     return fused_attention_stablehlo
 
 
-def _none(q: jax.Array) -> jax.Array:
-    """Stands for an operand that is not used."""
-    return jnp.zeros(0, q.dtype)
-
-
 def _arguments(
-    q: jax.Array, k: jax.Array, lengths: jax.Array, starts: jax.Array
-) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
-    """Lengths and offsets of queries and keys, offsets in numbers; and the call's settings."""
-    library = _library()
+    q: Array, k: Array, v: Array, lengths: Array, starts: Array
+) -> tuple[tuple[Array, ...], dict[str, Any]]:
+    """The operands that both operations begin with, offsets counted in numbers; and settings."""
+    library, unused = _library(), jnp.zeros(0, q.dtype)
     by_query, by_key = (starts * math.prod(x.shape[2:]) for x in (q, k))
+    operands = (q, k, v, unused, lengths, lengths, by_query, by_key, unused, unused)
     settings = {
         "scale": q.shape[-1] ** -0.5,
         "seed": 0,
@@ -232,10 +221,10 @@ def _arguments(
         "layout": library.AttentionLayout.BTNH.value,
         "sliding_window_length": None,
     }
-    return (lengths, lengths, by_query, by_key), settings
+    return operands, settings
 
 
-def unsupported_reason(q: jax.Array, k: jax.Array) -> str | None:
+def unsupported_reason(q: Array, k: Array) -> str | None:
     """Why `packed_attention` cannot take these queries and keys here; None if it can."""
     kind = device_kind()
     if not CHIPS.search(kind):

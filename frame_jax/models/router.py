@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from frame_jax.models.layers import recompute_in_backward, save_activation
 
@@ -29,14 +30,14 @@ class RouterStatistics(NamedTuple):
         tokens: [] tokens counted.
     """
 
-    counts: jax.Array
-    balance: jax.Array
-    z: jax.Array
-    entropy: jax.Array
-    tokens: jax.Array
+    counts: Array
+    balance: Array
+    z: Array
+    entropy: Array
+    tokens: Array
 
 
-def router_logits(x: jax.Array, weight: jax.Array) -> jax.Array:
+def router_logits(x: Array, weight: Array) -> Array:
     """The router's logits: [..., D] in the compute dtype times [D, E] float32, [..., E] float32.
 
     The backward pass chooses from the saved logits, so it cannot choose otherwise.
@@ -45,18 +46,18 @@ def router_logits(x: jax.Array, weight: jax.Array) -> jax.Array:
 
 
 @recompute_in_backward
-def _logits(x: jax.Array, weight: jax.Array) -> jax.Array:
+def _logits(x: Array, weight: Array) -> Array:
     return jnp.dot(x.astype(jnp.float32), weight, precision="highest")
 
 
 def choose_experts(
-    logits: jax.Array,
-    bias: jax.Array | None,
+    logits: Array,
+    bias: Array | None,
     num_experts_per_token: int,
     score_function: Literal["softmax", "sigmoid"],
     norm_topk_prob: bool,
     routed_scaling_factor: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Array, Array, Array]:
     """Chooses the experts of each token: those with the highest score, the first of equals.
 
     Args:
@@ -84,26 +85,26 @@ def choose_experts(
     return experts, weights * routed_scaling_factor, probabilities
 
 
-def _total(scores: jax.Array) -> jax.Array:
+def _total(scores: Array) -> Array:
     """The sum over the last axis, above zero where all sigmoids underflow."""
     return jnp.sum(scores, axis=-1, keepdims=True) + 1e-20
 
 
 @recompute_in_backward
-def _chosen(score: jax.Array, experts: jax.Array) -> jax.Array:
+def _chosen(score: Array, experts: Array) -> Array:
     """`score` [..., E] at `experts` [..., k]. Comparing instead of indexing keeps a scatter out of
     the backward pass."""
     chosen = _is_chosen(experts, score.shape[-1])
     return jnp.sum(jnp.where(chosen, score[..., None, :], 0.0), axis=-1)
 
 
-def _is_chosen(experts: jax.Array, num_experts: int) -> jax.Array:
+def _is_chosen(experts: Array, num_experts: int) -> Array:
     """[..., k] to [..., k, E]."""
     return experts[..., None] == jnp.arange(num_experts)
 
 
 def router_statistics(
-    logits: jax.Array, probabilities: jax.Array, experts: jax.Array, loss_mask: jax.Array
+    logits: Array, probabilities: Array, experts: Array, loss_mask: Array
 ) -> RouterStatistics:
     """Sums the statistics of one layer's router; see `RouterStatistics`.
 
@@ -133,7 +134,7 @@ def router_statistics(
     )
 
 
-def updated_router_bias(bias: jax.Array, counts: jax.Array, rate: float) -> jax.Array:
+def updated_router_bias(bias: Array, counts: Array, rate: float) -> Array:
     """The balancing bias of the next step: up for experts chosen less than the mean, else down.
 
     Source: loss-free balancing, arXiv:2408.15664.

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from frame_jax.models.layers import from_bits, recompute_in_backward, save_activation, to_bits
 
@@ -27,9 +28,7 @@ EXACT = 1 / 128  # multiples of this up to 128 sum exactly in float32, 1,024 of 
 
 
 @recompute_in_backward
-def document_convolution(
-    x: jax.Array, weight: jax.Array, bias: jax.Array | None, positions: jax.Array
-) -> jax.Array:
+def document_convolution(x: Array, weight: Array, bias: Array | None, positions: Array) -> Array:
     """Causal convolution of each channel by itself inside documents, then SiLU; in float32.
 
     Args:
@@ -50,9 +49,7 @@ def document_convolution(
 
 
 @functools.partial(recompute_in_backward, static_argnums=(3, 4))
-def gated_rms_norm(
-    y: jax.Array, z: jax.Array, scale: jax.Array, eps: float, groups: int
-) -> jax.Array:
+def gated_rms_norm(y: Array, z: Array, scale: Array, eps: float, groups: int) -> Array:
     """`y` times SiLU of `z`, then RMSNorm over each group of the last axis, computed in float32.
 
     Args:
@@ -72,15 +69,8 @@ def gated_rms_norm(
 
 
 def ssd(
-    x: jax.Array,
-    dt: jax.Array,
-    a: jax.Array,
-    b: jax.Array,
-    c: jax.Array,
-    d: jax.Array,
-    positions: jax.Array,
-    chunk: int,
-) -> jax.Array:
+    x: Array, dt: Array, a: Array, b: Array, c: Array, d: Array, positions: Array, chunk: int
+) -> Array:
     """The outputs of a linear recurrence that begins anew with each document.
 
     For each head, `state[t] = exp(dt[t] * a) * state[t - 1] + dt[t] * outer(b[t], x[t])`, from zero
@@ -122,23 +112,23 @@ class TokenInputs(NamedTuple):
         c: [B, Q, G, N].
     """
 
-    x: jax.Array
-    dt: jax.Array
-    log_decay: jax.Array
-    b: jax.Array
-    c: jax.Array
+    x: Array
+    dt: Array
+    log_decay: Array
+    b: Array
+    c: Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_chunks(size: int, inputs: TokenInputs, d: jax.Array, positions: jax.Array) -> jax.Array:
+def _by_chunks(size: int, inputs: TokenInputs, d: Array, positions: Array) -> Array:
     """[B, T, G, R, P]: `ssd` of inputs that are ordered by group."""
     return _forward(size, inputs, d, positions)[0]
 
 
 def _forward(
-    size: int, inputs: TokenInputs, d: jax.Array, positions: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, TokenInputs, jax.Array, jax.Array]]:
-    def body(state: jax.Array, chunk: tuple[TokenInputs, jax.Array]) -> tuple[jax.Array, tuple]:
+    size: int, inputs: TokenInputs, d: Array, positions: Array
+) -> tuple[Array, tuple[Array, TokenInputs, Array, Array]]:
+    def body(state: Array, chunk: tuple[TokenInputs, Array]) -> tuple[Array, tuple]:
         inputs, positions = jax.tree.map(from_bits, chunk)
         after, y = scan_chunk(state, inputs, d, positions)
         return after, (state, to_bits(y))
@@ -150,12 +140,12 @@ def _forward(
 
 
 def _backward(
-    size: int, residuals: tuple[jax.Array, TokenInputs, jax.Array, jax.Array], grad: jax.Array
-) -> tuple[TokenInputs, jax.Array, None]:
+    size: int, residuals: tuple[Array, TokenInputs, Array, Array], grad: Array
+) -> tuple[TokenInputs, Array, None]:
     """Computes each chunk again, from the last to the first."""
     states, inputs, d, positions = residuals
 
-    def body(grads: tuple[jax.Array, jax.Array], chunk: tuple) -> tuple[tuple, TokenInputs]:
+    def body(grads: tuple[Array, Array], chunk: tuple) -> tuple[tuple, TokenInputs]:
         by_state, by_d = grads
         state, (inputs, positions, grad) = chunk[0], jax.tree.map(from_bits, chunk[1])
         pull = jax.vjp(functools.partial(scan_chunk, positions=positions), state, inputs, d)[1]
@@ -175,22 +165,22 @@ _by_chunks.defvjp(_forward, _backward)
 def _split_chunks(arrays: Any, size: int) -> Any:
     """Splits each [B, T, ...] into [ceil(T / size), B, size, ...], as bits, padded with zeros."""
 
-    def split(x: jax.Array) -> jax.Array:
+    def split(x: Array) -> Array:
         x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)) + ((0, 0),) * (x.ndim - 2))
         return to_bits(x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1))
 
     return jax.tree.map(split, arrays)
 
 
-def _join_chunks(chunks: jax.Array, length: int) -> jax.Array:
+def _join_chunks(chunks: Array, length: int) -> Array:
     """The inverse of `_split_chunks`, for one array."""
     x = from_bits(chunks).swapaxes(0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
 def scan_chunk(
-    state: jax.Array, inputs: TokenInputs, d: jax.Array, positions: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    state: Array, inputs: TokenInputs, d: Array, positions: Array
+) -> tuple[Array, Array]:
     """Computes the state after a chunk, and the outputs in it.
 
     Args:
@@ -218,9 +208,7 @@ def scan_chunk(
     return state, jnp.moveaxis(y, -2, 1).astype(x.dtype)
 
 
-def chunk_decays(
-    log_decay: jax.Array, positions: jax.Array, dtype: jnp.dtype
-) -> tuple[jax.Array, jax.Array]:
+def chunk_decays(log_decay: Array, positions: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
     """Decay factors of earlier contributions; 0 for those of an earlier document.
 
     Args:
@@ -242,7 +230,7 @@ def chunk_decays(
     return jnp.exp(since_start), jnp.exp(between)
 
 
-def _running_sums(log_decay: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _running_sums(log_decay: Array) -> tuple[Array, Array]:
     """Two parts of the sums up to each token: of multiples of `EXACT`, and of what is beside them.
 
     Differences of whole sums would lose, to rounding, what a token that forgets much leaves of the
@@ -253,7 +241,7 @@ def _running_sums(log_decay: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums_between(dtype: jnp.dtype, log_decay: jax.Array) -> jax.Array:
+def _sums_between(dtype: jnp.dtype, log_decay: Array) -> Array:
     """[..., Q] -> [..., Q, Q]: the sum over the tokens after j up to i, where j is before i.
 
     The derivative sums, for each token, over the pairs that it is between. Autodiff would take the
@@ -263,7 +251,7 @@ def _sums_between(dtype: jnp.dtype, log_decay: jax.Array) -> jax.Array:
     return coarse + fine
 
 
-def _sums_between_backward(dtype: jnp.dtype, residuals: None, grad: jax.Array) -> tuple[jax.Array]:
+def _sums_between_backward(dtype: jnp.dtype, residuals: None, grad: Array) -> tuple[Array]:
     until = np.tri(grad.shape[-1], dtype=bool)  # [i, k]: k is up to i
     sums = _product(dtype, "bgrij,jk->bgrik", grad, jnp.asarray(~until, dtype))
     return (jnp.sum(jnp.where(until, sums, 0), axis=-2),)
@@ -273,7 +261,7 @@ _sums_between.defvjp(lambda dtype, x: (_sums_between(dtype, x), None), _sums_bet
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(dtype: jnp.dtype, terms: str, x: jax.Array, y: jax.Array) -> jax.Array:
+def _product(dtype: jnp.dtype, terms: str, x: Array, y: Array) -> Array:
     """The einsum of `x` and `y` rounded to `dtype`, in float32.
 
     Its derivative rounds the cotangent too, as `layers.matmul` does.
@@ -283,14 +271,14 @@ def _product(dtype: jnp.dtype, terms: str, x: jax.Array, y: jax.Array) -> jax.Ar
 
 
 def _product_forward(
-    dtype: jnp.dtype, terms: str, x: jax.Array, y: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    dtype: jnp.dtype, terms: str, x: Array, y: Array
+) -> tuple[Array, tuple[Array, Array]]:
     return _product(dtype, terms, x, y), (x, y)
 
 
 def _product_backward(
-    dtype: jnp.dtype, terms: str, residuals: tuple[jax.Array, jax.Array], grad: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    dtype: jnp.dtype, terms: str, residuals: tuple[Array, Array], grad: Array
+) -> tuple[Array, Array]:
     x, y = residuals
     of_x, of_y, out = terms.replace("->", ",").split(",")
     by_x = _product(dtype, f"{out},{of_y}->{of_x}", grad, y)

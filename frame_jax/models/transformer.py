@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 
 from frame_jax.config.models import LayerGroup, ModelConfig
 from frame_jax.models import block
@@ -22,10 +23,10 @@ from frame_jax.models.layer_loop import scan_layers
 from frame_jax.models.layers import (
     SAVED_NAME,
     LayerContext,
+    ParamInitializer,
     rotary_frequencies,
     rotary_tables,
 )
-from frame_jax.models.parameters import ParamInitializer
 from frame_jax.models.router import RouterStatistics
 from frame_jax.parallel.sharding import constrain_sharding
 
@@ -82,23 +83,23 @@ class Transformer(nnx.Module):
 
     def __call__(
         self,
-        tokens: jax.Array,
-        segment_ids: jax.Array,
-        positions: jax.Array,
+        tokens: Array,
+        segment_ids: Array,
+        positions: Array,
         gather: GatherParams | None = None,
-    ) -> jax.Array:
+    ) -> Array:
         """The hidden states of `forward` alone."""
         return self.forward(tokens, segment_ids, positions, gather=gather)[0]
 
     def forward(
         self,
-        tokens: jax.Array,
-        segment_ids: jax.Array,
-        positions: jax.Array,
+        tokens: Array,
+        segment_ids: Array,
+        positions: Array,
         *,
-        loss_mask: jax.Array | None = None,
+        loss_mask: Array | None = None,
         gather: GatherParams | None = None,
-    ) -> tuple[jax.Array, RouterStatistics | None]:
+    ) -> tuple[Array, RouterStatistics | None]:
         """Computes the final hidden states, normed, and the routers' statistics.
 
         Args:
@@ -136,8 +137,8 @@ class Transformer(nnx.Module):
         return block.apply_norm(c, final, "final_norm", x), statistics
 
     def apply_pattern(
-        self, gather: GatherParams | None, x: jax.Array, layers: Params, context: LayerContext
-    ) -> tuple[jax.Array, RouterStatistics | None]:
+        self, gather: GatherParams | None, x: Array, layers: Params, context: LayerContext
+    ) -> tuple[Array, RouterStatistics | None]:
         """Applies the groups of one repeat of the pattern, a loop over the layers of each.
 
         Args:
@@ -161,10 +162,10 @@ class Transformer(nnx.Module):
         self,
         group: LayerGroup,
         gather: GatherParams | None,
-        x: jax.Array,
+        x: Array,
         params: Params,
         context: LayerContext,
-    ) -> tuple[jax.Array, RouterStatistics | None]:
+    ) -> tuple[Array, RouterStatistics | None]:
         """Applies one layer of a group, as `block.apply_layer` does."""
         if gather is not None:
             params = gather(params, group.name)
@@ -177,6 +178,6 @@ class Transformer(nnx.Module):
         # Layers unrolled into one piece have no loop that keeps the two passes apart.
         return jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll > 1)
 
-    def unembedding(self) -> jax.Array:
+    def unembedding(self) -> Array:
         """[V, D] float32, the output projection: its own, or the embedding."""
         return (self.embedding if self.config.tie_embeddings else self.output)[...]

@@ -82,16 +82,13 @@ def training_cost(
     name: str, phase_step: str, decoder: Decoder, training: TrainingConfig, steps: int, length: int
 ) -> CostLine:
     """Cost of training a model for `steps` batches of rows that predict `length` tokens."""
-    tokens = steps * training.batch_size * length
-    return CostLine(
-        name,
-        phase_step,
-        decoder,
-        parameter_count(decoder.config, decoder.vocab_size) * TRAINED,
+    tokens, shape = steps * training.batch_size * length, (decoder.config, decoder.vocab_size)
+    weights, state = (
+        TRAINED * parameter_count(*shape),
         optimizer_state_bytes(decoder, training, steps),
-        tokens,
-        tokens * training_flops_per_token(decoder.config, decoder.vocab_size, length),
     )
+    flops = tokens * training_flops_per_token(*shape, length)
+    return CostLine(name, phase_step, decoder, weights, state, tokens, flops)
 
 
 @functools.cache
@@ -106,9 +103,9 @@ def scoring_cost(
     name: str, phase_step: str, decoder: Decoder, tokens: int, length: int
 ) -> CostLine:
     """Cost of one pass of a model over `tokens` tokens in rows of `length`."""
-    weights = parameter_count(decoder.config, decoder.vocab_size) * SCORED
-    flops = tokens * forward_flops_per_token(decoder.config, decoder.vocab_size, length)
-    return CostLine(name, phase_step, decoder, weights, 0, tokens, flops)
+    shape = (decoder.config, decoder.vocab_size)
+    weights, flops = SCORED * parameter_count(*shape), forward_flops_per_token(*shape, length)
+    return CostLine(name, phase_step, decoder, weights, 0, tokens, tokens * flops)
 
 
 def evaluation_costs(
@@ -135,10 +132,8 @@ def evaluation_costs(
     held_out = corpus.held_out if corpus.measured is None else corpus.measured
     tokens = held_out * (len(kept_steps(schedule, training)) + averages)
     tokens += task_tokens * (len(doing_tasks) + averages)
-    phase_step = f"evaluate-{trial.name}"
-    work = scoring_cost(
-        f"evaluate {trial.name}", phase_step, decoder, tokens, config.scoring.context
-    )
+    name = (f"evaluate {trial.name}", f"evaluate-{trial.name}")
+    work = scoring_cost(*name, decoder, tokens, config.scoring.context)
     if evaluation.training_rows == 0:
         return work
     used, length = schedule.epoch_rows, config.partition.rows.sequence_length
@@ -155,12 +150,8 @@ def answer_tokens(config: RunConfig) -> tuple[int, list[str]]:
     """
     total, notes = 0.0, []
     for task in config.evaluation.tasks:
-        absent = [
-            path
-            for path in (task.path, task.examples)
-            if path is not None and not user_path(path).is_file()
-        ]
-        if absent:
+        paths = [path for path in (task.path, task.examples) if path is not None]
+        if absent := [path for path in paths if not user_path(path).is_file()]:
             notes.append(f"task {task.name}: {absent[0]} is not there, and its cost not counted")
             continue
         items = spread_items(read_items(user_path(task.path)), task.max_items)
@@ -222,24 +213,18 @@ def list_costs(
             training = getattr(config.reference, name).training
             length = config.reference.rows.sequence_length
             count = training.steps or -(-corpus.reference // (length + 1) // training.batch_size)
-            phase_step = f"reference-{name}"
-            work.append(
-                training_cost(f"reference {name}", phase_step, decoder, training, count, length)
-            )
+            line = (f"reference {name}", f"reference-{name}")
+            work.append(training_cost(*line, decoder, training, count, length))
         else:
             notes.append(note)
-        tokens = corpus.train + corpus.held_out
-        work.append(
-            scoring_cost(f"scoring, {name}", "score", decoder, tokens, config.scoring.context)
-        )
+        tokens, line = corpus.train + corpus.held_out, (f"scoring, {name}", "score")
+        work.append(scoring_cost(*line, decoder, tokens, config.scoring.context))
     decoder = Decoder(config.pretrain.model, vocab_rows(config))
     length = config.partition.rows.sequence_length
     for name, schedule in schedules.items():
         training = config.training_of_arm(config.trial(name).arm)
-        count = schedule.steps(training.batch_size)
-        work.append(
-            training_cost(f"pretrain {name}", f"pretrain-{name}", decoder, training, count, length)
-        )
+        count, line = schedule.steps(training.batch_size), (f"pretrain {name}", f"pretrain-{name}")
+        work.append(training_cost(*line, decoder, training, count, length))
     if schedules:
         tokens, more = answer_tokens(config)
         notes += more
@@ -279,10 +264,11 @@ def cost_table(
     table.add_column("work", overflow="fold")
     for column in columns + (["time left"] if tokens_per_second else []):
         table.add_column(column, justify="right", overflow="fold")
-    length = config.partition.rows.sequence_length
-    speed = (tokens_per_second or 1) * training_flops_per_token(
-        config.pretrain.model, vocab_rows(config), length
+    shape, length = (
+        (config.pretrain.model, vocab_rows(config)),
+        config.partition.rows.sequence_length,
     )
+    speed = (tokens_per_second or 1) * training_flops_per_token(*shape, length)
     total = sum(item.flops for item in work)
     hours = [item.flops * left[item.phase_step] / speed / 3600 for item in work]
     for item, time in zip(work, hours, strict=True):

@@ -94,40 +94,26 @@ def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
     directory = RunDirectory(config.run_directory)
     marker = markers.read_complete_marker(directory, "tokenize")
     if marker is not None:
-        tokens = marker.summary["tokens"]
-        held_out = tokens.get("held_out", 0)
-        return Corpus(
-            tokens.get("reference", 0),
-            tokens.get("train", 0),
-            held_out,
-            "counted by the tokenize phase",
-            measured_tokens(config, directory) if held_out else 0,
-        )
+        tokens, source = marker.summary["tokens"], "counted by the tokenize phase"
+        reference, train, held_out = (tokens.get(x, 0) for x in ("reference", "train", "held_out"))
+        most = config.evaluation.max_documents
+        documents = held_out_documents(directory, most) if held_out else {}
+        measured = sum(pc.sum(part["tokens"]).as_py() for part in documents.values())
+        return Corpus(reference, train, held_out, source, measured)
     if corpus_tokens is not None:
         total, source = corpus_tokens, "as given by --corpus_tokens"
     else:
         chunks = [chunk for part in plan_parts(config.corpus) for chunk in part]
-        total = (
-            sum(chunk.item.size / chunk.record_slice.count for chunk in chunks) / BYTES_PER_TOKEN
-        )
+        sizes = [chunk.item.size / chunk.record_slice.count for chunk in chunks]
+        total = sum(sizes) / BYTES_PER_TOKEN
         source = (
             f"estimated from the files' sizes at {BYTES_PER_TOKEN:g} bytes a token, because the "
             "corpus is not tokenized yet (compressed files hold several times more: say "
             "--corpus_tokens)"
         )
     reference, held_out = config.corpus.reference_fraction, config.corpus.held_out_fraction
-    return Corpus(
-        int(total * reference),
-        int(total * (1 - reference - held_out)),
-        int(total * held_out),
-        source,
-    )
-
-
-def measured_tokens(config: RunConfig, directory: RunDirectory) -> int:
-    """Tokens of the held-out documents that evaluation measures, once the corpus is tokenized."""
-    documents = held_out_documents(directory, config.evaluation.max_documents)
-    return sum(pc.sum(part["tokens"]).as_py() for part in documents.values())
+    train = 1 - reference - held_out
+    return Corpus(int(total * reference), int(total * train), int(total * held_out), source)
 
 
 def read_states(
@@ -147,14 +133,15 @@ def read_states(
     for phase_step in phase_steps:
         marker = markers.read_marker(directory, phase_step.name)
         if marker is None:
-            states[phase_step.name] = PhaseStepState("to do", 1.0)
+            state = PhaseStepState("to do", 1.0)
         elif marker.fingerprint != expected[phase_step.name].fingerprint:
             stale = "made under other settings" if phase_step.phase != "report" else "to do again"
-            states[phase_step.name] = PhaseStepState(stale, 1.0)
+            state = PhaseStepState(stale, 1.0)
         elif marker.complete:
-            states[phase_step.name] = PhaseStepState("complete", 0.0)
+            state = PhaseStepState("complete", 0.0)
         else:
-            states[phase_step.name] = progress_text(config, directory, phase_step)
+            state = progress_text(config, directory, phase_step)
+        states[phase_step.name] = state
     return states
 
 
@@ -171,21 +158,17 @@ def progress_text(
         rows, quadrants = config.partition.rows, config.partition.axes.quadrants
         done, total, noun = count_row_files(folder), rows.parts * len(quadrants), "parts of rows"
     elif (folder / "curriculum.json").exists():
-        saved = [int(path.name) for path in (folder / "checkpoints").glob("*") if is_step(path)]
+        names = [path.name for path in (folder / "checkpoints").glob("*")]
+        done = max((int(name) for name in names if name.isdigit()), default=0)
         total, noun = load_trial_record(folder).steps, "steps saved"
-        done = max(saved, default=0)
     else:
         return PhaseStepState("begun", 1.0)
     return PhaseStepState(f"begun: {done:,} of {total:,} {noun}", 1 - done / max(total, 1))
 
 
 def count_row_files(folder: Path) -> int:
-    """Lists the row files under a folder of quadrants."""
+    """Counts the row files under a folder of quadrants."""
     return len(list(folder.glob("*/part-*-of-*.json")))
-
-
-def is_step(path: Path) -> bool:
-    return path.name.isdigit()
 
 
 def phase_table(
@@ -193,9 +176,7 @@ def phase_table(
 ) -> Table:
     """Formats every phase step and how far it has come as a table."""
     root = RunDirectory(config.run_directory).root
-    table = Table(title=f"phases of {root}", title_justify="left")
-    for column in ("phase", "phase step", "state"):
-        table.add_column(column)
+    table = Table("phase", "phase step", "state", title=f"phases of {root}", title_justify="left")
     for phase_step in phase_steps:
         table.add_row(phase_step.phase, phase_step.name, states[phase_step.name].text)
     return table
@@ -264,11 +245,9 @@ def memory_in_stages(
     The weights are a moving average of updates, each of which fades by 1 - rate * weight decay a
     step (arXiv 2509.25380 gives the same as a share of the run); the rate is the stage's mean.
     """
-    steps_sampled = np.linspace(first, max(first, last), 65)
-    rate = float(
-        np.mean(np.asarray(learning_rate(training.lr_schedule, steps_sampled, steps, stage_starts)))
-    )
-    fading = rate * training.optimizer.weight_decay
+    sampled = np.linspace(first, max(first, last), 65)
+    rates = np.asarray(learning_rate(training.lr_schedule, sampled, steps, stage_starts))
+    fading = float(np.mean(rates)) * training.optimizer.weight_decay
     if fading == 0:
         return "endless"
     return f"{1 / fading:,.0f} steps, {1 / fading / max(last - first + 1, 1):.1f} stages"
@@ -284,9 +263,8 @@ def plot_order(schedule: DataSchedule, training: TrainingConfig) -> Text:
     shares = asked / np.maximum(asked.sum(axis=1, keepdims=True), 1e-9)
     steps = schedule.steps(training.batch_size)
     middles = ((np.arange(COLUMNS) + 0.5) / COLUMNS * steps).astype(np.int64)
-    rates = learning_rate(
-        training.lr_schedule, middles, steps, schedule.stage_starts(training.batch_size)
-    )
+    stage_starts = schedule.stage_starts(training.batch_size)
+    rates = learning_rate(training.lr_schedule, middles, steps, stage_starts)
     bars = np.asarray(rates) / np.max(rates)
     lines = [
         *((quadrant, SHADES, shares[:, c]) for c, quadrant in enumerate(schedule.quadrants)),

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from frame_jax import packing
+
 
 @dataclass(frozen=True)
 class PackedSegments:
@@ -100,23 +102,6 @@ def best_fit(lengths: np.ndarray, row_ids: int) -> PackedSegments:
 
     order = np.argsort(-size, kind="stable")
     row = np.empty(len(order), np.int64)
-    open_rows: list[list[int]] = [[] for _ in range(row_ids)]  # by the room that is left
-    room_sizes = 0  # bit r is set where some row has room r
-    rows = 0
-    for segment, needed in zip(order.tolist(), size[order].tolist(), strict=True):
-        fitting = room_sizes >> needed
-        if fitting:
-            room = needed + (fitting & -fitting).bit_length() - 1
-            chosen = open_rows[room].pop()
-            if not open_rows[room]:
-                room_sizes ^= 1 << room
-        else:
-            room, chosen = row_ids, rows
-            rows += 1
-        row[segment] = chosen
-        room_left = room - needed
-        if room_left > 0:
-            open_rows[room_left].append(chosen)
-            room_sizes |= 1 << room_left
+    row[order] = packing.best_fit(size[order].tolist(), row_ids)
     by_row = np.argsort(row, kind="stable")
     return PackedSegments(row[by_row], document[by_row], start[by_row], stop[by_row], num_bos=1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from frame_jax.packing import best_fit
 from frame_jax.scoring.windows import Window
 
 FULL = 0.99  # rows less full than this are packed again with later documents
@@ -51,28 +52,12 @@ def row_tokens(row: WindowRow) -> int:
 
 
 def best_fit_decreasing(windows: Iterable[Window], length: int) -> list[WindowRow]:
-    """Packs windows, longest first, each into the fullest row that still has room for it.
-
-    Rows are found by their remaining room: bit r of `rooms` says that a row with room for r tokens
-    exists, so the search is one shift, whatever the number of rows.
-    """
-    rows: list[WindowRow] = []
-    by_room: list[list[WindowRow]] = [[] for _ in range(length + 1)]
-    rooms = 0
-    for window in sorted(windows, key=lambda window: window.length, reverse=True):
-        fitting = rooms >> window.length
-        if fitting:
-            room = window.length + (fitting & -fitting).bit_length() - 1
-            row = by_room[room].pop()
-            if not by_room[room]:
-                rooms ^= 1 << room
-        else:
-            room, row = length, []
-            rows.append(row)
-        row.append(window)
-        room -= window.length
-        by_room[room].append(row)
-        rooms |= 1 << room
+    """Packs windows, longest first, each into the fullest row that still has room for it."""
+    ordered = sorted(windows, key=lambda window: window.length, reverse=True)
+    placed = best_fit((window.length for window in ordered), length)
+    rows: list[WindowRow] = [[] for _ in range(max(placed, default=-1) + 1)]
+    for window, row in zip(ordered, placed, strict=True):
+        rows[row].append(window)
     return rows
 
 

@@ -234,7 +234,7 @@ def join_table(
 
 
 def id_in_sql(column: str, kind: str) -> str:
-    """SQL for a column of ids as text, equal to what `corpus.fields.get_id` makes of them."""
+    """SQL for a column of ids as text, equal to what `corpus.documents.get_id` makes of them."""
     name = sql_identifier(column)
     if kind == "BLOB":
         return f"coalesce(try(decode({name})), lower(hex({name})))"

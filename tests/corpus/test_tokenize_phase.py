@@ -129,7 +129,7 @@ def test_a_lost_part_is_made_again_and_the_others_stay(config, records, write_js
         inodes = {path: path.stat().st_ino for path in parts}
 
 
-@pytest.mark.parametrize("step", ["write_part", "reject_duplicates", "_row", "summarise"])
+@pytest.mark.parametrize("step", ["write_part", "reject_duplicates", "assign_split", "summarise"])
 def test_a_run_killed_anywhere_ends_up_the_same(
     config, tmp_path, monkeypatch, step, write_jsonl, records
 ):
@@ -143,7 +143,7 @@ def test_a_run_killed_anywhere_ends_up_the_same(
     def killed(*args):
         nonlocal calls
         calls += 1
-        if calls == (50 if step == "_row" else 1 if step == "summarise" else 2):
+        if calls == (50 if step == "assign_split" else 1 if step == "summarise" else 2):
             raise KeyboardInterrupt
         return real(*args)
 

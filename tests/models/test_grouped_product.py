@@ -31,9 +31,8 @@ def use(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CPU_TILE", 8)
     monkeypatch.setattr(module, "TPU_TILES", (8,))
     monkeypatch.setattr(module, "TPU_BLOCK_BYTES", 32)  # several blocks, and a remainder
-    for name in ("megablox_products", "megablox_outer_products"):
-        interpreted = functools.partial(getattr(module, name), interpret=True)
-        monkeypatch.setattr(module, name, interpreted)
+    interpreted = [functools.partial(f, interpret=True) for f in module.KERNELS["tpu"]]
+    monkeypatch.setitem(module.KERNELS, "tpu", tuple(interpreted))
 
 
 @pytest.fixture(params=["cpu", "gpu", "tpu"])

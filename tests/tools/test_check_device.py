@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frame_jax.models import mixer_attention
+from frame_jax.models import attention
 
 TOOL = Path(__file__).parents[2] / "tools" / "check_device.py"
 
@@ -50,9 +50,9 @@ def test_a_kernel_without_its_causal_mask_is_found(tool: ModuleType, monkeypatch
 
 
 def test_scores_that_depend_on_the_neighbours_are_found(tool: ModuleType, monkeypatch) -> None:
-    whole = mixer_attention.attention
+    whole = attention.attention
     monkeypatch.setattr(
-        mixer_attention, "attention", lambda q, k, v, ids: whole(q, k, v, jnp.zeros_like(ids))
+        attention, "attention", lambda q, k, v, ids: whole(q, k, v, jnp.zeros_like(ids))
     )
     monkeypatch.setattr(tool, "SCORE_LIMITS", {"bfloat16": 1e-3})
     assert [line["ok"] for line in tool.run_group("scoring", True)] == [False]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record
-from frame_jax.corpus.sources import arrow, jsonl, parquet, python_library, text, tfds
+from frame_jax.corpus.sources import jsonl, python_library, tables, text, tfds
 from frame_jax.corpus.sources.inputs import Input, RecordSlice
 
 
@@ -36,9 +36,9 @@ class Source(Protocol):
 
 
 SOURCES: dict[str, Source] = {
-    "arrow": arrow,
+    "arrow": tables,
     "jsonl": jsonl,
-    "parquet": parquet,
+    "parquet": tables,
     "python_library": python_library,
     "text": text,
     "tfds": tfds,

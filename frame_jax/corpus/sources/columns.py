@@ -10,8 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.fields import FIELDS, is_named_by_config
+from frame_jax.corpus.documents import FIELDS, is_named_by_config
 from frame_jax.errors import UserError
+
+BYTES_OF_TEXT = {
+    pa.string(): pa.binary(),
+    pa.large_string(): pa.large_binary(),
+    pa.string_view(): pa.binary_view(),
+}
 
 
 @dataclass(frozen=True)
@@ -62,18 +68,40 @@ def paths_to_read(config: SourceConfig, file: str, schema: pa.Schema) -> dict[st
     return found
 
 
-def rows_of_batch(batch: pa.RecordBatch, paths: dict[str, ColumnPath]) -> Iterator[dict[str, Any]]:
-    """Rows as field to value. Text comes as bytes, because Parquet and Arrow promise UTF-8 but do
-    not check it. A field that lies in a map or a JSON text stands under its column's name."""
+def rows_of_batch(
+    batch: pa.RecordBatch, paths: dict[str, ColumnPath], taken: range
+) -> Iterator[dict[str, Any]]:
+    """Yields some rows of a batch as field to value. Text comes as bytes, because Parquet and Arrow
+    promise UTF-8 but do not check it. A field that lies in a map or a JSON text stands under its
+    column's name."""
     columns = {}
     for name, path in paths.items():
         key = name.removesuffix("." + ".".join(path.rest)) if path.rest else name
-        columns[key] = _values(batch, path)
+        columns[key] = _values(batch, path, taken)
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(columns, values, strict=True))
 
 
-def is_json(kind: pa.DataType) -> bool:
+def text_as_bytes(column: pa.Array) -> pa.Array:
+    """A view of a column whose texts, at any depth, are bytes; JSON as it is stored."""
+    column = column.storage if _is_json(column.type) else column
+    kind = _without_text(column.type)
+    return column if kind == column.type else column.view(kind)
+
+
+def _without_text(kind: pa.DataType) -> pa.DataType:
+    """A type of the same layout with bytes in place of texts."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_without_text(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_without_text(kind.key_type), _without_text(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(_without_text(kind.value_type)))
+    return BYTES_OF_TEXT.get(kind, kind)
+
+
+def _is_json(kind: pa.DataType) -> bool:
     """Whether a column holds texts of the logical type JSON."""
     return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.json"
 
@@ -108,10 +136,9 @@ def _inside(kind: pa.DataType, column: str, parts: tuple[str, ...]) -> ColumnPat
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if is_json(kind):
+    if _is_json(kind):
         kind = kind.storage_type
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(test(kind) for test in (*tests, pa.types.is_binary, pa.types.is_large_binary))
+    return kind in (*BYTES_OF_TEXT, pa.binary(), pa.large_binary())
 
 
 def _names(schema: pa.Schema) -> list[str]:
@@ -124,20 +151,19 @@ def _names(schema: pa.Schema) -> list[str]:
     return names
 
 
-def _values(batch: pa.RecordBatch, path: ColumnPath) -> list[Any]:
+def _values(batch: pa.RecordBatch, path: ColumnPath, taken: range) -> list[Any]:
     column = batch.column(path.column)
     for name in path.inside:
         column = pc.struct_field(column, name)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if is_json(column.type):
-        column = column.storage
-    if pa.types.is_map(column.type):
-        return column.to_pylist(maps_as_pydicts="lossy")
     if pa.types.is_temporal(column.type):
         column = column.cast(pa.string())  # Python has no nanoseconds
-    if pa.types.is_string(column.type):
-        column = column.cast(pa.binary())
-    elif pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type):
-        column = column.cast(pa.large_binary())
-    return column.to_pylist()
+    is_map = pa.types.is_map(column.type)
+    column = column if is_map else text_as_bytes(column)
+    if len(taken) < len(column) and not pa.types.is_nested(column.type):
+        if column.type == pa.binary_view():
+            column = column.cast(pa.large_binary())  # pyarrow takes no views
+        column = column.take(pa.array(taken, pa.int64()))
+        taken = range(len(column))
+    return column.to_pylist(maps_as_pydicts="lossy" if is_map else None)[taken.start :: taken.step]

@@ -37,10 +37,7 @@ OTHER_FORMATS = {
     rb"[\s\S]{257}ustar": ("a tar archive", "unpack it"),
     rb"\x04\x22\x4d\x18[@-\x7f]": ("packed with LZ4", "unpack it, or pack it with zstd"),
     rb"\xff\x06\0\0sNaPpY": ("packed with Snappy", "unpack it, or pack it with zstd"),
-    rb"\xff\xfe[\t-~]\0|\xfe\xff\0[\t-~]": (
-        "UTF-16",
-        "convert it (iconv -f UTF-16 -t UTF-8)",
-    ),
+    rb"\xff\xfe[\t-~]\0|\xfe\xff\0[\t-~]": ("UTF-16", "convert it (iconv -f UTF-16 -t UTF-8)"),
     rb"Obj\x01[\s\S]{4}": ("Avro", "convert it to Parquet or JSON lines"),
     rb"version https://git-lfs\.": ("a pointer of Git LFS", "fetch its content (git lfs pull)"),
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
+from frame_jax.corpus.documents import Record, document_from_fields
 from frame_jax.corpus.sources.compressed import HEAD_BYTES, KIND_ADVICE, other_format
 from frame_jax.corpus.sources.listing import File, list_files
 from frame_jax.errors import UserError, without_secrets
@@ -59,6 +61,10 @@ class RecordSlice:
 
     def contains(self, record: int) -> bool:
         return record % self.count == self.index
+
+    def within(self, first: int, size: int) -> range:
+        """Which of the `size` records from `first` on are in the slice, counted from `first`."""
+        return range((self.index - first) % self.count, size, self.count)
 
 
 def find_files(config: SourceConfig, suffixes: Sequence[str]) -> tuple[list[File], bool]:
@@ -109,15 +115,25 @@ def escape_name(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def source_name(config: SourceConfig, item: Input) -> str:
-    """The source of records that carry none: the name in the config, or the file's stem."""
+def document_of_file(
+    fields: Mapping[str, Any], config: SourceConfig, item: Input, number: int
+) -> Record:
+    """Makes a document from the fields of a file's record of that number, from 1.
+
+    One that carries no id is called e.g. `pile/books/a.jsonl:7` or `a.jsonl:7`, and one that
+    carries no source is of the name in the config, or of the file's stem.
+    """
     file = item.name.rpartition("/")[2]
-    return config.name or file.split(".")[0] or file
-
-
-def record_id(config: SourceConfig, item: Input, number: int) -> str:
-    """The id of a record that carries none, e.g. `pile/books/a.jsonl:7` or `a.jsonl:7`."""
-    return f"{config.name}/{item.name}:{number}" if config.name else f"{item.name}:{number}"
+    return document_from_fields(
+        fields,
+        config,
+        default_id=f"{config.name}/{item.name}:{number}"
+        if config.name
+        else f"{item.name}:{number}",
+        default_source=config.name or file.split(".")[0] or file,
+        file=item.display_path,
+        line=number,
+    )
 
 
 def unreadable_input_error(

@@ -9,8 +9,7 @@ from typing import Any
 
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
-from frame_jax.corpus.documents import Record, Rejection, document_from_fields
-from frame_jax.corpus.fields import FIELDS, RecordError, decode_utf8
+from frame_jax.corpus.documents import FIELDS, Record, RecordError, Rejection, decode_utf8
 from frame_jax.corpus.sources.compressed import (
     BYTE_ORDER_MARK,
     HEAD_BYTES,
@@ -20,9 +19,8 @@ from frame_jax.corpus.sources.compressed import (
 from frame_jax.corpus.sources.inputs import (
     Input,
     RecordSlice,
+    document_of_file,
     file_inputs,
-    record_id,
-    source_name,
     unreadable_input_error,
 )
 
@@ -48,7 +46,6 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
     Raises:
         UserError: for a packed file that is damaged or cut short, or one that holds no text.
     """
-    source = source_name(config, item)
     asked = {part for name in FIELDS for part in (getattr(config, name) or "").split(".")}
 
     def one_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -69,14 +66,7 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
         except RecordError as error:
             yield Rejection(item.display_path, number + 1, str(error))
             continue
-        yield document_from_fields(
-            fields,
-            config,
-            default_id=record_id(config, item, number + 1),
-            default_source=source,
-            file=item.display_path,
-            line=number + 1,
-        )
+        yield document_of_file(fields, config, item, number + 1)
 
 
 def _lines(item: Input) -> Iterator[bytes]:

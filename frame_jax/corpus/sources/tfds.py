@@ -66,31 +66,26 @@ def _open(config: SourceConfig) -> tuple[Any, Any]:
     import tensorflow_datasets as tfds
 
     where = f"in {config.path}" if config.path else "in the default data directory"
+    dataset = f"corpus.sources: the TFDS dataset {config.name!r} {where}"
+    prepare = 'prepare it with download_and_prepare(file_format="array_record")'
     folder = config.path
     if folder is not None and not is_remote(folder):
         folder = str(user_path(folder))
     try:
         builder = tfds.builder(config.name, data_dir=folder)
         if not builder.is_prepared():
-            raise UserError(
-                f"corpus.sources: the TFDS dataset {config.name!r} is not prepared {where}: "
-                'prepare it once with download_and_prepare(file_format="array_record")'
-            )
+            raise UserError(f"{dataset} is not prepared: {prepare}")
         data = tfds.data_source(config.name, split=config.split, data_dir=folder, download=False)
     except (tfds.core.DatasetNotFoundError, AssertionError) as error:
         raise UserError(
             f"corpus.sources: no prepared TFDS dataset {config.name!r} {where}: correct `name` "
-            '(such as "my_dataset:1.0.0") and `path`, or prepare it with '
-            'download_and_prepare(file_format="array_record")'
+            f'(such as "my_dataset:1.0.0") and `path`, or {prepare}'
         ) from error
     except NotImplementedError as error:
-        raise UserError(
-            f"corpus.sources: the TFDS dataset {config.name!r} {where} has no random access: "
-            'prepare it with download_and_prepare(file_format="array_record")'
-        ) from error
+        raise UserError(f"{dataset} has no random access: {prepare}") from error
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"corpus.sources: the TFDS dataset {config.name!r} {where} has no split "
-            f"{config.split!r}, only {', '.join(builder.info.splits)}: correct `split`"
+            f"{dataset} has no split {config.split!r}, only {', '.join(builder.info.splits)}: "
+            "correct `split`"
         ) from error
     return data, builder.info

@@ -9,20 +9,13 @@ from typing import Any
 
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.errors import UserError
-from frame_jax.models.hugging_face.families import experts, gpt_neox, hybrids, llama, mamba2
+from frame_jax.models.hugging_face.families import attention, mamba2
 from frame_jax.models.hugging_face.families.family import Family, layer_pattern
 from frame_jax.models.hugging_face.settings import HFSettings
 
 # In the order in which a layout for a decoder is looked for.
 FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        *llama.FAMILIES,
-        gpt_neox.FAMILY,
-        *experts.FAMILIES,
-        mamba2.FAMILY,
-        *hybrids.FAMILIES,
-    )
+    family.model_type: family for family in (*attention.FAMILIES, *mamba2.FAMILIES)
 }
 # Families that resemble the supported ones, and what our decoder does not compute of them.
 NOT_COMPUTED = {

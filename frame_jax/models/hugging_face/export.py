@@ -18,7 +18,6 @@ from tokenizers.processors import TemplateProcessing
 
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.config import find_layout
-from frame_jax.models.hugging_face.families import mamba2
 from frame_jax.models.hugging_face.tensors import Tensor, checkpoint_tensors
 from frame_jax.models.transformer import Params
 from frame_jax.run.directory import write_json
@@ -82,7 +81,7 @@ def model_config(decoder: Decoder, bos_id: int, eos_id: int, context: int) -> di
         "pad_token_id": None,
         "torch_dtype": "float32",
         # The cache of a hybrid asks its first attention layer how long the text is.
-        "use_cache": decoder.config.has("attention") or family is mamba2.FAMILY,
+        "use_cache": decoder.config.has("attention") or family.model_type == "mamba2",
     }
 
 

@@ -6,6 +6,7 @@ computed is either understood or refused by name.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ class HFSettings:
         return first_given(rope.get("partial_rotary_factor"), self.values.get(spelling), default)
 
     def read_rope(
-        self, default: float = 10_000.0, spelling: str = "rope_theta"
+        self, spelling: str = "rope_theta", default: float = 10_000.0
     ) -> tuple[float, RopeScalingConfig | None]:
         """The base of the rotary frequencies and their stretch."""
         key, rope = self.rope()
@@ -112,11 +113,10 @@ class HFSettings:
             return theta, None
         if kind != "llama3":
             raise self.error(f"{key} of type {kind!r} is not supported; 'default' and 'llama3' are")
-        names = ("factor", "low_freq_factor", "high_freq_factor")
-        original = "original_max_position_embeddings"
-        numbers = [self.positive(rope.get(name), f"{key}.{name}") for name in (*names, original)]
-        factor, low, high, context = numbers
-        return theta, RopeScalingConfig(factor, low, high, int(context))
+        names = [field.name for field in dataclasses.fields(RopeScalingConfig)]
+        found: Any = {name: self.positive(rope.get(name), f"{key}.{name}") for name in names}
+        found["original_max_position_embeddings"] = int(found["original_max_position_embeddings"])
+        return theta, RopeScalingConfig(**found)
 
 
 def first_given(*values: Any) -> Any:
@@ -124,13 +124,8 @@ def first_given(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def write_rope(c: ModelConfig) -> dict[str, Any]:
-    """The rotary settings as all versions of `transformers` read them."""
-    scaling = c.rope_scaling and {
-        "rope_type": "llama3",
-        "factor": c.rope_scaling.factor,
-        "low_freq_factor": c.rope_scaling.low_freq_factor,
-        "high_freq_factor": c.rope_scaling.high_freq_factor,
-        "original_max_position_embeddings": c.rope_scaling.original_max_position_embeddings,
-    }
-    return {"rope_theta": c.rope_theta, "rope_scaling": scaling}
+def rope_scaling_settings(c: ModelConfig) -> dict[str, Any] | None:
+    """The stretch of the rotary frequencies as all versions of `transformers` read it."""
+    if c.rope_scaling is None:
+        return None
+    return {"rope_type": "llama3"} | dataclasses.asdict(c.rope_scaling)

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
-from frame_jax.config.models import LayerName, ModelConfig
-from frame_jax.models.hugging_face.settings import HFSettings, write_rope
+from frame_jax.config.models import ExpertsConfig, LayerName, ModelConfig
+from frame_jax.models.hugging_face.settings import HFSettings, rope_scaling_settings
 from frame_jax.models.hugging_face.tensors import Layout, Rule, single_rules
 
 Fields = dict[str, Any]  # of ModelConfig
+
+
+class Setting(NamedTuple):
+    """A key of config.json whose value is that of a field of ModelConfig.
+
+    Attributes:
+        key: The key.
+        kind: The method of `HFSettings` that reads it: size, number, flag or optional.
+        default: What an absent key stands for; None where the key must be there. The name of a
+            field stands for its value.
+        newer_key: Its name in newer versions, where it has another.
+    """
+
+    key: str
+    kind: str = "size"
+    default: Any = None
+    newer_key: str = ""
+
+    def key_in(self, s: HFSettings) -> str:
+        """The key that a file has."""
+        return self.newer_key if self.newer_key and self.key not in s.values else self.key
+
+
+# By field; a dot leads into a part of ModelConfig.
+Settings = dict[str, Setting]
 
 
 class Family(NamedTuple):
@@ -19,19 +46,91 @@ class Family(NamedTuple):
         model_type: Its name in config.json.
         architecture: Its class in `transformers`.
         layers: The kinds of layers it can have.
-        from_hf_config: Reads the fields of ModelConfig from a config.json.
-        to_hf_config: The settings of config.json for a shape. A setting that the family does not
-            have is left out: reading it again gives another model, by which it is noticed.
         layouts: The ways in which its tensors are stored; the first is written, all are read.
+        settings: Keys of config.json that are fields of ModelConfig. A field that the family does
+            not have is left out: reading what was written gives another model, by which it is
+            noticed.
+        fixed: Keys of config.json with the one value that is computed here.
+        constants: Fields that all models of the family have.
+        rope: The key of the base of the rotary frequencies, and the base where it is absent; None
+            without rotation.
+        rotated: The share of a head that is rotated in all models; None where that is a setting.
+        read: Further fields, from the config.json and the fields that are read already.
+        write: Further keys of config.json.
     """
 
     model_type: str
     architecture: str
     layers: tuple[LayerName, ...]
-    from_hf_config: Callable[[HFSettings], Fields]
-    to_hf_config: Callable[[ModelConfig], dict[str, Any]]
     layouts: tuple[Layout, ...]
+    settings: Settings
+    fixed: dict[str, Any]
+    constants: Fields = {}  # noqa: RUF012  (is not changed)
+    rope: tuple[str, float] | None = ("rope_theta", 10_000.0)
+    rotated: float | None = 1.0
+    read: Callable[[HFSettings, Fields], Fields] = lambda s, fields: {}
+    write: Callable[[ModelConfig], dict[str, Any]] = lambda c: {}
 
+    def from_hf_config(self, s: HFSettings) -> Fields:
+        """Reads the fields of ModelConfig from a config.json."""
+        fields = read_settings(s, self.settings) | self.constants
+        s.require_value(**{"mlp_bias": False} | self.fixed)
+        if self.rotated is not None and s.partial_rotary_factor(self.rotated) != self.rotated:
+            raise s.error(
+                f"partial_rotary_factor other than {self.rotated:g} is not supported in "
+                f"{self.model_type}"
+            )
+        if self.rotated is not None:
+            fields["partial_rotary_factor"] = self.rotated
+        if self.rope is not None:
+            fields["rope_theta"], fields["rope_scaling"] = s.read_rope(*self.rope)
+        experts = {name: fields.pop(name) for name in list(fields) if name.startswith("experts.")}
+        if experts:
+            parts = {name.removeprefix("experts."): value for name, value in experts.items()}
+            fields["experts"] = ExpertsConfig(**parts)
+        return fields | self.read(s, fields)
+
+    def to_hf_config(self, c: ModelConfig) -> dict[str, Any]:
+        """The settings of config.json for a shape."""
+        written = write_settings(c, self.settings) | self.fixed
+        if self.rope is not None:
+            written |= {self.rope[0]: c.rope_theta, "rope_scaling": rope_scaling_settings(c)}
+        return written | self.write(c)
+
+
+def read_settings(s: HFSettings, settings: Settings) -> Fields:
+    """Reads the fields that a table names."""
+    keys = {name: (setting, setting.key_in(s)) for name, setting in settings.items()}
+    needed = [k for x, k in keys.values() if x.default is None and x.kind != "optional"]
+    s.require(*needed)
+    fields: Fields = {}
+    for name, (x, key) in keys.items():
+        default = (fields.get(x.default, x.default),) if x.kind != "optional" else ()
+        fields[name] = getattr(s, x.kind)(key, *default)
+    return fields
+
+
+def write_settings(c: ModelConfig, settings: Settings) -> dict[str, Any]:
+    """The inverse of `read_settings`."""
+    c = dataclasses.replace(c, head_dim=c.resolved_head_dim)
+    return {setting.key: operator.attrgetter(name)(c) for name, setting in settings.items()}
+
+
+SHAPE: Settings = {
+    "hidden_size": Setting("hidden_size"),
+    "num_layers": Setting("num_hidden_layers"),
+    "tie_embeddings": Setting("tie_word_embeddings", "flag", False),
+}
+ATTENTION_SHAPE: Settings = {
+    **SHAPE,
+    "num_heads": Setting("num_attention_heads"),
+    "num_kv_heads": Setting("num_key_value_heads", "size", "num_heads"),
+    "head_dim": Setting("head_dim", "optional"),
+    "norm_eps": Setting("rms_norm_eps", "number"),
+}
+DENSE: Settings = {"intermediate_size": Setting("intermediate_size")}
+GROUPED: Settings = {"num_kv_heads": Setting("num_key_value_heads")}  # which must be there
+SILU = {"hidden_act": "silu", "attention_bias": False}
 
 OUTER = {
     "embedding": "model.embed_tokens.weight",
@@ -57,6 +156,17 @@ NORMS = single_rules(
 )
 
 
+def expert_settings(
+    count: str = "num_local_experts", width: str = "intermediate_size", newer_count: str = ""
+) -> Settings:
+    """The shape of the experts: their number under `count`, their width under `width`."""
+    return {
+        "experts.num_experts": Setting(count, newer_key=newer_count),
+        "experts.num_experts_per_token": Setting("num_experts_per_tok"),
+        "experts.intermediate_size": Setting(width),
+    }
+
+
 def dense_rules(prefix: str = "mlp") -> tuple[Rule, ...]:
     """The tensors of a dense SwiGLU layer."""
     names = ("gate", "up", "down")
@@ -74,47 +184,6 @@ def fused_expert_rules(router: str, gate_up: str, down: str) -> tuple[Rule, ...]
     """The tensors of a mixture of experts, all experts in one, gate and up concatenated."""
     both = Rule(gate_up, ("expert_gate", "expert_up"), axis=1)
     return (*single_rules({router: "router", down: "expert_down"}), both)
-
-
-def read_shape(s: HFSettings, *sizes: str, theta: float = 10_000.0) -> Fields:
-    """Reads the fields of all models with attention and RMSNorm; `sizes` are required too."""
-    always = ("hidden_size", "num_hidden_layers", "num_attention_heads")
-    s.require(*always, *sizes, "rms_norm_eps")
-    s.require_value(hidden_act="silu", attention_bias=False, mlp_bias=False)
-    rope_theta, rope_scaling = s.read_rope(theta)
-    heads = s.size("num_attention_heads")
-    return {
-        "hidden_size": s.size("hidden_size"),
-        "num_layers": s.size("num_hidden_layers"),
-        "num_heads": heads,
-        "num_kv_heads": s.size("num_key_value_heads", heads),
-        "head_dim": s.optional("head_dim"),
-        "rope_theta": rope_theta,
-        "rope_scaling": rope_scaling,
-        "norm_eps": s.number("rms_norm_eps"),
-        "tie_embeddings": s.flag("tie_word_embeddings"),
-    }
-
-
-def write_shape(c: ModelConfig) -> dict[str, Any]:
-    """The inverse of `read_shape`."""
-    return {
-        "hidden_size": c.hidden_size,
-        "num_hidden_layers": c.num_layers,
-        "num_attention_heads": c.num_heads,
-        "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.resolved_head_dim,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "rms_norm_eps": c.norm_eps,
-        "tie_word_embeddings": c.tie_embeddings,
-    } | write_rope(c)
-
-
-def require_whole_rotation(s: HFSettings) -> None:
-    """Refuses models that rotate a part of a head."""
-    if s.partial_rotary_factor() != 1:
-        raise s.error("partial_rotary_factor is not supported: all of a head is rotated")
 
 
 def layer_pattern(layers: Sequence[str]) -> tuple[LayerName, ...]:

@@ -1,4 +1,4 @@
-"""Mamba-2: the mixer, which hybrids have too, and models of mixers alone."""
+"""Mamba-2 by itself, and its hybrids with attention: Bamba, GraniteMoeHybrid (Granite 4)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ from typing import Any
 
 import ml_dtypes
 
-from frame_jax.config.models import Mamba2Config, ModelConfig
+from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.errors import UserError
-from frame_jax.models.hugging_face.families.family import Family, Fields
+from frame_jax.models.hugging_face.families.family import (
+    ATTENTION,
+    ATTENTION_SHAPE,
+    DENSE,
+    GROUPED,
+    NORMS,
+    OUTER,
+    PREFIX,
+    SHAPE,
+    SILU,
+    Family,
+    Fields,
+    Setting,
+    dense_rules,
+    fused_expert_rules,
+    layer_names,
+    layer_pattern,
+)
 from frame_jax.models.hugging_face.settings import HFSettings
 from frame_jax.models.hugging_face.tensors import (
     Layout,
@@ -22,7 +39,7 @@ from frame_jax.models.hugging_face.tensors import (
 # Stands for no limit, which JSON cannot say: the largest number that bfloat16 can, too.
 NO_LIMIT = float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
 
-OUTER = {
+MAMBA2_OUTER = {
     "embedding": "backbone.embeddings.weight",
     "final_norm": "backbone.norm_f.weight",
     "output": "lm_head.weight",
@@ -118,48 +135,174 @@ def write_mamba2(c: ModelConfig, spelling: dict[str, str]) -> dict[str, Any]:
     return written | {"time_step_limit": [m.min_time_step, m.max_time_step or NO_LIMIT]}
 
 
-def from_hf_config(s: HFSettings) -> Fields:
-    """Reads the fields of ModelConfig."""
-    s.require("hidden_size", "num_hidden_layers", "layer_norm_epsilon")
-    s.require_value(hidden_act="silu", use_bias=False, rms_norm=True)
-    return {
-        "hidden_size": s.size("hidden_size"),
-        "num_layers": s.size("num_hidden_layers"),
-        "num_heads": 1,  # of no attention
-        "num_kv_heads": 1,
-        "head_dim": 2,
-        "norm_eps": s.number("layer_norm_epsilon"),
-        "tie_embeddings": s.flag("tie_word_embeddings"),
-        "layers": ("mamba2+none",),
-        "mamba2": read_mamba2(s, ALONE),
+BAMBA_NORMS = single_rules(
+    {"input_layernorm.weight": "attention_norm", "pre_ff_layernorm.weight": "mlp_norm"}
+)
+BAMBA_ROTATED = 0.5  # fixed in transformers, whatever `partial_rotary_factor` a version writes
+WRITTEN = {"mamba2": "mamba", "attention": "attention"}  # which all versions read
+MIXERS = {
+    "mamba": "mamba2",
+    "attention": "attention",
+    "linear_attention": "mamba2",  # transformers 5
+    "full_attention": "attention",
+}
+SHARED_IN, SHARED_OUT = "shared_mlp.input_linear.weight", "shared_mlp.output_linear.weight"
+MIXER_RULES = (
+    *single_rules({"input_layernorm.weight": "mamba_norm"}),
+    *ATTENTION,
+    *mamba2_rules("mamba"),
+)
+GRANITE = (
+    *NORMS,
+    *MIXER_RULES,
+    # The dense layer of a model without experts, or the shared expert, which is there even if its
+    # width is 0: the last of these rules that applies is taken.
+    Rule(SHARED_IN, ("expert_gate",), lambda c, values: values[0, :, :0].T),
+    Rule(SHARED_OUT, ("expert_down",), lambda c, values: values[0, :0].T),
+    Rule(SHARED_IN, ("shared_gate", "shared_up")),
+    Rule(SHARED_OUT, ("shared_down",)),
+    Rule(SHARED_IN, ("gate", "up")),
+    Rule(SHARED_OUT, ("down",)),
+)
+STORED = fused_expert_rules(
+    "block_sparse_moe.router.layer.weight",
+    "block_sparse_moe.input_linear.weight",
+    "block_sparse_moe.output_linear.weight",
+)
+AS_IN_MEMORY = fused_expert_rules(
+    "block_sparse_moe.router.weight",
+    "block_sparse_moe.experts.gate_up_proj",
+    "block_sparse_moe.experts.down_proj",
+)
+
+
+def read_mixers(s: HFSettings, mixers: list[str], feed_forward: str) -> Fields:
+    """The layers of a hybrid, and the shape of its Mamba-2 mixers if it has any."""
+    fields: Fields = {"layers": layer_pattern([f"{mixer}+{feed_forward}" for mixer in mixers])}
+    return fields | ({"mamba2": read_mamba2(s, HYBRID)} if "mamba2" in mixers else {})
+
+
+def read_bamba(s: HFSettings, fields: Fields) -> Fields:
+    """Reads which layers are attention."""
+    attention = s.list_of("attn_layer_indices")
+    mixers = ["attention" if i in attention else "mamba2" for i in range(fields["num_layers"])]
+    return read_mixers(s, mixers, "dense")
+
+
+def write_bamba(c: ModelConfig) -> dict[str, Any]:
+    """The inverse of `read_bamba`."""
+    attention = [i for i, name in enumerate(layer_names(c)) if name.startswith("attention")]
+    return write_mamba2(c, HYBRID) | {
+        "attn_layer_indices": attention,
+        "partial_rotary_factor": BAMBA_ROTATED,
     }
 
 
-def to_hf_config(c: ModelConfig) -> dict[str, Any]:
-    """The settings of config.json."""
-    return write_mamba2(c, ALONE) | {
-        "hidden_size": c.hidden_size,
-        "num_hidden_layers": c.num_layers,
-        "layer_norm_epsilon": c.norm_eps,
-        "hidden_act": "silu",
-        "use_bias": False,
-        "rms_norm": True,
-        "residual_in_fp32": True,
-        "tie_word_embeddings": c.tie_embeddings,
+def read_granite(s: HFSettings, fields: Fields) -> Fields:
+    """Reads Granite 4: feed-forwards all dense, or all experts beside a shared one; multipliers."""
+    s.require("shared_intermediate_size", "num_local_experts")
+    s.require_value(normalization_function="rmsnorm")
+    positions = s.values.get("position_embedding_type")
+    if positions not in (None, "nope", "rope"):
+        raise s.error(f"position_embedding_type {positions!r} is not supported")
+    types = s.list_of("layer_types") or ["mamba"] * fields["num_layers"]
+    unknown = [name for name in types if name not in list(MIXERS)]
+    if unknown or len(types) != fields["num_layers"]:
+        raise s.error(f"layer_types must be num_hidden_layers names, each of {', '.join(MIXERS)}")
+    head_dim = fields["head_dim"] or fields["hidden_size"] // fields["num_heads"]
+    scale = s.number("attention_multiplier", 1.0)
+    kind = "experts" if s.size("num_local_experts", least=0) else "dense"
+    return (
+        read_mixers(s, [MIXERS[name] for name in types], kind)
+        | read_granite_feed_forward(s)
+        | {
+            "attention_multiplier": None if scale == head_dim**-0.5 else scale,
+            "partial_rotary_factor": 1.0 if positions == "rope" else 0.0,
+        }
+    )
+
+
+def read_granite_feed_forward(s: HFSettings) -> Fields:
+    """Reads the dense layer, or the experts if there are any."""
+    if not s.size("num_local_experts", least=0):
+        return {"intermediate_size": s.size("shared_intermediate_size")}
+    s.require("num_experts_per_tok", "intermediate_size")
+    experts = ExpertsConfig(
+        s.size("num_local_experts"),
+        s.size("num_experts_per_tok"),
+        s.size("intermediate_size"),
+        s.size("shared_intermediate_size", least=0),
+        norm_topk_prob=True,  # the softmax over the chosen logits is the renormalised one over all
+    )
+    return {"experts": experts}
+
+
+def write_granite(c: ModelConfig) -> dict[str, Any]:
+    """The inverse of `read_granite`."""
+    experts, scale = c.experts if c.has("experts") else None, c.attention_multiplier
+    shared = experts.shared_expert_intermediate_size if experts else c.intermediate_size
+    return write_mamba2(c, HYBRID) | {
+        "attention_multiplier": c.resolved_head_dim**-0.5 if scale is None else scale,
+        "intermediate_size": experts.intermediate_size if experts else c.intermediate_size,
+        "shared_intermediate_size": shared,
+        "num_local_experts": experts.num_experts if experts else 0,
+        "num_experts_per_tok": experts.num_experts_per_token if experts else 0,
+        "layer_types": [WRITTEN[name.split("+")[0]] for name in layer_names(c)],
+        "position_embedding_type": "rope" if c.partial_rotary_factor else "nope",
     }
 
 
-FAMILY = Family(
-    "mamba2",
-    "Mamba2ForCausalLM",
-    ("mamba2+none",),
-    from_hf_config,
-    to_hf_config,
-    (
-        Layout(
-            OUTER,
-            "backbone.layers.{layer}.",
-            (*single_rules({"norm.weight": "mamba_norm"}), *mamba2_rules("mixer")),
+FAMILIES = (
+    Family(
+        "mamba2",
+        "Mamba2ForCausalLM",
+        ("mamba2+none",),
+        (
+            Layout(
+                MAMBA2_OUTER,
+                "backbone.layers.{layer}.",
+                (*single_rules({"norm.weight": "mamba_norm"}), *mamba2_rules("mixer")),
+            ),
         ),
+        SHAPE | {"norm_eps": Setting("layer_norm_epsilon", "number")},
+        {"hidden_act": "silu", "use_bias": False, "rms_norm": True},
+        # Heads are of no attention.
+        {"layers": ("mamba2+none",), "num_heads": 1, "num_kv_heads": 1, "head_dim": 2},
+        rope=None,
+        rotated=None,
+        read=lambda s, fields: {"mamba2": read_mamba2(s, ALONE)},
+        write=lambda c: write_mamba2(c, ALONE) | {"residual_in_fp32": True},
+    ),
+    Family(
+        "bamba",
+        "BambaForCausalLM",
+        ("attention+dense", "mamba2+dense"),
+        (
+            Layout(
+                OUTER | {"final_norm": "model.final_layernorm.weight"},
+                PREFIX,
+                (*BAMBA_NORMS, *MIXER_RULES, *dense_rules("feed_forward")),
+            ),
+        ),
+        ATTENTION_SHAPE | GROUPED | DENSE,
+        SILU | {"mamba_proj_bias": False, "mlp_bias": False},
+        rotated=BAMBA_ROTATED,
+        read=read_bamba,
+        write=write_bamba,
+    ),
+    Family(
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
+        ("attention+dense", "attention+experts", "mamba2+dense", "mamba2+experts"),
+        (Layout(OUTER, PREFIX, GRANITE + STORED), Layout(OUTER, PREFIX, GRANITE + AS_IN_MEMORY)),
+        ATTENTION_SHAPE
+        | {
+            "embedding_multiplier": Setting("embedding_multiplier", "number", 1.0),
+            "residual_multiplier": Setting("residual_multiplier", "number", 1.0),
+            "logits_divisor": Setting("logits_scaling", "number", 1.0),
+        },
+        SILU | {"mamba_proj_bias": False},
+        read=read_granite,
+        write=write_granite,
     ),
 )

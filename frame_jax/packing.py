@@ -1,0 +1,34 @@
+"""Best-fit packing of items into rows, by their sizes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def best_fit(sizes: Iterable[int], capacity: int) -> list[int]:
+    """Puts each item into the fullest row that still has room for it; the row of each item.
+
+    Given longest first, this is best-fit decreasing. Rows are found by their remaining room: bit r
+    of `rooms` says that a row with room for r exists, so the search is one shift, whatever the
+    number of rows.
+
+    Args:
+        sizes: Positive, in the order in which items are placed; none above `capacity`.
+        capacity: Of a row.
+    """
+    found: list[int] = []
+    open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the room that is left
+    rows = rooms = 0
+    for size in sizes:
+        fitting = rooms >> size
+        if fitting:
+            room = size + (fitting & -fitting).bit_length() - 1
+            row = open_rows[room].pop()
+            if not open_rows[room]:
+                rooms ^= 1 << room
+        else:
+            room, row, rows = capacity, rows, rows + 1
+        found.append(row)
+        open_rows[room - size].append(row)
+        rooms |= 1 << (room - size)
+    return found
