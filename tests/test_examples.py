@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from frame_jax.main import main
 from frame_jax.run.directory import RunDirectory
@@ -13,6 +14,7 @@ from tests.integration.small_run import settings, write_config, write_corpus
 from tests.programs import REPOSITORY
 
 
+@pytest.mark.slow
 def test_compressed_sizes_order_a_corpus(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     given = settings(tmp_path)

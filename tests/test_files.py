@@ -67,6 +67,7 @@ def test_a_bucket_is_listed_as_a_folder_is(s3: Server, folder: Path, below: str)
     assert not files.is_remote(str(folder)) and files.is_remote(url)
 
 
+@pytest.mark.slow
 def test_reading_goes_on_through_faults_that_pass(s3: Server, folder: Path) -> None:
     url = s3.put("bucket", folder)
     s3.every(4, 500, 503)
@@ -191,6 +192,7 @@ def google(content: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterat
         yield server
 
 
+@pytest.mark.slow
 def test_google_and_the_hub_are_listed_and_read(other_store: Any, folder: Path) -> None:
     server, url = other_store
     for below in ("", "/a.jsonl", "/*.jsonl", "/**/*.jsonl", "/absent"):

@@ -50,6 +50,7 @@ def test_unknown_phases_are_refused(config: Path, capsys) -> None:
     assert main(["--config", str(config), "--until", "scores"]) == 2
 
 
+@pytest.mark.slow
 def test_redo_repeats_a_phase(config: Path, capsys) -> None:
     assert main(["--config", str(config), "--until", "tokenize"]) == 0
     marker = (config.parent / "run/tokenize.json").stat().st_mtime_ns

@@ -104,6 +104,7 @@ def test_warnings_of_a_partition_are_given(tmp_path: Path) -> None:
     assert "exactly a threshold's" in warning
 
 
+@pytest.mark.slow
 def test_scores_are_the_models_own_and_those_of_a_run(folder: Path) -> None:
     own = frame_jax.load_models(folder / "small", folder / "large", context=64)
     run = frame_jax.load_run_models(folder / "runs/mine")
@@ -146,6 +147,7 @@ def test_models_that_are_no_pair_are_refused(folder: Path, tmp_path: Path) -> No
 ROWS = {"Q1": 700, "Q2": 600, "Q3": 5000, "Q4": 500}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["frame", "random_again", "folded"])
 def test_an_order_is_the_one_that_training_reads(preset: str) -> None:
     expanded = expand_curriculum(CurriculumConfig(preset=preset), AxesConfig())

@@ -52,6 +52,7 @@ def test_urls_are_told_from_paths() -> None:
         user_path("s3://bucket/m")
 
 
+@pytest.mark.slow
 def test_a_run_directory_in_the_home_folder(home: Path) -> None:
     config = write_config(home, run_directory="~/runs/x")
     assert main(["--config", str(config), "--until", "tokenize"]) == 0
@@ -102,6 +103,7 @@ def refused(home: Path, capsys, *arguments: str, **changes: object) -> str:
 ITEM = json.dumps({"question": "2 and 2?", "choices": ["4", "5"], "answer": 0}) + "\n"
 
 
+@pytest.mark.slow
 def test_a_tasks_files_are_read_before_anything_is_done(home: Path, capsys) -> None:
     def tasks(**task: object) -> dict[str, object]:
         return {"tasks": [{"name": "sums", "path": "~/sums.jsonl", **task}]}

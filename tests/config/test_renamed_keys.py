@@ -33,6 +33,7 @@ def test_an_old_key_in_a_file(
     assert f"did you mean `{new}`?" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_every_old_key_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = {f.name for cls in dataclass_types(RunConfig) for f in dataclasses.fields(cls)}
     file = tmp_path / "run.yaml"

@@ -134,6 +134,7 @@ def test_a_tokenizer_that_moved_away_or_changed(made, tmp_path, capsys) -> None:
 FINISHED = Path(__file__).parents[1] / "run" / "finished_run"
 
 
+@pytest.mark.slow
 def test_a_finished_run_needs_no_corpus_and_refuses_another(tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "run").mkdir()
     for path in FINISHED.iterdir():

@@ -88,6 +88,7 @@ LONG = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LONG)
 def test_long_documents_have_the_ids_of_the_whole(kind, name):

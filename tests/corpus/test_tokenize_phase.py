@@ -214,6 +214,7 @@ def test_a_corpus_without_documents_is_an_error(make_config, write_jsonl):
         )
 
 
+@pytest.mark.slow
 def test_a_very_long_document_is_one_record(make_config, write_jsonl, records):
     text = "".join(f"line {i} 长文本 of a very long document\n" for i in range(60_000))
     path = write_jsonl("a.jsonl", [{"id": "long", "text": text}, *records[:5]])

@@ -201,6 +201,7 @@ def test_tokenizers_that_prepend_a_blank_encode_long_texts(tmp_path, make_config
 LOSES = "exactly one blank loses it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["metaspace first", "metaspace always", "prepended", "gpt2"])
 def test_a_leading_blank_refuses_no_corpus_and_its_loss_is_said(
     tmp_path, make_config, write_jsonl, kind

@@ -136,6 +136,7 @@ def test_a_short_run_is_mixed_finely_and_without_a_pattern() -> None:
     assert max(agreement) < 0.6 and 0.2 < np.mean(agreement) < 0.3
 
 
+@pytest.mark.slow
 def test_a_billion_rows_take_few_bytes_and_stay_exact() -> None:
     rows = {quadrant: 250_000_000 + 17 * c for c, quadrant in enumerate(("Q1", "Q2", "Q3", "Q4"))}
     selection = preset_map("frame", rows)
@@ -149,6 +150,7 @@ def test_a_billion_rows_take_few_bytes_and_stay_exact() -> None:
     assert set(np.unique(quadrants)) == {0, 3}
 
 
+@pytest.mark.slow
 def test_batches_of_a_billion_rows_are_selected_fast() -> None:
     """At least 100k selections a second of processor time, in batches, making the map included."""
     started = time.process_time()

@@ -130,6 +130,7 @@ def document_nll(params: Any, ids: np.ndarray) -> float:
     return -float(np.asarray(log_probabilities(params, tokens))[range(len(ids)), ids].sum())
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_each_document_alone(finished: Any) -> None:
     directory, documents, params = finished
     result = read_result(directory, "frame")

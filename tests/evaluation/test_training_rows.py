@@ -80,6 +80,7 @@ def lines(directory: RunDirectory, result: TrainingRowsResult) -> list[dict[str,
     return [line for path in paths for line in pq.read_table(path).to_pylist()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["frame", "again"])
 def test_losses_and_steps_are_those_of_each_row_alone(
     run: tuple[RunDirectory, Any], arm: str, monkeypatch: pytest.MonkeyPatch

@@ -92,6 +92,7 @@ def test_the_mean_of_the_last_checkpoints(tmp_path, capsys) -> None:
         assert not (out / "no").exists()
 
 
+@pytest.mark.slow
 def test_the_average_is_that_of_the_weights_after_every_step(tmp_path, capsys) -> None:
     decay, steps = 0.8, 3
     write_rows(tmp_path)

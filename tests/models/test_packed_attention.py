@@ -104,6 +104,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return called
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("places", "calls"), [(16, 1), (4, 3)])
 def test_any_number_of_segments_agrees_with_float64(
     places: int, calls: int, kernels: list[str], monkeypatch: pytest.MonkeyPatch

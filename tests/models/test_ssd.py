@@ -175,6 +175,7 @@ def test_tokens_without_a_step_neither_forget_nor_add() -> None:
     check((x, dt, *rest), positions_of([[60], [6, 54]]), 16)
 
 
+@pytest.mark.slow
 def test_bfloat16_rounds_operands_and_nothing_more() -> None:
     exact, positions = make(60, 2), positions_of([[60], [13, 47]])
     rounded = [jnp.asarray(x, jnp.bfloat16 if x.ndim == 4 else jnp.float32) for x in exact]

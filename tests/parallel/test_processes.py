@@ -91,6 +91,7 @@ def test_a_port_that_a_run_has_just_left_is_free() -> None:
     processes.check_coordinator(f"localhost:{address[1]}", 0)
 
 
+@pytest.mark.slow
 def test_the_program_ends_with_one_message(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     config = str(write_config(tmp_path))

@@ -199,6 +199,7 @@ def test_a_corpus_need_not_be_there_if_its_tokens_are_given(tmp_path: Path, caps
     assert "corpus.jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_half_done_says_what_is_left(tmp_path: Path, capsys) -> None:
     root = tmp_path / "[bold]"  # no markup
     root.mkdir()

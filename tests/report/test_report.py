@@ -33,6 +33,7 @@ def test_checkpoints_around_a_boundary_include_the_one_on_it() -> None:
     assert steps == [(None, 10), (10, 20), (10, 20), (20, 30), (30, None)]
 
 
+@pytest.mark.slow
 def test_the_page_stays_small_and_every_figure_is_a_png(tmp_path: Path) -> None:
     config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=20_000)
     summary = report.write_report(config, directory)
@@ -46,6 +47,7 @@ def test_the_page_stays_small_and_every_figure_is_a_png(tmp_path: Path) -> None:
         assert data.startswith(b"\x89PNG") and len(data) > 5_000, name
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_evaluated_has_a_report(tmp_path: Path) -> None:
     config, directory = make_run(tmp_path / "run", arms=("frame",), steps=50)
     shutil.rmtree(directory.root / "evaluation")
@@ -59,6 +61,7 @@ def quadrants(html: str, row: str) -> list[str]:
     return [re.sub("<[^>]+>", "", quadrant) for quadrant in re.findall(r"<td>(.*?)</td>", line)]
 
 
+@pytest.mark.slow
 def test_tasks_stand_beside_a_guess_with_their_errors(finished: Any) -> None:
     config, directory = finished
     report.write_report(config, directory)
@@ -77,6 +80,7 @@ def test_tasks_stand_beside_a_guess_with_their_errors(finished: Any) -> None:
     assert task_results.final_scores(without) == {}
 
 
+@pytest.mark.slow
 def test_every_stage_has_a_drop_on_both_sides_in_both_losses(finished: Any) -> None:
     config, directory = finished
     report.write_report(config, directory)

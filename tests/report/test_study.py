@@ -123,6 +123,7 @@ def test_seeds_that_move_all_arms_alike_do_not_blur_their_difference(study: Stud
     assert [result.seeds for result in study.lines] == [(0, 1, 2)] * 3
 
 
+@pytest.mark.slow
 def test_the_terminal_the_page_and_the_file_say_the_same(
     finished: tuple[RunConfig, RunDirectory], study: Study
 ) -> None:
@@ -148,6 +149,7 @@ def test_the_terminal_the_page_and_the_file_say_the_same(
     assert "verdicts" in {path.stem for path in directory.report.glob("*.png")}
 
 
+@pytest.mark.slow
 def test_one_seed_is_told_to_prove_nothing(tmp_path: Path) -> None:
     config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=50)
     report.write_report(config, directory)
@@ -280,6 +282,7 @@ def test_scoring_is_paid_by_the_order_that_needs_it(tmp_path: Path) -> None:
     assert frame.share is not None and frame.share_with_scoring is None
 
 
+@pytest.mark.slow
 def test_studies_of_two_equal_orders_end_in_no_difference(tmp_path: Path) -> None:
     """19 of 20 of them and three standard errors, from losses of documents to the verdict.
 

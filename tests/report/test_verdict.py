@@ -87,6 +87,7 @@ def simulate(studies: int, effect: float, seed: int, seeds: int = 3) -> list[str
     return words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_two_arms_of_the_same_order_differ_in_one_study_of_twenty_at_most(seeds: int) -> None:
     """That is: 19 studies of 20 or more end in no difference, on the average of 4,000."""
@@ -109,6 +110,7 @@ def test_how_often_equal_orders_differ_if_both_chances_are_alike() -> None:
     assert said in " ".join(page.split())
 
 
+@pytest.mark.slow
 def test_without_the_error_over_documents_the_rule_is_the_interval_alone() -> None:
     random = np.random.default_rng(0)
     words = [decide_verdict(random.normal(0, 1, 3).tolist(), 0.0).verdict for _ in range(4000)]

@@ -102,6 +102,7 @@ RECORDS = st.one_of(
 ).map(lambda line: line.replace(b"\n", b" "))
 
 
+@pytest.mark.slow
 @settings(
     max_examples=200,
     deadline=None,

@@ -89,6 +89,7 @@ def objects(url: str = URL) -> list[str]:
     return fsspec.filesystem("s3", skip_instance_cache=True).find(url)
 
 
+@pytest.mark.slow
 def test_kept_steps_are_in_the_bucket_and_the_newest_here(folder: Path) -> None:
     save(folder, 1, 2, 3, 4, 5)
     assert Bucket(URL).steps() == [2, 4, 5] and local_steps(folder) == [4, 5]
@@ -100,6 +101,7 @@ def test_kept_steps_are_in_the_bucket_and_the_newest_here(folder: Path) -> None:
     assert restored(folder) == 5
 
 
+@pytest.mark.slow
 def test_a_lost_disk_costs_nothing(folder: Path) -> None:
     save(folder, 1, 2, 3)
     shutil.rmtree(folder)
@@ -112,6 +114,7 @@ def largest(step: int) -> str:
     return max((n for n in objects() if f"/{step}/" in n), key=lambda name: files.size(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
 def test_a_damaged_copy_is_set_aside_and_the_one_before_found(
     damage: str, folder: Path, capsys
@@ -146,6 +149,7 @@ for step in range(1, 200):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_what_is_whole(folder: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(folder)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu"}
@@ -165,6 +169,7 @@ def test_a_killed_run_goes_on_from_what_is_whole(folder: Path) -> None:
     assert left == {str(found) for found in Bucket(URL).steps()}  # no half of a copy stays
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_now_and_then_costs_nothing(
     folder: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +182,7 @@ def test_a_server_that_fails_now_and_then_costs_nothing(
     assert Bucket(URL).steps() == [2, 3]
 
 
+@pytest.mark.slow
 def test_a_server_that_only_fails_is_named_and_nothing_is_called_damaged(
     folder: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +206,7 @@ def settle(root: Path, url: str | None, *, begun: bool = False) -> RunDirectory:
     return directory
 
 
+@pytest.mark.slow
 def test_a_run_that_has_begun_stays_where_it_is(port: int, tmp_path: Path) -> None:
     directory = settle(tmp_path, "s3://bucket/one/", begun=True)
     where = bucket.pointer_file(directory.pretrain("frame"))
@@ -213,6 +220,7 @@ def test_a_run_that_has_begun_stays_where_it_is(port: int, tmp_path: Path) -> No
     assert not where.exists()
 
 
+@pytest.mark.slow
 def test_redo_removes_the_copies_too(port: int, tmp_path: Path) -> None:
     directory = settle(tmp_path, "s3://bucket/three", begun=True)
     complete(directory, config())

@@ -112,6 +112,7 @@ def test_every_process_computes_as_the_first(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_type_on_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:

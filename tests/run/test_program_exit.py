@@ -58,6 +58,7 @@ def test_streams_that_take_nothing_stop_nothing(tmp_path: Path, streams: str) ->
     assert (tmp_path / "written").read_text() == "whole"  # and no message in it
 
 
+@pytest.mark.slow
 def test_a_plan_can_be_read_where_there_is_no_unicode(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     done = subprocess.run(

@@ -177,6 +177,7 @@ def test_what_only_process_0_reads_all_processes_refuse(tmp_path: Path, there: b
     assert (tmp_path / "run").exists() == there
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_the_storage_does_not_give_is_not_called_damaged(
     tmp_path: Path, capsys
 ) -> None:

@@ -108,6 +108,7 @@ def by_hand(model, text: str) -> tuple[int, float, float]:
     return len(ids), nll, nll / len(text.encode())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read_again", [False, True])
 def test_documents_rank_by_losses_a_byte(checkpoints, tmp_path, monkeypatch, read_again) -> None:
     """With the run's own tokenizer, whose tokens give the text, and with one that composes."""
@@ -139,6 +140,7 @@ def test_documents_rank_by_losses_a_byte(checkpoints, tmp_path, monkeypatch, rea
     assert summary["mean_nll_strong"] == pytest.approx(nll / summary["bytes"])
 
 
+@pytest.mark.slow
 def test_one_tokenizer_for_both_gives_the_same_sums_over_bytes(checkpoints, tmp_path) -> None:
     """PPL then ranks by bits a byte, and not as losses a token do."""
     folder, found = checkpoints
@@ -178,6 +180,7 @@ def test_one_tokenizer_for_both_gives_the_same_sums_over_bytes(checkpoints, tmp_
     assert by_byte == sorted(bits, key=bits.__getitem__) and by_byte != by_token
 
 
+@pytest.mark.slow
 def test_a_lost_part_comes_back_unless_a_tokenizer_has_changed(
     checkpoints, tmp_path, capsys
 ) -> None:

@@ -31,6 +31,7 @@ def tool() -> Iterator[ModuleType]:
     del sys.modules["check_device"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["kernels", "scoring", "resume"])
 def test_this_device_is_right(tool: ModuleType, group: str) -> None:
     lines = list(tool.run_group(group, True))
@@ -90,6 +91,7 @@ def test_an_error_is_a_finding(tool: ModuleType, monkeypatch) -> None:
     assert not line["ok"] and "ZeroDivisionError" in line["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "seconds", "failures"), [("0", 60, 0), ("time.sleep(60)", 8, 1), ("1 / 0", 60, 1)]
 )

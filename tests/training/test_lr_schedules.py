@@ -51,6 +51,7 @@ def test_the_decay_ends_where_it_is_put() -> None:
     np.testing.assert_allclose(values[59:], 0.2, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["constant", "cosine", "wsd"])
 def test_a_restarted_schedule_is_a_whole_schedule_in_every_stage(kind: str) -> None:
     config = dataclasses.replace(BASE, kind=kind)
@@ -77,6 +78,7 @@ def optimizer_of(**settings: object) -> tuple[optax.GradientTransformation, dict
     return make_optimizer(config, decoder, 10), params, grads
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_weights() -> None:
     optimizer, params, grads = optimizer_of(ema_decay=0.75)
     state, expected = optimizer.init(params), params

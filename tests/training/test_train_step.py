@@ -265,6 +265,7 @@ def test_the_logits_of_a_batch_never_exist() -> None:
     assert temporary_bytes(16) < logits / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["minimal", "full"])
 def test_remat_changes_nothing(remat: str) -> None:
     model = ModelConfig(

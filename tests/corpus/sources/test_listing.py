@@ -231,6 +231,7 @@ def test_files_of_an_earlier_save_are_no_data(tmp_path, make_config, capsys) -> 
     assert len(texts(SourceConfig(kind="arrow", path=str(old)))) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "text"])
 def test_a_run_directory_among_the_texts_is_no_corpus(tmp_path, capsys, kind) -> None:
     """Neither the run's own files nor those of another run beside it, and it starts again."""

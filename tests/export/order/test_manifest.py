@@ -108,6 +108,7 @@ def test_every_row_is_listed_with_the_documents_that_it_holds(
     assert done.stdout.strip() == found["digest"], done.stderr
 
 
+@pytest.mark.slow
 def test_a_run_of_the_same_command_makes_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -399,6 +399,7 @@ def test_shards_hold_each_quadrant_s_texts(run, tmp_path, kind, monkeypatch) -> 
         assert texts != wanted  # shuffled
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_said(run, tmp_path, capsys) -> None:
     _, directory = run
     root, out = str(directory.root), str(tmp_path / "out")

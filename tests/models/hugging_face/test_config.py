@@ -83,6 +83,7 @@ COMPUTED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", COMPUTED)
 def test_a_decoder_is_written_as_the_family_that_computes_it(case: str, tmp_path: Path) -> None:
     expected, settings = COMPUTED[case]
