@@ -100,17 +100,18 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
 
     from frame_jax.curriculum.presets import expand_curriculum
     from frame_jax.evaluation.items import check_tasks
-    from frame_jax.parallel import processes
+    from frame_jax.parallel import cpu_devices, processes
     from frame_jax.parallel.sharding import mesh_shape
     from frame_jax.run import storage
     from frame_jax.scoring.checks import check_references
     from frame_jax.training import trackers
 
     processes.start(config.parallel)
+    messages = cpu_devices.use_cpu_devices(config)
     preemption.take_back()
-    messages: list[str] = []
     if until != "tokenize":  # which computes nothing
-        config, messages = compute_dtype.decide_types(given, config)
+        config, notes = compute_dtype.decide_types(given, config)
+        messages += notes
         expected = markers.expected_markers(config, table, signature)
     if redo is None:
         is_finished(directory, todo, expected)

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.config.parallel import ParallelConfig
@@ -35,11 +36,11 @@ from frame_jax.main import prefer_huge_pages
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import model_config, write_weights
 from frame_jax.parallel.hardware import multiplies_bfloat16, processor
-from frame_jax.parallel.sharding import batch_sharding, make_mesh
+from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
 from frame_jax.run.directory import write_json
 from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.training.lr_schedules import learning_rate
-from frame_jax.training.optimizer import make_optimizer
+from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
 from frame_jax.training.train_step import TrainState, make_train_step
 
 # Smaller pieces of the loss than the default: their logits stay near the cores. Both minimise the
@@ -115,10 +116,17 @@ def our_step(decoder: Decoder, params: dict) -> Step:
     optimizer = make_optimizer(TRAINING, decoder, 1000)
     rate = lambda step: learning_rate(TRAINING.lr_schedule, step, 1000)  # noqa: E731
     special_tokens = SpecialTokens(0, 1, decoder.vocab_size)
+    replicated, shapes = NamedSharding(mesh, PartitionSpec()), decoder.shapes()
+    shards = param_shardings(decoder.axes(), shapes, mesh)
+    moments = optimizer_shardings(optimizer, shapes, shards, mesh)
+    shardings = TrainState(replicated, shards, moments)  # type: ignore[arg-type]
     step = jax.jit(
-        make_train_step(decoder, optimizer, special_tokens, TRAINING, mesh, rate), donate_argnums=0
+        make_train_step(decoder, optimizer, special_tokens, TRAINING, mesh, rate),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
     )
-    state = jax.device_put(TrainState(jnp.int32(0), params, optimizer.init(params)))
+    state = jax.device_put(TrainState(jnp.int32(0), params, optimizer.init(params)), shardings)
 
     def run(rows: np.ndarray) -> float:
         nonlocal state

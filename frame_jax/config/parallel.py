@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from frame_jax.config.base import check_bounds, number, require
 
@@ -17,6 +18,8 @@ class ParallelConfig:
         fsdp: Shards of every parameter; the batch is split over them too.
         expert: Shards of the experts of a mixture; the batch is split over them too.
         tensor: Shards of heads and feed-forward columns.
+        cpu_devices: Devices that JAX makes of the CPU for each process, where it has no
+            accelerator; `auto` makes one of each core, at most 8, if mesh and batches divide by it.
         distributed: Start `jax.distributed` (several hosts); coordinator, count and index come from
             the cluster's environment, or from the fields below.
         coordinator_address: Address `host:port` of process 0, where the environment does not say.
@@ -29,6 +32,7 @@ class ParallelConfig:
     fsdp: int = -1
     expert: int = 1
     tensor: int = 1
+    cpu_devices: int | Literal["auto"] = "auto"
     distributed: bool = False
     coordinator_address: str | None = None
     num_processes: int | None = number(None, least=1)
@@ -52,6 +56,10 @@ class ParallelConfig:
             f"parallel.coordinator_address must be host:port, not {self.coordinator_address!r}",
         )
         check_bounds(self, "parallel.")
+        require(
+            self.cpu_devices == "auto" or self.cpu_devices >= 1,
+            f"parallel.cpu_devices must be `auto` or at least 1, not {self.cpu_devices}",
+        )
         require(
             self.process_id is None or 0 <= self.process_id < (self.num_processes or float("inf")),
             "parallel.process_id must be at least 0 and below parallel.num_processes, not "

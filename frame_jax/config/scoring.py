@@ -44,7 +44,7 @@ class ScoringConfig:
     Attributes:
         context: Tokens a scoring window predicts at most; also the length of a packed row.
         overlap: Tokens of the window before that a later window conditions on without counting.
-        per_device_batch_size: Contexts of packed tokens each device scores in one call.
+        per_device_batch_size: Contexts of packed tokens in one call, by device or whole CPU.
         fsdp: Devices of a process that share one copy of the models' parameters; 1 keeps a copy on
             each, which is faster where both models fit.
         ppl_model: The reference model whose perplexity is the PPL axis.

@@ -115,11 +115,8 @@ def _cross_entropy_forward(
     the unembedding: summed over devices once at the end, instead of after every chunk.
     """
     mesh = context_mesh()
-    groups = (
-        data_parallel_size(mesh)
-        if mesh is not None and hidden.shape[0] % data_parallel_size(mesh) == 0
-        else 1
-    )
+    groups = 1 if mesh is None or mesh.are_all_axes_manual else data_parallel_size(mesh)
+    groups = groups if hidden.shape[0] % groups == 0 else 1
     w = constrain_sharding(unembedding.astype(hidden.dtype), "vocab", None)
     # A CPU lays out the left operand anew for a sum over tokens: let it be the narrower one. A TPU
     # would rather have the derivative as it is stored.

@@ -7,6 +7,7 @@ Mesh axes, from the slowest network to the fastest: `slice` (pod slices, each wi
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -56,8 +57,13 @@ def mesh_shape(config: ParallelConfig, devices: int) -> tuple[int, ...]:
 
 
 def make_mesh(config: ParallelConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all devices of all processes)."""
+    """The mesh over `devices` (default: all devices of all processes).
+
+    Cores of a CPU share its memory: where nothing else is asked for, they hold replicas.
+    """
     devices = jax.devices() if devices is None else devices
+    if devices[0].platform == "cpu" and (config.data, config.fsdp) == (1, -1):
+        config = dataclasses.replace(config, data=-1, fsdp=1)
     shape, auto = mesh_shape(config, len(devices)), (AxisType.Auto,) * len(AXES)
     if len({getattr(device, "slice_index", 0) for device in devices}) == 1:
         return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)

@@ -57,6 +57,8 @@ class Scorer:
                 "choose a divisor of that"
             )
         per_device_batch_size = scoring.per_device_batch_size
+        if devices[0].platform == "cpu":  # where devices are cores, which share one device's rows
+            per_device_batch_size = max(1, per_device_batch_size // len(devices))
         self.models = tuple(decoder for decoder, _ in models)
         self.context, self.rows = context, per_device_batch_size * len(devices)
         contexts = range(1, per_device_batch_size + 1)

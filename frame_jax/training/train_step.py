@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.training import TrainingConfig
@@ -148,6 +149,31 @@ def accumulate_gradients(
     return jax.lax.scan(add, zero, microbatches)[0]
 
 
+def sums_once(decoder: Decoder, mesh: Mesh) -> bool:
+    """Whether `sum_over_replicas` can sum the gradients, and is faster: for replicas on CPUs of a
+    model without experts, whose losses are no sums over tokens."""
+    replicas = mesh.shape["data"] == mesh.size > 1
+    return replicas and mesh.devices.flat[0].platform == "cpu" and not decoder.config.has("experts")
+
+
+def sum_over_replicas(
+    gradients: Callable[[Params, LMBatch], tuple[LossAux, Params]], mesh: Mesh
+) -> Callable[[Params, LMBatch], tuple[LossAux, Params]]:
+    """Gradients of each device's rows, summed over the devices at one time, as one array.
+
+    Left alone, XLA sums each array by itself. On a CPU a device that waits for the others holds a
+    thread, and devices may begin with different arrays: with as many threads as devices none is
+    left to end any of these sums (XLA's "Termination timeout" of a rendezvous).
+    """
+
+    def local(params: Params, batch: LMBatch) -> tuple[LossAux, Params]:
+        flat, unravel = ravel_pytree(gradients(params, batch))
+        return unravel(jax.lax.psum(flat, "data"))
+
+    whole, rows = PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(local, mesh=mesh, in_specs=(whole, rows), out_specs=whole, check_vma=False)
+
+
 def updated_router_biases(
     params: Params, counts: jax.Array, rate: float, config: ModelConfig
 ) -> Params:
@@ -210,10 +236,12 @@ def make_train_step(
             objective, aux = loss_fn(decoder, params, microbatch, chunks, training)
             return objective * scale, aux
 
+        def gradients(params: Params, batch: LMBatch) -> tuple[LossAux, Params]:
+            return accumulate_gradients(loss, params, batch, training.gradient_accumulation_steps)
+
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            aux, grads = accumulate_gradients(
-                loss, state.params, batch, training.gradient_accumulation_steps
-            )
+            summed = sum_over_replicas(gradients, mesh) if sums_once(decoder, mesh) else gradients
+            aux, grads = summed(state.params, batch)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {

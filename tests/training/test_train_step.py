@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Callable
 
 import jax
@@ -233,6 +234,18 @@ def test_any_mesh_makes_the_gradients_of_one_device(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["dense", "mamba2", "experts"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_replicas_make_the_gradients_of_one_device(
+    use_devices: Callable[[int], None], name: str, steps: int
+) -> None:
+    use_devices(8)
+    parallel = ParallelConfig(data=8, fsdp=1)
+    found = stepped(ragged_rows(), parallel, MODELS[name], gradient_accumulation_steps=steps)
+    assert_same(found, whole(name))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["hybrid", "sigmoid"])
 def test_the_balancing_bias_moves_against_the_load_and_by_nothing_else(kind: str) -> None:
     model = MODELS["hybrid"] if kind == "hybrid" else KINDS["sigmoid"]
@@ -248,6 +261,27 @@ def test_the_balancing_bias_moves_against_the_load_and_by_nothing_else(kind: str
     counts = np.asarray(sums.routers.counts)  # [2 layers, E]
     expected = 0.001 * np.sign(counts.mean(1, keepdims=True) - counts)
     np.testing.assert_allclose(moved - before, expected, atol=1e-7)
+
+
+def test_replicas_on_a_cpu_wait_for_each_other_in_one_order(
+    use_devices: Callable[[int], None],
+) -> None:
+    """One sum of all gradients, behind the number of tokens that their loss is a mean over."""
+    use_devices(2)
+    mesh = make_mesh(ParallelConfig())
+    assert dict(mesh.shape)["data"] == 2
+    decoder, optimizer = Decoder(MODELS["dense"], 64, "float32"), optax.adamw(1e-3)
+    step = make_train_step(
+        decoder, optimizer, SPECIAL_TOKENS, TrainingConfig(), mesh, lambda step: jnp.float32(1)
+    )
+    params = jax.jit(decoder.init)(jax.random.key(0))
+    state = TrainState(jnp.int32(0), params, optimizer.init(params))
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shardings = (replicated, batch_sharding(mesh))
+    compiled = jax.jit(step, in_shardings=shardings).lower(state, ragged_rows()).compile()
+    shapes = re.findall(r"= (\S+) all-reduce\(", compiled.as_text())
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert sorted(shapes) == sorted([f"f32[{size + 1}]{{0}}", "f32[]"])
 
 
 def test_the_logits_of_a_batch_never_exist() -> None:

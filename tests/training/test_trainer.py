@@ -218,11 +218,12 @@ def test_another_runs_checkpoint_is_refused(root: Path, trained: TrainingJob) ->
 @pytest.mark.parametrize(
     "parallel",
     [
+        ParallelConfig(),
         ParallelConfig(fsdp=8),
         ParallelConfig(fsdp=4, tensor=2),
         ParallelConfig(data=2, fsdp=2, tensor=2),
     ],
-    ids=["fsdp8", "fsdp4-tensor2", "data2-fsdp2-tensor2"],
+    ids=["replicas", "fsdp8", "fsdp4-tensor2", "data2-fsdp2-tensor2"],
 )
 def test_eight_devices_train_like_one(
     root: Path, trained: TrainingJob, use_devices, parallel: ParallelConfig

@@ -1,0 +1,85 @@
+"""Makes a JAX device of every core of a CPU; this must happen before JAX starts its backends.
+
+XLA's threads inside an operation leave cores idle between operations and at the end of each. One
+device a core, each with one thread and its own part of the batch, keeps all cores at work
+(docs/performance.md has the figures).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import jax
+
+from frame_jax.config.run import RunConfig
+
+AUTO_MOST = 8  # devices; more were not measured
+WAITING_THREADS = 4  # of XLA's, for each device
+# Whoever sets one of these has chosen, and nothing is changed.
+VARIABLE = "JAX_NUM_CPU_DEVICES"
+FLAGS = ("xla_force_host_platform_device_count", "xla_cpu_multi_thread_eigen")
+
+
+def use_cpu_devices(config: RunConfig) -> list[str]:
+    """Sets up this process's CPU devices by `parallel.cpu_devices`; returns what to tell the user.
+
+    Accelerators do not notice.
+    """
+    flags, cores = os.environ.get("XLA_FLAGS", ""), available_cores()
+    if VARIABLE in os.environ or any(flag in flags for flag in FLAGS):
+        return []
+    count = config.parallel.cpu_devices
+    if count == "auto":
+        count = automatic_count(config, min(cores, AUTO_MOST))
+    if count == 1:
+        return []
+    if count >= cores:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    mesh, references = config.parallel, (config.reference.weak, config.reference.strong)
+    models = [part.model for part in (config.pretrain, *references)]
+    if any(m.has("experts") for m in models) or max(mesh.fsdp, mesh.expert, mesh.tensor) > 1:
+        # A device that waits for others in a collective holds one of XLA's threads, of which there
+        # are as many as cores: with several collectives under way, none may be left to end them.
+        os.environ.setdefault("NPROC", str(WAITING_THREADS * count))
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:  # JAX has started, as where several runs share a program
+        return []
+    if jax.default_backend() != "cpu":
+        return []
+    return [f"cpu_devices: {config.parallel.cpu_devices} is {count} on this CPU ({cores} cores)"]
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def automatic_count(config: RunConfig, most: int) -> int:
+    """The largest number of devices of a process, up to `most`, that the run can be split over.
+
+    Every batch must divide over the mesh, and the devices over copies of the scored models; 1 where
+    no number does that, or where the environment alone knows the number of processes.
+    """
+    mesh = config.parallel
+    if mesh.distributed and mesh.num_processes is None:
+        return 1
+    sizes = (mesh.slice, mesh.data, mesh.fsdp, mesh.expert, mesh.tensor)
+    known = math.prod(size for size in sizes if size != -1)
+    references = (config.reference.weak, config.reference.strong)
+    trainings = [model.training for model in references if model.checkpoint is None]
+
+    def fits(count: int) -> bool:
+        devices = count * (mesh.num_processes or 1)
+        if devices % known or (-1 not in sizes and devices != known):
+            return False
+        rows = 1 if mesh.tensor == -1 else devices // mesh.tensor
+        return count % config.scoring.fsdp == 0 and all(
+            training.batch_size % (rows * training.gradient_accumulation_steps) == 0
+            for training in (*trainings, config.pretrain.training)
+        )
+
+    return max(filter(fits, range(1, most + 1)), default=1)

@@ -1,0 +1,110 @@
+"""A device for every core: how many, who has chosen already, and that results stay."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frame_jax.config.file import make_parser, parse
+from frame_jax.config.run import RunConfig
+from frame_jax.parallel.cpu_devices import automatic_count
+from tests.integration.small_run import write_config, write_corpus
+from tests.programs import REPOSITORY
+
+
+def config(root: Path, *options: str) -> RunConfig:
+    path = write_config(root)  # batches of 16 rows
+    return parse(["--config", str(path), *options], make_parser())[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "most", "count"),
+    [
+        ((), 1, 1),
+        ((), 2, 2),
+        ((), 7, 4),
+        ((), 8, 8),
+        (("--pretrain.training.batch_size", "12"), 8, 4),
+        (("--reference.weak.training.batch_size", "15"), 8, 1),
+        (("--pretrain.training.gradient_accumulation_steps", "8"), 8, 2),
+        (("--parallel.tensor", "4"), 8, 8),
+        (("--parallel.data", "2", "--parallel.fsdp", "1"), 8, 2),
+        (("--parallel.data", "16", "--parallel.fsdp", "1"), 8, 1),
+        (("--scoring.fsdp", "4"), 7, 4),
+        (("--parallel.distributed", "true", "--parallel.num_processes", "4"), 8, 4),
+        (("--parallel.distributed", "true"), 8, 1),
+    ],
+)
+def test_mesh_and_batches_divide_by_the_devices(
+    tmp_path: Path, options: tuple[str, ...], most: int, count: int
+) -> None:
+    assert automatic_count(config(tmp_path, *options), most) == count
+
+
+SHOW = """
+import os, sys
+from frame_jax.config.file import make_parser, parse
+from frame_jax.parallel import cpu_devices
+cpu_devices.available_cores = lambda: 2
+config, _ = parse(sys.argv[1:], make_parser())
+print(cpu_devices.use_cpu_devices(config))
+import jax
+print(len(jax.devices()), "multi_thread_eigen=false" in os.environ["XLA_FLAGS"])
+print(cpu_devices.use_cpu_devices(config))
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "lines"),
+    [
+        ({}, [], ["['cpu_devices: auto is 2 on this CPU (2 cores)']", "2 True", "[]"]),
+        ({}, ["--parallel.cpu_devices", "1"], ["[]", "1 False", "[]"]),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, [], ["[]", "3 False", "[]"]),
+        (
+            {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+            ["--parallel.cpu_devices", "2"],
+            ["[]", "4 False", "[]"],
+        ),
+    ],
+)
+def test_who_has_chosen_the_devices_keeps_them(
+    tmp_path: Path, variables: dict[str, str], options: list[str], lines: list[str]
+) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    del environment["JAX_NUM_CPU_DEVICES"]
+    command = [sys.executable, "-c", SHOW, "--config", str(write_config(tmp_path)), *options]
+    shown = subprocess.run(
+        command, env=environment | variables, capture_output=True, text=True, check=True
+    )
+    assert shown.stdout.splitlines() == lines
+
+
+@pytest.mark.slow
+def test_two_devices_make_the_run_of_one(tmp_path: Path) -> None:
+    """The same tokens, rows and batches; losses, and what is made from them, up to rounding."""
+    write_corpus(tmp_path / "corpus.jsonl")
+    path = write_config(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    del environment["JAX_NUM_CPU_DEVICES"]
+    losses, scores = [], []
+    for count in (1, 2):
+        run = tmp_path / f"run-{count}"
+        command = [sys.executable, "-m", "frame_jax.main", "--config", str(path), "--run_directory"]
+        command += [str(run), "--parallel.cpu_devices", str(count), "--until", "score"]
+        command += ["--reference.weak.training.compute_dtype", "float32"]
+        command += ["--reference.strong.training.compute_dtype", "float32"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert ("cpu_devices: 2 is 2" in done.stderr) == (count == 2)
+        lines = (run / "reference/strong/metrics.jsonl").read_text("utf-8").splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+        summary = json.loads((run / "scores/summary.json").read_text("utf-8"))
+        scores.append([summary["mean_nll_weak"], summary["mean_nll_strong"]])
+    assert len(losses[0]) > 50
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    assert losses[1] != losses[0]  # or both ran on one device
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-2)
