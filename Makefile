@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Every package at the version that was tested; `make lock` renews the file.
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# Two processes, a file each at a time, slow files first.
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+# A process more than two cores: some tests wait for others. A file each at a time, slow ones first.
+WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-fast check format docs lock clean
 
@@ -18,7 +18,7 @@ test: .venv/installed-dev
 # What holds of functions and small files; whole runs, large compilations and several processes wait
 # for `make test`.
 test-fast: .venv/installed-dev
-	$(BIN)/python -m pytest $(WORKERS) -q -m "not slow" tests
+	$(BIN)/python -m pytest $(WORKERS) -q -m "not slow and not browser" tests
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ def accepted(flags: str) -> bool:
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "1"  # whatever machine this is: what promises bits needs it
+os.environ["AWS_MAX_ATTEMPTS"] = "1"  # so that what is tried again is tried by us
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = UNFUSED if accepted(UNFUSED) else UNOPTIMIZED
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(COMPILED))

@@ -62,6 +62,7 @@ def package_files() -> dict[str, list[tuple[int, str]]]:
     }
 
 
+@pytest.mark.slow
 def test_imports_go_the_way_the_page_says() -> None:
     files, table = package_files(), allowed()
     packages = {package(module_of(name)) for name in files}

@@ -34,6 +34,7 @@ def open_here() -> int:
     return sum(link.is_symlink() and link.readlink().suffix == ".arrayrecord" for link in links)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [{"records": 3 * ROWS}, {"files": 3}, {"records": 1}])
 def test_few_files_are_open_and_all_are_read(paths: list[Path], bound: dict[str, int]) -> None:
     files, before = OpenFiles(**bound), open_here()

@@ -38,6 +38,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.models.hugging_face.weights import import_checkpoint
+from frame_jax.parallel.cpu_devices import available_cores, set_cpu_devices
 from frame_jax.parallel.hardware import multiplies_bfloat16, processor
 from frame_jax.scoring.documents import POOL_ROWS, score_documents
 from frame_jax.scoring.packing import make_batches, pack_windows
@@ -233,13 +234,24 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--vocabulary", type=int, default=16384)
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json; default trains one")
-    parser.add_argument("--rows", type=int, default=2, help="rows per device")
-    parser.add_argument("--loss-chunk", type=int, default=256)
-    native = "bfloat16" if multiplies_bfloat16(jax.local_devices()[0]) else "float32"
+    parser.add_argument("--rows", type=int, default=4, help="contexts of tokens in a batch")
     parser.add_argument(
-        "--dtype", choices=["float32", "bfloat16"], default=native, help="default: %(default)s here"
+        "--cpu_devices",
+        type=int,
+        default=available_cores(),
+        help="devices that a batch is split over (default: one a core, as main has it)",
+    )
+    parser.add_argument("--loss-chunk", type=int, default=256)
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16"],
+        help="default: bfloat16 where the processor multiplies it",
     )
     options = parser.parse_args()
+    set_cpu_devices(options.cpu_devices, many_collectives=False)
+    if options.dtype is None:
+        native = multiplies_bfloat16(jax.local_devices()[0])
+        options.dtype = "bfloat16" if native else "float32"
     if not any(options.corpus.glob("*.jsonl.zst")):
         parser.error(f"--corpus: {options.corpus} holds no *.jsonl.zst")
     if options.tokenizer:

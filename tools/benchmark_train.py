@@ -35,6 +35,7 @@ from frame_jax.config.training import LRScheduleConfig, TrainingConfig
 from frame_jax.main import prefer_huge_pages
 from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import model_config, write_weights
+from frame_jax.parallel.cpu_devices import available_cores, set_cpu_devices
 from frame_jax.parallel.hardware import multiplies_bfloat16, processor
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
 from frame_jax.run.directory import write_json
@@ -229,15 +230,24 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--peers", nargs="+", default=["eager", "compile"])
-    native = ["float32", *["bfloat16"] * multiplies_bfloat16(jax.local_devices()[0])]
     parser.add_argument(
         "--dtypes",
         nargs="+",
         choices=["float32", "bfloat16"],
-        default=native,
         help="types each side may multiply in (default: what this processor multiplies)",
     )
+    parser.add_argument(
+        "--cpu_devices",
+        type=int,
+        default=available_cores(),
+        help="devices that the batch is split over (default: one a core, as main has it)",
+    )
     options = parser.parse_args()
+    experts = any(SHAPES[name].family == "Olmoe" for name in options.shapes)
+    set_cpu_devices(options.cpu_devices, many_collectives=experts)
+    if options.dtypes is None:
+        native = multiplies_bfloat16(jax.local_devices()[0])
+        options.dtypes = ["float32", "bfloat16"] if native else ["float32"]
     for name in options.shapes:
         result = compare(SHAPES[name], options.steps, options.peers, options.dtypes)
         print(json.dumps(result), flush=True)

@@ -26,29 +26,38 @@ def use_cpu_devices(config: RunConfig) -> list[str]:
 
     Accelerators do not notice.
     """
-    flags, cores = os.environ.get("XLA_FLAGS", ""), available_cores()
-    if VARIABLE in os.environ or any(flag in flags for flag in FLAGS):
-        return []
-    count = config.parallel.cpu_devices
+    mesh, references = config.parallel, (config.reference.weak, config.reference.strong)
+    count, cores = mesh.cpu_devices, available_cores()
     if count == "auto":
         count = automatic_count(config, min(cores, AUTO_MOST))
-    if count == 1:
+    experts = any(part.model.has("experts") for part in (config.pretrain, *references))
+    split = experts or max(mesh.fsdp, mesh.expert, mesh.tensor) > 1
+    if not set_cpu_devices(count, many_collectives=split) or jax.default_backend() != "cpu":
         return []
-    if count >= cores:
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    mesh, references = config.parallel, (config.reference.weak, config.reference.strong)
-    models = [part.model for part in (config.pretrain, *references)]
-    if any(m.has("experts") for m in models) or max(mesh.fsdp, mesh.expert, mesh.tensor) > 1:
-        # A device that waits for others in a collective holds one of XLA's threads, of which there
-        # are as many as cores: with several collectives under way, none may be left to end them.
-        os.environ.setdefault("NPROC", str(WAITING_THREADS * count))
+    return [f"cpu_devices: {mesh.cpu_devices} is {count} on this CPU ({cores} cores)"]
+
+
+def set_cpu_devices(count: int, *, many_collectives: bool) -> bool:
+    """Makes JAX start with `count` CPU devices; returns whether that changes anything.
+
+    Args:
+        count: Devices.
+        many_collectives: Whether devices may exchange several arrays at one time. One that waits
+            for the others holds a thread of XLA's, of which there are as many as cores: more are
+            started, so that some are left to end what is under way. They cost a tenth of the speed.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if count == 1 or VARIABLE in os.environ or any(flag in flags for flag in FLAGS):
+        return False
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:  # JAX has started, as where several runs share a program
-        return []
-    if jax.default_backend() != "cpu":
-        return []
-    return [f"cpu_devices: {config.parallel.cpu_devices} is {count} on this CPU ({cores} cores)"]
+        return False
+    if count >= available_cores():
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
+    if many_collectives:
+        os.environ.setdefault("NPROC", str(WAITING_THREADS * count))
+    return True
 
 
 def available_cores() -> int:

@@ -29,6 +29,7 @@ from tests.quadrants.corpus import make_corpus, write
 from tests.scoring.numpy_decoder import document_nll
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in frame_jax.__all__ if n[0].islower()])
 def test_every_function_has_an_example_that_works(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -176,6 +176,7 @@ def test_a_config_in_the_home_folder_is_looked_at_for_keys_set_twice(
     assert "`seed` is set twice" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_no_file_can_be_called_is_refused_by_every_program(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,7 @@ def test_parts_hold_every_document_exactly(config, records):
     json.dumps(summary)
 
 
+@pytest.mark.slow
 def test_any_number_of_parts_gives_the_same_documents(config, tmp_path, records, write_jsonl):
     records[7]["id"] = records[100]["id"]  # which one stays must not depend on the parts either
     write_jsonl("a.jsonl", records)

@@ -69,6 +69,7 @@ ORDER = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(sorted(ORDER)), st.integers(1, 6), st.integers(1, 6))
 def test_presets_on_any_grid_are_sorts_by_the_bins(name: str, ppl: int, pd: int) -> None:

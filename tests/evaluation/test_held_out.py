@@ -209,6 +209,7 @@ def test_processes_share_the_work_and_agree_with_one(
     assert tuple(merged) == read_result(whole, "frame").checkpoints
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Path) -> None:
     whole, _, params = finished
     directory = copy_inputs(whole, tmp_path / "run")
@@ -250,6 +251,7 @@ def test_a_lost_checkpoint_and_an_empty_split_are_named(finished: Any, tmp_path:
         held_out.evaluate_trial(make_config(directory.root), directory, "frame")
 
 
+@pytest.mark.slow
 def test_means_of_checkpoints_are_measured_beside_them(finished: Any, tmp_path: Path) -> None:
     whole, documents, params = finished
     directory = copy_inputs(whole, tmp_path / "run")

@@ -139,6 +139,7 @@ def test_a_run_whose_files_are_damaged_is_refused_in_words(
     assert main(command) == 0
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_a_dead_mount_are_no_defects(
     directory: RunDirectory, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,6 +53,7 @@ def test_choices_of_each_token(scores: str, biased: bool, norm_topk_prob: bool, 
         np.testing.assert_allclose(probabilities[m], expected[2], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_topk_prob", [False, True])
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
 def test_derivatives_of_the_weights(scores: str, norm_topk_prob: bool) -> None:
@@ -163,6 +164,7 @@ def loss(logits: jax.Array, counted: jax.Array, tokens: jax.Array) -> jax.Array:
     return (0.01 * sums.balance + 0.001 * sums.z) / tokens
 
 
+@pytest.mark.slow
 def test_pieces_and_padding_change_neither_statistics_nor_derivatives() -> None:
     logits, counted = (jnp.float32(a) for a in batch())
     whole, tokens = measured(logits, counted), jnp.sum(counted)

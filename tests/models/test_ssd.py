@@ -125,6 +125,7 @@ def test_at_every_offset_of_a_document_to_a_chunk(offset: int) -> None:
     check(make(32, 2), positions_of(rows), 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", range(9))
 def test_a_packed_document_is_what_it_is_alone(before: int) -> None:
     """Whatever is before it, here a state a thousand times its own, which must not cost digits."""

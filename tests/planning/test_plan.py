@@ -149,6 +149,7 @@ def line_of(shown: str, name: str) -> list[str]:
     return [quadrant.strip() for quadrant in line.split("│")[2:-1]]
 
 
+@pytest.mark.slow
 def test_epochs_are_planned_and_paid_for(tmp_path: Path, capsys) -> None:
     """And the learning rate of an arm is its own."""
     write_corpus(tmp_path / "corpus.jsonl")

@@ -69,6 +69,7 @@ def test_records_that_cannot_be_used_stop_the_run_and_are_listed(config: Path, c
     assert sorted(one["line"] for one in listed) == list(range(first, first + len(REFUSED)))
 
 
+@pytest.mark.slow
 def test_strange_text_is_data(config: Path) -> None:
     with (config.parent / "corpus.jsonl").open("a", encoding="utf-8") as file:
         for name, text in STRANGE.items():

@@ -30,6 +30,7 @@ def commands(runs: Path, out: Path) -> list[Callable[[], int]]:
     ]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_nothing_stays(
     runs: Path,
     tmp_path: Path,

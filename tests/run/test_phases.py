@@ -64,6 +64,7 @@ def test_an_unchanged_run_is_current(tmp_path: Path) -> None:
     assert stale(directory, config("--parallel.data=2", "--scoring.per_device_batch_size=3")) == {}
 
 
+@pytest.mark.slow
 def test_a_changed_setting_makes_its_unit_and_all_later_ones_stale(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     complete(directory, config())
@@ -127,6 +128,7 @@ def left_of(directory: RunDirectory, run: RunConfig) -> list[str]:
     return [u.name for u in table if not markers.is_complete(directory, u, expected[u.name])]
 
 
+@pytest.mark.slow
 def test_another_seed_trains_only_what_is_missing(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     complete(directory, config())  # one seed

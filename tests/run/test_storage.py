@@ -87,6 +87,7 @@ def no_flock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "SETTLE_SECONDS", 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
 def test_without_flock_the_file_alone_keeps_a_second_program_out(
     number: int, no_flock: None, tmp_path: Path, monkeypatch, capsys

@@ -260,6 +260,7 @@ def test_a_tokenizer_that_its_model_cannot_read_is_refused_before_the_corpus_is_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_corpus_that_is_not_what_it_was_is_refused(checkpoints, tmp_path, capsys) -> None:
     """Where its texts must be read again, because the run's tokenizer composes characters."""
     folder, _ = checkpoints
@@ -291,6 +292,7 @@ def test_a_corpus_that_is_not_what_it_was_is_refused(checkpoints, tmp_path, caps
     model_tokenizers.require_corpus(config, RunDirectory(config.run_directory))
 
 
+@pytest.mark.slow
 def test_what_each_model_starts_documents_with_is_said(checkpoints, tmp_path, capsys) -> None:
     """On the terminal before the corpus is read, and in the marker that the report reads."""
     folder, found = checkpoints

@@ -76,6 +76,7 @@ def arguments(folder, tmp_path, **changed):
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_a_corpus_is_ranked_as_a_float64_decoder_ranks_it(checkpoints, tmp_path, kind):
     folder, references = checkpoints
@@ -104,6 +105,7 @@ def padded_tokenizer(folder, special=True):
     return tokenizer.to_str()
 
 
+@pytest.mark.slow
 def test_checkpoints_and_tokenizer_may_lie_in_a_bucket(checkpoints, tmp_path, monkeypatch, capsys):
     """And a `<pad>` that no text contains needs no row. What is said: the start, an adapter."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -84,6 +84,7 @@ def test_scores_do_not_depend_on_the_arrangement(scorer, models, documents, monk
         np.testing.assert_allclose(other, base, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_scores_hardly_depend_on_the_arrangement_in_bfloat16(scorer, documents, monkeypatch):
     exact = score(scorer, documents).nll
     models = [make_model(1, "bfloat16"), make_model(2, "bfloat16", hidden_size=48)]

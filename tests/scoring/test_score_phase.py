@@ -66,6 +66,7 @@ def test_models_are_not_loaded_when_every_part_is_there(make_run, monkeypatch):
     assert score.score_corpus(config, directory) == first
 
 
+@pytest.mark.slow
 def test_one_process_alone_reads_all_scores(make_run, monkeypatch):
     config, directory = make_run(parts=1)
     first = score.score_corpus(config, directory)

@@ -229,6 +229,7 @@ def test_the_example_of_the_documentation_follows_a_run(
     assert values["mixture/Q3"] == record["mixture"]["Q3"]
 
 
+@pytest.mark.slow
 def test_a_tracker_that_is_not_there_is_refused_before_anything(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from frame_jax.models.flops import PEAK_FLOPS, model_flops_utilisation
 from frame_jax.training.profiling import StepTrace
 
 
+@pytest.mark.slow
 def test_a_trace_is_written_for_the_steps_asked(tmp_path: Path) -> None:
     trace, state = StepTrace(tmp_path, "1:3"), jnp.ones(4)
     written = []

@@ -79,6 +79,7 @@ def test_chunks_divide_the_sequence_and_respect_the_bound() -> None:
         assert rows * length / chunks <= bound or chunks == length
 
 
+@pytest.mark.slow
 def test_a_document_does_not_see_its_neighbours() -> None:
     model = ModelConfig(
         hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, num_kv_heads=1
@@ -101,6 +102,7 @@ def test_a_document_does_not_see_its_neighbours() -> None:
     assert loss(first, second) == pytest.approx(loss(first) + loss(second), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_z_loss_adds_the_squared_log_of_the_denominator() -> None:
     random = np.random.default_rng(0)
     hidden, table = (jnp.asarray(random.normal(size=s), jnp.float32) for s in ((2, 8, 4), (50, 4)))
@@ -166,6 +168,7 @@ def assert_same(ours: tuple, theirs: tuple) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_objective_adds_each_loss_by_its_weight() -> None:
     decoder = Decoder(MODELS["experts"], 64, "float32")
     batch = make_lm_batch(jnp.asarray(ragged_rows()[:4]), SPECIAL_TOKENS, True)

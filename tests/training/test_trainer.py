@@ -44,6 +44,7 @@ def assert_same(left: dict, right: dict) -> None:
     tree.map(np.testing.assert_array_equal, left, right)
 
 
+@pytest.mark.slow
 def test_every_row_is_trained_on_and_padding_has_no_loss(root: Path) -> None:
     job = make_job(root)
     summary = train(job)

@@ -47,6 +47,7 @@ def test_ids_and_texts_are_unique_and_name_no_place_on_this_machine(documents):
     assert {"stdlib/json/decoder.py", "pydoc/assert"} <= {t.id for t in installed.installed_texts()}
 
 
+@pytest.mark.slow
 def test_code_and_docstrings_share_no_docstring(documents):
     code = {d.id: d.text for d in documents if d.domain == "code"}
     checked = 0

@@ -51,6 +51,7 @@ def without_quadrant(records: list) -> list:
     return [dataclasses.replace(record, file="") for record in records]
 
 
+@pytest.mark.slow
 def test_every_kind_reads_from_a_bucket_what_it_reads_from_a_disk(s3: Server, folder) -> None:
     url = s3.put("bucket", folder)
     s3.every(5, 500, 503)
@@ -72,6 +73,7 @@ def test_every_kind_reads_from_a_bucket_what_it_reads_from_a_disk(s3: Server, fo
             assert ids == sorted(record.id for record in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "text"])
 def test_what_is_not_in_the_bucket_is_named(s3: Server, folder, kind) -> None:
     url = s3.put("bucket", folder)
@@ -134,6 +136,7 @@ def test_a_killed_run_on_a_failing_bucket_ends_up_as_one_on_a_disk(
     ]
 
 
+@pytest.mark.slow
 def test_a_bucket_out_of_reach_stops_tokenize_and_nothing_after_it(
     s3: Server, folder, make_config, capsys
 ) -> None:

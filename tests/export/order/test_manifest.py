@@ -53,6 +53,7 @@ def sha(content: bytes) -> bytes:
     return hashlib.sha256(content).digest()[:16]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("curriculum", "packing", "steps"),
     [("frame", "concat", None), ("twice", "best_fit", None), ("again", "concat", 10)],
@@ -230,6 +231,7 @@ def test_rows_of_other_documents_are_refused(
     assert "does not hold the documents" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["manifest", "parquet"])
 def test_a_run_whose_files_are_damaged_is_refused_in_words(
     tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
