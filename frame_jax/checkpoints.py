@@ -21,8 +21,7 @@ from orbax.checkpoint import v1 as ocp
 
 from frame_jax.errors import UserError, causes
 from frame_jax.models.averages import mean_of_checkpoints
-from frame_jax.models.functional import Decoder
-from frame_jax.models.transformer import Params
+from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel import array_digest
 from frame_jax.run.checkpoint_copies import copied_steps, local_checkpoint_folder
 from frame_jax.run.directory import file_sha256

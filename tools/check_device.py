@@ -51,10 +51,10 @@ from frame_jax.models.flops import (
     model_flops_utilisation,
     training_flops_per_token,
 )
-from frame_jax.models.functional import Decoder
 from frame_jax.models.grouped_product import grouped_matmul, place_choices, rows_per_tile
 from frame_jax.models.hugging_face.export import model_config
 from frame_jax.models.ssd import ssd
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import write_json

@@ -57,7 +57,7 @@ from frame_jax.models.flops import (
     active_parameter_count,
     forward_flops_per_token,
 )
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import (
     batch_sharding,
     data_parallel_size,

@@ -16,8 +16,7 @@ from frame_jax.run.directory import RunDirectory
 
 if TYPE_CHECKING:  # these import JAX
     from frame_jax.corpus.tokenizer import Tokenizer
-    from frame_jax.models.functional import Decoder
-    from frame_jax.models.transformer import Params
+    from frame_jax.models.transformer import Decoder, Params
     from frame_jax.scoring.scorer import Scorer
 
 ComputeDtype = Literal["auto", "bfloat16", "float32"]

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
@@ -24,6 +23,7 @@ from frame_jax.models import packed_attention, segment_attention
 from frame_jax.models.layers import (
     SAVED_NAME,
     LayerContext,
+    Param,
     ParamInitializer,
     apply_rotary,
     einsum_f32,
@@ -39,7 +39,7 @@ SPLASH_BLOCK_NAMES = [f"block_{x}{of}" for of in ("", "_dkv", "_dq") for x in ("
 SPLASH_BLOCKS = (1024, 512, 256, 128)  # queries and keys of one tile, the largest that divides T
 
 
-def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
+def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, Param]:
     """Makes the projections, their biases, and the norms of queries and keys."""
     hidden = c.hidden_size
     heads, kv_heads = c.num_heads * c.resolved_head_dim, c.num_kv_heads * c.resolved_head_dim

@@ -6,13 +6,13 @@ makes its parameters, and `apply`, which computes it.
 
 from __future__ import annotations
 
-from flax import nnx
 from jax import Array
 
 from frame_jax.config.models import LayerSpec, ModelConfig
 from frame_jax.models import attention, feed_forward_dense, feed_forward_experts, mixer_mamba2
 from frame_jax.models.layers import (
     LayerContext,
+    Param,
     ParamInitializer,
     layer_norm,
     rms_norm,
@@ -25,7 +25,7 @@ MIXERS = {"attention": attention, "mamba2": mixer_mamba2}
 FEED_FORWARDS = {"dense": feed_forward_dense, "experts": feed_forward_experts}
 
 
-def init_params(c: ModelConfig, spec: LayerSpec, init: ParamInitializer) -> dict[str, nnx.Param]:
+def init_params(c: ModelConfig, spec: LayerSpec, init: ParamInitializer) -> dict[str, Param]:
     """Makes the parameters of equal layers, by name."""
     mixer = MIXERS[spec.mixer]
     params = init.norm(mixer.NORM, c.hidden_size, c.norm) | mixer.init_params(c, init)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from flax import nnx
 from jax import Array
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.layers import (
     LayerContext,
+    Param,
     ParamInitializer,
     gelu,
     matmul,
@@ -18,7 +18,7 @@ from frame_jax.models.layers import (
 from frame_jax.parallel.sharding import platform
 
 
-def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
+def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, Param]:
     """Makes the matrices, and biases where the model has them."""
     params = init.feed_forward(c.hidden_size, c.intermediate_size, gated=c.activation == "swiglu")
     if c.bias:

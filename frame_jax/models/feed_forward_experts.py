@@ -10,13 +10,19 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.grouped_product import ExpertWeights, RoutedTokens, local_expert_sum
-from frame_jax.models.layers import LayerContext, ParamInitializer, matmul, save_activation, swiglu
+from frame_jax.models.layers import (
+    LayerContext,
+    Param,
+    ParamInitializer,
+    matmul,
+    save_activation,
+    swiglu,
+)
 from frame_jax.models.router import (
     RouterStatistics,
     choose_experts,
@@ -26,7 +32,7 @@ from frame_jax.models.router import (
 from frame_jax.parallel.sharding import context_mesh, partition_spec
 
 
-def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
+def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, Param]:
     """Makes the router, the experts' matrices and those of the shared expert."""
     e, hidden, E = c.experts, c.hidden_size, c.experts.num_experts
     params = {"router": init.matrix((hidden, E), ("embed", "router"))}

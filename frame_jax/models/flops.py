@@ -13,7 +13,7 @@ import functools
 import jax
 
 from frame_jax.config.models import LayerSpec, ModelConfig
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 
 # Dense bfloat16 FLOPs a second of one device, from the makers' data sheets, by JAX `device_kind`.
 PEAK_FLOPS = {

@@ -6,15 +6,17 @@ float32. TPU and GPU matrix units work that way, and so do the CPU's.
 
 from __future__ import annotations
 
+import copy
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
@@ -31,43 +33,61 @@ einsum_f32 = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 recompute_in_backward = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Param:
+    """Initial values of a parameter, float32, and the names of its logical axes."""
+
+    values: Array
+    axes: tuple[str, ...] = field(metadata={"static": True})
+
+
 class ParamInitializer:
-    """Makes the parameters of equal layers, stacked on a first axis.
+    """Makes initial parameters: those of equal layers are stacked on a first axis.
 
     Attributes:
         residual: Scale of the matrices that write to the residual stream: they are scaled down, so
             that its variance does not grow with depth.
     """
 
-    def __init__(self, stacked: int, num_layers: int, rngs: nnx.Rngs):
-        """
-        Args:
-            stacked: Layers of the stack.
-            num_layers: Layers of the whole model.
-            rngs: Where random numbers come from.
-        """
-        self._stacked, self._rngs = stacked, rngs
+    def __init__(self, num_layers: int, key: Array):
+        self._key, self._draws = key, itertools.count()
+        self._stack: tuple[int, ...] = ()
         self.residual = (2 * num_layers) ** -0.5
 
-    def _param(self, values: Array, axes: Sequence[str]) -> nnx.Param:
-        return nnx.Param(values, axes=("layer", *axes))
+    def stacked(self, layers: int) -> ParamInitializer:
+        """The same, for parameters of so many equal layers."""
+        other = copy.copy(self)
+        other._stack = (layers,)
+        return other
 
-    def matrix(self, shape: Sequence[int], axes: Sequence[str], scale: float = 1.0) -> nnx.Param:
+    def _next_key(self) -> Array:
+        return jax.random.fold_in(self._key, next(self._draws))
+
+    def _param(self, values: Array, axes: Sequence[str]) -> Param:
+        return Param(values, (*["layer"] * len(self._stack), *axes))
+
+    def embedding(self, vocab_size: int, hidden: int) -> Param:
+        """[vocab_size, hidden], normal with a standard deviation of 0.02."""
+        values = jax.random.normal(self._next_key(), (vocab_size, hidden), jnp.float32)
+        return self._param(values * 0.02, ("vocab", "embed"))
+
+    def matrix(self, shape: Sequence[int], axes: Sequence[str], scale: float = 1.0) -> Param:
         """Matrices [layers, *shape], normal with the variance `scale`^2 / rows."""
-        values = jax.random.normal(self._rngs.params(), (self._stacked, *shape), jnp.float32)
+        values = jax.random.normal(self._next_key(), (*self._stack, *shape), jnp.float32)
         return self._param(values * (scale * shape[-2] ** -0.5), axes)
 
     def uniform(self, shape: Sequence[int], low: float, high: float) -> Array:
         """[layers, *shape], uniform in [low, high)."""
-        shape = (self._stacked, *shape)
-        return jax.random.uniform(self._rngs.params(), shape, jnp.float32, low, high)
+        shape = (*self._stack, *shape)
+        return jax.random.uniform(self._next_key(), shape, jnp.float32, low, high)
 
-    def vector(self, width: int, value: float | Array) -> nnx.Param:
+    def vector(self, width: int, value: float | Array) -> Param:
         """Vectors [layers, width] that weight decay spares: norms, biases and the like."""
-        values = jnp.broadcast_to(jnp.asarray(value, jnp.float32), (self._stacked, width))
+        values = jnp.broadcast_to(jnp.asarray(value, jnp.float32), (*self._stack, width))
         return self._param(values, ("norm",))
 
-    def conv_kernel(self, width: int, channels: int) -> nnx.Param:
+    def conv_kernel(self, width: int, channels: int) -> Param:
         """Weights [layers, width, channels] of a causal convolution over each channel."""
         bound = width**-0.5
         return self._param(self.uniform((width, channels), -bound, bound), ("conv", "norm"))
@@ -79,7 +99,7 @@ class ParamInitializer:
         prefix: str = "",
         experts: Sequence[int] = (),
         gated: bool = True,
-    ) -> dict[str, nnx.Param]:
+    ) -> dict[str, Param]:
         """The matrices of a feed-forward, or of the experts of a mixture: gate, up and down."""
         axes = ["expert"] * len(experts)
         into = {
@@ -89,7 +109,7 @@ class ParamInitializer:
         down = self.matrix((*experts, inner, hidden), (*axes, "mlp", "embed"), self.residual)
         return into | {f"{prefix}down": down}
 
-    def norm(self, name: str, width: int, kind: str) -> dict[str, nnx.Param]:
+    def norm(self, name: str, width: int, kind: str) -> dict[str, Param]:
         """The scale of a norm and, for LayerNorm, its bias."""
         params = {name: self.vector(width, 1.0)}
         if kind == "layer":

@@ -10,17 +10,16 @@ import math
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.layers import LayerContext, ParamInitializer, matmul, save_activation
+from frame_jax.models.layers import LayerContext, Param, ParamInitializer, matmul, save_activation
 from frame_jax.models.ssd import document_convolution, gated_rms_norm, ssd
 
 NORM = "mamba_norm"
 
 
-def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
+def init_params(c: ModelConfig, init: ParamInitializer) -> dict[str, Param]:
     """Makes the projections, convolutions and the parameters of the recurrence.
 
     Gate, input, B, C and step size are projected each by itself, so that a mesh axis splits heads

@@ -23,8 +23,8 @@ from frame_jax.models.flops import (
     parameter_count,
     training_flops_per_token,
 )
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import read_decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
 from frame_jax.training.optimizer import make_optimizer

@@ -8,7 +8,7 @@ from pathlib import Path
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.evaluation.results import TrialResult
 from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
-from frame_jax.models.functional import read_description
+from frame_jax.models.transformer import read_description
 from frame_jax.report.paired_differences import baseline_trials
 from frame_jax.report.study_results import Cost, StepsToBaseline
 from frame_jax.run.directory import RunDirectory

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from frame_jax.evaluation.results import HeldOutLoss, TrialResult
 from frame_jax.models.flops import training_flops_per_token
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.report.documents import Example, GroupTokens
 from frame_jax.report.figures import ARM_COLOURS
 from frame_jax.report.held_out_curves import checkpoints_around, slice_names

@@ -13,9 +13,8 @@ from frame_jax import checkpoints
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
-from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.weights import import_checkpoint
-from frame_jax.models.transformer import Params
+from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring.model_tokenizers import REFERENCE_NAMES, load_own_tokenizer

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.config.training import TrainingConfig
 from frame_jax.models.averages import EmaState
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.training.lr_schedules import learning_rate
 
 

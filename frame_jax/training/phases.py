@@ -11,7 +11,7 @@ from frame_jax.config.training import PretrainConfig, ReferenceModelConfig
 from frame_jax.curriculum.order import trial_selection
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import shuffled_schedule
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.records import record_counts
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.markers import read_fingerprint

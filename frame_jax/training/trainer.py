@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.curriculum import digest
 from frame_jax.curriculum.loader import BatchSource, make_loader
-from frame_jax.models.functional import write_description
+from frame_jax.models.transformer import write_description
 from frame_jax.parallel import processes
 from frame_jax.parallel.sharding import batch_sharding, local_rows, make_mesh
 from frame_jax.run import preemption

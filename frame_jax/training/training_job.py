@@ -13,7 +13,7 @@ from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import data_parallel_size
 from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.run.trial_record import StageRecord, TrialRecord

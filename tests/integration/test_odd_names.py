@@ -21,7 +21,7 @@ from frame_jax.export import scores as export_scores
 from frame_jax.export.order import export as export_order
 from frame_jax.export.order import verify as verify_order
 from frame_jax.main import main
-from frame_jax.models.functional import read_description
+from frame_jax.models.transformer import read_description
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.scoring import table
 from tests.integration.small_run import settings, write_config, write_corpus

@@ -7,7 +7,7 @@ import pytest
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.training import LRScheduleConfig, OptimizerConfig, TrainingConfig
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.training.lr_schedules import learning_rate
 from frame_jax.training.optimizer import decay_mask, make_optimizer
 

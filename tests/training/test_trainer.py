@@ -14,7 +14,7 @@ from frame_jax import checkpoints
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.training import OptimizerConfig, ReferenceModelConfig, TrainingConfig
 from frame_jax.errors import UserError
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import make_mesh
 from frame_jax.run.trial_record import averaged_steps, load_trial_record
 from frame_jax.training.checkpointer import Checkpointer
