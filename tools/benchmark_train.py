@@ -38,8 +38,7 @@ from frame_jax.parallel.hardware import multiplies_bfloat16, processor
 from frame_jax.parallel.sharding import batch_sharding, make_mesh
 from frame_jax.run.directory import write_json
 from frame_jax.run.special_tokens import SpecialTokens
-from frame_jax.training.lr_schedules import learning_rate
-from frame_jax.training.optimizer import make_optimizer
+from frame_jax.training.optimizer import learning_rate, make_optimizer
 from frame_jax.training.train_step import TrainState, make_train_step
 
 # Smaller pieces of the loss than the default: their logits stay near the cores. Both minimise the

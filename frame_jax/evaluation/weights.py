@@ -28,7 +28,7 @@ class Weights(NamedTuple):
     Attributes:
         name: Of the folder of their results.
         steps: Checkpoints they are made of, ascending; the last says where in training they stand.
-        decay: Of the mean, see `models.averages.mean_of_checkpoints`.
+        decay: Of the mean, see `checkpoints.mean_of_checkpoints`.
     """
 
     name: str

@@ -26,10 +26,10 @@ from frame_jax.config.file import load
 from frame_jax.config.paths import user_path
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
-from frame_jax.parallel import processes
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, require_writable
-from frame_jax.run.program_exit import report_error
+from frame_jax.run.partition_record import require_quadrants
+from frame_jax.run.program_exit import run_command
 from frame_jax.sql import open_database, parquet_table, write_json_lines, write_parquet
 
 WRITERS = {
@@ -58,11 +58,7 @@ def write_scores(options: argparse.Namespace) -> None:
             taken or of no known format.
     """
     directory, out = RunDirectory(options.run), user_path(options.out)
-    if not directory.partition.exists():
-        raise UserError(
-            f"{directory.root} has no quadrants: run the phases up to partition first "
-            "(python -m frame_jax.main --config CONFIG --until partition)"
-        )
+    require_quadrants(directory, directory.partition)
     if out.suffix not in WRITERS:
         raise UserError(f"--out {out}: its name must end in {' or '.join(WRITERS)}")
     if out.exists():
@@ -78,6 +74,7 @@ def write_scores(options: argparse.Namespace) -> None:
     with atomic_path(out) as temporary, open_database(out.parent) as connection:
         connection.execute("SET preserve_insertion_order = true")
         connection.execute(WRITERS[out.suffix](query, temporary))
+    print(f"scores: {options.out}")
 
 
 def scores_query(scoring: ScoringConfig, directory: RunDirectory) -> str:
@@ -120,11 +117,4 @@ def stored_scores_sql(scoring: ScoringConfig) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for bad input."""
-    options = parser().parse_args(arguments)
-    processes.leave_accelerators()
-    try:
-        write_scores(options)
-    except Exception as error:
-        return report_error(error)
-    print(f"scores: {options.out}")
-    return 0
+    return run_command(parser(), write_scores, arguments)

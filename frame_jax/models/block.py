@@ -10,6 +10,7 @@ from jax import Array
 
 from frame_jax.config.models import LayerSpec, ModelConfig
 from frame_jax.models import attention, feed_forward_dense, feed_forward_experts, mixer_mamba2
+from frame_jax.models.feed_forward_experts import RouterStatistics
 from frame_jax.models.layers import (
     LayerContext,
     Param,
@@ -18,7 +19,6 @@ from frame_jax.models.layers import (
     rms_norm,
     save_activation,
 )
-from frame_jax.models.router import RouterStatistics
 from frame_jax.parallel.sharding import constrain_sharding
 
 MIXERS = {"attention": attention, "mamba2": mixer_mamba2}

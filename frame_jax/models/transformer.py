@@ -20,6 +20,7 @@ from jax import Array
 
 from frame_jax.config.models import LayerGroup, ModelConfig
 from frame_jax.models import block
+from frame_jax.models.feed_forward_experts import RouterStatistics
 from frame_jax.models.layer_loop import scan_layers
 from frame_jax.models.layers import (
     SAVED_NAME,
@@ -29,9 +30,8 @@ from frame_jax.models.layers import (
     rotary_frequencies,
     rotary_tables,
 )
-from frame_jax.models.router import RouterStatistics
 from frame_jax.parallel.sharding import constrain_sharding
-from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
+from frame_jax.run.directory import read_dataclass, write_dataclass
 
 Params = dict[str, Any]  # nested dict of float32 arrays
 # Makes one layer's parameters whole: the parameters, or shards of them, and its group's name.

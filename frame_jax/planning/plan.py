@@ -20,7 +20,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.corpus.inventory import compare_inventory
 from frame_jax.corpus.parts import plan_parts
-from frame_jax.curriculum.order import arm_schedule
+from frame_jax.curriculum.selection import arm_schedule
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
 from frame_jax.evaluation.held_out import held_out_documents
@@ -29,7 +29,7 @@ from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.phases import PhaseStep
 from frame_jax.run.trial_record import load_trial_record
-from frame_jax.training.lr_schedules import learning_rate
+from frame_jax.training.optimizer import learning_rate
 
 SHADES, LEVELS = " ░▒▓█", " ▁▂▃▄▅▆▇█"
 COLUMNS = 60

@@ -12,10 +12,9 @@ from typing import Any, Literal, TypeVar
 
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.records import TokenReader
-from frame_jax.report.query import query
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.partition_record import PartitionRecord
-from frame_jax.sql import parquet_table
+from frame_jax.sql import parquet_table, query
 
 GROUPS = 12  # drawn in the density figure, the largest first
 BINS = 40  # on each axis of the density

@@ -17,11 +17,10 @@ import pyarrow.parquet as pq
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.evaluation.results import SLICE_SQL, read_results
 from frame_jax.evaluation.training_rows import BINS
-from frame_jax.report.query import query
 from frame_jax.report.study_results import Verdict
 from frame_jax.report.verdict import decide_verdict
 from frame_jax.run.directory import RunDirectory, list_parts
-from frame_jax.sql import parquet_table
+from frame_jax.sql import parquet_table, query
 
 
 def baseline_trials(config: RunConfig, trials: Collection[Trial]) -> dict[Trial, Trial]:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from frame_jax.report.query import query
 from frame_jax.run.trial_record import FILE, TrialRecord, load_trial_record
-from frame_jax.sql import json_lines_table
+from frame_jax.sql import json_lines_table, query
 
 POINTS = 500  # of a curve
 GAP, WINDOW = 0.04, 0.04  # share of the run beside a boundary that is left out, that is averaged

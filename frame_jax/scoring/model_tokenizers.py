@@ -19,8 +19,11 @@ from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.parts import Chunk, list_inputs, plan_parts
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
-from frame_jax.corpus.tokenizer_notes import bos_tokens_named_in, other_bos_messages
-from frame_jax.corpus.tokenizer_training import load_given_tokenizer
+from frame_jax.corpus.tokenizer_training import (
+    bos_tokens_named_in,
+    load_given_tokenizer,
+    other_bos_messages,
+)
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.records import TokenReader

@@ -8,8 +8,7 @@ from typing import Any
 
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.training import PretrainConfig, ReferenceModelConfig
-from frame_jax.curriculum.order import trial_selection
-from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.selection import SelectionMap, trial_selection
 from frame_jax.curriculum.stages import shuffled_schedule
 from frame_jax.models.transformer import Decoder
 from frame_jax.records import record_counts

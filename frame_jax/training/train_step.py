@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.models.cross_entropy import chunk_count, cross_entropy
-from frame_jax.models.router import RouterStatistics, updated_router_bias
+from frame_jax.models.feed_forward_experts import RouterStatistics, updated_router_bias
 from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel.sharding import constrain_sharding, data_parallel_size
 from frame_jax.run.special_tokens import SpecialTokens

@@ -31,8 +31,7 @@ from frame_jax.evaluation.results import (
 from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
 from frame_jax.models.transformer import Decoder, write_description
 from frame_jax.report import report
-from frame_jax.report.cost import first_step_at_loss
-from frame_jax.report.study import lines_to_compare_with, read_study
+from frame_jax.report.study import first_step_at_loss, lines_to_compare_with, read_study
 from frame_jax.report.study_results import (
     BETTER,
     NONE,

@@ -14,8 +14,8 @@ import pytest
 
 from frame_jax.config.training import TrainingConfig
 from frame_jax.errors import UserError
+from frame_jax.evaluation.held_out import write_tensorboard
 from frame_jax.evaluation.results import HeldOutLoss, TrialResult, WeightsResult
-from frame_jax.evaluation.tensorboard import write_tensorboard
 from frame_jax.main import main
 from frame_jax.parallel import processes
 from frame_jax.training import trackers

@@ -16,7 +16,14 @@ from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.export.order.documents import write_documents
-from frame_jax.export.order.formats.registry import FORMATS
+from frame_jax.export.order.formats import (
+    levanter,
+    maxtext,
+    megatron,
+    mosaicml,
+    nanotron,
+    olmo_core,
+)
 from frame_jax.export.order.manifest import write_manifest
 from frame_jax.export.order.shards import KINDS, ROWS, TEXT, write_shards
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, make_trial_order
@@ -24,17 +31,15 @@ from frame_jax.models.hugging_face.export import write_tokenizer
 from frame_jax.parallel import processes
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, new_folder
-from frame_jax.run.program_exit import report_error, run_on_all_processes
+from frame_jax.run.partition_record import require_quadrants
+from frame_jax.run.program_exit import positive, run_command, run_on_all_processes
 from frame_jax.run.special_tokens import read_special_tokens
 
+# Each module's `files` makes the trainer's configuration and a note on its use from an order; its
+# `DATA_FORMATS` are the kinds of data that the trainer reads.
+MODULES = (levanter, maxtext, megatron, mosaicml, nanotron, olmo_core)
+FORMATS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
-
-
-def positive(text: str) -> int:
-    """Parses a number of at least 1 from the command line."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return number
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,7 +90,7 @@ def write_order(options: argparse.Namespace) -> None:
         return write_manifest(config, directory, trial_order, out)
     if options.distributed:
         raise UserError(f"--distributed is for --to manifest: one process writes {options.to}")
-    require_quadrants(directory)
+    require_quadrants(directory, directory.quadrants / "rows.json")
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
     reads = FORMATS[options.to].DATA_FORMATS if options.to in FORMATS else tuple(TEXT)
@@ -135,29 +140,18 @@ def planned_order(directory: RunDirectory, trial: str) -> tuple[RunConfig, Trial
         UserError: if the run is not partitioned, what was made then is damaged, or it has no such
             curriculum.
     """
-    require_quadrants(directory)
+    require_quadrants(directory, directory.quadrants / "rows.json")
     config = load(directory.config)
     trial_order = make_trial_order(config, directory, trial)
     integrity.verify_checksums(directory, ["partition"], integrity.HASHED)
     return config, trial_order
 
 
-def require_quadrants(directory: RunDirectory) -> None:
-    """Refuses a run that is not partitioned."""
-    if not (directory.quadrants / "rows.json").exists():
-        raise UserError(
-            f"{directory.root} has no quadrants: run the phases up to partition first "
-            "(python -m frame_jax.main --config CONFIG --until partition)"
-        )
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for bad input."""
-    options = parser().parse_args(arguments)
-    processes.leave_accelerators()
-    try:
+
+    def command(options: argparse.Namespace) -> None:
         write_order(options)
-    except Exception as error:
-        return report_error(error)
-    print(f"{options.trial} for {options.to}: {options.out or 'in the run directory'}")
-    return 0
+        print(f"{options.trial} for {options.to}: {options.out or 'in the run directory'}")
+
+    return run_command(parser(), command, arguments)

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from frame_jax.config.run import RunConfig
-from frame_jax.curriculum.order import trial_selection
-from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.selection import SelectionMap, trial_selection
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, read_json

@@ -29,10 +29,9 @@ from frame_jax.export.order.verified_trial import (
     read_verified_trial,
     row_name,
 )
-from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory
-from frame_jax.run.program_exit import report_error
+from frame_jax.run.program_exit import run_command
 
 NAMED = 20  # rows that are named of each kind
 
@@ -196,13 +195,12 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 if all is well, 2 otherwise and for bad
     input."""
-    options = parser().parse_args(arguments)
-    processes.leave_accelerators()
-    try:
+
+    def command(options: argparse.Namespace) -> int:
         if options.manifest is not None and options.trial is None:
             raise UserError("--manifest is of one curriculum: say which with --trial")
         manifest = None if options.manifest is None else user_path(options.manifest)
         well = verify_trials(RunDirectory(options.run), options.trial, manifest)
-    except Exception as error:
-        return report_error(error)
-    return 0 if well else USAGE_ERROR
+        return 0 if well else USAGE_ERROR
+
+    return run_command(parser(), command, arguments)

@@ -22,8 +22,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.training import PretrainConfig, TrainingConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import BatchSource, make_loader
-from frame_jax.export.order.export import main
-from frame_jax.export.order.formats.registry import FORMATS
+from frame_jax.export.order.export import FORMATS, main
 from frame_jax.export.order.trial_order import (
     Trainer,
     make_trial_order,
