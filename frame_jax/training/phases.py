@@ -15,7 +15,7 @@ from frame_jax.records import record_counts
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.markers import read_fingerprint
 from frame_jax.run.special_tokens import read_special_tokens
-from frame_jax.training import trackers
+from frame_jax.training.metrics import tracker_opener
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob
 
@@ -108,7 +108,7 @@ def make_job(
         seed=selection.seed,
         fingerprint=f"{read_fingerprint(directory, phase_step)}-{selection.schedule.fingerprint}",
         profile=config.profile,
-        make_tracker=trackers.tracker_opener(config, phase_step, folder),
+        make_tracker=tracker_opener(config, phase_step, folder),
     )
 
 

@@ -25,10 +25,9 @@ from frame_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, p
 from frame_jax.run import preemption
 from frame_jax.run.preemption import Preempted
 from frame_jax.run.trial_record import write_trial_record
-from frame_jax.training.bad_steps import skip_bad_steps
 from frame_jax.training.checkpointer import Checkpointer
 from frame_jax.training.optimizer import learning_rate, make_optimizer, optimizer_shardings
-from frame_jax.training.recorder import ROWS, Recorder
+from frame_jax.training.recorder import ROWS, Recorder, skip_bad_steps
 from frame_jax.training.train_step import TrainState, make_train_step
 from frame_jax.training.training_job import (
     TrainingJob,

@@ -17,7 +17,7 @@ from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import data_parallel_size
 from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.run.trial_record import StageRecord, TrialRecord
-from frame_jax.training.trackers import MakeTracker
+from frame_jax.training.metrics import MakeTracker
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,8 +24,13 @@ from frame_jax.curriculum.digest import ConsumedRows
 from frame_jax.errors import UserError
 from frame_jax.export.order.manifest import manifest_header
 from frame_jax.export.order.manifest_lines import digests_of
-from frame_jax.export.order.row_files import RowFile, list_row_files, read_rows
-from frame_jax.export.order.trial_order import TrialOrder, make_trial_order
+from frame_jax.export.order.trial_order import (
+    RowFile,
+    TrialOrder,
+    list_row_files,
+    make_trial_order,
+    read_rows,
+)
 from frame_jax.records import TokenReader
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, file_sha256, read_json

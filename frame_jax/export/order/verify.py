@@ -19,7 +19,7 @@ from frame_jax.config.file import load
 from frame_jax.config.paths import user_path
 from frame_jax.curriculum import digest
 from frame_jax.errors import USAGE_ERROR, UserError
-from frame_jax.export.order.row_files import list_row_files
+from frame_jax.export.order.trial_order import list_row_files
 from frame_jax.export.order.verified_trial import (
     VerifiedTrial,
     manifest_parts,
