@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from frame_jax.config.models import LayerGroup, ModelConfig
+from frame_jax.config.models import ModelConfig
 from frame_jax.models import block
 from frame_jax.models.feed_forward_experts import RouterStatistics
 from frame_jax.models.layer_loop import scan_layers
@@ -34,8 +34,8 @@ from frame_jax.parallel.sharding import constrain_sharding
 from frame_jax.run.directory import read_dataclass, write_dataclass
 
 Params = dict[str, Any]  # nested dict of float32 arrays
-# Makes one layer's parameters whole: the parameters, or shards of them, and its group's name.
-GatherParams = Callable[[Params, str], Params]
+# Makes one layer's parameters whole: its group's name, and the parameters or shards of them.
+GatherParams = Callable[[str, Params], Params]
 
 REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.save_only_these_names(SAVED_NAME),
@@ -166,31 +166,16 @@ class Decoder:
         """
         statistics = []
         for group in self.config.layer_groups:
-            layer = self.remat_layer(functools.partial(self.apply_layer, group, gather))
+            own = None if gather is None else functools.partial(gather, group.name)
+            layer: Any = functools.partial(block.apply_layer, self.config, group.spec, own)
+            if self.remat != "none":
+                # Layers unrolled into one piece have no loop that keeps the two passes apart.
+                policy, alone = REMAT_POLICIES[self.remat], self.unroll > 1
+                layer = jax.checkpoint(layer, policy=policy, prevent_cse=alone)
             x, of_group = scan_layers(layer, self.unroll, x, layers[group.name], context)
             statistics += [] if of_group is None else [of_group]
         joined = jax.tree.map(lambda *s: jnp.concatenate(s), *statistics) if statistics else None
         return x, joined
-
-    def apply_layer(
-        self,
-        group: LayerGroup,
-        gather: GatherParams | None,
-        x: Array,
-        params: Params,
-        context: LayerContext,
-    ) -> tuple[Array, RouterStatistics | None]:
-        """Applies one layer of a group, as `block.apply_layer` does."""
-        if gather is not None:
-            params = gather(params, group.name)
-        return block.apply_layer(self.config, group.spec, params, x, context)
-
-    def remat_layer(self, layer: Callable[..., Any]) -> Callable[..., Any]:
-        """`layer`, keeping for the backward pass what `remat` says."""
-        if self.remat == "none":
-            return layer
-        # Layers unrolled into one piece have no loop that keeps the two passes apart.
-        return jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll > 1)
 
 
 def _of_each(params: dict[str, Any], field: str) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def hidden_states(
     whole = all_gather_params({name: shards[name] for name in outer}, outer)
     params = {**whole, "layers": shards["layers"]}
 
-    def gather_layer(params: Params, group: str) -> Params:
+    def gather_layer(group: str, params: Params) -> Params:
         # Without the first axis, over which the layers are scanned.
         return all_gather_params(
             params,

@@ -113,7 +113,7 @@ def test_layers_come_in_the_order_of_their_names() -> None:
     tables = rotary_tables(positions, rotary_frequencies(HYBRID.rotary_dim, 1e4))
     context = LayerContext(jnp.zeros_like(tokens), positions, tables, jnp.ones(tokens.shape))
     apply = {
-        r.spec: jax.jit(functools.partial(block.apply_layer, HYBRID, r.spec))
+        r.spec: jax.jit(functools.partial(block.apply_layer, HYBRID, r.spec, None))
         for r in HYBRID.layer_groups
     }
     x, aux = 2.0 * params["embedding"][tokens], []
@@ -122,7 +122,7 @@ def test_layers_come_in_the_order_of_their_names() -> None:
             group = next(group for group in HYBRID.layer_groups if group.name == name)
             stack, kind = params["layers"][name], group.spec
             one = {key: values[repeat * group.length + index] for key, values in stack.items()}
-            x, statistics = apply[kind](one, x, context)
+            x, statistics = apply[kind](x, one, context)
             aux.append(statistics)
     expected = block.apply_norm(HYBRID, {"n": params["final_norm"] / 2}, "n", x)
     counted = jnp.ones(tokens.shape)
