@@ -16,7 +16,7 @@ from rich.text import Text
 
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError, printable
-from frame_jax.records import TokenReader
+from frame_jax.records import read_documents
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.partition_record import axis_names, require_quadrants
@@ -99,10 +99,8 @@ def show_documents(directory: RunDirectory, rows: list[dict[str, Any]], characte
     tokenizer = load_tokenizer(directory)
     parts = list_parts(directory.tokens, ".arrayrecord")
     for row in rows:
-        reader = TokenReader(parts[row["part"]])
-        ids = reader.read([row["row"]])[0][:characters]  # a token is at least one byte
-        reader.close()
-        text = tokenizer.decode(ids.tolist())[:characters]
+        [ids] = read_documents(parts[row["part"]], [row["row"]])
+        text = tokenizer.decode(ids[:characters])[:characters]  # a token is at least one byte
         title = f"{row['quadrant']}  {ppl} {row['ppl']:,.2f}  {pd} {row['pd']:+.4f}"
         origin = f"{row['source']} / {row['domain']} / {row['language']}, {row['tokens']:,} tokens"
         console.print(

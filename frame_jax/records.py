@@ -28,6 +28,7 @@ TOKEN_DTYPE = np.dtype("<u4")
 LENGTHS = "lengths.json"
 # A call for a list of records takes a few ns for every record of the file, whatever it asks for.
 DENSE = 1024
+READ_DOCUMENTS = 1024  # documents read from a file at one time
 READER_BYTES = 12  # an open reader's memory for each record of its file
 READERS_SHARE = 32  # readers that are kept open take at most this part of the machine's memory
 
@@ -85,11 +86,9 @@ class TokenReader:
             return []
         wanted = np.asarray(indices, np.int64)
         with explain_read_errors(self._path):
-            records = self._dense(wanted) if len(wanted) * DENSE > len(self) else self._runs(wanted)
+            dense = len(wanted) * DENSE > len(self)
+            records = self._reader.read(wanted.tolist()) if dense else self._runs(wanted)
         return [np.frombuffer(record, TOKEN_DTYPE) for record in records]
-
-    def _dense(self, wanted: np.ndarray) -> list[bytes]:
-        return self._reader.read(wanted.tolist())
 
     def _runs(self, wanted: np.ndarray) -> list[bytes]:
         """Reads runs of neighbours one after another, in time that does not grow with the file."""
@@ -103,6 +102,13 @@ class TokenReader:
 
     def close(self) -> None:
         self._reader.close()
+
+
+def read_documents(path: Path, rows: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the token ids of the documents at `rows` of a file, in that order."""
+    with contextlib.closing(TokenReader(path)) as reader:
+        for start in range(0, len(rows), READ_DOCUMENTS):
+            yield from reader.read(rows[start : start + READ_DOCUMENTS])
 
 
 class OpenFiles:
@@ -142,6 +148,18 @@ class OpenFiles:
             ):
                 self._held -= len(self._readers.popitem(last=False)[1])
         return known
+
+    def read(
+        self, paths: Sequence[Path], parts: np.ndarray, records: np.ndarray
+    ) -> list[np.ndarray]:
+        """Reads record `records[i]` of file `paths[parts[i]]` for each i, file by file."""
+        found = [np.zeros(0, TOKEN_DTYPE)] * len(parts)
+        for part in np.unique(parts):
+            chosen = np.flatnonzero(parts == part)
+            arrays = self.reader(paths[part]).read(records[chosen])
+            for index, array in zip(chosen, arrays, strict=True):
+                found[index] = array
+        return found
 
 
 def record_counts(paths: Sequence[Path]) -> np.ndarray:

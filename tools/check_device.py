@@ -426,7 +426,7 @@ class Shape:
         return 2 if self.seconds < 1 else STEP_TOKENS // self.length
 
     def mfu(self, tokens_per_second: float, flops: Callable[..., float]) -> float | None:
-        per_token = flops(self.decoder.config, self.decoder.vocab_size, self.length)
+        per_token = flops(self.decoder, self.length)
         kind, count = jax.devices()[0].device_kind, jax.device_count()
         return model_flops_utilisation(per_token, tokens_per_second, kind, count)
 

@@ -25,7 +25,7 @@ from frame_jax.corpus.documents import Document, Rejection
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
 from frame_jax.run.markers import read_marker
-from frame_jax.sql import parquet_table, sql_literal
+from frame_jax.sql import parquet_table, query, sql_literal
 
 DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
 SHOWN = 3  # records or reasons in a message
@@ -83,11 +83,11 @@ def reject_duplicates(directory: RunDirectory) -> None:
 
 def summarise(directory: RunDirectory) -> dict[str, Any]:
     """Counts documents, tokens and UTF-8 bytes by split, rejected records, and parts."""
-    with duckdb.connect() as database:
-        rows = database.execute(
-            f"SELECT split, count(*), sum(tokens)::BIGINT, sum(bytes)::BIGINT "
-            f"FROM {_documents(directory)} WHERE split != 'rejected' GROUP BY split ORDER BY split"
-        ).fetchall()
+    rows = query(
+        lambda *row: row,
+        f"SELECT split, count(*), sum(tokens)::BIGINT, sum(bytes)::BIGINT "
+        f"FROM {_documents(directory)} WHERE split != 'rejected' GROUP BY split ORDER BY split",
+    )
     with directory.rejected.open("rb") as file:
         rejected = sum(1 for _ in file)
     return {

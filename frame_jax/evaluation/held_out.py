@@ -37,13 +37,13 @@ from frame_jax.evaluation.results import (
 )
 from frame_jax.evaluation.weights import Part, Weights, write_missing_parts
 from frame_jax.parallel import processes
+from frame_jax.records import read_documents
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.run.trial_record import TrialRecord, load_trial_record
 from frame_jax.scoring.documents import score_documents
-from frame_jax.scoring.model_tokenizers import read_documents
 from frame_jax.scoring.scorer import Scorer
-from frame_jax.sql import parquet_table
+from frame_jax.sql import parquet_table, query
 
 
 def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> dict[str, Any]:
@@ -173,20 +173,20 @@ def held_out_result(
         parquet_table(*list_parts(folder, ".parquet"))
         for folder in (scores_folder(directory, trial, weights.name), directory.tokens)
     )
-    with duckdb.connect() as connection:
-        rows = connection.execute(
-            f"""
-            SELECT {SLICE_SQL}, count(*), CAST(sum(predicted_tokens) AS BIGINT),
-                   CAST(sum(bytes) AS BIGINT), sum(nll)
-            FROM {scores}
-            JOIN (SELECT doc_id, domain, language, bytes FROM {tokens}
-                  WHERE split = 'held_out') USING (doc_id)
-            LEFT JOIN (SELECT doc_id, quadrant FROM {parquet_table(directory.assignment)}
-                       WHERE split = 'held_out') USING (doc_id)
-            GROUP BY GROUPING SETS ((), (domain), (language), (quadrant))
-            ORDER BY slice
-            """
-        ).fetchall()
+    rows = query(
+        lambda *row: row,
+        f"""
+        SELECT {SLICE_SQL}, count(*), CAST(sum(predicted_tokens) AS BIGINT),
+               CAST(sum(bytes) AS BIGINT), sum(nll)
+        FROM {scores}
+        JOIN (SELECT doc_id, domain, language, bytes FROM {tokens}
+              WHERE split = 'held_out') USING (doc_id)
+        LEFT JOIN (SELECT doc_id, quadrant FROM {parquet_table(directory.assignment)}
+                   WHERE split = 'held_out') USING (doc_id)
+        GROUP BY GROUPING SETS ((), (domain), (language), (quadrant))
+        ORDER BY slice
+        """,
+    )
     slices = {
         label: HeldOutLoss(
             count, predicted_tokens, size, nll, nll / predicted_tokens, nll / (size * math.log(2))

@@ -214,10 +214,8 @@ def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> Rendera
     columns = ("stage", "rows", "tokens", "first step", "last step", "learning rate", "time scale")
     for column in columns:
         table.add_column(column, justify="left" if column == "stage" else "right")
-    start = 0
-    names = [stage.name for stage in schedule.stages] * schedule.epochs
     stage_starts = schedule.stage_starts(training.batch_size)
-    for stage, stop in zip(names, schedule.boundaries.tolist(), strict=True):
+    for stage, start, stop in schedule.run_stages:
         first = start // training.batch_size
         last = min(steps, -(-stop // training.batch_size)) - 1
         ends = np.array([first, last])
@@ -231,7 +229,6 @@ def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> Rendera
             f"{rates[0]:.2e} to {rates[1]:.2e}",
             memory_in_stages(training, first, last, steps, stage_starts),
         )
-        start = stop
     table.caption = "time scale: 1 / (learning rate x weight decay), the optimizer's memory"
     table.caption_justify = "left"
     return Group(table, plot_order(schedule, training))

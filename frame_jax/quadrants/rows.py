@@ -271,11 +271,8 @@ def read_framed_documents(
     end: list[int],
 ) -> dict[int, np.ndarray]:
     """Reads documents by index, framed by BOS and EOS: {index: uint32 [ids]}."""
-    framed: dict[int, np.ndarray] = {}
-    parts = documents.part[chosen]
-    for part in np.unique(parts):
-        wanted = chosen[parts == part]
-        tokens = open_files.reader(token_files[part]).read(documents.row[wanted])
-        for index, ids in zip(wanted.tolist(), tokens, strict=True):
-            framed[index] = np.concatenate([[bos], ids, end], dtype=np.uint32, casting="unsafe")
-    return framed
+    tokens = open_files.read(token_files, documents.part[chosen], documents.row[chosen])
+    return {
+        index: np.concatenate([[bos], ids, end], dtype=np.uint32, casting="unsafe")
+        for index, ids in zip(chosen.tolist(), tokens, strict=True)
+    }

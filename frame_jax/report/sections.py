@@ -163,7 +163,7 @@ def models_table(models: Sequence[tuple[TrainingRun, Decoder, TrainingSpeed]]) -
     rows = []
     for run, decoder, speed in models:
         length, rate = run.record.sequence_length, speed.tokens_per_second
-        flops = training_flops_per_token(decoder.config, decoder.vocab_size, length)
+        flops = training_flops_per_token(decoder, length)
         rows.append(
             [
                 run.name,

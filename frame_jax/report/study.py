@@ -186,8 +186,8 @@ def training_cost(
     if marker is None:
         return None
     decoder, tokens = read_description(folder), marker.summary["tokens"]
-    flops = training_flops_per_token(decoder.config, decoder.vocab_size, sequence_length)
-    return Cost(work, tokens * flops, marker.seconds)
+    flops = tokens * training_flops_per_token(decoder, sequence_length)
+    return Cost(work, flops, marker.seconds)
 
 
 def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
@@ -204,8 +204,8 @@ def scoring_flops(config: RunConfig, directory: RunDirectory) -> float | None:
         return None
     tokens = sum(marker.summary["tokens"].get(split, 0) for split in ("train", "held_out"))
     per_token = sum(
-        forward_flops_per_token(decoder.config, decoder.vocab_size, config.scoring.context)
-        for decoder in map(read_description, folders)
+        forward_flops_per_token(read_description(folder), config.scoring.context)
+        for folder in folders
     )
     return tokens * per_token
 

@@ -64,7 +64,7 @@ class TrainingRun:
         ]
 
     def query(self, kind: Callable[..., Row], sql: str, *parameters: Any) -> list[Row]:
-        """Runs a query over `metrics`, the lines of `metrics.jsonl`; see `query.query`."""
+        """Runs a query over `metrics`, the lines of `metrics.jsonl`; see `sql.query`."""
         metrics = json_lines_table(self.folder / "metrics.jsonl", COLUMNS)
         return query(kind, f"WITH metrics AS (FROM {metrics}) {sql}", *parameters)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from frame_jax.curriculum.digest import ConsumedRows
+from frame_jax.curriculum import digest
 from frame_jax.errors import UserError
 from frame_jax.models.flops import model_flops_utilisation, training_flops_per_token
 from frame_jax.parallel import processes
@@ -120,10 +120,10 @@ class Recorder:
 
     Attributes:
         bad: The steps that were not applied.
-        consumed: The rows of all steps whose metrics were read, and before.
+        consumed: Digest of the rows of all steps whose metrics were read, and before.
     """
 
-    def __init__(self, job: TrainingJob, mesh: Mesh, start: int, consumed: ConsumedRows):
+    def __init__(self, job: TrainingJob, mesh: Mesh, start: int, consumed: int):
         self._job, self.consumed = job, consumed
         self._stack = contextlib.ExitStack()
         first = processes.is_first()
@@ -186,7 +186,7 @@ class Recorder:
         step, metrics, data_seconds = self._pending
         self._pending = None
         arrays = {name: np.asarray(value) for name, value in metrics.items()}
-        self.consumed = self.consumed.add_rows(arrays.pop(ROWS))
+        self.consumed = (self.consumed + digest.digest_value(arrays.pop(ROWS))) % digest.MODULUS
         values = {name: array.tolist() for name, array in arrays.items()}
         self.bad.record_step(step, values)
         now = time.perf_counter()
@@ -209,9 +209,7 @@ class Recorder:
         schedule, first_row = job.selection.schedule, step * batch_size
         mixture = job.selection.mixture(first_row, first_row + batch_size)
         rate = None if seconds is None else self._step_tokens / seconds
-        flops = training_flops_per_token(
-            job.decoder.config, job.decoder.vocab_size, job.sequence_length
-        )
+        flops = training_flops_per_token(job.decoder, job.sequence_length)
         return {
             "step": step,
             "tokens": (step + 1) * self._step_tokens,
@@ -224,7 +222,7 @@ class Recorder:
             "mfu": rate and model_flops_utilisation(flops, rate, self._device_kind, self._devices),
             # Share of the time since the start, compilation and restoring included, in steps.
             "goodput": self._in_steps / (time.perf_counter() - self._began),
-            **self.consumed.as_record(),
+            **digest.consumed_record(self.consumed),
         }
 
 

@@ -222,15 +222,13 @@ def _train(
 ) -> dict[str, Any]:
     factory = StateFactory(job, mesh)
     start, state = factory.restore_newest(checkpointer)
-    consumed = digest.ConsumedRows()
-    if start > 0:
-        consumed = digest.read_consumed_rows(checkpointer.consumed_rows(start)) or consumed
+    consumed = digest.read_consumed_rows(checkpointer.consumed_rows(start)) if start > 0 else None
     if 0 in kept and checkpointer.latest() is None:
-        checkpointer.save(0, state.params, state.optimizer, consumed.as_record())
+        checkpointer.save(0, state.params, state.optimizer, digest.consumed_record(0))
     train_step = compile_step(job, mesh, factory)
     trace = StepTrace(job.folder / "profile", job.profile)
     rolling = RollingSaves(job.training.checkpoint_seconds, start)
-    with Recorder(job, mesh, start, consumed) as recorder:
+    with Recorder(job, mesh, start, consumed or 0) as recorder:
         loader = global_batches(job, mesh, start)
         for step in range(start, job.steps):
             asked = time.perf_counter()
@@ -245,9 +243,8 @@ def _train(
             stop = preemption.stop_requested(done)
             if stop or recorder.bad.are_too_many() or done in kept or due:
                 recorder.flush()
-                checkpointer.save(
-                    done, state.params, state.optimizer, recorder.consumed.as_record()
-                )
+                noted = digest.consumed_record(recorder.consumed)
+                checkpointer.save(done, state.params, state.optimizer, noted)
                 recorder.restart_clock()
             if recorder.bad.are_too_many():
                 raise recorder.bad.error()

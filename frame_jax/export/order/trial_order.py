@@ -158,10 +158,9 @@ def round_to_total(owed: np.ndarray, total: int) -> np.ndarray:
 
 def row_stages(trial_order: TrialOrder) -> list[tuple[str, int, int]]:
     """Folder, first row and end of each stage of the run that has rows, epochs included."""
-    ends = [0, *trial_order.schedule.boundaries.tolist()]
     return [
         (f"{number:02d}", start, stop)
-        for number, (start, stop) in enumerate(itertools.pairwise(ends), 1)
+        for number, (_, start, stop) in enumerate(trial_order.schedule.run_stages, 1)
         if start < stop
     ]
 

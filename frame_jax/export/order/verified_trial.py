@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from frame_jax.checkpoints import saved_consumed_rows
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
-from frame_jax.curriculum.digest import ConsumedRows
 from frame_jax.errors import UserError
 from frame_jax.export.order.manifest import manifest_header
 from frame_jax.export.order.manifest_lines import digests_of
@@ -48,7 +47,7 @@ class VerifiedTrial:
         batch_size: Rows of a step.
         folder: Its folder.
         trained: Steps that it was trained.
-        records: Steps done and what was read until then: all digests that the trainer has left.
+        records: Steps done and the digest of what was read until then, as the trainer left them.
         disk: uint64 [steps, 16]: sums by byte of the digests of each step's rows, from the disk.
         manifest: The folder of its manifest, or None.
         listed: As `disk`, from the manifest.
@@ -60,7 +59,7 @@ class VerifiedTrial:
     batch_size: int
     folder: Path
     trained: int
-    records: list[tuple[int, ConsumedRows]]
+    records: list[tuple[int, int]]
     disk: np.ndarray
     manifest: Path | None = None
     listed: np.ndarray | None = None

@@ -43,7 +43,7 @@ def digest_intervals(trial: VerifiedTrial) -> list[tuple[int, int, int]]:
     """
     values = {0: 0}
     for done, consumed in trial.records:
-        if values.setdefault(done, consumed.value) != consumed.value:
+        if values.setdefault(done, consumed) != consumed:
             trial.problems.append(f"metrics and checkpoint differ after {done:,} steps")
     return [
         (first, stop, (after - before) % digest.MODULUS)
