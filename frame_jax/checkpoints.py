@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,22 +188,6 @@ def load_params(
             f"{phase_step_of(folder)}"
         ) from error
     return params
-
-
-def load_mean_params(
-    folder: Path, decoder: Decoder, steps: Sequence[int], decay: float | None = None
-) -> Params:
-    """Loads the mean of the parameters of several checkpoints, one after the other.
-
-    All processes must call it together.
-
-    `folder` is the `checkpoints` folder of a training run, `steps` ascend, and `decay` is as for
-    `mean_of_checkpoints`.
-
-    Raises:
-        UserError: if one of them cannot be read.
-    """
-    return mean_of_checkpoints((load_params(folder, decoder, step) for step in steps), decay)
 
 
 def mean_of_checkpoints(checkpoints: Iterable[Any], decay: float | None = None) -> Any:

@@ -186,20 +186,15 @@ def explain_read_errors(path: Path) -> Iterator[None]:
         yield
     except (RuntimeError, IndexError, ValueError) as error:
         if os.strerror(errno.EMFILE) in str(error):
-            raise open_files_error(path) from error
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            raise UserError(
+                f"{path} cannot be opened: this process may hold {limit:,} files open, and opens "
+                "many parts. Raise the limit (`ulimit -n`, or that of the service or container), "
+                "or use fewer corpus.parts and rows.parts in a new run directory"
+            ) from error
         if is_storage_error(error):
             raise storage_error(path, error) from error
         raise damaged_file_error(path, error) from error
-
-
-def open_files_error(path: Path) -> UserError:
-    """Error for a process that the operating system lets open no more files."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return UserError(
-        f"{path} cannot be opened: this process may hold {limit:,} files open, and it opens many "
-        "parts. Raise the limit (`ulimit -n`, or that of the service or "
-        "container), or use fewer corpus.parts and rows.parts in a new run directory"
-    )
 
 
 def damaged_file_error(path: Path, error: Exception) -> UserError:

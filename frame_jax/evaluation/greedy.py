@@ -55,7 +55,7 @@ def score_rows_greedily(
     loss_chunk: int,
 ) -> jax.Array:
     """What one device does with its rows: [2, rows, context] float32, NLL and misses."""
-    chunks = chunk_count(*inputs.shape, loss_chunk)
+    chunks = chunk_count(inputs.shape[0], inputs.shape[1], loss_chunk)
     computed = hidden_states(models[0], params[0], specs[0], inputs, segment_ids, positions)
     nll = token_nll(*computed, targets, chunks)
     best = argmax_tokens(*computed, chunks)

@@ -113,11 +113,16 @@ def write_missing_parts(
 
 def load_weights(folder: Path, decoder: Decoder, weights: Weights, *, ema: bool) -> Params:
     """Loads weights of the training run in `folder`; `ema` takes the moving average of a single
-    checkpoint's."""
+    checkpoint's. All processes must call it together.
+
+    Raises:
+        UserError: if a checkpoint cannot be read.
+    """
     saved = folder / "checkpoints"
     if len(weights.steps) == 1:
         return checkpoints.load_params(saved, decoder, weights.step, ema=ema)
-    return checkpoints.load_mean_params(saved, decoder, weights.steps, weights.decay)
+    each = (checkpoints.load_params(saved, decoder, step) for step in weights.steps)
+    return checkpoints.mean_of_checkpoints(each, weights.decay)
 
 
 def checkpoint_scorers(

@@ -13,7 +13,7 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
-from frame_jax.quadrants.axes import make_axes
+from frame_jax.quadrants.assign import make_axes
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts

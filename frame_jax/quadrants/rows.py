@@ -244,7 +244,11 @@ def write_part(
         for first in range(0, segments.rows, at_once):
             batch = segments.select_rows(first, min(first + at_once, segments.rows))
             chosen = np.unique(batch.document)
-            framed = read_framed_documents(documents, chosen, token_files, open_files, bos, end)
+            tokens = open_files.read(token_files, documents.part[chosen], documents.row[chosen])
+            framed = {
+                index: np.concatenate([[bos], ids, end], dtype=np.uint32, casting="unsafe")
+                for index, ids in zip(chosen.tolist(), tokens, strict=True)
+            }
             rows = np.full((batch.rows, row_ids), bos, np.uint32)
             filled = [0] * batch.rows
             columns = (batch.row, batch.document, batch.start, batch.stop)
@@ -259,20 +263,4 @@ def write_part(
         "documents": len(documents.tokens),
         "tokens": int(documents.tokens.sum()),
         "padding": segments.rows * row_ids - segments.num_ids,
-    }
-
-
-def read_framed_documents(
-    documents: ShuffledDocuments,
-    chosen: np.ndarray,
-    token_files: Sequence[Path],
-    open_files: OpenFiles,
-    bos: int,
-    end: list[int],
-) -> dict[int, np.ndarray]:
-    """Reads documents by index, framed by BOS and EOS: {index: uint32 [ids]}."""
-    tokens = open_files.read(token_files, documents.part[chosen], documents.row[chosen])
-    return {
-        index: np.concatenate([[bos], ids, end], dtype=np.uint32, casting="unsafe")
-        for index, ids in zip(chosen.tolist(), tokens, strict=True)
     }

@@ -196,12 +196,17 @@ def import_table(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         if problems:
             raise UserError(f"scoring.table: {table.path}: {'; '.join(problems)}")
         found = table_counts(connection)
-        require_same_numbers(directory.scores / "table.json", found)
+        before = directory.scores / "table.json"  # a partition may have been made from its parts
+        if before.exists() and read_json(before)["digest"] != found["digest"]:
+            raise UserError(
+                f"scoring.table: its numbers are not those that the parts in {before.parent} were "
+                "made of. Put the table back, or import it again: --redo score"
+            )
         for number, part in enumerate(parts):
             with atomic_path(directory.scores / part.name) as path:
                 query = f"SELECT doc_id, ppl, pd FROM joined WHERE part = {number} AND fine"
                 connection.execute(write_parquet(f"{query} ORDER BY row", path, "zstd"))
-    write_json(directory.scores / "table.json", found)
+    write_json(before, found)
     return found
 
 
@@ -293,16 +298,3 @@ def table_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
         "ignored": lines - used,
         "digest": f"{digest:016x}",
     }
-
-
-def require_same_numbers(path: Path, found: dict[str, Any]) -> None:
-    """Refuses to replace parts by others than those that a partition may have been made from.
-
-    Raises:
-        UserError: where the table has changed.
-    """
-    if path.exists() and read_json(path)["digest"] != found["digest"]:
-        raise UserError(
-            f"scoring.table: its numbers are not those that the parts in {path.parent} were made "
-            "of. Put the table back, or import it again: --redo score"
-        )

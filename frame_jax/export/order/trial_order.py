@@ -97,17 +97,16 @@ def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> l
     """
     schedule = trial_order.schedule
     spans = []
-    for epoch in range(schedule.epochs):
-        for stage in schedule.stages:
-            start, stop = (epoch * schedule.epoch_rows + row for row in (stage.start, stage.stop))
-            first, last = trainer.step(trial_order, start), trainer.step(trial_order, stop)
-            if first == last:
-                continue
-            counts = np.array(stage.quadrant_rows) / (stage.stop - stage.start)
-            shares = schedule.mixture(stage.start, stage.stop) if smooth else counts
-            rounded = np.round(shares, 4) + 0.0  # which makes -0 a 0
-            mixture = dict(zip(schedule.quadrants, rounded.tolist(), strict=True))
-            spans.append(Span(stage.name, first, last, mixture))
+    stages = schedule.stages * schedule.epochs
+    for stage, (name, start, stop) in zip(stages, schedule.run_stages, strict=True):
+        first, last = trainer.step(trial_order, start), trainer.step(trial_order, stop)
+        if first == last:
+            continue
+        counts = np.array(stage.quadrant_rows) / (stage.stop - stage.start)
+        shares = schedule.mixture(stage.start, stage.stop) if smooth else counts
+        rounded = np.round(shares, 4) + 0.0  # which makes -0 a 0
+        mixture = dict(zip(schedule.quadrants, rounded.tolist(), strict=True))
+        spans.append(Span(name, first, last, mixture))
     if not spans:
         raise UserError(
             f"the run has {schedule.rows * trial_order.sequence_length:,} tokens, less than a "

@@ -16,8 +16,8 @@ import pytest
 
 from frame_jax.errors import UserError
 from frame_jax.export.order import manifest, manifest_lines, trial_order
-from frame_jax.export.order.export import main
 from frame_jax.export.order.trial_order import make_trial_order
+from frame_jax.export_order import main
 from frame_jax.quadrants.rows import write_quadrant_rows
 from frame_jax.records import TokenReader
 from frame_jax.run import integrity
