@@ -1,4 +1,4 @@
-"""The partition phase: scores in, thresholds, quadrants of documents and training rows out."""
+"""The phases that write training rows: of the partition, from scores; of the reference split."""
 
 from __future__ import annotations
 
@@ -33,6 +33,31 @@ REMEDY = (
     "Name columns with few values in partition.group_by, or set partition.min_group_tokens (such "
     "as 1000000): groups with fewer tokens share the thresholds of their language."
 )
+
+
+def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    """Writes the rows that train the reference models: RUN/reference/rows/reference/part-*.
+
+    Returns:
+        The content of RUN/reference/rows/rows.json, see `write_quadrant_rows`.
+
+    Raises:
+        UserError: where there is no such document.
+    """
+    tables = list_parts(directory.tokens, ".parquet")
+    conditions = {"reference": "split = 'reference'"}
+    folder = directory.reference("rows")
+    rows = write_quadrant_rows(
+        config.reference.rows, directory, folder, tables, conditions, config.seed
+    )
+    if rows["reference"]["documents"] == 0:
+        raise UserError(
+            "no document of the corpus fell into the split that trains the reference models "
+            f"(corpus.reference_fraction: {config.corpus.reference_fraction}): raise it, or give a "
+            "larger corpus, and repeat with --redo tokenize; or name trained models in "
+            "reference.weak.checkpoint and reference.strong.checkpoint"
+        )
+    return rows
 
 
 def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:

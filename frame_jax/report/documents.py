@@ -8,20 +8,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.records import read_documents
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.partition_record import PartitionRecord
-from frame_jax.sql import parquet_table, query
+from frame_jax.sql import Row, parquet_table, query
 
 GROUPS = 12  # drawn in the density figure, the largest first
 BINS = 40  # on each axis of the density
 EXAMPLES = 4  # documents of each quadrant
 EXAMPLE_TOKENS = 220
 SEPARATOR, NO_NAME = " / ", "none"  # in labels
-Row = TypeVar("Row")
 
 
 def query_documents(

@@ -24,13 +24,7 @@ from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError, is_disk_full, print_note
 from frame_jax.files import local_copy
 from frame_jax.parallel import processes
-from frame_jax.run.directory import (
-    RunDirectory,
-    atomic_path,
-    list_parts,
-    read_json,
-    write_json,
-)
+from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
 from frame_jax.run.program_exit import run_on_first_process
 from frame_jax.run.storage_errors import is_storage_error, storage_error
 from frame_jax.sql import UNREADABLE, open_database, parquet_table, sql_identifier, write_parquet

@@ -111,10 +111,8 @@ def read_verified_trial(
                 "rows are others, as after a phase was repeated. Remove it to verify without one; "
                 f"then export_order RUN --trial {name} --to manifest lists the rows of now"
             )
-    batch_size, disk = (
-        config.pretrain.training.batch_size,
-        np.zeros((steps, digest.BYTES), np.uint64),
-    )
+    batch_size = config.pretrain.training.batch_size
+    disk = np.zeros((steps, digest.BYTES), np.uint64)
     return VerifiedTrial(name, trial_order, batch_size, folder, trained, records, disk, manifest)
 
 
