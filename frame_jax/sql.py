@@ -39,7 +39,7 @@ def open_database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def sql_literal(value: str | Path) -> str:
     """A string in SQL, for the places that take no parameters.
 
-    >>> literal("it's")
+    >>> sql_literal("it's")
     "'it''s'"
     """
     return "'" + str(value).replace("'", "''") + "'"
@@ -48,7 +48,7 @@ def sql_literal(value: str | Path) -> str:
 def sql_identifier(name: str) -> str:
     """A column's name in SQL.
 
-    >>> identifier("score of it")
+    >>> sql_identifier("score of it")
     '"score of it"'
     """
     return '"' + name.replace('"', '""') + '"'
@@ -57,7 +57,7 @@ def sql_identifier(name: str) -> str:
 def sql_pattern(path: Path) -> str:
     """A string in SQL: the file pattern that matches exactly this file.
 
-    >>> pattern(Path("/runs/a[1]/x.parquet"))
+    >>> sql_pattern(Path("/runs/a[1]/x.parquet"))
     "'/runs/a[[]1]/x.parquet'"
     """
     return sql_literal(re.sub(r"[*?[]", r"[\g<0>]", str(path.absolute())))
