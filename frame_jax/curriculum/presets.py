@@ -19,7 +19,7 @@ import yaml
 
 from frame_jax.config.curriculum import CurriculumConfig, StageConfig
 from frame_jax.config.quadrants import AxesConfig
-from frame_jax.run.program_exit import run_command
+from frame_jax.errors import USAGE_ERROR, UserError, print_error
 
 WIDTH = 0.05  # of a sigmoid transition, in epochs
 
@@ -97,15 +97,17 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     options.add_argument("--ppl", type=int, default=2, help="partition.axes.ppl (default: 2)")
     options.add_argument("--pd", type=int, default=2, help="partition.axes.pd (default: 2)")
-
-    def command(given: argparse.Namespace) -> None:
+    given = options.parse_args(arguments)
+    try:
         axes = AxesConfig(given.ppl, given.pd)
-        expanded = {
-            name: expand_curriculum(CurriculumConfig(preset=name), axes) for name in given.names
-        }
-        print(curricula_as_yaml(expanded), end="")
-
-    return run_command(options, command, arguments)
+    except UserError as error:
+        print_error(error)
+        return USAGE_ERROR
+    expanded = {
+        name: expand_curriculum(CurriculumConfig(preset=name), axes) for name in given.names
+    }
+    print(curricula_as_yaml(expanded), end="")
+    return 0
 
 
 if __name__ == "__main__":

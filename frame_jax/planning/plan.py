@@ -74,7 +74,11 @@ def print_plan(
     corpus = read_corpus(config, corpus_tokens)
     phase_steps = phases.select_until(phases.list_phase_steps(config), until)
     states = read_states(config, phase_steps, corpus_tokens is not None)
-    console.print(phase_table(config, phase_steps, states))
+    title = f"phases of {RunDirectory(config.run_directory).root}"
+    table = Table("phase", "phase step", "state", title=title, title_justify="left")
+    for phase_step in phase_steps:
+        table.add_row(phase_step.phase, phase_step.name, states[phase_step.name].text)
+    console.print(table)
     schedules: dict[str, DataSchedule] = {}
     for name in config.curricula:
         trials = [t.name for t in config.trials if t.arm == name and f"pretrain-{t.name}" in states]
@@ -169,17 +173,6 @@ def progress_text(
 def count_row_files(folder: Path) -> int:
     """Counts the row files under a folder of quadrants."""
     return len(list(folder.glob("*/part-*-of-*.json")))
-
-
-def phase_table(
-    config: RunConfig, phase_steps: list[PhaseStep], states: dict[str, PhaseStepState]
-) -> Table:
-    """Formats every phase step and how far it has come as a table."""
-    root = RunDirectory(config.run_directory).root
-    table = Table("phase", "phase step", "state", title=f"phases of {root}", title_justify="left")
-    for phase_step in phase_steps:
-        table.add_row(phase_step.phase, phase_step.name, states[phase_step.name].text)
-    return table
 
 
 def trial_schedule(config: RunConfig, corpus: Corpus, name: str) -> tuple[DataSchedule, str]:

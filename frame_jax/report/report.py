@@ -180,8 +180,10 @@ def render(title: str, body: Sequence[Html], figures: Mapping[str, dict[str, Any
     `figures` are Vega-Lite specifications by the `data-figure` of their places in the body.
     """
     scripts = [libraries(), (HERE / "page.js").read_text("utf-8")]
+    digests = (hashlib.sha256(script.encode("utf-8")).digest() for script in scripts)
+    names = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     policy = (
-        f"default-src 'none'; script-src {' '.join(map(script_hash, scripts))}; "
+        f"default-src 'none'; script-src {' '.join(names)}; "
         "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     head = tag(
@@ -208,9 +210,3 @@ def render(title: str, body: Sequence[Html], figures: Mapping[str, dict[str, Any
 def libraries() -> str:
     """Vega, Vega-Lite and Vega-Embed, which come with vl-convert: nothing is fetched."""
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-
-
-def script_hash(script: str) -> str:
-    """A script's name in a content security policy."""
-    digest = hashlib.sha256(script.encode("utf-8")).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"

@@ -67,7 +67,12 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
             name: model_digest(*model) + reading.digest
             for name, model, reading in zip(REFERENCE_NAMES, references, readings, strict=True)
         }
-        require_different(found)
+        if len(set(found.values())) == 1:
+            raise UserError(
+                "reference.weak and reference.strong hold the same weights, so the perplexity "
+                "difference of every document would be 0: the weak model must be a smaller or a "
+                "less trained one"
+            )
         if processes.is_first() and len(missing) == len(parts):
             write_json(models, found)
         processes.barrier("score: models known")
@@ -97,20 +102,6 @@ def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) 
         longer = sum(pc.sum(pc.greater(read_tokens(part), rows)).as_py() or 0 for part in parts)
         if longer:
             yield f"{longer:,} of {found['documents']:,} documents are longer. {warning}"
-
-
-def require_different(found: dict[str, str]) -> None:
-    """Refuses the same model as both weak and strong.
-
-    Raises:
-        UserError: where the digests are equal.
-    """
-    if len(set(found.values())) == 1:
-        raise UserError(
-            "reference.weak and reference.strong hold the same weights, so the perplexity "
-            "difference of every document would be 0: the weak model must be a smaller or a less "
-            "trained one"
-        )
 
 
 def require_same_models(path: Path, found: dict[str, str]) -> None:
