@@ -42,7 +42,7 @@ def report_error(error: Exception) -> int:
 def positive(text: str) -> int:
     """Parses a whole number of at least 1 from the command line."""
     if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
+        raise argparse.ArgumentTypeError(f"invalid: {text} is not positive")
     return number
 
 
