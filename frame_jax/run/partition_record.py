@@ -161,6 +161,6 @@ def require_quadrants(directory: RunDirectory, path: Path) -> None:
     """Refuses a run without this file, which the partition phase writes."""
     if not path.exists():
         raise UserError(
-            f"{directory.root} has no quadrants ({path} is missing): run the phases up to partition "
-            "first (python -m frame_jax.main --config CONFIG --until partition)"
+            f"{directory.root} has no quadrants ({path} is missing): run the phases up to "
+            "partition first (python -m frame_jax.main --config CONFIG --until partition)"
         )
