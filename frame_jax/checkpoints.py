@@ -8,8 +8,12 @@ has changed. `training/checkpointer.py` writes them and continues from them.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
-from collections.abc import Sequence
+import os
+import re
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +24,10 @@ from absl import flags
 from orbax.checkpoint import v1 as ocp
 
 from frame_jax.errors import UserError, causes
-from frame_jax.models.averages import mean_of_checkpoints
-from frame_jax.models.functional import Decoder
-from frame_jax.models.transformer import Params
+from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel import array_digest
 from frame_jax.run.checkpoint_copies import copied_steps, local_checkpoint_folder
 from frame_jax.run.directory import file_sha256
-from frame_jax.run.glob_safe_path import glob_safe_path
 from frame_jax.run.storage_errors import find_storage_error, is_storage_error, storage_error
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
@@ -189,20 +190,22 @@ def load_params(
     return params
 
 
-def load_mean_params(
-    folder: Path, decoder: Decoder, steps: Sequence[int], decay: float | None = None
-) -> Params:
-    """Loads the mean of the parameters of several checkpoints, one after the other.
+def mean_of_checkpoints(checkpoints: Iterable[Any], decay: float | None = None) -> Any:
+    """Averages trees of float32 arrays, which are read one after the other, oldest first.
 
-    All processes must call it together.
-
-    `folder` is the `checkpoints` folder of a training run, `steps` ascend, and `decay` is as for
-    `mean_of_checkpoints`.
-
-    Raises:
-        UserError: if one of them cannot be read.
+    Args:
+        checkpoints: Trees of the same shape; one is held beside the running mean at a time.
+        decay: The weight of each by the weight of the one after it; None weighs all the same.
     """
-    return mean_of_checkpoints((load_params(folder, decoder, step) for step in steps), decay)
+    mean, total = None, 0.0
+    for params in checkpoints:
+        total = (1.0 if decay is None else decay) * total + 1.0
+        if mean is None:
+            mean = jax.tree.map(lambda leaf: np.array(leaf, np.float32), params)
+            continue
+        for kept, leaf in zip(jax.tree.leaves(mean), jax.tree.leaves(params), strict=True):
+            kept += (np.asarray(leaf) - kept) * np.float32(1 / total)
+    return mean
 
 
 def _load_ema(orbax: ocp.training.Checkpointer, step: int | None, like: Params) -> Params:
@@ -221,3 +224,29 @@ def _load_ema(orbax: ocp.training.Checkpointer, step: int | None, like: Params) 
     others = jax.tree.map(lambda _: ..., saved)  # what Orbax leaves out
     wanted = [*others[:-1], {"ema": like}]
     return load_arrays(orbax, step, {"optimizer": wanted})["optimizer"][-1]["ema"]
+
+
+def glob_safe_path(folder: Path) -> Path:
+    """`folder` itself, resolved, or a link to it where its path has one of `*?[]{}\\`.
+
+    Orbax looks for its own files by patterns that begin with the whole path: under `runs/a[1]` it
+    finds nothing, and under `runs/a*` its neighbours' files too. The link lies in the folder for
+    temporary files, under the same name on every process.
+
+    Raises:
+        UserError: if that name is taken by something else.
+    """
+    folder = folder.resolve()
+    if re.search(r"[*?\[\]{}\\]", str(folder)) is None:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)  # as Orbax would, which makes no folder of a link
+    digest = hashlib.blake2b(os.fsencode(folder), digest_size=12).hexdigest()
+    link = Path(tempfile.gettempdir()).resolve() / f"frame_jax-{os.getuid()}-{digest}"
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(folder)
+    if not link.is_symlink() or link.readlink() != folder:
+        raise UserError(
+            f"{link} is taken, and stands for {folder}, whose name some libraries take for a "
+            "pattern: remove it, or choose a --run_directory without any of * ? [ ] { } \\"
+        )
+    return link

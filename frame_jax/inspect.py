@@ -16,12 +16,11 @@ from rich.text import Text
 
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError, printable
-from frame_jax.parallel import processes
-from frame_jax.records import TokenReader
+from frame_jax.records import read_documents
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts
-from frame_jax.run.partition_record import axis_names
-from frame_jax.run.program_exit import report_error, run_main
+from frame_jax.run.partition_record import axis_names, require_quadrants
+from frame_jax.run.program_exit import positive, run_command, run_main
 from frame_jax.sql import parquet_table
 
 ORDERS = {
@@ -32,14 +31,6 @@ ORDERS = {
     "lowest-pd": "pd, doc_id",
 }
 COLUMNS = ("doc_id", "quadrant", "ppl", "pd", "split", "source", "domain", "language", "tokens")
-
-
-def positive(text: str) -> int:
-    """Parses a whole number of at least 1 from the command line."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,11 +64,7 @@ def choose_documents(directory: RunDirectory, options: argparse.Namespace) -> li
     Raises:
         UserError: if the run is not partitioned, what was made then is damaged, or nothing matches.
     """
-    if not directory.assignment.exists():
-        raise UserError(
-            f"{directory.assignment} is missing: run the phases up to partition first "
-            "(python -m frame_jax.main --config CONFIG --until partition)"
-        )
+    require_quadrants(directory, directory.assignment)
     integrity.verify_checksums(directory, ["partition"], integrity.HASHED)
     wanted = {
         name: getattr(options, name)
@@ -112,10 +99,8 @@ def show_documents(directory: RunDirectory, rows: list[dict[str, Any]], characte
     tokenizer = load_tokenizer(directory)
     parts = list_parts(directory.tokens, ".arrayrecord")
     for row in rows:
-        reader = TokenReader(parts[row["part"]])
-        ids = reader.read([row["row"]])[0][:characters]  # a token is at least one byte
-        reader.close()
-        text = tokenizer.decode(ids.tolist())[:characters]
+        [ids] = read_documents(parts[row["part"]], [row["row"]])
+        text = tokenizer.decode(ids[:characters])[:characters]  # a token is at least one byte
         title = f"{row['quadrant']}  {ppl} {row['ppl']:,.2f}  {pd} {row['pd']:+.4f}"
         origin = f"{row['source']} / {row['domain']} / {row['language']}, {row['tokens']:,} tokens"
         console.print(
@@ -131,14 +116,12 @@ def show_documents(directory: RunDirectory, rows: list[dict[str, Any]], characte
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for bad input."""
-    options = parser().parse_args(arguments)
-    processes.leave_accelerators()
-    try:
+
+    def command(options: argparse.Namespace) -> None:
         directory = RunDirectory(options.run)
         show_documents(directory, choose_documents(directory, options), options.characters)
-    except Exception as error:
-        return report_error(error)
-    return 0
+
+    return run_command(parser(), command, arguments)
 
 
 if __name__ == "__main__":

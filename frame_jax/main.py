@@ -104,7 +104,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     from frame_jax.parallel.sharding import mesh_shape
     from frame_jax.run import storage
     from frame_jax.scoring.checks import check_references
-    from frame_jax.training import trackers
+    from frame_jax.training.metrics import import_function
 
     processes.start(config.parallel)
     messages = cpu_devices.use_cpu_devices(config)
@@ -130,7 +130,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
         for curriculum in config.curricula.values():
             expand_curriculum(curriculum, config.partition.axes)
         if config.tracker is not None:
-            trackers.import_function(config.tracker)
+            import_function(config.tracker)
         if "score" in phases_left:
             check_references(config, directory, tokenizer_anew="tokenize" in again)
         if "evaluate" in phases_left:

@@ -28,6 +28,7 @@ TOKEN_DTYPE = np.dtype("<u4")
 LENGTHS = "lengths.json"
 # A call for a list of records takes a few ns for every record of the file, whatever it asks for.
 DENSE = 1024
+READ_DOCUMENTS = 1024  # documents read from a file at one time
 READER_BYTES = 12  # an open reader's memory for each record of its file
 READERS_SHARE = 32  # readers that are kept open take at most this part of the machine's memory
 
@@ -85,11 +86,9 @@ class TokenReader:
             return []
         wanted = np.asarray(indices, np.int64)
         with explain_read_errors(self._path):
-            records = self._dense(wanted) if len(wanted) * DENSE > len(self) else self._runs(wanted)
+            dense = len(wanted) * DENSE > len(self)
+            records = self._reader.read(wanted.tolist()) if dense else self._runs(wanted)
         return [np.frombuffer(record, TOKEN_DTYPE) for record in records]
-
-    def _dense(self, wanted: np.ndarray) -> list[bytes]:
-        return self._reader.read(wanted.tolist())
 
     def _runs(self, wanted: np.ndarray) -> list[bytes]:
         """Reads runs of neighbours one after another, in time that does not grow with the file."""
@@ -103,6 +102,13 @@ class TokenReader:
 
     def close(self) -> None:
         self._reader.close()
+
+
+def read_documents(path: Path, rows: Sequence[int] | np.ndarray) -> Iterator[np.ndarray]:
+    """Yields the token ids of the documents at `rows` of a file, in that order."""
+    with contextlib.closing(TokenReader(path)) as reader:
+        for start in range(0, len(rows), READ_DOCUMENTS):
+            yield from reader.read(rows[start : start + READ_DOCUMENTS])
 
 
 class OpenFiles:
@@ -143,6 +149,18 @@ class OpenFiles:
                 self._held -= len(self._readers.popitem(last=False)[1])
         return known
 
+    def read(
+        self, paths: Sequence[Path], parts: np.ndarray, records: np.ndarray
+    ) -> list[np.ndarray]:
+        """Reads record `records[i]` of file `paths[parts[i]]` for each i, file by file."""
+        found = [np.zeros(0, TOKEN_DTYPE)] * len(parts)
+        for part in np.unique(parts):
+            chosen = np.flatnonzero(parts == part)
+            arrays = self.reader(paths[part]).read(records[chosen])
+            for index, array in zip(chosen, arrays, strict=True):
+                found[index] = array
+        return found
+
 
 def record_counts(paths: Sequence[Path]) -> np.ndarray:
     """Records of each file of a quadrant, int64 [files]: as FOLDER/lengths.json says, or by
@@ -168,20 +186,15 @@ def explain_read_errors(path: Path) -> Iterator[None]:
         yield
     except (RuntimeError, IndexError, ValueError) as error:
         if os.strerror(errno.EMFILE) in str(error):
-            raise open_files_error(path) from error
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            raise UserError(
+                f"{path} cannot be opened: this process may hold {limit:,} files open, and opens "
+                "many parts. Raise the limit (`ulimit -n`, or that of the service or container), "
+                "or use fewer corpus.parts and rows.parts in a new run directory"
+            ) from error
         if is_storage_error(error):
             raise storage_error(path, error) from error
         raise damaged_file_error(path, error) from error
-
-
-def open_files_error(path: Path) -> UserError:
-    """Error for a process that the operating system lets open no more files."""
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    return UserError(
-        f"{path} cannot be opened: this process may hold {limit:,} files open, and it opens many "
-        "parts. Raise the limit (`ulimit -n`, or that of the service or "
-        "container), or use fewer corpus.parts and rows.parts in a new run directory"
-    )
 
 
 def damaged_file_error(path: Path, error: Exception) -> UserError:

@@ -8,10 +8,11 @@ the way to a file a column, and takes a leading `~` for somebody's home.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import duckdb
 
@@ -38,7 +39,7 @@ def open_database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
 def sql_literal(value: str | Path) -> str:
     """A string in SQL, for the places that take no parameters.
 
-    >>> literal("it's")
+    >>> sql_literal("it's")
     "'it''s'"
     """
     return "'" + str(value).replace("'", "''") + "'"
@@ -47,7 +48,7 @@ def sql_literal(value: str | Path) -> str:
 def sql_identifier(name: str) -> str:
     """A column's name in SQL.
 
-    >>> identifier("score of it")
+    >>> sql_identifier("score of it")
     '"score of it"'
     """
     return '"' + name.replace('"', '""') + '"'
@@ -56,7 +57,7 @@ def sql_identifier(name: str) -> str:
 def sql_pattern(path: Path) -> str:
     """A string in SQL: the file pattern that matches exactly this file.
 
-    >>> pattern(Path("/runs/a[1]/x.parquet"))
+    >>> sql_pattern(Path("/runs/a[1]/x.parquet"))
     "'/runs/a[[]1]/x.parquet'"
     """
     return sql_literal(re.sub(r"[*?[]", r"[\g<0>]", str(path.absolute())))
@@ -89,3 +90,12 @@ def write_parquet(query: str, path: Path, compression: str = "snappy") -> str:
 def write_json_lines(query: str, path: Path) -> str:
     """The statement that writes the rows of a query to this file, a JSON object a line."""
     return f"COPY ({query}) TO {sql_literal(path.absolute())} (FORMAT json)"
+
+
+Row = TypeVar("Row")
+
+
+def query(kind: Callable[..., Row], sql: str, *parameters: Any) -> list[Row]:
+    """Calls `kind`, such as a dataclass, with the columns of each row, in their order."""
+    with duckdb.connect() as connection:
+        return [kind(*row) for row in connection.execute(sql, parameters).fetchall()]

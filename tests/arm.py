@@ -12,7 +12,7 @@ from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.corpus.tokenizer_training import BOS, EOS, train_tokenizer
-from frame_jax.models.functional import Decoder, write_description
+from frame_jax.models.transformer import Decoder, write_description
 from frame_jax.run.directory import RunDirectory, write_json
 from frame_jax.run.trial_record import StageRecord, TrialRecord, write_trial_record
 from frame_jax.training.checkpointer import Checkpointer

@@ -28,8 +28,7 @@ from frame_jax.config.quadrants import PartitionConfig, RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.export.order.manifest import write_manifest
-from frame_jax.export.order.row_files import RowFile, read_rows
-from frame_jax.export.order.trial_order import make_trial_order
+from frame_jax.export.order.trial_order import RowFile, make_trial_order, read_rows
 from frame_jax.quadrants.rows import list_documents, training_conditions
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, write_json

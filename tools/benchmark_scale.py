@@ -53,8 +53,7 @@ from frame_jax.curriculum import loader
 from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve_curriculum
-from frame_jax.quadrants.packing import best_fit
-from frame_jax.quadrants.rows import ShuffledDocuments, list_documents, write_part
+from frame_jax.quadrants.rows import ShuffledDocuments, best_fit, list_documents, write_part
 from frame_jax.records import LENGTHS, OpenFiles, TokenReader, record_counts, write_tokens
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, write_json

@@ -33,15 +33,18 @@ from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.training import LRScheduleConfig, TrainingConfig
 from frame_jax.main import prefer_huge_pages
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import model_config, write_weights
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.cpu_devices import available_cores, set_cpu_devices
 from frame_jax.parallel.hardware import multiplies_bfloat16, processor
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
 from frame_jax.run.directory import write_json
 from frame_jax.run.special_tokens import SpecialTokens
-from frame_jax.training.lr_schedules import learning_rate
-from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
+from frame_jax.training.optimizer import (
+    learning_rate,
+    make_optimizer,
+    optimizer_shardings,
+)
 from frame_jax.training.train_step import TrainState, make_train_step
 
 # Smaller pieces of the loss than the default: their logits stay near the cores. Both minimise the

@@ -51,10 +51,10 @@ from frame_jax.models.flops import (
     model_flops_utilisation,
     training_flops_per_token,
 )
-from frame_jax.models.functional import Decoder
 from frame_jax.models.grouped_product import grouped_matmul, place_choices, rows_per_tile
 from frame_jax.models.hugging_face.export import model_config
 from frame_jax.models.ssd import ssd
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import write_json
@@ -426,7 +426,7 @@ class Shape:
         return 2 if self.seconds < 1 else STEP_TOKENS // self.length
 
     def mfu(self, tokens_per_second: float, flops: Callable[..., float]) -> float | None:
-        per_token = flops(self.decoder.config, self.decoder.vocab_size, self.length)
+        per_token = flops(self.decoder, self.length)
         kind, count = jax.devices()[0].device_kind, jax.device_count()
         return model_flops_utilisation(per_token, tokens_per_second, kind, count)
 

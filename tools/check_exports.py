@@ -27,10 +27,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from frame_jax import export_order as export
 from frame_jax.config.file import load
 from frame_jax.curriculum.loader import QuadrantRows
 from frame_jax.errors import UserError, print_error
-from frame_jax.export.order import export
 from frame_jax.export.order.shards import read_rows
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, make_trial_order
 from frame_jax.records import OpenFiles, TokenReader

@@ -57,7 +57,7 @@ from frame_jax.models.flops import (
     active_parameter_count,
     forward_flops_per_token,
 )
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import (
     batch_sharding,
     data_parallel_size,
@@ -154,11 +154,11 @@ def plan(config: RunConfig, step: str, mesh: Mesh) -> tuple[list[Decoder], Any, 
     if step == "train":
         training, length = config.pretrain.training, config.partition.rows.sequence_length
         decoder = Decoder(config.pretrain.model, vocab_size, remat=training.remat)
-        flops = 3 * forward_flops_per_token(config.pretrain.model, vocab_size, length)
+        flops = 3 * forward_flops_per_token(Decoder(config.pretrain.model, vocab_size), length)
         return [decoder], compile_train, training.batch_size * length, flops
     context = config.scoring.context
     models = [config.reference.weak.model, config.reference.strong.model]
-    flops = sum(forward_flops_per_token(model, vocab_size, context) for model in models)
+    flops = sum(forward_flops_per_token(Decoder(model, vocab_size), context) for model in models)
     tokens = config.scoring.per_device_batch_size * mesh.size * context
     return [Decoder(model, vocab_size) for model in models], compile_score, tokens, flops
 
@@ -225,7 +225,7 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
         "parameters": [decoder.parameter_count() for decoder in decoders],
-        "active_parameters": [active_parameter_count(d.config, d.vocab_size) for d in decoders],
+        "active_parameters": [active_parameter_count(d) for d in decoders],
         "tokens_per_step": tokens,
         "model_flops_per_step_per_device": flops,
         "hbm_gib_available": round(available, 2),

@@ -311,7 +311,7 @@ def weights_differ(expected: Path, found: Path) -> list[int]:
     from jax import tree
 
     from frame_jax.checkpoints import load_params
-    from frame_jax.models.functional import read_description
+    from frame_jax.models.transformer import read_description
 
     decoder = read_description(expected)
     different = []

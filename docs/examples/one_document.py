@@ -36,7 +36,7 @@ from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve_curriculum
 from frame_jax.models.cross_entropy import chunk_count
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.quadrants.partition import write_assignment
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.records import TokenReader, record_counts

@@ -16,8 +16,7 @@ from frame_jax.run.directory import RunDirectory
 
 if TYPE_CHECKING:  # these import JAX
     from frame_jax.corpus.tokenizer import Tokenizer
-    from frame_jax.models.functional import Decoder
-    from frame_jax.models.transformer import Params
+    from frame_jax.models.transformer import Decoder, Params
     from frame_jax.scoring.scorer import Scorer
 
 ComputeDtype = Literal["auto", "bfloat16", "float32"]
@@ -140,7 +139,7 @@ def load_run_models(run_directory: str | Path, *, per_device_batch_size: int = 8
     from frame_jax.config.file import load
     from frame_jax.corpus.tokenizer import load_tokenizer
     from frame_jax.run.compute_dtype import with_recorded_types
-    from frame_jax.scoring.references import load_references
+    from frame_jax.scoring.score import load_references
 
     directory = RunDirectory(run_directory)
     if not directory.config.exists():

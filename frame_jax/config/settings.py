@@ -10,35 +10,28 @@ from frame_jax.config.run import RunConfig
 from frame_jax.errors import without_secrets
 
 
-def flatten_settings(value: Any, key: str = "", *, with_runtime: bool = False) -> dict[str, Any]:
+def flatten_settings(value: Any, key: str = "") -> dict[str, Any]:
     """Flattens a config value to `{dotted key: plain value}`.
 
-    Left out are runtime fields, fields of later releases that are at their defaults, and what is
-    secret in web addresses, and another every day.
+    Left out are runtime fields, and what is secret in web addresses, and another every day.
 
-    >>> settings_of(AxesConfig(), "partition.axes")
+    >>> flatten_settings(AxesConfig(), "partition.axes")
     {'partition.axes.ppl': 2, 'partition.axes.pd': 2}
     """
     if dataclasses.is_dataclass(value):
-        leaves: dict[str, Any] = {}
-        for f in dataclasses.fields(value):
-            if with_runtime or not f.metadata.get("runtime"):
-                name = f"{key}.{f.name}" if key else f.name
-                leaves |= flatten_settings(getattr(value, f.name), name, with_runtime=with_runtime)
-        return leaves
-    if isinstance(value, dict):
-        return {
-            k: v
-            for name, item in value.items()
-            for k, v in flatten_settings(item, f"{key}.{name}", with_runtime=with_runtime).items()
-        }
-    if isinstance(value, list | tuple) and any(dataclasses.is_dataclass(item) for item in value):
-        return {
-            k: v
-            for index, item in enumerate(value)
-            for k, v in flatten_settings(item, f"{key}[{index}]", with_runtime=with_runtime).items()
-        }
-    return {key: without_secrets(value) if isinstance(value, str) else value}
+        fields = dataclasses.fields(value)
+        names = [f.name for f in fields if not f.metadata.get("runtime")]
+        parts = {f"{key}.{name}".lstrip("."): getattr(value, name) for name in names}
+    elif isinstance(value, dict):
+        parts = {f"{key}.{name}": item for name, item in value.items()}
+    elif isinstance(value, list | tuple) and any(map(dataclasses.is_dataclass, value)):
+        parts = {f"{key}[{index}]": item for index, item in enumerate(value)}
+    else:
+        return {key: without_secrets(value) if isinstance(value, str) else value}
+    leaves: dict[str, Any] = {}
+    for name, item in parts.items():
+        leaves |= flatten_settings(item, name)
+    return leaves
 
 
 def settings_to_write(config: RunConfig) -> dict[str, Any]:

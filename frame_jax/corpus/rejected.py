@@ -1,10 +1,15 @@
-"""Finds, lists and counts duplicate ids and unusable records of all parts."""
+"""Finds, lists and counts duplicate ids and unusable records of all parts, and says what was found.
+
+Each part counts, for every source, its records and those without a field that was looked for; the
+counts are kept in the metadata of the part's Parquet file.
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -16,13 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax.config.corpus import CorpusConfig
-from frame_jax.corpus.documents import Rejection
+from frame_jax.corpus.documents import Document, Rejection
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
-from frame_jax.sql import parquet_table, sql_literal
+from frame_jax.run.markers import read_marker
+from frame_jax.sql import parquet_table, query, sql_literal
 
 DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
-SHOWN = 3
+SHOWN = 3  # records or reasons in a message
 ARROW_SCHEMA = b"ARROW:schema"  # which every writer adds itself
 SAME_IDS = (
     " Of {:,} the id came before: where several sources have files of the same name, give each "
@@ -35,6 +41,8 @@ LOSSY = (
     " Of {:,} the tokenizer in tokenizer.path does not give back the text: take the added tokens "
     "or the normalizer that change it out of its file, choose a byte-level one, or leave it out"
 )
+METADATA = b"frame_jax.fields"
+SETTINGS = {"domain_field": "domain", "language_field": "language"}
 
 
 def rejection_line(rejection: Rejection) -> str:
@@ -75,11 +83,11 @@ def reject_duplicates(directory: RunDirectory) -> None:
 
 def summarise(directory: RunDirectory) -> dict[str, Any]:
     """Counts documents, tokens and UTF-8 bytes by split, rejected records, and parts."""
-    with duckdb.connect() as database:
-        rows = database.execute(
-            f"SELECT split, count(*), sum(tokens)::BIGINT, sum(bytes)::BIGINT "
-            f"FROM {_documents(directory)} WHERE split != 'rejected' GROUP BY split ORDER BY split"
-        ).fetchall()
+    rows = query(
+        lambda *row: row,
+        f"SELECT split, count(*), sum(tokens)::BIGINT, sum(bytes)::BIGINT "
+        f"FROM {_documents(directory)} WHERE split != 'rejected' GROUP BY split ORDER BY split",
+    )
     with directory.rejected.open("rb") as file:
         rejected = sum(1 for _ in file)
     return {
@@ -167,3 +175,65 @@ def _mark_rejected(path: Path, rows: list[int]) -> None:
 
 def _documents(directory: RunDirectory) -> str:
     return parquet_table(*list_parts(directory.tokens, ".parquet"))
+
+
+def count_fields(counts: Counter[str], source: int, document: Document) -> None:
+    """Counts a record of the source of that index, and the fields that were looked for in vain."""
+    counts.update(f"{source} {name}" for name in ("records", *document.absent))
+
+
+def counts_metadata(counts: Counter[str]) -> dict[bytes, bytes]:
+    """The counts of a part as they are kept."""
+    return {METADATA: json.dumps(counts, sort_keys=True).encode()}
+
+
+def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list[str]:
+    """A sentence for each field that was looked for and that no record of its source has."""
+    total: Counter[str] = Counter()
+    for part in list_parts(directory.tokens, ".parquet"):
+        total.update(json.loads(pq.read_metadata(part).metadata[METADATA]))
+    return [
+        f"corpus.sources[{index}]: no record has the field {getattr(source, setting)!r} "
+        f"({setting}), so the {value} of all {records:,} is {getattr(source, value)!r}"
+        for index, source in enumerate(corpus.sources)
+        if (records := total[f"{index} records"])
+        for setting, value in SETTINGS.items()
+        if total[f"{index} {setting}"] == records
+    ]
+
+
+def rejection_reasons(rejected: Path) -> dict[str, int]:
+    """Counts the reasons of rejections, the most frequent first."""
+    with rejected.open(encoding="utf-8") as lines:
+        counts = Counter(_general_reason(json.loads(line)["reason"]) for line in lines)
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _general_reason(reason: str) -> str:
+    """A reason without what is specific to its record."""
+    if reason.startswith("duplicate id "):
+        return "duplicate id"
+    return reason.split(": ")[0].split(" at character ")[0]
+
+
+def summary_messages(summary: dict[str, Any], directory: RunDirectory) -> list[str]:
+    """Formats a summary of the phase as lines for the terminal."""
+    documents, rejected = sum(summary["documents"].values()), summary["rejected"]
+    line = f"corpus: {documents:,} documents, {rejected:,} records rejected"
+    if rejected:
+        kinds = [f"{count:,} {kind}" for kind, count in summary["rejected_for"].items()]
+        shown = "; ".join(kinds[:SHOWN]) + ("; ..." if len(kinds) > SHOWN else "")
+        line += f" ({shown})" if kinds else ""
+        line += f", listed in {directory.rejected}"
+    empty = [split for split in ("train", "held_out") if not summary["documents"].get(split)]
+    return [
+        line,
+        *(f"corpus: no document fell into the split {split!r}" for split in empty),
+        *summary.get("fields_never_found", []),
+    ]
+
+
+def read_summary_messages(directory: RunDirectory) -> list[str]:
+    """Reads the messages about a corpus that is tokenized."""
+    marker = read_marker(directory, "tokenize")
+    return [] if marker is None else summary_messages(marker.summary, directory)

@@ -15,25 +15,22 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.config.run import RunConfig
-from frame_jax.corpus.documents import Document, Rejection
+from frame_jax.corpus.documents import Document, Rejection, assign_split
 from frame_jax.corpus.inventory import expected_signature, keep_inventory
 from frame_jax.corpus.parts import Chunk, plan_parts
 from frame_jax.corpus.rejected import (
     LOST,
-    reject_duplicates,
-    rejection_line,
-    require_few_rejected,
-    summarise,
-)
-from frame_jax.corpus.sources.inputs import Input, other_files
-from frame_jax.corpus.splits import assign_split
-from frame_jax.corpus.summary_messages import (
     absent_field_warnings,
     count_fields,
     counts_metadata,
+    reject_duplicates,
+    rejection_line,
     rejection_reasons,
+    require_few_rejected,
+    summarise,
     summary_messages,
 )
+from frame_jax.corpus.sources.inputs import Input, other_files
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from frame_jax.corpus.tokenizer_training import prepare_tokenizer
 from frame_jax.errors import print_note

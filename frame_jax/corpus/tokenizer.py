@@ -116,7 +116,7 @@ class Tokenizer:
 
     def _encode_whole(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded: list[np.ndarray] = []
-        for call in _calls(texts):
+        for call in batch_texts(texts):
             found = self._backend.encode_batch_fast(call, add_special_tokens=False)
             encoded += [np.array(encoding.ids, np.uint32) for encoding in found]
         return encoded
@@ -137,7 +137,7 @@ class Tokenizer:
         texts = (text[start : start + window] for start in starts)
         encodings = (
             encoding
-            for call in _calls(texts)
+            for call in batch_texts(texts)
             for encoding in self._backend.encode_batch(call, add_special_tokens=False)
         )
         for start, encoding in zip(starts, encodings, strict=True):
@@ -187,18 +187,18 @@ def find_agreement(
     return int(first) + half, int(second) + half
 
 
-def _calls(texts: Iterable[str]) -> Iterator[list[str]]:
-    """The texts in order, in lists of bounded length."""
-    call: list[str] = []
-    characters = 0
+def batch_texts(texts: Iterable[str], characters: int = CALL_CHARACTERS) -> Iterator[list[str]]:
+    """Yields the texts in order, in lists that end when they hold so many characters."""
+    batch: list[str] = []
+    size = 0
     for text in texts:
-        call.append(text)
-        characters += len(text)
-        if characters >= CALL_CHARACTERS:
-            yield call
-            call, characters = [], 0
-    if call:
-        yield call
+        batch.append(text)
+        size += len(text)
+        if size >= characters:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def make_tokenizer(backend: tokenizers.Tokenizer, bos_id: int, eos_id: int) -> Tokenizer:

@@ -13,7 +13,6 @@ that takes the digests of rows one by one, which a manifest holds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
@@ -54,25 +53,11 @@ def parse_digest(text: str) -> int:
     return int.from_bytes(bytes.fromhex(text), "little")
 
 
-@dataclass(frozen=True)
-class ConsumedRows:
-    """Digest of the rows that a training run has consumed.
-
-    Attributes:
-        value: The digest of all its rows.
-    """
-
-    value: int = 0
-
-    def add_rows(self, columns: np.ndarray) -> ConsumedRows:
-        """The digest after the next rows, given the sums by byte of their digests."""
-        return ConsumedRows((self.value + digest_value(columns)) % MODULUS)
-
-    def as_record(self) -> dict[str, Any]:
-        """The fields that a line of metrics and a checkpoint store."""
-        return {"order_digest": format_digest(self.value)}
+def consumed_record(value: int) -> dict[str, Any]:
+    """The fields that a line of metrics and a checkpoint store: the digest of the rows so far."""
+    return {"order_digest": format_digest(value)}
 
 
-def read_consumed_rows(record: dict[str, Any]) -> ConsumedRows | None:
-    """What a line of metrics or a checkpoint holds; None where it holds no digest."""
-    return ConsumedRows(parse_digest(record["order_digest"])) if "order_digest" in record else None
+def read_consumed_rows(record: dict[str, Any]) -> int | None:
+    """The digest that a line of metrics or a checkpoint holds; None where it holds none."""
+    return parse_digest(record["order_digest"]) if "order_digest" in record else None

@@ -4,14 +4,21 @@ The map is a pure function of the index: no state but the step, so any number of
 it from anywhere. Rows are drawn without replacement and with exact counts. An epoch is cut into
 blocks; a table holds how many rows of every quadrant come before each block, and order inside a
 block and inside a quadrant comes from keyed permutations that are computed, not stored.
+
+Training, exports and `--plan` all take the order that a config asks for from `trial_selection` and
+`arm_schedule`, so that they cannot differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
+from frame_jax.config.run import RunConfig, Trial
 from frame_jax.curriculum.permutation import permutation_keys, permute, unpermute
-from frame_jax.curriculum.stages import DataSchedule
+from frame_jax.curriculum.presets import expand_curriculum
+from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum
 
 MIN_BLOCK_ROWS = 64
 TABLE_ENTRIES = 1 << 19
@@ -150,3 +157,31 @@ def round_cumulative_counts(asked: np.ndarray, edges: np.ndarray) -> np.ndarray:
         given = [have + n for have, n in zip(given, new, strict=True)]
         counts.append(given)
     return np.array(counts, np.int64)
+
+
+def arm_schedule(config: RunConfig, arm: str, rows: Mapping[str, int]) -> DataSchedule:
+    """The stages of an arm over rows that exist.
+
+    `rows` are those of each quadrant; others than the partition's are ignored.
+
+    Raises:
+        UserError: if the rows cannot fill the stages.
+    """
+    axes, training = config.partition.axes, config.pretrain.training
+    return resolve_curriculum(
+        expand_curriculum(config.curricula[arm], axes),
+        {quadrant: rows[quadrant] for quadrant in axes.quadrants},
+        batch_size=training.batch_size,
+        sequence_length=config.partition.rows.sequence_length,
+        steps=training.steps,
+    )
+
+
+def trial_selection(config: RunConfig, trial: Trial, rows: Mapping[str, int]) -> SelectionMap:
+    """Which row comes when in a trial: its arm's stages, drawn under its seed.
+
+    Raises:
+        UserError: if the rows cannot fill the stages.
+    """
+    curriculum = expand_curriculum(config.curricula[trial.arm], config.partition.axes)
+    return SelectionMap(arm_schedule(config, trial.arm, rows), trial.seed, curriculum.shuffle)

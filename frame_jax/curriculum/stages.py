@@ -73,6 +73,12 @@ class DataSchedule:
         stops = np.array([stage.stop for stage in self.stages], np.int64)
         return (np.arange(self.epochs)[:, None] * self.epoch_rows + stops).ravel()
 
+    @property
+    def run_stages(self) -> list[tuple[str, int, int]]:
+        """Name, first row and end of each stage of the run, those of every epoch."""
+        names, stops = [stage.name for stage in self.stages], self.boundaries.tolist()
+        return list(zip(names * self.epochs, [0, *stops[:-1]], stops, strict=True))
+
     def stage_starts(self, batch_size: int) -> list[int]:
         """The first step of each stage of the run, rising; a stage inside a step begins with it."""
         return sorted({0, *(self.boundaries[:-1] // batch_size).tolist()})

@@ -6,98 +6,77 @@ this process, as scoring does.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
 
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.models.cross_entropy import chunk_count, token_nll
-from frame_jax.models.functional import Decoder
-from frame_jax.models.transformer import Params
+from frame_jax.models.transformer import Decoder, Params
 from frame_jax.scoring.scorer import Scorer, hidden_states
 
+# [rows, context] int32, the rows' tokens from the left, and how many there are in each, at least 1
+# ([rows] int32), to the likeliest token after each ([rows] int32).
+NextTokens = Callable[[np.ndarray, np.ndarray], jax.Array]
 
-class GreedyScorer(Scorer):
-    """A scorer of one model whose values are [2, rows, context]: NLL in nats, and misses.
+
+def make_greedy_scorer(
+    decoder: Decoder,
+    params: Params,
+    context: int,
+    *,
+    per_device_batch_size: int,
+    loss_chunk: int = 2048,
+    fsdp: int = 1,
+) -> tuple[Scorer, NextTokens]:
+    """A scorer whose values are [2, rows, context], NLL in nats and misses, and its next tokens.
 
     A miss is 1 where another token is likelier than the target, otherwise 0.
     """
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        params: Params,
-        context: int,
-        *,
-        per_device_batch_size: int,
-        loss_chunk: int = 2048,
-        fsdp: int = 1,
-    ):
-        """Places the parameters; see `Scorer` for the arguments."""
-        scoring = ScoringConfig(
-            context, per_device_batch_size=per_device_batch_size, loss_chunk=loss_chunk, fsdp=fsdp
-        )
-        super().__init__([(decoder, params)], scoring)
-        specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self._params)
-        mesh, rows = self._batch_sharding.mesh, self._batch_sharding.spec
-        assert isinstance(mesh, Mesh)  # of devices, not of an abstract topology
-        chunks = chunk_count(per_device_batch_size, context, loss_chunk)
-        mapped = functools.partial(jax.shard_map, mesh=mesh, check_vma=False)
-        score = functools.partial(score_rows_greedily, decoder, specs[0], chunks=chunks)
-        columns = PartitionSpec(None, *rows)
-        self._score = jax.jit(
-            mapped(score, in_specs=(specs, rows, rows, rows, rows), out_specs=columns)
-        )
-        following = functools.partial(next_tokens, decoder, specs[0])
-        self._next = jax.jit(mapped(following, in_specs=(specs, rows, rows), out_specs=rows))
-
-    def next_tokens(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """The likeliest token after each row.
-
-        Args:
-            ids: [rows, context] int32, the rows' tokens from the left.
-            lengths: [rows] int32, how many there are, at least 1.
-
-        Returns:
-            [rows] int32.
-        """
-        arrays = jax.device_put((ids, lengths), self._batch_sharding)
-        return np.asarray(self._next(self._params, *arrays))
+    scoring = ScoringConfig(
+        context, per_device_batch_size=per_device_batch_size, loss_chunk=loss_chunk, fsdp=fsdp
+    )
+    scorer = Scorer([(decoder, params)], scoring, score_rows_greedily)
+    return scorer, scorer.map_rows(next_tokens, 2)
 
 
 def score_rows_greedily(
-    decoder: Decoder,
-    specs: Any,
+    models: tuple[Decoder],
+    specs: tuple[Any],
     params: tuple[Params],
     inputs: jax.Array,
     targets: jax.Array,
     segment_ids: jax.Array,
     positions: jax.Array,
     *,
-    chunks: int,
+    loss_chunk: int,
 ) -> jax.Array:
     """What one device does with its rows: [2, rows, context] float32, NLL and misses."""
-    module, hidden = hidden_states(decoder, params[0], specs, inputs, segment_ids, positions)
-    nll = token_nll(hidden, module.unembedding(), targets, chunks)
-    best = argmax_tokens(hidden, module.unembedding(), chunks)
+    chunks = chunk_count(inputs.shape[0], inputs.shape[1], loss_chunk)
+    computed = hidden_states(models[0], params[0], specs[0], inputs, segment_ids, positions)
+    nll = token_nll(*computed, targets, chunks)
+    best = argmax_tokens(*computed, chunks)
     return jnp.stack([nll, (best != targets).astype(jnp.float32)])
 
 
 def next_tokens(
-    decoder: Decoder, specs: Any, params: tuple[Params], ids: jax.Array, lengths: jax.Array
+    models: tuple[Decoder],
+    specs: tuple[Any],
+    params: tuple[Params],
+    ids: jax.Array,
+    lengths: jax.Array,
 ) -> jax.Array:
     """What one device does to continue its rows: [rows] int32."""
     rows, context = ids.shape
     positions = jnp.broadcast_to(jnp.arange(context), (rows, context))
     # Attention is causal: what lies behind a row's end cannot matter.
-    module, hidden = hidden_states(decoder, params[0], specs, ids, jnp.zeros_like(ids), positions)
+    segments = jnp.zeros_like(ids)
+    hidden, unembedding = hidden_states(models[0], params[0], specs[0], ids, segments, positions)
     last = hidden[jnp.arange(rows), lengths - 1][:, None]
-    return argmax_tokens(last, module.unembedding(), 1)[:, 0]
+    return argmax_tokens(last, unembedding, 1)[:, 0]
 
 
 def argmax_tokens(hidden: jax.Array, unembedding: jax.Array, chunks: int) -> jax.Array:
@@ -114,7 +93,8 @@ def argmax_tokens(hidden: jax.Array, unembedding: jax.Array, chunks: int) -> jax
 
 
 def generate_greedily(
-    scorer: GreedyScorer,
+    scorer: Scorer,
+    following: NextTokens,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
     is_finished: Callable[[int, list[int]], bool],
@@ -140,7 +120,7 @@ def generate_greedily(
                 ids[row, : lengths[row]] = prompts[owner]
         if not any(owner is not None for owner in owners):
             return written
-        tokens = scorer.next_tokens(ids, lengths)
+        tokens = np.asarray(following(ids, lengths))
         for row, owner in enumerate(owners):
             if owner is None:
                 continue

@@ -12,7 +12,9 @@ of multiple-choice tasks (`evaluation.tasks`) and losses on training rows
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -33,16 +35,15 @@ from frame_jax.evaluation.results import (
     scores_folder,
     write_result,
 )
-from frame_jax.evaluation.tensorboard import write_tensorboard
 from frame_jax.evaluation.weights import Part, Weights, write_missing_parts
 from frame_jax.parallel import processes
+from frame_jax.records import read_documents
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.run.trial_record import TrialRecord, load_trial_record
 from frame_jax.scoring.documents import score_documents
-from frame_jax.scoring.model_tokenizers import read_documents
 from frame_jax.scoring.scorer import Scorer
-from frame_jax.sql import parquet_table
+from frame_jax.sql import parquet_table, query
 
 
 def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> dict[str, Any]:
@@ -172,20 +173,20 @@ def held_out_result(
         parquet_table(*list_parts(folder, ".parquet"))
         for folder in (scores_folder(directory, trial, weights.name), directory.tokens)
     )
-    with duckdb.connect() as connection:
-        rows = connection.execute(
-            f"""
-            SELECT {SLICE_SQL}, count(*), CAST(sum(predicted_tokens) AS BIGINT),
-                   CAST(sum(bytes) AS BIGINT), sum(nll)
-            FROM {scores}
-            JOIN (SELECT doc_id, domain, language, bytes FROM {tokens}
-                  WHERE split = 'held_out') USING (doc_id)
-            LEFT JOIN (SELECT doc_id, quadrant FROM {parquet_table(directory.assignment)}
-                       WHERE split = 'held_out') USING (doc_id)
-            GROUP BY GROUPING SETS ((), (domain), (language), (quadrant))
-            ORDER BY slice
-            """
-        ).fetchall()
+    rows = query(
+        lambda *row: row,
+        f"""
+        SELECT {SLICE_SQL}, count(*), CAST(sum(predicted_tokens) AS BIGINT),
+               CAST(sum(bytes) AS BIGINT), sum(nll)
+        FROM {scores}
+        JOIN (SELECT doc_id, domain, language, bytes FROM {tokens}
+              WHERE split = 'held_out') USING (doc_id)
+        LEFT JOIN (SELECT doc_id, quadrant FROM {parquet_table(directory.assignment)}
+                   WHERE split = 'held_out') USING (doc_id)
+        GROUP BY GROUPING SETS ((), (domain), (language), (quadrant))
+        ORDER BY slice
+        """,
+    )
     slices = {
         label: HeldOutLoss(
             count, predicted_tokens, size, nll, nll / predicted_tokens, nll / (size * math.log(2))
@@ -195,3 +196,21 @@ def held_out_result(
     }
     tokens_seen = weights.step * record.tokens_per_step
     return WeightsResult(weights.name, weights.steps, weights.step, tokens_seen, slices)
+
+
+def write_tensorboard(folder: Path, result: TrialResult) -> None:
+    """Writes `folder`/tensorboard anew, where `folder` is that of the trial's scores."""
+    from tensorboardX import SummaryWriter
+
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for checkpoint in result.checkpoints:
+            step, overall = checkpoint.step, checkpoint.overall
+            writer.add_scalar("evaluate/nll_per_token", overall.nll_per_token, step)
+            writer.add_scalar("evaluate/bits_per_byte", overall.bits_per_byte, step)
+            for name, loss in checkpoint.slices.items():
+                dimension, _, value = name.partition(": ")
+                if dimension == "quadrant":
+                    writer.add_scalar(f"evaluate.quadrant/{value}", loss.nll_per_token, step)
+        for score in result.checkpoint_tasks():
+            writer.add_scalar(f"evaluate.tasks/{score.task}", score.accuracy, score.step)

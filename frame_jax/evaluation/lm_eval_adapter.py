@@ -29,9 +29,9 @@ except ImportError as error:
 from frame_jax import checkpoints
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError, print_note
-from frame_jax.evaluation.greedy import GreedyScorer, generate_greedily
+from frame_jax.evaluation.greedy import generate_greedily, make_greedy_scorer
 from frame_jax.evaluation.likelihood import Request, continuation_sums, encode_requests
-from frame_jax.models.functional import read_description
+from frame_jax.models.transformer import read_description
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.program_exit import report_error, run_main
 from frame_jax.run.trial_record import choose_checkpoint_step, read_trial_record
@@ -88,7 +88,7 @@ class FrameJaxModel(LM):
         decoder = read_description(folder, compute_dtype=compute_dtype)
         params = checkpoints.load_params(folder / "checkpoints", decoder, self.step, ema=ema)
         self.max_length = max_length or trial_record.sequence_length
-        self._scorer = GreedyScorer(
+        self._scorer, self._next_tokens = make_greedy_scorer(
             decoder, params, self.max_length, per_device_batch_size=per_device_batch_size, fsdp=fsdp
         )
         self._tokenizer = load_tokenizer(directory)
@@ -163,7 +163,7 @@ class FrameJaxModel(LM):
                 stop in tokenizer.decode_plain(written[-window[stop] :]) for stop in stops[number]
             )
 
-        generated = generate_greedily(self._scorer, prompts, limits, is_finished)
+        generated = generate_greedily(self._scorer, self._next_tokens, prompts, limits, is_finished)
         answers = []
         for request, written, until in zip(requests, generated, stops, strict=True):
             text_ids = [i for i in written if i not in (tokenizer.bos_id, tokenizer.eos_id)]

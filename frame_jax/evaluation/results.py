@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from frame_jax.run.directory import RunDirectory
-from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
+from frame_jax.run.directory import RunDirectory, read_dataclass, write_dataclass
 from frame_jax.run.markers import changed_input
 
 ALL = "all"  # the slice that is the whole held-out split

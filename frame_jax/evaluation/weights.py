@@ -14,8 +14,7 @@ from frame_jax import checkpoints
 from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.models.functional import Decoder, read_description
-from frame_jax.models.transformer import Params
+from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path
@@ -29,7 +28,7 @@ class Weights(NamedTuple):
     Attributes:
         name: Of the folder of their results.
         steps: Checkpoints they are made of, ascending; the last says where in training they stand.
-        decay: Of the mean, see `models.averages.mean_of_checkpoints`.
+        decay: Of the mean, see `checkpoints.mean_of_checkpoints`.
     """
 
     name: str
@@ -114,11 +113,16 @@ def write_missing_parts(
 
 def load_weights(folder: Path, decoder: Decoder, weights: Weights, *, ema: bool) -> Params:
     """Loads weights of the training run in `folder`; `ema` takes the moving average of a single
-    checkpoint's."""
+    checkpoint's. All processes must call it together.
+
+    Raises:
+        UserError: if a checkpoint cannot be read.
+    """
     saved = folder / "checkpoints"
     if len(weights.steps) == 1:
         return checkpoints.load_params(saved, decoder, weights.step, ema=ema)
-    return checkpoints.load_mean_params(saved, decoder, weights.steps, weights.decay)
+    each = (checkpoints.load_params(saved, decoder, step) for step in weights.steps)
+    return checkpoints.mean_of_checkpoints(each, weights.decay)
 
 
 def checkpoint_scorers(

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import yaml
 
 from frame_jax import __version__, checkpoints
@@ -21,11 +20,11 @@ from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
 from frame_jax.evaluation.results import read_result
 from frame_jax.evaluation.weights import Weights, load_weights
-from frame_jax.models.functional import Decoder, read_description
 from frame_jax.models.hugging_face.export import export_checkpoint
+from frame_jax.models.transformer import Decoder, read_description
 from frame_jax.run.directory import RunDirectory, new_folder
 from frame_jax.run.partition_record import read_partition_record
-from frame_jax.run.program_exit import report_error
+from frame_jax.run.program_exit import run_command
 from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.run.trial_record import TrialRecord, choose_checkpoint_step, read_trial_record
 
@@ -239,9 +238,8 @@ def held_out_section(directory: RunDirectory, trial: str, weights: Weights, ema:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for bad input."""
-    options = parser().parse_args(arguments)
-    jax.config.update("jax_platforms", "cpu")  # nothing is computed
-    try:
+
+    def command(options: argparse.Namespace) -> None:
         mean = None
         if options.average_last is not None:
             mean = AverageConfig(options.average_last, options.average_decay)
@@ -255,10 +253,9 @@ def main(arguments: list[str] | None = None) -> int:
             mean=mean,
             languages=options.language,
         )
-    except Exception as error:
-        return report_error(error)
-    print(f"{options.trial}, step {step:,}: {options.out}")
-    left = [f"--{key}" for key in ("license", "language") if not getattr(options, key)]
-    if left:
-        print(f"the model card says nothing of what {' and '.join(left)} would say")
-    return 0
+        print(f"{options.trial}, step {step:,}: {options.out}")
+        left = [f"--{key}" for key in ("license", "language") if not getattr(options, key)]
+        if left:
+            print(f"the model card says nothing of what {' and '.join(left)} would say")
+
+    return run_command(parser(), command, arguments)

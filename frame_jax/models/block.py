@@ -1,28 +1,66 @@
 """One layer of the decoder: a mixer and a feed-forward around the residual stream.
 
-Each mixer and each feed-forward is a module of its own with two functions: `init_params`, which
-makes its parameters, and `apply`, which computes it.
+Each mixer and each feed-forward is two functions: one makes its parameters, one computes it. Those
+of the dense feed-forward are here, of the others in a module of their own.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from flax import nnx
 from jax import Array
 
 from frame_jax.config.models import LayerSpec, ModelConfig
-from frame_jax.models import attention, feed_forward_dense, feed_forward_experts, mixer_mamba2
+from frame_jax.models import attention, feed_forward_experts, mixer_mamba2
+from frame_jax.models.feed_forward_experts import RouterStatistics
 from frame_jax.models.layers import (
     LayerContext,
     ParamInitializer,
+    gelu,
     layer_norm,
+    matmul,
+    recompute_in_backward,
     rms_norm,
     save_activation,
+    swiglu,
 )
-from frame_jax.models.router import RouterStatistics
-from frame_jax.parallel.sharding import constrain_sharding
+from frame_jax.parallel.sharding import constrain_sharding, platform
 
 MIXERS = {"attention": attention, "mamba2": mixer_mamba2}
-FEED_FORWARDS = {"dense": feed_forward_dense, "experts": feed_forward_experts}
+
+
+def init_dense_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.Param]:
+    """Makes the matrices of a dense feed-forward, and biases where the model has them."""
+    params = init.feed_forward(c.hidden_size, c.intermediate_size, gated=c.activation == "swiglu")
+    if c.bias:
+        widths = {name: params[name].values.shape[-1] for name in params}
+        params |= {f"{name}_bias": init.vector(width, 0.0) for name, width in widths.items()}
+    return params
+
+
+def apply_dense(
+    c: ModelConfig, p: dict[str, Array], x: Array, context: LayerContext
+) -> tuple[Array, None]:
+    """Applies SwiGLU, or GELU without a gate: [B, T, D] -> [B, T, D], and no statistics."""
+
+    def linear(x: Array, name: str) -> Array:
+        y = matmul(x, p[name])
+        return y + p[f"{name}_bias"].astype(y.dtype) if c.bias else y
+
+    def down(*wide: Array) -> Array:
+        return linear(gelu(*wide) if c.activation == "gelu" else swiglu(*wide), "down")
+
+    names = ("up",) if c.activation == "gelu" else ("gate", "up")
+    wide = [save_activation(linear(x, name)) for name in names]
+    # A CPU makes the last product's operand again sooner than it keeps it; a TPU does not.
+    return (recompute_in_backward(down) if platform() == "cpu" else down)(*wide), None
+
+
+FEED_FORWARDS = {
+    "dense": (init_dense_params, apply_dense),
+    "experts": (feed_forward_experts.init_params, feed_forward_experts.apply),
+}
 
 
 def init_params(c: ModelConfig, spec: LayerSpec, init: ParamInitializer) -> dict[str, nnx.Param]:
@@ -31,25 +69,32 @@ def init_params(c: ModelConfig, spec: LayerSpec, init: ParamInitializer) -> dict
     params = init.norm(mixer.NORM, c.hidden_size, c.norm) | mixer.init_params(c, init)
     if spec.feed_forward != "none":
         params |= init.norm("mlp_norm", c.hidden_size, c.norm)
-        params |= FEED_FORWARDS[spec.feed_forward].init_params(c, init)
+        params |= FEED_FORWARDS[spec.feed_forward][0](c, init)
     return params
 
 
 def apply_layer(
-    c: ModelConfig, spec: LayerSpec, p: dict[str, Array], x: Array, context: LayerContext
+    c: ModelConfig,
+    spec: LayerSpec,
+    gather: Callable[[dict[str, Array]], dict[str, Array]] | None,
+    x: Array,
+    p: dict[str, Array],
+    context: LayerContext,
 ) -> tuple[Array, RouterStatistics | None]:
     """Applies one layer.
 
     Args:
         c: The model.
         spec: The layer's mixer and feed-forward.
-        p: The layer's parameters.
+        gather: Makes the parameters whole, where `p` holds shards of them.
         x: [B, T, D], compute dtype.
+        p: The layer's parameters.
         context: What all layers read.
 
     Returns:
         [B, T, D], and its router's statistics; None without experts, or without a loss mask.
     """
+    p = p if gather is None else gather(p)
     mixer = MIXERS[spec.mixer]
     x = constrain_sharding(x, "batch", None, None)
     mixed = mixer.apply(c, p, sublayer_input(c, p, mixer.NORM, x), context)
@@ -58,8 +103,8 @@ def apply_layer(
         x = after = save_activation(constrain_sharding(after, "batch", None, None))
     if spec.feed_forward == "none":
         return after, None
-    feed_forward = FEED_FORWARDS[spec.feed_forward]
-    out, statistics = feed_forward.apply(c, p, sublayer_input(c, p, "mlp_norm", x), context)
+    apply = FEED_FORWARDS[spec.feed_forward][1]
+    out, statistics = apply(c, p, sublayer_input(c, p, "mlp_norm", x), context)
     return after + sublayer_output(c, p, "mlp_norm", out), statistics
 
 

@@ -13,7 +13,7 @@ import functools
 import jax
 
 from frame_jax.config.models import LayerSpec, ModelConfig
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 
 # Dense bfloat16 FLOPs a second of one device, from the makers' data sheets, by JAX `device_kind`.
 PEAK_FLOPS = {
@@ -38,34 +38,26 @@ HBM_GIB = {
 
 
 @functools.cache
-def parameter_sizes(config: ModelConfig, vocab_size: int) -> list[tuple[tuple[str, ...], int]]:
+def parameter_sizes(decoder: Decoder) -> list[tuple[tuple[str, ...], int]]:
     """The logical axes and the size of every parameter, stacked over the layers of a group."""
-    decoder = Decoder(config, vocab_size)
     axes = jax.tree.leaves(decoder.axes(), is_leaf=lambda node: isinstance(node, tuple))
     sizes = [leaf.size for leaf in jax.tree.leaves(decoder.shapes())]
     return list(zip(axes, sizes, strict=True))
 
 
-def parameter_count(config: ModelConfig, vocab_size: int) -> int:
-    """All parameters: matrices, embeddings, norms and biases."""
-    return sum(size for _, size in parameter_sizes(config, vocab_size))
-
-
-def active_parameter_count(config: ModelConfig, vocab_size: int) -> int:
+def active_parameter_count(decoder: Decoder) -> int:
     """The parameters that a token meets: all but the experts that its router leaves out."""
-    return sum(
-        active_size(config, axes, size) for axes, size in parameter_sizes(config, vocab_size)
-    )
+    return sum(active_size(decoder.config, *each) for each in parameter_sizes(decoder))
 
 
-def matrix_param_count(config: ModelConfig, vocab_size: int) -> int:
+def matrix_param_count(decoder: Decoder) -> int:
     """Parameters that take part in a matrix product for a token: of experts, those of its own.
 
     The embedding lookup is none; the output projection is one, tied or not.
     """
-    return vocab_size * config.hidden_size + sum(
-        active_size(config, axes, size)
-        for axes, size in parameter_sizes(config, vocab_size)
+    return decoder.vocab_size * decoder.config.hidden_size + sum(
+        active_size(decoder.config, axes, size)
+        for axes, size in parameter_sizes(decoder)
         if not {"norm", "conv", "vocab"} & set(axes)
     )
 
@@ -76,16 +68,18 @@ def active_size(config: ModelConfig, axes: tuple[str, ...], size: int) -> int:
     return size // e.num_experts * e.num_experts_per_token if "expert" in axes else size
 
 
-def forward_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -> float:
+def forward_flops_per_token(decoder: Decoder, length: int) -> float:
     """Mean forward FLOPs of a token in a row of `length` tokens.
 
     >>> tiny = ModelConfig(hidden_size=2, intermediate_size=3, num_layers=1, num_heads=1,
     ...                    num_kv_heads=1)
-    >>> forward_flops_per_token(tiny, vocab_size=5, length=8)  # 2 * (16 + 18 + 10) + 4 * 4 * 2
+    >>> decoder = Decoder(tiny, vocab_size=5)
+    >>> forward_flops_per_token(decoder, length=8)  # 2 * (16 + 18 + 10) + 4 * 4 * 2
     120.0
     """
-    mixed = sum(mixing_flops(config, spec, length) for spec in config.layer_specs)
-    return 2 * matrix_param_count(config, vocab_size) + mixed
+    c = decoder.config
+    mixed = sum(mixing_flops(c, spec, length) for spec in c.layer_specs)
+    return 2 * matrix_param_count(decoder) + mixed
 
 
 def mixing_flops(c: ModelConfig, spec: LayerSpec, length: int) -> float:
@@ -102,9 +96,9 @@ def mixing_flops(c: ModelConfig, spec: LayerSpec, length: int) -> float:
     return 2 * 2 * (length / 2) * c.num_heads * c.resolved_head_dim
 
 
-def training_flops_per_token(config: ModelConfig, vocab_size: int, length: int) -> float:
+def training_flops_per_token(decoder: Decoder, length: int) -> float:
     """Mean FLOPs of a token in a training step: forward and backward."""
-    return 3 * forward_flops_per_token(config, vocab_size, length)
+    return 3 * forward_flops_per_token(decoder, length)
 
 
 def model_flops_utilisation(

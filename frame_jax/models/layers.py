@@ -6,6 +6,7 @@ float32. TPU and GPU matrix units work that way, and so do the CPU's.
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Iterable, Sequence
@@ -32,39 +33,45 @@ recompute_in_backward = functools.partial(jax.checkpoint, prevent_cse=False)
 
 
 class ParamInitializer:
-    """Makes the parameters of equal layers, stacked on a first axis.
+    """Makes initial parameters: those of equal layers are stacked on a first axis.
 
     Attributes:
         residual: Scale of the matrices that write to the residual stream: they are scaled down, so
             that its variance does not grow with depth.
     """
 
-    def __init__(self, stacked: int, num_layers: int, rngs: nnx.Rngs):
-        """
-        Args:
-            stacked: Layers of the stack.
-            num_layers: Layers of the whole model.
-            rngs: Where random numbers come from.
-        """
-        self._stacked, self._rngs = stacked, rngs
+    def __init__(self, num_layers: int, key: Array):
+        self._rngs = nnx.Rngs(params=key)
+        self._stack: tuple[int, ...] = ()
         self.residual = (2 * num_layers) ** -0.5
 
+    def stacked(self, layers: int) -> ParamInitializer:
+        """The same, for parameters of so many equal layers."""
+        other = copy.copy(self)
+        other._stack = (layers,)
+        return other
+
     def _param(self, values: Array, axes: Sequence[str]) -> nnx.Param:
-        return nnx.Param(values, axes=("layer", *axes))
+        return nnx.Param(values, axes=(*["layer"] * len(self._stack), *axes))
+
+    def embedding(self, vocab_size: int, hidden: int) -> nnx.Param:
+        """[vocab_size, hidden], normal with a standard deviation of 0.02."""
+        values = jax.random.normal(self._rngs.params(), (vocab_size, hidden), jnp.float32)
+        return self._param(values * 0.02, ("vocab", "embed"))
 
     def matrix(self, shape: Sequence[int], axes: Sequence[str], scale: float = 1.0) -> nnx.Param:
         """Matrices [layers, *shape], normal with the variance `scale`^2 / rows."""
-        values = jax.random.normal(self._rngs.params(), (self._stacked, *shape), jnp.float32)
+        values = jax.random.normal(self._rngs.params(), (*self._stack, *shape), jnp.float32)
         return self._param(values * (scale * shape[-2] ** -0.5), axes)
 
     def uniform(self, shape: Sequence[int], low: float, high: float) -> Array:
         """[layers, *shape], uniform in [low, high)."""
-        shape = (self._stacked, *shape)
+        shape = (*self._stack, *shape)
         return jax.random.uniform(self._rngs.params(), shape, jnp.float32, low, high)
 
     def vector(self, width: int, value: float | Array) -> nnx.Param:
         """Vectors [layers, width] that weight decay spares: norms, biases and the like."""
-        values = jnp.broadcast_to(jnp.asarray(value, jnp.float32), (self._stacked, width))
+        values = jnp.broadcast_to(jnp.asarray(value, jnp.float32), (*self._stack, width))
         return self._param(values, ("norm",))
 
     def conv_kernel(self, width: int, channels: int) -> nnx.Param:

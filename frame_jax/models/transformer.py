@@ -1,15 +1,18 @@
 """The decoder: an embedding, layers, a final norm; the loss projects its output to logits.
 
 Layers are any mix of mixers and feed-forwards (`models.block`), Llama's unless the shape says
-otherwise. Parameters of equal layers are stacked and scanned, so compile time does not depend on
-depth. Every parameter names its logical axes where it is made (`axes=...`);
+otherwise. Parameters are a nested dict of arrays; those of equal layers are stacked and scanned, so
+compile time does not depend on depth. Every parameter names its logical axes where it is made;
 `frame_jax.parallel.sharding` maps those to mesh axes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import operator
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,8 +20,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from frame_jax.config.models import LayerGroup, ModelConfig
+from frame_jax.config.models import ModelConfig
 from frame_jax.models import block
+from frame_jax.models.feed_forward_experts import RouterStatistics
 from frame_jax.models.layer_loop import scan_layers
 from frame_jax.models.layers import (
     SAVED_NAME,
@@ -27,12 +31,12 @@ from frame_jax.models.layers import (
     rotary_frequencies,
     rotary_tables,
 )
-from frame_jax.models.router import RouterStatistics
 from frame_jax.parallel.sharding import constrain_sharding
+from frame_jax.run.directory import read_dataclass, write_dataclass
 
 Params = dict[str, Any]  # nested dict of float32 arrays
-# Makes one layer's parameters whole: the parameters, or shards of them, and its group's name.
-GatherParams = Callable[[Params, str], Params]
+# Makes one layer's parameters whole: its group's name, and the parameters or shards of them.
+GatherParams = Callable[[str, Params], Params]
 
 REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.save_only_these_names(SAVED_NAME),
@@ -40,59 +44,69 @@ REMAT_POLICIES = {
 }
 
 
-class Transformer(nnx.Module):
-    """Embedding, layers, final norm.
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A decoder's shape and the settings of its computation, as functions of its parameters.
 
-    `layers` holds the parameters of each group of equal layers, `layers[group][parameter]`, stacked
-    on a first axis in the order of the layers: [repeats of the pattern * layers of the group, ...].
+    `params["layers"]` holds those of each group of equal layers, `layers[group][parameter]`,
+    stacked on a first axis in the order of the layers: [repeats of the pattern * layers of the
+    group, ...].
 
     Attributes:
-        config: The shape.
+        config: Shape of the model.
         vocab_size: Rows of the embedding.
         compute_dtype: Type of activations and of matrix-product operands.
-        remat: `none`, `minimal` or `full`, as in `TrainingConfig.remat`.
+        remat: What the backward pass recomputes, as in `TrainingConfig.remat`.
         unroll: Layers in one turn of the loop over layers.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        vocab_size: int,
-        *,
-        rngs: nnx.Rngs,
-        compute_dtype: str = "bfloat16",
-        remat: str = "none",
-        unroll: int = 1,
-    ):
-        self.config, self.vocab_size = config, vocab_size
-        self.compute_dtype, self.remat, self.unroll = compute_dtype, remat, unroll
-        hidden = config.hidden_size
-        table = jax.random.normal(rngs.params(), (vocab_size, hidden), jnp.float32)
-        self.embedding = nnx.Param(table * 0.02, axes=("vocab", "embed"))
-        groups = {}
-        for group in config.layer_groups:
-            init = ParamInitializer(config.repeats * group.length, config.num_layers, rngs)
-            groups[group.name] = nnx.Dict(block.init_params(config, group.spec, init))
-        self.layers = nnx.Dict(groups)
-        self.final_norm = nnx.Param(jnp.ones((hidden,), jnp.float32), axes=("norm",))
-        if config.norm == "layer":
-            self.final_norm_bias = nnx.Param(jnp.zeros((hidden,), jnp.float32), axes=("norm",))
-        if not config.tie_embeddings:
-            output = jax.random.normal(rngs.params(), (vocab_size, hidden), jnp.float32)
-            self.output = nnx.Param(output * 0.02, axes=("vocab", "embed"))
+    config: ModelConfig
+    vocab_size: int
+    compute_dtype: str = "bfloat16"
+    remat: str = "none"
+    unroll: int = 1
 
-    def __call__(
-        self,
-        tokens: Array,
-        segment_ids: Array,
-        positions: Array,
-        gather: GatherParams | None = None,
-    ) -> Array:
-        """The hidden states of `forward` alone."""
-        return self.forward(tokens, segment_ids, positions, gather=gather)[0]
+    def _create(self, key: Array) -> dict[str, Any]:
+        """Initial parameters, each an `nnx.Param` with its logical axes."""
+        c = self.config
+        init = ParamInitializer(c.num_layers, key)
+        params: dict[str, Any] = {"embedding": init.embedding(self.vocab_size, c.hidden_size)}
+        params["layers"] = {
+            group.name: block.init_params(c, group.spec, init.stacked(c.repeats * group.length))
+            for group in c.layer_groups
+        }
+        params |= init.norm("final_norm", c.hidden_size, c.norm)
+        if not c.tie_embeddings:
+            params["output"] = init.embedding(self.vocab_size, c.hidden_size)
+        return params
+
+    @functools.cached_property
+    def _abstract(self) -> dict[str, Any]:
+        return jax.eval_shape(lambda: self._create(jax.random.key(0)))
+
+    def init(self, key: Array) -> Params:
+        """Initial parameters, float32. Wrap in `jax.jit` with output shardings for large models."""
+        return _of_each(self._create(key), nnx.Param.get_value)
+
+    def shapes(self) -> Params:
+        """The parameters as `jax.ShapeDtypeStruct`s, without making them."""
+        return _of_each(self._abstract, nnx.Param.get_value)
+
+    def axes(self) -> Params:
+        """The logical axes of every parameter, e.g. `("layer", "embed", "mlp")`."""
+        return _of_each(self._abstract, operator.attrgetter("axes"))
+
+    def parameter_count(self) -> int:
+        """Number of parameters, embeddings included."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.shapes()))
+
+    def unembedding(self, params: Params) -> Array:
+        """[V, D] float32, the output projection: its own, or the embedding."""
+        return params["embedding" if self.config.tie_embeddings else "output"]
 
     def forward(
         self,
+        params: Params,
         tokens: Array,
         segment_ids: Array,
         positions: Array,
@@ -103,6 +117,7 @@ class Transformer(nnx.Module):
         """Computes the final hidden states, normed, and the routers' statistics.
 
         Args:
+            params: The parameters.
             tokens: [B, T] int32.
             segment_ids: [B, T] int32; attention stays inside equal ids.
             positions: [B, T] int32, counted from the start of each segment.
@@ -111,11 +126,11 @@ class Transformer(nnx.Module):
             gather: Makes one layer's parameters whole, where `layers` holds shards of them.
 
         Returns:
-            [B, T, D] in the compute dtype (logits are `hidden @ unembedding().T`), and the
+            [B, T, D] in the compute dtype (logits are `hidden @ unembedding(params).T`), and the
             statistics with a leading axis over the layers that have experts, in their order.
         """
         c = self.config
-        x = self.embedding[...][tokens].astype(self.compute_dtype)
+        x = params["embedding"][tokens].astype(self.compute_dtype)
         if c.embedding_multiplier != 1:
             x *= x.dtype.type(c.embedding_multiplier)
         x = constrain_sharding(x, "batch", None, None)
@@ -123,17 +138,17 @@ class Transformer(nnx.Module):
         context = LayerContext(
             segment_ids, positions, rotary_tables(positions, frequencies), loss_mask
         )
-        layers = nnx.to_pure_dict(nnx.state(self.layers))
         pattern = functools.partial(self.apply_pattern, gather)
         if c.repeats == 1:
-            x, statistics = pattern(x, layers, context)
+            x, statistics = pattern(x, params["layers"], context)
         else:
-            by_repeat = jax.tree.map(lambda p: p.reshape(c.repeats, -1, *p.shape[1:]), layers)
+            by_repeat = jax.tree.map(
+                lambda p: p.reshape(c.repeats, -1, *p.shape[1:]), params["layers"]
+            )
             x, statistics = scan_layers(pattern, 1, x, by_repeat, context)
             statistics = jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), statistics)
-        final = {"final_norm": self.final_norm[...] / c.logits_divisor}
-        if c.norm == "layer":
-            final["final_norm_bias"] = self.final_norm_bias[...] / c.logits_divisor
+        names = ("final_norm", "final_norm_bias")
+        final = {name: params[name] / c.logits_divisor for name in names if name in params}
         return block.apply_norm(c, final, "final_norm", x), statistics
 
     def apply_pattern(
@@ -152,32 +167,42 @@ class Transformer(nnx.Module):
         """
         statistics = []
         for group in self.config.layer_groups:
-            layer = self.remat_layer(functools.partial(self.apply_layer, group, gather))
+            own = None if gather is None else functools.partial(gather, group.name)
+            layer: Any = functools.partial(block.apply_layer, self.config, group.spec, own)
+            if self.remat != "none":
+                # Layers unrolled into one piece have no loop that keeps the two passes apart.
+                policy, alone = REMAT_POLICIES[self.remat], self.unroll > 1
+                layer = jax.checkpoint(layer, policy=policy, prevent_cse=alone)
             x, of_group = scan_layers(layer, self.unroll, x, layers[group.name], context)
             statistics += [] if of_group is None else [of_group]
         joined = jax.tree.map(lambda *s: jnp.concatenate(s), *statistics) if statistics else None
         return x, joined
 
-    def apply_layer(
-        self,
-        group: LayerGroup,
-        gather: GatherParams | None,
-        x: Array,
-        params: Params,
-        context: LayerContext,
-    ) -> tuple[Array, RouterStatistics | None]:
-        """Applies one layer of a group, as `block.apply_layer` does."""
-        if gather is not None:
-            params = gather(params, group.name)
-        return block.apply_layer(self.config, group.spec, params, x, context)
 
-    def remat_layer(self, layer: Callable[..., Any]) -> Callable[..., Any]:
-        """`layer`, keeping for the backward pass what `remat` says."""
-        if self.remat == "none":
-            return layer
-        # Layers unrolled into one piece have no loop that keeps the two passes apart.
-        return jax.checkpoint(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll > 1)
+def _of_each(params: dict[str, Any], get: Callable[[nnx.Param], Any]) -> dict[str, Any]:
+    """The same tree with what `get` makes of every parameter."""
+    return jax.tree.map(get, params, is_leaf=lambda node: isinstance(node, nnx.Param))
 
-    def unembedding(self) -> Array:
-        """[V, D] float32, the output projection: its own, or the embedding."""
-        return (self.embedding if self.config.tie_embeddings else self.output)[...]
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `model.json` says of a model: rows of its embedding, and its shape."""
+
+    vocab_size: int
+    model: ModelConfig
+
+
+def write_description(folder: Path, decoder: Decoder) -> None:
+    """Writes `model.json`, which `read_description` reads."""
+    write_dataclass(folder / "model.json", Description(decoder.vocab_size, decoder.config))
+
+
+def read_description(folder: Path, **settings: Any) -> Decoder:
+    """Reads `folder/model.json`.
+
+    Args:
+        folder: Of the model.
+        settings: Settings of `Decoder` beside its shape, e.g. `compute_dtype="float32"`.
+    """
+    found = read_dataclass(folder / "model.json", Description)
+    return Decoder(found.model, found.vocab_size, **settings)

@@ -20,11 +20,10 @@ from frame_jax.files import local_copy
 from frame_jax.models.flops import (
     active_parameter_count,
     forward_flops_per_token,
-    parameter_count,
     training_flops_per_token,
 )
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import read_decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
 from frame_jax.training.optimizer import make_optimizer
@@ -82,12 +81,9 @@ def training_cost(
     name: str, phase_step: str, decoder: Decoder, training: TrainingConfig, steps: int, length: int
 ) -> CostLine:
     """Cost of training a model for `steps` batches of rows that predict `length` tokens."""
-    tokens, shape = steps * training.batch_size * length, (decoder.config, decoder.vocab_size)
-    weights, state = (
-        TRAINED * parameter_count(*shape),
-        optimizer_state_bytes(decoder, training, steps),
-    )
-    flops = tokens * training_flops_per_token(*shape, length)
+    tokens, weights = steps * training.batch_size * length, TRAINED * decoder.parameter_count()
+    state = optimizer_state_bytes(decoder, training, steps)
+    flops = tokens * training_flops_per_token(decoder, length)
     return CostLine(name, phase_step, decoder, weights, state, tokens, flops)
 
 
@@ -103,8 +99,7 @@ def scoring_cost(
     name: str, phase_step: str, decoder: Decoder, tokens: int, length: int
 ) -> CostLine:
     """Cost of one pass of a model over `tokens` tokens in rows of `length`."""
-    shape = (decoder.config, decoder.vocab_size)
-    weights, flops = SCORED * parameter_count(*shape), forward_flops_per_token(*shape, length)
+    weights, flops = SCORED * decoder.parameter_count(), forward_flops_per_token(decoder, length)
     return CostLine(name, phase_step, decoder, weights, 0, tokens, tokens * flops)
 
 
@@ -264,19 +259,16 @@ def cost_table(
     table.add_column("work", overflow="fold")
     for column in columns + (["time left"] if tokens_per_second else []):
         table.add_column(column, justify="right", overflow="fold")
-    shape, length = (
-        (config.pretrain.model, vocab_rows(config)),
-        config.partition.rows.sequence_length,
-    )
-    speed = (tokens_per_second or 1) * training_flops_per_token(*shape, length)
+    target = Decoder(config.pretrain.model, vocab_rows(config))
+    flops = training_flops_per_token(target, config.partition.rows.sequence_length)
+    speed = (tokens_per_second or 1) * flops
     total = sum(item.flops for item in work)
     hours = [item.flops * left[item.phase_step] / speed / 3600 for item in work]
     for item, time in zip(work, hours, strict=True):
-        shape = (item.decoder.config, item.decoder.vocab_size)
         table.add_row(
             item.name,
-            f"{parameter_count(*shape):,}",
-            f"{active_parameter_count(*shape):,}",
+            f"{item.decoder.parameter_count():,}",
+            f"{active_parameter_count(item.decoder):,}",
             f"{item.weight_bytes / 2**30:,.3f}",
             f"{item.optimizer_bytes / 2**30:,.3f}",
             f"{item.tokens:,}",

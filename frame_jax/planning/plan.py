@@ -20,7 +20,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.corpus.inventory import compare_inventory
 from frame_jax.corpus.parts import plan_parts
-from frame_jax.curriculum.order import arm_schedule
+from frame_jax.curriculum.selection import arm_schedule
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
 from frame_jax.evaluation.held_out import held_out_documents
@@ -29,7 +29,7 @@ from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.phases import PhaseStep
 from frame_jax.run.trial_record import load_trial_record
-from frame_jax.training.lr_schedules import learning_rate
+from frame_jax.training.optimizer import learning_rate
 
 SHADES, LEVELS = " ░▒▓█", " ▁▂▃▄▅▆▇█"
 COLUMNS = 60
@@ -74,7 +74,11 @@ def print_plan(
     corpus = read_corpus(config, corpus_tokens)
     phase_steps = phases.select_until(phases.list_phase_steps(config), until)
     states = read_states(config, phase_steps, corpus_tokens is not None)
-    console.print(phase_table(config, phase_steps, states))
+    title = f"phases of {RunDirectory(config.run_directory).root}"
+    table = Table("phase", "phase step", "state", title=title, title_justify="left")
+    for phase_step in phase_steps:
+        table.add_row(phase_step.phase, phase_step.name, states[phase_step.name].text)
+    console.print(table)
     schedules: dict[str, DataSchedule] = {}
     for name in config.curricula:
         trials = [t.name for t in config.trials if t.arm == name and f"pretrain-{t.name}" in states]
@@ -171,17 +175,6 @@ def count_row_files(folder: Path) -> int:
     return len(list(folder.glob("*/part-*-of-*.json")))
 
 
-def phase_table(
-    config: RunConfig, phase_steps: list[PhaseStep], states: dict[str, PhaseStepState]
-) -> Table:
-    """Formats every phase step and how far it has come as a table."""
-    root = RunDirectory(config.run_directory).root
-    table = Table("phase", "phase step", "state", title=f"phases of {root}", title_justify="left")
-    for phase_step in phase_steps:
-        table.add_row(phase_step.phase, phase_step.name, states[phase_step.name].text)
-    return table
-
-
 def trial_schedule(config: RunConfig, corpus: Corpus, name: str) -> tuple[DataSchedule, str]:
     """The schedule of an arm, and a warning where the corpus looks too small for its steps.
 
@@ -214,10 +207,8 @@ def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> Rendera
     columns = ("stage", "rows", "tokens", "first step", "last step", "learning rate", "time scale")
     for column in columns:
         table.add_column(column, justify="left" if column == "stage" else "right")
-    start = 0
-    names = [stage.name for stage in schedule.stages] * schedule.epochs
     stage_starts = schedule.stage_starts(training.batch_size)
-    for stage, stop in zip(names, schedule.boundaries.tolist(), strict=True):
+    for stage, start, stop in schedule.run_stages:
         first = start // training.batch_size
         last = min(steps, -(-stop // training.batch_size)) - 1
         ends = np.array([first, last])
@@ -231,7 +222,6 @@ def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> Rendera
             f"{rates[0]:.2e} to {rates[1]:.2e}",
             memory_in_stages(training, first, last, steps, stage_starts),
         )
-        start = stop
     table.caption = "time scale: 1 / (learning rate x weight decay), the optimizer's memory"
     table.caption_justify = "left"
     return Group(table, plot_order(schedule, training))

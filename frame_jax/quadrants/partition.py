@@ -1,9 +1,10 @@
-"""The partition phase: scores in, thresholds, quadrants of documents and training rows out."""
+"""The phases that write training rows: of the partition, from scores; of the reference split."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from frame_jax.config.quadrants import PartitionConfig
@@ -12,8 +13,7 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
-from frame_jax.quadrants.axes import make_axes
-from frame_jax.quadrants.partition_warnings import partition_warnings, require_sound_partition
+from frame_jax.quadrants.assign import make_axes
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
@@ -25,6 +25,39 @@ from frame_jax.run.partition_record import (
 from frame_jax.sql import open_database
 
 logger = logging.getLogger(__name__)
+
+WARN_DOCUMENT_SHARE = 0.1  # share of the documents that is worth a word
+# Share of the tokens, likewise, that nothing but ids puts on a side of a threshold.
+WARN_TIED_SHARE = 0.2
+REMEDY = (
+    "Name columns with few values in partition.group_by, or set partition.min_group_tokens (such "
+    "as 1000000): groups with fewer tokens share the thresholds of their language."
+)
+
+
+def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    """Writes the rows that train the reference models: RUN/reference/rows/reference/part-*.
+
+    Returns:
+        The content of RUN/reference/rows/rows.json, see `write_quadrant_rows`.
+
+    Raises:
+        UserError: where there is no such document.
+    """
+    tables = list_parts(directory.tokens, ".parquet")
+    conditions = {"reference": "split = 'reference'"}
+    folder = directory.reference("rows")
+    rows = write_quadrant_rows(
+        config.reference.rows, directory, folder, tables, conditions, config.seed
+    )
+    if rows["reference"]["documents"] == 0:
+        raise UserError(
+            "no document of the corpus fell into the split that trains the reference models "
+            f"(corpus.reference_fraction: {config.corpus.reference_fraction}): raise it, or give a "
+            "larger corpus, and repeat with --redo tokenize; or name trained models in "
+            "reference.weak.checkpoint and reference.strong.checkpoint"
+        )
+    return rows
 
 
 def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -87,3 +120,60 @@ def write_assignment(
     record = dataclasses.replace(record, warnings=tuple(partition_warnings(record)))
     write_partition_record(directory, record)
     return record
+
+
+def partition_warnings(record: PartitionRecord) -> Iterator[str]:
+    """Yields what makes the quadrants differ by something else than PPL and PD."""
+    thin = record.thin_groups
+    if thin.groups > 1 and thin.documents > WARN_DOCUMENT_SHARE * record.documents:
+        yield f"{small_groups_message(record)} {REMEDY}"
+    for name, share in zip(record.names, record.tied.values(), strict=True):
+        if share > WARN_TIED_SHARE:
+            yield (
+                f"{share:.0%} of the training tokens are in documents whose {name} is exactly a "
+                "threshold's, as others' is: on which side they come is decided by their ids, in "
+                f"alphabetical order. Numbers with more different values than {name} has tell more"
+            )
+    if record.ppl_model is not None and 2 * record.negative_pd > record.documents:
+        yield (
+            f"PD is negative for {record.negative_pd:,} of {record.documents:,} training "
+            "documents: the weak reference model predicts them better than the strong one. Are "
+            "reference.weak and reference.strong exchanged?"
+        )
+
+
+def require_sound_partition(record: PartitionRecord) -> None:
+    """Refuses a partition whose quadrants are none.
+
+    A document alone in its group is its own threshold, so all such land in the last quadrant, and
+    an order of quadrants is no order.
+
+    Raises:
+        UserError: where most documents are in groups with fewer documents than there are quadrants
+            and some quadrant has none, though the documents would fill them all; and, naming the
+            axis, where all documents of each quadrant have the same value on it.
+    """
+    thin = record.thin_groups
+    empty = [name for name, quadrant in record.quadrants.items() if quadrant.documents == 0]
+    crowded = record.documents >= len(record.quadrants) and thin.groups > 1
+    if empty and crowded and 2 * thin.documents > record.documents:
+        raise UserError(
+            f"{small_groups_message(record)} Nothing is left for {', '.join(empty)}. {REMEDY}"
+        )
+    for name, share in zip(record.names, record.tied.values(), strict=True):
+        if share == 1:
+            raise UserError(
+                f"{name} has one value for all training documents that it should tell apart, and "
+                "quadrants would be cut by the alphabetical order of their ids: name another "
+                "column in scoring.table, or cut along the other axis alone (partition.axes)"
+            )
+
+
+def small_groups_message(record: PartitionRecord) -> str:
+    """Says how many documents are in groups too small to be cut."""
+    thin = record.thin_groups
+    return (
+        f"{thin.documents:,} of {record.documents:,} training documents are in groups (by "
+        f"{' and '.join(record.group_by) or 'nothing'}) with fewer documents than there are "
+        f"quadrants ({thin.groups:,} groups), where thresholds say nothing of PPL or PD."
+    )

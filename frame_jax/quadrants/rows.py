@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from frame_jax import packing
 from frame_jax.config.quadrants import RowsConfig
-from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
 from frame_jax.records import LENGTHS, OpenFiles, write_tokens
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json, write_json
@@ -51,37 +49,96 @@ class ShuffledDocuments:
     doc_id: pa.ChunkedArray | None = None
 
 
+@dataclass(frozen=True)
+class PackedSegments:
+    """Segments of documents in the order of their rows, then of their offsets; each int64
+    [segments].
+
+    Attributes:
+        row: The row that holds the piece.
+        document: The framed document it is cut from.
+        start: First id of the framed document.
+        stop: One past the last.
+        num_bos: BOS ids to put before every piece.
+    """
+
+    row: np.ndarray
+    document: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
+    num_bos: int
+
+    @property
+    def rows(self) -> int:
+        return int(self.row[-1]) + 1 if len(self.row) else 0
+
+    def select_rows(self, first: int, stop: int) -> PackedSegments:
+        """The segments of rows [first, stop), with rows counted from `first`."""
+        lo, hi = np.searchsorted(self.row, [first, stop])
+        row, document = self.row[lo:hi] - first, self.document[lo:hi]
+        return PackedSegments(row, document, self.start[lo:hi], self.stop[lo:hi], self.num_bos)
+
+    @property
+    def offset(self) -> np.ndarray:
+        """Where in its row each segment begins, after the BOS that may precede it: int64
+        [segments]."""
+        size = self.stop - self.start + self.num_bos
+        before = np.cumsum(size) - size
+        first = np.searchsorted(self.row, self.row)  # the first piece of the row
+        return before - before[first] + self.num_bos
+
+    def text_spans(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The text tokens [first, stop) of its document that each segment holds: two int64
+        [segments].
+
+        `tokens` are the text tokens of every document. Both are the same where a piece holds BOS
+        or EOS alone.
+        """
+        first = np.maximum(self.start, 1) - 1  # BOS is before the text
+        return first, np.maximum(np.minimum(self.stop - 1, tokens[self.document]), first)
+
+
+def concat(lengths: np.ndarray, row_ids: int) -> PackedSegments:
+    """Joins the documents to one stream and cuts it every `row_ids` ids; only the last row has room
+    left."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    starts = np.union1d(ends - lengths, np.arange(0, total, row_ids))
+    stops = np.append(starts[1:], [total] if total else [])
+    document = np.searchsorted(ends, starts, side="right")
+    origin = (ends - lengths)[document]
+    return PackedSegments(starts // row_ids, document, starts - origin, stops - origin, num_bos=0)
+
+
+def best_fit(lengths: np.ndarray, row_ids: int) -> PackedSegments:
+    """Cuts only documents longer than a row, and puts each segment where it leaves the least room.
+
+    Every piece begins with BOS, its own or one more, so that attention and loss treat the rest of
+    a cut document as a document. Longest pieces first (best-fit decreasing).
+    """
+    body = lengths - 1  # without its own BOS
+    per_document = -(-body // (row_ids - 1))
+    document = np.repeat(np.arange(len(lengths)), per_document)
+    number = np.arange(len(document)) - np.repeat(
+        np.cumsum(per_document) - per_document, per_document
+    )
+    start = 1 + number * (row_ids - 1)
+    stop = np.minimum(start + row_ids - 1, lengths[document])
+    size = stop - start + 1
+
+    order = np.argsort(-size, kind="stable")
+    row = np.empty(len(order), np.int64)
+    row[order] = packing.best_fit(size[order].tolist(), row_ids)
+    by_row = np.argsort(row, kind="stable")
+    return PackedSegments(row[by_row], document[by_row], start[by_row], stop[by_row], num_bos=1)
+
+
 def pack_documents(
     documents: ShuffledDocuments, config: RowsConfig, bos: int, eos: int
 ) -> PackedSegments:
     """Decides which segment of which framed document goes into which row; EOS may be BOS."""
     pack = concat if config.packing == "concat" else best_fit
     return pack(documents.tokens + (1 if bos == eos else 2), config.sequence_length + 1)
-
-
-def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    """Writes the rows that train the reference models: RUN/reference/rows/reference/part-*.
-
-    Returns:
-        The content of RUN/reference/rows/rows.json, see `write_quadrant_rows`.
-
-    Raises:
-        UserError: where there is no such document.
-    """
-    tables = list_parts(directory.tokens, ".parquet")
-    conditions = {"reference": "split = 'reference'"}
-    folder = directory.reference("rows")
-    rows = write_quadrant_rows(
-        config.reference.rows, directory, folder, tables, conditions, config.seed
-    )
-    if rows["reference"]["documents"] == 0:
-        raise UserError(
-            "no document of the corpus fell into the split that trains the reference models "
-            f"(corpus.reference_fraction: {config.corpus.reference_fraction}): raise it, or give a "
-            "larger corpus, and repeat with --redo tokenize; or name trained models in "
-            "reference.weak.checkpoint and reference.strong.checkpoint"
-        )
-    return rows
 
 
 def training_conditions(quadrants: Sequence[str]) -> dict[str, str]:
@@ -197,29 +254,6 @@ def list_documents(
         yield select
 
 
-@contextlib.contextmanager
-def list_packed_documents(
-    config: RunConfig,
-    directory: RunDirectory,
-    row_files: Sequence[tuple[str, int]],
-    scratch: Path,
-    *,
-    doc_ids: bool = False,
-) -> Iterator[Callable[[str, int], tuple[ShuffledDocuments, PackedSegments]]]:
-    """As `list_documents` for training rows that exist, with how the documents were packed."""
-    special_tokens, rows = read_special_tokens(directory), config.partition.rows
-    conditions = training_conditions(config.partition.axes.quadrants)
-    listed = [directory.assignment], conditions, row_files, rows.parts, config.seed, scratch
-    with list_documents(*listed, doc_ids=doc_ids) as select:
-
-        def select_packed(quadrant: str, index: int) -> tuple[ShuffledDocuments, PackedSegments]:
-            documents = select(quadrant, index)
-            bos, eos = special_tokens.bos_id, special_tokens.eos_id
-            return documents, pack_documents(documents, rows, bos, eos)
-
-        yield select_packed
-
-
 def write_part(
     documents: ShuffledDocuments,
     token_files: Sequence[Path],
@@ -244,38 +278,22 @@ def write_part(
         for first in range(0, segments.rows, at_once):
             batch = segments.select_rows(first, min(first + at_once, segments.rows))
             chosen = np.unique(batch.document)
-            framed = read_framed_documents(documents, chosen, token_files, open_files, bos, end)
+            tokens = open_files.read(token_files, documents.part[chosen], documents.row[chosen])
+            framed = {
+                index: np.concatenate([[bos], ids, end], dtype=np.uint32, casting="unsafe")
+                for index, ids in zip(chosen.tolist(), tokens, strict=True)
+            }
             rows = np.full((batch.rows, row_ids), bos, np.uint32)
-            filled = [0] * batch.rows
-            columns = (batch.row, batch.document, batch.start, batch.stop)
-            for row, document, start, stop in zip(*(c.tolist() for c in columns), strict=True):
-                offset = filled[row] + segments.num_bos
-                filled[row] = offset + stop - start
-                rows[row, offset : filled[row]] = framed[document][start:stop]
+            columns = (batch.row, batch.document, batch.start, batch.stop, batch.offset)
+            pieces = zip(*(column.tolist() for column in columns), strict=True)
+            for row, document, start, stop, offset in pieces:
+                rows[row, offset : offset + stop - start] = framed[document][start:stop]
             for ids in rows:
                 writer.append(ids)
+    num_ids = int((segments.stop - segments.start).sum()) + segments.num_bos * len(segments.row)
     return {
         "rows": segments.rows,
         "documents": len(documents.tokens),
         "tokens": int(documents.tokens.sum()),
-        "padding": segments.rows * row_ids - segments.num_ids,
+        "padding": segments.rows * row_ids - num_ids,
     }
-
-
-def read_framed_documents(
-    documents: ShuffledDocuments,
-    chosen: np.ndarray,
-    token_files: Sequence[Path],
-    open_files: OpenFiles,
-    bos: int,
-    end: list[int],
-) -> dict[int, np.ndarray]:
-    """Reads documents by index, framed by BOS and EOS: {index: uint32 [ids]}."""
-    framed: dict[int, np.ndarray] = {}
-    parts = documents.part[chosen]
-    for part in np.unique(parts):
-        wanted = chosen[parts == part]
-        tokens = open_files.reader(token_files[part]).read(documents.row[wanted])
-        for index, ids in zip(wanted.tolist(), tokens, strict=True):
-            framed[index] = np.concatenate([[bos], ids, end], dtype=np.uint32, casting="unsafe")
-    return framed

@@ -11,8 +11,7 @@ from typing import Any
 import duckdb
 
 from frame_jax.config.quadrants import PartitionConfig
-from frame_jax.quadrants.assign import DOCUMENT_STATUSES, ranked_documents_sql
-from frame_jax.quadrants.axes import Axes
+from frame_jax.quadrants.assign import DOCUMENT_STATUSES, Axes, ranked_documents_sql
 from frame_jax.run.partition_record import (
     BinStart,
     DocumentCount,

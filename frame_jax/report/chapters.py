@@ -12,9 +12,9 @@ import yaml
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import settings_to_write
-from frame_jax.corpus.summary_messages import read_summary_messages
+from frame_jax.corpus.rejected import read_summary_messages
 from frame_jax.evaluation.results import TrialResult
-from frame_jax.models.functional import read_description
+from frame_jax.models.transformer import read_description
 from frame_jax.report import documents, figures, notes, sections, task_results, training_curves
 from frame_jax.report.held_out_curves import difference_curves, loss_curves, slice_names
 from frame_jax.report.html import Html, folded_section, note, table, tag

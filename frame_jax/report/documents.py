@@ -8,21 +8,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.records import TokenReader
-from frame_jax.report.query import query
+from frame_jax.records import read_documents
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.partition_record import PartitionRecord
-from frame_jax.sql import parquet_table
+from frame_jax.sql import Row, parquet_table, query
 
 GROUPS = 12  # drawn in the density figure, the largest first
 BINS = 40  # on each axis of the density
 EXAMPLES = 4  # documents of each quadrant
 EXAMPLE_TOKENS = 220
 SEPARATOR, NO_NAME = " / ", "none"  # in labels
-Row = TypeVar("Row")
 
 
 def query_documents(
@@ -34,7 +32,7 @@ def query_documents(
 ) -> list[Row]:
     """Runs a query over `documents`: the training documents of quadrants with a label of each.
 
-    See `query.query` for `kind` and `parameters`. `sql` comes after the table `documents` in a WITH
+    See `sql.query` for `kind` and `parameters`. `sql` comes after the table `documents` in a WITH
     clause; labels are made of `columns`, which are some of domain, language and source.
     """
     names = ", ".join(f"coalesce({column}, '{NO_NAME}')" for column in columns)
@@ -155,9 +153,7 @@ def choose_examples(
     parts = list_parts(directory.tokens, ".arrayrecord")
 
     def read_example(part: int, row: int, *about: Any) -> Example:
-        reader = TokenReader(parts[part])
-        ids = reader.read([row])[0]
-        reader.close()
+        [ids] = read_documents(parts[part], [row])
         truncated = len(ids) > EXAMPLE_TOKENS
         text = tokenizer.decode(ids[:EXAMPLE_TOKENS].tolist())
         text = text.rstrip("\ufffd") if truncated else text  # half a character at the end

@@ -1,7 +1,7 @@
 """Draws the figures as Altair charts, for the page and for PNGs alike.
 
 Rows are dataclasses, whose fields the charts name. Charts carry no colours of ink or paper; those
-come from `theme.THEMES`, so that a page can follow the reader's light or dark mode. Charts of arms
+come from `report.THEMES`, so that a page can follow the reader's light or dark mode. Charts of arms
 read the parameters `shown_arms` and `held_out_part`, which the page sets.
 """
 

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.evaluation.results import SLICE_SQL, read_results
+from frame_jax.evaluation.tasks import ratio_error
 from frame_jax.evaluation.training_rows import BINS
-from frame_jax.report.query import query
 from frame_jax.report.study_results import Verdict
 from frame_jax.report.verdict import decide_verdict
 from frame_jax.run.directory import RunDirectory, list_parts
-from frame_jax.sql import parquet_table
+from frame_jax.sql import parquet_table, query
 
 
 def baseline_trials(config: RunConfig, trials: Collection[Trial]) -> dict[Trial, Trial]:
@@ -109,8 +109,7 @@ def task_verdict(pairs: Sequence[tuple[Path, Path]]) -> Verdict:
         seeds.append(bits - other)
     by_seed = tuple(float(d.sum() / sizes.sum()) for d in seeds)
     mean = np.mean(seeds, axis=0)
-    off = mean - mean.sum() / sizes.sum() * sizes
-    return decide_verdict(by_seed, float(math.sqrt((off**2).sum()) / sizes.sum()))
+    return decide_verdict(by_seed, ratio_error(mean, sizes) or 0.0)
 
 
 def right_answer_bits(folder: Path) -> tuple[np.ndarray, np.ndarray]:

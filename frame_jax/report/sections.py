@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from frame_jax.evaluation.results import HeldOutLoss, TrialResult
 from frame_jax.models.flops import training_flops_per_token
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.report.documents import Example, GroupTokens
 from frame_jax.report.figures import ARM_COLOURS
 from frame_jax.report.held_out_curves import checkpoints_around, slice_names
@@ -163,7 +163,7 @@ def models_table(models: Sequence[tuple[TrainingRun, Decoder, TrainingSpeed]]) -
     rows = []
     for run, decoder, speed in models:
         length, rate = run.record.sequence_length, speed.tokens_per_second
-        flops = training_flops_per_token(decoder.config, decoder.vocab_size, length)
+        flops = training_flops_per_token(decoder, length)
         rows.append(
             [
                 run.name,

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from frame_jax.run.directory import RunDirectory
-from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
+from frame_jax.run.directory import RunDirectory, read_dataclass, write_dataclass
 
 BETTER, WORSE = "better", "worse"
 NONE, UNTESTED = "no difference that this study could see", "not tested: one seed"

@@ -11,11 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from frame_jax.report.query import query
 from frame_jax.run.trial_record import FILE, TrialRecord, load_trial_record
-from frame_jax.sql import json_lines_table
+from frame_jax.sql import Row, json_lines_table, query
 
 POINTS = 500  # of a curve
 GAP, WINDOW = 0.04, 0.04  # share of the run beside a boundary that is left out, that is averaged
@@ -31,7 +30,6 @@ COLUMNS = {
     "mfu": "DOUBLE",
     "goodput": "DOUBLE",
 }
-Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class TrainingRun:
         ]
 
     def query(self, kind: Callable[..., Row], sql: str, *parameters: Any) -> list[Row]:
-        """Runs a query over `metrics`, the lines of `metrics.jsonl`; see `query.query`."""
+        """Runs a query over `metrics`, the lines of `metrics.jsonl`; see `sql.query`."""
         metrics = json_lines_table(self.folder / "metrics.jsonl", COLUMNS)
         return query(kind, f"WITH metrics AS (FROM {metrics}) {sql}", *parameters)
 
@@ -176,10 +174,8 @@ def stage_boundaries(run: TrainingRun, gap: float = 0.0) -> list[StageBoundary]:
             for s in (previous, stage)
         )
         stop, start = stage.start - left_gap, stage.start + right_gap
-        before, after = (
-            window_means(run, stop - left, stop),
-            window_means(run, start, start + right),
-        )
+        before = window_means(run, stop - left, stop)
+        after = window_means(run, start, start + right)
         found.append(StageBoundary(stage.name, stage.start, before, after))
     return found
 

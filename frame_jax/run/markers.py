@@ -18,8 +18,13 @@ from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.settings import flatten_settings, setting_at
 from frame_jax.errors import UserError
 from frame_jax.run import bucket, phases
-from frame_jax.run.directory import RunDirectory, mark_for_removal, remove
-from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
+from frame_jax.run.directory import (
+    RunDirectory,
+    mark_for_removal,
+    read_dataclass,
+    remove,
+    write_dataclass,
+)
 from frame_jax.run.phases import PhaseStep, load_function
 
 CORPUS_FILES = "corpus files"  # among the inputs: a signature of the files of all sources

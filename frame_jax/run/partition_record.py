@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from frame_jax.run.directory import RunDirectory, write_json
-from frame_jax.run.json_dataclass import read_dataclass
+from frame_jax.errors import UserError
+from frame_jax.run.directory import RunDirectory, read_dataclass, write_json
 
 
 @dataclass(frozen=True)
@@ -154,3 +155,12 @@ def axis_names(directory: RunDirectory) -> tuple[str, str]:
     if not directory.partition.exists():
         return "PPL", "PD"
     return read_partition_record(directory).names
+
+
+def require_quadrants(directory: RunDirectory, path: Path) -> None:
+    """Refuses a run without this file, which the partition phase writes."""
+    if not path.exists():
+        raise UserError(
+            f"{directory.root} has no quadrants ({path} is missing): run the phases up to "
+            "partition first (python -m frame_jax.main --config CONFIG --until partition)"
+        )

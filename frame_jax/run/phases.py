@@ -77,7 +77,7 @@ REFERENCE_ROWS = PhaseStep(
     "reference-rows",
     settings=("reference.rows", "seed"),
     inputs=("tokenize",),
-    function="quadrants.rows:write_reference_rows",
+    function="quadrants.partition:write_reference_rows",
     outputs=("reference/rows",),
 )
 

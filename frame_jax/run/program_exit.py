@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import os
@@ -36,6 +37,33 @@ def report_error(error: Exception) -> int:
         raise error
     print_error(known)
     return USAGE_ERROR
+
+
+def positive(text: str) -> int:
+    """Parses a whole number of at least 1 from the command line."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"invalid: {text} is not positive")
+    return number
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    command: Callable[[argparse.Namespace], int | None],
+    arguments: list[str] | None,
+) -> int:
+    """Parses the command line of a program that computes nothing on accelerators, and runs it.
+
+    Returns:
+        The exit code: what `command` returns, 0 where that is None, or 2 for bad input.
+    """
+    from frame_jax.parallel import processes
+
+    options = parser.parse_args(arguments)
+    processes.leave_accelerators()
+    try:
+        return command(options) or 0
+    except Exception as error:
+        return report_error(error)
 
 
 def run_on_all_processes(action: Callable[[], T]) -> T:

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 from frame_jax.config.corpus import TokenizerConfig
 from frame_jax.errors import UserError
-from frame_jax.run.directory import RunDirectory
-from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
+from frame_jax.run.directory import RunDirectory, read_dataclass, write_dataclass
 
 BOS, EOS = "<|bos|>", "<|eos|>"  # of a tokenizer that is trained here
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from frame_jax.errors import UserError
-from frame_jax.run.directory import RunDirectory
-from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
+from frame_jax.run.directory import RunDirectory, read_dataclass, write_dataclass
 from frame_jax.run.markers import changed_input
 
 FILE = "curriculum.json"

@@ -11,13 +11,13 @@ import numpy as np
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError, print_note
 from frame_jax.files import find_remote_files, is_checkpoint, is_remote, local_copy
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import (
     find_adapter,
     find_tensors,
     read_decoder,
     read_tensor,
 )
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import (

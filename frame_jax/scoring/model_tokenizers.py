@@ -5,7 +5,6 @@ The second is for `scoring.unit: byte`, which is ours and not the paper's.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,12 +17,15 @@ from frame_jax.config.corpus import TokenizerConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.parts import Chunk, list_inputs, plan_parts
-from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
-from frame_jax.corpus.tokenizer_notes import bos_tokens_named_in, other_bos_messages
-from frame_jax.corpus.tokenizer_training import load_given_tokenizer
+from frame_jax.corpus.tokenizer import Tokenizer, batch_texts, load_tokenizer, make_tokenizer
+from frame_jax.corpus.tokenizer_training import (
+    bos_tokens_named_in,
+    load_given_tokenizer,
+    other_bos_messages,
+)
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
-from frame_jax.records import TokenReader
+from frame_jax.records import read_documents
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, read_special_tokens
 from frame_jax.scoring.tokenizers import (
@@ -36,7 +38,6 @@ from frame_jax.scoring.tokenizers import (
 
 REFERENCE_NAMES = ("weak", "strong")  # the reference models, in the order of their scores
 TEXTS_CHARACTERS = 2_000_000  # encoded at one time
-READ_DOCUMENTS = 1024  # documents read from a token shard at one time
 
 
 class ModelTokenizer(NamedTuple):
@@ -153,22 +154,8 @@ def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
 
 def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Yields the token ids of each text, in order, holding a few texts at a time."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= TEXTS_CHARACTERS:
-            yield from tokenizer.encode_arrays(batch)
-            batch, size = [], 0
-    yield from tokenizer.encode_arrays(batch)
-
-
-def read_documents(path: Path, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yields the token ids of the documents at `rows`, in that order."""
-    with contextlib.closing(TokenReader(path)) as reader:
-        for start in range(0, len(rows), READ_DOCUMENTS):
-            yield from reader.read(rows[start : start + READ_DOCUMENTS])
+    for batch in batch_texts(texts, TEXTS_CHARACTERS):
+        yield from tokenizer.encode_arrays(batch)
 
 
 class DocumentTexts:

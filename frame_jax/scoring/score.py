@@ -6,23 +6,38 @@ models.json with digests of the models, and summary.json with totals.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from frame_jax import checkpoints
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
+from frame_jax.files import is_checkpoint, local_copy
+from frame_jax.models.hugging_face.weights import import_checkpoint
+from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, list_parts, read_json, write_json
+from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring.checks import long_context_warning
-from frame_jax.scoring.model_tokenizers import REFERENCE_NAMES, bos_messages, model_tokenizer
-from frame_jax.scoring.references import load_references, model_digest
+from frame_jax.scoring.model_tokenizers import (
+    REFERENCE_NAMES,
+    bos_messages,
+    load_own_tokenizer,
+    model_tokenizer,
+)
 from frame_jax.scoring.running_totals import weak_is_better_warning
 from frame_jax.scoring.score_parts import make_passes, read_tokens, score_parts, scores_path
+from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +67,12 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
             name: model_digest(*model) + reading.digest
             for name, model, reading in zip(REFERENCE_NAMES, references, readings, strict=True)
         }
-        require_different(found)
+        if len(set(found.values())) == 1:
+            raise UserError(
+                "reference.weak and reference.strong hold the same weights, so the perplexity "
+                "difference of every document would be 0: the weak model must be a smaller or a "
+                "less trained one"
+            )
         if processes.is_first() and len(missing) == len(parts):
             write_json(models, found)
         processes.barrier("score: models known")
@@ -82,20 +102,6 @@ def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) 
         longer = sum(pc.sum(pc.greater(read_tokens(part), rows)).as_py() or 0 for part in parts)
         if longer:
             yield f"{longer:,} of {found['documents']:,} documents are longer. {warning}"
-
-
-def require_different(found: dict[str, str]) -> None:
-    """Refuses the same model as both weak and strong.
-
-    Raises:
-        UserError: where the digests are equal.
-    """
-    if len(set(found.values())) == 1:
-        raise UserError(
-            "reference.weak and reference.strong hold the same weights, so the perplexity "
-            "difference of every document would be 0: the weak model must be a smaller or a less "
-            "trained one"
-        )
 
 
 def require_same_models(path: Path, found: dict[str, str]) -> None:
@@ -141,3 +147,56 @@ def scores_summary(directory: RunDirectory, parts: list[Path], unit: str) -> dic
         "mean_nll_strong": totals["nll_strong"] / max(totals[counted], 1),
         "negative_pd": negative,
     }
+
+
+def load_references(
+    config: RunConfig, directory: RunDirectory
+) -> tuple[tuple[Decoder, Params], tuple[Decoder, Params]]:
+    """Loads the weak and the strong model, parameters as NumPy arrays; all processes call it.
+
+    Raises:
+        UserError: if a model is missing, cannot be imported or does not fit the run's tokenizer.
+    """
+    weak, strong = (load_reference(config, directory, name) for name in REFERENCE_NAMES)
+    return weak, strong
+
+
+def load_reference(config: RunConfig, directory: RunDirectory, name: str) -> tuple[Decoder, Params]:
+    """Loads one reference model."""
+    compute_dtype, special_tokens = config.scoring.compute_dtype, read_special_tokens(directory)
+    checkpoint = getattr(config.reference, name).checkpoint
+    if checkpoint is not None:
+        key, folder = f"reference.{name}.checkpoint", local_copy(checkpoint, is_checkpoint)
+        bos_id, run_tokenizer = special_tokens.bos_id, directory.tokenizer
+        if config.scoring.unit == "token":
+            require_same_tokenizer(folder, run_tokenizer, key, bos_id)
+        decoder, params = import_checkpoint(folder, longest=config.scoring.context)
+        if config.scoring.unit == "token":
+            require_rows(decoder.vocab_size, read_tokenizer(run_tokenizer), bos_id, key)
+        else:
+            load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
+        return dataclasses.replace(decoder, compute_dtype=compute_dtype), params
+    folder = directory.reference(name)
+    if not (folder / "model.json").exists():
+        raise UserError(
+            f"no {name} reference model at {folder}: run the reference phase, or name a "
+            f"Hugging Face checkpoint in reference.{name}.checkpoint"
+        )
+    decoder = read_description(folder, compute_dtype=compute_dtype)
+    params = checkpoints.load_params(folder / "checkpoints", decoder)
+    if decoder.vocab_size < special_tokens.vocab_size:
+        raise UserError(
+            f"reference.{name}: the model at {folder} knows {decoder.vocab_size} tokens, but "
+            f"{directory.tokenizer} has {special_tokens.vocab_size}: both reference models must "
+            "share the run's tokenizer"
+        )
+    return decoder, params
+
+
+def model_digest(decoder: Decoder, params: Params) -> str:
+    """A hash of a model's shape and weights that identifies it wherever its files are."""
+    described = json.dumps(dataclasses.asdict(decoder), sort_keys=True)
+    found = hashlib.blake2b(described.encode(), digest_size=16)
+    for leaf in jax.tree.leaves(params):
+        found.update(np.ascontiguousarray(leaf).data)
+    return found.hexdigest()

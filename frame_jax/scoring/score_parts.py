@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
-from frame_jax.models.functional import Decoder
-from frame_jax.models.transformer import Params
+from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel import processes
+from frame_jax.records import read_documents
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path
 from frame_jax.scoring.documents import Scores, score_documents
@@ -33,7 +33,6 @@ from frame_jax.scoring.model_tokenizers import (
     DocumentTexts,
     ModelTokenizer,
     encode_texts,
-    read_documents,
 )
 from frame_jax.scoring.running_totals import RunningTotals, sample_warnings
 from frame_jax.scoring.scorer import Scorer

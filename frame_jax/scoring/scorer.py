@@ -8,7 +8,7 @@ gathered layer by layer while the call runs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -20,9 +20,8 @@ from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.models.cross_entropy import chunk_count, token_nll
-from frame_jax.models.functional import Decoder
 from frame_jax.models.layers import from_bits
-from frame_jax.models.transformer import Params, Transformer
+from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel import sharding
 from frame_jax.scoring.packing import Batch
 
@@ -40,12 +39,18 @@ class Scorer:
         models: The decoders, in the order of the results.
     """
 
-    def __init__(self, models: Sequence[tuple[Decoder, Params]], scoring: ScoringConfig):
+    def __init__(
+        self,
+        models: Sequence[tuple[Decoder, Params]],
+        scoring: ScoringConfig,
+        score: Callable[..., jax.Array] | None = None,
+    ):
         """Places the parameters; compiles at the first call.
 
         Args:
             models: Decoders with their parameters, which must share a vocabulary.
             scoring: Context, rows of a device, chunks of the loss, devices of a copy (`fsdp`).
+            score: Values of tokens in place of their NLL: another function like `score_rows`.
 
         Raises:
             UserError: if `fsdp` does not divide the number of devices.
@@ -67,40 +72,57 @@ class Scorer:
             for n in contexts
             if per_device_batch_size % n == 0 and (n == 1 or n * context <= ROW_TOKENS)
         )
-        mesh = sharding.make_mesh(ParallelConfig(data=-1, fsdp=fsdp, tensor=1), devices)
-        sharded = [shard_params(decoder, params, mesh) for decoder, params in models]
-        self._params = tuple(params for params, _ in sharded)
-        specs = tuple(specs for _, specs in sharded)
-        self._batch_sharding = sharding.batch_sharding(mesh)
-        rows_spec = self._batch_sharding.spec
-        score = functools.partial(score_rows, self.models, specs, loss_chunk=scoring.loss_chunk)
-        self._score = jax.jit(
+        self._mesh = sharding.make_mesh(ParallelConfig(data=-1, fsdp=fsdp, tensor=1), devices)
+        self._batch_sharding = sharding.batch_sharding(self._mesh)
+        self.replace_params(*(params for _, params in models))
+        score = functools.partial(score or score_rows, loss_chunk=scoring.loss_chunk)
+        self._score = self.map_rows(score, 4, PartitionSpec(None, *self._batch_sharding.spec))
+
+    def map_rows(
+        self,
+        function: Callable[..., jax.Array],
+        arrays: int,
+        result: PartitionSpec | None = None,
+    ) -> Callable[..., jax.Array]:
+        """Compiles what one device computes of its rows into a function of all rows.
+
+        Args:
+            function: Takes the models, the specs of their parameters, this device's shards of these
+                and of as many `arrays`, [rows, ...] each.
+            arrays: Their number.
+            result: How the result is split; None for a first axis of rows.
+
+        Returns:
+            A function of the arrays, which computes under the parameters of the time of the call.
+        """
+        rows = self._batch_sharding.spec
+        mapped = jax.jit(
             jax.shard_map(
-                score,
-                mesh=mesh,
-                in_specs=(specs, rows_spec, rows_spec, rows_spec, rows_spec),
-                out_specs=PartitionSpec(None, *rows_spec),
+                functools.partial(function, self.models, self._specs),
+                mesh=self._mesh,
+                in_specs=(self._specs, *[rows] * arrays),
+                out_specs=result or rows,
                 check_vma=False,  # the mesh's third axis, `tensor`, has one device here
             )
         )
+        return lambda *given: mapped(self._params, *jax.device_put(given, self._batch_sharding))
 
     def __call__(self, batch: Batch) -> jax.Array:
         """Starts scoring a batch: [models, *shape of its arrays] float32 NLL in nats, ready later.
 
         Compiles for each shape.
         """
-        arrays = (batch.inputs, batch.targets, batch.segment_ids, batch.positions)
-        return self._score(self._params, *jax.device_put(arrays, self._batch_sharding))
+        return self._score(batch.inputs, batch.targets, batch.segment_ids, batch.positions)
 
     def replace_params(self, *params: Params) -> None:
         """Replaces the parameters by others of the same models; nothing is compiled again."""
-        mesh = self._batch_sharding.mesh
-        assert isinstance(mesh, Mesh)  # of devices, not of an abstract topology
-        self._params = ()  # frees them before others come
-        self._params = tuple(
-            shard_params(decoder, own, mesh)[0]
+        self._params: tuple[Params, ...] = ()  # frees them before others come
+        sharded = [
+            shard_params(decoder, own, self._mesh)
             for decoder, own in zip(self.models, params, strict=True)
-        )
+        ]
+        self._params = tuple(params for params, _ in sharded)
+        self._specs = tuple(specs for _, specs in sharded)
 
 
 def shard_params(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
@@ -148,20 +170,25 @@ def hidden_states(
     inputs: jax.Array,
     segment_ids: jax.Array,
     positions: jax.Array,
-) -> tuple[Transformer, jax.Array]:
-    """Runs a model on this device's rows, gathering its layers' parameters one layer at a time."""
+) -> tuple[jax.Array, jax.Array]:
+    """Runs a model on this device's rows, gathering its layers' parameters one layer at a time.
+
+    Returns:
+        [rows, length, D] in the compute dtype, and the output projection, [V, D] float32.
+    """
     outer = {name: spec for name, spec in specs.items() if name != "layers"}
     whole = all_gather_params({name: shards[name] for name in outer}, outer)
-    module = decoder.bind({**whole, "layers": shards["layers"]})
+    params = {**whole, "layers": shards["layers"]}
 
-    def gather_layer(params: Params, group: str) -> Params:
+    def gather_layer(group: str, params: Params) -> Params:
         # Without the first axis, over which the layers are scanned.
         return all_gather_params(
             params,
             {name: PartitionSpec(*spec[1:]) for name, spec in specs["layers"][group].items()},
         )
 
-    return module, module(inputs, segment_ids, positions, gather=gather_layer)
+    hidden, _ = decoder.forward(params, inputs, segment_ids, positions, gather=gather_layer)
+    return hidden, decoder.unembedding(params)
 
 
 def score_rows(
@@ -196,6 +223,6 @@ def score_rows(
         # Left alone, a TPU multiplies float32 operands rounded to bfloat16, a GPU to TF32.
         precision = "highest" if decoder.compute_dtype == "float32" else None
         with jax.default_matmul_precision(precision):
-            module, hidden = hidden_states(decoder, shards, spec, inputs, segment_ids, positions)
-            losses.append(token_nll(hidden, module.unembedding(), targets, chunks))
+            computed = hidden_states(decoder, shards, spec, inputs, segment_ids, positions)
+            losses.append(token_nll(*computed, targets, chunks))
     return jnp.stack(losses)

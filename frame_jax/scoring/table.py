@@ -24,13 +24,7 @@ from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError, is_disk_full, print_note
 from frame_jax.files import local_copy
 from frame_jax.parallel import processes
-from frame_jax.run.directory import (
-    RunDirectory,
-    atomic_path,
-    list_parts,
-    read_json,
-    write_json,
-)
+from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
 from frame_jax.run.program_exit import run_on_first_process
 from frame_jax.run.storage_errors import is_storage_error, storage_error
 from frame_jax.sql import UNREADABLE, open_database, parquet_table, sql_identifier, write_parquet
@@ -196,12 +190,17 @@ def import_table(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         if problems:
             raise UserError(f"scoring.table: {table.path}: {'; '.join(problems)}")
         found = table_counts(connection)
-        require_same_numbers(directory.scores / "table.json", found)
+        before = directory.scores / "table.json"  # a partition may have been made from its parts
+        if before.exists() and read_json(before)["digest"] != found["digest"]:
+            raise UserError(
+                f"scoring.table: its numbers are not those that the parts in {before.parent} were "
+                "made of. Put the table back, or import it again: --redo score"
+            )
         for number, part in enumerate(parts):
             with atomic_path(directory.scores / part.name) as path:
                 query = f"SELECT doc_id, ppl, pd FROM joined WHERE part = {number} AND fine"
                 connection.execute(write_parquet(f"{query} ORDER BY row", path, "zstd"))
-    write_json(directory.scores / "table.json", found)
+    write_json(before, found)
     return found
 
 
@@ -293,16 +292,3 @@ def table_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
         "ignored": lines - used,
         "digest": f"{digest:016x}",
     }
-
-
-def require_same_numbers(path: Path, found: dict[str, Any]) -> None:
-    """Refuses to replace parts by others than those that a partition may have been made from.
-
-    Raises:
-        UserError: where the table has changed.
-    """
-    if path.exists() and read_json(path)["digest"] != found["digest"]:
-        raise UserError(
-            f"scoring.table: its numbers are not those that the parts in {path.parent} were made "
-            "of. Put the table back, or import it again: --redo score"
-        )

@@ -21,18 +21,18 @@ from frame_jax.checkpoints import (
     CheckpointMetadata,
     DamagedError,
     UnreachableError,
+    glob_safe_path,
     load_arrays,
     phase_step_of,
     read_metadata,
 )
 from frame_jax.errors import UserError, is_disk_full
-from frame_jax.models.averages import EmaState
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import array_digest, processes
 from frame_jax.run.checkpoint_copies import CheckpointCopies
 from frame_jax.run.directory import no_room_error
-from frame_jax.run.glob_safe_path import glob_safe_path
 from frame_jax.run.storage_errors import storage_error
+from frame_jax.training.optimizer import EmaState
 
 logger = logging.getLogger(__name__)
 

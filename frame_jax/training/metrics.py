@@ -1,18 +1,150 @@
 """Writes a line a step to `metrics.jsonl` (docs/metrics.md), and some of them to trackers.
 
-Process 0 only.
+Process 0 only. The setting `tracker: module:function` names the function that opens a tracker of
+the user's, called as `function(name, folder, config)`: the run's phase step such as
+`pretrain-frame`, its folder, and all settings as a nested dict. What it returns has the two methods
+of `Tracker`.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
+import importlib
 import json
+import logging
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from frame_jax.config.run import RunConfig
+from frame_jax.config.settings import settings_to_write
 from frame_jax.errors import UserError
-from frame_jax.run.directory import atomic_path, explain_append_errors
-from frame_jax.training.trackers import MakeTracker, TensorBoard, TrackerFollower
+from frame_jax.run.directory import atomic_path, explain_append_errors, read_json, write_json
+
+Record = dict[str, Any]  # a line of metrics.jsonl, see docs/metrics.md
+
+
+class Tracker(Protocol):
+    """Receives records of steps, such as a web service for experiments."""
+
+    def write(self, record: Record) -> None:
+        """Receives the record of a step; steps rise from call to call, and from start to start."""
+
+    def close(self) -> None:
+        """Ends this attempt, finished or not."""
+
+
+MakeTracker = Callable[[], Tracker]
+
+
+def import_function(path: str) -> Callable[[str, Path, dict[str, Any]], Tracker]:
+    """Imports the function that `module:function` names.
+
+    Raises:
+        UserError: if there is no such thing, or its module cannot be imported.
+    """
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:
+        raise UserError(
+            f"tracker: {path} cannot be imported ({type(error).__name__}: {error}); name a "
+            "function as module:function, in an installed module or one in the working directory"
+        ) from error
+
+
+def tracker_opener(config: RunConfig, name: str, folder: Path) -> MakeTracker | None:
+    """A function that opens the tracker of a training run; None where the config names none."""
+    if config.tracker is None:
+        return None
+    return functools.partial(
+        import_function(config.tracker), name, folder, settings_to_write(config)
+    )
+
+
+class TrackerFollower:
+    """Sends each step to a tracker at most once; its failures do not stop training.
+
+    Steps that run again after an interruption were sent already. `tracked.json` holds the last of
+    them: everything up to the last line that `metrics.jsonl` had when the run was started again.
+
+    `last_written` is the last step in `metrics.jsonl` before any line of it is dropped, -1 for
+    none; `first_step` is the first of this attempt.
+    """
+
+    def __init__(self, make: MakeTracker, folder: Path, last_written: int, first_step: int):
+        path = folder / "tracked.json"
+        sent = max(read_json(path)["step"], last_written) if path.exists() else first_step - 1
+        write_json(path, {"step": sent})
+        self._sent, self._failed = sent, False
+        self._tracker: Any = self._guard(make)
+
+    def write(self, record: Record) -> None:
+        if record["step"] > self._sent:
+            self._guard(lambda: self._tracker.write(copy.deepcopy(record)))
+
+    def close(self) -> None:
+        self._guard(lambda: self._tracker.close())
+
+    def _guard(self, call: Callable[[], Any]) -> Any:
+        """Its result; after any failure a warning, and no further call."""
+        if self._failed:
+            return None
+        try:
+            return call()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # somebody else's code, which may call sys.exit
+            self._failed = True
+            logging.getLogger(__name__).warning(
+                "the tracker has failed (%s: %s) and is left out until the next start; "
+                "metrics.jsonl goes on",
+                type(error).__name__,
+                error,
+            )
+            return None
+
+
+class TensorBoard:
+    """Writes scalars in groups: of the phase, of each of its stages, and of the mixture.
+
+    Points of `first_step` and later ones, of an earlier attempt, are dropped.
+    """
+
+    def __init__(self, folder: Path, phase: str, first_step: int):
+        from tensorboardX import SummaryWriter
+
+        self._phase = phase
+        # Files are named by the second; the suffix keeps a quick restart off its own past.
+        self._writer = SummaryWriter(
+            str(folder / "tensorboard"),
+            purge_step=first_step,
+            filename_suffix=f".{first_step:012d}",
+        )
+
+    def write(self, record: Record) -> None:
+        step, stage = record["step"], re.sub(r"[^\w.-]", "_", record["stage"])
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(f"{self._phase}/{name}", value, step)
+                if name in ("loss", "grad_norm"):
+                    self._writer.add_scalar(f"{self._phase}.{stage}/{name}", value, step)
+            elif isinstance(value, list):  # of layers
+                for layer, number in enumerate(value):
+                    if number is not None:
+                        self._writer.add_scalar(f"{self._phase}.{name}/{layer}", number, step)
+        for quadrant, share in record["mixture"].items():
+            self._writer.add_scalar(f"{self._phase}.mixture/{quadrant}", share, step)
+
+    def flush(self) -> None:
+        """Writes all points to the disk."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 class MetricsLog:

@@ -8,15 +8,14 @@ from typing import Any
 
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.training import PretrainConfig, ReferenceModelConfig
-from frame_jax.curriculum.order import trial_selection
-from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.selection import SelectionMap, trial_selection
 from frame_jax.curriculum.stages import shuffled_schedule
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.records import record_counts
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.markers import read_fingerprint
 from frame_jax.run.special_tokens import read_special_tokens
-from frame_jax.training import trackers
+from frame_jax.training.metrics import tracker_opener
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob
 
@@ -109,7 +108,7 @@ def make_job(
         seed=selection.seed,
         fingerprint=f"{read_fingerprint(directory, phase_step)}-{selection.schedule.fingerprint}",
         profile=config.profile,
-        make_tracker=trackers.tracker_opener(config, phase_step, folder),
+        make_tracker=tracker_opener(config, phase_step, folder),
     )
 
 

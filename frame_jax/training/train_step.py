@@ -14,9 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.models.cross_entropy import chunk_count, cross_entropy
-from frame_jax.models.functional import Decoder
-from frame_jax.models.router import RouterStatistics, updated_router_bias
-from frame_jax.models.transformer import Params
+from frame_jax.models.feed_forward_experts import RouterStatistics, updated_router_bias
+from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel.sharding import constrain_sharding, data_parallel_size
 from frame_jax.run.special_tokens import SpecialTokens
 
@@ -94,16 +93,17 @@ def loss_fn(
     decoder: Decoder, params: Params, batch: LMBatch, chunks: int, training: TrainingConfig
 ) -> tuple[jax.Array, LossAux]:
     """The sum of the objective over the counted targets, and the sums that are reported."""
-    module = decoder.bind(params)
     routed = decoder.config.has("experts")
-    hidden, routers = module.forward(
+    hidden, routers = decoder.forward(
+        params,
         batch.inputs,
         batch.segment_ids,
         batch.positions,
         loss_mask=batch.loss_mask if routed else None,
     )
+    unembedding, weight = decoder.unembedding(params), training.z_loss_weight
     objective, nll = cross_entropy(
-        hidden, module.unembedding(), batch.targets, batch.loss_mask, chunks, training.z_loss_weight
+        hidden, unembedding, batch.targets, batch.loss_mask, chunks, weight
     )
     if routers is not None:
         objective += training.load_balance_loss_weight * jnp.mean(routers.balance)

@@ -9,27 +9,26 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.curriculum import digest
 from frame_jax.curriculum.loader import BatchSource, make_loader
-from frame_jax.models.functional import write_description
+from frame_jax.models.transformer import write_description
 from frame_jax.parallel import processes
-from frame_jax.parallel.sharding import batch_sharding, local_rows, make_mesh
+from frame_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, param_shardings
 from frame_jax.run import preemption
 from frame_jax.run.preemption import Preempted
 from frame_jax.run.trial_record import write_trial_record
-from frame_jax.training.bad_steps import skip_bad_steps
 from frame_jax.training.checkpointer import Checkpointer
-from frame_jax.training.lr_schedules import learning_rate
-from frame_jax.training.profiling import StepTrace
-from frame_jax.training.recorder import ROWS, Recorder
-from frame_jax.training.state import StateFactory
-from frame_jax.training.train_step import make_train_step
+from frame_jax.training.optimizer import learning_rate, make_optimizer, optimizer_shardings
+from frame_jax.training.recorder import ROWS, Recorder, skip_bad_steps
+from frame_jax.training.train_step import TrainState, make_train_step
 from frame_jax.training.training_job import (
     TrainingJob,
     check_batch,
@@ -39,6 +38,76 @@ from frame_jax.training.training_job import (
 )
 
 MEASURED_STEPS = 10  # steps whose mean time sets the interval between rolling checkpoints
+
+
+class StepTrace:
+    """Traces the steps of a range, for XProf and TensorBoard.
+
+    Args:
+        folder: The trace goes into `plugins/profile/` under it.
+        steps: `START:STOP` in steps of the run, STOP not included; None traces nothing.
+    """
+
+    def __init__(self, folder: Path, steps: str | None):
+        self._folder, self._running = folder, False
+        self._first, self._stop = (-1, -1) if steps is None else map(int, steps.split(":"))
+
+    def before_step(self, step: int, state: Any) -> None:
+        """Starts or ends the trace; call it before each step, with the state that it reads."""
+        if step == self._first:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._folder)
+            self._running = True
+        elif step == self._stop:
+            self.close(state)
+
+    def close(self, state: Any) -> None:
+        """Ends a trace that is running, once the steps in flight are done."""
+        if self._running:
+            jax.block_until_ready(state)
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+class StateFactory:
+    """Makes training states of a job on a mesh, or reads them from the newest checkpoint.
+
+    Attributes:
+        optimizer: The update rule.
+        shardings: A `TrainState` of the `NamedSharding` of each array.
+    """
+
+    def __init__(self, job: TrainingJob, mesh: Mesh):
+        decoder = job.decoder
+        self.optimizer = make_optimizer(job.training, decoder, job.steps, job.stage_starts)
+        shapes = decoder.shapes()
+        params = param_shardings(decoder.axes(), shapes, mesh)
+        replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        moments = optimizer_shardings(self.optimizer, shapes, params, mesh)
+        self.shardings = TrainState(replicated, params, moments)  # type: ignore[arg-type]
+        self._decoder, self._seed = decoder, job.seed
+
+    def _make(self) -> TrainState:
+        params = self._decoder.init(jax.random.key(self._seed))
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
+
+    def initial_state(self) -> TrainState:
+        """Makes the state before the first step; each device makes only its own shards."""
+        return jax.jit(self._make, out_shardings=self.shardings)()
+
+    def restore_newest(self, checkpointer: Checkpointer) -> tuple[int, TrainState]:
+        """Reads the newest state that can be read, and its step; without one, the initial state."""
+        like = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(self._make),
+            self.shardings,
+        )
+        found = checkpointer.restore_newest(like.params, like.optimizer)
+        if found is None:
+            return 0, self.initial_state()
+        step, params, optimizer = found
+        on_devices = jax.device_put(np.int32(step), self.shardings.step)
+        return step, TrainState(on_devices, params, optimizer)
 
 
 def global_batches(
@@ -153,15 +222,13 @@ def _train(
 ) -> dict[str, Any]:
     factory = StateFactory(job, mesh)
     start, state = factory.restore_newest(checkpointer)
-    consumed = digest.ConsumedRows()
-    if start > 0:
-        consumed = digest.read_consumed_rows(checkpointer.consumed_rows(start)) or consumed
+    consumed = digest.read_consumed_rows(checkpointer.consumed_rows(start)) if start > 0 else None
     if 0 in kept and checkpointer.latest() is None:
-        checkpointer.save(0, state.params, state.optimizer, consumed.as_record())
+        checkpointer.save(0, state.params, state.optimizer, digest.consumed_record(0))
     train_step = compile_step(job, mesh, factory)
     trace = StepTrace(job.folder / "profile", job.profile)
     rolling = RollingSaves(job.training.checkpoint_seconds, start)
-    with Recorder(job, mesh, start, consumed) as recorder:
+    with Recorder(job, mesh, start, consumed or 0) as recorder:
         loader = global_batches(job, mesh, start)
         for step in range(start, job.steps):
             asked = time.perf_counter()
@@ -176,9 +243,8 @@ def _train(
             stop = preemption.stop_requested(done)
             if stop or recorder.bad.are_too_many() or done in kept or due:
                 recorder.flush()
-                checkpointer.save(
-                    done, state.params, state.optimizer, recorder.consumed.as_record()
-                )
+                noted = digest.consumed_record(recorder.consumed)
+                checkpointer.save(done, state.params, state.optimizer, noted)
                 recorder.restart_clock()
             if recorder.bad.are_too_many():
                 raise recorder.bad.error()

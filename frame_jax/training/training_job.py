@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import numpy as np
 from jax.sharding import Mesh
 
 from frame_jax.config.parallel import ParallelConfig
@@ -13,11 +12,11 @@ from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import data_parallel_size
 from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.run.trial_record import StageRecord, TrialRecord
-from frame_jax.training.trackers import MakeTracker
+from frame_jax.training.metrics import MakeTracker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +98,6 @@ def check_batch(job: TrainingJob, mesh: Mesh) -> None:
 def trial_record(job: TrainingJob, kept: list[int]) -> TrialRecord:
     """Describes a job for evaluation, export and report."""
     schedule, batch = job.selection.schedule, job.training.batch_size
-    starts = np.concatenate([[0], schedule.boundaries[:-1]]).tolist()
-    names = [stage.name for stage in schedule.stages] * schedule.epochs
     return TrialRecord(
         steps=job.steps,
         batch_size=batch,
@@ -110,6 +107,6 @@ def trial_record(job: TrainingJob, kept: list[int]) -> TrialRecord:
         tail_steps=tuple(tail_steps(job)),
         stages=tuple(
             StageRecord(name, start, stop, start // batch, -(-stop // batch))
-            for name, start, stop in zip(names, starts, schedule.boundaries.tolist(), strict=True)
+            for name, start, stop in schedule.run_stages
         ),
     )

@@ -12,8 +12,8 @@ import yaml
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.corpus.tokenizer_training import train_tokenizer
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import export_checkpoint
+from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import RunDirectory
 from tests.scoring.scoring_helpers import write_model
 

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from frame_jax import files, inspect
+from frame_jax import export_order, files, inspect
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.config.file import load
 from frame_jax.config.paths import scheme_of, user_path
 from frame_jax.config.settings import flatten_settings
 from frame_jax.errors import UserError
 from frame_jax.export import checkpoint as export
-from frame_jax.export.order import export as export_order
 from frame_jax.main import main
 from frame_jax.run.directory import RunDirectory
 from tests.arm import make_arm

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from frame_jax.config.file import dataclass_types
-from frame_jax.config.renamed_keys import RENAMED_KEYS
+from frame_jax.config.file import RENAMED_KEYS, dataclass_types
 from frame_jax.config.run import RunConfig
 from frame_jax.main import main
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frame_jax.config.corpus import SourceConfig, TokenizerConfig
+from frame_jax.corpus.documents import assign_split, unit_hash
 from frame_jax.corpus.parts import _slice_counts, corpus_signature, plan_parts, sample_documents
-from frame_jax.corpus.splits import assign_split, unit_hash
 
 
 def test_splits_have_the_asked_fractions_and_never_change():

@@ -10,12 +10,12 @@ import pytest
 from frame_jax import main
 from frame_jax.config.corpus import SourceConfig, TokenizerConfig
 from frame_jax.corpus import tokenize, tokenizer_training
+from frame_jax.corpus.documents import assign_split
 from frame_jax.corpus.inventory import expected_signature, require_splits
-from frame_jax.corpus.splits import assign_split
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.corpus.tokenizer_training import train_tokenizer
 from frame_jax.errors import UserError
-from frame_jax.quadrants.rows import write_reference_rows
+from frame_jax.quadrants.partition import write_reference_rows
 from frame_jax.records import TokenReader
 from frame_jax.run import markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.evaluation.greedy import GreedyScorer, generate_greedily
+from frame_jax.evaluation.greedy import generate_greedily, make_greedy_scorer
 from frame_jax.evaluation.likelihood import Request, continuation_sums
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from tests.arm import random_params
 from tests.scoring.numpy_decoder import log_probabilities
 
@@ -22,14 +22,14 @@ def model(request, use_devices):
     )
     decoder = Decoder(shape, VOCAB, "float32")
     params = random_params(decoder, 0)
-    scorer = GreedyScorer(
+    scorer = make_greedy_scorer(
         decoder, params, CONTEXT, per_device_batch_size=1, loss_chunk=8, fsdp=fsdp
     )
     return scorer, lambda ids: log_probabilities(shape, params, ids)
 
 
 def test_sums_and_misses_of_packed_requests(model) -> None:
-    scorer, log_p = model
+    (scorer, _), log_p = model
     rng = np.random.default_rng(0)
     requests = []
     for _ in range(20):
@@ -50,7 +50,7 @@ def test_sums_and_misses_of_packed_requests(model) -> None:
 
 
 def test_generation_is_greedy_whatever_shares_the_batch(model) -> None:
-    scorer, log_p = model
+    (scorer, following), log_p = model
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, VOCAB, n).tolist() for n in (1, 9, 3, 20, 5, 2)]
     limits = [6, 1, 5, 12, 4, 8]
@@ -60,7 +60,7 @@ def test_generation_is_greedy_whatever_shares_the_batch(model) -> None:
         assert len(written) <= limits[number]
         return written[-1] % 10 == stop
 
-    written = generate_greedily(scorer, prompts, limits, is_finished)
+    written = generate_greedily(scorer, following, prompts, limits, is_finished)
     for prompt, limit, tokens in zip(prompts, limits, written, strict=True):
         ids = list(prompt)
         while len(ids) - len(prompt) < limit:

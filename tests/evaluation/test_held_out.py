@@ -25,7 +25,7 @@ from frame_jax.errors import UserError
 from frame_jax.evaluation import held_out
 from frame_jax.evaluation.results import read_result, scores_folder
 from frame_jax.evaluation.weights import Weights
-from frame_jax.models.functional import Decoder, write_description
+from frame_jax.models.transformer import Decoder, write_description
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, read_json, write_json
@@ -118,9 +118,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Do
 def log_probabilities(params: Any, tokens: jax.Array) -> jax.Array:
     """[T] -> [T, V]: one document, no packing, no windows."""
     length = tokens.shape[0]
-    module = DECODER.bind(params)
-    hidden = module(tokens[None], jnp.ones((1, length), int), jnp.arange(length)[None])
-    return jax.nn.log_softmax(hidden[0] @ module.unembedding().T)
+    positions = jnp.arange(length)[None]
+    hidden, _ = DECODER.forward(params, tokens[None], jnp.ones((1, length), int), positions)
+    return jax.nn.log_softmax(hidden[0] @ DECODER.unembedding(params).T)
 
 
 def document_nll(params: Any, ids: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import PretrainConfig, TrainingConfig
 from frame_jax.evaluation import training_rows
 from frame_jax.evaluation.results import TrainingRowsResult
-from frame_jax.models.functional import Decoder, write_description
+from frame_jax.models.transformer import Decoder, write_description
 from frame_jax.parallel import processes
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, write_json

@@ -15,9 +15,9 @@ from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.corpus.tokenizer_training import BOS, EOS
 from frame_jax.errors import UserError
 from frame_jax.export.checkpoint import export_trial, main
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import export_checkpoint, pad_token_id
 from frame_jax.models.hugging_face.weights import import_checkpoint
+from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import RunDirectory
 from frame_jax.scoring.tokenizers import require_same_tokenizer
 from frame_jax.training.trainer import train
@@ -240,10 +240,10 @@ def test_transformers_computes_the_same_logits_and_generates(name, tmp_path) -> 
     tokens = np.random.default_rng(0).integers(0, PADDED, (3, CONTEXT)).astype(np.int32)
     with torch.no_grad():
         expected = model(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
-    module = Decoder(decoder.config, PADDED, "float32").bind(params[STEPS[-1]])
+    ours, weights = Decoder(decoder.config, PADDED, "float32"), params[STEPS[-1]]
     positions = np.broadcast_to(np.arange(CONTEXT), tokens.shape)
-    hidden = module(tokens, np.zeros_like(tokens), positions)
-    actual = np.asarray(hidden @ module.unembedding().T)
+    hidden, _ = ours.forward(weights, tokens, np.zeros_like(tokens), positions)
+    actual = np.asarray(hidden @ ours.unembedding(weights).T)
     assert np.abs(expected).max() > 1
     print(f"{name}: largest difference of a logit {np.abs(actual - expected).max():.2e}")
     np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=1e-4)

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax.export import scores
-from frame_jax.export.scores import main
+from frame_jax import export_scores as scores
+from frame_jax.export_scores import main
 from frame_jax.main import write_config
 from frame_jax.quadrants.partition import write_assignment
 from frame_jax.run import integrity

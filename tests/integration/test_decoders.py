@@ -10,8 +10,8 @@ import pytest
 from frame_jax import checkpoints
 from frame_jax.export.checkpoint import main as export
 from frame_jax.main import main
-from frame_jax.models.functional import read_description
 from frame_jax.models.hugging_face.weights import import_checkpoint
+from frame_jax.models.transformer import read_description
 from tests.integration.small_run import settings, write_config, write_corpus
 
 MAMBA2 = {"num_heads": 4, "head_dim": 16, "state_size": 8, "chunk_size": 16}

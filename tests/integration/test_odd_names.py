@@ -13,15 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import load_file
 
-from frame_jax import checkpoints, inspect
+from frame_jax import checkpoints, export_order, export_scores, inspect, verify_order
 from frame_jax.config.file import load
 from frame_jax.config.scoring import TableConfig
 from frame_jax.export import checkpoint as export
-from frame_jax.export import scores as export_scores
-from frame_jax.export.order import export as export_order
-from frame_jax.export.order import verify as verify_order
 from frame_jax.main import main
-from frame_jax.models.functional import read_description
+from frame_jax.models.transformer import read_description
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.scoring import table
 from tests.integration.small_run import settings, write_config, write_corpus

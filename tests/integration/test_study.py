@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from frame_jax import checkpoints, main
-from frame_jax.models.functional import read_description
+from frame_jax.models.transformer import read_description
 from frame_jax.report.study_results import ComparedLine, load_study
 from frame_jax.run import markers
 from frame_jax.run.directory import RunDirectory

@@ -11,7 +11,7 @@ import pytest
 
 from frame_jax import inspect
 from frame_jax.export.checkpoint import main as export_checkpoint
-from frame_jax.export.scores import main as export_scores
+from frame_jax.export_scores import main as export_scores
 from frame_jax.main import main
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.integration.small_run import settings, write_config, write_corpus

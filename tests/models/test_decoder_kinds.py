@@ -12,8 +12,8 @@ from frame_jax.config.models import ModelConfig
 from frame_jax.errors import UserError
 from frame_jax.models import block, layer_loop
 from frame_jax.models.cross_entropy import token_nll
-from frame_jax.models.functional import Decoder, read_description, write_description
 from frame_jax.models.layers import LayerContext, rotary_frequencies, rotary_tables
+from frame_jax.models.transformer import Decoder, read_description, write_description
 from tests.models.kinds import KINDS, shape
 
 VOCAB, CHUNK = 64, 16
@@ -57,9 +57,8 @@ def nll(decoder: Decoder, params: dict, rows: np.ndarray, segments: np.ndarray) 
 def losses(
     decoder: Decoder, params: dict, rows: jax.Array, segments: jax.Array, positions: jax.Array
 ) -> jax.Array:
-    module = decoder.bind(params)
-    hidden = module(rows[:, :-1], segments, positions)
-    return token_nll(hidden, module.unembedding(), rows[:, 1:], 1)
+    hidden, _ = decoder.forward(params, rows[:, :-1], segments, positions)
+    return token_nll(hidden, decoder.unembedding(params), rows[:, 1:], 1)
 
 
 @pytest.mark.slow
@@ -114,7 +113,7 @@ def test_layers_come_in_the_order_of_their_names() -> None:
     tables = rotary_tables(positions, rotary_frequencies(HYBRID.rotary_dim, 1e4))
     context = LayerContext(jnp.zeros_like(tokens), positions, tables, jnp.ones(tokens.shape))
     apply = {
-        r.spec: jax.jit(functools.partial(block.apply_layer, HYBRID, r.spec))
+        r.spec: jax.jit(functools.partial(block.apply_layer, HYBRID, r.spec, None))
         for r in HYBRID.layer_groups
     }
     x, aux = 2.0 * params["embedding"][tokens], []
@@ -123,13 +122,11 @@ def test_layers_come_in_the_order_of_their_names() -> None:
             group = next(group for group in HYBRID.layer_groups if group.name == name)
             stack, kind = params["layers"][name], group.spec
             one = {key: values[repeat * group.length + index] for key, values in stack.items()}
-            x, statistics = apply[kind](one, x, context)
+            x, statistics = apply[kind](x, one, context)
             aux.append(statistics)
     expected = block.apply_norm(HYBRID, {"n": params["final_norm"] / 2}, "n", x)
     counted = jnp.ones(tokens.shape)
-    forward = jax.jit(
-        lambda params, *inputs: decoder.bind(params).forward(*inputs, loss_mask=counted)
-    )
+    forward = jax.jit(lambda params, *inputs: decoder.forward(params, *inputs, loss_mask=counted))
     hidden, routers = forward(params, tokens, jnp.zeros_like(tokens), positions)
     np.testing.assert_allclose(hidden, expected, rtol=1e-4, atol=1e-5)
     assert routers is not None
@@ -148,8 +145,8 @@ def test_loops_in_loops_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> N
         decoder = Decoder(HYBRID, VOCAB, "bfloat16", remat)
 
         def loss(params: dict) -> jax.Array:
-            hidden, routers = decoder.bind(params).forward(
-                tokens, jnp.zeros_like(tokens), positions, loss_mask=jnp.ones(tokens.shape)
+            hidden, routers = decoder.forward(
+                params, tokens, jnp.zeros_like(tokens), positions, loss_mask=jnp.ones(tokens.shape)
             )
             assert routers is not None
             return jnp.sum(jnp.square(hidden.astype(jnp.float32))) + jnp.sum(routers.balance)
@@ -171,7 +168,7 @@ def test_compile_time_does_not_grow_with_depth() -> None:
         config = shape(3 * repeats, layers=("mamba2+dense", "mamba2+dense", "attention+none"))
         decoder = Decoder(config, VOCAB)
         ids = jax.ShapeDtypeStruct((1, 32), jnp.int32)
-        call = jax.jit(lambda p, *a: decoder.bind(p)(*a))
+        call = jax.jit(lambda p, *a: decoder.forward(p, *a)[0])
         return len(call.lower(decoder.shapes(), ids, ids, ids).as_text().splitlines())
 
     assert length(8) == length(2)
@@ -182,7 +179,7 @@ def test_equal_layers_are_one_loop() -> None:
 
     def loops(config: ModelConfig) -> int:
         decoder, ids = Decoder(config, VOCAB), jax.ShapeDtypeStruct((1, 32), jnp.int32)
-        call = jax.make_jaxpr(lambda p, *a: decoder.bind(p)(*a))
+        call = jax.make_jaxpr(lambda p, *a: decoder.forward(p, *a)[0])
         return str(call(decoder.shapes(), ids, ids, ids)).count(" scan[")
 
     assert loops(shape(4)) == 1

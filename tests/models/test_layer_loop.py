@@ -10,7 +10,7 @@ import pytest
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models import layer_loop
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from tests.optimized import compile_optimized
 
 SHAPE = ModelConfig(
@@ -20,9 +20,8 @@ SHAPE = ModelConfig(
 
 def gradient(decoder: Decoder) -> jax.stages.Wrapped:
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
-        hidden = decoder.bind(params)(
-            tokens, jnp.zeros_like(tokens), jnp.broadcast_to(jnp.arange(256), tokens.shape)
-        )
+        positions = jnp.broadcast_to(jnp.arange(256), tokens.shape)
+        hidden, _ = decoder.forward(params, tokens, jnp.zeros_like(tokens), positions)
         return jnp.sum(jnp.square(hidden.astype(jnp.float32)) * jnp.arange(64))
 
     return jax.jit(jax.value_and_grad(loss))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frame_jax.models.router import (
+from frame_jax.models.feed_forward_experts import (
     RouterStatistics,
     choose_experts,
     router_logits,

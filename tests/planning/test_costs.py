@@ -26,6 +26,7 @@ from frame_jax.config.training import (
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.evaluation.training_rows import choose_rows
 from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
+from frame_jax.models.transformer import Decoder
 from frame_jax.planning.costs import Corpus, CostLine, list_costs, vocab_rows
 from frame_jax.planning.plan import memory_in_stages, read_corpus, trial_schedule
 
@@ -61,7 +62,7 @@ def evaluate(run: RunConfig, corpus: Corpus = CORPUS) -> tuple[dict[str, CostLin
 
 
 def forward(run: RunConfig, length: int) -> float:
-    return forward_flops_per_token(run.pretrain.model, vocab_rows(run), length)
+    return forward_flops_per_token(Decoder(run.pretrain.model, vocab_rows(run)), length)
 
 
 def test_every_trial_is_measured_at_each_of_its_checkpoints_and_averages() -> None:
@@ -158,7 +159,7 @@ def test_a_config_costs_what_it_says(claim: tuple[str, ...], tmp_path: Path) -> 
     total = sum(item.flops for item in work)
     assert f"{total:.1e}".replace("e+", "e") == flops
     length = run.partition.rows.sequence_length
-    each = training_flops_per_token(run.pretrain.model, vocab_rows(run), length)
+    each = training_flops_per_token(Decoder(run.pretrain.model, vocab_rows(run)), length)
     took = total / (given["--tokens_per_second"] * each) / 3600
     assert took == pytest.approx(float(hours), rel=0.01)
 

@@ -24,7 +24,7 @@ from frame_jax.corpus.parts import corpus_signature
 from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum
 from frame_jax.errors import UserError
 from frame_jax.main import main
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.planning.costs import Corpus, cost_table, training_cost
 from frame_jax.run import markers, phases
 from frame_jax.run.directory import RunDirectory, write_json

@@ -15,8 +15,8 @@ from frame_jax.main import allow_open_files
 from frame_jax.parallel import processes
 from frame_jax.quadrants import partition
 from frame_jax.quadrants import rows as row_files
-from frame_jax.quadrants.packing import PackedSegments, best_fit, concat
-from frame_jax.quadrants.rows import write_reference_rows
+from frame_jax.quadrants.partition import write_reference_rows
+from frame_jax.quadrants.rows import PackedSegments, best_fit, concat
 from frame_jax.records import LENGTHS, OpenFiles, TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.quadrants.corpus import (

@@ -26,7 +26,7 @@ from frame_jax.evaluation.results import (
     scores_folder,
     write_result,
 )
-from frame_jax.models.functional import Decoder, write_description
+from frame_jax.models.transformer import Decoder, write_description
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, write_json
 from frame_jax.run.partition_record import (

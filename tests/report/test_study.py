@@ -29,10 +29,9 @@ from frame_jax.evaluation.results import (
     scores_folder,
 )
 from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
-from frame_jax.models.functional import Decoder, write_description
+from frame_jax.models.transformer import Decoder, write_description
 from frame_jax.report import report
-from frame_jax.report.cost import first_step_at_loss
-from frame_jax.report.study import lines_to_compare_with, read_study
+from frame_jax.report.study import first_step_at_loss, lines_to_compare_with, read_study
 from frame_jax.report.study_results import (
     BETTER,
     NONE,
@@ -267,12 +266,11 @@ def test_scoring_is_paid_by_the_order_that_needs_it(tmp_path: Path) -> None:
         finish(f"pretrain-{trial.name}", {"tokens": tokens})
     context, rows = config.scoring.context, config.reference.rows.sequence_length
     overhead = sum(
-        5000 * forward_flops_per_token(d.config, d.vocab_size, context)
-        + 3000 * training_flops_per_token(d.config, d.vocab_size, rows)
+        5000 * forward_flops_per_token(d, context) + 3000 * training_flops_per_token(d, rows)
         for d in shapes.values()
     )
     length = config.partition.rows.sequence_length
-    whole = tokens * training_flops_per_token(ModelConfig(), 258, length)
+    whole = tokens * training_flops_per_token(Decoder(ModelConfig(), 258), length)
     (frame,) = read_study(config, directory).steps_to_baseline
     assert overhead / whole > 0.001
     assert frame.share_with_scoring == pytest.approx(frame.share + overhead / whole)

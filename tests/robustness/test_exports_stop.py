@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from frame_jax import export_order as order
 from frame_jax.export import checkpoint
-from frame_jax.export.order import export as order
 from tests.arm import make_arm
 from tests.export.order.test_order import make_run
 

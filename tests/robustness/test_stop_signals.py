@@ -20,7 +20,7 @@ TOOL = runpy.run_path(str(REPOSITORY / "tools" / "crash_test.py"))
 # exception raised by a signal does harm. `tools/crash_test.py --signals` goes through all others.
 STOPS = [
     [
-        ("frame_jax.training.state:StateFactory.initial_state", 1, 0.1, "SIGTERM")
+        ("frame_jax.training.trainer:StateFactory.initial_state", 1, 0.1, "SIGTERM")
     ],  # while it compiles
     [
         ("frame_jax.training.recorder:Recorder.push", 4, 0.0, "SIGTERM"),

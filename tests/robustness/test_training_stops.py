@@ -25,7 +25,7 @@ from frame_jax.run.directory import atomic_path, write_json
 from frame_jax.run.preemption import Preempted
 from frame_jax.run.program_exit import find_user_error
 from frame_jax.training import trainer
-from frame_jax.training.bad_steps import skip_bad_steps
+from frame_jax.training.recorder import skip_bad_steps
 from frame_jax.training.train_step import TrainState
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from frame_jax.errors import UserError
-from frame_jax.run.directory import read_json, write_json
-from frame_jax.run.json_dataclass import read_dataclass, write_dataclass
+from frame_jax.run.directory import read_dataclass, read_json, write_dataclass, write_json
 
 
 @dataclass(frozen=True)

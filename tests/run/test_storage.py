@@ -19,7 +19,7 @@ import pytest
 from frame_jax import checkpoints
 from frame_jax.errors import UserError
 from frame_jax.main import main
-from frame_jax.models.functional import read_description
+from frame_jax.models.transformer import read_description
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run import integrity, lock, storage
 from frame_jax.run.directory import RunDirectory, read_json, write_json

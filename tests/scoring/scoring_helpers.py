@@ -9,7 +9,7 @@ from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.models.functional import Decoder, write_description
+from frame_jax.models.transformer import Decoder, write_description
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import part_name
 from frame_jax.training.checkpointer import Checkpointer

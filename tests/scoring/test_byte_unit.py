@@ -16,10 +16,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from frame_jax.config.file import parse
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.training import ReferenceModelConfig
-from frame_jax.export.scores import main as export_scores
+from frame_jax.export_scores import main as export_scores
 from frame_jax.main import main
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import export_checkpoint
+from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.scoring import model_tokenizers
 from tests.scoring.numpy_decoder import document_nll

@@ -10,7 +10,7 @@ from frame_jax.config.file import load
 from frame_jax.config.models import ModelConfig
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import RunDirectory
 from frame_jax.scoring.checks import check_imported, refuse_pickled, same_weights
 

@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.main import main
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.export import export_checkpoint
+from frame_jax.models.transformer import Decoder
 from tests.scoring.numpy_decoder import document_nll
 
 CONTEXT, OVERLAP = 32, 8

@@ -5,7 +5,7 @@ import numpy as np
 
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import make_mesh
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.scorer import Scorer, shard_params

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import import_checkpoint
+from frame_jax.models.transformer import Decoder
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.scorer import Scorer
 from tests.scoring.scoring_helpers import BOS

@@ -10,7 +10,7 @@ import pytest
 from frame_jax.config.file import load
 from frame_jax.config.models import LayerSpec, ModelConfig
 from frame_jax.errors import UserError
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,9 +7,8 @@ import pytest
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.training import LRScheduleConfig, OptimizerConfig, TrainingConfig
-from frame_jax.models.functional import Decoder
-from frame_jax.training.lr_schedules import learning_rate
-from frame_jax.training.optimizer import decay_mask, make_optimizer
+from frame_jax.models.transformer import Decoder
+from frame_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
 
 STEPS = 100
 BASE = LRScheduleConfig(peak=2.0, warmup_fraction=0.1, decay_fraction=0.2, final_fraction=0.1)

@@ -14,12 +14,11 @@ import pytest
 
 from frame_jax.config.training import TrainingConfig
 from frame_jax.errors import UserError
+from frame_jax.evaluation.held_out import write_tensorboard
 from frame_jax.evaluation.results import HeldOutLoss, TrialResult, WeightsResult
-from frame_jax.evaluation.tensorboard import write_tensorboard
 from frame_jax.main import main
 from frame_jax.parallel import processes
-from frame_jax.training import trackers
-from frame_jax.training.metrics import MetricsLog
+from frame_jax.training.metrics import MetricsLog, import_function
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob
 from tests.integration.small_run import write_config
@@ -216,7 +215,7 @@ def test_the_example_of_the_documentation_follows_a_run(
     exec(source, module.__dict__)
     monkeypatch.setitem(sys.modules, "my_tracker", module)
     folder = trained[0].folder
-    follow = trackers.import_function("my_tracker:Run")
+    follow = import_function("my_tracker:Run")
     for _ in range(2):
         tracker = follow("pretrain-frame", folder, {"seed": 1})
     record = json.loads((folder / "metrics.jsonl").read_text().splitlines()[2])
@@ -247,7 +246,7 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything(
         assert message in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="cannot be imported"):
-        trackers.import_function("json:make")
+        import_function("json:make")
 
 
 def test_the_board_of_an_evaluation_is_written_anew(tmp_path: Path) -> None:

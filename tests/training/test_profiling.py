@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from frame_jax.models.flops import PEAK_FLOPS, model_flops_utilisation
-from frame_jax.training.profiling import StepTrace
+from frame_jax.training.trainer import StepTrace
 
 
 @pytest.mark.slow

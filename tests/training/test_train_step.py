@@ -15,7 +15,7 @@ from frame_jax.config.models import ModelConfig
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.models.cross_entropy import chunk_count, cross_entropy, token_nll
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
 from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.training.train_step import (
@@ -178,9 +178,8 @@ def test_the_objective_adds_each_loss_by_its_weight() -> None:
 
     @jax.jit
     def sums_and_squares(params: dict) -> tuple:
-        module = decoder.bind(params)
-        hidden = module(batch.inputs, batch.segment_ids, batch.positions)
-        log_total = jax.nn.logsumexp(hidden @ module.unembedding().T, axis=-1)
+        hidden, _ = decoder.forward(params, batch.inputs, batch.segment_ids, batch.positions)
+        log_total = jax.nn.logsumexp(hidden @ decoder.unembedding(params).T, axis=-1)
         squares = jnp.sum(batch.loss_mask * jnp.square(log_total))
         return loss_fn(decoder, params, batch, 1, training), squares
 

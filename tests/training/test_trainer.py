@@ -14,12 +14,11 @@ from frame_jax import checkpoints
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.training import OptimizerConfig, ReferenceModelConfig, TrainingConfig
 from frame_jax.errors import UserError
-from frame_jax.models.functional import Decoder
+from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import make_mesh
 from frame_jax.run.trial_record import averaged_steps, load_trial_record
 from frame_jax.training.checkpointer import Checkpointer
-from frame_jax.training.state import StateFactory
-from frame_jax.training.trainer import train
+from frame_jax.training.trainer import StateFactory, train
 from frame_jax.training.training_job import TrainingJob, kept_steps, tail_steps
 from tests.models.kinds import KINDS
 from tests.training.rows import LENGTH, VOCAB, make_job, write_rows

@@ -16,9 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
-from frame_jax.export.order.trial_order import TrialOrder
-from frame_jax.quadrants.packing import PackedSegments
-from frame_jax.quadrants.rows import list_packed_documents
+from frame_jax.export.order.trial_order import TrialOrder, list_packed_documents
+from frame_jax.quadrants.rows import PackedSegments
 from frame_jax.run.directory import RunDirectory, remove
 from frame_jax.sql import open_database, parquet_table, write_parquet
 

@@ -23,8 +23,7 @@ from frame_jax.curriculum import digest
 from frame_jax.errors import UserError
 from frame_jax.export.order import manifest_lines
 from frame_jax.export.order.manifest_lines import write_part, write_sorted_lines
-from frame_jax.export.order.row_files import list_row_files
-from frame_jax.export.order.trial_order import TrialOrder
+from frame_jax.export.order.trial_order import TrialOrder, list_row_files
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import (

@@ -20,11 +20,9 @@ from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
-from frame_jax.export.order.row_files import RowFile, read_rows
-from frame_jax.export.order.trial_order import TrialOrder
+from frame_jax.export.order.trial_order import RowFile, TrialOrder, list_packed_documents, read_rows
 from frame_jax.parallel import processes
-from frame_jax.quadrants.packing import PackedSegments
-from frame_jax.quadrants.rows import ShuffledDocuments, list_packed_documents
+from frame_jax.quadrants.rows import PackedSegments, ShuffledDocuments
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path, file_sha256, write_json
 from frame_jax.run.special_tokens import read_special_tokens

@@ -151,12 +151,7 @@ def read_documents(
     token_files = list_parts(directory.tokens, ".arrayrecord")
     for batch in batches:
         parts, rows = (np.asarray(batch.column(name)) for name in ("part", "row"))
-        texts = [""] * len(rows)
-        for part in np.unique(parts):
-            chosen = np.flatnonzero(parts == part)
-            found = files.reader(token_files[part]).read(rows[chosen])
-            for index, ids in zip(chosen, found, strict=True):
-                texts[index] = tokenizer.decode(ids)
+        texts = map(tokenizer.decode, files.read(token_files, parts, rows))
         documents = batch.select(COLUMNS).to_pylist()
         yield [{**document, "text": t} for document, t in zip(documents, texts, strict=True)]
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from frame_jax.config.run import RunConfig
-from frame_jax.curriculum.order import trial_selection
-from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.curriculum.selection import SelectionMap, trial_selection
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
-from frame_jax.run.directory import RunDirectory, read_json
+from frame_jax.quadrants.rows import (
+    PackedSegments,
+    ShuffledDocuments,
+    list_documents,
+    pack_documents,
+    training_conditions,
+)
+from frame_jax.records import TokenReader
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
 
 
@@ -94,17 +104,16 @@ def stage_spans(trial_order: TrialOrder, trainer: Trainer, *, smooth: bool) -> l
     """
     schedule = trial_order.schedule
     spans = []
-    for epoch in range(schedule.epochs):
-        for stage in schedule.stages:
-            start, stop = (epoch * schedule.epoch_rows + row for row in (stage.start, stage.stop))
-            first, last = trainer.step(trial_order, start), trainer.step(trial_order, stop)
-            if first == last:
-                continue
-            counts = np.array(stage.quadrant_rows) / (stage.stop - stage.start)
-            shares = schedule.mixture(stage.start, stage.stop) if smooth else counts
-            rounded = np.round(shares, 4) + 0.0  # which makes -0 a 0
-            mixture = dict(zip(schedule.quadrants, rounded.tolist(), strict=True))
-            spans.append(Span(stage.name, first, last, mixture))
+    stages = schedule.stages * schedule.epochs
+    for stage, (name, start, stop) in zip(stages, schedule.run_stages, strict=True):
+        first, last = trainer.step(trial_order, start), trainer.step(trial_order, stop)
+        if first == last:
+            continue
+        counts = np.array(stage.quadrant_rows) / (stage.stop - stage.start)
+        shares = schedule.mixture(stage.start, stage.stop) if smooth else counts
+        rounded = np.round(shares, 4) + 0.0  # which makes -0 a 0
+        mixture = dict(zip(schedule.quadrants, rounded.tolist(), strict=True))
+        spans.append(Span(name, first, last, mixture))
     if not spans:
         raise UserError(
             f"the run has {schedule.rows * trial_order.sequence_length:,} tokens, less than a "
@@ -155,9 +164,85 @@ def round_to_total(owed: np.ndarray, total: int) -> np.ndarray:
 
 def row_stages(trial_order: TrialOrder) -> list[tuple[str, int, int]]:
     """Folder, first row and end of each stage of the run that has rows, epochs included."""
-    ends = [0, *trial_order.schedule.boundaries.tolist()]
     return [
         (f"{number:02d}", start, stop)
-        for number, (start, stop) in enumerate(itertools.pairwise(ends), 1)
+        for number, (_, start, stop) in enumerate(trial_order.schedule.run_stages, 1)
         if start < stop
     ]
+
+
+ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class RowFile:
+    """One file of a quadrant's rows.
+
+    Attributes:
+        quadrant: Index of the quadrant.
+        quadrant_name: Its name.
+        part: Index of the part.
+        path: Its file.
+        first: Rows of the quadrant before it.
+        rows: Rows in it.
+    """
+
+    quadrant: int
+    quadrant_name: str
+    part: int
+    path: Path
+    first: int
+    rows: int
+
+
+def list_row_files(directory: RunDirectory, schedule: DataSchedule) -> list[RowFile]:
+    """Lists the row files of all quadrants, in order.
+
+    Raises:
+        UserError: if they do not hold the rows that the schedule was made for.
+    """
+    files = []
+    for quadrant, name in enumerate(schedule.quadrants):
+        first = 0
+        for part, path in enumerate(list_parts(directory.quadrants / name, ".arrayrecord")):
+            with contextlib.closing(TokenReader(path)) as reader:
+                files.append(RowFile(quadrant, name, part, path, first, len(reader)))
+            first += files[-1].rows
+        if first != schedule.available[quadrant]:
+            raise UserError(
+                f"{directory.quadrants / name} holds {first:,} rows, and the order is of "
+                f"{schedule.available[quadrant]:,}: a part is missing or has changed; redo the "
+                "partition phase"
+            )
+    return files
+
+
+def read_rows(row_file: RowFile) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the rows of a file from its beginning: the index of the first, and uint32 [n, ids]."""
+    with contextlib.closing(TokenReader(row_file.path)) as reader:
+        for first in range(0, row_file.rows, ROWS_AT_ONCE):
+            indices = range(first, min(first + ROWS_AT_ONCE, row_file.rows))
+            yield first, np.stack(reader.read(indices))
+
+
+@contextlib.contextmanager
+def list_packed_documents(
+    config: RunConfig,
+    directory: RunDirectory,
+    row_files: Sequence[tuple[str, int]],
+    scratch: Path,
+    *,
+    doc_ids: bool = False,
+) -> Iterator[Callable[[str, int], tuple[ShuffledDocuments, PackedSegments]]]:
+    """As `list_documents` for training rows that exist, with how the documents were packed."""
+    special_tokens, rows = read_special_tokens(directory), config.partition.rows
+    conditions = training_conditions(config.partition.axes.quadrants)
+    listed = [directory.assignment], conditions, row_files, rows.parts, config.seed, scratch
+    with list_documents(*listed, doc_ids=doc_ids) as select:
+
+        def select_packed(quadrant: str, index: int) -> tuple[ShuffledDocuments, PackedSegments]:
+            documents = select(quadrant, index)
+            bos, eos = special_tokens.bos_id, special_tokens.eos_id
+            return documents, pack_documents(documents, rows, bos, eos)
+
+        yield select_packed

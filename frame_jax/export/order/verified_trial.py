@@ -20,12 +20,16 @@ import pyarrow.parquet as pq
 from frame_jax.checkpoints import saved_consumed_rows
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
-from frame_jax.curriculum.digest import ConsumedRows
 from frame_jax.errors import UserError
 from frame_jax.export.order.manifest import manifest_header
 from frame_jax.export.order.manifest_lines import digests_of
-from frame_jax.export.order.row_files import RowFile, list_row_files, read_rows
-from frame_jax.export.order.trial_order import TrialOrder, make_trial_order
+from frame_jax.export.order.trial_order import (
+    RowFile,
+    TrialOrder,
+    list_row_files,
+    make_trial_order,
+    read_rows,
+)
 from frame_jax.records import TokenReader
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, file_sha256, read_json
@@ -43,7 +47,7 @@ class VerifiedTrial:
         batch_size: Rows of a step.
         folder: Its folder.
         trained: Steps that it was trained.
-        records: Steps done and what was read until then: all digests that the trainer has left.
+        records: Steps done and the digest of what was read until then, as the trainer left them.
         disk: uint64 [steps, 16]: sums by byte of the digests of each step's rows, from the disk.
         manifest: The folder of its manifest, or None.
         listed: As `disk`, from the manifest.
@@ -55,7 +59,7 @@ class VerifiedTrial:
     batch_size: int
     folder: Path
     trained: int
-    records: list[tuple[int, ConsumedRows]]
+    records: list[tuple[int, int]]
     disk: np.ndarray
     manifest: Path | None = None
     listed: np.ndarray | None = None
@@ -107,10 +111,8 @@ def read_verified_trial(
                 "rows are others, as after a phase was repeated. Remove it to verify without one; "
                 f"then export_order RUN --trial {name} --to manifest lists the rows of now"
             )
-    batch_size, disk = (
-        config.pretrain.training.batch_size,
-        np.zeros((steps, digest.BYTES), np.uint64),
-    )
+    batch_size = config.pretrain.training.batch_size
+    disk = np.zeros((steps, digest.BYTES), np.uint64)
     return VerifiedTrial(name, trial_order, batch_size, folder, trained, records, disk, manifest)
 
 

@@ -16,10 +16,9 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers.processors import TemplateProcessing
 
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.config import find_layout
 from frame_jax.models.hugging_face.tensors import Tensor, checkpoint_tensors
-from frame_jax.models.transformer import Params
+from frame_jax.models.transformer import Decoder, Params
 from frame_jax.run.directory import write_json
 
 SHARD_BYTES = 5_000_000_000

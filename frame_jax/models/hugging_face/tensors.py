@@ -16,8 +16,7 @@ import jax
 import numpy as np
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.functional import Decoder
-from frame_jax.models.transformer import Params
+from frame_jax.models.transformer import Decoder, Params
 
 # A parameter of one layer as it is stored; shares the parameter's memory.
 View = Callable[[ModelConfig, np.ndarray], np.ndarray]

@@ -16,16 +16,12 @@ import numpy as np
 import safetensors
 
 from frame_jax.errors import UserError
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.config import family_of, read_config
 from frame_jax.models.hugging_face.tensors import Layout, checkpoint_tensors
-from frame_jax.models.transformer import Params
+from frame_jax.models.transformer import Decoder, Params
 
 SINGLE_FILE = "model.safetensors"  # the whole model in one file
-OTHER_PREFIXES = (
-    "consolidated",
-    "adapter_",
-)  # how files begin that are not the model as it is read here
+OTHER_PREFIXES = ("consolidated", "adapter_")  # of files that are not the model as it is read here
 DTYPES = ("F64", "F32", "F16", "BF16")
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.sources import installed, python_library
-from frame_jax.corpus.sources.docstrings import ParseError, separate_docstrings
 from frame_jax.corpus.sources.inputs import RecordSlice
+from frame_jax.corpus.sources.python_library import ParseError, separate_docstrings
 
 SMALL = SourceConfig(kind="python_library", max_bytes=1_500_000)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from frame_jax.export.order.documents import row_tokens, write_documents
 from frame_jax.export.order.manifest import write_manifest
 from frame_jax.export.order.trial_order import make_trial_order
-from frame_jax.quadrants.packing import best_fit, concat
+from frame_jax.quadrants.rows import best_fit, concat
 from tests.export.order.packed_run import QUADRANTS, make_run
 
 

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax.errors import UserError
-from frame_jax.export.order import manifest, manifest_lines, row_files
-from frame_jax.export.order.export import main
+from frame_jax.export.order import manifest, manifest_lines, trial_order
 from frame_jax.export.order.trial_order import make_trial_order
+from frame_jax.export_order import main
 from frame_jax.quadrants.rows import write_quadrant_rows
 from frame_jax.records import TokenReader
 from frame_jax.run import integrity
@@ -31,7 +31,7 @@ PAGE = REPOSITORY / "docs" / "order.md"
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest_lines, "PART_ROWS", 37)
-    monkeypatch.setattr(row_files, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(trial_order, "ROWS_AT_ONCE", 5)
 
 
 def export(directory: RunDirectory, curriculum: str, *options: str) -> Path:

@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.errors import UserError
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.config import (
     FAMILIES,
     find_layout,
@@ -22,6 +21,7 @@ from frame_jax.models.hugging_face.config import (
 from frame_jax.models.hugging_face.export import model_config
 from frame_jax.models.hugging_face.tensors import checkpoint_tensors
 from frame_jax.models.hugging_face.weights import import_checkpoint
+from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import write_json
 
 # As transformers 4.57.6 writes them; newer ones are made by the tests that compare with it.

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.config import read_config, without_unused_settings
 from frame_jax.models.hugging_face.export import model_config, write_weights
 from frame_jax.models.hugging_face.weights import import_checkpoint
+from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import write_json
 from tests.arm import random_params
 
@@ -110,8 +110,8 @@ def logits(decoder: Decoder, params, tokens: np.ndarray) -> np.ndarray:
 
     @jax.jit
     def compute(params):
-        module = decoder.bind(params)
-        return module(tokens, np.zeros_like(tokens), positions) @ module.unembedding().T
+        hidden, _ = decoder.forward(params, tokens, np.zeros_like(tokens), positions)
+        return hidden @ decoder.unembedding(params).T
 
     return np.asarray(compute(jax.tree.map(jnp.asarray, params)))
 

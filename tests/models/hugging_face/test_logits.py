@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frame_jax.models.functional import Decoder
 from frame_jax.models.hugging_face.weights import import_checkpoint
+from frame_jax.models.transformer import Decoder
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -60,10 +60,10 @@ def checkpoint(request, tmp_path):
 
 
 def logits(decoder: Decoder, params, tokens: np.ndarray) -> np.ndarray:
-    module = decoder.bind(jax.tree.map(jnp.asarray, params))
+    params = jax.tree.map(jnp.asarray, params)
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
-    hidden = module(tokens, np.zeros_like(tokens), positions)
-    return np.asarray(hidden @ module.unembedding().T)
+    hidden, _ = decoder.forward(params, tokens, np.zeros_like(tokens), positions)
+    return np.asarray(hidden @ decoder.unembedding(params).T)
 
 
 def test_logits_agree_in_float32(checkpoint):

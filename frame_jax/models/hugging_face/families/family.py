@@ -30,10 +30,6 @@ class Setting(NamedTuple):
     default: Any = None
     newer_key: str = ""
 
-    def key_in(self, s: HFSettings) -> str:
-        """The key that a file has."""
-        return self.newer_key if self.newer_key and self.key not in s.values else self.key
-
 
 # By field; a dot leads into a part of ModelConfig.
 Settings = dict[str, Setting]
@@ -100,7 +96,10 @@ class Family(NamedTuple):
 
 def read_settings(s: HFSettings, settings: Settings) -> Fields:
     """Reads the fields that a table names."""
-    keys = {name: (setting, setting.key_in(s)) for name, setting in settings.items()}
+    keys = {
+        name: (x, x.newer_key if x.newer_key and x.key not in s.values else x.key)
+        for name, x in settings.items()
+    }
     needed = [k for x, k in keys.values() if x.default is None and x.kind != "optional"]
     s.require(*needed)
     fields: Fields = {}

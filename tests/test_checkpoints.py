@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from frame_jax.models.averages import mean_of_checkpoints
+from frame_jax.checkpoints import mean_of_checkpoints
 
 
 @pytest.mark.parametrize("decay", [None, 0.5, 0.9])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.feed_forward_dense import apply
+from frame_jax.models.block import apply_dense
 from frame_jax.models.layers import LayerContext
 
 B, T, D, INNER = 2, 8, 16, 40
@@ -20,6 +20,6 @@ def test_keeps_what_comes_out_of_the_first_products_alone(activation: str, kept:
     ids = jnp.zeros((B, T), jnp.int32)
     context = LayerContext(ids, ids, (ids, ids), None)
     x = jnp.ones((B, T, D), jnp.bfloat16)
-    _, pull_back = jax.vjp(lambda x, p: apply(c, p, x, context)[0], x, p)
+    _, pull_back = jax.vjp(lambda x, p: apply_dense(c, p, x, context)[0], x, p)
     wide = [leaf for leaf in jax.tree.leaves(pull_back) if leaf.shape == (B, T, INNER)]
     assert len(wide) == kept
