@@ -34,7 +34,7 @@ def init_dense_params(c: ModelConfig, init: ParamInitializer) -> dict[str, nnx.P
     """Makes the matrices of a dense feed-forward, and biases where the model has them."""
     params = init.feed_forward(c.hidden_size, c.intermediate_size, gated=c.activation == "swiglu")
     if c.bias:
-        widths = {name: params[name].values.shape[-1] for name in params}
+        widths = {name: params[name].get_value().shape[-1] for name in params}
         params |= {f"{name}_bias": init.vector(width, 0.0) for name, width in widths.items()}
     return params
 
