@@ -1,6 +1,7 @@
 """A config with an old key is refused with exit 2 and the new key named."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 from frame_jax.config.file import RENAMED_KEYS, dataclass_types
 from frame_jax.config.run import RunConfig
 from frame_jax.main import main
+from tests.programs import REPOSITORY
 
 MINIMAL = {"run_directory": "r", "corpus": {"sources": [{"kind": "python_library"}]}}
 
@@ -41,3 +43,17 @@ def test_every_old_key_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert new in names and old not in names
         assert main(["--config", str(file), f"--pretrain.training.{old}=1"]) == 2
         assert f"did you mean `{new}`?" in capsys.readouterr().err
+
+
+def test_pages_and_configs_name_no_old_key() -> None:
+    names = {f.name for cls in dataclass_types(RunConfig) for f in dataclasses.fields(cls)}
+    options = {"average_decay"}  # of a program
+    old = set(RENAMED_KEYS) - names - options
+    key = re.compile(rf"(`|--)([\w-]+\.)*({'|'.join(old)})\b(?!\.)")
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    found = [
+        f"{path.relative_to(REPOSITORY)}: {match[0]}"
+        for path in (*pages, *(REPOSITORY / "configs").iterdir())
+        for match in key.finditer(path.read_text("utf-8"))
+    ]
+    assert found == []
