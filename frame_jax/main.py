@@ -102,12 +102,13 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     from frame_jax.evaluation.items import check_tasks
     from frame_jax.parallel import cpu_devices, processes
     from frame_jax.parallel.sharding import mesh_shape
+    from frame_jax.planning.costs import replica_bytes
     from frame_jax.run import storage
     from frame_jax.scoring.checks import check_references
     from frame_jax.training.metrics import import_function
 
     processes.start(config.parallel)
-    messages = cpu_devices.use_cpu_devices(config)
+    messages = cpu_devices.use_cpu_devices(config, replica_bytes(config))
     preemption.take_back()
     if until != "tokenize":  # which computes nothing
         config, notes = compute_dtype.decide_types(given, config)

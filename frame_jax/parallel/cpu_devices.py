@@ -15,21 +15,27 @@ import jax
 from frame_jax.config.run import RunConfig
 
 AUTO_MOST = 8  # devices; more were not measured
+AUTO_MEMORY = 0.25  # of this machine's, for their replicas
 WAITING_THREADS = 4  # of XLA's, for each device
 # Whoever sets one of these has chosen, and nothing is changed.
 VARIABLE = "JAX_NUM_CPU_DEVICES"
 FLAGS = ("xla_force_host_platform_device_count", "xla_cpu_multi_thread_eigen")
 
 
-def use_cpu_devices(config: RunConfig) -> list[str]:
+def use_cpu_devices(config: RunConfig, replica_bytes: int) -> list[str]:
     """Sets up this process's CPU devices by `parallel.cpu_devices`; returns what to tell the user.
 
     Accelerators do not notice.
+
+    Args:
+        config: The run.
+        replica_bytes: Memory that a device needs for its copies of models.
     """
     mesh, references = config.parallel, (config.reference.weak, config.reference.strong)
     count, cores = mesh.cpu_devices, available_cores()
     if count == "auto":
-        count = automatic_count(config, min(cores, AUTO_MOST))
+        room = AUTO_MEMORY * memory_bytes() // max(replica_bytes, 1)
+        count = automatic_count(config, int(min(cores, AUTO_MOST, room)))
     experts = any(part.model.has("experts") for part in (config.pretrain, *references))
     split = experts or max(mesh.fsdp, mesh.expert, mesh.tensor) > 1
     if not set_cpu_devices(count, many_collectives=split) or jax.default_backend() != "cpu":
@@ -65,6 +71,11 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def automatic_count(config: RunConfig, most: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,8 @@ from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import without_secrets
 from frame_jax.evaluation.items import answers_to_rate, make_prompts, read_items, spread_items
-from frame_jax.files import local_copy
+from frame_jax.errors import UserError
+from frame_jax.files import is_remote, local_copy
 from frame_jax.models.flops import (
     active_parameter_count,
     forward_flops_per_token,
@@ -185,6 +187,30 @@ def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None
         f"reference.{name} is imported, but {path} is not there; its shape is assumed to be "
         f"reference.{name}.model"
     )
+
+
+def replica_bytes(config: RunConfig) -> int:
+    """Bytes of a device's whole copies of models, in the phase that needs most: weights, gradients
+    and the optimizer's state of one that is trained, or the weights of both that score.
+
+    A remote checkpoint is not asked: its model counts as `reference.*.model`.
+    """
+    vocab, scored = vocab_rows(config), 0
+    trained = [(Decoder(config.pretrain.model, vocab), config.pretrain.training)]
+    for name in ("weak", "strong") if config.scoring.table is None else ():
+        reference: ReferenceModelConfig = getattr(config.reference, name)
+        decoder = Decoder(reference.model, vocab)
+        if reference.checkpoint is not None and not is_remote(reference.checkpoint):
+            with contextlib.suppress(UserError):  # which the checks of scoring name
+                decoder = reference_decoder(config, name)[0]
+        scored += SCORED * decoder.parameter_count()
+        if reference.checkpoint is None:
+            trained.append((decoder, reference.training))
+    state = (
+        2 * TRAINED * decoder.parameter_count() + optimizer_state_bytes(decoder, training, 1)
+        for decoder, training in trained
+    )
+    return max(scored, *state)
 
 
 def list_costs(

@@ -49,24 +49,25 @@ SHOW = """
 import os, sys
 from frame_jax.config.file import make_parser, parse
 from frame_jax.parallel import cpu_devices
-cpu_devices.available_cores = lambda: 2
-config, _ = parse(sys.argv[1:], make_parser())
-print(cpu_devices.use_cpu_devices(config))
+cpu_devices.available_cores, cpu_devices.memory_bytes = lambda: 2, lambda: 8000
+config, _ = parse([*sys.argv[1:3], *sys.argv[4:]], make_parser())
+print(cpu_devices.use_cpu_devices(config, int(sys.argv[3])))
 import jax
 print(len(jax.devices()), "multi_thread_eigen=false" in os.environ["XLA_FLAGS"])
-print(cpu_devices.use_cpu_devices(config))
+print(cpu_devices.use_cpu_devices(config, int(sys.argv[3])))
 """
 
 
 @pytest.mark.parametrize(
     ("variables", "options", "lines"),
     [
-        ({}, [], ["['cpu_devices: auto is 2 on this CPU (2 cores)']", "2 True", "[]"]),
-        ({}, ["--parallel.cpu_devices", "1"], ["[]", "1 False", "[]"]),
-        ({"JAX_NUM_CPU_DEVICES": "3"}, [], ["[]", "3 False", "[]"]),
+        ({}, ["1000"], ["['cpu_devices: auto is 2 on this CPU (2 cores)']", "2 True", "[]"]),
+        ({}, ["1001"], ["[]", "1 False", "[]"]),  # both replicas' memory is over a quarter
+        ({}, ["1000", "--parallel.cpu_devices", "1"], ["[]", "1 False", "[]"]),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, ["1000"], ["[]", "3 False", "[]"]),
         (
             {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
-            ["--parallel.cpu_devices", "2"],
+            ["1000", "--parallel.cpu_devices", "2"],
             ["[]", "4 False", "[]"],
         ),
     ],
