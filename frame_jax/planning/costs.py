@@ -15,9 +15,8 @@ from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
 from frame_jax.curriculum.stages import DataSchedule
-from frame_jax.errors import without_secrets
+from frame_jax.errors import UserError, without_secrets
 from frame_jax.evaluation.items import answers_to_rate, make_prompts, read_items, spread_items
-from frame_jax.errors import UserError
 from frame_jax.files import is_remote, local_copy
 from frame_jax.models.flops import (
     active_parameter_count,
