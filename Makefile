@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Every package at the version that was tested; `make lock` renews the file.
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# A process more than two cores: some tests wait for others. A file each at a time, slow ones first.
-WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
+# Two processes, a file each at a time, slow files first.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: quickstart test test-fast check format docs lock clean
 

@@ -85,27 +85,23 @@ def test_who_has_chosen_the_devices_keeps_them(
 
 
 @pytest.mark.slow
-def test_two_devices_make_the_run_of_one(tmp_path: Path) -> None:
-    """The same tokens, rows and batches; losses, and what is made from them, up to rounding."""
+def test_two_devices_train_like_one(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     path = write_config(tmp_path)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     del environment["JAX_NUM_CPU_DEVICES"]
-    losses, scores = [], []
+    losses = []
     for count in (1, 2):
         run = tmp_path / f"run-{count}"
         command = [sys.executable, "-m", "frame_jax.main", "--config", str(path), "--run_directory"]
-        command += [str(run), "--parallel.cpu_devices", str(count), "--until", "score"]
-        command += ["--reference.weak.training.compute_dtype", "float32"]
+        command += [str(run), "--parallel.cpu_devices", str(count), "--until", "reference"]
         command += ["--reference.strong.training.compute_dtype", "float32"]
+        command += ["--reference.strong.training.steps", "20"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert ("cpu_devices: 2 is 2" in done.stderr) == (count == 2)
         lines = (run / "reference/strong/metrics.jsonl").read_text("utf-8").splitlines()
         losses.append([json.loads(line)["loss"] for line in lines])
-        summary = json.loads((run / "scores/summary.json").read_text("utf-8"))
-        scores.append([summary["mean_nll_weak"], summary["mean_nll_strong"]])
-    assert len(losses[0]) > 50
+    assert len(losses[0]) == 20
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
     assert losses[1] != losses[0]  # or both ran on one device
-    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-2)
