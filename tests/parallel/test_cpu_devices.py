@@ -97,6 +97,7 @@ def test_two_devices_train_like_one(tmp_path: Path) -> None:
         command += [str(run), "--parallel.cpu_devices", str(count), "--until", "reference"]
         command += ["--reference.strong.training.compute_dtype", "float32"]
         command += ["--reference.strong.training.steps", "20"]
+        command += ["--reference.weak.training.steps", "1"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert ("cpu_devices: 2 is 2" in done.stderr) == (count == 2)
