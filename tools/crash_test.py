@@ -399,7 +399,7 @@ def run_stops(every: float, cold: bool, root: Path) -> dict[str, Any]:
     wrong: list[str] = []
     before, number = -1, 0  # units that are complete, and signals since there were so many
     while True:
-        complete = [p for p in run.glob("*.json") if json.loads(p.read_text())["complete"]]
+        complete = [p for p in run.glob("[!.]*.json") if json.loads(p.read_text())["complete"]]
         before, number = len(complete), number + 1 if before == len(complete) else 0
         attempt = start(run, f"log-{len(hits)}.txt")
         hit = stop_after(attempt, number * every, from_start=not complete)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from frame_jax.models.cross_entropy import cross_entropy
+from frame_jax.models.cross_entropy import cross_entropy, token_nll
 from tests.optimized import compile_optimized
 
 B, T, D, V = 2, 32, 16, 96
@@ -41,6 +41,22 @@ def test_values_and_derivatives_are_those_of_float64(chunks: int, z_loss_weight:
     np.testing.assert_allclose(grads[0], by_logit @ w, rtol=1e-4, atol=1e-4)
     expected = np.einsum("btv,btd->vd", by_logit, hidden)
     np.testing.assert_allclose(grads[1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_rounds_operands_and_no_logits() -> None:
+    random = np.random.default_rng(1)
+    hidden = jnp.asarray(4 * random.normal(size=(B, T, D)), jnp.bfloat16)
+    w = jnp.asarray(random.normal(size=(V, D)), jnp.bfloat16).astype(jnp.float32)
+    targets = random.integers(0, V, (B, T))
+    logits = np.asarray(hidden, np.float64) @ np.asarray(w, np.float64).T
+    nll = (
+        np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    )
+    ids = jnp.asarray(targets, jnp.int32)
+    found = token_nll(hidden, w, ids, 2)
+    np.testing.assert_allclose(found, nll, rtol=1e-5, atol=1e-4)
+    summed = cross_entropy(hidden, w, ids, jnp.ones((B, T)), 2)[1]
+    np.testing.assert_allclose(summed, nll.sum(), rtol=1e-5)
 
 
 def test_the_derivative_by_logits_is_not_laid_out_anew() -> None:

@@ -68,3 +68,17 @@ def test_fsdp_leaves_each_device_its_share_of_the_matrices(use_devices) -> None:
 
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     assert bytes_on_a_device(placed) < 0.26 * whole + 1000  # norms are on every device
+
+
+def test_matrices_alone_are_rounded() -> None:
+    """Routers, convolutions and norms compute in float32, in scoring as in training."""
+    decoder = Decoder(KINDS["hybrid"], 64, "bfloat16")
+    mesh = make_mesh(ParallelConfig(data=1, fsdp=1), jax.devices()[:1])
+    placed, _ = shard_params(decoder, decoder.init(jax.random.key(0)), mesh)
+    axes = jax.tree.leaves(decoder.axes(), is_leaf=lambda node: isinstance(node, tuple))
+    seen = set()
+    for names, leaf in zip(axes, jax.tree.leaves(placed), strict=True):
+        exact = {"router", "conv", "norm"} & set(names)
+        seen |= exact
+        assert (leaf.dtype == np.float32) == bool(exact), names
+    assert seen == {"router", "conv", "norm"}
