@@ -124,13 +124,14 @@ def is_held_elsewhere(path: Path) -> bool:
 
 
 def is_beating(path: Path) -> bool:
-    """Whether another program keeps changing the lock file."""
+    """Whether another program keeps changing the lock file, which it leaves empty when it ends."""
     print_note(f"{path} names {read_holder(path)}: waiting to see whether it lives")
     before, ends = path.read_bytes(), time.monotonic() + STALE_SECONDS
     while time.monotonic() < ends:
         time.sleep(BEAT_SECONDS / 10)
-        if path.read_bytes() != before:
-            return True
+        now = path.read_bytes()
+        if now != before:
+            return bool(now)
     return False
 
 

@@ -57,7 +57,10 @@ def test_the_command_line_refuses_with_exit_code_2(tmp_path: Path, capsys) -> No
 
 
 def write_elsewhere(root: Path, number: int) -> None:
-    (root / "lock").write_text(f"process 7 on another-host\n{number:012d}\n")
+    """Changes the file as its holder does: it is never empty between."""
+    file = os.open(root / "lock", os.O_RDWR | os.O_CREAT)
+    os.pwrite(file, f"process 7 on another-host\n{number:012d}\n".encode(), 0)
+    os.close(file)
 
 
 def test_a_living_program_on_another_host_is_seen_without_a_shared_lock(tmp_path: Path) -> None:
@@ -70,6 +73,17 @@ def test_a_living_program_on_another_host_is_seen_without_a_shared_lock(tmp_path
     ):
         pass
     beat.join()
+
+
+def test_a_program_on_another_host_that_ends_meanwhile_does_not_hold_the_run(
+    tmp_path: Path,
+) -> None:
+    write_elsewhere(tmp_path, 1)
+    end = threading.Timer(0.2, os.truncate, (tmp_path / "lock", 0))
+    end.start()
+    with hold_lock(RunDirectory(tmp_path)):
+        pass
+    end.join()
 
 
 def test_a_dead_program_on_another_host_does_not_hold_the_run(tmp_path: Path, capsys) -> None:
