@@ -96,9 +96,9 @@ def automatic_count(config: RunConfig, most: int) -> int:
         devices = count * (mesh.num_processes or 1)
         if devices % known or (-1 not in sizes and devices != known):
             return False
-        rows = 1 if mesh.tensor == -1 else devices // mesh.tensor
+        parts = 1 if mesh.tensor == -1 else devices // mesh.tensor  # of a batch
         return count % config.scoring.fsdp == 0 and all(
-            training.batch_size % (rows * training.gradient_accumulation_steps) == 0
+            training.batch_size % (parts * training.gradient_accumulation_steps) == 0
             for training in (*trainings, config.pretrain.training)
         )
 

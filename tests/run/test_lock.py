@@ -82,7 +82,7 @@ def test_a_program_on_another_host_that_ends_meanwhile_does_not_hold_the_run(
     end = threading.Timer(0.2, os.truncate, (tmp_path / "lock", 0))
     end.start()
     with hold_lock(RunDirectory(tmp_path)):
-        pass
+        assert lock.read_holder(tmp_path / "lock") == lock.describe_process()
     end.join()
 
 
