@@ -107,9 +107,10 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     from frame_jax.scoring.checks import check_references
     from frame_jax.training.metrics import import_function
 
+    needed = replica_bytes(config)
     processes.start(config.parallel)
+    messages = cpu_devices.use_cpu_devices(config, needed)  # before anything starts JAX's devices
     preemption.take_back()
-    messages = cpu_devices.use_cpu_devices(config, replica_bytes(config))
     if until != "tokenize":  # which computes nothing
         config, notes = compute_dtype.decide_types(given, config)
         messages += notes
