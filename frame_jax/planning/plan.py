@@ -29,6 +29,7 @@ from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.phases import PhaseStep
 from frame_jax.run.trial_record import load_trial_record
+from frame_jax.training.initial_digest import recorded_digest
 from frame_jax.training.optimizer import learning_rate
 
 SHADES, LEVELS = " ░▒▓█", " ▁▂▃▄▅▆▇█"
@@ -132,7 +133,8 @@ def read_states(
         if not corpus_may_be_absent:
             raise
         corpus = ""
-    expected = markers.expected_markers(config, phase_steps, corpus)
+    weights = recorded_digest(config, directory)
+    expected = markers.expected_markers(config, phase_steps, corpus, weights)
     states = {}
     for phase_step in phase_steps:
         marker = markers.read_marker(directory, phase_step.name)

@@ -84,18 +84,58 @@ def check_imported(
     checkpoint = getattr(config.reference, name).checkpoint
     if checkpoint is None:
         return None
-    key, folder = f"reference.{name}.checkpoint", local_copy(checkpoint, is_checkpoint)
+    key = f"reference.{name}.checkpoint"
+    folder, decoder, tensors = check_checkpoint(key, checkpoint, config.scoring.context)
+    if config.scoring.unit == "byte":
+        load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
+    else:
+        check_tokenizer(config, directory, key, folder, decoder.vocab_size, tokenizer_anew)
+    return decoder, tensors
+
+
+def check_checkpoint(key: str, checkpoint: str, longest: int) -> tuple[Path, Decoder, Tensors]:
+    """Checks that a checkpoint can be read and computed; returns its folder, shape, tensor files.
+
+    `key` is the setting that names it, `longest` as in `models.hugging_face.import_checkpoint`.
+
+    Raises:
+        UserError: saying why not.
+    """
+    folder = local_copy(checkpoint, is_checkpoint)
     if not folder.is_dir():
         raise UserError(f"{key}: there is no folder {checkpoint}: correct the path")
     if is_remote(checkpoint):
         refuse_pickled(key, checkpoint, folder)
-    decoder = read_decoder(folder, longest=config.scoring.context)
-    tensors = find_tensors(folder, decoder)
-    if config.scoring.unit == "byte":
-        load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
-        return decoder, tensors
+    decoder = read_decoder(folder, longest)
+    return folder, decoder, find_tensors(folder, decoder)
+
+
+def check_tokenizer(
+    config: RunConfig,
+    directory: RunDirectory,
+    key: str,
+    folder: Path,
+    rows: int,
+    tokenizer_anew: bool,
+    *,
+    ends: bool = False,
+) -> tuple[int, int]:
+    """Checks that a model reads the run's tokens; returns the ids that begin and end a document.
+
+    Args:
+        config: The run.
+        directory: Its directory.
+        key: The setting that names the model.
+        folder: Holds the model's tokenizer.json.
+        rows: Of the model's embedding.
+        tokenizer_anew: As in `check_references`.
+        ends: Whether the model also reads what ends a document, as in training.
+
+    Raises:
+        UserError: saying what differs.
+    """
     tokenizer = directory.tokenizer
-    if tokenizer_anew:
+    if tokenizer_anew or not special_tokens_path(directory).exists():
         if config.tokenizer.path is None:
             raise UserError(
                 f"{key}: this run would train a tokenizer of its own, which {folder} does not "
@@ -107,13 +147,15 @@ def check_imported(
                 f"tokenizer.path: there is no file {config.tokenizer.path!r}: correct the path"
             )
         parsed = read_tokenizer(tokenizer)
-        bos_id = token_ids(parsed)[choose_special_tokens(token_ids(parsed), config.tokenizer).bos]
+        chosen, ids = choose_special_tokens(token_ids(parsed), config.tokenizer), token_ids(parsed)
+        framing = ids[chosen.bos], ids[chosen.eos]
     else:
-        parsed = read_tokenizer(tokenizer)
-        bos_id = read_special_tokens(directory).bos_id
-    require_same_tokenizer(folder, tokenizer, key, bos_id)
-    require_rows(decoder.vocab_size, parsed, bos_id, key)
-    return decoder, tensors
+        parsed, special = read_tokenizer(tokenizer), read_special_tokens(directory)
+        framing = special.bos_id, special.eos_id
+    for token in dict.fromkeys(framing if ends else framing[:1]):
+        require_same_tokenizer(folder, tokenizer, key, token)
+        require_rows(rows, parsed, token, key)
+    return framing
 
 
 def refuse_pickled(key: str, checkpoint: str, folder: Path) -> None:
