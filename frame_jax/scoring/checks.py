@@ -122,14 +122,9 @@ def check_tokenizer(
 ) -> tuple[int, int]:
     """Checks that a model reads the run's tokens; returns the ids that begin and end a document.
 
-    Args:
-        config: The run.
-        directory: Its directory.
-        key: The setting that names the model.
-        folder: Holds the model's tokenizer.json.
-        rows: Of the model's embedding.
-        tokenizer_anew: As in `check_references`.
-        ends: Whether the model also reads what ends a document, as in training.
+    `key` is the setting that names the model, `folder` holds its tokenizer.json, `rows` are those
+    of its embedding; `tokenizer_anew` is as in `check_references`. It must know the token that
+    `ends` a document where that is asked for, as in training.
 
     Raises:
         UserError: saying what differs.
@@ -147,7 +142,8 @@ def check_tokenizer(
                 f"tokenizer.path: there is no file {config.tokenizer.path!r}: correct the path"
             )
         parsed = read_tokenizer(tokenizer)
-        chosen, ids = choose_special_tokens(token_ids(parsed), config.tokenizer), token_ids(parsed)
+        ids = token_ids(parsed)
+        chosen = choose_special_tokens(ids, config.tokenizer)
         framing = ids[chosen.bos], ids[chosen.eos]
     else:
         parsed, special = read_tokenizer(tokenizer), read_special_tokens(directory)

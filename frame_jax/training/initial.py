@@ -31,17 +31,9 @@ KEY = "pretrain.initial"
 
 
 class TrialWeights(NamedTuple):
-    """Weights of a trial of another run.
+    """Weights of a trial of another run, in `folder`: those of a step, the moving average (`ema`)
+    at it, or the mean of several (see `checkpoints.mean_of_checkpoints`)."""
 
-    Attributes:
-        directory: The run.
-        folder: The trial's.
-        steps: Checkpoints that they are made of.
-        ema: Whether they are the moving average at that step.
-        decay: Of a mean, see `checkpoints.mean_of_checkpoints`.
-    """
-
-    directory: RunDirectory
     folder: Path
     steps: tuple[int, ...]
     ema: bool = False
@@ -110,9 +102,9 @@ def trial_weights(initial: InitialConfig) -> TrialWeights:
     if average.startswith("last"):
         last, _, decay = average.removeprefix("last").partition("-")
         steps = tuple(averaged_steps(record, int(last)))
-        return TrialWeights(directory, folder, steps, decay=float(decay) if decay else None)
+        return TrialWeights(folder, steps, decay=float(decay) if decay else None)
     step = record.steps if initial.step is None else initial.step
-    return TrialWeights(directory, folder, (step,), ema=average == "ema")
+    return TrialWeights(folder, (step,), ema=average == "ema")
 
 
 def initial_params(initial: InitialConfig, decoder: Decoder, shardings: Any) -> Params:
@@ -171,8 +163,8 @@ def check_initial(
         length = max(config.partition.rows.sequence_length, config.scoring.context)
         folder = check_checkpoint(key, checkpoint, length)[0]
     else:
-        found, key = trial_weights(initial), f"{KEY}.run"
-        if found.directory.root.resolve() == directory.root.resolve():
+        found, key, other = trial_weights(initial), f"{KEY}.run", RunDirectory(str(initial.run))
+        if other.root.resolve() == directory.root.resolve():
             raise UserError(f"{key}: {initial.run} is this run: continue it in a new run directory")
         saved = checkpoints.saved_steps(found.folder / "checkpoints")
         if lost := sorted(set(found.steps) - set(saved)):
@@ -180,7 +172,7 @@ def check_initial(
             raise UserError(
                 f"{KEY}: {found.folder} has no checkpoint of step {lost[0]}; there are: {there}"
             )
-        folder = found.directory.tokenizer.parent
+        folder = other.tokenizer.parent
     rows = target_decoder(config, 0).vocab_size
     framing = check_tokenizer(config, directory, key, folder, rows, tokenizer_anew, ends=True)
     if initial.run is not None:

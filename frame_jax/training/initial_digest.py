@@ -6,55 +6,39 @@ files. Imports nothing heavy: a finished run must not wait for JAX.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from typing import Any
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import flatten_settings
 from frame_jax.config.training import InitialConfig
 from frame_jax.errors import UserError
 from frame_jax.files import find_remote_files, is_checkpoint, is_remote, local_copy
-from frame_jax.run.directory import RunDirectory, file_sha256, read_dataclass, write_dataclass
+from frame_jax.run.directory import RunDirectory, file_sha256, read_json, write_json
 from frame_jax.run.markers import INITIAL_WEIGHTS, read_marker
 from frame_jax.run.program_exit import run_on_all_processes
 
+FILE = "initial.json"
 UNKNOWN = ""  # where the weights must be read
 WEIGHTS = (".safetensors", "config.json")
-
-
-@dataclasses.dataclass(frozen=True)
-class DigestRecord:
-    """What RUN/initial.json holds.
-
-    Attributes:
-        settings: Flattened `pretrain.initial`.
-        files: Versions of the files that were read.
-        digest: Of the weights.
-    """
-
-    settings: dict[str, Any]
-    files: dict[str, str]
-    digest: str
 
 
 def recorded_digest(config: RunConfig, directory: RunDirectory) -> str | None:
     """The digest that the run has recorded; UNKNOWN without one, or where files have changed since.
 
-    None for a run that starts from random weights. Weights that are out of reach now count as those
-    that were recorded: they are needed no more where training has begun.
+    None for a run that starts from random weights. Weights that are out of reach count as those
+    that were recorded: where training has begun they are needed no more.
     """
-    initial, path = config.pretrain.initial, directory.root / "initial.json"
-    if initial is None or not path.exists():
-        return None if initial is None else UNKNOWN
-    record = read_dataclass(path, DigestRecord)
-    if record.settings != flatten_settings(initial):
+    initial, path = config.pretrain.initial, directory.root / FILE
+    if initial is None:
+        return None
+    record = read_json(path) if path.exists() else {}
+    if record.get("settings") != flatten_settings(initial):
         return UNKNOWN
     try:
         found = file_versions(initial)
     except (UserError, OSError):
-        return record.digest
-    return record.digest if found in ({}, record.files) else UNKNOWN
+        found = {}
+    return str(record["digest"]) if found in ({}, record["files"]) else UNKNOWN
 
 
 def file_versions(initial: InitialConfig) -> dict[str, str]:
@@ -98,17 +82,19 @@ def agreed_digest(config: RunConfig, recorded: str | None) -> str | None:
     initial = config.pretrain.initial
     if initial is None:
         return None
-
-    def own() -> str:
-        return recorded or weights_digest(initial) if processes.is_first() else UNKNOWN
-
-    return processes.broadcast_from_first(run_on_all_processes(own))
+    own = run_on_all_processes(
+        lambda: recorded or (weights_digest(initial) if processes.is_first() else UNKNOWN)
+    )
+    return processes.broadcast_from_first(own)
 
 
 def write_record(config: RunConfig, directory: RunDirectory, phase_step: str) -> None:
     """Records the digest that a phase step has begun under. Process 0 only."""
     initial, marker = config.pretrain.initial, read_marker(directory, phase_step)
     if initial is not None and marker is not None:
-        digest, settings = marker.inputs[INITIAL_WEIGHTS], flatten_settings(initial)
-        record = DigestRecord(settings, file_versions(initial), digest)
-        write_dataclass(directory.root / "initial.json", record)
+        record = {
+            "settings": flatten_settings(initial),
+            "files": file_versions(initial),
+            "digest": marker.inputs[INITIAL_WEIGHTS],
+        }
+        write_json(directory.root / FILE, record)

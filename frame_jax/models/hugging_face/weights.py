@@ -105,7 +105,7 @@ def read_weights(folder: Path, decoder: Decoder, shardings: Any = None) -> Param
     files, like = find_tensors(folder, decoder), shapes_alone(decoder)
     holding: dict[tuple[str | None, str], list[tuple[str, Tensor]]] = {}
     for name, tensor in checkpoint_tensors(decoder, layout_in(folder, decoder)).items():
-        for parameter in tensor.rule.parameters:
+        for parameter in tensor.rule.parameters if 0 not in tensor.shape else ():
             holding.setdefault((tensor.group, parameter), []).append((name, tensor))
     with contextlib.ExitStack() as stack:
         opened = {path: stack.enter_context(open_safetensors(path)) for path in set(files.values())}
