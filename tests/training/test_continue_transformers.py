@@ -20,7 +20,7 @@ from frame_jax.parallel.sharding import make_mesh
 from frame_jax.training.train_step import make_lm_batch
 from frame_jax.training.trainer import global_batches, train
 from frame_jax.training.training_job import TrainingJob
-from tests.training.rows import LENGTH, VOCAB, make_job, write_rows
+from tests.training.rows import EOS, LENGTH, VOCAB, make_job, write_rows
 from tests.training.test_trainer import metrics
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
@@ -47,6 +47,8 @@ SHAPE: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "max_position_embeddings": LENGTH,
+    "pad_token_id": None,  # transformers would not train its row of the embedding
+    "eos_token_id": EOS,
 }
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
@@ -72,10 +74,10 @@ def torch_losses(model: Any, job: TrainingJob) -> list[float]:
         [{"params": decayed, "weight_decay": o.weight_decay}, {"params": spared}],
         **{"lr": PEAK, "betas": (o.b1, o.b2), "eps": o.eps, "weight_decay": 0.0},
     )
-    schedule = transformers.get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS)
-    schedule.step()  # the first update of a warm-up has its first share here
+    # The first update of a warm-up has its first share here, and nothing there.
+    (rate,) = {*transformers.get_linear_schedule_with_warmup(optimizer, WARMUP, STEPS).lr_lambdas}
     losses = []
-    for rows, _ in global_batches(job, make_mesh(job.parallel), 0):
+    for step, (rows, _) in enumerate(global_batches(job, make_mesh(job.parallel), 0), 1):
         batch = make_lm_batch(rows, job.special_tokens, document_attention=False)
         inputs, targets = (torch.tensor(np.array(x), dtype=torch.long) for x in batch[:2])
         mask = torch.tensor(np.array(batch.loss_mask)).flatten()
@@ -83,10 +85,11 @@ def torch_losses(model: Any, job: TrainingJob) -> list[float]:
         each = torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="none")
         loss = (each * mask).sum() / mask.sum()
         optimizer.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = PEAK * rate(step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
         optimizer.step()
-        schedule.step()
         losses.append(loss.item())
     return losses
 
