@@ -185,7 +185,7 @@ class InitialConfig:
         run: A run directory of this program, in place of a checkpoint.
         trial: Its trial, such as `frame-seed1`; null where it has one alone.
         step: One of the trial's kept checkpoints; null takes the last.
-        average: An average of the trial's weights in place of a step's: `ema`, or the mean of the
+        weights: An average of the trial's weights in place of a step's: `ema`, or the mean of the
             last kept ones, `last6` or `last6-0.9`, see `evaluation.averages`.
     """
 
@@ -193,7 +193,7 @@ class InitialConfig:
     run: str | None = None
     trial: str | None = None
     step: int | None = number(None, least=0)
-    average: str | None = None
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         check_bounds(self, "pretrain.initial.")
@@ -202,17 +202,17 @@ class InitialConfig:
             "pretrain.initial needs either checkpoint or run",
         )
         require(
-            self.run is not None or (self.trial, self.step, self.average) == (None, None, None),
-            "pretrain.initial: trial, step and average go with run",
+            self.run is not None or (self.trial, self.step, self.weights) == (None, None, None),
+            "pretrain.initial: trial, step and weights go with run",
         )
         require(
-            self.step is None or self.average is None,
-            "pretrain.initial: step and average are two choices of weights: keep one",
+            self.step is None or self.weights is None,
+            "pretrain.initial: step and weights are two choices: keep one",
         )
         require(
-            re.fullmatch(r"ema|last\d+(-0\.\d+)?", self.average or "ema") is not None,
-            f"pretrain.initial.average must be ema, or such as last6 or last6-0.9, not "
-            f"{self.average!r}",
+            re.fullmatch(r"ema|last\d+(-0\.\d+)?", self.weights or "ema") is not None,
+            f"pretrain.initial.weights must be ema, or such as last6 or last6-0.9, not "
+            f"{self.weights!r}",
         )
 
 

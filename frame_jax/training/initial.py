@@ -98,7 +98,7 @@ def trial_weights(initial: InitialConfig) -> TrialWeights:
     folder, record = read_trial_record(directory, name)
     if read_complete_marker(directory, f"pretrain-{name}") is None:
         raise UserError(f"{KEY}: {folder} is not trained to its end: end that run first")
-    average = initial.average or ""
+    average = initial.weights or ""
     if average.startswith("last"):
         last, _, decay = average.removeprefix("last").partition("-")
         steps = tuple(averaged_steps(record, int(last)))

@@ -121,8 +121,8 @@ def test_a_run_starts_from_a_step_or_an_average_of_another(root: Path, use_devic
         (
             ({}, final_params(first)),
             ({"step": kept[1]}, saved(first, kept[1])),
-            ({"average": "ema", "trial": "frame"}, saved(first, first.steps, ema=True)),
-            ({"average": "last2-0.5"}, mean),
+            ({"weights": "ema", "trial": "frame"}, saved(first, first.steps, ema=True)),
+            ({"weights": "last2-0.5"}, mean),
         )
     ):
         initial = InitialConfig(run=str(other), **settings)  # type: ignore[arg-type]
@@ -147,7 +147,7 @@ def test_which_trial_is_meant_must_be_clear(root: Path, trained: TrainingJob) ->
     run_of(root / "other", trained, "random-seed1")
     refused("2 trained trials: name one of frame, random-seed1")
     refused("no trained curriculum 'reverse'; there are: frame, random-seed1", trial="reverse")
-    refused("needs as many, and", trial="frame", average="last99")
+    refused("needs as many, and", trial="frame", weights="last99")
     write_dataclass(RunDirectory(root / "other").marker("pretrain-frame"), Marker(False, "f"))
     refused("is not trained to its end", trial="frame")
 
@@ -158,8 +158,8 @@ def test_which_trial_is_meant_must_be_clear(root: Path, trained: TrainingJob) ->
         ({}, "either checkpoint or run"),
         ({"checkpoint": "a", "run": "b"}, "either checkpoint or run"),
         ({"checkpoint": "a", "step": 3}, "go with run"),
-        ({"run": "a", "step": 3, "average": "ema"}, "keep one"),
-        ({"run": "a", "average": "last"}, "such as last6"),
+        ({"run": "a", "step": 3, "weights": "ema"}, "keep one"),
+        ({"run": "a", "weights": "last"}, "such as last6"),
         ({"run": "a", "step": -1}, "at least 0"),
     ],
 )

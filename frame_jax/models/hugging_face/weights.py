@@ -116,10 +116,10 @@ def read_weights(folder: Path, decoder: Decoder, shardings: Any = None) -> Param
             part = [slice(*own) for own in ends]
             found = np.empty([last - first for first, last in ends], np.float32)
             for name, tensor in holding[group, parameter]:
-                place = tuple(i - own[0] for i, own in zip(tensor.index, ends, strict=False))
-                if all(0 <= i < n for i, n in zip(place, found.shape, strict=False)):
-                    stored, rest = opened[files[name]].get_slice(name), part[len(place) :]
-                    found[place] = tensor.load(stored, parameter, tuple(rest), like)
+                layer = tuple(i - own[0] for i, own in zip(tensor.index, ends, strict=False))
+                if all(0 <= i < n for i, n in zip(layer, found.shape, strict=False)):
+                    stored, rest = opened[files[name]].get_slice(name), part[len(layer) :]
+                    found[layer] = tensor.load(stored, parameter, tuple(rest), like)
             return found
 
         def placed(path: Any, leaf: jax.ShapeDtypeStruct, target: Any = None) -> Any:
@@ -127,13 +127,13 @@ def read_weights(folder: Path, decoder: Decoder, shardings: Any = None) -> Param
             if target is None:
                 return read(keys, *((0, size) for size in shape))
             once = functools.cache(read)  # what several devices hold
-            return jax.make_array_from_callback(
-                shape,
-                target,
-                lambda index: once(
+
+            def shard(index: Any) -> np.ndarray:
+                return once(
                     keys, *(own.indices(n)[:2] for own, n in zip(index, shape, strict=True))
-                ),
-            )
+                )
+
+            return jax.make_array_from_callback(shape, target, shard)
 
         targets = () if shardings is None else (shardings,)
         return jax.tree_util.tree_map_with_path(placed, decoder.shapes(), *targets)
