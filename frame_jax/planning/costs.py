@@ -46,6 +46,7 @@ class Corpus:
         source: Where the numbers are from.
         measured: Tokens of the held-out documents that evaluation measures; None where they are
             not counted yet, and all of them are taken for measured.
+        read: Tokens that an epoch reads, where they are others than those of the training split.
     """
 
     reference: int
@@ -53,6 +54,7 @@ class Corpus:
     held_out: int
     source: str
     measured: int | None = None
+    read: int | None = None
 
 
 @dataclass(frozen=True)

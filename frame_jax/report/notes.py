@@ -66,6 +66,10 @@ TASKS = (
     "questions, so their errors are not independent; and none covers the seed of a training run."
 )
 TASK_CURVES = "Accuracy at the ends of stages, ± one standard error. Dashed: a guess."
+REPEATS = (
+    "Text tokens of the training documents, and how often an epoch reads them (partition.mixture). "
+    "Who is read once more than others is decided by a hash of the id, so shares are not met exactly."
+)
 MIXTURE = "Share of each quadrant in the rows of the batches."
 DENSITY = (
     "Training tokens by the perplexity (PPL) of the {model} reference model and the relative "

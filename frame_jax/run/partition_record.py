@@ -9,6 +9,7 @@ from typing import Any
 
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, read_dataclass, write_json
+from frame_jax.sql import parquet_columns, parquet_table
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class QuadrantContents:
     """What a quadrant holds.
 
     Attributes:
-        documents: Training documents.
-        tokens: Their text tokens.
+        documents: Training documents that are read, each once.
+        tokens: Their text tokens, as often as an epoch reads them.
         held_out_documents: Documents that are held out.
         ppl: PPL of the training tokens, the exponential of their mean loss (of a column in its
             place, the mean); None where there are none.
@@ -92,6 +93,56 @@ class ThinGroups:
 
 
 @dataclass(frozen=True)
+class MixtureGroup:
+    """The training documents of one group of a mixture.
+
+    Attributes:
+        name: Its name; None for documents without one.
+        tokens: Their text tokens, each document once.
+        repeats: How often an epoch reads them.
+        share: Of the tokens of an epoch, as asked for.
+        read: Text tokens that an epoch reads.
+        quadrants: Those of each quadrant.
+    """
+
+    name: str | None
+    tokens: int
+    repeats: float
+    share: float
+    read: int = 0
+    quadrants: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How often an epoch reads the training documents of each group, by a column's value."""
+
+    by: str
+    groups: tuple[MixtureGroup, ...]
+
+    @property
+    def read(self) -> int:
+        """Text tokens that an epoch reads."""
+        return sum(group.read for group in self.groups)
+
+    def lines(self) -> list[list[str]]:
+        """A table of texts, its header first."""
+        quadrants = list(self.groups[0].quadrants)
+        header = ["tokens there are", "repeats", "share wanted", "share got", "tokens read"]
+        return [[self.by, *header, *quadrants]] + [
+            [
+                "none" if group.name is None else group.name,
+                f"{group.tokens:,}",
+                f"{group.repeats:.4g}",
+                f"{group.share:.2%}",
+                f"{group.read / max(self.read, 1):.2%}",
+                *(f"{tokens:,}" for tokens in (group.read, *group.quadrants.values())),
+            ]
+            for group in self.groups
+        ]
+
+
+@dataclass(frozen=True)
 class PartitionRecord:
     """What report, export and inspection need to know of a partition.
 
@@ -109,6 +160,7 @@ class PartitionRecord:
         quadrants: Contents of all groups together.
         groups: The groups.
         warnings: Why the quadrants may mean little.
+        mixture: How often documents are read; None where each is read once.
     """
 
     ppl_model: str | None
@@ -124,10 +176,11 @@ class PartitionRecord:
     quadrants: dict[str, QuadrantContents]
     groups: tuple[GroupRecord, ...]
     warnings: tuple[str, ...] = ()
+    mixture: Mixture | None = None
 
     @property
     def documents(self) -> int:
-        """Number of training documents that have a quadrant."""
+        """Number of training documents that have a quadrant and are read."""
         return sum(quadrant.documents for quadrant in self.quadrants.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -148,6 +201,15 @@ def read_partition_record(directory: RunDirectory) -> PartitionRecord:
         UserError: if the file is damaged or another release's.
     """
     return read_dataclass(directory.partition, PartitionRecord)
+
+
+def assignment_table(directory: RunDirectory) -> str:
+    """A table expression of `assignment.parquet`, which in older runs has no column `copies`."""
+    table = parquet_table(directory.assignment)
+    if "copies" in parquet_columns(directory.assignment):
+        return table
+    copies = "(split = 'train' AND quadrant IS NOT NULL)::INTEGER"
+    return f"(SELECT *, {copies} AS copies FROM {table})"
 
 
 def axis_names(directory: RunDirectory) -> tuple[str, str]:
