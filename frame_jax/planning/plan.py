@@ -16,7 +16,6 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from frame_jax.config.quadrants import MixtureConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import TrainingConfig
 from frame_jax.corpus.inventory import compare_inventory
@@ -82,10 +81,13 @@ def print_plan(
     for phase_step in phase_steps:
         table.add_row(phase_step.phase, phase_step.name, states[phase_step.name].text)
     console.print(table)
-    mixture = read_mixture(config, states)
+    asked, mixture = config.partition.mixture, read_mixture(config, states)
     if mixture is not None:
+        corpus = replace(corpus, read=mixture.read)
         console.print(mixture_table(mixture))
-    corpus = with_mixture(corpus, config.partition.mixture, mixture)
+    elif asked is not None:
+        corpus = replace(corpus, read=asked.tokens and int(asked.tokens))
+        console.print("mixture: repeats are known once the corpus is tokenized\n", style="dim")
     schedules: dict[str, DataSchedule] = {}
     for name in config.curricula:
         trials = [t.name for t in config.trials if t.arm == name and f"pretrain-{t.name}" in states]
@@ -128,11 +130,7 @@ def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
 
 
 def read_mixture(config: RunConfig, states: dict[str, PhaseStepState]) -> Mixture | None:
-    """How often each group is read: by quadrant if partitioned, else if tokenized.
-
-    Raises:
-        UserError: for a mixture that the corpus cannot give.
-    """
+    """How often each group is read, if the corpus is tokenized; by quadrant if partitioned."""
     directory, state = RunDirectory(config.run_directory), states.get("partition")
     if config.partition.mixture is None:
         return None
@@ -141,18 +139,6 @@ def read_mixture(config: RunConfig, states: dict[str, PhaseStepState]) -> Mixtur
     if states["tokenize"].fraction_left > 0:
         return None
     return tokenized_mixture(config.partition, directory)
-
-
-def with_mixture(corpus: Corpus, asked: MixtureConfig | None, mixture: Mixture | None) -> Corpus:
-    """The corpus with the tokens that an epoch reads, as far as they are known."""
-    if mixture is not None:
-        return replace(corpus, read=mixture.read)
-    if asked is not None and asked.tokens is not None:
-        return replace(corpus, read=int(asked.tokens))
-    if asked is not None:
-        source = f"{corpus.source}; partition.mixture counts once the corpus is tokenized"
-        return replace(corpus, source=source)
-    return corpus
 
 
 def read_states(

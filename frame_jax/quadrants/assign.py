@@ -279,8 +279,9 @@ def assign_quadrants(
     """Computes thresholds along both axes and writes a line for every scored document.
 
     Columns: doc_id, ppl, pd, quadrant (these null for documents without a quadrant), split, source,
-    domain, language, tokens, bytes, part, row, copies (how often an epoch reads it). Lines are in no particular order: sorting 20 million
-    of them took 13 to 18 s of processor time, all the rest 21 to 25 s.
+    domain, language, tokens, bytes, part, row, copies (how often an epoch reads it). Lines are in
+    no particular order: sorting 20 million of them took 13 to 18 s of processor time, all the rest
+    21 to 25 s.
     """
     ppl, pd = config.axes.ppl, config.axes.pd
     queries = ranked_documents_sql(config)

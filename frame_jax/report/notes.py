@@ -68,7 +68,7 @@ TASKS = (
 TASK_CURVES = "Accuracy at the ends of stages, ± one standard error. Dashed: a guess."
 REPEATS = (
     "Text tokens of the training documents, and how often an epoch reads them (partition.mixture). "
-    "Who is read once more than others is decided by a hash of the id, so shares are not met exactly."
+    "Which are read once more is drawn by document, so shares are met as closely as chance does."
 )
 MIXTURE = "Share of each quadrant in the rows of the batches."
 DENSITY = (

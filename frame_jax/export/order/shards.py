@@ -2,8 +2,8 @@
 
 Kinds of text hold the training documents: DIR/<quadrant>/00000.jsonl (or .parquet, .arrayrecord)
 with doc_id, text, source, domain, language, tokens, ppl, pd, in the shuffled order in which the
-run's own rows hold them, and as often (partition.mixture). ArrayRecord files hold tf.train.Example messages with the one feature
-`text`, which MaxText reads.
+run's own rows hold them, and as often. ArrayRecord files hold tf.train.Example messages with the
+one feature `text`, which MaxText reads.
 
 Kinds of rows hold the training rows in the order of the curriculum, a folder a stage and every row
 of an epoch once: DIR/01/00000.npy is uint32 ids without a header, which OLMo-core memory-maps;
