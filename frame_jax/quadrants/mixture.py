@@ -15,10 +15,11 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 from rich.table import Table
+from rich.text import Text
 
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, printable
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.partition_record import Mixture, MixtureGroup
@@ -153,5 +154,5 @@ def mixture_table(mixture: Mixture) -> Table:
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*(Text(printable(text)) for text in line))
     return table
