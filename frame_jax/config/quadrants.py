@@ -83,28 +83,24 @@ class MixtureConfig:
     def __post_init__(self) -> None:
         where = "partition.mixture."
         check_bounds(self, where)
+        weighted = self.weights is not None
         require(
-            (self.repeats is None) != (self.weights is None),
-            f"{where}repeats or {where}weights: give one of the two",
+            (self.repeats is None) == weighted == (self.tokens is not None),
+            "partition.mixture: give either repeats, or weights with the tokens of an epoch",
         )
-        require(
-            (self.weights is None) == (self.tokens is None),
-            f"{where}tokens says how many tokens an epoch reads under {where}weights: give both, "
-            "or neither",
-        )
-        key = "repeats" if self.weights is None else "weights"
+        key = "weights" if weighted else "repeats"
         for name, value in self.numbers.items():
             require(
                 0 <= value < math.inf,
                 f"{where}{key}.{name} must be at least 0 and finite, not {value}",
             )
             require(
-                self.weights is not None or value <= self.max_repeats,
+                weighted or value <= self.max_repeats,
                 f"{where}repeats.{name} is {value:g}, and {where}max_repeats {self.max_repeats:g}: "
                 "lower the one, or raise the other",
             )
         require(
-            self.weights is None or sum(self.weights.values()) > 0,
+            not weighted or sum(self.numbers.values()) > 0,
             f"{where}weights must give at least one group a weight above 0",
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -23,7 +23,7 @@ from frame_jax.errors import UserError, printable
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.partition_record import Mixture, MixtureGroup
-from frame_jax.sql import open_database, parquet_table, query
+from frame_jax.sql import parquet_table, query
 
 NAMED = 40  # groups that a message names
 
@@ -83,13 +83,14 @@ def resolve_mixture(config: PartitionConfig, tokens: Sequence[Path]) -> Mixture:
     else:
         repeats = {name: float(mixture.numbers.get(name, 1.0)) for name in available}
     config.require_parts(max(repeats.values(), default=0.0))
-    read = {name: repeats[name] * size for name, size in available.items()}
-    if sum(read.values()) == 0:
+    read = sum(repeats[name] * size for name, size in available.items())
+    if read == 0:
         raise UserError("partition.mixture leaves no training document to read: raise its repeats")
-    share = {name: wanted / sum(read.values()) for name, wanted in read.items()}
-    return Mixture(
-        by, tuple(MixtureGroup(n, size, repeats[n], share[n]) for n, size in available.items())
+    groups = (
+        MixtureGroup(name, size, repeats[name], share=repeats[name] * size / read)
+        for name, size in available.items()
     )
+    return Mixture(by, tuple(groups))
 
 
 def check_mixture(config: RunConfig, directory: RunDirectory) -> None:
@@ -117,24 +118,24 @@ def tokenized_mixture(config: PartitionConfig, directory: RunDirectory) -> Mixtu
     """
     tokens = list_parts(directory.tokens, ".parquet")
     mixture = resolve_mixture(config, tokens)
-    with open_database(directory.tokens) as connection:
+    with duckdb.connect() as connection:
         register_repeats(connection, mixture)
-        found = connection.execute(
-            f"""
-            SELECT name, '', sum(tokens * {COPIES})::BIGINT FROM {parquet_table(*tokens)}
-            JOIN group_repeats ON {mixture.by} IS NOT DISTINCT FROM name
-            WHERE split = 'train' GROUP BY 1
-            """
-        ).fetchall()
-    return with_counts(mixture, found, ())
+        table = (
+            f"(SELECT *, {COPIES} AS copies, '' AS quadrant FROM {parquet_table(*tokens)} "
+            f"JOIN group_repeats ON {mixture.by} IS NOT DISTINCT FROM name WHERE split = 'train')"
+        )
+        return count_read(connection, mixture, table, ())
 
 
-def with_counts(
-    mixture: Mixture, found: Iterable[tuple[str | None, str, int]], quadrants: Sequence[str]
+def count_read(
+    connection: duckdb.DuckDBPyConnection, mixture: Mixture, table: str, quadrants: Sequence[str]
 ) -> Mixture:
-    """Adds what an epoch reads, of which `found` are lines of name, quadrant and tokens."""
+    """Adds what an epoch reads of the documents of a table, which has their copies."""
     counts: dict[str | None, dict[str, int]] = {}
-    for name, quadrant, tokens in found:
+    for name, quadrant, tokens in connection.execute(
+        f"SELECT {mixture.by}, quadrant, sum(tokens * copies)::BIGINT FROM {table} "
+        "WHERE copies > 0 GROUP BY ALL"
+    ).fetchall():
         counts.setdefault(name, {})[quadrant] = tokens
     groups = (
         dataclasses.replace(

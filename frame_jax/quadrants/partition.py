@@ -16,7 +16,7 @@ from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
 from frame_jax.quadrants.assign import make_axes
-from frame_jax.quadrants.mixture import mixture_table, resolve_mixture, with_counts
+from frame_jax.quadrants.mixture import count_read, mixture_table, resolve_mixture
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
@@ -122,11 +122,8 @@ def write_assignment(
             assign.assign_quadrants(connection, config, axes, path)
         record = summarise_partition(connection, config, axes, directory.assignment, ppl_model)
         if mixture.groups:
-            found = connection.execute(
-                f"SELECT {mixture.by}, quadrant, sum(tokens * copies)::BIGINT "
-                f"FROM {parquet_table(directory.assignment)} WHERE copies > 0 GROUP BY ALL"
-            ).fetchall()
-            counted = with_counts(mixture, found, config.axes.quadrants)
+            table = parquet_table(directory.assignment)
+            counted = count_read(connection, mixture, table, config.axes.quadrants)
             record = dataclasses.replace(record, mixture=counted)
     try:
         require_sound_partition(record)

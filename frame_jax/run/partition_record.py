@@ -127,15 +127,15 @@ class Mixture:
 
     def lines(self) -> list[list[str]]:
         """A table of texts, its header first."""
-        quadrants = list(self.groups[0].quadrants)
         header = ["tokens there are", "repeats", "share wanted", "share got", "tokens read"]
-        return [[self.by, *header, *quadrants]] + [
+        read = max(self.read, 1)
+        return [[self.by, *header, *self.groups[0].quadrants]] + [
             [
                 "none" if group.name is None else group.name,
                 f"{group.tokens:,}",
                 f"{group.repeats:.4g}",
                 f"{group.share:.2%}",
-                f"{group.read / max(self.read, 1):.2%}",
+                f"{group.read / read:.2%}",
                 *(f"{tokens:,}" for tokens in (group.read, *group.quadrants.values())),
             ]
             for group in self.groups

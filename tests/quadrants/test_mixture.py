@@ -169,10 +169,10 @@ def test_repeats_follow_from_weights_and_tokens(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "give one of the two"),
-        ({"repeats": {"a": 1}, "weights": {"a": 1}, "tokens": 5}, "give one of the two"),
-        ({"weights": {"a": 1}}, "give both, or neither"),
-        ({"repeats": {"a": 1}, "tokens": 5}, "give both, or neither"),
+        ({}, "give either repeats, or weights with the tokens"),
+        ({"repeats": {"a": 1}, "weights": {"a": 1}, "tokens": 5}, "give either repeats, or"),
+        ({"weights": {"a": 1}}, "give either repeats, or weights with the tokens"),
+        ({"repeats": {"a": 1}, "tokens": 5}, "give either repeats, or weights with the tokens"),
         ({"repeats": {"a": -1}}, "repeats.a must be at least 0 and finite, not -1"),
         ({"weights": {"a": np.inf}, "tokens": 5}, "weights.a must be at least 0 and finite"),
         ({"repeats": {"a": np.nan}}, "repeats.a must be at least 0 and finite, not nan"),
