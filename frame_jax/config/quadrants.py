@@ -80,7 +80,8 @@ class MixtureConfig:
     tokens: float | None = number(None, above=0, below=math.inf)
     max_repeats: float = number(4.0, above=0, below=math.inf)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuses impossible values; not on its own, where the parser would bury the message."""
         where = "partition.mixture."
         check_bounds(self, where)
         weighted = self.weights is not None
@@ -139,8 +140,9 @@ class PartitionConfig:
         require(
             len(set(self.group_by)) == len(self.group_by), "partition.group_by repeats a column"
         )
-        if self.mixture is not None and self.mixture.repeats:
-            self.require_parts(max(self.mixture.repeats.values()))
+        if self.mixture is not None:
+            self.mixture.check()
+            self.require_parts(max((self.mixture.repeats or {}).values(), default=1))
 
     def require_parts(self, repeats: float) -> None:
         """Refuses fewer row files than copies of a document: copies must not share a row."""

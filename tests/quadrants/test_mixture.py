@@ -184,7 +184,7 @@ def test_repeats_follow_from_weights_and_tokens(tmp_path: Path) -> None:
 )
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        MixtureConfig(by="domain", **settings)
+        PartitionConfig(mixture=MixtureConfig(by="domain", **settings))
 
 
 def test_what_the_corpus_cannot_give_is_refused(tmp_path: Path) -> None:
