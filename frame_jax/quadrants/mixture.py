@@ -150,8 +150,13 @@ def count_read(
 
 def mixture_table(mixture: Mixture) -> Table:
     """Formats a mixture for the terminal."""
-    header, *lines = mixture.lines()
-    table = Table(title=f"what an epoch reads, by {mixture.by}", title_justify="left")
+    return terminal_table(f"what an epoch reads, by {mixture.by}", mixture.lines())
+
+
+def terminal_table(title: str, lines: list[list[str]]) -> Table:
+    """Formats lines of texts, a header first, for the terminal."""
+    header, *lines = lines
+    table = Table(title=title, title_justify="left")
     for number, name in enumerate(header):
         table.add_column(name, justify="right" if number else "left", overflow="fold")
     for line in lines:

@@ -16,7 +16,13 @@ from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
 from frame_jax.quadrants.assign import make_axes
-from frame_jax.quadrants.mixture import count_read, mixture_table, resolve_mixture
+from frame_jax.quadrants.mixture import (
+    count_read,
+    mixture_table,
+    resolve_mixture,
+    terminal_table,
+)
+from frame_jax.quadrants.reliability import measure_reliability, reliability_warnings
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
@@ -24,6 +30,7 @@ from frame_jax.run.partition_record import (
     Mixture,
     PartitionRecord,
     read_partition_record,
+    reliability_lines,
     write_partition_record,
 )
 from frame_jax.sql import open_database, parquet_table
@@ -85,9 +92,12 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
     if processes.is_first():
         for line in record.warnings:
             logger.warning("%s", line)
+        console = Console(stderr=True, highlight=False, markup=False)
         if record.mixture is not None:
-            console = Console(stderr=True, highlight=False, markup=False)
             console.print(mixture_table(record.mixture))
+        if record.reliability:
+            lines = reliability_lines(record.reliability)
+            console.print(terminal_table("the same documents under other reference models", lines))
     rows = write_quadrant_rows(
         config.partition.rows,
         directory,
@@ -125,6 +135,9 @@ def write_assignment(
             table = parquet_table(directory.assignment)
             counted = count_read(connection, mixture, table, config.axes.quadrants)
             record = dataclasses.replace(record, mixture=counted)
+        others = sorted(path for path in directory.reliability.glob("*") if path.is_dir())
+        compared = tuple(measure_reliability(connection, config, axes, others))
+        record = dataclasses.replace(record, reliability=compared)
     try:
         require_sound_partition(record)
     except UserError:
@@ -153,6 +166,7 @@ def partition_warnings(record: PartitionRecord) -> Iterator[str]:
             "documents: the weak reference model predicts them better than the strong one. Are "
             "reference.weak and reference.strong exchanged?"
         )
+    yield from reliability_warnings(record.reliability, record.names[1])
 
 
 def require_sound_partition(record: PartitionRecord) -> None:

@@ -23,7 +23,7 @@ from frame_jax.report.study_results import Study
 from frame_jax.report.training_curves import CurvePoint, TrainingRun
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.markers import Marker, read_marker
-from frame_jax.run.partition_record import PartitionRecord
+from frame_jax.run.partition_record import PartitionRecord, reliability_lines
 from frame_jax.run.phases import REFERENCES
 
 LIBRARIES = (
@@ -180,6 +180,7 @@ def quadrants_chapter(directory: RunDirectory, partition: PartitionRecord) -> li
         tag("h2", "The quadrants"),
         sections.quadrant_table(partition.quadrants, meanings, names),
         *mixture_tables(partition),
+        *reliability_tables(partition),
         Figure("balance", [figures.balance(balance, quadrants)], notes.BALANCE),
         folded_section("Tokens by group", sections.balance_table(balance, quadrants)),
         tag("h2", "Example documents"),
@@ -194,6 +195,15 @@ def mixture_tables(partition: PartitionRecord) -> list[Piece]:
         return []
     header, *lines = partition.mixture.lines()
     return [tag("h2", "How often documents are read"), table(header, lines), note(notes.REPEATS)]
+
+
+def reliability_tables(partition: PartitionRecord) -> list[Piece]:
+    """How far scores and quadrants depend on the reference models; nothing where it is unknown."""
+    if not partition.reliability:
+        return []
+    header, *lines = reliability_lines(partition.reliability)
+    title = "The same documents under other reference models"
+    return [tag("h2", title), table(header, lines), note(notes.RELIABILITY)]
 
 
 def speed_chapter(data: ReportData, directory: RunDirectory) -> list[Piece]:

@@ -143,6 +143,68 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A correlation or a share, an interval of 95% around it, and what it is by chance."""
+
+    value: float
+    low: float
+    high: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How a sample of documents fares under other reference models.
+
+    Attributes:
+        compared_with: `half`, the same models at half of their training, or `replica`, those of
+            another seed.
+        domain: None for all.
+        documents: Compared.
+        ppl: Spearman's correlation of PPL.
+        pd: That of PD.
+        quadrant: Share of the tokens that are in the same quadrant.
+        ppl_bin: In the same bin of PPL.
+        pd_bin: In the same bin of PD.
+    """
+
+    compared_with: str
+    domain: str | None
+    documents: int
+    ppl: Share
+    pd: Share
+    quadrant: Share
+    ppl_bin: Share
+    pd_bin: Share
+
+    @property
+    def of_models(self) -> str:
+        """What is compared with, in words."""
+        half = "the reference models at half of their training"
+        return half if self.compared_with == "half" else "reference models of another seed"
+
+
+RELIABILITY = ("PPL", "PD", "quadrant kept (by chance)", "PPL bin kept", "PD bin kept")
+
+
+def reliability_lines(found: tuple[Reliability, ...]) -> list[list[str]]:
+    """A table of texts, its header first; with the halves of intervals."""
+    lines = [["compared with", "domain", "documents", *RELIABILITY]]
+    for line in found:
+        shares = (line.quadrant, line.ppl_bin, line.pd_bin)
+        lines.append(
+            [
+                line.of_models,
+                line.domain or "all",
+                f"{line.documents:,}",
+                *(f"{s.value:.2f} ({s.low:.2f} to {s.high:.2f})" for s in (line.ppl, line.pd)),
+                *(f"{s.value:.0%} ± {(s.high - s.low) / 2:.0%} ({s.chance:.0%})" for s in shares),
+            ]
+        )
+    return lines
+
+
+@dataclass(frozen=True)
 class PartitionRecord:
     """What report, export and inspection need to know of a partition.
 
@@ -161,6 +223,7 @@ class PartitionRecord:
         groups: The groups.
         warnings: Why the quadrants may mean little.
         mixture: How often documents are read; None where each is read once.
+        reliability: How scores and quadrants fare under other reference models.
     """
 
     ppl_model: str | None
@@ -177,6 +240,7 @@ class PartitionRecord:
     groups: tuple[GroupRecord, ...]
     warnings: tuple[str, ...] = ()
     mixture: Mixture | None = None
+    reliability: tuple[Reliability, ...] = ()
 
     @property
     def documents(self) -> int:

@@ -54,6 +54,7 @@ def list_phase_steps(config: RunConfig) -> list[PhaseStep]:
         *([REFERENCE_ROWS] if trained else []),
         *(reference_step(name) for name in trained),
         score_step(imported, trained),
+        *reliability_steps(config, trained),
     ]
     return [
         TOKENIZE,
@@ -103,6 +104,38 @@ def score_step(imported: list[str], trained: list[str]) -> PhaseStep:
         function="scoring.score:score_corpus",
         outputs=("scores",),
     )
+
+
+def reliability_steps(config: RunConfig, trained: list[str]) -> list[PhaseStep]:
+    """The phase steps that find how far scores depend on the reference models; nothing is made from
+    them, so they can be added to a finished run."""
+    if not trained or config.scoring.reliability == 0:
+        return []
+    replicas = trained if config.reference.replicas > 1 else []
+    return [
+        *(
+            dataclasses.replace(
+                reference_step(name),
+                name=f"reference-{replica_name(name)}",
+                arguments=(name, replica_name(name)),
+                outputs=(f"reference/{replica_name(name)}",),
+                seed=config.seed + 1,
+            )
+            for name in replicas
+        ),
+        PhaseStep(
+            "score-reliability",
+            settings=("scoring.reliability", "reference.replicas"),
+            inputs=("score", *(f"reference-{replica_name(name)}" for name in replicas)),
+            function="scoring.reliability:score_sample",
+            outputs=("reliability",),
+        ),
+    ]
+
+
+def replica_name(name: str) -> str:
+    """What the replica of a reference model is called."""
+    return f"{name}-replica"
 
 
 IMPORT_SCORES = PhaseStep(

@@ -161,11 +161,13 @@ def load_references(
     return weak, strong
 
 
-def load_reference(config: RunConfig, directory: RunDirectory, name: str) -> tuple[Decoder, Params]:
-    """Loads one reference model."""
+def load_reference(
+    config: RunConfig, directory: RunDirectory, name: str, step: int | None = None
+) -> tuple[Decoder, Params]:
+    """Loads one reference model, of one trained here by default the last checkpoint."""
     compute_dtype, special_tokens = config.scoring.compute_dtype, read_special_tokens(directory)
-    checkpoint = getattr(config.reference, name).checkpoint
-    if checkpoint is not None:
+    reference = getattr(config.reference, name, None)  # None: a replica, which is trained here
+    if reference is not None and (checkpoint := reference.checkpoint) is not None:
         key, folder = f"reference.{name}.checkpoint", local_copy(checkpoint, is_checkpoint)
         bos_id, run_tokenizer = special_tokens.bos_id, directory.tokenizer
         if config.scoring.unit == "token":
@@ -183,7 +185,7 @@ def load_reference(config: RunConfig, directory: RunDirectory, name: str) -> tup
             f"Hugging Face checkpoint in reference.{name}.checkpoint"
         )
     decoder = read_description(folder, compute_dtype=compute_dtype)
-    params = checkpoints.load_params(folder / "checkpoints", decoder)
+    params = checkpoints.load_params(folder / "checkpoints", decoder, step)
     if decoder.vocab_size < special_tokens.vocab_size:
         raise UserError(
             f"reference.{name}: the model at {folder} knows {decoder.vocab_size} tokens, but "
