@@ -52,7 +52,7 @@ class ScoringConfig:
         loss_chunk: Tokens whose logits exist at one time, per device.
         unit: What a loss is a mean over: `token`, as in the paper, which needs one tokenizer for
             both models, or `byte` of the text, under which an imported model may have its own.
-        reliability: Documents that are scored once more, under the reference models at half of their
+        reliability: Documents that are scored again, under the reference models at half of their
             training, to find how far scores are a property of the text; 0 skips this.
         table: Scores made elsewhere, in place of both reference models.
     """

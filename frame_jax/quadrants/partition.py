@@ -27,10 +27,10 @@ from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
 from frame_jax.run.partition_record import (
+    RELIABILITY_HEADER,
     Mixture,
     PartitionRecord,
     read_partition_record,
-    reliability_lines,
     write_partition_record,
 )
 from frame_jax.sql import open_database, parquet_table
@@ -96,7 +96,7 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
         if record.mixture is not None:
             console.print(mixture_table(record.mixture))
         if record.reliability:
-            lines = reliability_lines(record.reliability)
+            lines = [RELIABILITY_HEADER, *(each.line() for each in record.reliability)]
             console.print(terminal_table("the same documents under other reference models", lines))
     rows = write_quadrant_rows(
         config.partition.rows,

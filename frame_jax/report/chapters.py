@@ -23,7 +23,7 @@ from frame_jax.report.study_results import Study
 from frame_jax.report.training_curves import CurvePoint, TrainingRun
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.markers import Marker, read_marker
-from frame_jax.run.partition_record import PartitionRecord, reliability_lines
+from frame_jax.run.partition_record import RELIABILITY_HEADER, PartitionRecord
 from frame_jax.run.phases import REFERENCES
 
 LIBRARIES = (
@@ -201,9 +201,9 @@ def reliability_tables(partition: PartitionRecord) -> list[Piece]:
     """How far scores and quadrants depend on the reference models; nothing where it is unknown."""
     if not partition.reliability:
         return []
-    header, *lines = reliability_lines(partition.reliability)
+    lines = [each.line() for each in partition.reliability]
     title = "The same documents under other reference models"
-    return [tag("h2", title), table(header, lines), note(notes.RELIABILITY)]
+    return [tag("h2", title), table(RELIABILITY_HEADER, lines), note(notes.RELIABILITY)]
 
 
 def speed_chapter(data: ReportData, directory: RunDirectory) -> list[Piece]:

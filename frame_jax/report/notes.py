@@ -71,10 +71,11 @@ REPEATS = (
     "Which are read once more is drawn by document, so shares are met as closely as chance does."
 )
 RELIABILITY = (
-    "How a sample of documents fares under other reference models: Spearman's correlation of PPL "
-    "and of PD (interval of 95%), and the share of tokens that stay in their quadrant, their PPL "
-    "bin and their PD bin (and what chance would leave there). Where PD correlates at r, what an "
-    "order by it can do is about sqrt(r) of what it could."
+    "How a sample of documents fares under the reference models at half of their training, or "
+    "under replicas of another seed: Spearman's correlation of PPL and of PD (interval of 95%), "
+    "and the share of tokens that stay in their quadrant, their PPL bin and their PD bin (and what "
+    "chance would leave there). Where PD correlates at r, what an order by it can do is about "
+    "sqrt(r) of what it could."
 )
 MIXTURE = "Share of each quadrant in the rows of the batches."
 DENSITY = (

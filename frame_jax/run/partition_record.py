@@ -183,25 +183,19 @@ class Reliability:
         half = "the reference models at half of their training"
         return half if self.compared_with == "half" else "reference models of another seed"
 
+    def line(self) -> list[str]:
+        """A line of texts under RELIABILITY_HEADER."""
+        shares = (self.quadrant, self.ppl_bin, self.pd_bin)
+        return [
+            self.compared_with,
+            self.domain or "all",
+            f"{self.documents:,}",
+            *(f"{s.value:.2f} ({s.low:.2f} to {s.high:.2f})" for s in (self.ppl, self.pd)),
+            *(f"{s.value:.0%} ± {(s.high - s.low) / 2:.0%} ({s.chance:.0%})" for s in shares),
+        ]
 
-RELIABILITY = ("PPL", "PD", "quadrant kept (by chance)", "PPL bin kept", "PD bin kept")
 
-
-def reliability_lines(found: tuple[Reliability, ...]) -> list[list[str]]:
-    """A table of texts, its header first; with the halves of intervals."""
-    lines = [["compared with", "domain", "documents", *RELIABILITY]]
-    for line in found:
-        shares = (line.quadrant, line.ppl_bin, line.pd_bin)
-        lines.append(
-            [
-                line.of_models,
-                line.domain or "all",
-                f"{line.documents:,}",
-                *(f"{s.value:.2f} ({s.low:.2f} to {s.high:.2f})" for s in (line.ppl, line.pd)),
-                *(f"{s.value:.0%} ± {(s.high - s.low) / 2:.0%} ({s.chance:.0%})" for s in shares),
-            ]
-        )
-    return lines
+RELIABILITY_HEADER = ["with", "domain", "documents", "PPL", "PD", "quadrant", "PPL bin", "PD bin"]
 
 
 @dataclass(frozen=True)
