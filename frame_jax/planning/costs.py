@@ -247,7 +247,7 @@ def list_costs(
         work.append(scoring_cost(*line, decoder, tokens, config.scoring.context))
         if config.scoring.reliability and reference.checkpoint is None:
             line, replicas = (
-                (f"reliability, {name}", "score-reliability"),
+                (f"sample, {name}", "score"),
                 config.reference.replicas,
             )
             sample = min(tokens, config.scoring.reliability * config.scoring.context) * replicas

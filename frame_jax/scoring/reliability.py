@@ -1,14 +1,14 @@
 """Scores a sample of documents once more under other reference models: the same ones at half of
 their training and, where they are trained (`reference.replicas`), those of another seed.
 
-Writes RUN/reliability/<models>/part-*.parquet, as RUN/scores/part-*. The partition compares both
-(`quadrants/reliability.py`). [ours]
+Writes RUN/reliability/{half,replica}/part-*.parquet, as RUN/scores/part-*. The partition compares
+both (`quadrants/reliability.py`). [ours]
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,75 +20,47 @@ from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.phases import replica_name
 from frame_jax.run.trial_record import load_trial_record
 from frame_jax.scoring.documents import score_documents
-from frame_jax.scoring.model_tokenizers import REFERENCE_NAMES, DocumentTexts, model_tokenizer
-from frame_jax.scoring.score import load_reference
+from frame_jax.scoring.model_tokenizers import REFERENCE_NAMES, DocumentTexts
 from frame_jax.scoring.score_parts import (
-    make_passes,
+    ScoringPass,
     read_index,
     read_model_documents,
     spread_evenly,
     write_scores,
 )
 
-
-def score_sample(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
-    """Scores evenly spaced documents of every part; what is there is kept. All processes call it.
-
-    Returns:
-        What the scores can be compared with: `half` of the training, a `replica`.
-    """
-    parts = list_parts(directory.tokens, ".parquet")
-    found = other_references(config, directory)
-    for name, references in found.items():
-        folder = directory.reliability / name
-        missing = [part for part in parts if not (folder / part.name).exists()]
-        processes.barrier(f"reliability, {name}: parts listed")
-        if missing:
-            score_missing(config, directory, references, missing, folder)
-        processes.barrier(f"reliability, {name}: parts written")
-    return {"compared_with": list(found)}
+Reference = tuple[str, int | None]  # the name of a model, and the step of its checkpoint
 
 
-def other_references(
-    config: RunConfig, directory: RunDirectory
-) -> dict[str, list[tuple[str, int | None]]]:
-    """The pairs of models to compare with: of weak and strong each its name and its step.
-
-    An imported model has neither an earlier checkpoint nor a replica, and stands in every pair. A
-    run whose reference models kept nothing, because an older release trained them, has no `half`.
-    """
+def other_references(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Reference]:
+    """What takes the place of each reference model that is trained here; an imported one has
+    neither an earlier checkpoint nor a replica. Nothing where an older release, which kept no half,
+    trained them."""
     trained = [n for n in REFERENCE_NAMES if getattr(config.reference, n).checkpoint is None]
-    found: dict[str, list[tuple[str, int | None]]] = {}
-    halves = {name: load_trial_record(directory.reference(name)).steps // 2 for name in trained}
-    if all(
-        step in checkpoints.saved_steps(directory.reference(name) / "checkpoints")
-        for name, step in halves.items()
-    ):
-        found["half"] = [(name, halves.get(name)) for name in REFERENCE_NAMES]
-    if config.reference.replicas > 1:
-        found["replica"] = [
-            (replica_name(name) if name in trained else name, None) for name in REFERENCE_NAMES
-        ]
-    return found
+    if name == "replica":
+        return {model: (replica_name(model), None) for model in trained}
+    halves = {model: load_trial_record(directory.reference(model)).steps // 2 for model in trained}
+    saved = (
+        checkpoints.saved_steps(directory.reference(model) / "checkpoints") for model in trained
+    )
+    kept = all(step in steps for step, steps in zip(halves.values(), saved, strict=True))
+    return {model: (model, step) for model, step in halves.items()} if kept else {}
 
 
-def score_missing(
+def score_sample(
     config: RunConfig,
     directory: RunDirectory,
-    references: list[tuple[str, int | None]],
-    missing: list[Path],
+    passes: Sequence[ScoringPass],
+    parts: list[Path],
     folder: Path,
 ) -> None:
-    """Scores this process's share of the parts that have no scores in `folder`."""
-    models = [load_reference(config, directory, *reference) for reference in references]
-    readings = [model_tokenizer(config, directory, name) for name in REFERENCE_NAMES]
-    passes = make_passes(config.scoring, models, readings)
-    by_text = any(reading.tokenizer is not None for reading in readings)
+    """Scores evenly spaced documents of each of this process's parts (paths of token tables)."""
+    by_text = any(each.tokenizer.tokenizer is not None for each in passes)
     texts = DocumentTexts(config, directory) if by_text else None
     documents = -(-config.scoring.reliability // len(list_parts(directory.tokens, ".parquet")))
-    own, show = processes.local_share(missing), processes.is_first()
-    with progress.progress_bar(f"reliability, {folder.name}", len(own), "parts", show=show) as done:
-        for part in own:
+    title, show = f"score, {folder.name}", processes.is_first()
+    with progress.progress_bar(title, len(parts), "parts", show=show) as update:
+        for part in parts:
             index = read_index(part)
             index = index.take(spread_evenly(np.arange(len(index)), documents))
             scores = [
@@ -101,4 +73,4 @@ def score_missing(
                 for each in passes
             ]
             write_scores(folder / part.name, index, scores)
-            done(1, part.name)
+            update(1, part.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pytest
 
 from frame_jax.main import main
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
-from frame_jax.scoring import reliability
+from frame_jax.scoring import score
 from tests.integration.small_run import settings, write_config, write_corpus
 
 pytestmark = pytest.mark.slow
@@ -36,7 +35,7 @@ def test_scores_are_compared_with_those_of_other_models(
     )
     assert main([*command, "--plan"]) == 0
     planned = capsys.readouterr().out
-    assert "reliability, weak" in planned and "replica, strong" in planned
+    assert "sample, weak" in planned and "replica, strong" in planned
     assert main(command) == 0
     shown = capsys.readouterr().err
     assert "the same documents under other reference models" in shown
@@ -52,16 +51,15 @@ def test_scores_are_compared_with_those_of_other_models(
     assert all(0.5 < line["ppl"]["value"] < 1 for line in found if line["domain"] is None)
 
     # Compared with themselves, the models give the same scores, and nothing changes its quadrant.
-    shutil.rmtree(directory.reliability)
-    same = {"half": [("weak", None), ("strong", None)]}
-    monkeypatch.setattr(reliability, "other_references", lambda *_: same)
-    assert main([*command, "--redo", "score-reliability"]) == 0
-    for key, other in read_all(directory.reliability / "half").items():
+    monkeypatch.setattr(score, "other_references", lambda *_: {"weak": ("weak", None)})
+    assert main([*command, "--redo", "score-replica"]) == 0
+    for key, other in read_all(directory.reliability / "replica").items():
         assert other["nll_strong"] == pytest.approx(scores[key]["nll_strong"], rel=1e-5)
     before = directory.assignment.read_bytes()
     assert main([*command, "--redo", "partition"]) == 0
     assert directory.assignment.read_bytes() == before
-    everything = read_json(directory.partition)["reliability"][0]
+    everything = read_json(directory.partition)["reliability"][3]
+    assert (everything["compared_with"], everything["domain"]) == ("replica", None)
     assert everything["pd"]["value"] > 0.99 and everything["quadrant"]["value"] > 0.97
 
 
@@ -72,7 +70,8 @@ def test_a_run_of_an_older_release_has_nothing_to_compare_with(tmp_path: Path) -
     command = ["--config", str(write_config(tmp_path, **given)), "--until", "partition"]
     assert main(command) == 0
     directory = RunDirectory(given["run_directory"])
-    markers = {name: directory.marker(name).read_bytes() for name in ("score", "partition")}
-    assert main([*command, "--scoring.reliability", "50"]) == 0  # which the references do not know
-    assert read_json(directory.marker("score-reliability"))["summary"] == {"compared_with": []}
-    assert markers == {name: directory.marker(name).read_bytes() for name in markers}
+    asked = [*command, "--scoring.reliability", "50"]
+    before = directory.partition.read_bytes()
+    assert main(asked) == 0 and directory.partition.read_bytes() == before  # finished as it was
+    assert main([*asked, "--redo", "score"]) == 0  # whose reference models have kept no half
+    assert directory.partition.read_bytes() == before and not directory.reliability.exists()
