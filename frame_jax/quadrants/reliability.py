@@ -51,36 +51,40 @@ def measure_reliability(
             """
         ).fetchnumpy()
         values = {name: np.asarray(column) for name, column in found.items()}
-        names, counts = np.unique(values["domain"], return_counts=True)
-        ours, theirs = (
-            cut_sample(config, values[f"{of}loss"], values[f"{of}gap"], values)
-            for of in ("", "other_")
+        bins = np.stack(
+            [
+                cut_sample(config, values[f"{of}loss"], values[f"{of}gap"], values)
+                for of in ("", "other_")
+            ]
         )
-        for domain in [None, *names[counts >= FEWEST]]:
-            own = np.ones(len(ours), bool) if domain is None else values["domain"] == domain
+        for domain in [None, *np.unique(values["domain"])]:
+            own = (values["domain"] == domain) | (domain is None)
             if own.sum() >= FEWEST:
-                yield compare_scores(
+                one, other = bins[:, :, own]
+                tokens = values["tokens"][own].astype(np.float64)
+                loss, gap, other_loss, other_gap = (
+                    values[name][own] for name in ("loss", "gap", "other_loss", "other_gap")
+                )
+                yield Reliability(
                     folder.name,
                     domain,
-                    {k: v[own] for k, v in values.items()},
-                    ours[own],
-                    theirs[own],
+                    len(tokens),
+                    rank_correlation(loss, other_loss),
+                    rank_correlation(gap, other_gap),
+                    *(same_share(tokens, *pair) for pair in zip(one, other, strict=True)),
                 )
 
 
 def cut_sample(
     config: PartitionConfig, loss: np.ndarray, gap: np.ndarray, values: dict[str, np.ndarray]
 ) -> np.ndarray:
-    """The bins of PPL and of PD of each document: int64 [documents, 2]."""
-    tokens, scope, bins = values["tokens"], values["scope"].astype(np.int64), config.axes
-    ppl = bins_by_rank(loss, tokens, scope, bins.ppl)
-    return np.stack(
-        [
-            ppl,
-            bins_by_rank(gap, tokens, scope * bins.ppl + ppl * (config.mode == "nested"), bins.pd),
-        ],
-        1,
-    )
+    """Quadrant, bin of PPL and bin of PD of each document: int64 [3, documents]."""
+    tokens, scope, axes = values["tokens"], values["scope"].astype(np.int64), config.axes
+    ppl = bins_by_rank(loss, tokens, scope, axes.ppl)
+    if config.mode == "nested":
+        scope = scope * axes.ppl + ppl
+    pd = bins_by_rank(gap, tokens, scope, axes.pd)
+    return np.stack([ppl * axes.pd + pd, ppl, pd])
 
 
 def bins_by_rank(
@@ -96,29 +100,6 @@ def bins_by_rank(
     found = np.empty(len(values), np.int64)
     found[order] = (before + sizes / 2) * bins // totals[scopes]
     return found
-
-
-def compare_scores(
-    name: str,
-    domain: str | None,
-    values: dict[str, np.ndarray],
-    ours: np.ndarray,
-    theirs: np.ndarray,
-) -> Reliability:
-    """Compares both scores of the same documents, given with their bins [documents, 2]."""
-    tokens = values["tokens"].astype(np.float64)
-    codes = [np.column_stack([bins @ [1 << 20, 1], bins]).T for bins in (ours, theirs)]
-    quadrant, ppl_bin, pd_bin = (same_share(tokens, *pair) for pair in zip(*codes, strict=True))
-    return Reliability(
-        compared_with=name,
-        domain=domain,
-        documents=len(tokens),
-        ppl=rank_correlation(values["loss"], values["other_loss"]),
-        pd=rank_correlation(values["gap"], values["other_gap"]),
-        quadrant=quadrant,
-        ppl_bin=ppl_bin,
-        pd_bin=pd_bin,
-    )
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> Share:

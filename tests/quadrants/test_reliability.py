@@ -37,7 +37,8 @@ def test_a_sample_is_cut_as_the_corpus_is(mode: str, axes: tuple[int, int]) -> N
     expected = partition_table(table, group_by=["domain"], axes=axes, mode=mode)  # type: ignore[arg-type]
     config = PartitionConfig(mode=mode, axes=AxesConfig(*axes))  # type: ignore[arg-type]
     found = reliability.cut_sample(config, values["loss"], values["gap"], values)
-    names = [config.axes.quadrant_name(*bins) for bins in found.tolist()]
+    names = [config.axes.quadrant_name(*bins) for bins in found[1:].T.tolist()]
+    assert [config.axes.quadrants[quadrant] for quadrant in found[0]] == names
     assert names == expected.quadrants.tolist()
 
 
