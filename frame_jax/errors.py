@@ -85,10 +85,10 @@ def without_secrets(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Escapes everything in `text` that a terminal would obey: control and format characters.
+    r"""Escapes everything in `text` that a terminal would obey: control and format characters.
 
-    >>> printable("a[2Jb	c")
-    'a[2Jb	c'
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
     """
     return "".join(
         character

@@ -103,6 +103,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     from frame_jax.parallel import cpu_devices, processes
     from frame_jax.parallel.sharding import mesh_shape
     from frame_jax.planning.costs import replica_bytes
+    from frame_jax.quadrants.mixture import check_mixture
     from frame_jax.run import storage
     from frame_jax.scoring.checks import check_references
     from frame_jax.training.metrics import import_function
@@ -133,6 +134,8 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
             expand_curriculum(curriculum, config.partition.axes)
         if config.tracker is not None:
             import_function(config.tracker)
+        if "partition" in phases_left and "tokenize" not in phases_left:
+            check_mixture(config, directory)
         if "score" in phases_left:
             check_references(config, directory, tokenizer_anew="tokenize" in again)
         if "evaluate" in phases_left:
@@ -170,6 +173,7 @@ def _run_phase_steps(
     redo: str | None,
 ) -> int:
     from frame_jax.parallel import processes
+    from frame_jax.quadrants.mixture import check_mixture
     from frame_jax.run import bucket, integrity
 
     first = processes.is_first()
@@ -194,6 +198,8 @@ def _run_phase_steps(
         if first:
             print(f"{phase_step.name} begins", file=sys.stderr, flush=True)
         markers.run_phase_step(config, directory, phase_step, expected[phase_step.name])
+        if phase_step.phase == "tokenize":  # before models are trained for it
+            run_on_all_processes(lambda: check_mixture(config, directory))
     return len(steps_left)
 
 

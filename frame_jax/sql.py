@@ -68,6 +68,11 @@ def parquet_table(*paths: Path) -> str:
     return f"read_parquet([{', '.join(map(sql_pattern, paths))}], hive_partitioning = false)"
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """The names of a Parquet file's columns."""
+    return query(lambda name, *_: str(name), f"DESCRIBE FROM {parquet_table(path)}")
+
+
 def json_lines_table(path: Path, columns: Mapping[str, str]) -> str:
     """A table expression of exactly this file of JSON objects, one a line.
 

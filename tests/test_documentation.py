@@ -177,6 +177,11 @@ COMMANDS = {
     "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm/frame-3b/tokens/part-*.parquet"),
     # docs/report.md
     f"{MAIN} --redo report": Entry(shows="report: runs/mine/report/index.html"),
+    # docs/mixtures.md
+    f"{MAIN} --plan": Entry(shows="learning rate"),
+    ".venv/bin/python tools/benchmark_partition.py --documents 3000000 --mixture --turns 3": Entry(
+        (("--documents 3000000 --mixture --turns 3", "--help"),), shows="--mixture"
+    ),
     # docs/scoring.md
     ".venv/bin/python -m frame_jax.export_scores runs/mine --out scores.parquet": Entry(
         leaves="scores.parquet", shows="scores: scores.parquet"
@@ -291,6 +296,15 @@ def test_every_example_of_scores_made_elsewhere_is_a_config(tmp_path: Path) -> N
             rows = dict.fromkeys(config.partition.axes.quadrants, 1000)
             schedule = resolve_curriculum(expanded, rows, batch_size=8, sequence_length=64)
             assert schedule.rows == 1000 * len(rows)
+
+
+def test_every_mixture_of_the_docs_is_a_config(tmp_path: Path) -> None:
+    for block in blocks(REPOSITORY / "docs" / "mixtures.md", "yaml"):
+        path = tmp_path / "run.yaml"
+        given = {"run_directory": "x", "corpus": {"sources": [{"kind": "text", "path": "x"}]}}
+        path.write_text(yaml.safe_dump(given) + block)
+        mixture = load(path).partition.mixture
+        assert mixture is not None and mixture.tokens in (None, 20_000_000_000)
 
 
 def slurm_job() -> str:

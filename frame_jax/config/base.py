@@ -27,6 +27,12 @@ def runtime(default: Any, **bounds: float) -> Any:
     return field(default=default, metadata={"bounds": bounds, "runtime": True})
 
 
+def later(default: Any) -> Any:
+    """A dataclass field that a later release added: its default belongs to no fingerprint, so that
+    finished runs stay current."""
+    return field(default=default, metadata={"later": True})
+
+
 def check_bounds(settings: Any, where: str) -> None:
     """Refuses values outside of the bounds of their fields; None is inside of any.
 

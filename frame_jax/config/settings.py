@@ -13,15 +13,20 @@ from frame_jax.errors import without_secrets
 def flatten_settings(value: Any, key: str = "") -> dict[str, Any]:
     """Flattens a config value to `{dotted key: plain value}`.
 
-    Left out are runtime fields, and what is secret in web addresses, and another every day.
+    Left out are runtime fields, fields made with `later` at their defaults, and what is secret in
+    web addresses, and another every day.
 
+    >>> from frame_jax.config.quadrants import AxesConfig
     >>> flatten_settings(AxesConfig(), "partition.axes")
     {'partition.axes.ppl': 2, 'partition.axes.pd': 2}
     """
     if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        names = [f.name for f in fields if not f.metadata.get("runtime")]
-        parts = {f"{key}.{name}".lstrip("."): getattr(value, name) for name in names}
+        parts = {
+            f"{key}.{f.name}".lstrip("."): getattr(value, f.name)
+            for f in dataclasses.fields(value)
+            if not f.metadata.get("runtime")
+            and not (f.metadata.get("later") and getattr(value, f.name) == f.default)
+        }
     elif isinstance(value, dict):
         parts = {f"{key}.{name}": item for name, item in value.items()}
     elif isinstance(value, list | tuple) and any(map(dataclasses.is_dataclass, value)):

@@ -23,7 +23,7 @@ from frame_jax.report.study_results import Study
 from frame_jax.report.training_curves import CurvePoint, TrainingRun
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.markers import Marker, read_marker
-from frame_jax.run.partition_record import PartitionRecord
+from frame_jax.run.partition_record import RELIABILITY_HEADER, PartitionRecord
 from frame_jax.run.phases import REFERENCES
 
 LIBRARIES = (
@@ -179,12 +179,31 @@ def quadrants_chapter(directory: RunDirectory, partition: PartitionRecord) -> li
         Figure("density", panels, caption + notes.DENSITY_TILES, renderer="canvas"),
         tag("h2", "The quadrants"),
         sections.quadrant_table(partition.quadrants, meanings, names),
+        *mixture_tables(partition),
+        *reliability_tables(partition),
         Figure("balance", [figures.balance(balance, quadrants)], notes.BALANCE),
         folded_section("Tokens by group", sections.balance_table(balance, quadrants)),
         tag("h2", "Example documents"),
         note(notes.EXAMPLES),
         *sections.example_documents(documents.choose_examples(directory, columns), meanings, names),
     ]
+
+
+def mixture_tables(partition: PartitionRecord) -> list[Piece]:
+    """How often each group is read; nothing where all are read once."""
+    if partition.mixture is None:
+        return []
+    header, *lines = partition.mixture.lines()
+    return [tag("h2", "How often documents are read"), table(header, lines), note(notes.REPEATS)]
+
+
+def reliability_tables(partition: PartitionRecord) -> list[Piece]:
+    """How far scores and quadrants depend on the reference models; nothing where it is unknown."""
+    if not partition.reliability:
+        return []
+    lines = [each.line() for each in partition.reliability]
+    title = "The same documents under other reference models"
+    return [tag("h2", title), table(RELIABILITY_HEADER, lines), note(notes.RELIABILITY)]
 
 
 def speed_chapter(data: ReportData, directory: RunDirectory) -> list[Piece]:

@@ -66,6 +66,17 @@ TASKS = (
     "questions, so their errors are not independent; and none covers the seed of a training run."
 )
 TASK_CURVES = "Accuracy at the ends of stages, ± one standard error. Dashed: a guess."
+REPEATS = (
+    "Text tokens of the training documents, and how often an epoch reads them (partition.mixture). "
+    "Which are read once more is drawn by document, so shares are met as closely as chance does."
+)
+RELIABILITY = (
+    "How a sample of documents fares under the reference models at half of their training, or "
+    "under replicas of another seed: Spearman's correlation of PPL and of PD (interval of 95%), "
+    "and the share of tokens that stay in their quadrant, their PPL bin and their PD bin (and what "
+    "chance would leave there). Where PD correlates at r, what an order by it can do is about "
+    "sqrt(r) of what it could."
+)
 MIXTURE = "Share of each quadrant in the rows of the batches."
 DENSITY = (
     "Training tokens by the perplexity (PPL) of the {model} reference model and the relative "

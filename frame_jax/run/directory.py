@@ -44,6 +44,7 @@ class RunDirectory:
         self.tokens = self.root / "tokens"
         self.rejected = self.tokens / "rejected.jsonl"
         self.scores = self.root / "scores"
+        self.reliability = self.root / "reliability"
         self.quadrants = self.root / "quadrants"
         self.partition = self.quadrants / "partition.json"
         self.assignment = self.quadrants / "assignment.parquet"

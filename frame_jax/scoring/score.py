@@ -35,6 +35,7 @@ from frame_jax.scoring.model_tokenizers import (
     load_own_tokenizer,
     model_tokenizer,
 )
+from frame_jax.scoring.reliability import other_references, score_sample
 from frame_jax.scoring.running_totals import weak_is_better_warning
 from frame_jax.scoring.score_parts import make_passes, read_tokens, score_parts, scores_path
 from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
@@ -80,6 +81,8 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         passes = make_passes(config.scoring, references, readings)
         score_parts(config, directory, passes, processes.local_share(missing))
     processes.barrier("score: parts written")
+    if config.scoring.reliability > 0:
+        score_under_others(config, directory, "half")
     if processes.is_first():
         found = scores_summary(directory, parts, config.scoring.unit)
         warnings = list(score_warnings(config, found, parts))
@@ -89,6 +92,31 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
             logger.warning("%s", line)
     processes.barrier("score: summed up")
     return read_json(summary)  # so that one process alone reads all scores
+
+
+def score_under_others(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]:
+    """Scores a sample under the reference models at `half` of their training, or their `replica`.
+
+    What is there is kept. Every process calls it.
+
+    Returns:
+        How many models took the place of reference models.
+
+    Raises:
+        UserError: as `load_references`.
+    """
+    parts, folder = list_parts(directory.tokens, ".parquet"), directory.reliability / name
+    others = other_references(config, directory, name)
+    missing = [part for part in parts if not (folder / part.name).exists()]
+    processes.barrier(f"score, {name}: parts listed")
+    if others and missing:
+        named = [others.get(model, (model, None)) for model in REFERENCE_NAMES]
+        references = [load_reference(config, directory, *reference) for reference in named]
+        readings = [model_tokenizer(config, directory, model) for model in REFERENCE_NAMES]
+        passes = make_passes(config.scoring, references, readings)
+        score_sample(config, directory, passes, processes.local_share(missing), folder)
+    processes.barrier(f"score, {name}: parts written")
+    return {"models": len(others)}
 
 
 def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) -> Iterator[str]:
@@ -161,11 +189,13 @@ def load_references(
     return weak, strong
 
 
-def load_reference(config: RunConfig, directory: RunDirectory, name: str) -> tuple[Decoder, Params]:
-    """Loads one reference model."""
+def load_reference(
+    config: RunConfig, directory: RunDirectory, name: str, step: int | None = None
+) -> tuple[Decoder, Params]:
+    """Loads one reference model, of one trained here by default the last checkpoint."""
     compute_dtype, special_tokens = config.scoring.compute_dtype, read_special_tokens(directory)
-    checkpoint = getattr(config.reference, name).checkpoint
-    if checkpoint is not None:
+    reference = getattr(config.reference, name, None)  # None: a replica, which is trained here
+    if reference is not None and (checkpoint := reference.checkpoint) is not None:
         key, folder = f"reference.{name}.checkpoint", local_copy(checkpoint, is_checkpoint)
         bos_id, run_tokenizer = special_tokens.bos_id, directory.tokenizer
         if config.scoring.unit == "token":
@@ -183,7 +213,7 @@ def load_reference(config: RunConfig, directory: RunDirectory, name: str) -> tup
             f"Hugging Face checkpoint in reference.{name}.checkpoint"
         )
     decoder = read_description(folder, compute_dtype=compute_dtype)
-    params = checkpoints.load_params(folder / "checkpoints", decoder)
+    params = checkpoints.load_params(folder / "checkpoints", decoder, step)
     if decoder.vocab_size < special_tokens.vocab_size:
         raise UserError(
             f"reference.{name}: the model at {folder} knows {decoder.vocab_size} tokens, but "
