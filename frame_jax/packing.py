@@ -1,8 +1,11 @@
-"""Best-fit packing of items into rows, by their sizes alone."""
+"""Puts items together by their sizes alone: best-fit packing into rows, and batches of a stream."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 def best_fit(sizes: Iterable[int], capacity: int) -> list[int]:
@@ -32,3 +35,19 @@ def best_fit(sizes: Iterable[int], capacity: int) -> list[int]:
         open_rows[room - size].append(row)
         rooms |= 1 << (room - size)
     return found
+
+
+def batch_by_size(
+    items: Iterable[Item], size: Callable[[Item], int], least: int
+) -> Iterator[list[Item]]:
+    """Yields the items in order, in lists that end when their sizes come to at least `least`."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= least:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch

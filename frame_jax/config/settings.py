@@ -40,6 +40,13 @@ def settings_to_write(config: RunConfig) -> dict[str, Any]:
     return written
 
 
+def settings_as_yaml(config: RunConfig) -> str:
+    """The same as a config file."""
+    import yaml
+
+    return yaml.safe_dump(settings_to_write(config), sort_keys=False, allow_unicode=True)
+
+
 def setting_at(config: RunConfig, key: str) -> Any:
     """The value at a dotted key, e.g. `curricula.frame` or `partition.rows`."""
     value: Any = config

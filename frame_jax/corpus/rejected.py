@@ -81,21 +81,23 @@ def reject_duplicates(directory: RunDirectory) -> None:
         shutil.rmtree(spill, ignore_errors=True)
 
 
-def summarise(directory: RunDirectory) -> dict[str, Any]:
-    """Counts documents, tokens and UTF-8 bytes by split, rejected records, and parts."""
+def summarise(directory: RunDirectory, corpus: CorpusConfig) -> dict[str, Any]:
+    """Counts documents, tokens and UTF-8 bytes by split, rejected records by reason, and parts;
+    and says which fields no record has."""
     rows = query(
         lambda *row: row,
         f"SELECT split, count(*), sum(tokens)::BIGINT, sum(bytes)::BIGINT "
         f"FROM {_documents(directory)} WHERE split != 'rejected' GROUP BY split ORDER BY split",
     )
-    with directory.rejected.open("rb") as file:
-        rejected = sum(1 for _ in file)
+    reasons = rejection_reasons(directory.rejected)
     return {
         "documents": {split: documents for split, documents, _, _ in rows},
         "tokens": {split: tokens for split, _, tokens, _ in rows},
         "bytes": {split: size for split, _, _, size in rows},
-        "rejected": rejected,
+        "rejected": sum(reasons.values()),
         "parts": len(list_parts(directory.tokens, ".parquet")),
+        "rejected_for": reasons,
+        "fields_never_found": absent_field_warnings(directory, corpus),
     }
 
 

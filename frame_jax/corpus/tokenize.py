@@ -7,6 +7,7 @@ import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,10 @@ from frame_jax.corpus.inventory import expected_signature, keep_inventory
 from frame_jax.corpus.parts import Chunk, plan_parts
 from frame_jax.corpus.rejected import (
     LOST,
-    absent_field_warnings,
     count_fields,
     counts_metadata,
     reject_duplicates,
     rejection_line,
-    rejection_reasons,
     require_few_rejected,
     summarise,
     summary_messages,
@@ -33,7 +32,7 @@ from frame_jax.corpus.rejected import (
 from frame_jax.corpus.sources.inputs import Input, other_files
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from frame_jax.corpus.tokenizer_training import prepare_tokenizer
-from frame_jax.errors import print_note
+from frame_jax.packing import batch_by_size
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run import progress
@@ -92,13 +91,9 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
     processes.barrier("tokenizer")
     tokenizer = load_tokenizer(directory)
     messages = read_special_tokens(directory).notes
-    if processes.is_first():
-        for line in messages:
-            print_note(f"tokenizer: {line}")
+    processes.print_notes(f"tokenizer: {line}" for line in messages)
     parts = plan_parts(config.corpus)
-    if processes.is_first():
-        for line in ignored_inputs_message(parts):
-            print_note(line)
+    processes.print_notes(ignored_inputs_message(parts))
     waiting = [
         part
         for part in processes.local_share(range(len(parts)))
@@ -115,16 +110,11 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
     run_on_all_processes(lambda: processes.is_first() and expected_signature(config, directory))
     if processes.is_first():
         reject_duplicates(directory)
-        found = summarise(directory)
-        found["rejected_for"] = rejection_reasons(directory.rejected)
-        found["fields_never_found"] = absent_field_warnings(directory, config.corpus)
-        write_json(directory.tokens / SUMMARY, found)
+        write_json(directory.tokens / SUMMARY, summarise(directory, config.corpus))
     processes.barrier("rejected")
     summary = read_json(directory.tokens / SUMMARY)
     require_few_rejected(summary, config.corpus, directory)
-    if processes.is_first():
-        for remark in summary_messages(summary, directory):
-            print_note(remark)
+    processes.print_notes(summary_messages(summary, directory))
     return {**summary, "tokenizer": messages}
 
 
@@ -155,7 +145,8 @@ def write_part(
         _write_lines(_part_path(directory, part, config, ".rejected.jsonl")) as reject,
         write_tokens(_part_path(directory, part, config, ".arrayrecord")) as records,
     ):
-        for batch in _batches(chunks, config.corpus.sources, reject, counts):
+        usable = _documents(chunks, config.corpus.sources, reject, counts)
+        for batch in batch_by_size(usable, itemgetter(1), BATCH_BYTES):
             documents = [document for document, _ in batch]
             texts = [document.text for document in documents]
             encoded = tokenizer.encode_arrays(texts)
@@ -180,29 +171,20 @@ def write_part(
             advance(len(documents))
 
 
-def _batches(
+def _documents(
     chunks: Iterable[Chunk],
     sources: list[SourceConfig],
     reject: Callable[[str], Any],
     counts: Counter[str],
-) -> Iterator[list[tuple[Document, int]]]:
-    """Yields documents with their UTF-8 bytes, in lists of about BATCH_BYTES; rejects others."""
-    batch: list[tuple[Document, int]] = []
-    total = 0
+) -> Iterator[tuple[Document, int]]:
+    """Yields documents with their UTF-8 bytes; rejects other records."""
     for chunk in chunks:
         for record in chunk.read_records():
             if isinstance(record, Rejection):
                 reject(rejection_line(record))
                 continue
             count_fields(counts, sources.index(chunk.source), record)
-            size = len(record.text.encode("utf-8"))
-            batch.append((record, size))
-            total += size
-            if total >= BATCH_BYTES:
-                yield batch
-                batch, total = [], 0
-    if batch:
-        yield batch
+            yield record, len(record.text.encode("utf-8"))
 
 
 def ignored_inputs_message(parts: list[list[Chunk]]) -> Iterator[str]:

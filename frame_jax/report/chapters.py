@@ -8,10 +8,8 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Literal
 
-import yaml
-
 from frame_jax.config.run import RunConfig
-from frame_jax.config.settings import settings_to_write
+from frame_jax.config.settings import settings_as_yaml
 from frame_jax.corpus.rejected import read_summary_messages
 from frame_jax.evaluation.results import TrialResult
 from frame_jax.models.transformer import read_description
@@ -224,12 +222,11 @@ def phase_messages(directory: RunDirectory) -> list[str]:
 
 def settings_chapter(config: RunConfig) -> list[Piece]:
     """Everything that is needed to make the run again."""
-    text = yaml.safe_dump(settings_to_write(config), sort_keys=False, allow_unicode=True)
     versions = [["python", platform.python_version()], ["platform", platform.platform()]]
     versions += [[name, metadata.version(name)] for name in LIBRARIES]
     return [
         tag("h2", "Settings and versions"),
         *(tag("p", line) for line in phase_messages(RunDirectory(config.run_directory))),
-        folded_section("Every setting of the run", tag("pre", text)),
+        folded_section("Every setting of the run", tag("pre", settings_as_yaml(config))),
         folded_section("Versions", table(["library", "version"], versions)),
     ]

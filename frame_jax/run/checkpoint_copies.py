@@ -118,11 +118,8 @@ def local_checkpoint_folder(folder: Path, step: int | None) -> Iterator[Path]:
         UserError: if the bucket cannot be read, or the copy there is damaged.
     """
     here = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    if not (folder.parent / "checkpoints.txt").exists() or step in here:
-        yield folder
-        return
     copies = CheckpointCopies(folder, (), 1)
-    there = copies.steps()
+    there = [] if step in here else copies.steps()
     step = max([*here, *there], default=None) if step is None else step
     if step in here or step not in there:
         yield folder

@@ -25,12 +25,10 @@ def progress_bar(
     """
     if not show:
         yield lambda amount, note="": None
-    elif sys.stderr.isatty():
-        with _rich_bar(description, total, unit, done) as update:
-            yield update
-    else:
-        with _plain_lines(description, total, unit, done) as update:
-            yield update
+        return
+    shown = _rich_bar if sys.stderr.isatty() else _plain_lines
+    with shown(description, total, unit, done) as update:
+        yield update
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from frame_jax.config.corpus import TokenizerConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.parts import Chunk, list_inputs, plan_parts
-from frame_jax.corpus.tokenizer import Tokenizer, batch_texts, load_tokenizer, make_tokenizer
+from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from frame_jax.corpus.tokenizer_training import (
     bos_tokens_named_in,
     load_given_tokenizer,
@@ -25,6 +25,7 @@ from frame_jax.corpus.tokenizer_training import (
 )
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
+from frame_jax.packing import batch_by_size
 from frame_jax.records import read_documents
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, read_special_tokens
@@ -154,7 +155,7 @@ def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
 
 def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Yields the token ids of each text, in order, holding a few texts at a time."""
-    for batch in batch_texts(texts, TEXTS_CHARACTERS):
+    for batch in batch_by_size(texts, len, TEXTS_CHARACTERS):
         yield from tokenizer.encode_arrays(batch)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from frame_jax.packing import best_fit
+from frame_jax.packing import batch_by_size, best_fit
 from frame_jax.scoring.windows import Window
 
 FULL = 0.99  # rows less full than this are packed again with later documents
@@ -88,7 +88,8 @@ class Batch(NamedTuple):
 
 def make_batch(rows: list[WindowRow], row_count: int, length: int) -> Batch:
     """Lays out at most `row_count` rows in arrays; missing rows are all padding."""
-    inputs, targets, segment_ids, positions = np.zeros((4, row_count * length), np.int32)
+    arrays = np.zeros((4, row_count, length), np.int32)
+    inputs, targets, segment_ids, positions = arrays.reshape(4, -1)  # views
     windows: list[Window] = []
     starts: list[int] = []
     count_up = np.arange(length, dtype=np.int32)
@@ -103,27 +104,13 @@ def make_batch(rows: list[WindowRow], row_count: int, length: int) -> Batch:
             windows.append(window)
             starts.append(offset)
             offset = stop
-    shape = (row_count, length)
-    return Batch(
-        inputs.reshape(shape),
-        targets.reshape(shape),
-        segment_ids.reshape(shape),
-        positions.reshape(shape),
-        windows,
-        np.array(starts, np.int64),
-    )
+    return Batch(*arrays, windows, np.array(starts, np.int64))
 
 
 def make_batches(rows: Iterable[WindowRow], row_count: int, length: int) -> Iterator[Batch]:
     """Yields batches of `row_count` rows; the last one is filled up with empty rows."""
-    pending: list[WindowRow] = []
-    for row in rows:
-        pending.append(row)
-        if len(pending) == row_count:
-            yield make_batch(pending, row_count, length)
-            pending = []
-    if pending:
-        yield make_batch(pending, row_count, length)
+    for batch in batch_by_size(rows, lambda row: 1, row_count):
+        yield make_batch(batch, row_count, length)
 
 
 def window_sums(nll: np.ndarray, batch: Batch) -> np.ndarray:

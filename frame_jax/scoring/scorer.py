@@ -79,10 +79,7 @@ class Scorer:
         self._score = self.map_rows(score, 4, PartitionSpec(None, *self._batch_sharding.spec))
 
     def map_rows(
-        self,
-        function: Callable[..., jax.Array],
-        arrays: int,
-        result: PartitionSpec | None = None,
+        self, function: Callable[..., jax.Array], arrays: int, result: PartitionSpec | None = None
     ) -> Callable[..., jax.Array]:
         """Compiles what one device computes of its rows into a function of all rows.
 

@@ -168,9 +168,7 @@ def import_scores(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         )
         if found[key]
     ]
-    if processes.is_first():
-        for line in warnings:
-            print_note(line)
+    processes.print_notes(warnings)
     return {"documents": found["documents"], "warnings": warnings}
 
 

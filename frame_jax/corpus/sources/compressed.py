@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import io
 import lzma
 import re
@@ -70,7 +71,8 @@ class DecompressedStream(io.RawIOBase):
         head = file.read(HEAD_BYTES)
         file.seek(0)
         make = next((make for magic, make in DECOMPRESSORS.items() if magic.match(head)), None)
-        self._pieces = _plain(file) if make is None else _decompress(file, make)
+        plain = iter(functools.partial(file.read, READ_BYTES), b"")
+        self._pieces = plain if make is None else _decompress(file, make)
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
@@ -111,11 +113,6 @@ def other_format(head: bytes, *, any_text: bool = False) -> tuple[str, str] | No
     formats = OTHER_FORMATS if any_text else OTHER_FORMATS | TEXTS
     found = (each for magic, each in formats.items() if re.match(magic, head))
     return next(found, None)
-
-
-def _plain(file: BinaryIO) -> Iterator[bytes]:
-    while data := file.read(READ_BYTES):
-        yield data
 
 
 def _decompress(file: BinaryIO, make: Callable[[], Any]) -> Iterator[bytes]:

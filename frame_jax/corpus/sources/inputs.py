@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,21 @@ from typing import Any
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record, document_from_fields
-from frame_jax.corpus.sources.compressed import HEAD_BYTES, KIND_ADVICE, other_format
-from frame_jax.corpus.sources.listing import File, list_files
+from frame_jax.corpus.sources.compressed import (
+    HEAD_BYTES,
+    KIND_ADVICE,
+    DecompressedStream,
+    other_format,
+)
+from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError, without_secrets
+from frame_jax.files import File
 
 # What programs that write tables put beside the data: logs, copies not yet committed, caches.
 IGNORED_FOLDERS = {"_delta_log", "_temporary", "_change_data", "_spark_metadata", "__MACOSX"}
 IGNORED_FILES = re.compile(r"dataset_infos?\.json|dataset_dict\.json|cache-[0-9a-f]{16}\w*\.arrow")
 
+READ_BYTES = 1 << 20
 STATE = "state.json"  # where `datasets.save_to_disk` lists its files
 
 
@@ -134,6 +142,23 @@ def document_of_file(
         file=item.display_path,
         line=number,
     )
+
+
+@contextlib.contextmanager
+def open_decompressed(item: Input) -> Iterator[io.BufferedReader]:
+    """Opens a file, compressed or not, for reading the bytes of its text.
+
+    Raises:
+        UserError: also at a read, as `unreadable_input_error`.
+    """
+    try:
+        with (
+            files.open_binary(item.path) as file,
+            io.BufferedReader(DecompressedStream(file), READ_BYTES) as stream,
+        ):
+            yield stream
+    except OSError as error:
+        raise unreadable_input_error(item, error) from error
 
 
 def unreadable_input_error(

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import FIELDS, Record, RecordError, Rejection, decode_utf8
-from frame_jax.corpus.sources.compressed import (
-    BYTE_ORDER_MARK,
-    HEAD_BYTES,
-    DecompressedStream,
-    refuse_other_format,
-)
+from frame_jax.corpus.sources.compressed import BYTE_ORDER_MARK, HEAD_BYTES, refuse_other_format
 from frame_jax.corpus.sources.inputs import (
     Input,
     RecordSlice,
     document_of_file,
     file_inputs,
-    unreadable_input_error,
+    open_decompressed,
 )
 
 PLAIN_SUFFIXES = (".jsonl", ".ndjson", ".json")
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 COMPRESSION_RATIO = 4  # of text, roughly; only shares out work
-READ_BYTES = 1 << 20
 
 
 def list_inputs(config: SourceConfig) -> list[Input]:
@@ -70,15 +62,9 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
 
 
 def _lines(item: Input) -> Iterator[bytes]:
-    try:
-        with (
-            files.open_binary(item.path) as file,
-            io.BufferedReader(DecompressedStream(file), READ_BYTES) as stream,
-        ):
-            refuse_other_format(item.display_path, stream.peek(HEAD_BYTES))
-            yield from stream
-    except OSError as error:
-        raise unreadable_input_error(item, error) from error
+    with open_decompressed(item) as stream:
+        refuse_other_format(item.display_path, stream.peek(HEAD_BYTES))
+        yield from stream
 
 
 def _parse(line: bytes, make: Callable[[list[tuple[str, Any]]], Any]) -> dict[str, Any]:

@@ -7,29 +7,14 @@ import glob
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from frame_jax import files
 from frame_jax.config.paths import user_path, without_home
 from frame_jax.errors import UserError
+from frame_jax.files import File
 
 LOST_AND_FOUND = "lost+found"
-
-
-@dataclass(frozen=True)
-class File:
-    """A file that was found.
-
-    Attributes:
-        path: Where it is: a local path or a URL.
-        name: Its path below the folder that was searched, with slashes.
-        size: In bytes.
-    """
-
-    path: str
-    name: str
-    size: int
 
 
 def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
@@ -71,10 +56,10 @@ def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
 def _remote(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
     found = files.find_remote_files(path)
     single = len(found) == 1 and found[0].name == files.last_name(path)
-    if single or files.is_pattern(path):
+    if single or files.find_magic(path):
         endings = ("",)
     return [
-        File(file.path, file.name, file.size)
+        file
         for file in found
         if file.name.lower().endswith(tuple(endings))
         and (single or not _hidden(file.name.split("/")))

@@ -16,6 +16,7 @@ import hashlib
 import importlib.util
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 
 from frame_jax.config.corpus import SourceConfig
@@ -75,9 +76,7 @@ def _selected(max_bytes: int | None) -> tuple[installed.InstalledText, ...]:
     Of copies (vendored packages) the first by name stays. Thinning keeps a text when the hash of
     its name is small enough, so all domains and distributions shrink alike.
     """
-    sizes: dict[int, int] = {}
-    for text in installed.installed_texts():
-        sizes[text.size] = sizes.get(text.size, 0) + 1
+    sizes = Counter(text.size for text in installed.installed_texts())
     seen: set[bytes] = set()
     originals: list[installed.InstalledText] = []
     for text in installed.installed_texts():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from frame_jax.export.order.formats.notes import Files, format_notes, own_rows_notes
-from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages, stage_spans
+from frame_jax.export.order.formats.notes import Files, own_rows_files
+from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages
 
 DATA_FORMATS = ("mds",)
 
@@ -46,8 +46,4 @@ that all together have {trainer.batch_size}. A row has {trainer.sequence_length 
 {trainer.sequence_length + 1}`, the streams of `order.py`, `shuffle: false` and
 `num_canonical_nodes: 1`. Padding at the ends of rows is BOS
 ({trial_order.special_tokens.bos_id}); here it has no loss."""
-    spans = stage_spans(trial_order, trainer, smooth=True)
-    return {
-        "order.py": module,
-        "NOTES.md": format_notes(trial_order, trainer, text, spans, own_rows_notes(trainer)),
-    }
+    return own_rows_files(trial_order, trainer, module, text)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from frame_jax.export.order.formats.notes import Files, format_notes, own_rows_notes
-from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages, stage_spans
+from frame_jax.export.order.formats.notes import Files, own_rows_files
+from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages
 
 DATA_FORMATS = ("npy",)
 
@@ -70,8 +70,4 @@ Every row is in one file, and no file holds rows of two stages, so that older re
 too (`NumpyFSLDatasetConfig`, whose loader must not shuffle). The last
 {trial_order.schedule.rows % trainer.batch_size} rows, less than a batch, are not read. Padding at
 the ends of rows is BOS ({trial_order.special_tokens.bos_id}); here it has no loss."""
-    spans = stage_spans(trial_order, trainer, smooth=True)
-    return {
-        "order.py": module,
-        "NOTES.md": format_notes(trial_order, trainer, text, spans, own_rows_notes(trainer)),
-    }
+    return own_rows_files(trial_order, trainer, module, text)
