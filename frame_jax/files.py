@@ -68,11 +68,8 @@ def last_name(path: str) -> str:
 
 
 def find_remote_files(path: str) -> list[File]:
-    """Finds the files that a URL stands for, ordered by the parts of their names.
-
-    Args:
-        path: A file, a folder (searched in depth) or a pattern (`*`, `**`, `[...]`, `?` but in web
-            addresses).
+    """Finds the files that a URL stands for, ordered by the parts of their names: a file, those in
+    a folder (searched in depth) or of a pattern (`*`, `**`, `[...]`, `?` but in web addresses).
 
     Raises:
         UserError: where the place cannot be listed, naming it and the cause.

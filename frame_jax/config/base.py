@@ -28,14 +28,10 @@ def runtime(default: Any, **bounds: float) -> Any:
 
 
 def check_bounds(settings: Any, where: str) -> None:
-    """Refuses values outside of the bounds of their fields; None is inside of any.
-
-    Args:
-        settings: A dataclass.
-        where: What its keys begin with in messages, with a dot at the end.
+    """Refuses values outside of the bounds of a dataclass's fields; None is inside of any.
 
     Raises:
-        UserError: naming the key and its bounds.
+        UserError: naming the key, which begins with `where`, and its bounds.
     """
     for f in dataclasses.fields(settings):
         value, bounds = getattr(settings, f.name), f.metadata.get("bounds", {})

@@ -103,10 +103,7 @@ def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
 def refuse_invalid_values(values: Any, cls: type, key: str = "") -> None:
     """Refuses what the parser accepts: null for any type, NaN, infinity, text that is no name.
 
-    Args:
-        values: The parser's namespace for a dataclass.
-        cls: The dataclass.
-        key: Where it is, with a dot at the end.
+    `values` is the parser's namespace for the dataclass `cls`, whose keys begin with `key`.
 
     Raises:
         UserError: naming the key.

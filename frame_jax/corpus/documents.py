@@ -68,13 +68,8 @@ def document_from_fields(
 ) -> Record:
     """Makes a document from the fields of a JSON object, a Parquet row or a TFDS example.
 
-    Args:
-        fields: Field name to value; text may be bytes of UTF-8.
-        config: Names of the fields, and what stands in for a field that is null or absent.
-        default_id: The id of a record that carries none.
-        default_source: The source of a record that carries none.
-        file: Where the record is.
-        line: Its line or number there, from 1.
+    Text may be bytes of UTF-8. `default_id` and `default_source` are for a record that carries
+    none; `file` and `line` (or number, from 1) say where it is.
     """
     try:
         text = get_text(fields, config.text_field)

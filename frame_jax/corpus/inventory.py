@@ -71,10 +71,7 @@ def keep_inventory(config: RunConfig, directory: RunDirectory) -> None:
 def expected_signature(config: RunConfig, directory: RunDirectory, redo: str | None = None) -> str:
     """The signature of the corpus, or the recorded one if the corpus is gone.
 
-    Args:
-        config: The run's settings.
-        directory: The run.
-        redo: The phase that is to be repeated, if any.
+    `redo` is the phase that is to be repeated, if any.
 
     Raises:
         UserError: where the corpus is another than when tokenize began, naming the files; and

@@ -21,10 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax.config.corpus import CorpusConfig
-from frame_jax.corpus.documents import Document, Rejection
+from frame_jax.corpus.documents import Rejection
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
-from frame_jax.run.markers import read_marker
 from frame_jax.sql import parquet_table, query, sql_literal
 
 DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
@@ -179,11 +178,6 @@ def _documents(directory: RunDirectory) -> str:
     return parquet_table(*list_parts(directory.tokens, ".parquet"))
 
 
-def count_fields(counts: Counter[str], source: int, document: Document) -> None:
-    """Counts a record of the source of that index, and the fields that were looked for in vain."""
-    counts.update(f"{source} {name}" for name in ("records", *document.absent))
-
-
 def counts_metadata(counts: Counter[str]) -> dict[bytes, bytes]:
     """The counts of a part as they are kept."""
     return {METADATA: json.dumps(counts, sort_keys=True).encode()}
@@ -233,9 +227,3 @@ def summary_messages(summary: dict[str, Any], directory: RunDirectory) -> list[s
         *(f"corpus: no document fell into the split {split!r}" for split in empty),
         *summary.get("fields_never_found", []),
     ]
-
-
-def read_summary_messages(directory: RunDirectory) -> list[str]:
-    """Reads the messages about a corpus that is tokenized."""
-    marker = read_marker(directory, "tokenize")
-    return [] if marker is None else summary_messages(marker.summary, directory)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,7 +21,6 @@ from frame_jax.corpus.inventory import expected_signature, keep_inventory
 from frame_jax.corpus.parts import Chunk, plan_parts
 from frame_jax.corpus.rejected import (
     LOST,
-    count_fields,
     counts_metadata,
     reject_duplicates,
     rejection_line,
@@ -128,24 +127,19 @@ def write_part(
 ) -> None:
     """Tokenises the documents of one part.
 
-    Its Parquet file appears last and says that the part is whole.
-
-    Args:
-        chunks: What the part is made of.
-        part: Its index.
-        config: Settings of the run.
-        tokenizer: The run's tokenizer.
-        directory: The run.
-        advance: Called with the number of documents done since the last call.
+    Its Parquet file appears last and says that the part is whole. `chunks` are what the part of
+    this index is made of; `advance` is called with the number of documents done since the last
+    call.
     """
     counts: Counter[str] = Counter()
     shares = (config.corpus.held_out_fraction, config.corpus.reference_fraction)
     with (
         _write_rows(_part_path(directory, part, config, ".parquet"), counts) as add,
-        _write_lines(_part_path(directory, part, config, ".rejected.jsonl")) as reject,
+        atomic_path(_part_path(directory, part, config, ".rejected.jsonl")) as temporary,
+        temporary.open("w", encoding="utf-8") as rejected,
         write_tokens(_part_path(directory, part, config, ".arrayrecord")) as records,
     ):
-        usable = _documents(chunks, config.corpus.sources, reject, counts)
+        usable = _documents(chunks, config.corpus.sources, rejected, counts)
         for batch in batch_by_size(usable, itemgetter(1), BATCH_BYTES):
             documents = [document for document, _ in batch]
             texts = [document.text for document in documents]
@@ -156,7 +150,8 @@ def write_part(
             for (document, size), ids, loss in zip(batch, encoded, losses, strict=True):
                 if len(ids) == 0 or loss is not None:
                     reason = f"{LOST}: {loss}" if len(ids) else "the tokenizer makes no token of it"
-                    reject(rejection_line(Rejection(document.file, document.line, reason)))
+                    rejection = Rejection(document.file, document.line, reason)
+                    rejected.write(rejection_line(rejection))
                     continue
                 row: DocumentRow = {
                     "doc_id": document.id,
@@ -174,16 +169,18 @@ def write_part(
 def _documents(
     chunks: Iterable[Chunk],
     sources: list[SourceConfig],
-    reject: Callable[[str], Any],
+    rejected: TextIO,
     counts: Counter[str],
 ) -> Iterator[tuple[Document, int]]:
-    """Yields documents with their UTF-8 bytes; rejects other records."""
+    """Yields documents with their UTF-8 bytes; lists rejections, and counts the other records of
+    each source and the fields that they lack."""
     for chunk in chunks:
         for record in chunk.read_records():
             if isinstance(record, Rejection):
-                reject(rejection_line(record))
+                rejected.write(rejection_line(record))
                 continue
-            count_fields(counts, sources.index(chunk.source), record)
+            number = sources.index(chunk.source)
+            counts.update(f"{number} {name}" for name in ("records", *record.absent))
             yield record, len(record.text.encode("utf-8"))
 
 
@@ -227,9 +224,3 @@ def _write_rows(path: Path, counts: Counter[str]) -> Iterator[Callable[[Document
         if rows:
             flush()
         writer.add_key_value_metadata(counts_metadata(counts))
-
-
-@contextlib.contextmanager
-def _write_lines(path: Path) -> Iterator[Callable[[str], Any]]:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        yield file.write

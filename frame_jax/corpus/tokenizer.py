@@ -68,15 +68,11 @@ class Tokenizer:
         return f" {text}" if self.strips_blank and text.startswith(" ") else text
 
     def losses(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> list[str | None]:
-        """What the ids of each text lose of it, in words; None where they spell the text.
+        """What the ids that `encode_arrays` gives lose of each text; None where they spell it.
 
         Texts are compared up to Unicode's canonical equivalence, because some widely used
         tokenizers compose characters (NFC), which by Unicode's definition leaves the text the same.
         A single blank at the start may be lost, which is the way of newer Llama and Mistral files.
-
-        Args:
-            texts: Texts.
-            encoded: What `encode_arrays` gives for them.
         """
         ids = [each.tolist() for each in encoded]
         decoded = self.backend.decode_batch(ids, skip_special_tokens=False)

@@ -90,13 +90,8 @@ class SelectionMap:
     def inverse(self, quadrant: int, rows: np.ndarray, epoch: int) -> np.ndarray:
         """Global indices at which an epoch uses rows of a quadrant: the inverse of `select`.
 
-        Args:
-            quadrant: Index of the quadrant.
-            rows: int64 [n], rows of the quadrant that exist.
-            epoch: From 0.
-
-        Returns:
-            int64 [n]: global row indices; -1 for rows that a shortened run leaves out.
+        `rows` are int64 [n] and exist. Returns int64 [n], -1 for rows that a shortened run leaves
+        out.
         """
         rows = np.asarray(rows, np.int64)
         epochs, quadrants = np.full(len(rows), epoch), np.full(len(rows), quadrant)

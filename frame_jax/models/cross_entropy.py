@@ -13,14 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from frame_jax.models.layers import einsum_f32
 from frame_jax.parallel.sharding import (
     constrain_sharding,
     context_mesh,
     data_parallel_size,
     platform,
 )
-
-_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _split_sequence(x: Array, chunks: int) -> Array:
@@ -62,7 +61,7 @@ def token_nll(hidden: Array, unembedding: Array, targets: Array, chunks: int) ->
 
     def chunk_nll(carry: None, inputs: tuple[Array, Array]) -> tuple[None, Array]:
         hidden, targets = inputs
-        logits = _dot("btd,vd->btv", hidden, w)
+        logits = einsum_f32("btd,vd->btv", hidden, w)
         log_total = jax.nn.logsumexp(logits, axis=-1)
         return carry, log_total - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
 
@@ -135,7 +134,7 @@ def _cross_entropy_forward(
     ) -> tuple[tuple[Array, Array, Array], Array]:
         objective, nll_sum, grad_w = carry
         hidden, targets, loss_mask = inputs  # [groups, b, t, D], [groups, b, t] twice
-        logits = _dot("gbtd,vd->gbtv", hidden, w)
+        logits = einsum_f32("gbtd,vd->gbtv", hidden, w)
         is_target = targets[..., None] == jnp.arange(w.shape[0])
         log_total = jax.nn.logsumexp(logits, axis=-1)
         nll = log_total - jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
@@ -143,8 +142,8 @@ def _cross_entropy_forward(
         logit_grad_scale = loss_mask * (1 + 2 * z_loss_weight * log_total)
         grad = probabilities * logit_grad_scale[..., None] - is_target * loss_mask[..., None]
         grad = grad.astype(hidden.dtype)
-        grad_hidden = _dot("gbtv,vd->gbtd", grad, w).astype(hidden.dtype)
-        grad_w = constrain_sharding(grad_w + _dot(product, hidden, grad), "batch", *order)
+        grad_hidden = einsum_f32("gbtv,vd->gbtd", grad, w).astype(hidden.dtype)
+        grad_w = constrain_sharding(grad_w + einsum_f32(product, hidden, grad), "batch", *order)
         nll_sum += jnp.sum(nll * loss_mask)
         objective += jnp.sum((nll + z_loss_weight * jnp.square(log_total)) * loss_mask)
         return (objective, nll_sum, grad_w), grad_hidden

@@ -27,14 +27,6 @@ PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
 }
-# Memory of one device that a program may use, as the TPU compiler reports it.
-HBM_GIB = {
-    "TPU v4": 31.75,
-    "TPU v5 lite": 15.75,
-    "TPU v5": 95.74,
-    "TPU v6 lite": 31.25,
-    "TPU7x": 94.74,
-}
 
 
 @functools.cache

@@ -157,10 +157,6 @@ def contract_f32(x: Array, y: Array, of_x: Iterable[int], of_y: Iterable[int]) -
     return jax.lax.dot_general(x, y, contract, preferred_element_type=jnp.float32)
 
 
-def _matmul_forward(x: Array, w: Array, axes: int) -> tuple[Array, tuple[Array, Array]]:
-    return matmul(x, w, axes), (x, w)
-
-
 def _matmul_backward(axes: int, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, w = residuals
     grad, batch = grad.astype(x.dtype), range(x.ndim - axes)
@@ -184,7 +180,7 @@ def _over_tokens(x: Array, grad: Array, tokens: range) -> Array:
     return transposed.transpose(*range(len(columns), transposed.ndim), *columns)
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+matmul.defvjp(lambda x, w, axes: (matmul(x, w, axes), (x, w)), _matmul_backward)
 
 
 @functools.partial(recompute_in_backward, static_argnums=2)

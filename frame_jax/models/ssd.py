@@ -21,7 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from frame_jax.models.layers import from_bits, recompute_in_backward, save_activation, to_bits
+from frame_jax.models.layers import (
+    einsum_f32,
+    from_bits,
+    recompute_in_backward,
+    save_activation,
+    to_bits,
+)
 
 NEGLIGIBLE_LOG_DECAY = -128.0  # exp of this is 0 in float32
 EXACT = 1 / 128  # multiples of this up to 128 sum exactly in float32, 1,024 of them
@@ -266,14 +272,7 @@ def _product(dtype: jnp.dtype, terms: str, x: Array, y: Array) -> Array:
 
     Its derivative rounds the cotangent too, as `layers.matmul` does.
     """
-    x, y = x.astype(dtype), y.astype(dtype)
-    return jnp.einsum(terms, x, y, preferred_element_type=jnp.float32)
-
-
-def _product_forward(
-    dtype: jnp.dtype, terms: str, x: Array, y: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    return _product(dtype, terms, x, y), (x, y)
+    return einsum_f32(terms, x.astype(dtype), y.astype(dtype))
 
 
 def _product_backward(
@@ -286,4 +285,6 @@ def _product_backward(
     return by_x.astype(x.dtype), by_y.astype(y.dtype)
 
 
-_product.defvjp(_product_forward, _product_backward)
+_product.defvjp(
+    lambda dtype, terms, x, y: (_product(dtype, terms, x, y), (x, y)), _product_backward
+)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import settings_as_yaml
-from frame_jax.corpus.rejected import read_summary_messages
+from frame_jax.corpus.rejected import summary_messages
 from frame_jax.evaluation.results import TrialResult
 from frame_jax.models.transformer import read_description
 from frame_jax.report import documents, figures, notes, sections, task_results, training_curves
@@ -50,6 +50,7 @@ class Figure:
 Piece = Html | Figure
 
 TASK_PANELS = 12  # drawn; the table has them all
+MESSAGES = {"tokenize": "tokenizer", "score": "warnings", "partition": "warnings"}  # in summaries
 SPEED_POINTS = 120  # of a curve: speed jitters more than it says
 
 
@@ -209,12 +210,9 @@ def speed_chapter(data: ReportData, directory: RunDirectory) -> list[Piece]:
 
 def phase_messages(directory: RunDirectory) -> list[str]:
     """The messages of the phases on what they decided or rejected, as on the terminal."""
-    lines = read_summary_messages(directory)
-    for phase_step, key in (
-        ("tokenize", "tokenizer"),
-        ("score", "warnings"),
-        ("partition", "warnings"),
-    ):
+    tokenized = read_marker(directory, "tokenize")
+    lines = [] if tokenized is None else summary_messages(tokenized.summary, directory)
+    for phase_step, key in MESSAGES.items():
         marker = read_marker(directory, phase_step) or Marker()
         lines += [line for line in marker.summary.get(key, []) if line not in lines]
     return lines

@@ -16,12 +16,8 @@ def progress_bar(
 ) -> Iterator[Update]:
     """Yields `update(amount, note="")`, which advances the bar by `amount` of `unit`.
 
-    Args:
-        description: What is being done.
-        total: Amount at the end; None when it is not known.
-        unit: What is counted, e.g. `tokens`.
-        done: Amount already there at the start (a resumed phase); not counted in the rate.
-        show: False on every process but the first.
+    `total` is None where it is not known; what is `done` at the start (of a resumed phase) does not
+    count in the rate; `show` is False on every process but the first.
     """
     if not show:
         yield lambda amount, note="": None

@@ -22,12 +22,8 @@ def pack_windows(windows: Iterable[Window], length: int, pool_rows: int) -> Iter
     """Groups windows into rows of at most `length` tokens.
 
     The pool is filled with about `pool_rows` rows of windows, packed, and its full rows leave; the
-    others go back into the pool. What is left at the end leaves as it is.
-
-    Args:
-        windows: Windows of at most `length` tokens.
-        length: Tokens a row holds.
-        pool_rows: Bound of the pool, in rows.
+    others go back into the pool. What is left at the end leaves as it is. No window is longer than
+    a row.
     """
     pool: WindowRow = []
     tokens = 0
@@ -114,14 +110,9 @@ def make_batches(rows: Iterable[WindowRow], row_count: int, length: int) -> Iter
 
 
 def window_sums(nll: np.ndarray, batch: Batch) -> np.ndarray:
-    """Sums the counted NLL of every window, in float64.
+    """Sums the counted NLL of every window of a batch, in float64.
 
-    Args:
-        nll: [models, rows, length] float32, one value a token.
-        batch: The batch they belong to.
-
-    Returns:
-        [models, windows] float64.
+    `nll` is [models, rows, length] float32, one value a token; the sums are [models, windows].
     """
     flat = nll.reshape(len(nll), -1).astype(np.float64)
     flat = np.append(flat, np.zeros((len(nll), 1)), axis=1)  # an end may lie behind the last token

@@ -98,12 +98,7 @@ def find_files(config: SourceConfig, suffixes: Sequence[str]) -> tuple[list[File
 def file_inputs(
     config: SourceConfig, suffixes: Sequence[str], ratio: Callable[[str], int]
 ) -> list[Input]:
-    """One input a file.
-
-    Args:
-        config: The source.
-        suffixes: See `find_files`.
-        ratio: The name of a file to bytes of text for a byte of it, roughly.
+    """One input a file; `ratio` makes of a file's name how many bytes of text a byte of it is.
 
     Raises:
         UserError: where there is no such file.
