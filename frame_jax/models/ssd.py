@@ -21,13 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from frame_jax.models.layers import (
-    einsum_f32,
-    from_bits,
-    recompute_in_backward,
-    save_activation,
-    to_bits,
-)
+from frame_jax.models.layers import from_bits, recompute_in_backward, save_activation, to_bits
 
 NEGLIGIBLE_LOG_DECAY = -128.0  # exp of this is 0 in float32
 EXACT = 1 / 128  # multiples of this up to 128 sum exactly in float32, 1,024 of them
@@ -272,7 +266,8 @@ def _product(dtype: jnp.dtype, terms: str, x: Array, y: Array) -> Array:
 
     Its derivative rounds the cotangent too, as `layers.matmul` does.
     """
-    return einsum_f32(terms, x.astype(dtype), y.astype(dtype))
+    x, y = x.astype(dtype), y.astype(dtype)
+    return jnp.einsum(terms, x, y, preferred_element_type=jnp.float32)
 
 
 def _product_backward(

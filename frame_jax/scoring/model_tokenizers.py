@@ -29,13 +29,7 @@ from frame_jax.packing import batch_by_size
 from frame_jax.records import read_documents
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, read_special_tokens
-from frame_jax.scoring.tokenizers import (
-    read_tokenizer,
-    special_token_texts,
-    token_ids,
-    tokenizer_differences,
-    tokenizer_of,
-)
+from frame_jax.scoring import tokenizers
 
 REFERENCE_NAMES = ("weak", "strong")  # the reference models, in the order of their scores
 TEXTS_CHARACTERS = 2_000_000  # encoded at one time
@@ -66,9 +60,9 @@ def model_tokenizer(config: RunConfig, directory: RunDirectory, name: str) -> Mo
     if config.scoring.unit == "token" or checkpoint is None:
         return ModelTokenizer(bos_id)
     folder, key = local_copy(checkpoint, is_checkpoint), f"reference.{name}.checkpoint"
-    path = tokenizer_of(folder, key)
-    theirs, ours = read_tokenizer(path), read_tokenizer(directory.tokenizer)
-    if not any(tokenizer_differences(theirs, ours, bos_id)):
+    path = tokenizers.tokenizer_of(folder, key)
+    theirs, ours = tokenizers.read_tokenizer(path), tokenizers.read_tokenizer(directory.tokenizer)
+    if not any(tokenizers.tokenizer_differences(theirs, ours, bos_id)):
         return ModelTokenizer(bos_id)
     own, _ = load_own_tokenizer(folder, key, config.tokenizer.bos_token)
     digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
@@ -88,9 +82,9 @@ def load_own_tokenizer(
         UserError: where it has none, none of the usual tokens that start or end a text, or a token
             of text that the model has no row for.
     """
-    path = tokenizer_of(folder, key)
-    parsed = read_tokenizer(path)
-    ids, names = token_ids(parsed), (*BOS_NAMES, *EOS_NAMES)
+    path = tokenizers.tokenizer_of(folder, key)
+    parsed = tokenizers.read_tokenizer(path)
+    ids, names = tokenizers.token_ids(parsed), (*BOS_NAMES, *EOS_NAMES)
     asked = bos_token if bos_token in ids else None
     if asked is None and not any(name in ids for name in names):
         raise UserError(
@@ -98,7 +92,7 @@ def load_own_tokenizer(
             f"({', '.join(names)}): add the one that the model was trained with"
         )
     backend, chosen = load_given_tokenizer(TokenizerConfig(path=str(path), bos_token=asked))
-    silent = special_token_texts(parsed) - {chosen.bos}
+    silent = tokenizers.special_token_texts(parsed) - {chosen.bos}
     largest = max(index for token, index in ids.items() if token not in silent)
     if vocab_size is not None and largest >= vocab_size:
         raise UserError(

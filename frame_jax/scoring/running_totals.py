@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -73,21 +74,20 @@ def worse_than_chance_error(name: str, mean: float, tokens: int, vocab_size: int
     )
 
 
+@dataclass
 class RunningTotals:
     """Totals over the batches of this process, shown by the progress bar.
 
     Of both models together tokens advance it; of one that reads its own tokens, documents.
     """
 
-    def __init__(
-        self,
-        update: progress.Update,
-        vocab_sizes: list[int],
-        names: tuple[str, ...] = REFERENCE_NAMES,
-    ):
-        self._update, self._vocab_sizes, self._names = update, vocab_sizes, names
+    update: progress.Update
+    vocab_sizes: list[int]
+    names: tuple[str, ...] = REFERENCE_NAMES
+
+    def __post_init__(self) -> None:
         self._documents, self._tokens = 0, 0
-        self._nll = np.zeros(len(vocab_sizes))
+        self._nll = np.zeros(len(self.vocab_sizes))
         self._checked, self._started = False, time.monotonic()
 
     def add_batch(self, batch: BatchScores) -> None:
@@ -96,12 +96,12 @@ class RunningTotals:
         self._tokens += batch.tokens
         self._nll += batch.nll
         means = self._nll / max(self._tokens, 1)
-        if self._names == REFERENCE_NAMES:
+        if self.names == REFERENCE_NAMES:
             rate = self._documents / max(time.monotonic() - self._started, 1e-9)
             speed = f"{self._documents:,} documents, {rate:,.1f} documents/s"
-            self._update(batch.tokens, f"{speed}, {format_ppl_and_pd(*means)}")
+            self.update(batch.tokens, f"{speed}, {format_ppl_and_pd(*means)}")
         else:
-            self._update(batch.documents, f"{self._names[0]} {means[0]:.3f} nats a token")
+            self.update(batch.documents, f"{self.names[0]} {means[0]:.3f} nats a token")
         if self._tokens >= CHECK_TOKENS:
             self.require_better_than_chance()
 
@@ -115,7 +115,7 @@ class RunningTotals:
             return
         self._checked = True
         means = self._nll / self._tokens
-        for name, mean, vocab_size in zip(self._names, means, self._vocab_sizes, strict=True):
+        for name, mean, vocab_size in zip(self.names, means, self.vocab_sizes, strict=True):
             if not mean <= math.log(vocab_size):
                 raise worse_than_chance_error(name, mean, self._tokens, vocab_size)
 

@@ -246,12 +246,10 @@ def table_errors(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> I
     """Yields everything that makes the table useless for this corpus, with counts and examples."""
 
     def documents(condition: str) -> tuple[int, str]:
-        count = f"SELECT count(*) FROM joined WHERE {condition}"
-        [(number,)] = connection.execute(count).fetchall()
-        first = connection.execute(
-            f"SELECT doc_id FROM joined WHERE {condition} ORDER BY part, row LIMIT {SHOWN}"
+        [(number, first)] = connection.execute(
+            f"SELECT count(*), arg_min(doc_id, (part, row), {SHOWN}) FROM joined WHERE {condition}"
         ).fetchall()
-        return number, ", ".join(repr(doc_id) for (doc_id,) in first)
+        return number, ", ".join(map(repr, first or []))
 
     number, first = documents("split = 'train' AND lines = 0")
     if number:

@@ -13,8 +13,6 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from frame_jax.errors import UserError
-
 READ_BYTES = 1 << 18
 HEAD_BYTES = 512
 LARGEST_WINDOW = 1 << 31  # of zstd, `--long=31`
@@ -92,20 +90,6 @@ class DecompressedStream(io.RawIOBase):
     def close(self) -> None:
         self._file.close()
         super().close()
-
-
-def refuse_other_format(path: str, head: bytes, wanted: str = "JSON lines") -> None:
-    """Refuses a file of a corpus whose decompressed bytes begin like another format.
-
-    Raises:
-        UserError: naming the format, and what to do.
-    """
-    if (found := other_format(head)) is not None:
-        what, remedy = found
-        raise UserError(
-            f"{path}: is {what}, not {wanted}: {KIND_ADVICE.get(what, remedy)}, or leave it out of "
-            "`path`"
-        )
 
 
 def other_format(head: bytes, *, any_text: bool = False) -> tuple[str, str] | None:

@@ -14,12 +14,7 @@ from typing import Any
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record, document_from_fields
-from frame_jax.corpus.sources.compressed import (
-    HEAD_BYTES,
-    KIND_ADVICE,
-    DecompressedStream,
-    other_format,
-)
+from frame_jax.corpus.sources import compressed
 from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError, without_secrets
 from frame_jax.files import File
@@ -149,7 +144,7 @@ def open_decompressed(item: Input) -> Iterator[io.BufferedReader]:
     try:
         with (
             files.open_binary(item.path) as file,
-            io.BufferedReader(DecompressedStream(file), READ_BYTES) as stream,
+            io.BufferedReader(compressed.DecompressedStream(file), READ_BYTES) as stream,
         ):
             yield stream
     except OSError as error:
@@ -169,9 +164,9 @@ def unreadable_input_error(
         )
     why = str(error)
     with contextlib.suppress(OSError, UserError), files.open_binary(item.path) as file:
-        other = other_format(file.read(HEAD_BYTES))
+        other = compressed.other_format(file.read(compressed.HEAD_BYTES))
         if other is not None and other[0] not in what:
-            why = f"it is {other[0]}: {KIND_ADVICE.get(*other)}"
+            why = f"it is {other[0]}: {compressed.KIND_ADVICE.get(*other)}"
     return UserError(f"{item.display_path}: {what} ({why}): replace it, or leave it out of `path`")
 
 
