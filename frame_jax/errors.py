@@ -58,6 +58,11 @@ def print_note(text: str) -> None:
     logging.getLogger(__name__).info("%s", text)
 
 
+def print_warning(text: str) -> None:
+    """Prints one line on stderr about what is likely to be a mistake."""
+    logging.getLogger(__name__).warning("%s", text)
+
+
 class PlainLines(logging.Handler):
     """Writes every record to stderr as one line, a warning behind `warning:`."""
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError, print_note
+from frame_jax.errors import UserError, print_note, print_warning
 from frame_jax.files import find_remote_files, is_checkpoint, is_remote, local_copy
 from frame_jax.models.hugging_face.weights import (
     find_adapter,
@@ -38,8 +37,6 @@ from frame_jax.scoring.tokenizers import (
     require_same_tokenizer,
     token_ids,
 )
-
-logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Path]
 
@@ -70,7 +67,7 @@ def check_references(
         for line in bos_messages(config):
             print_note(line)
         for line in reference_warnings(config):
-            logger.warning("%s", line)
+            print_warning(line)
 
 
 def check_imported(

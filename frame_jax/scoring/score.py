@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from frame_jax import checkpoints
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_warning
 from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder, Params, read_description
@@ -38,8 +37,6 @@ from frame_jax.scoring.model_tokenizers import (
 from frame_jax.scoring.running_totals import weak_is_better_warning
 from frame_jax.scoring.score_parts import make_passes, read_tokens, score_parts, scores_path
 from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
-
-logger = logging.getLogger(__name__)
 
 
 def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -86,7 +83,7 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         messages = [*bos_messages(config), *warnings]  # the first when the run began
         write_json(summary, {**found, "warnings": messages})
         for line in warnings:
-            logger.warning("%s", line)
+            print_warning(line)
     processes.barrier("score: summed up")
     return read_json(summary)  # so that one process alone reads all scores
 

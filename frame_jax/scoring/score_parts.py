@@ -9,7 +9,6 @@ text), predicted_tokens_weak and predicted_tokens_strong.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_warning
 from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel import processes
 from frame_jax.records import read_documents
@@ -39,8 +38,6 @@ from frame_jax.scoring.scorer import Scorer
 
 SCORED_SPLITS = [("split", "in", ("train", "held_out"))]
 SAMPLED_PARTS, SAMPLED_DOCUMENTS = 8, 64  # looked at before all else
-
-logger = logging.getLogger(__name__)
 
 
 class ScoringPass(NamedTuple):
@@ -89,7 +86,7 @@ def score_parts(
         )
         for line in sample_warnings(sample, each.vocab_sizes, each.names):
             if show:
-                logger.warning("%s", line)
+                print_warning(line)
     if len(passes) == 1:
         total, unit = sum(pc.sum(read_tokens(part)).as_py() or 0 for part in parts), "tokens"
     else:

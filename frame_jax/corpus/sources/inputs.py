@@ -122,12 +122,11 @@ def document_of_file(
     carries no source is of the name in the config, or of the file's stem.
     """
     file = item.name.rpartition("/")[2]
+    name = f"{config.name}/{item.name}" if config.name else item.name
     return document_from_fields(
         fields,
         config,
-        default_id=f"{config.name}/{item.name}:{number}"
-        if config.name
-        else f"{item.name}:{number}",
+        default_id=f"{name}:{number}",
         default_source=config.name or file.split(".")[0] or file,
         file=item.display_path,
         line=number,
@@ -158,9 +157,8 @@ def unreadable_input_error(
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(
             f"{item.display_path}: cannot be read now ({error.strerror or error}): the disk, the "
-            "mount or "
-            "the right to read it fails, which says nothing of the file; fix that and run the "
-            "same command again"
+            "mount or the right to read it fails, which says nothing of the file; fix that and run "
+            "the same command again"
         )
     why = str(error)
     with contextlib.suppress(OSError, UserError), files.open_binary(item.path) as file:
