@@ -26,15 +26,9 @@ def permutation_keys(*parts: int | np.ndarray) -> np.ndarray:
 
 
 def permute(indices: np.ndarray, sizes: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Where each index goes under the permutation of [0, size) given by its key.
+    """Where each index goes, int64 [n], under the permutation of [0, size) given by its key.
 
-    Args:
-        indices: int64 [n], 0 <= index < size.
-        sizes: int64 [n], below 2**52.
-        key: uint64 [n].
-
-    Returns:
-        int64 [n].
+    Indices and sizes, which are below 2**52, are int64 [n], keys uint64 [n].
     """
     return _walk(_feistel, indices, sizes, key)
 

@@ -81,15 +81,9 @@ def apply_layer(
     p: dict[str, Array],
     context: LayerContext,
 ) -> tuple[Array, RouterStatistics | None]:
-    """Applies one layer.
+    """Applies one layer to `x`, [B, T, D] in the compute dtype.
 
-    Args:
-        c: The model.
-        spec: The layer's mixer and feed-forward.
-        gather: Makes the parameters whole, where `p` holds shards of them.
-        x: [B, T, D], compute dtype.
-        p: The layer's parameters.
-        context: What all layers read.
+    `gather` makes the parameters whole, where `p` holds shards of them.
 
     Returns:
         [B, T, D], and its router's statistics; None without experts, or without a loss mask.

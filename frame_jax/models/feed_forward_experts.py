@@ -149,14 +149,10 @@ def router_statistics(
 
 
 def updated_router_bias(bias: Array, counts: Array, rate: float) -> Array:
-    """The balancing bias of the next step: up for experts chosen less than the mean, else down.
+    """The balancing bias of the next step: up for experts chosen less than the mean, else down, by
+    `rate`. Both it and `counts`, the choices in the whole batch, are [..., E] float32.
 
     Source: loss-free balancing, arXiv:2408.15664.
-
-    Args:
-        bias: [..., E] float32.
-        counts: [..., E] float32, choices in the whole batch.
-        rate: How far it moves.
     """
     return bias + rate * jnp.sign(jnp.mean(counts, axis=-1, keepdims=True) - counts)
 
@@ -228,15 +224,9 @@ def sharded_expert_sum(
     """The part of one device in `weighted_expert_sum`, inside `shard_map`.
 
     It gathers the tokens of its group of the `expert` axis, applies its experts and scatters the
-    sums: no exchange has a size that depends on the routing.
-
-    Args:
-        routed: The tokens of this device.
-        matrices: The experts, and columns of them, of this device.
-        count: Experts of all devices.
-        rows: Mesh axes over which tokens are split.
-        shards: Mesh axis over which experts are split.
-        columns: Mesh axis over which the experts' columns F are split.
+    sums: no exchange has a size that depends on the routing. Of `count` experts it has those, and
+    the columns of them, in `matrices`. Tokens are split over the mesh axes `rows`, experts over
+    `shards`, and their columns F over `columns`.
     """
     first: Array | int = 0
     gathered = shards is not None and rows is not None

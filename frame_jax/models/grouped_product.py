@@ -128,9 +128,8 @@ def tokens_to_rows(x: Array, placement: Placement) -> Array:
 @jax.custom_vjp
 def rows_to_tokens(rows: Array, placement: Placement) -> Array:
     """Sums each token's rows in float32: [R, D] to [M, D]."""
-    return jnp.sum(_take_or_zero(rows, placement.row).astype(jnp.float32), axis=1).astype(
-        rows.dtype
-    )
+    total = jnp.sum(_take_or_zero(rows, placement.row).astype(jnp.float32), axis=1)
+    return total.astype(rows.dtype)
 
 
 @jax.custom_vjp

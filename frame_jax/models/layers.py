@@ -185,12 +185,9 @@ matmul.defvjp(lambda x, w, axes: (matmul(x, w, axes), (x, w)), _matmul_backward)
 
 @functools.partial(recompute_in_backward, static_argnums=2)
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """Root-mean-square normalisation over the last axis, computed in float32.
+    """Root-mean-square normalisation of [..., D] over the last axis, computed in float32.
 
-    Args:
-        x: [..., D].
-        scale: [D], float32.
-        eps: Added to the mean square.
+    `scale` is [D] float32; `eps` is added to the mean square.
     """
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
@@ -199,13 +196,9 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
 
 @functools.partial(recompute_in_backward, static_argnums=3)
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """Normalisation to mean 0 and variance 1 over the last axis, computed in float32.
+    """Normalisation of [..., D] to mean 0 and variance 1 over the last axis, computed in float32.
 
-    Args:
-        x: [..., D].
-        scale: [D], float32.
-        bias: [D], float32.
-        eps: Added to the variance.
+    `scale` and `bias` are [D] float32; `eps` is added to the variance.
     """
     x32 = x.astype(jnp.float32)
     centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
@@ -248,11 +241,8 @@ def rotary_frequencies(
 
 
 def rotary_tables(positions: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
-    """Cosine and signed sine tables of the rotary embedding.
-
-    Args:
-        positions: [B, T] int32, position of each token inside its document.
-        frequencies: [head_dim / 2], as `rotary_frequencies` gives them.
+    """Cosine and signed sine tables of the rotary embedding, from `rotary_frequencies` and the
+    position of each token inside its document, [B, T] int32.
 
     Returns:
         Two arrays [B, T, 1, head_dim], float32: cosines, and sines with the first half negative.

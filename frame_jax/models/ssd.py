@@ -50,17 +50,10 @@ def document_convolution(x: Array, weight: Array, bias: Array | None, positions:
 
 @functools.partial(recompute_in_backward, static_argnums=(3, 4))
 def gated_rms_norm(y: Array, z: Array, scale: Array, eps: float, groups: int) -> Array:
-    """`y` times SiLU of `z`, then RMSNorm over each group of the last axis, computed in float32.
+    """`y` times SiLU of the gate `z`, both [..., D], then RMSNorm over each of `groups` equal parts
+    of the last axis, computed in float32; shape and dtype of `y`.
 
-    Args:
-        y: [..., D].
-        z: [..., D], the gate.
-        scale: [D], float32.
-        eps: Added to the mean square.
-        groups: Equal parts of D that are normed each by itself.
-
-    Returns:
-        [..., D], dtype of `y`.
+    `scale` is [D] float32; `eps` is added to the mean square.
     """
     gated = y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
     parts = gated.reshape(*y.shape[:-1], groups, -1)
@@ -211,10 +204,7 @@ def scan_chunk(
 def chunk_decays(log_decay: Array, positions: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
     """Decay factors of earlier contributions; 0 for those of an earlier document.
 
-    Args:
-        log_decay: [B, G, R, Q], from `NEGLIGIBLE_LOG_DECAY` to 0.
-        positions: [B, Q].
-        dtype: Compute dtype.
+    `log_decay` is [B, G, R, Q], from `NEGLIGIBLE_LOG_DECAY` to 0; positions are [B, Q].
 
     Returns:
         [B, G, R, Q], at each token, of the state before the chunk, and [B, G, R, Q, Q], at token i,

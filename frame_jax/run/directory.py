@@ -254,12 +254,8 @@ def read_dataclass(path: Path, kind: type[T]) -> T:
 
 
 def from_json(kind: Any, value: Any) -> Any:
-    """Converts what `json.loads` gives to an annotated type.
-
-    Args:
-        kind: A dataclass, `tuple[X, ...]`, `list[X]`, `dict[str, X]`, `X | None`, or a type that
-            JSON has, whose values are taken as they are.
-        value: The parsed JSON.
+    """Converts what `json.loads` gives to an annotated type: a dataclass, `tuple[X, ...]`,
+    `list[X]`, `dict[str, X]`, `X | None`, or one that JSON has, whose values are taken as they are.
     """
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)

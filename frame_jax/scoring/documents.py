@@ -88,12 +88,9 @@ def score_windows(
 ) -> Iterator[tuple[Batch, np.ndarray]]:
     """Packs windows into batches and yields each batch with the sums over its windows.
 
-    The host packs and starts the next batch while the devices work on the one before.
-
-    Args:
-        scorer: One value or more a token; a `Scorer` gives the NLL in nats under each model.
-        windows: Windows of at most `row_length` tokens. Read as needed.
-        row_length: Tokens of a packed row; divides those of the scorer's batches.
+    The host packs and starts the next batch while the devices work on the one before. Windows are
+    read as needed; they have at most `row_length` tokens, those of a packed row, which divides
+    those of the scorer's batches.
 
     Yields:
         A batch, and [values, windows] float64.

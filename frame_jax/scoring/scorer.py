@@ -83,11 +83,9 @@ class Scorer:
     ) -> Callable[..., jax.Array]:
         """Compiles what one device computes of its rows into a function of all rows.
 
-        Args:
-            function: Takes the models, the specs of their parameters, this device's shards of these
-                and of as many `arrays`, [rows, ...] each.
-            arrays: Their number.
-            result: How the result is split; None for a first axis of rows.
+        `function` takes the models, the specs of their parameters, this device's shards of these
+        and of so many `arrays`, [rows, ...] each. `result` is how the result is split, None for a
+        first axis of rows.
 
         Returns:
             A function of the arrays, which computes under the parameters of the time of the call.
@@ -201,15 +199,9 @@ def score_rows(
 ) -> jax.Array:
     """What one device computes: the NLL of its rows under every model.
 
-    Args:
-        models: The decoders.
-        specs: Partition specs of the parameters of each.
-        params: This device's shards of the parameters of each.
-        inputs: [rows, length] int32.
-        targets: [rows, length] int32.
-        segment_ids: [rows, length] int32.
-        positions: [rows, length] int32.
-        loss_chunk: Tokens whose logits exist at one time.
+    `specs` and `params` are the partition specs of each model's parameters and this device's shards
+    of them; the arrays that follow are [rows, length] int32. Logits of `loss_chunk` tokens exist at
+    one time.
 
     Returns:
         [models, rows, length] float32.

@@ -102,10 +102,7 @@ def separate_docstrings(source: bytes, module: str) -> tuple[str, str]:
 
     The two share no text. The code still parses: a docstring that is all a function does becomes
     `...`, any other goes with its lines. A module with no code but comments gives none at all.
-
-    Args:
-        source: The bytes of a module.
-        module: Its path without suffix, such as `json/decoder`; names the docstrings.
+    `module` is its path without suffix, such as `json/decoder`, and names the docstrings.
 
     Raises:
         ParseError: for anything but Python source.
