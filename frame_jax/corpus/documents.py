@@ -79,10 +79,7 @@ def document_from_fields(
             raise RecordError("the text is empty")
         domain = get_text(fields, config.domain_field)
         language = get_text(fields, config.language_field)
-        looked_for = {
-            "domain_field": config.domain_field is not None and domain is None,
-            "language_field": config.language_field is not None and language is None,
-        }
+        found = {"domain_field": domain, "language_field": language}
         return Document(
             id=get_id(fields, config) or default_id,
             text=text,
@@ -91,7 +88,9 @@ def document_from_fields(
             language=language or config.language,
             file=file,
             line=line,
-            absent=tuple(setting for setting, absent in looked_for.items() if absent),
+            absent=tuple(
+                k for k, v in found.items() if v is None and getattr(config, k) is not None
+            ),
         )
     except RecordError as error:
         return Rejection(file, line, str(error))

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError, print_note, print_warning
+from frame_jax.corpus.tokenizer_training import load_given_tokenizer
+from frame_jax.errors import UserError, print_warning
 from frame_jax.files import find_remote_files, is_checkpoint, is_remote, local_copy
 from frame_jax.models.hugging_face.weights import (
     find_adapter,
@@ -19,11 +20,7 @@ from frame_jax.models.hugging_face.weights import (
 from frame_jax.models.transformer import Decoder
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
-from frame_jax.run.special_tokens import (
-    choose_special_tokens,
-    read_special_tokens,
-    special_tokens_path,
-)
+from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
 from frame_jax.scoring.model_tokenizers import (
     REFERENCE_NAMES,
     bos_messages,
@@ -31,12 +28,7 @@ from frame_jax.scoring.model_tokenizers import (
     require_corpus,
 )
 from frame_jax.scoring.table import check_table
-from frame_jax.scoring.tokenizers import (
-    read_tokenizer,
-    require_rows,
-    require_same_tokenizer,
-    token_ids,
-)
+from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
 
 Tensors = dict[str, Path]
 
@@ -63,9 +55,8 @@ def check_references(
     require_two_models(config, found)
     if not anew:
         require_corpus(config, directory)
+    processes.print_notes(bos_messages(config))
     if processes.is_first():
-        for line in bos_messages(config):
-            print_note(line)
         for line in reference_warnings(config):
             print_warning(line)
 
@@ -91,25 +82,18 @@ def check_imported(
     if config.scoring.unit == "byte":
         load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
         return decoder, tensors
-    tokenizer = directory.tokenizer
-    if tokenizer_anew:
-        if config.tokenizer.path is None:
-            raise UserError(
-                f"{key}: this run would train a tokenizer of its own, which {folder} does not "
-                f"read; set tokenizer.path to {folder / 'tokenizer.json'}"
-            )
-        tokenizer = local_copy(config.tokenizer.path)
-        if not tokenizer.is_file():
-            raise UserError(
-                f"tokenizer.path: there is no file {config.tokenizer.path!r}: correct the path"
-            )
-        parsed = read_tokenizer(tokenizer)
-        bos_id = token_ids(parsed)[choose_special_tokens(token_ids(parsed), config.tokenizer).bos]
+    if not tokenizer_anew:
+        tokenizer, bos_id = directory.tokenizer, read_special_tokens(directory).bos_id
+    elif config.tokenizer.path is None:
+        raise UserError(
+            f"{key}: this run would train a tokenizer of its own, which {folder} does not read; "
+            f"set tokenizer.path to {folder / 'tokenizer.json'}"
+        )
     else:
-        parsed = read_tokenizer(tokenizer)
-        bos_id = read_special_tokens(directory).bos_id
+        backend, chosen = load_given_tokenizer(config.tokenizer)
+        tokenizer, bos_id = local_copy(config.tokenizer.path), backend.token_to_id(chosen.bos)
     require_same_tokenizer(folder, tokenizer, key, bos_id)
-    require_rows(decoder.vocab_size, parsed, bos_id, key)
+    require_rows(decoder.vocab_size, read_tokenizer(tokenizer), bos_id, key)
     return decoder, tensors
 
 

@@ -92,14 +92,8 @@ def load_own_tokenizer(
             f"({', '.join(names)}): add the one that the model was trained with"
         )
     backend, chosen = load_given_tokenizer(TokenizerConfig(path=str(path), bos_token=asked))
-    silent = tokenizers.special_token_texts(parsed) - {chosen.bos}
-    largest = max(index for token, index in ids.items() if token not in silent)
-    if vocab_size is not None and largest >= vocab_size:
-        raise UserError(
-            f"{key}: the model knows {vocab_size:,} tokens, but a document may hold the token "
-            f"{largest:,} of {path}: put the tokenizer.json there that the model was trained with. "
-            "A token that is no text, such as one for padding, needs `special: true`"
-        )
+    if vocab_size is not None:
+        tokenizers.require_rows(vocab_size, parsed, ids[chosen.bos], key, own=path)
     return make_tokenizer(backend, ids[chosen.bos], ids[chosen.eos]), chosen
 
 
