@@ -106,10 +106,7 @@ class BatchSource:
 
 
 def make_loader(source: BatchSource, *, start_step: int = 0) -> Iterator[np.ndarray]:
-    """Batches from `start_step` to the end of the schedule, read ahead by a few threads.
-
-    Returns:
-        An iterator of int32 [local rows, row_tokens].
-    """
+    """Batches, int32 [local rows, row_tokens], from `start_step` to the end of the schedule, read
+    ahead by a few threads."""
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return iter(grain.MapDataset.source(source)[start_step:].to_iter_dataset(options))

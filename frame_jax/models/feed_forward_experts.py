@@ -7,7 +7,7 @@ float32: rounded to bfloat16 it would choose differently near ties.
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from frame_jax.config.models import ModelConfig
+from frame_jax.config.models import ExpertsConfig, ModelConfig
 from frame_jax.models.grouped_product import ExpertWeights, RoutedTokens, local_expert_sum
 from frame_jax.models.layers import (
     LayerContext,
@@ -65,22 +65,11 @@ def _logits(x: Array, weight: Array) -> Array:
 
 
 def choose_experts(
-    logits: Array,
-    bias: Array | None,
-    num_experts_per_token: int,
-    score_function: Literal["softmax", "sigmoid"],
-    norm_topk_prob: bool,
-    routed_scaling_factor: float,
+    e: ExpertsConfig, logits: Array, bias: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Chooses the experts of each token: those with the highest score, the first of equals.
+    """Chooses the k experts of each token: those with the highest score, the first of equals.
 
-    Args:
-        logits: [..., E] float32.
-        bias: [E] float32, added to the scores for the choice only; or None.
-        num_experts_per_token: k, experts of a token.
-        score_function: `softmax` over all experts, or `sigmoid` of each expert by itself.
-        norm_topk_prob: Whether a token's weights are divided by their sum.
-        routed_scaling_factor: What the weights are multiplied by, last.
+    Logits are [..., E] float32; a bias, [E] float32, is added to the scores for the choice only.
 
     Returns:
         experts: [..., k] int32, all different.
@@ -88,15 +77,15 @@ def choose_experts(
         probabilities: [..., E] float32, the scores, which sum to 1 over experts.
     """
     probabilities = score = jax.nn.softmax(logits)
-    if score_function == "sigmoid":
+    if e.scores == "sigmoid":
         score = jax.nn.sigmoid(logits)
         probabilities = score / _total(score)
     biased = score if bias is None else score + bias
-    _, experts = jax.lax.top_k(jax.lax.stop_gradient(biased), num_experts_per_token)
+    _, experts = jax.lax.top_k(jax.lax.stop_gradient(biased), e.num_experts_per_token)
     weights = _chosen(score, experts)
-    if norm_topk_prob:
+    if e.norm_topk_prob:
         weights /= _total(weights)
-    return experts, weights * routed_scaling_factor, probabilities
+    return experts, weights * e.routed_scaling_factor, probabilities
 
 
 def _total(scores: Array) -> Array:
@@ -175,14 +164,7 @@ def apply(
     """Applies the layer: [B, T, D] -> [B, T, D], and the router's statistics."""
     e = c.experts
     logits = router_logits(x, p["router"])  # [B, T, E]
-    experts, weights, probabilities = choose_experts(
-        logits,
-        p.get("router_bias"),
-        e.num_experts_per_token,
-        e.scores,
-        e.norm_topk_prob,
-        e.routed_scaling_factor,
-    )
+    experts, weights, probabilities = choose_experts(e, logits, p.get("router_bias"))
     matrices = ExpertWeights(p["expert_gate"], p["expert_up"], p["expert_down"])
     out = weighted_expert_sum(RoutedTokens(x, experts, weights), matrices)
     if e.shared_expert_intermediate_size:

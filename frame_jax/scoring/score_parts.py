@@ -10,6 +10,7 @@ text), predicted_tokens_weak and predicted_tokens_strong.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +49,10 @@ class ScoringPass(NamedTuple):
     tokenizer: ModelTokenizer
 
     @property
-    def vocab_sizes(self) -> list[int]:
-        return [decoder.vocab_size for decoder in self.scorer.models]
+    def vocab_sizes(self) -> dict[str, int]:
+        """Rows of the models' embeddings, by name."""
+        sizes = (decoder.vocab_size for decoder in self.scorer.models)
+        return dict(zip(self.names, sizes, strict=True))
 
 
 def make_passes(
@@ -84,7 +87,7 @@ def score_parts(
             sampled_documents(parts, config.scoring.context, each, texts),
             bos_id=each.tokenizer.bos_id,
         )
-        for line in sample_warnings(sample, each.vocab_sizes, each.names):
+        for line in sample_warnings(sample, each.vocab_sizes):
             if show:
                 print_warning(line)
     if len(passes) == 1:
@@ -92,7 +95,7 @@ def score_parts(
     else:
         total, unit = len(passes) * sum(len(read_tokens(part)) for part in parts), "documents"
     with progress.progress_bar("score", total, unit, show=show) as update:
-        totals = [RunningTotals(update, each.vocab_sizes, each.names) for each in passes]
+        totals = [RunningTotals(update, each.vocab_sizes) for each in passes]
         for part in parts:
             index = read_index(part)
             scores = [
@@ -141,24 +144,24 @@ def read_model_documents(
     """
     own = models.tokenizer.tokenizer
     if own is None or texts is None:
-        return checked_documents(part, rows, models.vocab_sizes, models.names)
+        return checked_documents(part, rows, models.vocab_sizes)
     read = texts.decode_part if decoded else texts.read_part
     return encode_texts(read(part, rows), own)
 
 
 def checked_documents(
-    part: Path, rows: np.ndarray, vocab_sizes: Sequence[int], names: Sequence[str]
+    part: Path, rows: np.ndarray, vocab_sizes: dict[str, int]
 ) -> Iterator[np.ndarray]:
     """Yields the documents at `rows` of a token part, their ids checked against the vocabularies.
 
     Raises:
         UserError: for an id that a model has no row for, which it would take for another.
     """
-    smallest = min(vocab_sizes)
+    name, smallest = min(vocab_sizes.items(), key=itemgetter(1))
     for document in read_documents(part.with_suffix(".arrayrecord"), rows):
         if len(document) and document.max() >= smallest:
             raise UserError(
-                f"reference.{names[int(np.argmin(vocab_sizes))]}: a document of {part.name} holds "
+                f"reference.{name}: a document of {part.name} holds "
                 f"token {document.max()}, but the model knows {smallest} tokens: both reference "
                 "models must share the run's tokenizer"
             )
