@@ -6,6 +6,7 @@ counts are kept in the metadata of the part's Parquet file.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -46,8 +47,7 @@ SETTINGS = {"domain_field": "domain", "language_field": "language"}
 
 def rejection_line(rejection: Rejection) -> str:
     """Formats one line of rejected.jsonl."""
-    value = {"file": rejection.file, "line": rejection.line, "reason": rejection.reason}
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return json.dumps(dataclasses.asdict(rejection), ensure_ascii=False) + "\n"
 
 
 def reject_duplicates(directory: RunDirectory) -> None:

@@ -28,12 +28,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
-    "layer": None,
-    "norm": None,
-    "conv": None,
-    "router": None,
-    "state": None,
-    None: None,
+    **dict.fromkeys(("layer", "norm", "conv", "router", "state", None)),  # never split
 }
 
 

@@ -74,7 +74,7 @@ def test_training_is_deterministic_and_keeps_the_special_tokens_apart():
     one, two = train_tokenizer(texts, 350), train_tokenizer(iter(texts), 350)
     assert one.to_str() == two.to_str()
     assert one.get_vocab_size() == 350
-    assert (one.backend.token_to_id(BOS), one.backend.token_to_id(EOS)) == (0, 1)
+    assert (one.token_to_id(BOS), one.token_to_id(EOS)) == (0, 1)
     # All bytes are there, so nothing is ever unknown.
     assert train_tokenizer(["a"], 4096).get_vocab_size() == 258
 
