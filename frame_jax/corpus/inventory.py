@@ -149,9 +149,8 @@ def _path(directory: RunDirectory) -> Path:
 def _same_settings(config: RunConfig, before: dict[str, Any]) -> bool:
     """Whether the settings of what is read are those of the marker; differences are reported
     elsewhere."""
-    now: dict[str, Any] = {}
-    for name in ("corpus", "tokenizer"):
-        now |= flatten_settings(getattr(config, name), name)
+    now = flatten_settings(config.corpus, "corpus")
+    now |= flatten_settings(config.tokenizer, "tokenizer")
     return {k: v for k, v in before.items() if k.startswith(("corpus.", "tokenizer."))} == now
 
 

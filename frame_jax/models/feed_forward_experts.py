@@ -6,7 +6,6 @@ float32: rounded to bfloat16 it would choose differently near ties.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -177,51 +176,40 @@ def apply(
 
 
 def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> Array:
-    """The weighted sum of the chosen experts' outputs for each token, on any mesh: [B, T, D]."""
+    """The weighted sum of the chosen experts' outputs for each token, on any mesh: [B, T, D].
+
+    A device gathers the tokens of its group of the `expert` axis, applies its experts and scatters
+    the sums: no exchange has a size that depends on the routing.
+    """
     mesh, count = context_mesh(), len(matrices.gate)
     if mesh is None or mesh.are_all_axes_manual:
         return local_expert_sum(routed, matrices, count=count)
+    # Mesh axes over which tokens, experts and the experts' columns F are split.
     (rows,) = partition_spec(("batch",), routed.x.shape[:1], mesh)
     shards, _, columns = partition_spec(("expert", None, "mlp"), matrices.gate.shape, mesh)
+    gathered = shards is not None and rows is not None
+
+    def expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> Array:
+        """The part of one device, which has some of the experts, or of their columns."""
+        first = 0 if shards is None else jax.lax.axis_index(shards) * len(matrices.gate)
+        if gathered:
+            routed = jax.tree.map(
+                lambda a: jax.lax.all_gather(a, shards, axis=0, tiled=True), routed
+            )
+        # Sums over devices in float32, as inside a product.
+        partial = local_expert_sum(routed, matrices, count=count, first=first).astype(jnp.float32)
+        if columns is not None:
+            partial = jax.lax.psum(partial, columns)
+        if gathered:
+            partial = jax.lax.psum_scatter(partial, shards, scatter_dimension=0, tiled=True)
+        elif shards is not None:
+            partial = jax.lax.psum(partial, shards)
+        return partial.astype(routed.x.dtype)
+
     split, columnwise = PartitionSpec(rows), PartitionSpec(shards, None, columns)
     return jax.shard_map(
-        functools.partial(
-            sharded_expert_sum, count=count, rows=rows, shards=shards, columns=columns
-        ),
+        expert_sum,
         in_specs=(split, ExpertWeights(columnwise, columnwise, PartitionSpec(shards, columns))),  # type: ignore[arg-type]
         out_specs=split,
         check_vma=False,
     )(routed, matrices)
-
-
-def sharded_expert_sum(
-    routed: RoutedTokens,
-    matrices: ExpertWeights,
-    *,
-    count: int,
-    rows: tuple[str, ...] | None,
-    shards: str | None,
-    columns: str | None,
-) -> Array:
-    """The part of one device in `weighted_expert_sum`, inside `shard_map`.
-
-    It gathers the tokens of its group of the `expert` axis, applies its experts and scatters the
-    sums: no exchange has a size that depends on the routing. Of `count` experts it has those, and
-    the columns of them, in `matrices`. Tokens are split over the mesh axes `rows`, experts over
-    `shards`, and their columns F over `columns`.
-    """
-    first: Array | int = 0
-    gathered = shards is not None and rows is not None
-    if shards is not None:
-        first = jax.lax.axis_index(shards) * len(matrices.gate)
-    if gathered:
-        routed = jax.tree.map(lambda a: jax.lax.all_gather(a, shards, axis=0, tiled=True), routed)
-    # Sums over devices in float32, as inside a product.
-    partial = local_expert_sum(routed, matrices, count=count, first=first).astype(jnp.float32)
-    if columns is not None:
-        partial = jax.lax.psum(partial, columns)
-    if gathered:
-        partial = jax.lax.psum_scatter(partial, shards, scatter_dimension=0, tiled=True)
-    elif shards is not None:
-        partial = jax.lax.psum(partial, shards)
-    return partial.astype(routed.x.dtype)

@@ -61,17 +61,13 @@ class Scorer:
                 f"scoring.fsdp is {fsdp}, but a process has {len(devices)} devices: "
                 "choose a divisor of that"
             )
-        per_device_batch_size = scoring.per_device_batch_size
+        rows = scoring.per_device_batch_size
         if devices[0].platform == "cpu":  # where devices are cores, which share one device's rows
-            per_device_batch_size = max(1, per_device_batch_size // len(devices))
+            rows = max(1, rows // len(devices))
         self.models = tuple(decoder for decoder, _ in models)
-        self.context, self.rows = context, per_device_batch_size * len(devices)
-        contexts = range(1, per_device_batch_size + 1)
-        self.row_length = context * max(
-            n
-            for n in contexts
-            if per_device_batch_size % n == 0 and (n == 1 or n * context <= ROW_TOKENS)
-        )
+        self.context, self.rows = context, rows * len(devices)
+        joined = (n for n in range(1, rows + 1) if rows % n == 0 and n * context <= ROW_TOKENS)
+        self.row_length = context * max(joined, default=1)
         self._mesh = sharding.make_mesh(ParallelConfig(data=-1, fsdp=fsdp, tensor=1), devices)
         self._batch_sharding = sharding.batch_sharding(self._mesh)
         self.replace_params(*(params for _, params in models))
