@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from frame_jax.config.file import make_parser, parse
 from frame_jax.config.run import RunConfig
+from frame_jax.config.settings import settings_as_yaml
 from frame_jax.errors import UserError, log_to_stderr
 from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, atomic_path, remove_temporaries
@@ -50,14 +51,6 @@ def parser() -> Any:
         help="Tokens of the corpus, such as 1e12, for a --plan before it is tokenized or there.",
     )
     return options
-
-
-def write_config(config: RunConfig, directory: RunDirectory) -> None:
-    """Writes `RUN/config.yaml`: every setting of the run, defaults included."""
-    from frame_jax.config.settings import settings_as_yaml
-
-    with atomic_path(directory.config) as temporary:
-        temporary.write_text(settings_as_yaml(config), "utf-8")
 
 
 def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None = None) -> int:
@@ -165,7 +158,8 @@ def _run_phase_steps(
             print(f"removed: {', '.join(removed)}", file=sys.stderr)
         # Exports write manifests there beside a run, and clear up by themselves.
         remove_temporaries(directory.root, apart=directory.manifests)
-        write_config(config, directory)
+        with atomic_path(directory.config) as temporary:
+            temporary.write_text(settings_as_yaml(config), "utf-8")
     processes.barrier("the run directory is ready")
     for phase_step in todo:
         markers.check_current(directory, phase_step, expected[phase_step.name])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ LOSSY = (
     " Of {:,} the tokenizer in tokenizer.path does not give back the text: take the added tokens "
     "or the normalizer that change it out of its file, choose a byte-level one, or leave it out"
 )
+GENERAL = re.compile(r"duplicate id(?= )|.*?(?=: | at character |\Z)", re.DOTALL)  # of a reason
 METADATA = b"frame_jax.fields"
 SETTINGS = {"domain_field": "domain", "language_field": "language"}
 
@@ -199,17 +201,10 @@ def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list
 
 
 def rejection_reasons(rejected: Path) -> dict[str, int]:
-    """Counts the reasons of rejections, the most frequent first."""
+    """Counts the reasons of rejections, without what is of one record, the most frequent first."""
     with rejected.open(encoding="utf-8") as lines:
-        counts = Counter(_general_reason(json.loads(line)["reason"]) for line in lines)
+        counts = Counter(GENERAL.findall(json.loads(line)["reason"])[0] for line in lines)
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
-
-
-def _general_reason(reason: str) -> str:
-    """A reason without what is specific to its record."""
-    if reason.startswith("duplicate id "):
-        return "duplicate id"
-    return reason.split(": ")[0].split(" at character ")[0]
 
 
 def summary_messages(summary: dict[str, Any], directory: RunDirectory) -> list[str]:

@@ -107,11 +107,6 @@ def check_coordinator(address: str, process: int) -> None:
             raise UserError(f"parallel.coordinator_address {address}: {what} ({error})") from error
 
 
-def leave_accelerators() -> None:
-    """Lets JAX use the CPU alone, for programs that compute nothing; call before any use of JAX."""
-    jax.config.update("jax_platforms", "cpu")
-
-
 def process_index() -> int:
     """The number of this process, from 0."""
     return jax.process_index()

@@ -56,10 +56,10 @@ def run_command(
     Returns:
         The exit code: what `command` returns, 0 where that is None, or 2 for bad input.
     """
-    from frame_jax.parallel import processes
+    import jax
 
     options = parser.parse_args(arguments)
-    processes.leave_accelerators()
+    jax.config.update("jax_platforms", "cpu")
     try:
         return command(options) or 0
     except Exception as error:
