@@ -53,6 +53,12 @@ def parser() -> Any:
     return options
 
 
+def write_config(config: RunConfig, directory: RunDirectory) -> None:
+    """Writes `RUN/config.yaml`: every setting of the run, defaults included."""
+    with atomic_path(directory.config) as temporary:
+        temporary.write_text(settings_as_yaml(config), "utf-8")
+
+
 def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None = None) -> int:
     """Runs what is left of a run; returns the number of phase steps that ran.
 
@@ -158,8 +164,7 @@ def _run_phase_steps(
             print(f"removed: {', '.join(removed)}", file=sys.stderr)
         # Exports write manifests there beside a run, and clear up by themselves.
         remove_temporaries(directory.root, apart=directory.manifests)
-        with atomic_path(directory.config) as temporary:
-            temporary.write_text(settings_as_yaml(config), "utf-8")
+        write_config(config, directory)
     processes.barrier("the run directory is ready")
     for phase_step in todo:
         markers.check_current(directory, phase_step, expected[phase_step.name])
