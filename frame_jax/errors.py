@@ -5,8 +5,6 @@ Library code logs: notes at the level INFO, warnings at WARNING, to loggers belo
 program that is started from a command line shows them as lines on stderr (`log_to_stderr`).
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

@@ -5,8 +5,6 @@ A remote path is a URL: `s3://bucket/key`, `gs://bucket/key`, `hf://datasets/own
 credentials as they always do. A fault that passes (500, 503, a broken connection) is tried again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

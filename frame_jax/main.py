@@ -4,8 +4,6 @@ Runs seven phases (tokenize, reference, score, partition, pretrain, evaluate, re
 that are complete and resumes the one that was interrupted. On several hosts, run it on every host.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import sys

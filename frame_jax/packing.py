@@ -1,7 +1,5 @@
 """Puts items together by their sizes alone: best-fit packing into rows, and batches of a stream."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 

@@ -5,8 +5,6 @@ only, no BOS or EOS) and `RUN/quadrants/Q*/part-*.arrayrecord` (one record a tra
 record is its own compression group, because they are read in random order.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

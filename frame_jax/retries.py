@@ -1,7 +1,5 @@
 """Retries actions on remote storage while their faults may pass, and explains those that do not."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable

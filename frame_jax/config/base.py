@@ -1,7 +1,5 @@
 """What every part of the config tree is made with."""
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 from dataclasses import field

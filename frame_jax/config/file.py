@@ -4,8 +4,6 @@ What a parser of YAML lets pass (keys set twice, null for any type, NaN) is refu
 impossible among values, the dataclasses refuse themselves.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib

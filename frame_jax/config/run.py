@@ -5,8 +5,6 @@ are left out of the fingerprints by which a phase knows whether its outputs are 
 Values here and in the files beside this one are this project's defaults, not the paper's.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Settings of a config by dotted key."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Any

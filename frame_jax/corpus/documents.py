@@ -3,8 +3,6 @@
 Fields of a record are looked up by name or dotted path, as text or as an id.
 """
 
-from __future__ import annotations
-
 import datetime
 import decimal
 import hashlib

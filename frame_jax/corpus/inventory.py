@@ -4,8 +4,6 @@ No phase after tokenize reads the corpus. It may be moved away then; but if it i
 what it was.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection
 from pathlib import Path

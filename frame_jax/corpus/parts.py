@@ -1,7 +1,5 @@
 """Divides the corpus into `corpus.parts` equal parts, samples it, and computes its signature."""
 
-from __future__ import annotations
-
 import hashlib
 import heapq
 import itertools

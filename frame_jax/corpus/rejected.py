@@ -4,8 +4,6 @@ Each part counts, for every source, its records and those without a field that w
 counts are kept in the metadata of the part's Parquet file.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

@@ -1,7 +1,5 @@
 """The tokenize phase: the corpus in, token parts with a table of their documents out."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

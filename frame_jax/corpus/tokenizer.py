@@ -1,7 +1,5 @@
 """The run's tokenizer: text to token ids and back, exactly."""
 
-from __future__ import annotations
-
 import itertools
 import unicodedata
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Prepares the run's tokenizer: trained on a sample of the corpus, or given as a file."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

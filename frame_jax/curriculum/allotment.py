@@ -1,7 +1,5 @@
 """Allots whole rows of every quadrant to every stage, with exact sums both ways."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from frame_jax.errors import UserError

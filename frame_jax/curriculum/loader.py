@@ -4,8 +4,6 @@ Batch b is rows [b * batch_size, (b + 1) * batch_size) of the schedule. A proces
 rows of each batch; the state is the step alone, so a run may resume on another number of processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ walks on until it is back inside. Nothing is stored, so shuffling 10^9 rows cost
 numbers depend on this file alone: not on the version of a library, not on the machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -9,8 +9,6 @@ Training, exports and `--plan` all take the order that a config asks for from `t
 `arm_schedule`, so that they cannot differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

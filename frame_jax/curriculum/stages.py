@@ -4,8 +4,6 @@ Every row is used exactly once an epoch. The schedule says how many rows of ever
 for up to any row of an epoch, in closed form; `selection.py` turns that into whole rows.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -4,8 +4,6 @@ Each mixer and each feed-forward is two functions: one makes its parameters, one
 of the dense feed-forward are here, of the others in a module of their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from flax import nnx

@@ -4,8 +4,6 @@
 sum with a derivative that is made in the forward pass (training).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 

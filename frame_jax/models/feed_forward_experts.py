@@ -4,8 +4,6 @@ No token is dropped, so the output for a token depends on no other token. The ro
 float32: rounded to bfloat16 it would choose differently near ties.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

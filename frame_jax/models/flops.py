@@ -6,8 +6,6 @@ the experts of a token; the backward pass is twice the forward pass; what remat 
 not count. Model FLOPs utilisation (MFU) is these over what the chips could do.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

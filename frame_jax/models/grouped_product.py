@@ -6,8 +6,6 @@ The product of tiles and matrices has one body for each backend: Pallas megablox
 `jax.lax.ragged_dot` on GPU, a loop over tiles elsewhere.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -3,8 +3,6 @@
 Loops may lie in one another: a layer may itself be a loop over layers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import warnings

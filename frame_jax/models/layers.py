@@ -4,13 +4,11 @@ One rule for every backend: matrix-product operands in the compute dtype (bfloat
 float32. TPU and GPU matrix units work that way, and so do the CPU's.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +43,7 @@ class ParamInitializer:
         self._stack: tuple[int, ...] = ()
         self.residual = (2 * num_layers) ** -0.5
 
-    def stacked(self, layers: int) -> ParamInitializer:
+    def stacked(self, layers: int) -> Self:
         """The same, for parameters of so many equal layers."""
         other = copy.copy(self)
         other._stack = (layers,)

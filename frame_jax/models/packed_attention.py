@@ -15,8 +15,6 @@ spares the backward pass the forward kernel. cuDNN returns and takes them by slo
 space for T positions at every slot; they have that layout only around a call.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re

@@ -10,8 +10,6 @@ The backward pass makes the probabilities again, keys before queries: then every
 the last axis of its left operand, and XLA for CPUs has bfloat16 kernels for no others.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import NamedTuple

@@ -11,8 +11,6 @@ The state-space sum goes chunk by chunk as in section 6 of Dao and Gu, "Transfor
 (2024, arXiv:2405.21060).
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 

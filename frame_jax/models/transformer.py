@@ -6,8 +6,6 @@ compile time does not depend on depth. Every parameter names its logical axes wh
 `frame_jax.parallel.sharding` maps those to mesh axes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import operator

@@ -1,7 +1,5 @@
 """Digests of arrays, the same however the arrays are split over devices."""
 
-from __future__ import annotations
-
 from types import ModuleType
 from typing import Any
 

@@ -5,8 +5,6 @@ device a core, each with one thread and its own part of the batch, keeps all cor
 (docs/performance.md has the figures).
 """
 
-from __future__ import annotations
-
 import math
 import os
 

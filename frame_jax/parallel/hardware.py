@@ -1,7 +1,5 @@
 """Capabilities of devices that JAX does not report."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -8,8 +8,6 @@ service then ends the others with a message that names it. One that lives but do
 given up on at a barrier after BARRIER_SECONDS, where JAX has barriers with a time limit.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

@@ -5,8 +5,6 @@ Mesh axes, from the slowest network to the fastest: `slice` (pod slices, each wi
 `tensor` (shards of heads and feed-forward columns). The batch is split over all but the last.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Makes the chapters of a report: figures, tables and notes."""
 
-from __future__ import annotations
-
 import dataclasses
 import platform
 from collections.abc import Callable

@@ -5,8 +5,6 @@ come from `report.THEMES`, so that a page can follow the reader's light or dark 
 read the parameters `shown_arms` and `held_out_part`, which the page sets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

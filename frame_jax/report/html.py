@@ -1,7 +1,5 @@
 """Elements of a page from text that may contain anything: whatever is not `Html` is escaped."""
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Tables and curves of the scores in multiple-choice tasks."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

@@ -4,8 +4,6 @@ DuckDB streams the metrics, so a run of a million steps needs no more memory, an
 page, than a run of a thousand.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable

@@ -8,8 +8,6 @@ file of a copy with its size and hash, and is written last: a copy without it do
 `RUN/<phase step's folder>/checkpoints.txt` says where the copies are, for every later reader.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Callable, Sequence

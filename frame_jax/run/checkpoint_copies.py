@@ -3,8 +3,6 @@
 Process 0 copies and fetches; the others find in the run directory what it has fetched.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence

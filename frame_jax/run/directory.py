@@ -1,7 +1,5 @@
 """Paths of everything in a run directory; files, JSON too, that appear whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

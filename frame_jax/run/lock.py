@@ -5,8 +5,6 @@ one host of another's locks, and some have none; there the file itself does: its
 every BEAT_SECONDS, and a newcomer watches it for STALE_SECONDS.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

@@ -5,8 +5,6 @@ of them and of the phase steps it reads from, and whether it is complete. One th
 the config is refused.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -4,8 +4,6 @@ A phase is one or more phase steps: `reference_step` is three, `pretrain_step` o
 under a seed).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """How a program ends: an error in; a message and an exit code out, on every process of a run."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io

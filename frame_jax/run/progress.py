@@ -1,7 +1,5 @@
 """Progress on long work: one rich bar on a terminal, a plain line now and then elsewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time

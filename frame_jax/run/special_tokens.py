@@ -3,8 +3,6 @@
 Each phase that frames, scores or writes documents reads them in the run directory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path

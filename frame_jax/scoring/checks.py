@@ -1,7 +1,5 @@
 """Checks of the reference models before a run starts, so that unusable ones cost no work."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Scores documents: token ids in, NLL sums and predicted tokens of each document out."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 The second is for `scoring.unit: byte`, which is ours and not the paper's.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path

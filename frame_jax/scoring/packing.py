@@ -3,8 +3,6 @@
 A row holds several windows side by side; segment ids keep them apart in the model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 

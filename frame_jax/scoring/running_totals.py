@@ -1,7 +1,5 @@
 """Totals over the documents scored so far, shown by the progress bar, and checks on them."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator

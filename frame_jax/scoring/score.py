@@ -4,8 +4,6 @@ Reads RUN/tokens/part-*, writes RUN/scores/part-*.parquet with the same names (`
 models.json with digests of the models, and summary.json with totals.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

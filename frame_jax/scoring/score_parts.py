@@ -7,8 +7,6 @@ by itself, on the tokens that it reads, and in place of predicted_tokens stand b
 text), predicted_tokens_weak and predicted_tokens_strong.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path

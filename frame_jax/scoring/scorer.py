@@ -5,8 +5,6 @@ parameters are replicated, or, for models larger than a device, sharded over `fs
 gathered layer by layer while the call runs.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

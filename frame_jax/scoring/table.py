@@ -6,8 +6,6 @@ numbers as they are, whatever they mean. A held-out document may have none, and 
 quadrant; a training document must have them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

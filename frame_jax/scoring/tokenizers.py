@@ -3,8 +3,6 @@
 PPL and PD compare the two reference models token by token, so both must read the same tokens.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator

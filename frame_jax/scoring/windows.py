@@ -6,8 +6,6 @@ target it counts is conditioned on `overlap` tokens (at least one) of the window
 targets it does not count again. Each target is counted exactly once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

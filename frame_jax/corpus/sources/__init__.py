@@ -1,7 +1,5 @@
 """The kinds of source: one module each, with the two functions of `Source`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Protocol
 

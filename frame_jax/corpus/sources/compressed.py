@@ -1,7 +1,5 @@
 """Decompresses files, whose compression is recognised by their first bytes."""
 
-from __future__ import annotations
-
 import bz2
 import functools
 import io

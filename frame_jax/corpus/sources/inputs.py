@@ -1,7 +1,5 @@
 """What a source is read from: inputs, slices of their records, and the files behind a path."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

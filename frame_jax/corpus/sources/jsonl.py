@@ -1,7 +1,5 @@
 """Kind `jsonl`: files of one JSON object a line, compressed or not."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from typing import Any

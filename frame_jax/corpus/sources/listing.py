@@ -1,7 +1,5 @@
 """Lists the files behind a path, folder or pattern, local or remote."""
 
-from __future__ import annotations
-
 import fnmatch
 import glob
 import itertools

@@ -7,8 +7,6 @@ same Python with the same versions installed gives the same documents, wherever 
 whatever else is installed beside.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import gc

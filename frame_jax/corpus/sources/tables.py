@@ -3,8 +3,6 @@
 An Arrow file may be one that `datasets.save_to_disk` wrote.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -1,7 +1,5 @@
 """Kind `text`: a folder of UTF-8 text files, compressed or not, one a document."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Levanter: one config whose mixture changes over the run."""
 
-from __future__ import annotations
-
 from frame_jax.export.order.formats.notes import Files, as_yaml, format_notes
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, mixture_spans, stage_spans
 

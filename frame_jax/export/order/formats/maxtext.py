@@ -1,7 +1,5 @@
 """MaxText: a Grain mixture and a launch for each stage."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

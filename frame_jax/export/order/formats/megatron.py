@@ -1,7 +1,5 @@
 """Megatron-LM: a blend and a launch for each stage."""
 
-from __future__ import annotations
-
 from frame_jax.export.order.formats.notes import Files, format_notes, shell_script
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, stage_spans
 

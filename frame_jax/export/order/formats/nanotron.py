@@ -1,7 +1,5 @@
 """nanotron: a config and a launch for each stage."""
 
-from __future__ import annotations
-
 from frame_jax.export.order.formats.notes import Files, as_yaml, format_notes
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, stage_spans
 

@@ -6,8 +6,6 @@ rows of the run itself. The others tokenize and pack on their own, so that their
 the rows here; quadrants, order and lengths are the same.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml

@@ -1,7 +1,5 @@
 """OLMo-core: a module that reads the stages' rows in order."""
 
-from __future__ import annotations
-
 from frame_jax.export.order.formats.notes import Files, own_rows_files
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages
 
