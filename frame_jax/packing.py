@@ -11,11 +11,7 @@ def best_fit(sizes: Iterable[int], capacity: int) -> list[int]:
 
     Given longest first, this is best-fit decreasing. Rows are found by their remaining room: bit r
     of `rooms` says that a row with room for r exists, so the search is one shift, whatever the
-    number of rows.
-
-    Args:
-        sizes: Positive, in the order in which items are placed; none above `capacity`.
-        capacity: Of a row.
+    number of rows. Sizes are positive, and none is above the `capacity` of a row.
     """
     found: list[int] = []
     open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the room that is left

@@ -104,12 +104,10 @@ def is_named_by_config(config: SourceConfig, setting: str) -> bool:
 
 
 def get_field(fields: Any, name: str) -> Any:
-    """The value of a field; None where it is null or absent.
+    """The value of a field of an object, or of the JSON text of one; None for null or no field.
 
-    Args:
-        fields: An object, or the JSON text of one.
-        name: A name at the top, or a path such as `meta.set.name` into objects. A name that itself
-            holds a dot is found too, and goes before a path.
+    `name` is at the top, or a path such as `meta.set.name` into objects. A name that itself holds a
+    dot is found too, and goes before a path.
 
     Raises:
         RecordError: for a text on the way that begins as JSON does and is none.

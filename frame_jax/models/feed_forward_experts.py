@@ -108,13 +108,9 @@ def router_statistics(
 ) -> RouterStatistics:
     """Sums the statistics of one layer's router; see `RouterStatistics`.
 
-    Gradients flow to `probabilities`, by way of `balance`, and to `logits`, by way of `z`.
-
-    Args:
-        logits: [B, T, E] float32.
-        probabilities: [B, T, E] float32.
-        experts: [B, T, k] int32.
-        loss_mask: [B, T] float32, 1 where a token counts, 0 for padding.
+    Gradients flow to `probabilities`, by way of `balance`, and to `logits`, by way of `z`, both
+    [B, T, E] float32. `experts` are [B, T, k] int32; `loss_mask`, [B, T] float32, is 1 where a
+    token counts, 0 for padding.
     """
     E, k = logits.shape[-1], experts.shape[-1]
     tokens = jnp.sum(loss_mask, axis=1)  # [B]

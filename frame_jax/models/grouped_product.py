@@ -316,16 +316,9 @@ def local_expert_sum(
 
     A device that holds some of the experts, or some of the columns F, gives its part of the sum;
     the caller adds the parts. Products cost what the choices of the experts here cost, up to a tile
-    an expert; memory is for the worst case, that all tokens choose experts which are here.
-
-    Args:
-        routed: The tokens.
-        matrices: Of the E experts here.
-        count: Experts of all devices.
-        first: The first expert here; those here are `first` + [0, E).
-
-    Returns:
-        The shape and dtype of `routed.x`.
+    an expert; memory is for the worst case, that all tokens choose experts which are here: those
+    numbered `first` + [0, E), of `count` on all devices. The result has the shape and dtype of
+    `routed.x`.
     """
     x, experts, weights = (array.reshape(-1, array.shape[-1]) for array in routed)
     placement = place_choices(

@@ -112,13 +112,8 @@ def attend(
 ) -> tuple[Array, Array]:
     """Attends from a block of queries to the `width` keys before `at.end`.
 
-    Args:
-        k: [B, K, T, head_dim].
-        v: [B, K, T, head_dim].
-        segment_ids: [B, T].
-        width: Number of keys.
-        queries: [K, G * QUERY_BLOCK, head_dim], the heads of a group side by side.
-        at: The block.
+    Keys and values are [B, K, T, head_dim], segment ids [B, T], queries
+    [K, G * QUERY_BLOCK, head_dim], the heads of a group side by side.
 
     Returns:
         Mixed values, the shape of `queries`, and the logarithm of each query's softmax

@@ -174,11 +174,8 @@ def scan_chunk(
 ) -> tuple[Array, Array]:
     """Computes the state after a chunk, and the outputs in it.
 
-    Args:
-        state: [B, G, R, N, P] float32, before the chunk.
-        inputs: Of the chunk's Q tokens.
-        d: [G, R] float32.
-        positions: [B, Q] int32.
+    `state`, before the chunk, is [B, G, R, N, P] float32, `d` [G, R] float32; `inputs` are those
+    of the chunk's Q tokens, positions [B, Q] int32.
 
     Returns:
         [B, G, R, N, P] float32, and [B, Q, G, R, P] in the dtype of `inputs.x`.

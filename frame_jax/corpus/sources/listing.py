@@ -18,10 +18,9 @@ LOST_AND_FOUND = "lost+found"
 def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
     """Lists the files at `path`, ordered by the parts of their names, and whether it is one file.
 
-    Args:
-        path: A file (whatever its ending), a folder (searched in depth) or a pattern. Links to
-            folders are followed. Hidden files and folders are left out.
-        endings: What a file in a folder ends with, in lower case.
+    `path` is a file (whatever its ending), a folder (searched in depth, for files with these
+    endings, in lower case) or a pattern. Links to folders are followed. Hidden files and folders
+    are left out.
 
     Raises:
         UserError: where a folder cannot be listed, a link leads nowhere, or `~name` is nobody's
