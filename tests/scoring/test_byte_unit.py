@@ -300,7 +300,7 @@ def test_what_each_model_starts_documents_with_is_said(checkpoints, tmp_path, ca
     described = json.loads((strong / "config.json").read_text())
     bos_id = found["strong"][1]
     (strong / "config.json").write_text(json.dumps(described | {"bos_token_id": bos_id + 1}))
-    other = found["strong"][0].backend.id_to_token(bos_id + 1)
+    other = found["strong"][0].id_to_token(bos_id + 1)
     run = arguments(folder, tmp_path, **{"reference.strong.checkpoint": strong, "until": "score"})
     assert main(run) == 0
     said = capsys.readouterr().err
