@@ -13,7 +13,7 @@ from frame_jax.config.run import RunConfig, Trial
 
 PHASES = ("tokenize", "reference", "score", "partition", "pretrain", "evaluate", "report")
 
-REFERENCES = ("weak", "strong")
+REFERENCES = ("weak", "strong")  # the reference models, in the order of their scores
 
 
 @dataclasses.dataclass(frozen=True)

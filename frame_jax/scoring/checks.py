@@ -18,13 +18,9 @@ from frame_jax.models.hugging_face.weights import (
 from frame_jax.models.transformer import Decoder
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
+from frame_jax.run.phases import REFERENCES
 from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
-from frame_jax.scoring.model_tokenizers import (
-    REFERENCE_NAMES,
-    bos_messages,
-    load_own_tokenizer,
-    require_corpus,
-)
+from frame_jax.scoring.model_tokenizers import bos_messages, load_own_tokenizer, require_corpus
 from frame_jax.scoring.table import check_table
 from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
 
@@ -49,7 +45,7 @@ def check_references(
         check_table(config)
         return
     anew = tokenizer_anew or not special_tokens_path(directory).exists()
-    found = {name: check_imported(config, directory, name, anew) for name in REFERENCE_NAMES}
+    found = {name: check_imported(config, directory, name, anew) for name in REFERENCES}
     require_two_models(config, found)
     if not anew:
         require_corpus(config, directory)
@@ -120,9 +116,9 @@ def require_two_models(config: RunConfig, found: dict[str, tuple[Decoder, Tensor
     Raises:
         UserError: naming both settings.
     """
-    weak, strong = (found[name] for name in REFERENCE_NAMES)
+    weak, strong = (found[name] for name in REFERENCES)
     if weak is None and strong is None:
-        ours = (getattr(config.reference, name) for name in REFERENCE_NAMES)
+        ours = (getattr(config.reference, name) for name in REFERENCES)
         same = len({repr((model.model, model.training)) for model in ours}) == 1
         what = "reference.weak and reference.strong have the same settings, so they would be one"
     else:
@@ -150,7 +146,7 @@ def reference_warnings(config: RunConfig) -> Iterator[str]:
     """Yields a warning for each choice of reference models that is allowed but rarely intended."""
     if (warning := long_context_warning(config)) is not None:
         yield warning
-    for name in REFERENCE_NAMES:
+    for name in REFERENCES:
         checkpoint = getattr(config.reference, name).checkpoint
         if checkpoint is not None:
             adapter = find_adapter(local_copy(checkpoint, is_checkpoint))
@@ -164,7 +160,7 @@ def reference_warnings(config: RunConfig) -> Iterator[str]:
 def long_context_warning(config: RunConfig) -> str | None:
     """Warns of scoring windows that are longer than the rows that the models are trained on."""
     context, rows = config.scoring.context, config.reference.rows.sequence_length
-    trained = [n for n in REFERENCE_NAMES if getattr(config.reference, n).checkpoint is None]
+    trained = [n for n in REFERENCES if getattr(config.reference, n).checkpoint is None]
     if not trained or context <= rows:
         return None
     return (

@@ -26,10 +26,10 @@ from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.packing import batch_by_size
 from frame_jax.records import read_documents
 from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.phases import REFERENCES
 from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, read_special_tokens
 from frame_jax.scoring import tokenizers
 
-REFERENCE_NAMES = ("weak", "strong")  # the reference models, in the order of their scores
 TEXTS_CHARACTERS = 2_000_000  # encoded at one time
 
 
@@ -101,7 +101,7 @@ def bos_messages(config: RunConfig) -> Iterator[str]:
     Raises:
         UserError: as `load_own_tokenizer`, and for a damaged file of a checkpoint.
     """
-    for name in REFERENCE_NAMES:
+    for name in REFERENCES:
         checkpoint = getattr(config.reference, name).checkpoint
         if config.scoring.unit == "token" or checkpoint is None:
             continue
@@ -127,7 +127,7 @@ def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
     """
     if config.scoring.unit == "token" or config.tokenizer.path is None:
         return
-    if all(model_tokenizer(config, directory, name).tokenizer is None for name in REFERENCE_NAMES):
+    if all(model_tokenizer(config, directory, name).tokenizer is None for name in REFERENCES):
         return
     for source in config.corpus.sources:
         try:

@@ -24,14 +24,10 @@ from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, list_parts, read_json, write_json
+from frame_jax.run.phases import REFERENCES
 from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring.checks import long_context_warning
-from frame_jax.scoring.model_tokenizers import (
-    REFERENCE_NAMES,
-    bos_messages,
-    load_own_tokenizer,
-    model_tokenizer,
-)
+from frame_jax.scoring.model_tokenizers import bos_messages, load_own_tokenizer, model_tokenizer
 from frame_jax.scoring.running_totals import weak_is_better_warning
 from frame_jax.scoring.score_parts import make_passes, read_tokens, score_parts, scores_path
 from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
@@ -57,10 +53,10 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     processes.barrier("score: parts listed")
     if missing:
         references = load_references(config, directory)
-        readings = [model_tokenizer(config, directory, name) for name in REFERENCE_NAMES]
+        readings = [model_tokenizer(config, directory, name) for name in REFERENCES]
         found = {
             name: model_digest(*model) + reading.digest
-            for name, model, reading in zip(REFERENCE_NAMES, references, readings, strict=True)
+            for name, model, reading in zip(REFERENCES, references, readings, strict=True)
         }
         if len(set(found.values())) == 1:
             raise UserError(
@@ -108,7 +104,7 @@ def require_same_models(path: Path, found: dict[str, str]) -> None:
         UserError: naming the model that differs.
     """
     begun = read_json(path) if path.exists() else found
-    for name in REFERENCE_NAMES:
+    for name in REFERENCES:
         if begun[name] != found[name]:
             raise UserError(
                 f"reference.{name}: its weights or its tokenizer are not those that the parts in "
@@ -152,7 +148,7 @@ def load_references(
     Raises:
         UserError: if a model is missing, cannot be imported or does not fit the run's tokenizer.
     """
-    weak, strong = (load_reference(config, directory, name) for name in REFERENCE_NAMES)
+    weak, strong = (load_reference(config, directory, name) for name in REFERENCES)
     return weak, strong
 
 

@@ -25,13 +25,9 @@ from frame_jax.parallel import processes
 from frame_jax.records import read_documents
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.run.phases import REFERENCES
 from frame_jax.scoring.documents import Scores, score_documents
-from frame_jax.scoring.model_tokenizers import (
-    REFERENCE_NAMES,
-    DocumentTexts,
-    ModelTokenizer,
-    encode_texts,
-)
+from frame_jax.scoring.model_tokenizers import DocumentTexts, ModelTokenizer, encode_texts
 from frame_jax.scoring.running_totals import RunningTotals, sample_warnings
 from frame_jax.scoring.scorer import Scorer
 
@@ -62,7 +58,7 @@ def make_passes(
 
     def over(first: int, stop: int) -> ScoringPass:
         scorer = Scorer(references[first:stop], scoring)
-        return ScoringPass(REFERENCE_NAMES[first:stop], scorer, readings[first])
+        return ScoringPass(REFERENCES[first:stop], scorer, readings[first])
 
     return [over(0, 2)] if scoring.unit == "token" else [over(0, 1), over(1, 2)]
 
@@ -197,8 +193,8 @@ def write_scores(path: Path, index: pa.Table, scores: Sequence[Scores]) -> None:
         columns["predicted_tokens"] = scores[0].predicted_tokens
     else:
         columns["bytes"] = index["bytes"]
-        for name, each in zip(REFERENCE_NAMES, scores, strict=True):
+        for name, each in zip(REFERENCES, scores, strict=True):
             columns[f"predicted_tokens_{name}"] = each.predicted_tokens
-    columns |= {f"nll_{name}": sums for name, sums in zip(REFERENCE_NAMES, nll, strict=True)}
+    columns |= {f"nll_{name}": sums for name, sums in zip(REFERENCES, nll, strict=True)}
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")
