@@ -149,14 +149,11 @@ def find_agreement(
     What both make of the `middle` of their overlap depends on where neither begins or ends, so it
     is what the whole text gives. A text without such a middle is, say, one long word.
 
-    Args:
-        left: Ids [tokens] and places [tokens, 2] (first character and one past the last, in the
-            whole text) of one window.
-        right: Those of the next.
-        middle: First character, and one past the last, of the region to compare.
+    Windows are ids [tokens] and places [tokens, 2], which are, like the middle, a first character
+    and one past the last, in the whole text.
 
     Returns:
-        None where the tokens that begin there differ, or where there are none.
+        None where the tokens that begin in the middle differ, or where there are none.
     """
     found = []
     for ids, spans in (left, right):

@@ -27,16 +27,11 @@ EXACT = 1 / 128  # multiples of this up to 128 sum exactly in float32, 1,024 of 
 
 @recompute_in_backward
 def document_convolution(x: Array, weight: Array, bias: Array | None, positions: Array) -> Array:
-    """Causal convolution of each channel by itself inside documents, then SiLU; in float32.
+    """Causal convolution of each channel of `x`, [B, T, C], by itself inside documents, then SiLU;
+    in float32, the result in the dtype of `x`.
 
-    Args:
-        x: [B, T, C].
-        weight: [W, C] float32; row j counts the token j back. (Checkpoints have the oldest first.)
-        bias: [C] float32, or None.
-        positions: [B, T] int32, position of each token inside its document.
-
-    Returns:
-        [B, T, C], dtype of `x`.
+    `weight` is [W, C] float32, its row j counts the token j back (checkpoints have the oldest
+    first); `bias` is [C] float32, positions are [B, T] int32, of each token inside its document.
     """
     x32, T = x.astype(jnp.float32), x.shape[1]
     total = x32 * weight[0]

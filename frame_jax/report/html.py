@@ -34,14 +34,11 @@ def join_html(children: Sequence[str]) -> Html:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     """A table that scrolls sideways on a narrow screen; the first cell of each row names it."""
     head = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in header)))
-    body = tag(
-        "tbody",
-        *(
-            tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
-            for row in rows
-        ),
+    lines = (
+        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
+        for row in rows
     )
-    return tag("div", tag("table", head, body), class_="scroll", tabindex="0")
+    return tag("div", tag("table", head, tag("tbody", *lines)), class_="scroll", tabindex="0")
 
 
 def note(text: str) -> Html:

@@ -50,14 +50,9 @@ def score_documents(
     """Scores documents under every model of `scorer`.
 
     Sums are made in float64 on the host, so they do not depend on how documents are packed beyond
-    what the model's own arithmetic does.
-
-    Args:
-        scorer: The models.
-        documents: Text tokens of each document, without BOS or EOS. Read as needed.
-        bos_id: Id that conditions a document's first token.
-        overlap: As in `ScoringConfig.overlap`.
-        report: Called with each batch's share, in order.
+    what the model's own arithmetic does. Documents are the text tokens of each, without BOS or EOS,
+    read as needed; `bos_id` conditions their first tokens. `report` is called with each batch's
+    share, in order.
     """
     predicted: list[int] = []
 

@@ -43,12 +43,9 @@ class Scorer:
         scoring: ScoringConfig,
         score: Callable[..., jax.Array] | None = None,
     ):
-        """Places the parameters; compiles at the first call.
+        """Places the parameters of models that share a vocabulary; compiles at the first call.
 
-        Args:
-            models: Decoders with their parameters, which must share a vocabulary.
-            scoring: Context, rows of a device, chunks of the loss, devices of a copy (`fsdp`).
-            score: Values of tokens in place of their NLL: another function like `score_rows`.
+        Another function like `score_rows` gives other values of tokens in place of their NLL.
 
         Raises:
             UserError: if `fsdp` does not divide the number of devices.
