@@ -82,23 +82,22 @@ class Batch(NamedTuple):
 
 def make_batch(rows: list[WindowRow], row_count: int, length: int) -> Batch:
     """Lays out at most `row_count` rows in arrays; missing rows are all padding."""
-    arrays = np.zeros((4, row_count, length), np.int32)
-    inputs, targets, segment_ids, positions = arrays.reshape(4, -1)  # views
+    inputs, targets, segment_ids, positions = np.zeros((4, row_count, length), np.int32)
     windows: list[Window] = []
     starts: list[int] = []
     count_up = np.arange(length, dtype=np.int32)
     for index, row in enumerate(rows):
-        offset = index * length
+        offset = 0
         for segment, window in enumerate(row, 1):
             stop = offset + window.length
-            inputs[offset:stop] = window.ids[:-1]
-            targets[offset:stop] = window.ids[1:]
-            segment_ids[offset:stop] = segment
-            positions[offset:stop] = count_up[: window.length]
+            inputs[index, offset:stop] = window.ids[:-1]
+            targets[index, offset:stop] = window.ids[1:]
+            segment_ids[index, offset:stop] = segment
+            positions[index, offset:stop] = count_up[: window.length]
             windows.append(window)
-            starts.append(offset)
+            starts.append(index * length + offset)
             offset = stop
-    return Batch(*arrays, windows, np.array(starts, np.int64))
+    return Batch(inputs, targets, segment_ids, positions, windows, np.array(starts, np.int64))
 
 
 def make_batches(rows: Iterable[WindowRow], row_count: int, length: int) -> Iterator[Batch]:
