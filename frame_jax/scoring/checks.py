@@ -9,12 +9,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer_training import load_given_tokenizer
 from frame_jax.errors import UserError, print_warning
 from frame_jax.files import find_remote_files, is_checkpoint, is_remote, local_copy
-from frame_jax.models.hugging_face.weights import (
-    find_adapter,
-    find_tensors,
-    read_decoder,
-    read_tensor,
-)
+from frame_jax.models.hugging_face import weights
 from frame_jax.models.transformer import Decoder
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
@@ -71,8 +66,8 @@ def check_imported(
         raise UserError(f"{key}: there is no folder {checkpoint}: correct the path")
     if is_remote(checkpoint):
         refuse_pickled(key, checkpoint, folder)
-    decoder = read_decoder(folder, longest=config.scoring.context)
-    tensors = find_tensors(folder, decoder)
+    decoder = weights.read_decoder(folder, longest=config.scoring.context)
+    tensors = weights.find_tensors(folder, decoder)
     if config.scoring.unit == "byte":
         load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
         return decoder, tensors
@@ -137,7 +132,9 @@ def same_weights(one: tuple[Decoder, Tensors], other: tuple[Decoder, Tensors]) -
     if decoder != other_decoder or files.keys() != other_places.keys():
         return False
     return all(
-        np.array_equal(read_tensor(files[name], name), read_tensor(other_places[name], name))
+        np.array_equal(
+            weights.read_tensor(files[name], name), weights.read_tensor(other_places[name], name)
+        )
         for name in files
     )
 
@@ -149,7 +146,7 @@ def reference_warnings(config: RunConfig) -> Iterator[str]:
     for name in REFERENCES:
         checkpoint = getattr(config.reference, name).checkpoint
         if checkpoint is not None:
-            adapter = find_adapter(local_copy(checkpoint, is_checkpoint))
+            adapter = weights.find_adapter(local_copy(checkpoint, is_checkpoint))
             if adapter is not None:
                 yield (
                     f"reference.{name}.checkpoint: {adapter} is not applied; the model is scored "
