@@ -1,25 +1,13 @@
 """MosaicML streaming: a module that reads the stages' rows in order."""
 
+from pathlib import Path
+
 from frame_jax.export.order.formats.notes import Files, own_rows_files
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages
 
 DATA_FORMATS = ("mds",)
 
-MOSAICML = '''# Curriculum {curriculum!r} for MosaicML streaming: the rows of every stage, in order.
-
-from streaming import Stream, StreamingDataset
-
-DATA = {data!r}{cache}
-FOLDERS = {folders}
-
-
-def dataset(batch_size: int, **options) -> StreamingDataset:
-    """`batch_size`: sequences of one device; all devices together have {batch_size}."""
-    streams = [Stream({stream}) for folder in FOLDERS]
-    return StreamingDataset(
-        streams=streams, shuffle=False, num_canonical_nodes=1, batch_size=batch_size, **options
-    )
-'''
+MOSAICML = Path(__file__).with_suffix(".template").read_text("utf-8")
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:

@@ -1,35 +1,13 @@
 """nanotron: a config and a launch for each stage."""
 
+from pathlib import Path
+
 from frame_jax.export.order.formats.notes import Files, as_yaml, format_notes
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, stage_spans
 
 DATA_FORMATS = ("jsonl", "parquet")
 
-DATATROVE = """# Tokenizes each quadrant's documents for nanotron; needs datatrove[io,processing].
-import json
-from pathlib import Path
-
-from datatrove.executor.local import LocalPipelineExecutor
-from datatrove.pipeline.readers import {reader}
-from datatrove.pipeline.tokens import DocumentTokenizer
-
-DATA = {data!r}
-EOS = json.load(Path("tokenizer/tokenizer_config.json").open(encoding="utf-8"))["eos_token"]
-
-if __name__ == "__main__":
-    for quadrant in {cells}:
-        folder = f"{{DATA}}/{{quadrant}}"
-        steps = [
-            {reader}(folder, glob_pattern="{pattern}", text_key="text", id_key="doc_id"),
-            DocumentTokenizer(
-                folder,
-                tokenizer_name_or_path="tokenizer/tokenizer.json",
-                eos_token=EOS,
-                shuffle_documents=False,
-            ),
-        ]
-        LocalPipelineExecutor(steps, tasks=1, skip_completed=False).run()
-"""
+DATATROVE = Path(__file__).with_suffix(".template").read_text("utf-8")
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:

@@ -1,47 +1,13 @@
 """OLMo-core: a module that reads the stages' rows in order."""
 
+from pathlib import Path
+
 from frame_jax.export.order.formats.notes import Files, own_rows_files
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages
 
 DATA_FORMATS = ("npy",)
 
-OLMO_CORE = '''# Curriculum {curriculum!r} for OLMo-core: the rows of every stage, in order.
-
-from olmo_core.data import TokenizerConfig
-from olmo_core.data.composable import (
-    ComposableDataLoader,
-    ComposableDataLoaderConfig,
-    ConcatAndChunkInstanceSourceConfig,
-)
-from olmo_core.data.types import NumpyDatasetDType
-
-DATA = {data!r}
-FOLDERS = {folders}
-STEPS = {steps}
-
-tokenizer = TokenizerConfig(
-    vocab_size={vocab_size}, bos_token_id={bos_id}, eos_token_id={eos_id}, pad_token_id={bos_id}
-)
-sources = [
-    ConcatAndChunkInstanceSourceConfig.from_npy(
-        f"{{DATA}}/{{folder}}/*.npy",
-        tokenizer=tokenizer,
-        dtype=NumpyDatasetDType.uint32,
-        sequence_length={row},
-        label=folder,
-    )
-    for folder in FOLDERS
-]
-config = ComposableDataLoaderConfig(
-    tokenizer=tokenizer, global_batch_size={batch_size} * {row}, shuffle=False
-)
-
-
-def data_loader(work_dir: str, **distributed) -> ComposableDataLoader:
-    """`distributed`: mesh or dp_process_group."""
-    built = [source.build(work_dir) for source in sources]
-    return config.build(*built, work_dir=work_dir, **distributed)
-'''
+OLMO_CORE = Path(__file__).with_suffix(".template").read_text("utf-8")
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
