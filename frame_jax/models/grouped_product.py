@@ -29,13 +29,8 @@ TPU_BLOCK_BYTES = 2048  # of a row of operands
 
 
 class RoutedTokens(NamedTuple):
-    """Tokens, the experts of each, and their weights.
-
-    Attributes:
-        x: [B, T, D], compute dtype.
-        experts: [B, T, k] int32.
-        weights: [B, T, k] float32.
-    """
+    """Tokens [B, T, D] in the compute dtype, the experts of each, [B, T, k] int32, and their
+    weights, [B, T, k] float32."""
 
     x: Array
     experts: Array

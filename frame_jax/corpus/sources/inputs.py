@@ -132,8 +132,8 @@ def document_of_file(
 
 
 @contextlib.contextmanager
-def open_decompressed(item: Input) -> Iterator[io.BufferedReader]:
-    """Opens a file, compressed or not, for reading the bytes of its text.
+def open_decompressed(item: Input) -> Iterator[Any]:
+    """Opens a file, compressed or not: a buffered reader of the bytes of its text.
 
     Raises:
         UserError: also at a read, as `unreadable_input_error`.
