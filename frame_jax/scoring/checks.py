@@ -15,14 +15,9 @@ from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.phases import REFERENCES
 from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
+from frame_jax.scoring import tokenizers
 from frame_jax.scoring.model_tokenizers import bos_messages, load_own_tokenizer, require_corpus
 from frame_jax.scoring.table import check_table
-from frame_jax.scoring.tokenizers import (
-    read_tokenizer,
-    require_rows,
-    require_same_tokenizer,
-    token_ids,
-)
 
 Tensors = dict[str, Path]
 
@@ -86,9 +81,9 @@ def check_imported(
     else:
         _, chosen = load_given_tokenizer(config.tokenizer)
         tokenizer = local_copy(config.tokenizer.path)
-        bos_id = token_ids(read_tokenizer(tokenizer))[chosen.bos]
-    require_same_tokenizer(folder, tokenizer, key, bos_id)
-    require_rows(decoder.vocab_size, read_tokenizer(tokenizer), bos_id, key)
+        bos_id = tokenizers.token_ids(tokenizers.read_tokenizer(tokenizer))[chosen.bos]
+    tokenizers.require_same_tokenizer(folder, tokenizer, key, bos_id)
+    tokenizers.require_rows(decoder.vocab_size, tokenizers.read_tokenizer(tokenizer), bos_id, key)
     return decoder, tensors
 
 
