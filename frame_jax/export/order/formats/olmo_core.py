@@ -6,7 +6,7 @@ from frame_jax.export.order.formats.notes import Files, own_rows_files
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages
 
 DATA_FORMATS = ("npy",)
-
+NOTES = Path(__file__).with_suffix(".md").read_text("utf-8")
 OLMO_CORE = Path(__file__).with_suffix(".template").read_text("utf-8")
 
 
@@ -24,14 +24,11 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         eos_id=trial_order.special_tokens.eos_id,
         vocab_size=trial_order.special_tokens.vocab_size,
     )
-    text = f"""
-`order.py` builds OLMo-core's composable data loader (3.0 and later): one instance source a stage,
-in order, and `shuffle=False`. Import `data_loader` and give it to your trainer, with
-`max_duration=Duration.steps({steps})`. An instance is a row of this run, of
-{trainer.sequence_length + 1:,} ids of which {trainer.sequence_length:,} are predicted, and instance
-n is row n of the training here, transitions included. The files hold uint32 ids without a header.
-Every row is in one file, and no file holds rows of two stages, so that older releases read them,
-too (`NumpyFSLDatasetConfig`, whose loader must not shuffle). The last
-{trial_order.schedule.rows % trainer.batch_size} rows, less than a batch, are not read. Padding at
-the ends of rows is BOS ({trial_order.special_tokens.bos_id}); here it has no loss."""
+    text = NOTES.format(
+        trainer=trainer,
+        ids=trainer.sequence_length + 1,
+        bos_id=trial_order.special_tokens.bos_id,
+        steps=steps,
+        rest=trial_order.schedule.rows % trainer.batch_size,
+    )
     return own_rows_files(trial_order, trainer, module, text)
