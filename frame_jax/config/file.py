@@ -53,10 +53,8 @@ def make_parser(**kwargs: Any) -> Any:
 
 
 def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
-    """Parses settings from `arguments`, such as `["--config", "run.yaml", "--seed", "1"]`.
-
-    Returns:
-        The config, and the namespace of whatever other options `parser` has.
+    """Parses `arguments`, such as `["--config", "run.yaml", "--seed", "1"]`, to a config and the
+    namespace of whatever other options `parser` has.
 
     Raises:
         UserError: for an unreadable file, an unknown key, a wrong type or an impossible value.

@@ -247,9 +247,8 @@ def bos_tokens_named_by_files(config: RunConfig) -> Iterator[tuple[Path, int | s
     names one."""
     folders = [local_copy(str(config.tokenizer.path)).parent]  # of a remote one, this file alone
     if config.scoring.unit == "token":  # by the byte, a model reads with its own tokenizer
-        for reference in (config.reference.weak, config.reference.strong):
-            if reference.checkpoint is not None:
-                folders.append(local_copy(reference.checkpoint, is_checkpoint))
+        checkpoints = (config.reference.weak.checkpoint, config.reference.strong.checkpoint)
+        folders += [local_copy(path, is_checkpoint) for path in checkpoints if path is not None]
     for folder in dict.fromkeys(folders):
         yield from bos_tokens_named_in(folder)
 

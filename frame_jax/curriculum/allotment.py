@@ -80,9 +80,8 @@ def fill_by_augmenting_paths(
 ) -> tuple[list[int], list[int]] | None:
     """Completes `rows` in place to both sums by shortest augmenting paths (maximum flow).
 
-    Returns:
-        None when the sums are met, otherwise stages that ask for more than their quadrants hold,
-        and those quadrants.
+    Where the sums cannot be met, returns stages that ask for more than their quadrants hold, and
+    those quadrants.
     """
     while True:
         # Breadth first from stages with rows missing: to any quadrant they may use, and from a full

@@ -128,12 +128,8 @@ def round_cumulative_counts(asked: np.ndarray, edges: np.ndarray) -> np.ndarray:
     block go to the largest remainders, and a block that owes too much (a quadrant ran ahead by less
     than a row) passes over the smallest. No quadrant is ever a whole row ahead of what is asked.
 
-    Args:
-        asked: float64 [edges, quadrants], rising, each line's sum its edge, the last line whole.
-        edges: int64 [edges].
-
-    Returns:
-        int64 [edges, quadrants] with the same line sums, the same last line, rising.
+    `asked` is float64 [edges, quadrants], rising, each line's sum its edge, the last line whole.
+    The result is int64 with the same line sums, the same last line, rising.
     """
     asked = np.minimum(asked, np.rint(asked[-1])).tolist()
     asked[-1] = np.rint(asked[-1]).astype(int).tolist()

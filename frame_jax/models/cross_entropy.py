@@ -44,16 +44,10 @@ def chunk_count(rows: int, length: int, chunk_tokens: int) -> int:
 
 
 def token_nll(hidden: Array, unembedding: Array, targets: Array, chunks: int) -> Array:
-    """Negative log-likelihood of each target, in nats.
+    """Negative log-likelihood of each target, in nats: [B, T] float32.
 
-    Args:
-        hidden: [B, T, D], compute dtype.
-        unembedding: [V, D], rounded to the dtype of `hidden`.
-        targets: [B, T] int32.
-        chunks: Chunks the sequence is split into; divides T.
-
-    Returns:
-        [B, T] float32.
+    Hidden states are [B, T, D] in the compute dtype, to which the unembedding, [V, D], is rounded;
+    targets are [B, T] int32. The sequence is split into so many chunks, which divide T.
     """
     w = unembedding.astype(hidden.dtype)
 

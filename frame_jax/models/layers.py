@@ -219,15 +219,10 @@ def swiglu(gate: Array, up: Array) -> Array:
 def rotary_frequencies(
     head_dim: int, theta: float, scaling: RopeScalingConfig | None = None
 ) -> np.ndarray:
-    """Radians a position for each rotary pair, fastest first.
+    """Radians a position for each rotary pair, fastest first: [head_dim / 2] float32.
 
-    Args:
-        head_dim: Width of a head, even.
-        theta: Base of the frequencies.
-        scaling: Stretch for a longer context, by the rule of Llama 3.1.
-
-    Returns:
-        [head_dim / 2] float32.
+    `theta` is the base of the frequencies; `scaling` stretches them for a longer context, by the
+    rule of Llama 3.1.
     """
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling is not None:

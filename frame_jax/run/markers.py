@@ -173,14 +173,12 @@ def with_stale_steps(directory: RunDirectory, table: Sequence[PhaseStep]) -> lis
 
 
 def remove_outputs(directory: RunDirectory, table: Sequence[PhaseStep], phase: str) -> list[str]:
-    """Removes the outputs of a phase (or of one phase step) and of everything made from them.
+    """Removes the outputs of a phase (or of one phase step) and of everything made from them;
+    returns the names of the phase steps.
 
     Arms that the config no longer names are removed where something that they were made from is.
     A marker guards outputs against other settings, so it goes after them, and first from what was
     made last. Outputs only get a temporary name, at once: `remove_temporaries` does the rest.
-
-    Returns:
-        Names of the phase steps removed.
     """
     everything = with_stale_steps(directory, table)
     doomed = downstream_names(table, everything, phase)

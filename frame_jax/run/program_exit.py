@@ -49,11 +49,8 @@ def run_command(
     command: Callable[[argparse.Namespace], int | None],
     arguments: list[str] | None,
 ) -> int:
-    """Parses the command line of a program that computes nothing on accelerators, and runs it.
-
-    Returns:
-        The exit code: what `command` returns, 0 where that is None, or 2 for bad input.
-    """
+    """Parses the command line of a program that computes nothing on accelerators, and runs it;
+    returns the exit code: what `command` returns, 0 where that is None, or 2 for bad input."""
     import jax
 
     options = parser.parse_args(arguments)

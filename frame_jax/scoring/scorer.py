@@ -72,14 +72,12 @@ class Scorer:
     def map_rows(
         self, function: Callable[..., jax.Array], arrays: int, result: PartitionSpec | None = None
     ) -> Callable[..., jax.Array]:
-        """Compiles what one device computes of its rows into a function of all rows.
+        """Compiles what one device computes of its rows into a function of all rows, which computes
+        under the parameters of the time of the call.
 
         `function` takes the models, the specs of their parameters, this device's shards of these
         and of so many `arrays`, [rows, ...] each. `result` is how the result is split, None for a
         first axis of rows.
-
-        Returns:
-            A function of the arrays, which computes under the parameters of the time of the call.
         """
         rows = self._batch_sharding.spec
         mapped = jax.jit(
@@ -157,11 +155,8 @@ def hidden_states(
     segment_ids: jax.Array,
     positions: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs a model on this device's rows, gathering its layers' parameters one layer at a time.
-
-    Returns:
-        [rows, length, D] in the compute dtype, and the output projection, [V, D] float32.
-    """
+    """Runs a model on this device's rows, gathering its layers' parameters one layer at a time:
+    [rows, length, D] in the compute dtype, and the output projection, [V, D] float32."""
     outer = {name: spec for name, spec in specs.items() if name != "layers"}
     whole = all_gather_params({name: shards[name] for name in outer}, outer)
     params = {**whole, "layers": shards["layers"]}
@@ -188,14 +183,12 @@ def score_rows(
     *,
     loss_chunk: int,
 ) -> jax.Array:
-    """What one device computes: the NLL of its rows under every model.
+    """What one device computes: the NLL of its rows under every model, [models, rows, length]
+    float32.
 
     `specs` and `params` are the partition specs of each model's parameters and this device's shards
     of them; the arrays that follow are [rows, length] int32. Logits of `loss_chunk` tokens exist at
     one time.
-
-    Returns:
-        [models, rows, length] float32.
     """
     chunks = chunk_count(inputs.shape[0], inputs.shape[1], loss_chunk)
     losses = []
