@@ -34,8 +34,7 @@ def flatten_settings(value: Any, key: str = "") -> dict[str, Any]:
 
 def settings_to_write(config: RunConfig) -> dict[str, Any]:
     """Every setting as nested plain values, without what is secret in web addresses."""
-    written: dict[str, Any] = json.loads(without_secrets(json.dumps(dataclasses.asdict(config))))
-    return written
+    return json.loads(without_secrets(json.dumps(dataclasses.asdict(config))))
 
 
 def settings_as_yaml(config: RunConfig) -> str:

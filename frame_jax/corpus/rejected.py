@@ -178,11 +178,6 @@ def _documents(directory: RunDirectory) -> str:
     return parquet_table(*list_parts(directory.tokens, ".parquet"))
 
 
-def counts_metadata(counts: Counter[str]) -> dict[bytes, bytes]:
-    """The counts of a part as they are kept."""
-    return {METADATA: json.dumps(counts, sort_keys=True).encode()}
-
-
 def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list[str]:
     """A sentence for each field that was looked for and that no record of its source has."""
     total: Counter[str] = Counter()

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
@@ -19,7 +20,7 @@ from frame_jax.corpus.inventory import expected_signature, keep_inventory
 from frame_jax.corpus.parts import Chunk, plan_parts
 from frame_jax.corpus.rejected import (
     LOST,
-    counts_metadata,
+    METADATA,
     reject_duplicates,
     rejection_line,
     require_few_rejected,
@@ -221,4 +222,4 @@ def _write_rows(path: Path, counts: Counter[str]) -> Iterator[Callable[[Document
         yield add
         if rows:
             flush()
-        writer.add_key_value_metadata(counts_metadata(counts))
+        writer.add_key_value_metadata({METADATA: json.dumps(counts, sort_keys=True).encode()})

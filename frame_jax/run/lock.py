@@ -40,7 +40,10 @@ def hold_lock(directory: RunDirectory) -> Iterator[None]:
     path.touch()
     with path.open("r+b") as file:
         locked = lock_file(file, directory, path)
-        if (is_held_elsewhere(path) if locked else read_holder(path)) and is_beating(path):
+        holder = read_holder(path)
+        # Of a holder on this host the lock itself says that it has ended.
+        ended = locked and holder.endswith(f" on {os.uname().nodename}")
+        if holder and not ended and is_beating(path):
             raise in_use_error(directory, path)
         file.truncate(0)
         with contextlib.suppress(*(OSError,) * locked):  # as in `_beat`
@@ -103,12 +106,6 @@ def in_use_error(directory: RunDirectory, path: Path) -> UserError:
         f"{directory.root} is in use by {read_holder(path) or 'another program'}; wait for it to "
         "end, or choose another --run_directory"
     )
-
-
-def is_held_elsewhere(path: Path) -> bool:
-    """Whether the last holder was on another host and did not end in order."""
-    name = read_holder(path)
-    return bool(name) and not name.endswith(f" on {os.uname().nodename}")
 
 
 def is_beating(path: Path) -> bool:
