@@ -76,18 +76,10 @@ def cross_entropy(
 
     The objective is `loss_mask * (NLL + z_loss_weight * log(Z)**2)` with Z the sum of the
     exponentiated logits, whose drift the second term holds back (PaLM, section 5). Derivatives are
-    the objective's; the NLL has none.
+    the objective's; the NLL has none, and none is made with respect to `loss_mask`.
 
-    Args:
-        hidden: [B, T, D], compute dtype.
-        unembedding: [V, D] float32.
-        targets: [B, T] int32.
-        loss_mask: [B, T] float32; no derivative with respect to it is made.
-        chunks: Chunks the sequence is split into; divides T.
-        z_loss_weight: Weight of the squared logarithm.
-
-    Returns:
-        Two float32 scalars.
+    Arguments are those of `token_nll`, the unembedding in float32, and the mask [B, T] float32. The
+    sums are float32 scalars.
     """
     return _cross_entropy_forward(hidden, unembedding, targets, loss_mask, chunks, z_loss_weight)[0]
 

@@ -32,7 +32,6 @@ ARM_COLOURS = (
 )  # fmt: skip
 QUADRANT_COLOURS = ("#2e86de", "#00a5a0", "#e0a100", "#e4572e")
 
-
 IS_SHOWN = "indexof(shown_arms, datum.arm) >= 0"
 TOKENS = alt.X(
     "tokens:Q",

@@ -18,7 +18,6 @@ class Source(Protocol):
         Raises:
             UserError: where there is nothing to read.
         """
-        ...
 
     def read_records(
         self, config: SourceConfig, item: Input, record_slice: RecordSlice
@@ -30,7 +29,6 @@ class Source(Protocol):
         Raises:
             UserError: where the input as a whole cannot be read.
         """
-        ...
 
 
 SOURCES: dict[str, Source] = {
