@@ -116,8 +116,11 @@ def local_checkpoint_folder(folder: Path, step: int | None) -> Iterator[Path]:
         UserError: if the bucket cannot be read, or the copy there is damaged.
     """
     here = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    if step in here:
+        yield folder
+        return
     copies = CheckpointCopies(folder, (), 1)
-    there = [] if step in here else copies.steps()
+    there = copies.steps()
     step = max([*here, *there], default=None) if step is None else step
     if step in here or step not in there:
         yield folder
