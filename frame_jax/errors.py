@@ -5,8 +5,6 @@ Library code logs: notes at the level INFO, warnings at WARNING, to loggers belo
 program that is started from a command line shows them as lines on stderr (`log_to_stderr`).
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os
@@ -56,6 +54,11 @@ def print_error(error: UserError) -> None:
 def print_note(text: str) -> None:
     """Prints one line on stderr about what a run has decided or found."""
     logging.getLogger(__name__).info("%s", text)
+
+
+def print_warning(text: str) -> None:
+    """Prints one line on stderr about what is likely to be a mistake."""
+    logging.getLogger(__name__).warning("%s", text)
 
 
 class PlainLines(logging.Handler):

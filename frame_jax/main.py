@@ -4,8 +4,6 @@ Runs seven phases (tokenize, reference, score, partition, pretrain, evaluate, re
 that are complete and resumes the one that was interrupted. On several hosts, run it on every host.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import sys
@@ -18,13 +16,10 @@ if __name__ == "__main__":
 
 from frame_jax.config.file import make_parser, parse
 from frame_jax.config.run import RunConfig
+from frame_jax.config.settings import settings_as_yaml
 from frame_jax.errors import UserError, log_to_stderr
 from frame_jax.run import compute_dtype, markers, phases
-from frame_jax.run.directory import (
-    RunDirectory,
-    atomic_path,
-    remove_temporaries,
-)
+from frame_jax.run.directory import RunDirectory, atomic_path, remove_temporaries
 from frame_jax.run.lock import hold_lock
 from frame_jax.run.program_exit import report_error, run_main, run_on_all_processes
 
@@ -34,12 +29,9 @@ PIPED_WIDTH = 132  # of the last table where there is no terminal
 def parser() -> Any:
     """The command line's options: the run's settings, and what to do with them."""
     options = make_parser(prog="python -m frame_jax.main", description=__doc__)
-    options.add_argument(
-        "--until", choices=phases.PHASES, default=None, help="Stop after this phase."
-    )
+    options.add_argument("--until", choices=phases.PHASES, help="Stop after this phase.")
     options.add_argument(
         "--redo",
-        default=None,
         help="Remove the outputs of this phase (or of one arm, such as pretrain-frame) and of all "
         "that was made from them, then run.",
     )
@@ -49,13 +41,11 @@ def parser() -> Any:
     options.add_argument(
         "--tokens_per_second",
         type=float,
-        default=None,
         help="Training speed of the target model, for the times that --plan prints.",
     )
     options.add_argument(
         "--corpus_tokens",
         type=float,
-        default=None,
         help="Tokens of the corpus, such as 1e12, for a --plan before it is tokenized or there.",
     )
     return options
@@ -63,13 +53,8 @@ def parser() -> Any:
 
 def write_config(config: RunConfig, directory: RunDirectory) -> None:
     """Writes `RUN/config.yaml`: every setting of the run, defaults included."""
-    import yaml
-
-    from frame_jax.config.settings import settings_to_write
-
     with atomic_path(directory.config) as temporary:
-        text = yaml.safe_dump(settings_to_write(config), sort_keys=False, allow_unicode=True)
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(settings_as_yaml(config), "utf-8")
 
 
 def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None = None) -> int:
@@ -152,9 +137,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
 
 
 def is_finished(
-    directory: RunDirectory,
-    todo: list[phases.PhaseStep],
-    expected: dict[str, markers.Marker],
+    directory: RunDirectory, todo: list[phases.PhaseStep], expected: dict[str, markers.Marker]
 ) -> bool:
     """Whether all of `todo` is complete; refuses outputs made under other settings."""
     for phase_step in todo:

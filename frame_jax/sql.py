@@ -5,8 +5,6 @@ itself, it reads `runs/a[1]` as a pattern, which `runs/a1` meets, makes a folder
 the way to a file a column, and takes a leading `~` for somebody's home.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager

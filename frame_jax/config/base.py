@@ -1,7 +1,5 @@
 """What every part of the config tree is made with."""
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 from dataclasses import field
@@ -34,14 +32,10 @@ def later(default: Any) -> Any:
 
 
 def check_bounds(settings: Any, where: str) -> None:
-    """Refuses values outside of the bounds of their fields; None is inside of any.
-
-    Args:
-        settings: A dataclass.
-        where: What its keys begin with in messages, with a dot at the end.
+    """Refuses values outside of the bounds of a dataclass's fields; None is inside of any.
 
     Raises:
-        UserError: naming the key and its bounds.
+        UserError: naming the key, which begins with `where`, and its bounds.
     """
     for f in dataclasses.fields(settings):
         value, bounds = getattr(settings, f.name), f.metadata.get("bounds", {})

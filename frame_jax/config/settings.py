@@ -1,7 +1,5 @@
 """Settings of a config by dotted key."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Any
@@ -41,8 +39,14 @@ def flatten_settings(value: Any, key: str = "") -> dict[str, Any]:
 
 def settings_to_write(config: RunConfig) -> dict[str, Any]:
     """Every setting as nested plain values, without what is secret in web addresses."""
-    written: dict[str, Any] = json.loads(without_secrets(json.dumps(dataclasses.asdict(config))))
-    return written
+    return json.loads(without_secrets(json.dumps(dataclasses.asdict(config))))
+
+
+def settings_as_yaml(config: RunConfig) -> str:
+    """The same as a config file."""
+    import yaml
+
+    return yaml.safe_dump(settings_to_write(config), sort_keys=False, allow_unicode=True)
 
 
 def setting_at(config: RunConfig, key: str) -> Any:

@@ -1,18 +1,14 @@
 """Makes the chapters of a report: figures, tables and notes."""
 
-from __future__ import annotations
-
 import dataclasses
 import platform
 from collections.abc import Callable
 from importlib import metadata
 from typing import Literal
 
-import yaml
-
 from frame_jax.config.run import RunConfig
-from frame_jax.config.settings import settings_to_write
-from frame_jax.corpus.rejected import read_summary_messages
+from frame_jax.config.settings import settings_as_yaml
+from frame_jax.corpus.rejected import summary_messages
 from frame_jax.evaluation.results import TrialResult
 from frame_jax.models.transformer import read_description
 from frame_jax.report import documents, figures, notes, sections, task_results, training_curves
@@ -52,6 +48,7 @@ class Figure:
 Piece = Html | Figure
 
 TASK_PANELS = 12  # drawn; the table has them all
+MESSAGES = {"tokenize": "tokenizer", "score": "warnings", "partition": "warnings"}  # in summaries
 SPEED_POINTS = 120  # of a curve: speed jitters more than it says
 
 
@@ -230,12 +227,9 @@ def speed_chapter(data: ReportData, directory: RunDirectory) -> list[Piece]:
 
 def phase_messages(directory: RunDirectory) -> list[str]:
     """The messages of the phases on what they decided or rejected, as on the terminal."""
-    lines = read_summary_messages(directory)
-    for phase_step, key in (
-        ("tokenize", "tokenizer"),
-        ("score", "warnings"),
-        ("partition", "warnings"),
-    ):
+    tokenized = read_marker(directory, "tokenize")
+    lines = [] if tokenized is None else summary_messages(tokenized.summary, directory)
+    for phase_step, key in MESSAGES.items():
         marker = read_marker(directory, phase_step) or Marker()
         lines += [line for line in marker.summary.get(key, []) if line not in lines]
     return lines
@@ -243,12 +237,11 @@ def phase_messages(directory: RunDirectory) -> list[str]:
 
 def settings_chapter(config: RunConfig) -> list[Piece]:
     """Everything that is needed to make the run again."""
-    text = yaml.safe_dump(settings_to_write(config), sort_keys=False, allow_unicode=True)
     versions = [["python", platform.python_version()], ["platform", platform.platform()]]
     versions += [[name, metadata.version(name)] for name in LIBRARIES]
     return [
         tag("h2", "Settings and versions"),
         *(tag("p", line) for line in phase_messages(RunDirectory(config.run_directory))),
-        folded_section("Every setting of the run", tag("pre", text)),
+        folded_section("Every setting of the run", tag("pre", settings_as_yaml(config))),
         folded_section("Versions", table(["library", "version"], versions)),
     ]

@@ -3,8 +3,6 @@
 DuckDB does the counting, so memory does not grow with the corpus.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A phase is one or more phase steps: `reference_step` is three, `pretrain_step` o
 under a seed).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ from frame_jax.config.run import RunConfig, Trial
 
 PHASES = ("tokenize", "reference", "score", "partition", "pretrain", "evaluate", "report")
 
-REFERENCES = ("weak", "strong")
+REFERENCES = ("weak", "strong")  # the reference models, in the order of their scores
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,10 +17,10 @@ from frame_jax.config.run import RunConfig
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts
-from frame_jax.run.phases import replica_name
+from frame_jax.run.phases import REFERENCES, replica_name
 from frame_jax.run.trial_record import load_trial_record
 from frame_jax.scoring.documents import score_documents
-from frame_jax.scoring.model_tokenizers import REFERENCE_NAMES, DocumentTexts
+from frame_jax.scoring.model_tokenizers import DocumentTexts
 from frame_jax.scoring.score_parts import (
     ScoringPass,
     read_index,
@@ -36,7 +36,7 @@ def other_references(config: RunConfig, directory: RunDirectory, name: str) -> d
     """What takes the place of each reference model that is trained here; an imported one has
     neither an earlier checkpoint nor a replica. Nothing where an older release, which kept no half,
     trained them."""
-    trained = [n for n in REFERENCE_NAMES if getattr(config.reference, n).checkpoint is None]
+    trained = [n for n in REFERENCES if getattr(config.reference, n).checkpoint is None]
     if name == "replica":
         return {model: (replica_name(model), None) for model in trained}
     halves = {model: load_trial_record(directory.reference(model)).steps // 2 for model in trained}
