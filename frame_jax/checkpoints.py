@@ -144,10 +144,31 @@ def saved_consumed_rows(folder: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
+def saved_digests(folder: Path, step: int) -> dict[str, int]:
+    """Reads the digests that a checkpoint carries of its arrays.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    try:
+        with (
+            local_checkpoint_folder(folder, step) as local_folder,
+            ocp.training.Checkpointer(glob_safe_path(local_folder)) as orbax,
+        ):
+            return read_metadata(orbax, step).digests
+    except (DamagedError, UnreachableError) as error:
+        raise UserError(f"{folder / str(step)} cannot be read ({error})") from error
+
+
 def load_params(
-    folder: Path, decoder: Decoder, step: int | None = None, *, ema: bool = False
+    folder: Path,
+    decoder: Decoder,
+    step: int | None = None,
+    *,
+    ema: bool = False,
+    shardings: Any = None,
 ) -> Params:
-    """Loads the parameters of a checkpoint as NumPy arrays on every process that calls this.
+    """Loads the parameters of a checkpoint on every process that calls this.
 
     All processes must call it together.
 
@@ -156,15 +177,22 @@ def load_params(
         decoder: The model, which says what must be there.
         step: Which checkpoint; None takes the newest.
         ema: Load the moving average of the parameters that the optimizer keeps instead.
+        shardings: Where on the devices each goes; None gives whole NumPy arrays.
 
     Returns:
-        Nested dict of float32 NumPy arrays.
+        Nested dict of float32 arrays.
 
     Raises:
         UserError: if the checkpoint cannot be read, is out of reach, is not this model's, or has
             no average.
     """
-    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), decoder.shapes())
+    if shardings is None:
+        like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), decoder.shapes())
+    else:
+        like = jax.tree.map(
+            lambda leaf, target: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target),
+            *(decoder.shapes(), shardings),
+        )
     path = folder if step is None else folder / str(step)
     try:
         with (
@@ -176,7 +204,11 @@ def load_params(
                 params = _load_ema(orbax, step, like)
             else:
                 params = load_arrays(orbax, step, {"params": like})["params"]
-        if int(array_digest.array_digest(params, np)) != digests["ema" if ema else "params"]:
+        if shardings is None:
+            found = array_digest.array_digest(params, np)
+        else:
+            found = array_digest.tree_digests({"params": params})["params"]
+        if int(found) != digests["ema" if ema else "params"]:
             raise DamagedError("its params are not what was saved")
     except UnreachableError as error:
         raise storage_error(path, error) from error
@@ -192,17 +224,18 @@ def mean_of_checkpoints(checkpoints: Iterable[Any], decay: float | None = None) 
     """Averages trees of float32 arrays, which are read one after the other, oldest first.
 
     Args:
-        checkpoints: Trees of the same shape; one is held beside the running mean at a time.
+        checkpoints: Trees of the same shape, of NumPy or on devices; one is held beside the running
+            mean at a time.
         decay: The weight of each by the weight of the one after it; None weighs all the same.
     """
     mean, total = None, 0.0
     for params in checkpoints:
         total = (1.0 if decay is None else decay) * total + 1.0
+        share = np.float32(1 / total)
         if mean is None:
-            mean = jax.tree.map(lambda leaf: np.array(leaf, np.float32), params)
-            continue
-        for kept, leaf in zip(jax.tree.leaves(mean), jax.tree.leaves(params), strict=True):
-            kept += (np.asarray(leaf) - kept) * np.float32(1 / total)
+            mean = params
+        else:
+            mean = jax.tree.map(lambda kept, leaf: kept + (leaf - kept) * share, mean, params)  # noqa: B023
     return mean
 
 

@@ -153,8 +153,9 @@ def local_copy(path: str, wanted: Callable[[str], bool] = lambda name: True) -> 
 
 
 def is_checkpoint(name: str) -> bool:
-    """Whether a file of a model's folder is needed: safetensors weights and JSON at its top."""
-    return "/" not in name and name.endswith((".safetensors", ".json"))
+    """Whether a file of a model's folder is needed: weights, settings and tokenizer at its top."""
+    others = (".json", ".jinja", "merges.txt", "tokenizer.model", "spiece.model")
+    return "/" not in name and name.endswith((".safetensors", *others))
 
 
 def _download(file: File, target: Path) -> None:

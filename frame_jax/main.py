@@ -64,6 +64,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
         UserError: for anything the user can fix.
     """
     from frame_jax.corpus.inventory import expected_signature, require_apart, require_splits
+    from frame_jax.training import initial_digest
 
     directory = RunDirectory(config.run_directory)
     table = phases.list_phase_steps(config)
@@ -73,9 +74,10 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
             raise UserError(f"--redo {redo}: choose one of {', '.join(dict.fromkeys(names))}")
     signature = expected_signature(config, directory, redo)
     given, config = config, compute_dtype.with_recorded_types(config, directory)
-    expected = markers.expected_markers(config, table, signature)
+    weights = initial_digest.recorded_digest(config, directory)
+    expected = markers.expected_markers(config, table, signature, weights)
     todo = phases.select_until(table, until)
-    decided = not any(
+    decided = weights != initial_digest.UNKNOWN and not any(
         compute_dtype.undecided_keys(expected[phase_step.name].settings) for phase_step in todo
     )
     if redo is None and decided and is_finished(directory, todo, expected):
@@ -91,6 +93,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     from frame_jax.quadrants.mixture import check_mixture
     from frame_jax.run import storage
     from frame_jax.scoring.checks import check_references
+    from frame_jax.training.initial import check_initial
     from frame_jax.training.metrics import import_function
 
     needed = replica_bytes(config)
@@ -100,7 +103,9 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     if until != "tokenize":  # which computes nothing
         config, notes = compute_dtype.decide_types(given, config)
         messages += notes
-        expected = markers.expected_markers(config, table, signature)
+        if "pretrain" in {phase_step.phase for phase_step in todo}:
+            weights = initial_digest.agreed_digest(config, weights)
+        expected = markers.expected_markers(config, table, signature, weights)
     if redo is None:
         is_finished(directory, todo, expected)
     again = [] if redo is None else markers.downstream_names(table, table, redo)
@@ -123,6 +128,8 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
             check_mixture(config, directory)
         if "score" in phases_left:
             check_references(config, directory, tokenizer_anew="tokenize" in again)
+        if "pretrain" in phases_left:
+            check_initial(config, directory, tokenizer_anew="tokenize" in again)
         if "evaluate" in phases_left:
             check_tasks(config.evaluation.tasks)
 

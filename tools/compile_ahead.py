@@ -59,6 +59,7 @@ from frame_jax.parallel.sharding import (
     make_mesh,
     param_shardings,
 )
+from frame_jax.planning.costs import planned_target
 from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.scoring.scorer import score_rows
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
@@ -156,8 +157,9 @@ def plan(config: RunConfig, step: str, mesh: Mesh) -> tuple[list[Decoder], Any, 
     vocab_size = -(-config.tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     if step == "train":
         training, length = config.pretrain.training, config.partition.rows.sequence_length
-        decoder = Decoder(config.pretrain.model, vocab_size, remat=training.remat)
-        flops = 3 * forward_flops_per_token(Decoder(config.pretrain.model, vocab_size), length)
+        target = planned_target(config)[0]
+        decoder = dataclasses.replace(target, remat=training.remat)
+        flops = 3 * forward_flops_per_token(target, length)
         return [decoder], compile_train, training.batch_size * length, flops
     context = config.scoring.context
     models = [config.reference.weak.model, config.reference.strong.model]

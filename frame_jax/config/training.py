@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,18 +16,24 @@ class LRScheduleConfig:
     """The learning rate, a pure function of the global step.
 
     Attributes:
-        kind: `constant`, `cosine` or `wsd` (warmup, stable, decay). All begin with a linear warmup.
+        kind: After a linear warmup, `constant`; `cosine` or `linear`, which fall to the end of the
+            steps; `wsd` (warmup, stable, decay); or `inverse_sqrt`, the peak times the root of the
+            warmup's steps over the steps made.
         peak: The highest learning rate.
+        initial: Where the warmup starts, as a share of the peak: above 0 where a model is continued
+            that was left at such a rate.
         warmup_fraction: Share of the steps spent warming up.
         decay_fraction: Share of the steps over which `wsd` decays.
         decay_end: Where that decay ends, as a share of the steps.
-        final_fraction: Learning rate after the decay as a share of the peak (`cosine`, `wsd`).
+        final_fraction: Learning rate after the decay as a share of the peak (`cosine`, `linear`,
+            `wsd`); below it `inverse_sqrt` does not fall.
         restart_at_stages: Go through the schedule in every stage instead of once, shares being
             shares of the stage; with `constant`, a new warm-up at each stage start.
     """
 
-    kind: Literal["constant", "cosine", "wsd"] = "wsd"
+    kind: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = "wsd"
     peak: float = number(1e-3, above=0, below=float("inf"))
+    initial: float = number(0.0, least=0, most=1)
     warmup_fraction: float = number(0.02, least=0, most=1)
     decay_fraction: float = number(0.1, least=0, most=1)
     decay_end: float = number(1.0, least=0, most=1)
@@ -176,13 +183,55 @@ class ReferenceConfig:
 
 
 @dataclass(frozen=True)
+class InitialConfig:
+    """The model that the target model starts from, in place of random weights.
+
+    Attributes:
+        checkpoint: A Hugging Face checkpoint folder or its URL, as in `reference.*.checkpoint`.
+        run: A run directory of this program, in place of a checkpoint.
+        trial: Its trial, such as `frame-seed1`; null where it has one alone.
+        step: One of the trial's kept checkpoints; null takes the last.
+        weights: An average of the trial's weights in place of a step's: `ema`, or the mean of the
+            last kept ones, `last6` or `last6-0.9`, see `evaluation.averages`.
+    """
+
+    checkpoint: str | None = None
+    run: str | None = None
+    trial: str | None = None
+    step: int | None = number(None, least=0)
+    weights: str | None = None
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "pretrain.initial.")
+        require(
+            (self.checkpoint is None) != (self.run is None),
+            "pretrain.initial needs either checkpoint or run",
+        )
+        require(
+            self.run is not None or (self.trial, self.step, self.weights) == (None, None, None),
+            "pretrain.initial: trial, step and weights go with run",
+        )
+        require(
+            self.step is None or self.weights is None,
+            "pretrain.initial: step and weights are two choices: keep one",
+        )
+        require(
+            re.fullmatch(r"ema|last\d+(-0\.\d+)?", self.weights or "ema") is not None,
+            f"pretrain.initial.weights must be ema, or such as last6 or last6-0.9, not "
+            f"{self.weights!r}",
+        )
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """The target model; every curriculum trains one from the same initial weights.
 
     Attributes:
-        model: Its shape.
+        model: Its shape; of a model that is continued only what should be checked.
+        initial: The model that it starts from; null starts from random weights.
         training: How it is trained.
     """
 
     model: ModelConfig = ModelConfig()
+    initial: InitialConfig | None = None
     training: TrainingConfig = TrainingConfig()

@@ -74,6 +74,7 @@ def score_tasks(
     ]
     every_stage = config.evaluation.tasks_at == "stage_ends"
     steps = {record.steps, *(stage.last_step for stage in record.stages if every_stage)}
+    steps |= set() if config.pretrain.initial is None else {0}
     at = [*map(Weights.of_step, sorted(steps)), *means]
     planned = [
         (weights, task, task_parts(directory, trial, weights, task))

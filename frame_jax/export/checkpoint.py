@@ -21,6 +21,7 @@ from frame_jax.errors import UserError
 from frame_jax.evaluation.results import read_result
 from frame_jax.evaluation.weights import Weights, load_weights
 from frame_jax.models.hugging_face.export import export_checkpoint
+from frame_jax.models.hugging_face.origin import kept_origin
 from frame_jax.models.transformer import Decoder, read_description
 from frame_jax.run.directory import RunDirectory, new_folder
 from frame_jax.run.partition_record import read_partition_record
@@ -108,6 +109,7 @@ def export_trial(
     else:
         weights = Weights.of_step(choose_checkpoint_step(trial_record, saved, step, stage))
     decoder, special_tokens = read_description(folder), read_special_tokens(directory)
+    origin = kept_origin(folder)
     with new_folder(out) as temporary:
         export_checkpoint(
             temporary,
@@ -117,8 +119,9 @@ def export_trial(
             bos_id=special_tokens.bos_id,
             eos_id=special_tokens.eos_id,
             context=trial_record.sequence_length,
+            origin=origin,
         )
-        card = model_card(directory, trial, trial_record, weights, decoder, ema)
+        card = model_card(directory, trial, trial_record, weights, decoder, ema, origin is not None)
         (temporary / "README.md").write_text(f"{header}\n{card}", "utf-8")
     return weights.step
 
@@ -154,6 +157,7 @@ def model_card(
     weights: Weights,
     decoder: Decoder,
     ema: bool,
+    continued: bool,
 ) -> str:
     """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
     vocab_size, step = read_special_tokens(directory).vocab_size, weights.step
@@ -171,9 +175,15 @@ def model_card(
     rows = f"The embedding has {decoder.vocab_size:,} rows, the tokenizer {vocab_size:,} tokens"
     rest = "the rest is padding, which the model has learned never to predict"
     rows = f"{rows}: {rest}." if decoder.vocab_size > vocab_size else f"{rows}."
+    began = initial_model(directory)
+    framing = "BOS stands before every text, and special tokens that a text spells out stay text."
+    comment = "  # begins with BOS"
+    if continued:
+        comment = ""
+        framing = "Tokenizer, generation settings and chat template are those of that model."
     return f"""# {trial}, step {step:,} of {trial_record.steps:,}
 
-A base language model of {decoder.parameter_count():,} parameters, trained from scratch on about
+A base language model of {decoder.parameter_count():,} parameters, {began} on about
 {tokens:,} tokens with frame_jax {__version__}, curriculum `{trial}`, in sequences of
 {trial_record.sequence_length:,} tokens. It is not tuned to follow instructions, and nothing was
 done to make its output safe.{about}
@@ -183,11 +193,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
-ids = tokenizer("Once upon a time", return_tensors="pt").input_ids  # begins with BOS
+ids = tokenizer("Once upon a time", return_tensors="pt").input_ids{comment}
 print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))
 ```
 
-{rows} BOS stands before every text, and special tokens that a text spells out stay text.
+{rows} {framing}
 
 ## Order of the data
 
@@ -197,6 +207,15 @@ print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))
 
 Stages with a smooth transition overlap: around a boundary both neighbours are mixed.
 {data_section(directory)}{held_out_section(directory, trial, weights, ema)}"""
+
+
+def initial_model(directory: RunDirectory) -> str:
+    """How the training of a run's models began, for the model card."""
+    text = directory.config.read_text("utf-8") if directory.config.exists() else "{}"
+    initial = yaml.safe_load(text).get("pretrain", {}).get("initial")
+    if not initial:
+        return "trained from scratch"
+    return f"continued from `{' '.join(str(v) for v in initial.values() if v is not None)}`"
 
 
 DATA = "Documents by perplexity (PPL) and perplexity difference (PD) of two reference models."

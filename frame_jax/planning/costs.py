@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import jax
 from rich.console import Group, RenderableType
@@ -28,6 +29,7 @@ from frame_jax.models.transformer import Decoder
 from frame_jax.run import phases
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
+from frame_jax.training.initial import target_decoder
 from frame_jax.training.optimizer import make_optimizer
 from frame_jax.training.phases import padded_vocab_size
 from frame_jax.training.training_job import kept_steps, stage_ends
@@ -123,13 +125,13 @@ def evaluation_costs(
         task_tokens: Tokens of all tasks together.
     """
     training, evaluation = config.training_of_arm(trial.arm), config.evaluation
-    decoder = Decoder(config.pretrain.model, vocab_rows(config))
-    averages = len(evaluation.averages)
-    doing_tasks = {schedule.steps(training.batch_size)}
+    averages, continued = len(evaluation.averages), config.pretrain.initial is not None
+    decoder = planned_target(config)[0]
+    doing_tasks = {schedule.steps(training.batch_size), *([0] if continued else [])}
     if evaluation.tasks_at == "stage_ends":
         doing_tasks |= stage_ends(schedule, training)
     held_out = corpus.held_out if corpus.measured is None else corpus.measured
-    tokens = held_out * (len(kept_steps(schedule, training)) + averages)
+    tokens = held_out * (len(kept_steps(schedule, training, continued)) + averages)
     tokens += task_tokens * (len(doing_tasks) + averages)
     name = (f"evaluate {trial.name}", f"evaluate-{trial.name}")
     work = scoring_cost(*name, decoder, tokens, config.scoring.context)
@@ -181,14 +183,42 @@ def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None
     assumed = Decoder(reference.model, vocab_rows(config))
     if reference.checkpoint is None:
         return assumed, None
-    path = local_copy(reference.checkpoint, lambda name: name == "config.json") / "config.json"
-    if path.is_file():
+    path, absent = find_shape(reference.checkpoint)
+    if absent is None:
         decoder = read_decoder(path.parent, longest=config.scoring.context)
         return decoder, f"reference.{name} is imported; its shape is from {path}"
     return assumed, (
-        f"reference.{name} is imported, but {path} is not there; its shape is assumed to be "
+        f"reference.{name} is imported, but {absent}; its shape is assumed to be "
         f"reference.{name}.model"
     )
+
+
+@functools.cache
+def find_shape(checkpoint: str) -> tuple[Path, str | None]:
+    """The config.json of a checkpoint; what keeps it from being read, if anything does."""
+    try:
+        path = local_copy(checkpoint, lambda name: name == "config.json") / "config.json"
+    except UserError as error:
+        return Path(), str(error)
+    return path, None if path.is_file() else f"{path} is not there"
+
+
+def planned_target(config: RunConfig) -> tuple[Decoder, str | None]:
+    """The target model's shape, and where it comes from if the model is continued.
+
+    Raises:
+        UserError: as `target_decoder`, but for a checkpoint that is not there yet.
+    """
+    initial, vocab = config.pretrain.initial, vocab_rows(config)
+    if initial is not None and initial.checkpoint is not None:
+        _, absent = find_shape(initial.checkpoint)
+        if absent is not None:
+            note = f"pretrain.initial: {absent}; its shape is assumed to be pretrain.model"
+            return Decoder(config.pretrain.model, vocab), note
+    decoder = target_decoder(config, vocab)
+    if initial is None:
+        return decoder, None
+    return decoder, f"pretrain: its shape is that of {initial.checkpoint or initial.run}"
 
 
 def replica_bytes(config: RunConfig) -> int:
@@ -197,8 +227,12 @@ def replica_bytes(config: RunConfig) -> int:
 
     A remote checkpoint is not asked: its model counts as `reference.*.model`.
     """
-    vocab, scored = vocab_rows(config), 0
-    trained = [(Decoder(config.pretrain.model, vocab), config.pretrain.training)]
+    vocab, scored, initial = vocab_rows(config), 0, config.pretrain.initial
+    target = Decoder(config.pretrain.model, vocab)
+    if initial is not None and not is_remote(initial.checkpoint or ""):
+        with contextlib.suppress(UserError):  # which the checks of pretraining name
+            target = planned_target(config)[0]
+    trained = [(target, config.pretrain.training)]
     for name in ("weak", "strong") if config.scoring.table is None else ():
         reference: ReferenceModelConfig = getattr(config.reference, name)
         decoder = Decoder(reference.model, vocab)
@@ -246,16 +280,14 @@ def list_costs(
         tokens, line = corpus.train + corpus.held_out, (f"scoring, {name}", "score")
         work.append(scoring_cost(*line, decoder, tokens, config.scoring.context))
         if config.scoring.reliability and reference.checkpoint is None:
-            line, replicas = (
-                (f"sample, {name}", "score"),
-                config.reference.replicas,
-            )
+            line, replicas = (f"sample, {name}", "score"), config.reference.replicas
             sample = min(tokens, config.scoring.reliability * config.scoring.context) * replicas
             work.append(scoring_cost(*line, decoder, sample, config.scoring.context))
             if replicas > 1:
                 line = (f"replica, {name}", f"reference-{phases.replica_name(name)}")
                 work.append(training_cost(*line, decoder, training, count, length))
-    decoder = Decoder(config.pretrain.model, vocab_rows(config))
+    decoder, note = planned_target(config)
+    notes += [note] if note else []
     length = config.partition.rows.sequence_length
     for name, schedule in schedules.items():
         training = config.training_of_arm(config.trial(name).arm)
@@ -300,7 +332,7 @@ def cost_table(
     table.add_column("work", overflow="fold")
     for column in columns + (["time left"] if tokens_per_second else []):
         table.add_column(column, justify="right", overflow="fold")
-    target = Decoder(config.pretrain.model, vocab_rows(config))
+    target = planned_target(config)[0]
     flops = training_flops_per_token(target, config.partition.rows.sequence_length)
     speed = (tokens_per_second or 1) * flops
     total = sum(item.flops for item in work)

@@ -31,6 +31,7 @@ from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.partition_record import Mixture, read_partition_record
 from frame_jax.run.phases import PhaseStep
 from frame_jax.run.trial_record import load_trial_record
+from frame_jax.training.initial_digest import recorded_digest
 from frame_jax.training.optimizer import learning_rate
 
 SHADES, LEVELS = " ░▒▓█", " ▁▂▃▄▅▆▇█"
@@ -86,7 +87,7 @@ def print_plan(
         corpus = replace(corpus, read=mixture.read)
         console.print(mixture_table(mixture))
     elif asked is not None:
-        corpus = replace(corpus, read=asked.tokens and int(asked.tokens))
+        corpus = replace(corpus, read=None if asked.tokens is None else int(asked.tokens))
         console.print("mixture: repeats are known once the corpus is tokenized\n", style="dim")
     schedules: dict[str, DataSchedule] = {}
     for name in config.curricula:
@@ -153,7 +154,8 @@ def read_states(
         if not corpus_may_be_absent:
             raise
         corpus = ""
-    expected = markers.expected_markers(config, phase_steps, corpus)
+    weights = recorded_digest(config, directory)
+    expected = markers.expected_markers(config, phase_steps, corpus, weights)
     states = {}
     for phase_step in phase_steps:
         marker = markers.read_marker(directory, phase_step.name)

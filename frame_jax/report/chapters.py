@@ -15,7 +15,7 @@ from frame_jax.report import documents, figures, notes, sections, task_results, 
 from frame_jax.report.held_out_curves import difference_curves, loss_curves, slice_names
 from frame_jax.report.html import Html, folded_section, note, table, tag
 from frame_jax.report.paired_differences import TrainingRowPoint
-from frame_jax.report.study_results import Study
+from frame_jax.report.study_results import BEFORE, Study
 from frame_jax.report.training_curves import CurvePoint, TrainingRun
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.markers import Marker, read_marker
@@ -77,6 +77,11 @@ class ReportData:
         """The names of the arms."""
         return [arm.name for arm in self.arms]
 
+    @property
+    def continued(self) -> bool:
+        """Whether the arms were continued from a model, which was measured too."""
+        return len(self.study.before) > 0
+
 
 def stage_tables(data: ReportData, make_table: Callable[[TrainingRun], Html]) -> list[Piece]:
     """A table for each arm of several stages; that of the shaded arm is open."""
@@ -111,7 +116,7 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
     """Curves and final losses on the held-out split; nothing where no arm was evaluated."""
     if not data.results:
         return []
-    curves = loss_curves(data.results)
+    curves = loss_curves(data.results, data.continued)
     averaged = any(result.ema for result in data.results.values())
     panel = figures.held_out(curves, data.shaded, data.names)
     caption = notes.HELD_OUT + (notes.AVERAGE if averaged else "")
@@ -125,7 +130,9 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
         panel = figures.held_out(differences, data.shaded, data.names, baseline)
         caption = notes.DIFFERENCE.format(baseline=baseline)
         found.append(Figure("held-out-difference", [panel], caption))
-    return [*found, sections.held_out_table(data.results), note(notes.HELD_OUT_TABLE)]
+    before = {BEFORE: next(iter(data.results.values())).checkpoints[0]} if data.continued else {}
+    measured = {arm: result.final for arm, result in data.results.items()} | before
+    return [*found, sections.held_out_table(measured), note(notes.HELD_OUT_TABLE)]
 
 
 def tasks_chapter(data: ReportData) -> list[Piece]:

@@ -32,16 +32,17 @@ class LossPoint:
     difference: float | None = None
 
 
-def loss_curves(results: dict[str, TrialResult]) -> list[LossPoint]:
+def loss_curves(results: dict[str, TrialResult], from_start: bool = False) -> list[LossPoint]:
     """The losses of every arm at every kept checkpoint.
 
-    The initial weights are left out: next to their loss, all later ones look alike.
+    Initial weights are left out unless asked for: next to the loss of random ones, all later ones
+    look alike.
     """
     return [
         LossPoint(arm, point.step, point.tokens, name, loss.nll_per_token, loss.bits_per_byte)
         for arm, result in results.items()
         for point in result.checkpoints
-        if point.step > 0
+        if point.step > 0 or from_start
         for name, loss in point.slices.items()
     ]
 

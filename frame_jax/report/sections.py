@@ -4,12 +4,12 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from frame_jax.evaluation.results import HeldOutLoss, TrialResult
+from frame_jax.evaluation.results import HeldOutLoss, TrialResult, WeightsResult
 from frame_jax.models.flops import training_flops_per_token
 from frame_jax.models.transformer import Decoder
 from frame_jax.report.documents import Example, GroupTokens
 from frame_jax.report.figures import ARM_COLOURS
-from frame_jax.report.held_out_curves import checkpoints_around, slice_names
+from frame_jax.report.held_out_curves import checkpoints_around
 from frame_jax.report.html import Html, folded_section, join_html, table, tag
 from frame_jax.report.training_curves import StageBoundary, TrainingRun, TrainingSpeed
 from frame_jax.run.partition_record import QuadrantContents
@@ -89,17 +89,17 @@ def _fall(before: float | None, after: float | None) -> str:
     return NONE if before is None or after is None else f"{before - after:+.3f}"
 
 
-def held_out_table(results: dict[str, TrialResult]) -> Html:
-    """Final losses of every arm on every slice of the held-out split; the best in bold."""
+def held_out_table(measured: dict[str, WeightsResult]) -> Html:
+    """Losses of weights, by name, on every slice of the held-out split; the best in bold."""
     rows = []
-    for name in slice_names(results):
-        losses = [result.final.slices.get(name) for result in results.values()]
+    for name in dict.fromkeys(name for weights in measured.values() for name in weights.slices):
+        losses = [weights.slices.get(name) for weights in measured.values()]
         present = [loss for loss in losses if loss is not None]
         best = min(present, key=lambda loss: loss.nll_per_token)
         cells = [NONE if loss is None else _loss_cell(loss, best) for loss in losses]
-        # Its size is the same for every arm.
+        # Its size is the same for all.
         rows.append([name, *cells, f"{best.documents:,}", f"{best.predicted_tokens:,}"])
-    return table(["held-out part", *results, "documents", "tokens"], rows)
+    return table(["held-out part", *measured, "documents", "tokens"], rows)
 
 
 def _loss_cell(loss: HeldOutLoss, best: HeldOutLoss) -> Html:

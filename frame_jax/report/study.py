@@ -20,6 +20,7 @@ from frame_jax.models.flops import forward_flops_per_token, training_flops_per_t
 from frame_jax.models.transformer import read_description
 from frame_jax.report.paired_differences import baseline_trials, slice_verdicts, task_verdict
 from frame_jax.report.study_results import (
+    BEFORE,
     FINAL,
     ComparedLine,
     Comparison,
@@ -48,17 +49,24 @@ def read_study(config: RunConfig, directory: RunDirectory) -> Study:
         for other in lines_to_compare_with(config, lines, line)
         if (found := compare_lines(config, directory, results, line, other)) is not None
     ]
+    before = []
+    if config.pretrain.initial is not None and lines:
+        untouched = ComparedLine(BEFORE, FINAL)
+        pairs = (compare_lines(config, directory, results, line, untouched) for line in lines)
+        before = [found for found in pairs if found is not None]
+        lines = [*lines, untouched]
     costs = run_costs(config, directory)
     return Study(
         unit=UNIT,
         rule=RULE,
         baseline=config.baseline,
         seeds=tuple(config.all_seeds),
-        comparisons_made=sum(len(c.slices) + len(c.tasks) for c in comparisons),
+        comparisons_made=sum(len(c.slices) + len(c.tasks) for c in (*comparisons, *before)),
         lines=tuple(line_result(results, line) for line in lines),
         comparisons=tuple(comparisons),
         costs=tuple(costs),
         steps_to_baseline=tuple(steps_to_baseline(config, costs, results)),
+        before=tuple(before),
     )
 
 
@@ -128,9 +136,9 @@ def line_folders(
     directory: RunDirectory, results: dict[Trial, TrialResult], line: ComparedLine
 ) -> dict[int, dict[str, Path]]:
     """By seed, the folders of a line's losses by document (`DOCUMENTS`) and of its tasks' items."""
-    found = {}
+    found: dict[int, dict[str, Path]] = {}
     for trial, result in results.items():
-        if trial.arm == line.arm:
+        if line.arm in (trial.arm, BEFORE) and trial.seed not in found:
             weights = line_weights(result, line).name
             tasks = {
                 s.task: directory.root / s.folder for s in result.tasks if s.weights == weights
@@ -140,7 +148,9 @@ def line_folders(
 
 
 def line_weights(result: TrialResult, line: ComparedLine) -> WeightsResult:
-    """The losses of a trial's weights that belong to a line: the final ones or an average."""
+    """The losses of a trial's weights that belong to a line: final, untouched or an average."""
+    if line.arm == BEFORE:
+        return result.checkpoints[0]
     if line.weights == FINAL:
         return result.final
     return next(average for average in result.averages if average.name == line.weights)
@@ -148,11 +158,11 @@ def line_weights(result: TrialResult, line: ComparedLine) -> WeightsResult:
 
 def line_result(results: dict[Trial, TrialResult], line: ComparedLine) -> LineResult:
     """Averages a line's held-out loss over its seeds."""
-    own = {trial: result for trial, result in results.items() if trial.arm == line.arm}
+    own = {t.seed: r for t, r in results.items() if line.arm in (t.arm, BEFORE)}
     measured = [line_weights(result, line) for result in own.values()]
     return LineResult(
         line,
-        seeds=tuple(trial.seed for trial in own),
+        seeds=tuple(own),
         tokens=measured[0].tokens,
         bits_per_byte=sum(found.overall.bits_per_byte for found in measured) / len(measured),
         nll_per_token=sum(found.overall.nll_per_token for found in measured) / len(measured),

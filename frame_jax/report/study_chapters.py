@@ -7,7 +7,7 @@ from frame_jax.report.chapters import Figure, Piece, ReportData, stage_tables
 from frame_jax.report.held_out_curves import LossPoint, loss_curves
 from frame_jax.report.html import Html, folded_section, join_html, note, table, tag
 from frame_jax.report.sections import number, si
-from frame_jax.report.study_results import FINAL, table_rows, verdict_cells
+from frame_jax.report.study_results import FINAL, forgetting_sentences, table_rows, verdict_cells
 from frame_jax.report.training_curves import StageBoundary
 
 FOREST_LINES = 40  # drawn; the table has them all
@@ -29,7 +29,9 @@ ONE_SEED = join_html(
 def verdicts_chapter(data: ReportData) -> list[Piece]:
     """The outcome, like against like, and the buttons that are the legend of all that follows."""
     study, firsts = data.study, data.study.first_comparisons()
-    sentences = [found.sentence for line, found in firsts.items() if line.weights == FINAL]
+    compared = [*firsts.values(), *study.before]
+    sentences = [found.sentence for found in compared if found.line.weights == FINAL]
+    sentences += forgetting_sentences(study)
     nothing = f"There is no {study.baseline} to compare with."
     if not study.lines:
         nothing = "No curriculum has been evaluated yet."
@@ -38,9 +40,9 @@ def verdicts_chapter(data: ReportData) -> list[Piece]:
         found.append(tag("p", ONE_SEED))
     if study.lines:
         found.append(table(*table_rows(study)))
-    if firsts:
+    if compared:
         details = []
-        for comparison in study.comparisons:
+        for comparison in (*study.comparisons, *study.before):
             tasks = {f"task: {task}": verdict for task, verdict in comparison.tasks.items()}
             rows = [
                 [name, *verdict_cells(verdict), number(verdict.detectable)]
@@ -50,10 +52,11 @@ def verdicts_chapter(data: ReportData) -> list[Piece]:
             header = ["part", "difference", "95% interval", "± docs", "verdict", "detectable"]
             details += [tag("h3", title), table(header, rows)]
         count_note = notes.COMPARISONS.format(count=study.comparisons_made)
-        forest = figures.forest(list(firsts.values())[:FOREST_LINES])
+        kinds = (list(firsts.values()), list(study.before))
+        panels = [figures.forest(own[:FOREST_LINES]) for own in kinds if own]
         found += [
             note(f"{study.rule} {count_note}"),
-            Figure("verdicts", [forest], notes.FOREST),
+            Figure("verdicts", panels, notes.FOREST),
             folded_section("By domain, language, quadrant and task", *details),
         ]
     return [*found, sections.arm_buttons(data.names)]
@@ -67,7 +70,7 @@ def forgetting_chapter(data: ReportData) -> list[Piece]:
     if not data.results:
         return []
     groups: dict[tuple[str, str], list[LossPoint]] = {}
-    for point in loss_curves(data.results):
+    for point in loss_curves(data.results, data.continued):
         dimension, _, quadrant = point.slice.partition(": ")
         if dimension == "quadrant":
             groups.setdefault((point.arm, quadrant), []).append(point)

@@ -15,6 +15,7 @@ from frame_jax.run.directory import RunDirectory, read_dataclass, write_dataclas
 BETTER, WORSE = "better", "worse"
 NONE, UNTESTED = "no difference that this study could see", "not tested: one seed"
 FINAL = "final"  # the name of weights that are no average
+BEFORE = "before continuing"  # in an arm's place: the model that all arms were continued from
 FILE = "verdict.json"
 DASH = "–"
 SHORT = {NONE: "no difference", UNTESTED: "not tested"}
@@ -147,6 +148,8 @@ class Study:
         comparisons: The first of a line is with what is most like it.
         costs: Of the finished pieces of the run.
         steps_to_baseline: Of each arm but the baseline.
+        before: The lines against the model that they were continued from; empty for a model that
+            was trained from scratch.
     """
 
     unit: str
@@ -158,6 +161,7 @@ class Study:
     comparisons: tuple[Comparison, ...]
     costs: tuple[Cost, ...]
     steps_to_baseline: tuple[StepsToBaseline, ...]
+    before: tuple[Comparison, ...] = ()
 
     def first_comparisons(self) -> dict[ComparedLine, Comparison]:
         """Each line's comparison with what is most like it."""
@@ -191,10 +195,30 @@ def table_rows(study: Study) -> tuple[list[str], list[list[str]]]:
         row = [result.line.label, str(len(result.seeds)), f"{result.bits_per_byte:.4f}"]
         found = comparisons.get(result.line)
         if found is None:
-            rows.append([*row, *[""] * 4, "baseline"])
+            rows.append([*row, *[""] * 4, "" if result.line.arm == BEFORE else "baseline"])
         else:
             rows.append([*row, found.against.label, *verdict_cells(found.slices["all"])])
+    for found in study.before:
+        cells = verdict_cells(found.slices["all"])
+        rows.append([found.line.label, str(len(found.seeds)), "", BEFORE, *cells])
     return header, rows
+
+
+def forgetting_sentences(study: Study) -> list[str]:
+    """Names the domains and languages on which continuing made each arm worse."""
+    sentences = []
+    for found in study.before:
+        worse = [
+            f"{name} ({verdict.mean:+.4f} {study.unit})"
+            for name, verdict in found.slices.items()
+            if name.startswith(("domain", "language")) and verdict.verdict == WORSE
+        ]
+        if worse and found.line.weights == FINAL:
+            sentences.append(f"{found.line.label} has become worse on {', '.join(worse)}.")
+    tested = any(len(found.seeds) > 1 for found in study.before)
+    if tested and not sentences:
+        sentences.append(f"No domain or language has become worse than {BEFORE}, as far as seen.")
+    return sentences
 
 
 def verdict_cells(verdict: Verdict) -> list[str]:
@@ -219,4 +243,5 @@ def terminal_table(study: Study) -> Table:
         table.caption = "one seed: nothing here tells an effect of the order from chance (seeds: 3)"
     else:
         table.caption = f"{study.comparisons_made} comparisons made; the rule is in the report"
+    table.caption = Text("\n".join([table.caption, *forgetting_sentences(study)]))
     return table

@@ -26,6 +26,8 @@ from frame_jax.run.directory import (
 from frame_jax.run.phases import PhaseStep, load_function
 
 CORPUS_FILES = "corpus files"  # among the inputs: a signature of the files of all sources
+INITIAL_WEIGHTS = "initial weights"  # likewise: their digest, see `training/initial_digest.py`
+FILES = (CORPUS_FILES, INITIAL_WEIGHTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +52,15 @@ class Marker:
 
 
 def expected_markers(
-    config: RunConfig, table: Sequence[PhaseStep], corpus_signature: str
+    config: RunConfig,
+    table: Sequence[PhaseStep],
+    corpus_signature: str,
+    initial_weights: str | None = None,
 ) -> dict[str, Marker]:
-    """Computes the marker that each phase step begins with under this config and corpus."""
+    """Computes the marker that each phase step begins with under this config and corpus.
+
+    `initial_weights` is the digest of what the target starts from; None for random weights.
+    """
     found: dict[str, Marker] = {}
     for phase_step in table:
         settings = {
@@ -65,6 +73,8 @@ def expected_markers(
         inputs = {name: found[name].fingerprint for name in phase_step.inputs}
         if not phase_step.inputs:
             inputs[CORPUS_FILES] = corpus_signature
+        if phase_step.phase == "pretrain" and initial_weights is not None:
+            inputs[INITIAL_WEIGHTS] = initial_weights
         text = json.dumps([settings, inputs], sort_keys=True, ensure_ascii=False)
         fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         found[phase_step.name] = Marker(False, fingerprint, settings, inputs)
@@ -93,7 +103,7 @@ def changed_input(directory: RunDirectory, phase_step: str) -> str | None:
     """The phase step, among the inputs of `phase_step`, that was made anew since, if any."""
     marker = read_marker(directory, phase_step) or Marker()
     for name, fingerprint in marker.inputs.items():
-        source = None if name == CORPUS_FILES else read_marker(directory, name)
+        source = read_marker(directory, name) if name not in FILES else None
         if source is None:
             continue
         if source.fingerprint != fingerprint:

@@ -61,18 +61,54 @@ def check_imported(
     checkpoint = getattr(config.reference, name).checkpoint
     if checkpoint is None:
         return None
-    key, folder = f"reference.{name}.checkpoint", local_copy(checkpoint, is_checkpoint)
+    key = f"reference.{name}.checkpoint"
+    folder, decoder, tensors = check_checkpoint(key, checkpoint, config.scoring.context)
+    if config.scoring.unit == "byte":
+        load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
+    else:
+        check_tokenizer(config, directory, key, folder, decoder.vocab_size, tokenizer_anew)
+    return decoder, tensors
+
+
+def check_checkpoint(key: str, checkpoint: str, longest: int) -> tuple[Path, Decoder, Tensors]:
+    """Checks that a checkpoint can be read and computed; returns its folder, shape, tensor files.
+
+    `key` is the setting that names it, `longest` as in `models.hugging_face.import_checkpoint`.
+
+    Raises:
+        UserError: saying why not.
+    """
+    folder = local_copy(checkpoint, is_checkpoint)
     if not folder.is_dir():
         raise UserError(f"{key}: there is no folder {checkpoint}: correct the path")
     if is_remote(checkpoint):
         refuse_pickled(key, checkpoint, folder)
-    decoder = weights.read_decoder(folder, longest=config.scoring.context)
-    tensors = weights.find_tensors(folder, decoder)
-    if config.scoring.unit == "byte":
-        load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
-        return decoder, tensors
-    if not tokenizer_anew:
-        tokenizer, bos_id = directory.tokenizer, read_special_tokens(directory).bos_id
+    decoder = weights.read_decoder(folder, longest)
+    return folder, decoder, weights.find_tensors(folder, decoder)
+
+
+def check_tokenizer(
+    config: RunConfig,
+    directory: RunDirectory,
+    key: str,
+    folder: Path,
+    rows: int,
+    tokenizer_anew: bool,
+    *,
+    ends: bool = False,
+) -> tuple[int, int]:
+    """Checks that a model reads the run's tokens; returns the ids that begin and end a document.
+
+    `key` is the setting that names the model, `folder` holds its tokenizer.json, `rows` are those
+    of its embedding; `tokenizer_anew` is as in `check_references`. It must know the token that
+    `ends` a document where that is asked for, as in training.
+
+    Raises:
+        UserError: saying what differs.
+    """
+    if not tokenizer_anew and special_tokens_path(directory).exists():
+        path, special = directory.tokenizer, read_special_tokens(directory)
+        parsed, framing = tokenizers.read_tokenizer(path), (special.bos_id, special.eos_id)
     elif config.tokenizer.path is None:
         raise UserError(
             f"{key}: this run would train a tokenizer of its own, which {folder} does not read; "
@@ -80,11 +116,14 @@ def check_imported(
         )
     else:
         _, chosen = load_given_tokenizer(config.tokenizer)
-        tokenizer = local_copy(config.tokenizer.path)
-        bos_id = tokenizers.token_ids(tokenizers.read_tokenizer(tokenizer))[chosen.bos]
-    tokenizers.require_same_tokenizer(folder, tokenizer, key, bos_id)
-    tokenizers.require_rows(decoder.vocab_size, tokenizers.read_tokenizer(tokenizer), bos_id, key)
-    return decoder, tensors
+        path = local_copy(config.tokenizer.path)
+        parsed = tokenizers.read_tokenizer(path)
+        ids = tokenizers.token_ids(parsed)
+        framing = ids[chosen.bos], ids[chosen.eos]
+    for token in dict.fromkeys(framing if ends else framing[:1]):
+        tokenizers.require_same_tokenizer(folder, path, key, token)
+        tokenizers.require_rows(rows, parsed, token, key)
+    return framing
 
 
 def refuse_pickled(key: str, checkpoint: str, folder: Path) -> None:

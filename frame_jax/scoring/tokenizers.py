@@ -30,11 +30,16 @@ def require_same_tokenizer(
     path = tokenizer_of(checkpoint, key)
     found = list(tokenizer_differences(read_tokenizer(path), read_tokenizer(run_tokenizer), bos_id))
     if found:
+        remedy = (
+            "Both reference models must share one tokenizer; set tokenizer.path to theirs in a new "
+            "run directory, use models that share one, or have losses compared by the byte "
+            "(scoring.unit: byte)"
+        )
+        if not key.startswith("reference."):
+            remedy = f"A model goes on with its own: set tokenizer.path to {path} in a new run"
         raise UserError(
             f"{key}: the tokenizer of {checkpoint} is not the run's ({run_tokenizer}): "
-            f"{'; '.join(found)}. Both reference models must share one tokenizer; set "
-            "tokenizer.path to theirs in a new run directory, use models that share one, or have "
-            "losses compared by the byte (scoring.unit: byte)"
+            f"{'; '.join(found)}. {remedy}"
         )
 
 

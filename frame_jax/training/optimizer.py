@@ -116,10 +116,12 @@ def learning_rate(
 ) -> jax.Array:
     """The learning rate of an update.
 
-    A linear warm-up reaches the peak at its last step; `wsd` then stays at the peak, falls linearly
-    over the steps before `decay_end`, and stays low; `cosine` falls from the end of the warm-up.
-    Both end at `final_fraction` of the peak. With `restart_at_stages` all this happens in every
-    stage, shares being shares of the stage: `constant` then warms up again at each stage start.
+    A linear warm-up goes from `initial` of the peak, before its first step, to the peak at its last
+    one. `wsd` then stays at the peak, falls linearly
+    over the steps before `decay_end`, and stays low; `cosine` and `linear` fall from the end of the
+    warm-up. These end at `final_fraction` of the peak. `inverse_sqrt` falls as 1 / sqrt(step) does,
+    to no less than that. With `restart_at_stages` all this happens in every stage, shares being
+    shares of the stage: `constant` then warms up again at each stage start.
 
     Args:
         config: Which schedule.
@@ -140,12 +142,17 @@ def learning_rate(
         return jnp.asarray(np.maximum(1, np.round(fraction * lengths)), jnp.float32)[stage]
 
     warmup = share(config.warmup_fraction)
-    rising = jnp.minimum(1.0, (step + 1) / warmup)
+    rising = config.initial + (1 - config.initial) * jnp.minimum(1.0, (step + 1) / warmup)
     if config.kind == "constant":
         return config.peak * rising
-    if config.kind == "cosine":
-        progress = (step - (warmup - 1)) / jnp.maximum(1, share(1) - warmup)
-        falling = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+    if config.kind == "inverse_sqrt":
+        falling = jnp.sqrt(warmup / jnp.maximum(step + 1, warmup))
+        return config.peak * rising * jnp.maximum(falling, config.final_fraction)
+    if config.kind in ("cosine", "linear"):
+        progress = jnp.clip((step - (warmup - 1)) / jnp.maximum(1, share(1) - warmup), 0, 1)
+        falling = (
+            1 - progress if config.kind == "linear" else 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        )
     elif config.decay_fraction == 0:
         falling = jnp.ones_like(step)
     else:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.config.run import RunConfig, Trial
-from frame_jax.config.training import PretrainConfig, ReferenceModelConfig
+from frame_jax.config.training import InitialConfig, TrainingConfig
 from frame_jax.curriculum.selection import SelectionMap, trial_selection
 from frame_jax.curriculum.stages import shuffled_schedule
 from frame_jax.models.transformer import Decoder
+from frame_jax.parallel import processes
 from frame_jax.records import record_counts
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.markers import read_fingerprint
 from frame_jax.run.special_tokens import read_special_tokens
+from frame_jax.training.initial import target_decoder
+from frame_jax.training.initial_digest import write_record
 from frame_jax.training.metrics import tracker_opener
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob
@@ -39,7 +42,8 @@ def train_reference(
         directory,
         phase_step=f"reference-{replica or name}",
         folder=directory.reference(replica or name),
-        settings=reference,
+        decoder=Decoder(reference.model, vocab_rows(directory)),
+        training=training,
         selection=SelectionMap(schedule, config.seed + (replica is not None)),
         parts=parts,
         sequence_length=rows.sequence_length,
@@ -55,16 +59,20 @@ def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str,
     learning rate: initial weights and the rows are the same.
     """
     trial = config.trial(name)
+    if processes.is_first():
+        write_record(config, directory, f"pretrain-{name}")
     selection, parts = trial_order(config, directory, trial)
     job = make_job(
         config,
         directory,
         phase_step=f"pretrain-{name}",
         folder=directory.pretrain(name),
-        settings=dataclasses.replace(config.pretrain, training=config.training_of_arm(trial.arm)),
+        decoder=target_decoder(config, vocab_rows(directory)),
+        training=config.training_of_arm(trial.arm),
         selection=selection,
         parts=parts,
         sequence_length=config.partition.rows.sequence_length,
+        initial=config.pretrain.initial,
     )
     return train(job)
 
@@ -86,25 +94,24 @@ def make_job(
     *,
     phase_step: str,
     folder: Path,
-    settings: ReferenceModelConfig | PretrainConfig,
+    decoder: Decoder,
+    training: TrainingConfig,
     selection: SelectionMap,
     parts: dict[str, list[Path]],
     sequence_length: int,
+    initial: InitialConfig | None = None,
 ) -> TrainingJob:
     """Makes the job of a phase step that trains.
 
-    `phase_step` is such as `reference-weak`, `parts` are the files of rows by quadrant.
+    `phase_step` is such as `reference-weak`, `parts` are the files of rows by quadrant; `decoder`
+    has the model's shape.
     """
-    training = settings.training
     special_tokens = read_special_tokens(directory)
     return TrainingJob(
         name=phase_step.replace("-", " "),
         folder=folder,
-        decoder=Decoder(
-            settings.model,
-            padded_vocab_size(special_tokens.vocab_size),
-            training.compute_dtype,
-            training.remat,
+        decoder=dataclasses.replace(
+            decoder, compute_dtype=training.compute_dtype, remat=training.remat
         ),
         training=training,
         parallel=config.parallel,
@@ -114,6 +121,7 @@ def make_job(
         sequence_length=sequence_length,
         seed=selection.seed,
         fingerprint=f"{read_fingerprint(directory, phase_step)}-{selection.schedule.fingerprint}",
+        initial=initial,
         profile=config.profile,
         make_tracker=tracker_opener(config, phase_step, folder),
     )
@@ -122,6 +130,11 @@ def make_job(
 def count_rows(parts: dict[str, list[Path]]) -> dict[str, int]:
     """The number of rows in the files of each quadrant."""
     return {quadrant: int(record_counts(paths).sum()) for quadrant, paths in parts.items()}
+
+
+def vocab_rows(directory: RunDirectory) -> int:
+    """Rows of the embedding of a model that is made for the run's tokenizer."""
+    return padded_vocab_size(read_special_tokens(directory).vocab_size)
 
 
 def padded_vocab_size(vocab_size: int) -> int:

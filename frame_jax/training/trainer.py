@@ -26,6 +26,7 @@ from frame_jax.run import preemption
 from frame_jax.run.preemption import Preempted
 from frame_jax.run.trial_record import write_trial_record
 from frame_jax.training.checkpointer import Checkpointer
+from frame_jax.training.initial import initial_params, keep_files
 from frame_jax.training.optimizer import learning_rate, make_optimizer, optimizer_shardings
 from frame_jax.training.recorder import ROWS, Recorder, skip_bad_steps
 from frame_jax.training.train_step import TrainState, make_train_step
@@ -72,6 +73,8 @@ class StepTrace:
 class StateFactory:
     """Makes training states of a job on a mesh, or reads them from the newest checkpoint.
 
+    Weights are random ones or those of the model that the job starts from.
+
     Attributes:
         optimizer: The update rule.
         shardings: A `TrainState` of the `NamedSharding` of each array.
@@ -85,15 +88,23 @@ class StateFactory:
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         moments = optimizer_shardings(self.optimizer, shapes, params, mesh)
         self.shardings = TrainState(replicated, params, moments)  # type: ignore[arg-type]
-        self._decoder, self._seed = decoder, job.seed
+        self._decoder, self._seed, self._initial = decoder, job.seed, job.initial
 
     def _make(self) -> TrainState:
         params = self._decoder.init(jax.random.key(self._seed))
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params))
 
     def initial_state(self) -> TrainState:
-        """Makes the state before the first step; each device makes only its own shards."""
-        return jax.jit(self._make, out_shardings=self.shardings)()
+        """Makes the state before the first step; each device makes only its own shards.
+
+        Raises:
+            UserError: if the weights to start from cannot be read.
+        """
+        if self._initial is None:
+            return jax.jit(self._make, out_shardings=self.shardings)()
+        params = initial_params(self._initial, self._decoder, self.shardings.params)
+        state = jax.jit(self.optimizer.init, out_shardings=self.shardings.optimizer)(params)
+        return TrainState(jax.device_put(np.int32(0), self.shardings.step), params, state)
 
     def restore_newest(self, checkpointer: Checkpointer) -> tuple[int, TrainState]:
         """Reads the newest state that can be read, and its step; without one, the initial state."""
@@ -166,8 +177,10 @@ def train(job: TrainingJob) -> dict[str, Any]:
     """
     mesh = make_mesh(job.parallel)
     check_batch(job, mesh)
-    kept = kept_steps(job.selection.schedule, job.training)
+    kept = kept_steps(job.selection.schedule, job.training, job.initial is not None)
     if processes.is_first():
+        if job.initial is not None:
+            keep_files(job.initial, job.decoder, job.folder)
         write_description(job.folder, job.decoder)
         write_trial_record(job.folder, trial_record(job, kept))
     saved = sorted({*kept, *tail_steps(job), *job.further_steps})

@@ -8,7 +8,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from frame_jax.config.parallel import ParallelConfig
-from frame_jax.config.training import TrainingConfig
+from frame_jax.config.training import InitialConfig, TrainingConfig
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
@@ -36,6 +36,7 @@ class TrainingJob:
         seed: Seed of the initial weights.
         fingerprint: Identifies everything the result depends on.
         further_steps: Steps whose checkpoints are kept beside those that are evaluated.
+        initial: The model that it starts from; None for random weights.
         profile: Steps to trace, `START:STOP`.
         make_tracker: Opens the tracker that follows the run, on process 0; None for none.
     """
@@ -52,6 +53,7 @@ class TrainingJob:
     seed: int
     fingerprint: str
     further_steps: tuple[int, ...] = ()
+    initial: InitialConfig | None = None
     profile: str | None = None
     make_tracker: MakeTracker | None = None
 
@@ -66,11 +68,15 @@ class TrainingJob:
         return self.selection.schedule.stage_starts(self.training.batch_size)
 
 
-def kept_steps(schedule: DataSchedule, training: TrainingConfig) -> list[int]:
+def kept_steps(
+    schedule: DataSchedule, training: TrainingConfig, continued: bool = False
+) -> list[int]:
     """The steps whose checkpoints stay: the stage ends, the last of which ends the run, and the
-    milestones, which begin with the initial weights."""
+    milestones, which begin with the initial weights. Those of a model that is continued always
+    stay."""
     steps, count = schedule.steps(training.batch_size), training.milestones
     even = {round(steps * i / count) for i in range(count + 1)} if count else set()
+    even |= {0} if continued else set()
     return sorted(step for step in stage_ends(schedule, training) | even if step <= steps)
 
 

@@ -41,7 +41,7 @@ def test_command_line_overrides_the_file(tmp_path: Path) -> None:
         ({"corpus": {"sources": [{"kind": "jsonl", "pth": "x"}]}}, "did you mean `path`?"),
         ({"seed": "one"}, "seed"),
         ({"scoring": {"context": 1.5}}, "scoring.context"),
-        ({"pretrain": {"training": {"lr_schedule": {"kind": "linear"}}}}, "linear"),
+        ({"pretrain": {"training": {"lr_schedule": {"kind": "cubic"}}}}, "cubic"),
         ({"corpus": {"sources": []}}, "corpus.sources is empty"),
         ({"corpus": {"sources": [{"kind": "jsonl"}]}}, "needs `path`"),
         ({"scoring": {"context": 8, "overlap": 8}}, "scoring.overlap"),

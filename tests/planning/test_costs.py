@@ -130,16 +130,17 @@ STATED = re.compile(
 def stated() -> list[tuple[str, ...]]:
     """What the heads of the studies' configs say: config, options, models, tokens, FLOPs, hours."""
     found = []
-    for path in sorted((REPOSITORY / "configs").glob("study_*.yaml")):
+    for path in sorted((REPOSITORY / "configs").glob("*_*.yaml")):
         head = path.read_text("utf-8").partition("\nrun_directory:")[0]
         text = " ".join(line.lstrip("# ").rstrip("\\ ") for line in head.splitlines())
         found += STATED.findall(" ".join(text.split()))
     return found
 
 
-def test_all_three_scales_say_what_they_cost() -> None:
+def test_configs_say_what_they_cost() -> None:
     named = [path for path, *_ in stated()]
-    assert named == [f"configs/study_{name}.yaml" for name in ("cpu", "gpu", "pod", "pod")]
+    studies = (f"study_{name}" for name in ("cpu", "gpu", "pod", "pod"))
+    assert named == [f"configs/{name}.yaml" for name in ("continue_gpu", *studies)]
 
 
 @pytest.mark.parametrize("claim", stated(), ids=lambda claim: " ".join(claim[:2]))

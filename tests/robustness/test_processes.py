@@ -23,15 +23,15 @@ from tests.training.test_trainer import metrics
 REPOSITORY = Path(__file__).parents[2]
 
 
-def start(root: Path, count: int, devices: int = 1, dies: str = "") -> list:
+def start(root: Path, count: int, devices: int = 1, dies: str = "", initial: str = "") -> list:
     """Starts `count` workers that train in `root`, each with `devices` devices.
 
-    The last one kills itself at `dies`.
+    The last one kills itself at `dies`; `initial` is a checkpoint that they start from.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "INITIAL": initial}
     worker = [sys.executable, "-m", "tests.robustness.worker", str(root), str(port), str(count)]
     return [
         subprocess.Popen(

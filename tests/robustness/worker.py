@@ -1,9 +1,10 @@
 """One of several processes that train the tests' small model: `worker.py FOLDER PORT N I DEVICES`.
 
 With a sixth argument this process kills itself, at `step` 3 of training or at its `exit_program`,
-before the others' barrier.
+before the others' barrier. The variable INITIAL names a checkpoint to start from, if any.
 """
 
+import dataclasses
 import os
 import signal
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import jax
 
 from frame_jax.config.parallel import ParallelConfig
+from frame_jax.config.training import InitialConfig
 from frame_jax.parallel import processes
 from frame_jax.run import preemption
 from frame_jax.run.program_exit import exit_program
@@ -39,7 +41,10 @@ def main(folder: str, port: str, count: str, index: str, devices: str, dies: str
     processes.start(parallel)
     if dies == "step":
         preemption.stop_requested = lambda step: step == 3 and die()
-    train(make_job(Path(folder), parallel=parallel))
+    job = make_job(Path(folder), parallel=parallel)
+    if checkpoint := os.environ.get("INITIAL"):
+        job = dataclasses.replace(job, initial=InitialConfig(checkpoint=checkpoint))
+    train(job)
     assert processes.broadcast_from_first(int(index)) == 0
     assert not processes.all_agree(int(index) == 0) and processes.all_agree(True)
     if dies == "end":

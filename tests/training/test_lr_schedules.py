@@ -11,6 +11,7 @@ from frame_jax.models.transformer import Decoder
 from frame_jax.training.optimizer import decay_mask, learning_rate, make_optimizer
 
 STEPS = 100
+KINDS = ("constant", "cosine", "linear", "inverse_sqrt", "wsd")
 BASE = LRScheduleConfig(peak=2.0, warmup_fraction=0.1, decay_fraction=0.2, final_fraction=0.1)
 
 
@@ -20,7 +21,7 @@ def rates(kind: str) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize("kind", ["constant", "cosine", "wsd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_warm_up_reaches_the_peak_at_its_last_step(kind: str) -> None:
     np.testing.assert_allclose(rates(kind)[:10], 2.0 * np.arange(1, 11) / 10, rtol=1e-6)
 
@@ -36,8 +37,69 @@ def test_first_last_and_boundary_steps() -> None:
     assert wsd[-1] == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_warm_up_begins_where_it_is_told(kind: str) -> None:
+    """From a fifth of the peak; what follows is as without."""
+    config = dataclasses.replace(BASE, kind=kind, initial=0.2)
+    found = np.asarray(learning_rate(config, np.arange(STEPS), STEPS), np.float64)
+    np.testing.assert_allclose(found[:10], 2.0 * (0.2 + 0.08 * np.arange(1, 11)), rtol=1e-6)
+    np.testing.assert_array_equal(found[10:], rates(kind)[10:])
+    held = dataclasses.replace(config, initial=1.0)
+    np.testing.assert_allclose(learning_rate(held, np.arange(10), STEPS), 2.0, rtol=1e-6)
+
+
+def closed_form(kind: str, step: int) -> float:
+    """The rate of an update: 10 steps of warm-up, a peak of 2, a tenth of it at the end."""
+    if step < 10:
+        return 2.0 * (step + 1) / 10
+    if kind == "linear":
+        return 0.2 + 1.8 * (STEPS - 1 - step) / (STEPS - 10)
+    return max(0.2, 2.0 * (10 / (step + 1)) ** 0.5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "inverse_sqrt"])
+def test_rates_are_those_of_the_formulas(kind: str) -> None:
+    expected = [closed_form(kind, step) for step in range(STEPS)]
+    np.testing.assert_allclose(rates(kind), expected, rtol=1e-6)
+    high = dataclasses.replace(BASE, kind=kind, final_fraction=0.5)
+    values = np.asarray(learning_rate(high, np.arange(STEPS), STEPS))
+    assert values[10:].min() == pytest.approx(1.0)  # which both come down to
+
+
+def test_linear_rates_are_those_of_optax() -> None:
+    """Whose warm-up begins at the rate itself: ours makes its first step one step later."""
+    optax_rates = optax.schedules.join_schedules(
+        [
+            optax.schedules.linear_schedule(2.0 * 0.3, 2.0, 10),
+            optax.schedules.linear_schedule(2.0, 0.2, STEPS - 10),
+        ],
+        [10],
+    )
+    config = dataclasses.replace(BASE, kind="linear", initial=0.3)
+    found = learning_rate(config, np.arange(STEPS), STEPS)
+    np.testing.assert_allclose(found, [optax_rates(s + 1) for s in range(STEPS)], rtol=1e-5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["linear", "inverse_sqrt", "cosine"])
+def test_rates_are_those_of_transformers(kind: str) -> None:
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    optimization = pytest.importorskip("transformers.optimization")
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=2.0)
+    if kind == "inverse_sqrt":
+        schedule = optimization.get_inverse_sqrt_schedule(optimizer, 10)
+    else:
+        make = getattr(optimization, f"get_{kind}_schedule_with_warmup")
+        schedule = make(optimizer, 10, STEPS)
+    config = dataclasses.replace(BASE, kind=kind, final_fraction=0.0)
+    (theirs,) = schedule.lr_lambdas
+    found = learning_rate(config, np.arange(STEPS), STEPS)
+    expected = [2.0 * theirs(step + 1) for step in range(STEPS)]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3])
-@pytest.mark.parametrize("kind", ["constant", "cosine", "wsd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_very_short_runs_have_finite_positive_rates(kind: str, steps: int) -> None:
     values = learning_rate(dataclasses.replace(BASE, kind=kind), np.arange(steps), steps)
     assert np.isfinite(values).all() and (np.asarray(values) > 0).all()
@@ -51,7 +113,7 @@ def test_the_decay_ends_where_it_is_put() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["constant", "cosine", "wsd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_restarted_schedule_is_a_whole_schedule_in_every_stage(kind: str) -> None:
     config = dataclasses.replace(BASE, kind=kind)
     restarted = dataclasses.replace(config, restart_at_stages=True)

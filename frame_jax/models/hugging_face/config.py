@@ -95,13 +95,13 @@ def unsupported_features(s: HFSettings, longest: int | None) -> Iterator[str]:
         yield (
             f"attention slides over {window} tokens (sliding_window), which is supported only for "
             f"sequences of at most {window} tokens"
-            + (f"; these have {longest} (scoring.context)" if longest else "")
+            + (f"; these have {longest} (scoring.context, or rows)" if longest else "")
         )
     trained = s.optional("max_position_embeddings")
     if longest and trained and longest > trained:
         yield (
             f"the model reads at most {trained} tokens (max_position_embeddings), not {longest}; "
-            "a shorter scoring.context fits"
+            "a shorter scoring.context fits, and shorter rows of a model that is continued"
         )
 
 

@@ -2,7 +2,7 @@
 
 The inverse of `models.hugging_face`: config.json, generation_config.json, the tokenizer, and
 safetensors in float32, so that importing the folder gives the same bits back. A decoder is written
-as the first family (`models.hugging_face.config`) that computes it.
+as the first family (`models.hugging_face.config`) that computes it, a continued model as its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from tokenizers.processors import TemplateProcessing
 
 from frame_jax.models.hugging_face.config import find_layout
-from frame_jax.models.hugging_face.tensors import Tensor, checkpoint_tensors
+from frame_jax.models.hugging_face.origin import write_origin
+from frame_jax.models.hugging_face.tensors import Layout, Tensor, checkpoint_tensors
 from frame_jax.models.transformer import Decoder, Params
 from frame_jax.run.directory import write_json
 
@@ -35,6 +36,7 @@ def export_checkpoint(
     eos_id: int,
     context: int,
     shard_bytes: int = SHARD_BYTES,
+    origin: Path | None = None,
 ) -> None:
     """Writes a checkpoint that `transformers` and `import_checkpoint` read.
 
@@ -48,10 +50,15 @@ def export_checkpoint(
         eos_id: Token that ends a text.
         context: Tokens of the longest sequence the model was trained on.
         shard_bytes: Weights are split into files of about this size.
+        origin: Of a continued model what was kept of its checkpoint (`models.hugging_face.origin`):
+            all but the weights is then taken from there.
 
     Raises:
         UserError: if no family of `transformers` computes what the decoder computes.
     """
+    if origin is not None:
+        write_weights(folder, decoder, params, shard_bytes, write_origin(origin, folder))
+        return
     config = model_config(decoder, bos_id, eos_id, context)
     write_json(folder / "config.json", config)
     pad_id = write_tokenizer(folder, tokenizer, bos_id, eos_id, context, decoder.vocab_size)
@@ -124,10 +131,15 @@ def write_tokenizer(
     return pad_id
 
 
-def write_weights(folder: Path, decoder: Decoder, params: Params, shard_bytes: int) -> None:
-    """Writes model.safetensors, or several files of about `shard_bytes` and their index."""
-    family, _ = find_layout(decoder.config)
-    shards = list(group_tensors(checkpoint_tensors(decoder, family.layouts[0]), shard_bytes))
+def write_weights(
+    folder: Path, decoder: Decoder, params: Params, shard_bytes: int, layout: Layout | None = None
+) -> None:
+    """Writes model.safetensors, or several files of about `shard_bytes` and their index.
+
+    In `layout`, or else in that of the first family that computes the model.
+    """
+    layout = layout or find_layout(decoder.config)[0].layouts[0]
+    shards = list(group_tensors(checkpoint_tensors(decoder, layout), shard_bytes))
     weight_map: dict[str, str] = {}
     for index, shard in enumerate(shards, 1):
         file = "model.safetensors"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,8 @@ from frame_jax.models.transformer import Decoder, Params
 
 # A parameter of one layer as it is stored; shares the parameter's memory.
 View = Callable[[ModelConfig, np.ndarray], np.ndarray]
+Part = tuple[slice, ...]  # of an array: a slice of each axis
+ALL = slice(None)
 
 
 def as_is(c: ModelConfig, values: np.ndarray) -> np.ndarray:
@@ -34,7 +36,7 @@ def transposed(c: ModelConfig, values: np.ndarray) -> np.ndarray:
 
 def by_head(c: ModelConfig, values: np.ndarray) -> np.ndarray:
     """[in, H * head_dim] here, [H, head_dim, in] there; a bias without `in`."""
-    rows = transposed(c, values)
+    rows = transposed(c, values)  # which may be some of `in`
     return rows.reshape(c.num_heads, -1, *rows.shape[1:])
 
 
@@ -105,13 +107,31 @@ class Tensor:
         values = np.concatenate(self._views(params), self.rule.axis).reshape(self.shape)
         return np.ascontiguousarray(values, np.float32)
 
-    def load(self, values: np.ndarray, params: Params) -> None:
-        """Copies the tensor of a checkpoint into our parameters."""
-        views, axis = self._views(params), self.rule.axis
-        ends = np.cumsum([view.shape[axis] for view in views])[:-1]
-        parts = np.split(values.reshape(joined_shape(views, axis)), ends, axis)
-        for view, part in zip(views, parts, strict=True):
-            view[...] = part
+    def load(self, stored: Any, parameter: str, part: Part, params: Params) -> np.ndarray:
+        """Reads a part of one of its parameters.
+
+        Args:
+            stored: The tensor in an open file, of which slices can be taken.
+            parameter: Its name.
+            part: Slices of one layer's parameter.
+            params: Arrays of all parameters' shapes.
+        """
+        views, axis, merged = self._views(params), self.rule.axis, self.rule.merged
+        number = self.rule.parameters.index(parameter)
+        read, box = part_to_read(self.rule.view, part, views[number].ndim)
+        before = sum(view.shape[axis] for view in views[:number])
+        first, last, _ = box[axis].indices(views[number].shape[axis])
+        box = (*box[:axis], slice(before + first, before + last), *box[axis + 1 :])
+        if merged == 1:
+            values = stored[box]
+        else:  # axes that are one in the file are taken apart here
+            values = stored[(ALL, *box[merged:])]
+            split = joined_shape(views, axis)[:merged]
+            values = values.reshape(*split, *values.shape[1:])[box[:merged]]
+        group = params if self.group is None else params["layers"][self.group]
+        found = np.empty(group[parameter][self.index][read].shape, np.float32)
+        self.rule.view(self.config, found)[...] = values
+        return found[tuple(ALL if r == own else own for r, own in zip(read, part, strict=True))]
 
     def _views(self, params: Params) -> list[np.ndarray]:
         stacked = params if self.group is None else params["layers"][self.group]
@@ -123,6 +143,20 @@ def parameter_views(
 ) -> list[np.ndarray]:
     """The parameters of a tensor as they are stored, one by one."""
     return [rule.view(c, stacked[name][index]) for name in rule.parameters]
+
+
+def part_to_read(view: View, part: Part, axes: int) -> tuple[Part, Part]:
+    """What is read to have a part of a parameter, and where that is in the view, of so many axes.
+
+    It is the part itself, or, where a view cuts or turns an axis, all along that axis.
+    """
+    if view is as_is or (view is transposed and len(part) == 1):
+        return part, part
+    if view is transposed:
+        return part, (*part[:-2], part[-1], part[-2])
+    if view is by_head:
+        return (*part[:-1], ALL), (ALL, ALL, *part[:-1])
+    return (ALL,) * len(part), (ALL,) * axes
 
 
 def joined_shape(views: list[np.ndarray], axis: int) -> tuple[int, ...]:
@@ -140,11 +174,14 @@ def layer_locations(c: ModelConfig) -> Iterator[tuple[str, int]]:
                 yield group.name, repeat * group.length + layer
 
 
+def shapes_alone(decoder: Decoder) -> Params:
+    """Arrays of the parameters' shapes without their memory."""
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), decoder.shapes())
+
+
 def checkpoint_tensors(decoder: Decoder, layout: Layout) -> dict[str, Tensor]:
     """Every tensor of a model by its name in a checkpoint."""
-    c = decoder.config
-    # The parameters' shapes without their memory.
-    params = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), decoder.shapes())
+    c, params = decoder.config, shapes_alone(decoder)
     shapes: dict[tuple[Rule, str | None], tuple[int, ...]] = {}  # equal in all layers of a group
     tensors = {}
 

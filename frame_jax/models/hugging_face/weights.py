@@ -6,6 +6,8 @@ where they compute what `models.transformer` computes; anything else is refused 
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,12 @@ import safetensors
 
 from frame_jax.errors import UserError
 from frame_jax.models.hugging_face.config import family_of, read_config
-from frame_jax.models.hugging_face.tensors import Layout, checkpoint_tensors
+from frame_jax.models.hugging_face.tensors import (
+    Layout,
+    Tensor,
+    checkpoint_tensors,
+    shapes_alone,
+)
 from frame_jax.models.transformer import Decoder, Params
 
 SINGLE_FILE = "model.safetensors"  # the whole model in one file
@@ -86,20 +93,50 @@ def layout_in(folder: Path, decoder: Decoder) -> Layout:
     )
 
 
-def read_weights(folder: Path, decoder: Decoder) -> Params:
+def read_weights(folder: Path, decoder: Decoder, shardings: Any = None) -> Params:
     """The parameters of `decoder` from the safetensors in `folder`.
+
+    As NumPy arrays, or, where a tree of shardings is given, on their devices: a process then reads
+    what its devices hold of each parameter, and holds one of them at a time beside these.
 
     Raises:
         UserError: naming every missing, extra or misshapen tensor.
     """
-    expected = checkpoint_tensors(decoder, layout_in(folder, decoder))
-    params = jax.tree.map(lambda leaf: np.empty(leaf.shape, np.float32), decoder.shapes())
-    files = find_tensors(folder, decoder)
-    for path in sorted(set(files.values())):
-        with open_safetensors(path) as file:
-            for name in (name for name in files if files[name] == path):
-                expected[name].load(file.get_tensor(name), params)
-    return params
+    files, like = find_tensors(folder, decoder), shapes_alone(decoder)
+    holding: dict[tuple[str | None, str], list[tuple[str, Tensor]]] = {}
+    for name, tensor in checkpoint_tensors(decoder, layout_in(folder, decoder)).items():
+        for parameter in tensor.rule.parameters if 0 not in tensor.shape else ():
+            holding.setdefault((tensor.group, parameter), []).append((name, tensor))
+    with contextlib.ExitStack() as stack:
+        opened = {path: stack.enter_context(open_safetensors(path)) for path in set(files.values())}
+
+        def read(keys: tuple[str, ...], *ends: tuple[int, int]) -> np.ndarray:
+            """A part of the parameter at a path of the tree, from the first index to the last."""
+            group, parameter = keys[1] if len(keys) > 1 else None, keys[-1]
+            part = [slice(*own) for own in ends]
+            found = np.empty([last - first for first, last in ends], np.float32)
+            for name, tensor in holding[group, parameter]:
+                layer = tuple(i - own[0] for i, own in zip(tensor.index, ends, strict=False))
+                if all(0 <= i < n for i, n in zip(layer, found.shape, strict=False)):
+                    stored, rest = opened[files[name]].get_slice(name), part[len(layer) :]
+                    found[layer] = tensor.load(stored, parameter, tuple(rest), like)
+            return found
+
+        def placed(path: Any, leaf: jax.ShapeDtypeStruct, target: Any = None) -> Any:
+            keys, shape = tuple(entry.key for entry in path), leaf.shape
+            if target is None:
+                return read(keys, *((0, size) for size in shape))
+            once = functools.cache(read)  # what several devices hold
+
+            def shard(index: Any) -> np.ndarray:
+                return once(
+                    keys, *(own.indices(n)[:2] for own, n in zip(index, shape, strict=True))
+                )
+
+            return jax.make_array_from_callback(shape, target, shard)
+
+        targets = () if shardings is None else (shardings,)
+        return jax.tree_util.tree_map_with_path(placed, decoder.shapes(), *targets)
 
 
 def find_tensors(folder: Path, decoder: Decoder) -> dict[str, Path]:
