@@ -18,7 +18,6 @@ from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.phases import REFERENCES, replica_name
-from frame_jax.run.trial_record import load_trial_record
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.model_tokenizers import DocumentTexts
 from frame_jax.scoring.score_parts import (
@@ -39,12 +38,13 @@ def other_references(config: RunConfig, directory: RunDirectory, name: str) -> d
     trained = [n for n in REFERENCES if getattr(config.reference, n).checkpoint is None]
     if name == "replica":
         return {model: (replica_name(model), None) for model in trained}
-    halves = {model: load_trial_record(directory.reference(model)).steps // 2 for model in trained}
-    saved = (
-        checkpoints.saved_steps(directory.reference(model) / "checkpoints") for model in trained
-    )
-    kept = all(step in steps for step, steps in zip(halves.values(), saved, strict=True))
-    return {model: (model, step) for model, step in halves.items()} if kept else {}
+    saved = {
+        model: checkpoints.saved_steps(directory.reference(model) / "checkpoints")
+        for model in trained
+    }
+    halves = {model: (model, steps[-1] // 2) for model, steps in saved.items() if steps}
+    kept = all(0 < step and step in saved[model] for model, step in halves.values())
+    return dict(halves) if kept else {}
 
 
 def score_sample(
