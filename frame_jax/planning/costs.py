@@ -207,14 +207,16 @@ def planned_target(config: RunConfig) -> tuple[Decoder, str | None]:
     """The target model's shape, and where it comes from if the model is continued.
 
     Raises:
-        UserError: as `target_decoder`, but for a checkpoint that is not there yet.
+        UserError: as `target_decoder`, but for a model that is not there yet.
     """
-    initial, vocab = config.pretrain.initial, vocab_rows(config)
+    initial, vocab, absent = config.pretrain.initial, vocab_rows(config), None
     if initial is not None and initial.checkpoint is not None:
         _, absent = find_shape(initial.checkpoint)
-        if absent is not None:
-            note = f"pretrain.initial: {absent}; its shape is assumed to be pretrain.model"
-            return Decoder(config.pretrain.model, vocab), note
+    elif initial is not None and not RunDirectory(str(initial.run)).root.is_dir():
+        absent = f"{initial.run} is not there"
+    if absent is not None:
+        note = f"pretrain.initial: {absent}; its shape is assumed to be pretrain.model"
+        return Decoder(config.pretrain.model, vocab), note
     decoder = target_decoder(config, vocab)
     if initial is None:
         return decoder, None
