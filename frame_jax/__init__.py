@@ -4,8 +4,6 @@ The names below are the public API; every other module is internal and may chang
 They are loaded when they are first used, so that `import frame_jax` is quick and leaves JAX alone.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -5,8 +5,6 @@ digests of its arrays, because the file format notices a file that is cut short 
 has changed. `training/checkpointer.py` writes them and continues from them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import logging

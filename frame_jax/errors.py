@@ -5,8 +5,6 @@ Library code logs: notes at the level INFO, warnings at WARNING, to loggers belo
 program that is started from a command line shows them as lines on stderr (`log_to_stderr`).
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import os
@@ -58,6 +56,11 @@ def print_note(text: str) -> None:
     logging.getLogger(__name__).info("%s", text)
 
 
+def print_warning(text: str) -> None:
+    """Prints one line on stderr about what is likely to be a mistake."""
+    logging.getLogger(__name__).warning("%s", text)
+
+
 class PlainLines(logging.Handler):
     """Writes every record to stderr as one line, a warning behind `warning:`."""
 
@@ -85,10 +88,10 @@ def without_secrets(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Escapes everything in `text` that a terminal would obey: control and format characters.
+    r"""Escapes everything in `text` that a terminal would obey: control and format characters.
 
-    >>> printable("a[2Jb	c")
-    'a[2Jb	c'
+    >>> printable("a\x1b[2Jb")
+    'a\\x1b[2Jb'
     """
     return "".join(
         character

@@ -13,6 +13,7 @@ the order of the run's token files:
     ppl, pd                 as the quadrants were cut by
     ppl_rank, pd_rank       from 0 for the lowest to 1 for the highest of the split; ties share
     quadrant
+    copies                  how often an epoch of training reads the document
 
 What is not known is null: all under a model where scores were made elsewhere, ppl, pd, ranks and
 quadrant of a document without a place.
@@ -28,7 +29,7 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, require_writable
-from frame_jax.run.partition_record import require_quadrants
+from frame_jax.run.partition_record import assignment_table, require_quadrants
 from frame_jax.run.program_exit import run_command, run_main
 from frame_jax.sql import open_database, parquet_table, write_json_lines, write_parquet
 
@@ -92,8 +93,8 @@ def scores_query(scoring: ScoringConfig, directory: RunDirectory) -> str:
     )
     return f"""
         SELECT doc_id, split, source, domain, language, tokens, bytes, {models}, ppl, pd, {ranks},
-            quadrant
-        FROM {parquet_table(directory.assignment)} LEFT JOIN (
+            quadrant, copies
+        FROM {assignment_table(directory)} LEFT JOIN (
             SELECT doc_id, {stored_scores_sql(scoring)}
             FROM {parquet_table(*list_parts(directory.scores, ".parquet"))}) USING (doc_id)
         ORDER BY part, row

@@ -5,8 +5,6 @@ A remote path is a URL: `s3://bucket/key`, `gs://bucket/key`, `hf://datasets/own
 credentials as they always do. A fault that passes (500, 503, a broken connection) is tried again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -19,15 +17,13 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 
-from frame_jax.config.paths import user_path
+from frame_jax.config.paths import scheme_of, user_path
 from frame_jax.errors import UserError, without_secrets
 from frame_jax.retries import AbsentError, retry
 from frame_jax.run.directory import atomic_path
 
-SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 MAGIC = re.compile(r"[*?\[]")
 WEB_MAGIC = re.compile(r"[*\[]")  # a question mark starts the query of a URL
-SCHEME_OF_GOOGLE = re.compile(r"(gs|gcs)://", re.IGNORECASE)
 MARKER = "_$folder$"  # of Hadoop, behind a folder's name; others take the name itself
 BLOCK_BYTES = 4 << 20  # of one request
 
@@ -35,32 +31,33 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class RemoteFile:
-    """A remote file that `find_remote_files` found.
+class File:
+    """A file that was found, here or in a remote place.
 
     Attributes:
-        path: Its URL.
-        name: Its path below what was searched: the folder, or the part of a pattern without magic.
-        size: In bytes; 0 where the server does not say.
-        version: What the store says of the content: its entity tag, checksum or time.
+        path: Where it is: a local path or a URL.
+        name: Its path, with slashes, below what was searched: the folder, or the part of a pattern
+            without magic.
+        size: In bytes; 0 where a server does not say.
+        version: What a remote store says of the content: its entity tag, checksum or time.
         unpacked: It comes unpacked, and `size` is that of what is stored.
     """
 
     path: str
     name: str
     size: int
-    version: str
+    version: str = ""
     unpacked: bool = False
 
 
 def is_remote(path: str) -> bool:
     """Whether `path` is a URL rather than a path on this machine."""
-    return SCHEME.match(path) is not None
+    return scheme_of(path) is not None
 
 
-def is_pattern(path: str) -> bool:
-    """Whether a URL is a pattern, unless a file of that very name exists."""
-    return _magic(path) is not None
+def find_magic(path: str) -> re.Match[str] | None:
+    """Where in a URL a pattern begins, unless a file of that very name exists; None for a path."""
+    return (WEB_MAGIC if _is_web(path) else MAGIC).search(_bare(path))
 
 
 def last_name(path: str) -> str:
@@ -68,12 +65,9 @@ def last_name(path: str) -> str:
     return _bare(path).rpartition("/")[2]
 
 
-def find_remote_files(path: str) -> list[RemoteFile]:
-    """Finds the files that a URL stands for, ordered by the parts of their names.
-
-    Args:
-        path: A file, a folder (searched in depth) or a pattern (`*`, `**`, `[...]`, `?` but in web
-            addresses).
+def find_remote_files(path: str) -> list[File]:
+    """Finds the files that a URL stands for, ordered by the parts of their names: a file, those in
+    a folder (searched in depth) or of a pattern (`*`, `**`, `[...]`, `?` but in web addresses).
 
     Raises:
         UserError: where the place cannot be listed, naming it and the cause.
@@ -84,7 +78,7 @@ def find_remote_files(path: str) -> list[RemoteFile]:
     def asked(action: Callable[[], Result]) -> Result:
         return retry(path, "listed", action, filesystem.invalidate_cache)
 
-    base, magic = path, _magic(path)
+    base, magic = path, find_magic(path)
     try:
         if "*" not in _bare(path) and (info := asked(lambda: _file_info(filesystem, path))):
             base, found = _bare(path).rpartition("/")[0], {path: info}
@@ -108,7 +102,7 @@ def find_remote_files(path: str) -> list[RemoteFile]:
         if not relative or relative.endswith("/"):
             continue  # a link of a web page to itself in another order
         size, unpacked = info.get("size") or 0, _comes_unpacked(info)
-        files.append(RemoteFile(url, relative, size, _version(info), unpacked))
+        files.append(File(url, relative, size, _version(info), unpacked))
     folders = {str(folder) for file in files for folder in PurePosixPath(file.name).parents}
     return sorted(
         (f for f in files if f.size or not (f.name in folders or f.name.endswith(MARKER))),
@@ -164,7 +158,7 @@ def is_checkpoint(name: str) -> bool:
     return "/" not in name and name.endswith((".safetensors", *others))
 
 
-def _download(file: RemoteFile, target: Path) -> None:
+def _download(file: File, target: Path) -> None:
     """Downloads a remote file to `target`, whole or not at all."""
     if target.exists():
         return
@@ -176,10 +170,7 @@ def _download(file: RemoteFile, target: Path) -> None:
             if file.size and size != file.size and not file.unpacked:
                 raise OSError(f"{size:,} of {file.size:,} bytes came")
 
-        try:
-            retry(file.path, "read", fetched)
-        except AbsentError as error:
-            raise _gone(file.path, error) from error
+        _read(file.path, fetched)
 
 
 class _Reader(io.RawIOBase):
@@ -190,7 +181,7 @@ class _Reader(io.RawIOBase):
         self._filesystem = _filesystem(path)
         self._handle: Any = None
         self._position = 0
-        self._size: int = self._try(lambda: self._opened().size)
+        self._size: int = _read(path, lambda: self._opened().size, self._drop)
 
     def readable(self) -> bool:
         return True
@@ -210,7 +201,7 @@ class _Reader(io.RawIOBase):
         wanted = min(len(buffer), self._size - self._position)
         if wanted <= 0:
             return 0
-        data = self._try(lambda: self._fetch(wanted))
+        data = _read(self._path, lambda: self._fetch(wanted), self._drop)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
@@ -241,7 +232,7 @@ class _Reader(io.RawIOBase):
     def _opened(self) -> Any:
         if self._handle is None:
             handle = self._filesystem.open(self._path, "rb", cache_type="none")
-            if SCHEME_OF_GOOGLE.match(self._path) and _comes_unpacked(handle.details):
+            if scheme_of(self._path) in ("gs", "gcs") and _comes_unpacked(handle.details):
                 self._handle = self._whole(unpacked=True)
             else:
                 self._handle = handle if handle.seekable() and handle.size else self._whole()
@@ -254,17 +245,23 @@ class _Reader(io.RawIOBase):
         handle.size = os.stat(handle.name).st_size  # type: ignore[attr-defined]  # noqa: PTH116
         return handle
 
-    def _try(self, action: Callable[[], Result]) -> Result:
-        try:
-            return retry(self._path, "read", action, self._drop)
-        except AbsentError as error:
-            raise _gone(self._path, error) from error
-
     def _drop(self) -> None:
         if self._handle is not None:
             with contextlib.suppress(OSError):
                 self._handle.close()
             self._handle = None
+
+
+def _read(
+    path: str, action: Callable[[], Result], between: Callable[[], None] = lambda: None
+) -> Result:
+    """`retry` for what reads a file; where there is none, the path is wrong."""
+    try:
+        return retry(path, "read", action, between)
+    except AbsentError as error:
+        raise UserError(
+            f"{path}: there is no such file ({error}): correct the path, or put it there"
+        ) from error
 
 
 def _get_whole(path: str, target: str, unpacked: bool) -> None:
@@ -287,33 +284,30 @@ def _filesystem(path: str) -> Any:
     """
     import fsspec
 
-    scheme = SCHEME.match(path)
-    assert scheme is not None
-    options = {}
-    if scheme[1].lower() in ("http", "https"):
-        options["headers"] = {"Accept-Encoding": "identity"}  # the file, not another form of it
+    scheme = scheme_of(path)
+    # The file is wanted, not another form of it.
+    options = {"headers": {"Accept-Encoding": "identity"}} if _is_web(path) else {}
     try:
-        return fsspec.filesystem(scheme[1].lower(), **options)
+        return fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise UserError(
-            f"{path}: a library for {scheme[1]}:// is missing ({error}): "
+            f"{path}: a library for {scheme}:// is missing ({error}): "
             'pip install "frame-jax[remote]"'
         ) from error
     except ValueError as error:
         raise UserError(
-            f"{path}: {scheme[1]}:// is not known: use s3://, gs://, hf://, https:// or a path on "
+            f"{path}: {scheme}:// is not known: use s3://, gs://, hf://, https:// or a path on "
             "this machine"
         ) from error
 
 
+def _is_web(path: str) -> bool:
+    return scheme_of(path) in ("http", "https")
+
+
 def _bare(path: str) -> str:
     """A URL without its query; only web addresses have one."""
-    return path.partition("?")[0] if path.lower().startswith("http") else path
-
-
-def _magic(path: str) -> re.Match[str] | None:
-    """Where in a URL a pattern begins."""
-    return (WEB_MAGIC if path.lower().startswith("http") else MAGIC).search(_bare(path))
+    return path.partition("?")[0] if _is_web(path) else path
 
 
 def _file_info(filesystem: Any, path: str) -> dict[str, Any] | None:
@@ -324,7 +318,7 @@ def _file_info(filesystem: Any, path: str) -> dict[str, Any] | None:
         info: dict[str, Any] = filesystem.info(path)
         if info["type"] != "file" or str(info.get("url", "")).endswith("/"):
             return None  # where a web server has led to a page
-        if info.get("size") == 0 and not path.lower().startswith("http"):
+        if info.get("size") == 0 and not _is_web(path):
             below = f"{info['name']}/"  # an empty object by a folder's name is how some make one
             if any(name.startswith(below) for name in filesystem.find(below)):
                 return None
@@ -336,7 +330,3 @@ def _file_info(filesystem: Any, path: str) -> dict[str, Any] | None:
 def _version(info: dict[str, Any]) -> str:
     keys = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "Last-Modified")
     return " ".join(str(info[key]) for key in keys if info.get(key))
-
-
-def _gone(path: str, error: AbsentError) -> UserError:
-    return UserError(f"{path}: there is no such file ({error}): correct the path, or put it there")

@@ -19,9 +19,8 @@ from frame_jax.errors import UserError, printable
 from frame_jax.records import read_documents
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts
-from frame_jax.run.partition_record import axis_names, require_quadrants
+from frame_jax.run.partition_record import assignment_table, axis_names, require_quadrants
 from frame_jax.run.program_exit import positive, run_command, run_main
-from frame_jax.sql import parquet_table
 
 ORDERS = {
     "random": "md5(doc_id || $seed)",
@@ -30,7 +29,10 @@ ORDERS = {
     "highest-pd": "pd DESC, doc_id",
     "lowest-pd": "pd, doc_id",
 }
-COLUMNS = ("doc_id", "quadrant", "ppl", "pd", "split", "source", "domain", "language", "tokens")
+COLUMNS = (
+    *("doc_id", "quadrant", "ppl", "pd", "split", "source", "domain", "language", "tokens"),
+    "copies",
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,7 +75,7 @@ def choose_documents(directory: RunDirectory, options: argparse.Namespace) -> li
     }
     conditions = " AND ".join(f"{name} = ${name}" for name in wanted)
     seed = {"seed": options.seed} if "$seed" in ORDERS[options.by] else {}
-    assignment = parquet_table(directory.assignment)
+    assignment = assignment_table(directory)
     with duckdb.connect() as connection:
         rows = connection.execute(
             f"SELECT {', '.join(COLUMNS)}, part, row FROM {assignment} "
@@ -103,6 +105,8 @@ def show_documents(directory: RunDirectory, rows: list[dict[str, Any]], characte
         text = tokenizer.decode(ids[:characters])[:characters]  # a token is at least one byte
         title = f"{row['quadrant']}  {ppl} {row['ppl']:,.2f}  {pd} {row['pd']:+.4f}"
         origin = f"{row['source']} / {row['domain']} / {row['language']}, {row['tokens']:,} tokens"
+        if row["copies"] != (row["split"] == "train"):
+            origin += f", {row['copies']} times an epoch"
         console.print(
             Panel(
                 Text(printable(text)),

@@ -4,8 +4,6 @@ Runs seven phases (tokenize, reference, score, partition, pretrain, evaluate, re
 that are complete and resumes the one that was interrupted. On several hosts, run it on every host.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import sys
@@ -18,13 +16,10 @@ if __name__ == "__main__":
 
 from frame_jax.config.file import make_parser, parse
 from frame_jax.config.run import RunConfig
+from frame_jax.config.settings import settings_as_yaml
 from frame_jax.errors import UserError, log_to_stderr
 from frame_jax.run import compute_dtype, markers, phases
-from frame_jax.run.directory import (
-    RunDirectory,
-    atomic_path,
-    remove_temporaries,
-)
+from frame_jax.run.directory import RunDirectory, atomic_path, remove_temporaries
 from frame_jax.run.lock import hold_lock
 from frame_jax.run.program_exit import report_error, run_main, run_on_all_processes
 
@@ -34,12 +29,9 @@ PIPED_WIDTH = 132  # of the last table where there is no terminal
 def parser() -> Any:
     """The command line's options: the run's settings, and what to do with them."""
     options = make_parser(prog="python -m frame_jax.main", description=__doc__)
-    options.add_argument(
-        "--until", choices=phases.PHASES, default=None, help="Stop after this phase."
-    )
+    options.add_argument("--until", choices=phases.PHASES, help="Stop after this phase.")
     options.add_argument(
         "--redo",
-        default=None,
         help="Remove the outputs of this phase (or of one arm, such as pretrain-frame) and of all "
         "that was made from them, then run.",
     )
@@ -49,13 +41,11 @@ def parser() -> Any:
     options.add_argument(
         "--tokens_per_second",
         type=float,
-        default=None,
         help="Training speed of the target model, for the times that --plan prints.",
     )
     options.add_argument(
         "--corpus_tokens",
         type=float,
-        default=None,
         help="Tokens of the corpus, such as 1e12, for a --plan before it is tokenized or there.",
     )
     return options
@@ -63,13 +53,8 @@ def parser() -> Any:
 
 def write_config(config: RunConfig, directory: RunDirectory) -> None:
     """Writes `RUN/config.yaml`: every setting of the run, defaults included."""
-    import yaml
-
-    from frame_jax.config.settings import settings_to_write
-
     with atomic_path(directory.config) as temporary:
-        text = yaml.safe_dump(settings_to_write(config), sort_keys=False, allow_unicode=True)
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(settings_as_yaml(config), "utf-8")
 
 
 def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None = None) -> int:
@@ -105,6 +90,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     from frame_jax.parallel import cpu_devices, processes
     from frame_jax.parallel.sharding import mesh_shape
     from frame_jax.planning.costs import replica_bytes
+    from frame_jax.quadrants.mixture import check_mixture
     from frame_jax.run import storage
     from frame_jax.scoring.checks import check_references
     from frame_jax.training.initial import check_initial
@@ -138,6 +124,8 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
             expand_curriculum(curriculum, config.partition.axes)
         if config.tracker is not None:
             import_function(config.tracker)
+        if "partition" in phases_left and "tokenize" not in phases_left:
+            check_mixture(config, directory)
         if "score" in phases_left:
             check_references(config, directory, tokenizer_anew="tokenize" in again)
         if "pretrain" in phases_left:
@@ -156,9 +144,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
 
 
 def is_finished(
-    directory: RunDirectory,
-    todo: list[phases.PhaseStep],
-    expected: dict[str, markers.Marker],
+    directory: RunDirectory, todo: list[phases.PhaseStep], expected: dict[str, markers.Marker]
 ) -> bool:
     """Whether all of `todo` is complete; refuses outputs made under other settings."""
     for phase_step in todo:
@@ -177,6 +163,7 @@ def _run_phase_steps(
     redo: str | None,
 ) -> int:
     from frame_jax.parallel import processes
+    from frame_jax.quadrants.mixture import check_mixture
     from frame_jax.run import bucket, integrity
 
     first = processes.is_first()
@@ -201,6 +188,8 @@ def _run_phase_steps(
         if first:
             print(f"{phase_step.name} begins", file=sys.stderr, flush=True)
         markers.run_phase_step(config, directory, phase_step, expected[phase_step.name])
+        if phase_step.phase == "tokenize":  # before models are trained for it
+            run_on_all_processes(lambda: check_mixture(config, directory))
     return len(steps_left)
 
 

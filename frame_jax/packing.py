@@ -1,8 +1,9 @@
-"""Best-fit packing of items into rows, by their sizes alone."""
+"""Puts items together by their sizes alone: best-fit packing into rows, and batches of a stream."""
 
-from __future__ import annotations
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
-from collections.abc import Iterable
+Item = TypeVar("Item")
 
 
 def best_fit(sizes: Iterable[int], capacity: int) -> list[int]:
@@ -10,11 +11,7 @@ def best_fit(sizes: Iterable[int], capacity: int) -> list[int]:
 
     Given longest first, this is best-fit decreasing. Rows are found by their remaining room: bit r
     of `rooms` says that a row with room for r exists, so the search is one shift, whatever the
-    number of rows.
-
-    Args:
-        sizes: Positive, in the order in which items are placed; none above `capacity`.
-        capacity: Of a row.
+    number of rows. Sizes are positive, and none is above the `capacity` of a row.
     """
     found: list[int] = []
     open_rows: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the room that is left
@@ -32,3 +29,19 @@ def best_fit(sizes: Iterable[int], capacity: int) -> list[int]:
         open_rows[room - size].append(row)
         rooms |= 1 << (room - size)
     return found
+
+
+def batch_by_size(
+    items: Iterable[Item], size: Callable[[Item], int], least: int
+) -> Iterator[list[Item]]:
+    """Yields the items in order, in lists that end when their sizes come to at least `least`."""
+    batch: list[Item] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= least:
+            yield batch
+            batch, total = [], 0
+    if batch:
+        yield batch

@@ -5,8 +5,6 @@ only, no BOS or EOS) and `RUN/quadrants/Q*/part-*.arrayrecord` (one record a tra
 record is its own compression group, because they are read in random order.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -115,11 +113,8 @@ class OpenFiles:
     """Opens readers of any number of files and keeps the most recently used ones open.
 
     An open reader holds an index of its file, so what is kept is bounded by the records of the
-    files, not by how many records a run has. Threads may share it.
-
-    Args:
-        records: Records of all files that are kept open; one file is, whatever its records.
-        files: How many are kept open.
+    files, not by how many records a run has: `records` in all `files` that are kept open, of which
+    one is, whatever its records. Threads may share it.
     """
 
     def __init__(self, records: int | None = None, files: int | None = None):

@@ -1,7 +1,5 @@
 """Retries actions on remote storage while their faults may pass, and explains those that do not."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Callable
@@ -38,12 +36,8 @@ def retry(
 ) -> Result:
     """Returns what `action` returns, after as many attempts as `RETRY_SECONDS` allows.
 
-    Args:
-        path: What it asks for, for messages.
-        verb: What it does, such as `read`, for messages.
-        action: Asks for it.
-        between: Called before each further attempt.
-        advice: What to do where it fails for good.
+    `between` is called before each further attempt. Messages say that `path` cannot be `verb`, such
+    as `read`, and what to do: `advice`.
 
     Raises:
         AbsentError: where there is no such file.

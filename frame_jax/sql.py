@@ -5,8 +5,6 @@ itself, it reads `runs/a[1]` as a pattern, which `runs/a1` meets, makes a folder
 the way to a file a column, and takes a leading `~` for somebody's home.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +64,11 @@ def sql_pattern(path: Path) -> str:
 def parquet_table(*paths: Path) -> str:
     """A table expression of exactly these Parquet files."""
     return f"read_parquet([{', '.join(map(sql_pattern, paths))}], hive_partitioning = false)"
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """The names of a Parquet file's columns."""
+    return query(lambda name, *_: str(name), f"DESCRIBE FROM {parquet_table(path)}")
 
 
 def json_lines_table(path: Path, columns: Mapping[str, str]) -> str:

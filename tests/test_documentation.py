@@ -177,6 +177,11 @@ COMMANDS = {
     "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm/frame-3b/tokens/part-*.parquet"),
     # docs/report.md
     f"{MAIN} --redo report": Entry(shows="report: runs/mine/report/index.html"),
+    # docs/mixtures.md
+    f"{MAIN} --plan": Entry(shows="learning rate"),
+    ".venv/bin/python tools/benchmark_partition.py --documents 3000000 --mixture --turns 3": Entry(
+        (("--documents 3000000 --mixture --turns 3", "--help"),), shows="--mixture"
+    ),
     # docs/scoring.md
     ".venv/bin/python -m frame_jax.export_scores runs/mine --out scores.parquet": Entry(
         leaves="scores.parquet", shows="scores: scores.parquet"
@@ -299,6 +304,15 @@ def test_the_example_of_a_continued_model_is_a_config(tmp_path: Path) -> None:
     config = load(tmp_path / "run.yaml")
     initial = config.pretrain.initial
     assert initial is not None and initial.checkpoint == config.reference.strong.checkpoint
+
+
+def test_every_mixture_of_the_docs_is_a_config(tmp_path: Path) -> None:
+    for block in blocks(REPOSITORY / "docs" / "mixtures.md", "yaml"):
+        path = tmp_path / "run.yaml"
+        given = {"run_directory": "x", "corpus": {"sources": [{"kind": "text", "path": "x"}]}}
+        path.write_text(yaml.safe_dump(given) + block)
+        mixture = load(path).partition.mixture
+        assert mixture is not None and mixture.tokens in (None, 20_000_000_000)
 
 
 def slurm_job() -> str:

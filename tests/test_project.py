@@ -1,14 +1,31 @@
-"""What is written in two places agrees: the version, and what is checked before a commit."""
+"""What is written in two places agrees: the version, what is checked before a commit, examples."""
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import re
 import tomllib
 
+import pytest
 import yaml
 
 import frame_jax
 from tests.programs import REPOSITORY
+
+# Those of frame_jax.api need a folder of models: `tests/api` has one.
+EXAMPLES = [
+    ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+    for path in sorted((REPOSITORY / "frame_jax").rglob("*.py"))
+    if ">>>" in path.read_text("utf-8") and path.parent.name != "api"
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", EXAMPLES)
+def test_examples_of_docstrings_give_what_they_show(module: str) -> None:
+    found = doctest.testmod(importlib.import_module(module))
+    assert found.attempted > 0 and found.failed == 0
 
 
 def test_the_version_is_everywhere_the_same() -> None:

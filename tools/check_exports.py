@@ -24,8 +24,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import duckdb
 import numpy as np
-import pyarrow.parquet as pq
 
 from frame_jax import export_order as export
 from frame_jax.config.file import load
@@ -35,6 +35,7 @@ from frame_jax.export.order.shards import read_rows
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, make_trial_order
 from frame_jax.records import OpenFiles, TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.partition_record import assignment_table
 
 SCRIPTS = Path(__file__).with_name("clients")
 TORCH = ("torch==2.13.0",)
@@ -227,7 +228,7 @@ def compare_tokens(
         smooth: Whether a stage is promised with its transitions.
     """
     schedule = plan.schedule
-    places, quadrants = known_places(run, schedule.quadrants)
+    places, quadrants, copies = known_places(run, schedule.quadrants)
     hashes, where, number, times = np.unique(
         windows(places), return_index=True, return_inverse=True, return_counts=True
     )
@@ -255,10 +256,11 @@ def compare_tokens(
     known = ~covered(np.flatnonzero(~once[number]), len(quadrants)) & (places >= 0)
     read = covered(where[once & (reads > 0)], len(quadrants))
     filled, unread = (yielded >= 0).mean(), (known & ~read).sum() / known.sum()
+    often = "twice" if copies.max() == 1 else "too often"
     text = (
         f"tokens of each stage's first quadrant: {', '.join(texts)}; largest deviation "
         f"{worst:.2%} of a stage; of the corpus {unread:.2%} not read, "
-        f"{(reads[once] > 1).mean():.2%} read twice"
+        f"{(reads[once] > copies[where[once]]).mean():.2%} read {often}"
     )
     if filled < 1:
         text += f"; {1 - filled:.2%} of the sequences is padding"
@@ -282,17 +284,19 @@ def promised(
     return found
 
 
-def known_places(run: RunDirectory, quadrants: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """All tokens of all training documents, -2 after each, and the quadrant of each: int64."""
-    table = pq.read_table(run.assignment, columns=["split", "quadrant", "part", "row"])
-    lines = [line for line in table.to_pylist() if line["split"] == "train" and line["quadrant"]]
+def known_places(run: RunDirectory, quadrants: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+    """All tokens of all training documents that are read, -2 after each, the quadrant of each and
+    how often it is read: int64."""
+    table = duckdb.sql(f"SELECT quadrant, part, row, copies FROM {assignment_table(run)}")
+    lines = [line for line in table.to_arrow_table().to_pylist() if line["copies"]]
     readers = [TokenReader(path) for path in list_parts(run.tokens, ".arrayrecord")]
-    texts, owners = [], []
+    texts, owners, copies = [], [], []
     for line in lines:
         ids = readers[line["part"]].read([line["row"]])[0].astype(np.int64)
         texts += [ids, [-2]]
         owners.append(np.full(len(ids) + 1, quadrants.index(line["quadrant"])))
-    return np.concatenate(texts), np.concatenate(owners)
+        copies.append(np.full(len(ids) + 1, line["copies"]))
+    return np.concatenate(texts), np.concatenate(owners), np.concatenate(copies)
 
 
 def windows(tokens: np.ndarray) -> np.ndarray:

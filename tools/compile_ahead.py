@@ -51,12 +51,7 @@ from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.models.cross_entropy import chunk_count
-from frame_jax.models.flops import (
-    HBM_GIB,
-    PEAK_FLOPS,
-    active_parameter_count,
-    forward_flops_per_token,
-)
+from frame_jax.models.flops import PEAK_FLOPS, active_parameter_count, forward_flops_per_token
 from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.sharding import (
     batch_sharding,
@@ -74,6 +69,14 @@ from frame_jax.training.train_step import TrainState, make_train_step
 STEPS = 1000  # length of the schedule; the program's cost does not depend on it
 # Of a GPU's memory, what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 MEMORY_FRACTION = 0.75
+# Memory of one device that a program may use, as the TPU compiler reports it, by `device_kind`.
+HBM_GIB = {
+    "TPU v4": 31.75,
+    "TPU v5 lite": 15.75,
+    "TPU v5": 95.74,
+    "TPU v6 lite": 31.25,
+    "TPU7x": 94.74,
+}
 Compiled = Any
 Options = dict[str, Any] | None  # the compiler's
 

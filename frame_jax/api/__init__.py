@@ -8,15 +8,3 @@ from frame_jax.api.curriculum import curriculum_order
 from frame_jax.api.models import ModelPair, TextScores, load_models, load_run_models, score_texts
 from frame_jax.api.partition import Partition, partition_table
 from frame_jax.errors import UserError
-
-__all__ = [
-    "ModelPair",
-    "Partition",
-    "TextScores",
-    "UserError",
-    "curriculum_order",
-    "load_models",
-    "load_run_models",
-    "partition_table",
-    "score_texts",
-]

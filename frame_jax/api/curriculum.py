@@ -1,7 +1,5 @@
 """Public function that iterates over training rows in the order of a curriculum."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 

@@ -100,22 +100,19 @@ def load_models(
         (7152, 18912)
     """
     from frame_jax.models.hugging_face.weights import import_checkpoint
+    from frame_jax.scoring import tokenizers
     from frame_jax.scoring.model_tokenizers import load_own_tokenizer
-    from frame_jax.scoring.tokenizers import (
-        read_tokenizer,
-        require_rows,
-        require_same_tokenizer,
-        tokenizer_of,
-    )
 
     folders = {"weak": Path(weak), "strong": Path(strong)}
     tokenizer, _ = load_own_tokenizer(folders["weak"], "weak", None)
-    path = tokenizer_of(folders["weak"], "weak")
-    require_same_tokenizer(folders["strong"], path, "strong", tokenizer.bos_id)
+    path = tokenizers.tokenizer_of(folders["weak"], "weak")
+    tokenizers.require_same_tokenizer(folders["strong"], path, "strong", tokenizer.bos_id)
     models = []
     for name, folder in folders.items():
         decoder, params = import_checkpoint(folder, longest=context)
-        require_rows(decoder.vocab_size, read_tokenizer(path), tokenizer.bos_id, name)
+        tokenizers.require_rows(
+            decoder.vocab_size, tokenizers.read_tokenizer(path), tokenizer.bos_id, name
+        )
         models.append((decoder, params))
     return _model_pair(models, tokenizer, context, compute_dtype, per_device_batch_size)
 

@@ -1,7 +1,5 @@
 """Public function that assigns the documents of a table to quadrants."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """What every part of the config tree is made with."""
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 from dataclasses import field
@@ -27,15 +25,17 @@ def runtime(default: Any, **bounds: float) -> Any:
     return field(default=default, metadata={"bounds": bounds, "runtime": True})
 
 
-def check_bounds(settings: Any, where: str) -> None:
-    """Refuses values outside of the bounds of their fields; None is inside of any.
+def later(default: Any) -> Any:
+    """A dataclass field that a later release added: its default belongs to no fingerprint, so that
+    finished runs stay current."""
+    return field(default=default, metadata={"later": True})
 
-    Args:
-        settings: A dataclass.
-        where: What its keys begin with in messages, with a dot at the end.
+
+def check_bounds(settings: Any, where: str) -> None:
+    """Refuses values outside of the bounds of a dataclass's fields; None is inside of any.
 
     Raises:
-        UserError: naming the key and its bounds.
+        UserError: naming the key, which begins with `where`, and its bounds.
     """
     for f in dataclasses.fields(settings):
         value, bounds = getattr(settings, f.name), f.metadata.get("bounds", {})

@@ -1,7 +1,5 @@
 """Settings of documents and tokens: sources, splits, tokenizer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Settings of an order of the training rows."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal
 

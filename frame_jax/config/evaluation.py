@@ -1,7 +1,5 @@
 """Settings of what is measured on trained models."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from typing import Literal

@@ -4,8 +4,6 @@ What a parser of YAML lets pass (keys set twice, null for any type, NaN) is refu
 impossible among values, the dataclasses refuse themselves.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import difflib
@@ -23,36 +21,23 @@ from frame_jax.config.run import BASELINE, RunConfig, default_curricula
 from frame_jax.config.training import LRScheduleConfig
 from frame_jax.errors import UserError
 
-# Old names of settings and the new ones, for the message about an old config file.
+# Old names of settings and new ones that they do not resemble, for the message about an old config
+# file.
 RENAMED_KEYS = {
-    "accumulate": "gradient_accumulation_steps",
     "average": "ema",
-    "average_decay": "ema_decay",
     "balance_bias": "router_bias",
-    "balance_bias_rate": "router_bias_update_rate",
-    "balance_loss": "load_balance_loss_weight",
-    "batch_rows": "batch_size",
     "chunk": "chunk_size",
     "clip_norm": "max_grad_norm",
     "conv_width": "conv_kernel",
-    "coordinator": "coordinator_address",
     "count": "num_experts",
-    "max_step": "max_time_step",
-    "min_step": "min_time_step",
     "original_context": "original_max_position_embeddings",
     "per_token": "num_experts_per_token",
-    "process": "process_id",
-    "processes": "num_processes",
     "renormalise": "norm_topk_prob",
     "rotary_fraction": "partial_rotary_factor",
-    "router_z_loss": "router_z_loss_weight",
     "rows_per_device": "per_device_batch_size",
     "scaling": "routed_scaling_factor",
-    "schedule": "lr_schedule",
-    "schedules": "lr_schedules",
     "shared_size": "shared_expert_intermediate_size",
     "shots": "num_fewshot",
-    "z_loss": "z_loss_weight",
 }
 
 
@@ -68,10 +53,8 @@ def make_parser(**kwargs: Any) -> Any:
 
 
 def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
-    """Parses settings from `arguments`, such as `["--config", "run.yaml", "--seed", "1"]`.
-
-    Returns:
-        The config, and the namespace of whatever other options `parser` has.
+    """Parses `arguments`, such as `["--config", "run.yaml", "--seed", "1"]`, to a config and the
+    namespace of whatever other options `parser` has.
 
     Raises:
         UserError: for an unreadable file, an unknown key, a wrong type or an impossible value.
@@ -103,10 +86,7 @@ def parse(arguments: list[str], parser: Any = None) -> tuple[RunConfig, Any]:
 def refuse_invalid_values(values: Any, cls: type, key: str = "") -> None:
     """Refuses what the parser accepts: null for any type, NaN, infinity, text that is no name.
 
-    Args:
-        values: The parser's namespace for a dataclass.
-        cls: The dataclass.
-        key: Where it is, with a dot at the end.
+    `values` is the parser's namespace for the dataclass `cls`, whose keys begin with `key`.
 
     Raises:
         UserError: naming the key.

@@ -1,7 +1,5 @@
 """Settings of a model's shape."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

@@ -1,7 +1,5 @@
 """Settings of devices and processes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,14 +43,10 @@ class ParallelConfig:
             "parallel: slice, data, fsdp, expert, tensor must be positive, at most one of them -1, "
             f"not {sizes}",
         )
-        port = (self.coordinator_address or "").rpartition(":")[2]
+        address = "any:1" if self.coordinator_address is None else self.coordinator_address
+        host, _, port = address.rpartition(":")
         require(
-            self.coordinator_address is None
-            or (
-                port.isdecimal()
-                and 0 < int(port) < 1 << 16
-                and self.coordinator_address != f":{port}"
-            ),
+            host != "" and port.isdecimal() and 0 < int(port) < 1 << 16,
             f"parallel.coordinator_address must be host:port, not {self.coordinator_address!r}",
         )
         check_bounds(self, "parallel.")

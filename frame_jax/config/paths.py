@@ -3,8 +3,6 @@
 Settings keep what was written, which is what fingerprints hold; whoever opens a file asks here.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -5,8 +5,6 @@ are left out of the fingerprints by which a phase knows whether its outputs are 
 Values here and in the files beside this one are this project's defaults, not the paper's.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from dataclasses import dataclass, field
@@ -20,7 +18,6 @@ from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import PretrainConfig, ReferenceConfig, TrainingConfig
-from frame_jax.errors import UserError
 
 BASELINE = "random"  # the curriculum that the others are compared with, unless a run says otherwise
 
@@ -193,11 +190,9 @@ class RunConfig:
         Raises:
             UserError: naming those there are.
         """
-        for trial in self.trials:
-            if trial.name == name:
-                return trial
-        there = ", ".join(trial.name for trial in self.trials)
-        raise UserError(f"there is no curriculum {name!r}; there are: {there}")
+        trials = {trial.name: trial for trial in self.trials}
+        require(name in trials, f"there is no curriculum {name!r}; there are: {', '.join(trials)}")
+        return trials[name]
 
     def training_of_arm(self, name: str) -> TrainingConfig:
         """How the target model is trained under the curriculum `name`."""

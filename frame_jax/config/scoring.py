@@ -1,7 +1,5 @@
 """Settings of scoring: windows, batches, types."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +50,8 @@ class ScoringConfig:
         loss_chunk: Tokens whose logits exist at one time, per device.
         unit: What a loss is a mean over: `token`, as in the paper, which needs one tokenizer for
             both models, or `byte` of the text, under which an imported model may have its own.
+        reliability: Documents that are scored again, under the reference models at half of their
+            training, to find how far scores are a property of the text; 0 skips this.
         table: Scores made elsewhere, in place of both reference models.
     """
 
@@ -63,6 +63,7 @@ class ScoringConfig:
     compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     loss_chunk: int = runtime(512, least=1)
     unit: Literal["token", "byte"] = "token"
+    reliability: int = runtime(2000, least=0)  # a phase step of its own depends on it
     table: TableConfig | None = None
 
     def __post_init__(self) -> None:

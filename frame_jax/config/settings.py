@@ -1,7 +1,5 @@
 """Settings of a config by dotted key."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Any
@@ -13,15 +11,20 @@ from frame_jax.errors import without_secrets
 def flatten_settings(value: Any, key: str = "") -> dict[str, Any]:
     """Flattens a config value to `{dotted key: plain value}`.
 
-    Left out are runtime fields, and what is secret in web addresses, and another every day.
+    Left out are runtime fields, fields made with `later` at their defaults, and what is secret in
+    web addresses, and another every day.
 
+    >>> from frame_jax.config.quadrants import AxesConfig
     >>> flatten_settings(AxesConfig(), "partition.axes")
     {'partition.axes.ppl': 2, 'partition.axes.pd': 2}
     """
     if dataclasses.is_dataclass(value):
-        fields = dataclasses.fields(value)
-        names = [f.name for f in fields if not f.metadata.get("runtime")]
-        parts = {f"{key}.{name}".lstrip("."): getattr(value, name) for name in names}
+        parts = {
+            f"{key}.{f.name}".lstrip("."): getattr(value, f.name)
+            for f in dataclasses.fields(value)
+            if not f.metadata.get("runtime")
+            and not (f.metadata.get("later") and getattr(value, f.name) == f.default)
+        }
     elif isinstance(value, dict):
         parts = {f"{key}.{name}": item for name, item in value.items()}
     elif isinstance(value, list | tuple) and any(map(dataclasses.is_dataclass, value)):
@@ -36,8 +39,14 @@ def flatten_settings(value: Any, key: str = "") -> dict[str, Any]:
 
 def settings_to_write(config: RunConfig) -> dict[str, Any]:
     """Every setting as nested plain values, without what is secret in web addresses."""
-    written: dict[str, Any] = json.loads(without_secrets(json.dumps(dataclasses.asdict(config))))
-    return written
+    return json.loads(without_secrets(json.dumps(dataclasses.asdict(config))))
+
+
+def settings_as_yaml(config: RunConfig) -> str:
+    """The same as a config file."""
+    import yaml
+
+    return yaml.safe_dump(settings_to_write(config), sort_keys=False, allow_unicode=True)
 
 
 def setting_at(config: RunConfig, key: str) -> Any:

@@ -165,6 +165,8 @@ class ReferenceConfig:
         weak: The small one.
         strong: The larger one, trained on the same rows.
         rows: Training rows of the reference split.
+        replicas: 2 trains each reference model once more under the next seed, for
+            `scoring.reliability` alone.
     """
 
     weak: ReferenceModelConfig = ReferenceModelConfig(
@@ -174,6 +176,10 @@ class ReferenceConfig:
     )
     strong: ReferenceModelConfig = ReferenceModelConfig()
     rows: RowsConfig = RowsConfig()
+    replicas: int = runtime(1, least=1, most=2)
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "reference.")
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@
 Fields of a record are looked up by name or dotted path, as text or as an id.
 """
 
-from __future__ import annotations
-
 import datetime
 import decimal
 import hashlib
@@ -68,13 +66,8 @@ def document_from_fields(
 ) -> Record:
     """Makes a document from the fields of a JSON object, a Parquet row or a TFDS example.
 
-    Args:
-        fields: Field name to value; text may be bytes of UTF-8.
-        config: Names of the fields, and what stands in for a field that is null or absent.
-        default_id: The id of a record that carries none.
-        default_source: The source of a record that carries none.
-        file: Where the record is.
-        line: Its line or number there, from 1.
+    Text may be bytes of UTF-8. `default_id` and `default_source` are for a record that carries
+    none; `file` and `line` (or number, from 1) say where it is.
     """
     try:
         text = get_text(fields, config.text_field)
@@ -84,10 +77,7 @@ def document_from_fields(
             raise RecordError("the text is empty")
         domain = get_text(fields, config.domain_field)
         language = get_text(fields, config.language_field)
-        looked_for = {
-            "domain_field": config.domain_field is not None and domain is None,
-            "language_field": config.language_field is not None and language is None,
-        }
+        found = {"domain_field": domain, "language_field": language}
         return Document(
             id=get_id(fields, config) or default_id,
             text=text,
@@ -96,7 +86,9 @@ def document_from_fields(
             language=language or config.language,
             file=file,
             line=line,
-            absent=tuple(setting for setting, absent in looked_for.items() if absent),
+            absent=tuple(
+                k for k, v in found.items() if v is None and getattr(config, k) is not None
+            ),
         )
     except RecordError as error:
         return Rejection(file, line, str(error))
@@ -112,12 +104,10 @@ def is_named_by_config(config: SourceConfig, setting: str) -> bool:
 
 
 def get_field(fields: Any, name: str) -> Any:
-    """The value of a field; None where it is null or absent.
+    """The value of a field of an object, or of the JSON text of one; None for null or no field.
 
-    Args:
-        fields: An object, or the JSON text of one.
-        name: A name at the top, or a path such as `meta.set.name` into objects. A name that itself
-            holds a dot is found too, and goes before a path.
+    `name` is at the top, or a path such as `meta.set.name` into objects. A name that itself holds a
+    dot is found too, and goes before a path.
 
     Raises:
         RecordError: for a text on the way that begins as JSON does and is none.

@@ -4,8 +4,6 @@ No phase after tokenize reads the corpus. It may be moved away then; but if it i
 what it was.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Collection
 from pathlib import Path
@@ -71,10 +69,7 @@ def keep_inventory(config: RunConfig, directory: RunDirectory) -> None:
 def expected_signature(config: RunConfig, directory: RunDirectory, redo: str | None = None) -> str:
     """The signature of the corpus, or the recorded one if the corpus is gone.
 
-    Args:
-        config: The run's settings.
-        directory: The run.
-        redo: The phase that is to be repeated, if any.
+    `redo` is the phase that is to be repeated, if any.
 
     Raises:
         UserError: where the corpus is another than when tokenize began, naming the files; and
@@ -152,9 +147,8 @@ def _path(directory: RunDirectory) -> Path:
 def _same_settings(config: RunConfig, before: dict[str, Any]) -> bool:
     """Whether the settings of what is read are those of the marker; differences are reported
     elsewhere."""
-    now: dict[str, Any] = {}
-    for name in ("corpus", "tokenizer"):
-        now |= flatten_settings(getattr(config, name), name)
+    now = flatten_settings(config.corpus, "corpus")
+    now |= flatten_settings(config.tokenizer, "tokenizer")
     return {k: v for k, v in before.items() if k.startswith(("corpus.", "tokenizer."))} == now
 
 

@@ -1,9 +1,8 @@
 """Divides the corpus into `corpus.parts` equal parts, samples it, and computes its signature."""
 
-from __future__ import annotations
-
 import hashlib
 import heapq
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -49,9 +48,9 @@ def plan_parts(corpus: CorpusConfig) -> list[list[Chunk]]:
     loads = [(0.0, part) for part in range(corpus.parts)]
     # The largest first, each to the part with the least to do.
     for order in sorted(range(len(chunks)), key=lambda i: (-chunks[i][0], i)):
-        load, part = heapq.heappop(loads)
+        load, part = loads[0]
         parts[part].append(order)
-        heapq.heappush(loads, (load + chunks[order][0], part))
+        heapq.heapreplace(loads, (load + chunks[order][0], part))
     return [[chunks[order][1] for order in sorted(part)] for part in parts]
 
 
@@ -68,18 +67,14 @@ def sample_documents(corpus: CorpusConfig, max_bytes: int) -> Iterator[Document]
     stride = sum(item.size for _, item in items) // max_bytes
     record_slice = RecordSlice(0, min(max(stride, 1), SAMPLE_STRIDE))
     readers = [Chunk(source, item, record_slice).read_records() for source, item in items]
+    documents = [(r for r in reader if isinstance(r, Document)) for reader in readers]
     taken = 0
-    while readers:
-        still_open = []
-        for reader in readers:
-            document = next((r for r in reader if isinstance(r, Document)), None)
-            if document is not None:
-                still_open.append(reader)
-                yield document
-                taken += len(document.text.encode("utf-8"))
-                if taken >= max_bytes:
-                    return
-        readers = still_open
+    for document in itertools.chain.from_iterable(itertools.zip_longest(*documents)):
+        if document is not None:
+            yield document
+            taken += len(document.text.encode("utf-8"))
+            if taken >= max_bytes:
+                return
 
 
 def corpus_signature(config: RunConfig) -> str:
@@ -139,8 +134,8 @@ def _slice_counts(sizes: list[int], parts: int) -> list[int]:
     heap = [(-float(size), i) for i, size in enumerate(sizes)]
     heapq.heapify(heap)
     while spare and -heap[0][0] > fair:
-        _, i = heapq.heappop(heap)
+        _, i = heap[0]
         counts[i] += 1
-        heapq.heappush(heap, (-sizes[i] / counts[i], i))
+        heapq.heapreplace(heap, (-sizes[i] / counts[i], i))
         spare -= 1
     return counts

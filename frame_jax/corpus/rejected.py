@@ -4,10 +4,10 @@ Each part counts, for every source, its records and those without a field that w
 counts are kept in the metadata of the part's Parquet file.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import itertools
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -21,10 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax.config.corpus import CorpusConfig
-from frame_jax.corpus.documents import Document, Rejection
+from frame_jax.corpus.documents import Rejection
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
-from frame_jax.run.markers import read_marker
 from frame_jax.sql import parquet_table, query, sql_literal
 
 DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
@@ -41,14 +40,14 @@ LOSSY = (
     " Of {:,} the tokenizer in tokenizer.path does not give back the text: take the added tokens "
     "or the normalizer that change it out of its file, choose a byte-level one, or leave it out"
 )
+GENERAL = re.compile(r"duplicate id(?= )|.*?(?=: | at character |\Z)", re.DOTALL)  # of a reason
 METADATA = b"frame_jax.fields"
 SETTINGS = {"domain_field": "domain", "language_field": "language"}
 
 
 def rejection_line(rejection: Rejection) -> str:
     """Formats one line of rejected.jsonl."""
-    value = {"file": rejection.file, "line": rejection.line, "reason": rejection.reason}
-    return json.dumps(value, ensure_ascii=False) + "\n"
+    return json.dumps(dataclasses.asdict(rejection), ensure_ascii=False) + "\n"
 
 
 def reject_duplicates(directory: RunDirectory) -> None:
@@ -81,21 +80,23 @@ def reject_duplicates(directory: RunDirectory) -> None:
         shutil.rmtree(spill, ignore_errors=True)
 
 
-def summarise(directory: RunDirectory) -> dict[str, Any]:
-    """Counts documents, tokens and UTF-8 bytes by split, rejected records, and parts."""
+def summarise(directory: RunDirectory, corpus: CorpusConfig) -> dict[str, Any]:
+    """Counts documents, tokens and UTF-8 bytes by split, rejected records by reason, and parts;
+    and says which fields no record has."""
     rows = query(
         lambda *row: row,
         f"SELECT split, count(*), sum(tokens)::BIGINT, sum(bytes)::BIGINT "
         f"FROM {_documents(directory)} WHERE split != 'rejected' GROUP BY split ORDER BY split",
     )
-    with directory.rejected.open("rb") as file:
-        rejected = sum(1 for _ in file)
+    reasons = rejection_reasons(directory.rejected)
     return {
         "documents": {split: documents for split, documents, _, _ in rows},
         "tokens": {split: tokens for split, _, tokens, _ in rows},
         "bytes": {split: size for split, _, _, size in rows},
-        "rejected": rejected,
+        "rejected": sum(reasons.values()),
         "parts": len(list_parts(directory.tokens, ".parquet")),
+        "rejected_for": reasons,
+        "fields_never_found": absent_field_warnings(directory, corpus),
     }
 
 
@@ -177,16 +178,6 @@ def _documents(directory: RunDirectory) -> str:
     return parquet_table(*list_parts(directory.tokens, ".parquet"))
 
 
-def count_fields(counts: Counter[str], source: int, document: Document) -> None:
-    """Counts a record of the source of that index, and the fields that were looked for in vain."""
-    counts.update(f"{source} {name}" for name in ("records", *document.absent))
-
-
-def counts_metadata(counts: Counter[str]) -> dict[bytes, bytes]:
-    """The counts of a part as they are kept."""
-    return {METADATA: json.dumps(counts, sort_keys=True).encode()}
-
-
 def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list[str]:
     """A sentence for each field that was looked for and that no record of its source has."""
     total: Counter[str] = Counter()
@@ -203,17 +194,10 @@ def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list
 
 
 def rejection_reasons(rejected: Path) -> dict[str, int]:
-    """Counts the reasons of rejections, the most frequent first."""
+    """Counts the reasons of rejections, without what is of one record, the most frequent first."""
     with rejected.open(encoding="utf-8") as lines:
-        counts = Counter(_general_reason(json.loads(line)["reason"]) for line in lines)
+        counts = Counter(GENERAL.findall(json.loads(line)["reason"])[0] for line in lines)
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
-
-
-def _general_reason(reason: str) -> str:
-    """A reason without what is specific to its record."""
-    if reason.startswith("duplicate id "):
-        return "duplicate id"
-    return reason.split(": ")[0].split(" at character ")[0]
 
 
 def summary_messages(summary: dict[str, Any], directory: RunDirectory) -> list[str]:
@@ -231,9 +215,3 @@ def summary_messages(summary: dict[str, Any], directory: RunDirectory) -> list[s
         *(f"corpus: no document fell into the split {split!r}" for split in empty),
         *summary.get("fields_never_found", []),
     ]
-
-
-def read_summary_messages(directory: RunDirectory) -> list[str]:
-    """Reads the messages about a corpus that is tokenized."""
-    marker = read_marker(directory, "tokenize")
-    return [] if marker is None else summary_messages(marker.summary, directory)

@@ -1,14 +1,14 @@
 """The tokenize phase: the corpus in, token parts with a table of their documents out."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,12 +20,9 @@ from frame_jax.corpus.inventory import expected_signature, keep_inventory
 from frame_jax.corpus.parts import Chunk, plan_parts
 from frame_jax.corpus.rejected import (
     LOST,
-    absent_field_warnings,
-    count_fields,
-    counts_metadata,
+    METADATA,
     reject_duplicates,
     rejection_line,
-    rejection_reasons,
     require_few_rejected,
     summarise,
     summary_messages,
@@ -33,7 +30,7 @@ from frame_jax.corpus.rejected import (
 from frame_jax.corpus.sources.inputs import Input, other_files
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
 from frame_jax.corpus.tokenizer_training import prepare_tokenizer
-from frame_jax.errors import print_note
+from frame_jax.packing import batch_by_size
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run import progress
@@ -92,13 +89,9 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
     processes.barrier("tokenizer")
     tokenizer = load_tokenizer(directory)
     messages = read_special_tokens(directory).notes
-    if processes.is_first():
-        for line in messages:
-            print_note(f"tokenizer: {line}")
+    processes.print_notes(f"tokenizer: {line}" for line in messages)
     parts = plan_parts(config.corpus)
-    if processes.is_first():
-        for line in ignored_inputs_message(parts):
-            print_note(line)
+    processes.print_notes(ignored_inputs_message(parts))
     waiting = [
         part
         for part in processes.local_share(range(len(parts)))
@@ -115,16 +108,11 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
     run_on_all_processes(lambda: processes.is_first() and expected_signature(config, directory))
     if processes.is_first():
         reject_duplicates(directory)
-        found = summarise(directory)
-        found["rejected_for"] = rejection_reasons(directory.rejected)
-        found["fields_never_found"] = absent_field_warnings(directory, config.corpus)
-        write_json(directory.tokens / SUMMARY, found)
+        write_json(directory.tokens / SUMMARY, summarise(directory, config.corpus))
     processes.barrier("rejected")
     summary = read_json(directory.tokens / SUMMARY)
     require_few_rejected(summary, config.corpus, directory)
-    if processes.is_first():
-        for remark in summary_messages(summary, directory):
-            print_note(remark)
+    processes.print_notes(summary_messages(summary, directory))
     return {**summary, "tokenizer": messages}
 
 
@@ -138,24 +126,20 @@ def write_part(
 ) -> None:
     """Tokenises the documents of one part.
 
-    Its Parquet file appears last and says that the part is whole.
-
-    Args:
-        chunks: What the part is made of.
-        part: Its index.
-        config: Settings of the run.
-        tokenizer: The run's tokenizer.
-        directory: The run.
-        advance: Called with the number of documents done since the last call.
+    Its Parquet file appears last and says that the part is whole. `chunks` are what the part of
+    this index is made of; `advance` is called with the number of documents done since the last
+    call.
     """
     counts: Counter[str] = Counter()
     shares = (config.corpus.held_out_fraction, config.corpus.reference_fraction)
     with (
         _write_rows(_part_path(directory, part, config, ".parquet"), counts) as add,
-        _write_lines(_part_path(directory, part, config, ".rejected.jsonl")) as reject,
+        atomic_path(_part_path(directory, part, config, ".rejected.jsonl")) as temporary,
+        temporary.open("w", encoding="utf-8") as rejected,
         write_tokens(_part_path(directory, part, config, ".arrayrecord")) as records,
     ):
-        for batch in _batches(chunks, config.corpus.sources, reject, counts):
+        usable = _documents(chunks, config.corpus.sources, rejected, counts)
+        for batch in batch_by_size(usable, itemgetter(1), BATCH_BYTES):
             documents = [document for document, _ in batch]
             texts = [document.text for document in documents]
             encoded = tokenizer.encode_arrays(texts)
@@ -165,7 +149,8 @@ def write_part(
             for (document, size), ids, loss in zip(batch, encoded, losses, strict=True):
                 if len(ids) == 0 or loss is not None:
                     reason = f"{LOST}: {loss}" if len(ids) else "the tokenizer makes no token of it"
-                    reject(rejection_line(Rejection(document.file, document.line, reason)))
+                    rejection = Rejection(document.file, document.line, reason)
+                    rejected.write(rejection_line(rejection))
                     continue
                 row: DocumentRow = {
                     "doc_id": document.id,
@@ -180,29 +165,22 @@ def write_part(
             advance(len(documents))
 
 
-def _batches(
+def _documents(
     chunks: Iterable[Chunk],
     sources: list[SourceConfig],
-    reject: Callable[[str], Any],
+    rejected: TextIO,
     counts: Counter[str],
-) -> Iterator[list[tuple[Document, int]]]:
-    """Yields documents with their UTF-8 bytes, in lists of about BATCH_BYTES; rejects others."""
-    batch: list[tuple[Document, int]] = []
-    total = 0
+) -> Iterator[tuple[Document, int]]:
+    """Yields documents with their UTF-8 bytes; lists rejections, and counts the other records of
+    each source and the fields that they lack."""
     for chunk in chunks:
         for record in chunk.read_records():
             if isinstance(record, Rejection):
-                reject(rejection_line(record))
+                rejected.write(rejection_line(record))
                 continue
-            count_fields(counts, sources.index(chunk.source), record)
-            size = len(record.text.encode("utf-8"))
-            batch.append((record, size))
-            total += size
-            if total >= BATCH_BYTES:
-                yield batch
-                batch, total = [], 0
-    if batch:
-        yield batch
+            number = sources.index(chunk.source)
+            counts.update(f"{number} {name}" for name in ("records", *record.absent))
+            yield record, len(record.text.encode("utf-8"))
 
 
 def ignored_inputs_message(parts: list[list[Chunk]]) -> Iterator[str]:
@@ -244,10 +222,4 @@ def _write_rows(path: Path, counts: Counter[str]) -> Iterator[Callable[[Document
         yield add
         if rows:
             flush()
-        writer.add_key_value_metadata(counts_metadata(counts))
-
-
-@contextlib.contextmanager
-def _write_lines(path: Path) -> Iterator[Callable[[str], Any]]:
-    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        yield file.write
+        writer.add_key_value_metadata({METADATA: json.dumps(counts, sort_keys=True).encode()})

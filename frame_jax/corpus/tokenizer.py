@@ -1,15 +1,15 @@
 """The run's tokenizer: text to token ids and back, exactly."""
 
-from __future__ import annotations
-
+import itertools
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import tokenizers
 
 from frame_jax.errors import UserError
+from frame_jax.packing import batch_by_size
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
 
@@ -31,13 +31,14 @@ class Tokenizer:
         eos_id: Ends a document.
         vocab_size: One more than the largest id.
         strips_blank: Whether a single blank at the start of a text is lost in its ids.
+        backend: The library's tokenizer, by which all is done.
     """
 
     bos_id: int
     eos_id: int
     vocab_size: int
     strips_blank: bool
-    _backend: tokenizers.Tokenizer
+    backend: tokenizers.Tokenizer
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of every text, without special tokens."""
@@ -46,15 +47,10 @@ class Tokenizer:
     def encode_arrays(self, texts: Sequence[str]) -> list[np.ndarray]:
         """As `encode_batch`, each a 1-D uint32 array: 4 bytes an id instead of about 36."""
         encoded: list[np.ndarray] = []
-        short: list[str] = []
-        for text in texts:
-            if len(text) > 2 * WINDOW:
-                encoded += self._encode_whole(short)
-                encoded.append(self._encode_long(text))
-                short = []
-                continue
-            short.append(text)
-        return encoded + self._encode_whole(short)
+        for is_long, group in itertools.groupby(texts, lambda text: len(text) > 2 * WINDOW):
+            same = list(group)
+            encoded += map(self._encode_long, same) if is_long else self._encode_whole(same)
+        return encoded
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`. Special tokens among them are spelled out."""
@@ -64,24 +60,20 @@ class Tokenizer:
         self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool = False
     ) -> str:
         """The text as `transformers` decodes it: of some tokenizers without the first blank."""
-        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def _restored(self, text: str) -> str:
         return f" {text}" if self.strips_blank and text.startswith(" ") else text
 
     def losses(self, texts: Sequence[str], encoded: Sequence[np.ndarray]) -> list[str | None]:
-        """What the ids of each text lose of it, in words; None where they spell the text.
+        """What the ids that `encode_arrays` gives lose of each text; None where they spell it.
 
         Texts are compared up to Unicode's canonical equivalence, because some widely used
         tokenizers compose characters (NFC), which by Unicode's definition leaves the text the same.
         A single blank at the start may be lost, which is the way of newer Llama and Mistral files.
-
-        Args:
-            texts: Texts.
-            encoded: What `encode_arrays` gives for them.
         """
         ids = [each.tolist() for each in encoded]
-        decoded = self._backend.decode_batch(ids, skip_special_tokens=False)
+        decoded = self.backend.decode_batch(ids, skip_special_tokens=False)
         return [self._loss(*each) for each in zip(texts, encoded, decoded, strict=True)]
 
     def _loss(self, text: str, ids: np.ndarray, decoded: str) -> str | None:
@@ -98,26 +90,18 @@ class Tokenizer:
 
     def remedy(self, text: str) -> str:
         """What to do about a text that the ids of this tokenizer, a given one, do not spell."""
-        if "ByteLevel" not in repr(self._backend.decoder):
+        if "ByteLevel" not in repr(self.backend.decoder):
             return "choose a byte-level tokenizer"
-        added = self._backend.get_added_tokens_decoder().values()
+        added = self.backend.get_added_tokens_decoder().values()
         names = [repr(t.content) for t in added if not t.special and t.content in text]
         suspects = [f"an added token ({', '.join(names[:3])})"] if names else []
-        suspects += ["the normalizer"] if self._backend.normalizer is not None else []
+        suspects += ["the normalizer"] if self.backend.normalizer is not None else []
         return f"take out of the file what changes texts: {' or '.join(suspects) or 'the cutting'}"
-
-    def token_to_id(self, token: str) -> int | None:
-        """The id of `token`; None where it is none."""
-        return self._backend.token_to_id(token)
-
-    def id_to_token(self, token_id: int) -> str | None:
-        """The token of an id; None where there is none."""
-        return self._backend.id_to_token(token_id)
 
     def _encode_whole(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded: list[np.ndarray] = []
-        for call in batch_texts(texts):
-            found = self._backend.encode_batch_fast(call, add_special_tokens=False)
+        for call in batch_by_size(texts, len, CALL_CHARACTERS):
+            found = self.backend.encode_batch_fast(call, add_special_tokens=False)
             encoded += [np.array(encoding.ids, np.uint32) for encoding in found]
         return encoded
 
@@ -137,8 +121,8 @@ class Tokenizer:
         texts = (text[start : start + window] for start in starts)
         encodings = (
             encoding
-            for call in batch_texts(texts)
-            for encoding in self._backend.encode_batch(call, add_special_tokens=False)
+            for call in batch_by_size(texts, len, CALL_CHARACTERS)
+            for encoding in self.backend.encode_batch(call, add_special_tokens=False)
         )
         for start, encoding in zip(starts, encodings, strict=True):
             next_ids = np.array(encoding.ids, np.uint32)
@@ -165,14 +149,11 @@ def find_agreement(
     What both make of the `middle` of their overlap depends on where neither begins or ends, so it
     is what the whole text gives. A text without such a middle is, say, one long word.
 
-    Args:
-        left: Ids [tokens] and places [tokens, 2] (first character and one past the last, in the
-            whole text) of one window.
-        right: Those of the next.
-        middle: First character, and one past the last, of the region to compare.
+    Windows are ids [tokens] and places [tokens, 2], which are, like the middle, a first character
+    and one past the last, in the whole text.
 
     Returns:
-        None where the tokens that begin there differ, or where there are none.
+        None where the tokens that begin in the middle differ, or where there are none.
     """
     found = []
     for ids, spans in (left, right):
@@ -185,20 +166,6 @@ def find_agreement(
         return None
     half = len(ids) // 2
     return int(first) + half, int(second) + half
-
-
-def batch_texts(texts: Iterable[str], characters: int = CALL_CHARACTERS) -> Iterator[list[str]]:
-    """Yields the texts in order, in lists that end when they hold so many characters."""
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= characters:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def make_tokenizer(backend: tokenizers.Tokenizer, bos_id: int, eos_id: int) -> Tokenizer:
@@ -215,7 +182,7 @@ def make_tokenizer(backend: tokenizers.Tokenizer, bos_id: int, eos_id: int) -> T
         eos_id=eos_id,
         vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
         strips_blank=backend.decode(blanks, skip_special_tokens=False) == " a",
-        _backend=backend,
+        backend=backend,
     )
 
 

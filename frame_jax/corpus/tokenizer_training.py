@@ -1,7 +1,5 @@
 """Prepares the run's tokenizer: trained on a sample of the corpus, or given as a file."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys
@@ -19,7 +17,7 @@ from frame_jax.corpus.parts import sample_documents
 from frame_jax.corpus.tokenizer import Tokenizer, make_tokenizer
 from frame_jax.errors import UserError, print_note
 from frame_jax.files import is_checkpoint, local_copy
-from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.run.directory import RunDirectory, atomic_path, write_dataclass
 from frame_jax.run.special_tokens import (
     BOS,
     EOS,
@@ -27,7 +25,6 @@ from frame_jax.run.special_tokens import (
     SpecialTokens,
     choose_special_tokens,
     special_tokens_path,
-    write_special_tokens,
 )
 
 # Merges never cross these borders. Alternatives, in order: a word with the character before it
@@ -91,7 +88,8 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
     with atomic_path(directory.tokenizer) as path:
         backend.save(str(path))
     notes = *tokenizer_messages(config, tokenizer, chosen), *messages
-    write_special_tokens(directory, SpecialTokens(bos_id, eos_id, tokenizer.vocab_size, notes))
+    found = SpecialTokens(bos_id, eos_id, tokenizer.vocab_size, notes)
+    write_dataclass(special_tokens_path(directory), found)
 
 
 def sample_texts(documents: Iterable[Document], most_bytes: int) -> Iterator[str]:
@@ -232,12 +230,13 @@ def other_bos_messages(
     tokenizer: Tokenizer, chosen: ChosenTokens, file: Path, named: int | str
 ) -> Iterator[str]:
     """Says that a file names another BOS, an id or a token, than the chosen one."""
-    token = named if isinstance(named, str) else tokenizer.id_to_token(named)
-    if token is None or tokenizer.token_to_id(token) is None:
+    token = named if isinstance(named, str) else tokenizer.backend.id_to_token(named)
+    token_id = None if token is None else tokenizer.backend.token_to_id(token)
+    if token_id is None:
         yield f"{file} names a start of text that the tokenizer does not have: {named!r}"
     elif token != chosen.bos:
         yield (
-            f"{file} names another start of text, {token!r} (id {tokenizer.token_to_id(token)}): a "
+            f"{file} names another start of text, {token!r} (id {token_id}): a "
             f"model is best scored with what it was trained on; tokenizer.bos_token: {token!r} "
             "takes it"
         )

@@ -1,7 +1,5 @@
 """Allots whole rows of every quadrant to every stage, with exact sums both ways."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from frame_jax.errors import UserError
@@ -37,12 +35,9 @@ def allot_rows(
     fitting), rounded; rows left over by rounding move along augmenting paths, which also decides
     exactly whether the lengths can be had at all.
 
-    Args:
-        weights: Relative sampling rates, float64 [stages, quadrants].
-        columns: Rows of each quadrant, int64 [quadrants]; the sums of the result's columns.
-        lengths: Rows of each stage, int64 [stages], or None; the sums of its rows.
-        stage_names: For the error message.
-        quadrant_names: For the error message.
+    Weights are relative sampling rates, float64 [stages, quadrants]. The result's columns sum to
+    `columns`, the rows of each quadrant, int64 [quadrants]; its rows to `lengths`, the rows of each
+    stage, int64 [stages]. Names are for the error message.
 
     Raises:
         UserError: when no matrix has these sums and no row where the weight is zero.
@@ -85,9 +80,8 @@ def fill_by_augmenting_paths(
 ) -> tuple[list[int], list[int]] | None:
     """Completes `rows` in place to both sums by shortest augmenting paths (maximum flow).
 
-    Returns:
-        None when the sums are met, otherwise stages that ask for more than their quadrants hold,
-        and those quadrants.
+    Where the sums cannot be met, returns stages that ask for more than their quadrants hold, and
+    those quadrants.
     """
     while True:
         # Breadth first from stages with rows missing: to any quadrant they may use, and from a full

@@ -11,8 +11,6 @@ A sum finds accidents and careless edits. It is no seal against somebody who mak
 that takes the digests of rows one by one, which a manifest holds.
 """
 
-from __future__ import annotations
-
 from hashlib import sha256
 from typing import Any
 

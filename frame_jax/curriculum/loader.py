@@ -4,9 +4,8 @@ Batch b is rows [b * batch_size, (b + 1) * batch_size) of the schedule. A proces
 rows of each batch; the state is the step alone, so a run may resume on another number of processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import grain
@@ -44,18 +43,19 @@ class QuadrantRows:
                     f"{self._parts[part]} holds {len(reader):,} rows, and {self._lengths[part]:,} "
                     "were written to it: the rows have changed since; redo the partition phase"
                 )
-            records = reader.read(rows[chosen] - (self._ends[part] - self._lengths[part]))
-            for line, record in zip(lines[chosen], records, strict=True):
-                out[line] = record
+            out[lines[chosen]] = reader.read(
+                rows[chosen] - (self._ends[part] - self._lengths[part])
+            )
 
 
+@dataclass(eq=False, repr=False)
 class BatchSource:
     """A random-access source whose element b is this process's rows of global batch b.
 
     One element a batch, not one a row: rows of a part are then read in a single call, which is
     several times faster than reading row by row and batching afterwards.
 
-    Args:
+    Attributes:
         parts: Row files of every quadrant of the schedule, in order.
         selection: The order of all rows.
         batch_size: Rows of a global batch.
@@ -68,19 +68,17 @@ class BatchSource:
         UserError: when a quadrant's files do not hold the rows the schedule was made for.
     """
 
-    def __init__(
-        self,
-        parts: Mapping[str, Sequence[Path]],
-        selection: SelectionMap,
-        batch_size: int,
-        row_offsets: Sequence[int] | np.ndarray,
-        row_tokens: int,
-        padding_id: int,
-    ):
-        schedule = selection.schedule
-        files = OpenFiles()
+    parts: Mapping[str, Sequence[Path]]
+    selection: SelectionMap
+    batch_size: int
+    row_offsets: Sequence[int] | np.ndarray
+    row_tokens: int
+    padding_id: int
+
+    def __post_init__(self) -> None:
+        schedule, files = self.selection.schedule, OpenFiles()
         self._quadrants = [
-            QuadrantRows(name, parts.get(name, []), files) for name in schedule.quadrants
+            QuadrantRows(name, self.parts.get(name, []), files) for name in schedule.quadrants
         ]
         for quadrant, rows in zip(self._quadrants, schedule.available, strict=True):
             if len(quadrant) != rows:
@@ -88,34 +86,25 @@ class BatchSource:
                     f"the schedule was made for {rows:,} rows of {quadrant.name}, but its files "
                     f"hold {len(quadrant):,}: the rows have changed since; redo the partition phase"
                 )
-        self._selection = selection
-        self._batch_size = batch_size
-        self._offsets = np.asarray(row_offsets, np.int64)
-        self._row_tokens = row_tokens
-        self._padding_id = padding_id
+        self._offsets = np.asarray(self.row_offsets, np.int64)
 
     def __len__(self) -> int:
-        return self._selection.schedule.steps(self._batch_size)
+        return self.selection.schedule.steps(self.batch_size)
 
     def __getitem__(self, step: int) -> np.ndarray:
         """int32 [local rows, row_tokens]; past the last row of the schedule all padding."""
-        batch = np.full((len(self._offsets), self._row_tokens), self._padding_id, np.int32)
-        rows = step * self._batch_size + self._offsets
-        lines = np.flatnonzero(rows < len(self._selection))
-        quadrants, indices = self._selection.select(rows[lines])
+        batch = np.full((len(self._offsets), self.row_tokens), self.padding_id, np.int32)
+        rows = step * self.batch_size + self._offsets
+        lines = np.flatnonzero(rows < len(self.selection))
+        quadrants, indices = self.selection.select(rows[lines])
         for number in np.unique(quadrants):
             chosen = quadrants == number
             self._quadrants[number].read_into(batch, lines[chosen], indices[chosen])
         return batch
 
 
-def make_loader(
-    source: BatchSource, *, start_step: int = 0, threads: int = 2, buffered_batches: int = 8
-) -> Iterator[np.ndarray]:
-    """Batches from `start_step` to the end of the schedule, read ahead by a few threads.
-
-    Returns:
-        An iterator of int32 [local rows, row_tokens].
-    """
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered_batches)
+def make_loader(source: BatchSource, *, start_step: int = 0) -> Iterator[np.ndarray]:
+    """Batches, int32 [local rows, row_tokens], from `start_step` to the end of the schedule, read
+    ahead by a few threads."""
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
     return iter(grain.MapDataset.source(source)[start_step:].to_iter_dataset(options))

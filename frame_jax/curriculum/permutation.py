@@ -6,8 +6,6 @@ walks on until it is back inside. Nothing is stored, so shuffling 10^9 rows cost
 numbers depend on this file alone: not on the version of a library, not on the machine.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -26,15 +24,9 @@ def permutation_keys(*parts: int | np.ndarray) -> np.ndarray:
 
 
 def permute(indices: np.ndarray, sizes: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Where each index goes under the permutation of [0, size) given by its key.
+    """Where each index goes, int64 [n], under the permutation of [0, size) given by its key.
 
-    Args:
-        indices: int64 [n], 0 <= index < size.
-        sizes: int64 [n], below 2**52.
-        key: uint64 [n].
-
-    Returns:
-        int64 [n].
+    Indices and sizes, which are below 2**52, are int64 [n], keys uint64 [n].
     """
     return _walk(_feistel, indices, sizes, key)
 

@@ -8,8 +8,6 @@ Only the FRAME order, high-to-low PPL and low-to-high PD come from the papers; w
 other arms are this project's.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import sys

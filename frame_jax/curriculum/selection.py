@@ -9,8 +9,6 @@ Training, exports and `--plan` all take the order that a config asks for from `t
 `arm_schedule`, so that they cannot differ.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np
@@ -90,13 +88,8 @@ class SelectionMap:
     def inverse(self, quadrant: int, rows: np.ndarray, epoch: int) -> np.ndarray:
         """Global indices at which an epoch uses rows of a quadrant: the inverse of `select`.
 
-        Args:
-            quadrant: Index of the quadrant.
-            rows: int64 [n], rows of the quadrant that exist.
-            epoch: From 0.
-
-        Returns:
-            int64 [n]: global row indices; -1 for rows that a shortened run leaves out.
+        `rows` are int64 [n] and exist. Returns int64 [n], -1 for rows that a shortened run leaves
+        out.
         """
         rows = np.asarray(rows, np.int64)
         epochs, quadrants = np.full(len(rows), epoch), np.full(len(rows), quadrant)
@@ -135,12 +128,8 @@ def round_cumulative_counts(asked: np.ndarray, edges: np.ndarray) -> np.ndarray:
     block go to the largest remainders, and a block that owes too much (a quadrant ran ahead by less
     than a row) passes over the smallest. No quadrant is ever a whole row ahead of what is asked.
 
-    Args:
-        asked: float64 [edges, quadrants], rising, each line's sum its edge, the last line whole.
-        edges: int64 [edges].
-
-    Returns:
-        int64 [edges, quadrants] with the same line sums, the same last line, rising.
+    `asked` is float64 [edges, quadrants], rising, each line's sum its edge, the last line whole.
+    The result is int64 with the same line sums, the same last line, rising.
     """
     asked = np.minimum(asked, np.rint(asked[-1])).tolist()
     asked[-1] = np.rint(asked[-1]).astype(int).tolist()

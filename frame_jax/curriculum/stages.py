@@ -4,8 +4,6 @@ Every row is used exactly once an epoch. The schedule says how many rows of ever
 for up to any row of an epoch, in closed form; `selection.py` turns that into whole rows.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -140,13 +138,10 @@ def resolve_curriculum(
 ) -> DataSchedule:
     """Makes the schedule of an expanded curriculum (see `presets.expand_curriculum`).
 
-    Args:
-        curriculum: Stages, transition, width and folds, none of them null.
-        quadrant_rows: Rows of every quadrant on disk. Their order is part of the schedule.
-        batch_size: Rows of a step, for stage lengths in steps.
-        sequence_length: Tokens a row predicts, for stage lengths in tokens.
-        steps: Steps of the run; null goes through all rows. Fewer steps use the same share of
-            every quadrant, the same rows under every curriculum.
+    The order of `quadrant_rows`, which are the rows of every quadrant on disk, is part of it. Rows
+    of a step and tokens that a row predicts are for stage lengths in steps and in tokens. Without
+    `steps` it goes through all rows; fewer steps use the same share of every quadrant, the same
+    rows under every curriculum.
 
     Raises:
         UserError: for quadrants that do not exist or are never used, and for lengths that the rows

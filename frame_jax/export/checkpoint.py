@@ -236,6 +236,14 @@ def data_section(directory: RunDirectory) -> str:
     for name, quadrant in partition.quadrants.items():
         ppl, pd = ("" if v is None else f"{v:.3f}" for v in (quadrant.ppl, quadrant.pd))
         lines.append(f"| {name} | {quadrant.documents:,} | {quadrant.tokens:,} | {ppl} | {pd} |")
+    lines += [
+        f"\nWith {each.of_models}, {each.documents:,} documents rank alike by Spearman's "
+        f"{each.ppl.value:.2f} ({partition.names[0]}) and {each.pd.value:.2f} "
+        f"({partition.names[1]}), and {each.quadrant.value:.0%} of their tokens are in the same "
+        f"quadrant (by chance {each.quadrant.chance:.0%})."
+        for each in partition.reliability
+        if each.domain is None
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -6,8 +6,6 @@ backend: Pallas splash attention on TPU, cuDNN by the documents' offsets on GPU
 a kernel does not take, plain XLA that never holds all scores.
 """
 
-from __future__ import annotations
-
 import functools
 import warnings
 from collections.abc import Callable

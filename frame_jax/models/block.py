@@ -4,8 +4,6 @@ Each mixer and each feed-forward is two functions: one makes its parameters, one
 of the dense feed-forward are here, of the others in a module of their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from flax import nnx
@@ -81,15 +79,9 @@ def apply_layer(
     p: dict[str, Array],
     context: LayerContext,
 ) -> tuple[Array, RouterStatistics | None]:
-    """Applies one layer.
+    """Applies one layer to `x`, [B, T, D] in the compute dtype.
 
-    Args:
-        c: The model.
-        spec: The layer's mixer and feed-forward.
-        gather: Makes the parameters whole, where `p` holds shards of them.
-        x: [B, T, D], compute dtype.
-        p: The layer's parameters.
-        context: What all layers read.
+    `gather` makes the parameters whole, where `p` holds shards of them.
 
     Returns:
         [B, T, D], and its router's statistics; None without experts, or without a loss mask.

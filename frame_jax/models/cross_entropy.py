@@ -4,8 +4,6 @@
 sum with a derivative that is made in the forward pass (training).
 """
 
-from __future__ import annotations
-
 import functools
 import math
 
@@ -13,14 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from frame_jax.models.layers import einsum_f32
 from frame_jax.parallel.sharding import (
     constrain_sharding,
     context_mesh,
     data_parallel_size,
     platform,
 )
-
-_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def _split_sequence(x: Array, chunks: int) -> Array:
@@ -47,22 +44,16 @@ def chunk_count(rows: int, length: int, chunk_tokens: int) -> int:
 
 
 def token_nll(hidden: Array, unembedding: Array, targets: Array, chunks: int) -> Array:
-    """Negative log-likelihood of each target, in nats.
+    """Negative log-likelihood of each target, in nats: [B, T] float32.
 
-    Args:
-        hidden: [B, T, D], compute dtype.
-        unembedding: [V, D], rounded to the dtype of `hidden`.
-        targets: [B, T] int32.
-        chunks: Chunks the sequence is split into; divides T.
-
-    Returns:
-        [B, T] float32.
+    Hidden states are [B, T, D] in the compute dtype, to which the unembedding, [V, D], is rounded;
+    targets are [B, T] int32. The sequence is split into so many chunks, which divide T.
     """
     w = unembedding.astype(hidden.dtype)
 
     def chunk_nll(carry: None, inputs: tuple[Array, Array]) -> tuple[None, Array]:
         hidden, targets = inputs
-        logits = _dot("btd,vd->btv", hidden, w)
+        logits = einsum_f32("btd,vd->btv", hidden, w)
         log_total = jax.nn.logsumexp(logits, axis=-1)
         return carry, log_total - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
 
@@ -85,18 +76,10 @@ def cross_entropy(
 
     The objective is `loss_mask * (NLL + z_loss_weight * log(Z)**2)` with Z the sum of the
     exponentiated logits, whose drift the second term holds back (PaLM, section 5). Derivatives are
-    the objective's; the NLL has none.
+    the objective's; the NLL has none, and none is made with respect to `loss_mask`.
 
-    Args:
-        hidden: [B, T, D], compute dtype.
-        unembedding: [V, D] float32.
-        targets: [B, T] int32.
-        loss_mask: [B, T] float32; no derivative with respect to it is made.
-        chunks: Chunks the sequence is split into; divides T.
-        z_loss_weight: Weight of the squared logarithm.
-
-    Returns:
-        Two float32 scalars.
+    Arguments are those of `token_nll`, the unembedding in float32, and the mask [B, T] float32. The
+    sums are float32 scalars.
     """
     return _cross_entropy_forward(hidden, unembedding, targets, loss_mask, chunks, z_loss_weight)[0]
 
@@ -135,7 +118,7 @@ def _cross_entropy_forward(
     ) -> tuple[tuple[Array, Array, Array], Array]:
         objective, nll_sum, grad_w = carry
         hidden, targets, loss_mask = inputs  # [groups, b, t, D], [groups, b, t] twice
-        logits = _dot("gbtd,vd->gbtv", hidden, w)
+        logits = einsum_f32("gbtd,vd->gbtv", hidden, w)
         is_target = targets[..., None] == jnp.arange(w.shape[0])
         log_total = jax.nn.logsumexp(logits, axis=-1)
         nll = log_total - jnp.sum(jnp.where(is_target, logits, 0), axis=-1)
@@ -143,8 +126,8 @@ def _cross_entropy_forward(
         logit_grad_scale = loss_mask * (1 + 2 * z_loss_weight * log_total)
         grad = probabilities * logit_grad_scale[..., None] - is_target * loss_mask[..., None]
         grad = grad.astype(hidden.dtype)
-        grad_hidden = _dot("gbtv,vd->gbtd", grad, w).astype(hidden.dtype)
-        grad_w = constrain_sharding(grad_w + _dot(product, hidden, grad), "batch", *order)
+        grad_hidden = einsum_f32("gbtv,vd->gbtd", grad, w).astype(hidden.dtype)
+        grad_w = constrain_sharding(grad_w + einsum_f32(product, hidden, grad), "batch", *order)
         nll_sum += jnp.sum(nll * loss_mask)
         objective += jnp.sum((nll + z_loss_weight * jnp.square(log_total)) * loss_mask)
         return (objective, nll_sum, grad_w), grad_hidden

@@ -4,10 +4,7 @@ No token is dropped, so the output for a token depends on no other token. The ro
 float32: rounded to bfloat16 it would choose differently near ties.
 """
 
-from __future__ import annotations
-
-import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +12,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import PartitionSpec
 
-from frame_jax.config.models import ModelConfig
+from frame_jax.config.models import ExpertsConfig, ModelConfig
 from frame_jax.models.grouped_product import ExpertWeights, RoutedTokens, local_expert_sum
 from frame_jax.models.layers import (
     LayerContext,
@@ -65,22 +62,11 @@ def _logits(x: Array, weight: Array) -> Array:
 
 
 def choose_experts(
-    logits: Array,
-    bias: Array | None,
-    num_experts_per_token: int,
-    score_function: Literal["softmax", "sigmoid"],
-    norm_topk_prob: bool,
-    routed_scaling_factor: float,
+    e: ExpertsConfig, logits: Array, bias: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Chooses the experts of each token: those with the highest score, the first of equals.
+    """Chooses the k experts of each token: those with the highest score, the first of equals.
 
-    Args:
-        logits: [..., E] float32.
-        bias: [E] float32, added to the scores for the choice only; or None.
-        num_experts_per_token: k, experts of a token.
-        score_function: `softmax` over all experts, or `sigmoid` of each expert by itself.
-        norm_topk_prob: Whether a token's weights are divided by their sum.
-        routed_scaling_factor: What the weights are multiplied by, last.
+    Logits are [..., E] float32; a bias, [E] float32, is added to the scores for the choice only.
 
     Returns:
         experts: [..., k] int32, all different.
@@ -88,15 +74,15 @@ def choose_experts(
         probabilities: [..., E] float32, the scores, which sum to 1 over experts.
     """
     probabilities = score = jax.nn.softmax(logits)
-    if score_function == "sigmoid":
+    if e.scores == "sigmoid":
         score = jax.nn.sigmoid(logits)
         probabilities = score / _total(score)
     biased = score if bias is None else score + bias
-    _, experts = jax.lax.top_k(jax.lax.stop_gradient(biased), num_experts_per_token)
+    _, experts = jax.lax.top_k(jax.lax.stop_gradient(biased), e.num_experts_per_token)
     weights = _chosen(score, experts)
-    if norm_topk_prob:
+    if e.norm_topk_prob:
         weights /= _total(weights)
-    return experts, weights * routed_scaling_factor, probabilities
+    return experts, weights * e.routed_scaling_factor, probabilities
 
 
 def _total(scores: Array) -> Array:
@@ -122,13 +108,9 @@ def router_statistics(
 ) -> RouterStatistics:
     """Sums the statistics of one layer's router; see `RouterStatistics`.
 
-    Gradients flow to `probabilities`, by way of `balance`, and to `logits`, by way of `z`.
-
-    Args:
-        logits: [B, T, E] float32.
-        probabilities: [B, T, E] float32.
-        experts: [B, T, k] int32.
-        loss_mask: [B, T] float32, 1 where a token counts, 0 for padding.
+    Gradients flow to `probabilities`, by way of `balance`, and to `logits`, by way of `z`, both
+    [B, T, E] float32. `experts` are [B, T, k] int32; `loss_mask`, [B, T] float32, is 1 where a
+    token counts, 0 for padding.
     """
     E, k = logits.shape[-1], experts.shape[-1]
     tokens = jnp.sum(loss_mask, axis=1)  # [B]
@@ -149,14 +131,10 @@ def router_statistics(
 
 
 def updated_router_bias(bias: Array, counts: Array, rate: float) -> Array:
-    """The balancing bias of the next step: up for experts chosen less than the mean, else down.
+    """The balancing bias of the next step: up for experts chosen less than the mean, else down, by
+    `rate`. Both it and `counts`, the choices in the whole batch, are [..., E] float32.
 
     Source: loss-free balancing, arXiv:2408.15664.
-
-    Args:
-        bias: [..., E] float32.
-        counts: [..., E] float32, choices in the whole batch.
-        rate: How far it moves.
     """
     return bias + rate * jnp.sign(jnp.mean(counts, axis=-1, keepdims=True) - counts)
 
@@ -179,14 +157,7 @@ def apply(
     """Applies the layer: [B, T, D] -> [B, T, D], and the router's statistics."""
     e = c.experts
     logits = router_logits(x, p["router"])  # [B, T, E]
-    experts, weights, probabilities = choose_experts(
-        logits,
-        p.get("router_bias"),
-        e.num_experts_per_token,
-        e.scores,
-        e.norm_topk_prob,
-        e.routed_scaling_factor,
-    )
+    experts, weights, probabilities = choose_experts(e, logits, p.get("router_bias"))
     matrices = ExpertWeights(p["expert_gate"], p["expert_up"], p["expert_down"])
     out = weighted_expert_sum(RoutedTokens(x, experts, weights), matrices)
     if e.shared_expert_intermediate_size:
@@ -199,57 +170,40 @@ def apply(
 
 
 def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> Array:
-    """The weighted sum of the chosen experts' outputs for each token, on any mesh: [B, T, D]."""
+    """The weighted sum of the chosen experts' outputs for each token, on any mesh: [B, T, D].
+
+    A device gathers the tokens of its group of the `expert` axis, applies its experts and scatters
+    the sums: no exchange has a size that depends on the routing.
+    """
     mesh, count = context_mesh(), len(matrices.gate)
     if mesh is None or mesh.are_all_axes_manual:
         return local_expert_sum(routed, matrices, count=count)
+    # Mesh axes over which tokens, experts and the experts' columns F are split.
     (rows,) = partition_spec(("batch",), routed.x.shape[:1], mesh)
     shards, _, columns = partition_spec(("expert", None, "mlp"), matrices.gate.shape, mesh)
+    gathered = shards is not None and rows is not None
+
+    def expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> Array:
+        """The part of one device, which has some of the experts, or of their columns."""
+        first = 0 if shards is None else jax.lax.axis_index(shards) * len(matrices.gate)
+        if gathered:
+            routed = jax.tree.map(
+                lambda a: jax.lax.all_gather(a, shards, axis=0, tiled=True), routed
+            )
+        # Sums over devices in float32, as inside a product.
+        partial = local_expert_sum(routed, matrices, count=count, first=first).astype(jnp.float32)
+        if columns is not None:
+            partial = jax.lax.psum(partial, columns)
+        if gathered:
+            partial = jax.lax.psum_scatter(partial, shards, scatter_dimension=0, tiled=True)
+        elif shards is not None:
+            partial = jax.lax.psum(partial, shards)
+        return partial.astype(routed.x.dtype)
+
     split, columnwise = PartitionSpec(rows), PartitionSpec(shards, None, columns)
     return jax.shard_map(
-        functools.partial(
-            sharded_expert_sum, count=count, rows=rows, shards=shards, columns=columns
-        ),
+        expert_sum,
         in_specs=(split, ExpertWeights(columnwise, columnwise, PartitionSpec(shards, columns))),  # type: ignore[arg-type]
         out_specs=split,
         check_vma=False,
     )(routed, matrices)
-
-
-def sharded_expert_sum(
-    routed: RoutedTokens,
-    matrices: ExpertWeights,
-    *,
-    count: int,
-    rows: tuple[str, ...] | None,
-    shards: str | None,
-    columns: str | None,
-) -> Array:
-    """The part of one device in `weighted_expert_sum`, inside `shard_map`.
-
-    It gathers the tokens of its group of the `expert` axis, applies its experts and scatters the
-    sums: no exchange has a size that depends on the routing.
-
-    Args:
-        routed: The tokens of this device.
-        matrices: The experts, and columns of them, of this device.
-        count: Experts of all devices.
-        rows: Mesh axes over which tokens are split.
-        shards: Mesh axis over which experts are split.
-        columns: Mesh axis over which the experts' columns F are split.
-    """
-    first: Array | int = 0
-    gathered = shards is not None and rows is not None
-    if shards is not None:
-        first = jax.lax.axis_index(shards) * len(matrices.gate)
-    if gathered:
-        routed = jax.tree.map(lambda a: jax.lax.all_gather(a, shards, axis=0, tiled=True), routed)
-    # Sums over devices in float32, as inside a product.
-    partial = local_expert_sum(routed, matrices, count=count, first=first).astype(jnp.float32)
-    if columns is not None:
-        partial = jax.lax.psum(partial, columns)
-    if gathered:
-        partial = jax.lax.psum_scatter(partial, shards, scatter_dimension=0, tiled=True)
-    elif shards is not None:
-        partial = jax.lax.psum(partial, shards)
-    return partial.astype(routed.x.dtype)

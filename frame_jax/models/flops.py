@@ -6,8 +6,6 @@ the experts of a token; the backward pass is twice the forward pass; what remat 
 not count. Model FLOPs utilisation (MFU) is these over what the chips could do.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax
@@ -26,14 +24,6 @@ PEAK_FLOPS = {
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
-}
-# Memory of one device that a program may use, as the TPU compiler reports it.
-HBM_GIB = {
-    "TPU v4": 31.75,
-    "TPU v5 lite": 15.75,
-    "TPU v5": 95.74,
-    "TPU v6 lite": 31.25,
-    "TPU7x": 94.74,
 }
 
 

@@ -6,8 +6,6 @@ The product of tiles and matrices has one body for each backend: Pallas megablox
 `jax.lax.ragged_dot` on GPU, a loop over tiles elsewhere.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax
@@ -31,13 +29,8 @@ TPU_BLOCK_BYTES = 2048  # of a row of operands
 
 
 class RoutedTokens(NamedTuple):
-    """Tokens, the experts of each, and their weights.
-
-    Attributes:
-        x: [B, T, D], compute dtype.
-        experts: [B, T, k] int32.
-        weights: [B, T, k] float32.
-    """
+    """Tokens [B, T, D] in the compute dtype, the experts of each, [B, T, k] int32, and their
+    weights, [B, T, k] float32."""
 
     x: Array
     experts: Array
@@ -128,9 +121,8 @@ def tokens_to_rows(x: Array, placement: Placement) -> Array:
 @jax.custom_vjp
 def rows_to_tokens(rows: Array, placement: Placement) -> Array:
     """Sums each token's rows in float32: [R, D] to [M, D]."""
-    return jnp.sum(_take_or_zero(rows, placement.row).astype(jnp.float32), axis=1).astype(
-        rows.dtype
-    )
+    total = jnp.sum(_take_or_zero(rows, placement.row).astype(jnp.float32), axis=1)
+    return total.astype(rows.dtype)
 
 
 @jax.custom_vjp
@@ -319,16 +311,9 @@ def local_expert_sum(
 
     A device that holds some of the experts, or some of the columns F, gives its part of the sum;
     the caller adds the parts. Products cost what the choices of the experts here cost, up to a tile
-    an expert; memory is for the worst case, that all tokens choose experts which are here.
-
-    Args:
-        routed: The tokens.
-        matrices: Of the E experts here.
-        count: Experts of all devices.
-        first: The first expert here; those here are `first` + [0, E).
-
-    Returns:
-        The shape and dtype of `routed.x`.
+    an expert; memory is for the worst case, that all tokens choose experts which are here: those
+    numbered `first` + [0, E), of `count` on all devices. The result has the shape and dtype of
+    `routed.x`.
     """
     x, experts, weights = (array.reshape(-1, array.shape[-1]) for array in routed)
     placement = place_choices(

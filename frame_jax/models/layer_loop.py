@@ -3,8 +3,6 @@
 Loops may lie in one another: a layer may itself be a loop over layers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import warnings
@@ -30,14 +28,10 @@ STACKS_NEED_BITS = tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 12)
 def scan_layers(
     layer: Layer, unroll: int, x: Array, stacked: Any, context: Any
 ) -> tuple[Array, Any]:
-    """Applies layers one after the other.
+    """Applies layers one after the other to `x`, [B, T, D], `unroll` in one turn of the loop.
 
-    Args:
-        layer: One layer.
-        unroll: Layers in one turn of the loop.
-        x: [B, T, D].
-        stacked: Parameters, each with a leading axis over which the loop goes.
-        context: What all layers read; nothing is differentiated with respect to it.
+    `stacked` are parameters, each with a leading axis over which the loop goes; nothing is
+    differentiated with respect to `context`.
 
     Returns:
         [B, T, D], and the layers' auxiliary outputs, each with the leading axis of `stacked`.

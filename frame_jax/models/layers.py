@@ -4,13 +4,11 @@ One rule for every backend: matrix-product operands in the compute dtype (bfloat
 float32. TPU and GPU matrix units work that way, and so do the CPU's.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +43,7 @@ class ParamInitializer:
         self._stack: tuple[int, ...] = ()
         self.residual = (2 * num_layers) ** -0.5
 
-    def stacked(self, layers: int) -> ParamInitializer:
+    def stacked(self, layers: int) -> Self:
         """The same, for parameters of so many equal layers."""
         other = copy.copy(self)
         other._stack = (layers,)
@@ -157,10 +155,6 @@ def contract_f32(x: Array, y: Array, of_x: Iterable[int], of_y: Iterable[int]) -
     return jax.lax.dot_general(x, y, contract, preferred_element_type=jnp.float32)
 
 
-def _matmul_forward(x: Array, w: Array, axes: int) -> tuple[Array, tuple[Array, Array]]:
-    return matmul(x, w, axes), (x, w)
-
-
 def _matmul_backward(axes: int, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, w = residuals
     grad, batch = grad.astype(x.dtype), range(x.ndim - axes)
@@ -184,17 +178,14 @@ def _over_tokens(x: Array, grad: Array, tokens: range) -> Array:
     return transposed.transpose(*range(len(columns), transposed.ndim), *columns)
 
 
-matmul.defvjp(_matmul_forward, _matmul_backward)
+matmul.defvjp(lambda x, w, axes: (matmul(x, w, axes), (x, w)), _matmul_backward)
 
 
 @functools.partial(recompute_in_backward, static_argnums=2)
 def rms_norm(x: Array, scale: Array, eps: float) -> Array:
-    """Root-mean-square normalisation over the last axis, computed in float32.
+    """Root-mean-square normalisation of [..., D] over the last axis, computed in float32.
 
-    Args:
-        x: [..., D].
-        scale: [D], float32.
-        eps: Added to the mean square.
+    `scale` is [D] float32; `eps` is added to the mean square.
     """
     x32 = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
@@ -203,13 +194,9 @@ def rms_norm(x: Array, scale: Array, eps: float) -> Array:
 
 @functools.partial(recompute_in_backward, static_argnums=3)
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float) -> Array:
-    """Normalisation to mean 0 and variance 1 over the last axis, computed in float32.
+    """Normalisation of [..., D] to mean 0 and variance 1 over the last axis, computed in float32.
 
-    Args:
-        x: [..., D].
-        scale: [D], float32.
-        bias: [D], float32.
-        eps: Added to the variance.
+    `scale` and `bias` are [D] float32; `eps` is added to the variance.
     """
     x32 = x.astype(jnp.float32)
     centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
@@ -232,15 +219,10 @@ def swiglu(gate: Array, up: Array) -> Array:
 def rotary_frequencies(
     head_dim: int, theta: float, scaling: RopeScalingConfig | None = None
 ) -> np.ndarray:
-    """Radians a position for each rotary pair, fastest first.
+    """Radians a position for each rotary pair, fastest first: [head_dim / 2] float32.
 
-    Args:
-        head_dim: Width of a head, even.
-        theta: Base of the frequencies.
-        scaling: Stretch for a longer context, by the rule of Llama 3.1.
-
-    Returns:
-        [head_dim / 2] float32.
+    `theta` is the base of the frequencies; `scaling` stretches them for a longer context, by the
+    rule of Llama 3.1.
     """
     frequencies = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling is not None:
@@ -252,11 +234,8 @@ def rotary_frequencies(
 
 
 def rotary_tables(positions: Array, frequencies: np.ndarray) -> tuple[Array, Array]:
-    """Cosine and signed sine tables of the rotary embedding.
-
-    Args:
-        positions: [B, T] int32, position of each token inside its document.
-        frequencies: [head_dim / 2], as `rotary_frequencies` gives them.
+    """Cosine and signed sine tables of the rotary embedding, from `rotary_frequencies` and the
+    position of each token inside its document, [B, T] int32.
 
     Returns:
         Two arrays [B, T, 1, head_dim], float32: cosines, and sines with the first half negative.

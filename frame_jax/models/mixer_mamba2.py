@@ -4,8 +4,6 @@ Source: Dao and Gu 2024, "Transformers are SSMs" (arXiv 2405.21060). State, conv
 start anew where a document does.
 """
 
-from __future__ import annotations
-
 import math
 
 import jax

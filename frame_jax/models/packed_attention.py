@@ -15,8 +15,6 @@ spares the backward pass the forward kernel. cuDNN returns and takes them by slo
 space for T positions at every slot; they have that layout only around a call.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re
@@ -157,14 +155,9 @@ packed_attention.defvjp(_forward, _backward)
 def forward_kernel(
     q: Array, k: Array, v: Array, lengths: Array, starts: Array
 ) -> tuple[Array, Array]:
-    """cuDNN's forward pass over the segments of one call.
+    """cuDNN's forward pass over the segments of one call, see `KernelCall`.
 
-    Args:
-        q: [B, T, H, head_dim].
-        k: [B, T, K, head_dim].
-        v: [B, T, K, head_dim].
-        lengths: As in `KernelCall`.
-        starts: Likewise.
+    Queries are [B, T, H, head_dim], keys and values [B, T, K, head_dim].
 
     Returns:
         Mixed values, the shape of `q`, anything for tokens of other segments; logarithms of the

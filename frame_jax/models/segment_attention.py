@@ -10,8 +10,6 @@ The backward pass makes the probabilities again, keys before queries: then every
 the last axis of its left operand, and XLA for CPUs has bfloat16 kernels for no others.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from typing import NamedTuple
@@ -114,13 +112,8 @@ def attend(
 ) -> tuple[Array, Array]:
     """Attends from a block of queries to the `width` keys before `at.end`.
 
-    Args:
-        k: [B, K, T, head_dim].
-        v: [B, K, T, head_dim].
-        segment_ids: [B, T].
-        width: Number of keys.
-        queries: [K, G * QUERY_BLOCK, head_dim], the heads of a group side by side.
-        at: The block.
+    Keys and values are [B, K, T, head_dim], segment ids [B, T], queries
+    [K, G * QUERY_BLOCK, head_dim], the heads of a group side by side.
 
     Returns:
         Mixed values, the shape of `queries`, and the logarithm of each query's softmax

@@ -11,8 +11,6 @@ The state-space sum goes chunk by chunk as in section 6 of Dao and Gu, "Transfor
 (2024, arXiv:2405.21060).
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 
@@ -29,16 +27,11 @@ EXACT = 1 / 128  # multiples of this up to 128 sum exactly in float32, 1,024 of 
 
 @recompute_in_backward
 def document_convolution(x: Array, weight: Array, bias: Array | None, positions: Array) -> Array:
-    """Causal convolution of each channel by itself inside documents, then SiLU; in float32.
+    """Causal convolution of each channel of `x`, [B, T, C], by itself inside documents, then SiLU;
+    in float32, the result in the dtype of `x`.
 
-    Args:
-        x: [B, T, C].
-        weight: [W, C] float32; row j counts the token j back. (Checkpoints have the oldest first.)
-        bias: [C] float32, or None.
-        positions: [B, T] int32, position of each token inside its document.
-
-    Returns:
-        [B, T, C], dtype of `x`.
+    `weight` is [W, C] float32, its row j counts the token j back (checkpoints have the oldest
+    first); `bias` is [C] float32, positions are [B, T] int32, of each token inside its document.
     """
     x32, T = x.astype(jnp.float32), x.shape[1]
     total = x32 * weight[0]
@@ -50,17 +43,10 @@ def document_convolution(x: Array, weight: Array, bias: Array | None, positions:
 
 @functools.partial(recompute_in_backward, static_argnums=(3, 4))
 def gated_rms_norm(y: Array, z: Array, scale: Array, eps: float, groups: int) -> Array:
-    """`y` times SiLU of `z`, then RMSNorm over each group of the last axis, computed in float32.
+    """`y` times SiLU of the gate `z`, both [..., D], then RMSNorm over each of `groups` equal parts
+    of the last axis, computed in float32; shape and dtype of `y`.
 
-    Args:
-        y: [..., D].
-        z: [..., D], the gate.
-        scale: [D], float32.
-        eps: Added to the mean square.
-        groups: Equal parts of D that are normed each by itself.
-
-    Returns:
-        [..., D], dtype of `y`.
+    `scale` is [D] float32; `eps` is added to the mean square.
     """
     gated = y.astype(jnp.float32) * jax.nn.silu(z.astype(jnp.float32))
     parts = gated.reshape(*y.shape[:-1], groups, -1)
@@ -183,11 +169,8 @@ def scan_chunk(
 ) -> tuple[Array, Array]:
     """Computes the state after a chunk, and the outputs in it.
 
-    Args:
-        state: [B, G, R, N, P] float32, before the chunk.
-        inputs: Of the chunk's Q tokens.
-        d: [G, R] float32.
-        positions: [B, Q] int32.
+    `state`, before the chunk, is [B, G, R, N, P] float32, `d` [G, R] float32; `inputs` are those
+    of the chunk's Q tokens, positions [B, Q] int32.
 
     Returns:
         [B, G, R, N, P] float32, and [B, Q, G, R, P] in the dtype of `inputs.x`.
@@ -211,10 +194,7 @@ def scan_chunk(
 def chunk_decays(log_decay: Array, positions: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
     """Decay factors of earlier contributions; 0 for those of an earlier document.
 
-    Args:
-        log_decay: [B, G, R, Q], from `NEGLIGIBLE_LOG_DECAY` to 0.
-        positions: [B, Q].
-        dtype: Compute dtype.
+    `log_decay` is [B, G, R, Q], from `NEGLIGIBLE_LOG_DECAY` to 0; positions are [B, Q].
 
     Returns:
         [B, G, R, Q], at each token, of the state before the chunk, and [B, G, R, Q, Q], at token i,
@@ -270,12 +250,6 @@ def _product(dtype: jnp.dtype, terms: str, x: Array, y: Array) -> Array:
     return jnp.einsum(terms, x, y, preferred_element_type=jnp.float32)
 
 
-def _product_forward(
-    dtype: jnp.dtype, terms: str, x: Array, y: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    return _product(dtype, terms, x, y), (x, y)
-
-
 def _product_backward(
     dtype: jnp.dtype, terms: str, residuals: tuple[Array, Array], grad: Array
 ) -> tuple[Array, Array]:
@@ -286,4 +260,6 @@ def _product_backward(
     return by_x.astype(x.dtype), by_y.astype(y.dtype)
 
 
-_product.defvjp(_product_forward, _product_backward)
+_product.defvjp(
+    lambda dtype, terms, x, y: (_product(dtype, terms, x, y), (x, y)), _product_backward
+)

@@ -6,8 +6,6 @@ compile time does not depend on depth. Every parameter names its logical axes wh
 `frame_jax.parallel.sharding` maps those to mesh axes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import operator
@@ -156,11 +154,8 @@ class Decoder:
     ) -> tuple[Array, RouterStatistics | None]:
         """Applies the groups of one repeat of the pattern, a loop over the layers of each.
 
-        Args:
-            gather: As in `forward`.
-            x: [B, T, D], compute dtype.
-            layers: The groups' parameters of this repeat, [layers of the group, ...] each.
-            context: What all layers read.
+        `gather` is as in `forward`, `x` [B, T, D] in the compute dtype; `layers` are the groups'
+        parameters of this repeat, [layers of the group, ...] each.
 
         Returns:
             [B, T, D], and the statistics of the layers that have experts, in their order.
@@ -198,11 +193,6 @@ def write_description(folder: Path, decoder: Decoder) -> None:
 
 
 def read_description(folder: Path, **settings: Any) -> Decoder:
-    """Reads `folder/model.json`.
-
-    Args:
-        folder: Of the model.
-        settings: Settings of `Decoder` beside its shape, e.g. `compute_dtype="float32"`.
-    """
+    """Reads `folder/model.json`; `settings` are those of `Decoder` beside its shape."""
     found = read_dataclass(folder / "model.json", Description)
     return Decoder(found.model, found.vocab_size, **settings)

@@ -1,7 +1,5 @@
 """Digests of arrays, the same however the arrays are split over devices."""
 
-from __future__ import annotations
-
 from types import ModuleType
 from typing import Any
 
@@ -10,11 +8,9 @@ import jax.numpy as jnp
 
 
 def array_digest(tree: Any, xp: ModuleType) -> Any:
-    """Computes a number that changes with any bit of any array.
+    """Computes a number that changes with any bit of any array of a tree.
 
-    Args:
-        tree: Arrays of `xp`, of numbers of 16 or 32 bits.
-        xp: `numpy` or `jax.numpy`.
+    They are arrays of `xp`, `numpy` or `jax.numpy`, of numbers of 16 or 32 bits.
 
     Returns:
         uint32 scalar: the sum of all elements' bits, each times an odd number of its own, and of

@@ -5,8 +5,6 @@ device a core, each with one thread and its own part of the batch, keeps all cor
 (docs/performance.md has the figures).
 """
 
-from __future__ import annotations
-
 import math
 import os
 
@@ -25,11 +23,7 @@ FLAGS = ("xla_force_host_platform_device_count", "xla_cpu_multi_thread_eigen")
 def use_cpu_devices(config: RunConfig, replica_bytes: int) -> list[str]:
     """Sets up this process's CPU devices by `parallel.cpu_devices`; returns what to tell the user.
 
-    Accelerators do not notice.
-
-    Args:
-        config: The run.
-        replica_bytes: Memory that a device needs for its copies of models.
+    Accelerators do not notice. A device needs `replica_bytes` of memory for its copies of models.
     """
     mesh, references = config.parallel, (config.reference.weak, config.reference.strong)
     count, cores = mesh.cpu_devices, available_cores()
@@ -46,11 +40,9 @@ def use_cpu_devices(config: RunConfig, replica_bytes: int) -> list[str]:
 def set_cpu_devices(count: int, *, many_collectives: bool) -> bool:
     """Makes JAX start with `count` CPU devices; returns whether that changes anything.
 
-    Args:
-        count: Devices.
-        many_collectives: Whether devices may exchange several arrays at one time. One that waits
-            for the others holds a thread of XLA's, of which there are as many as cores: more are
-            started, so that some are left to end what is under way. They cost a tenth of the speed.
+    With `many_collectives` devices may exchange several arrays at one time. One that waits for the
+    others holds a thread of XLA's, of which there are as many as cores: more are started, so that
+    some are left to end what is under way. They cost a tenth of the speed.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if count == 1 or VARIABLE in os.environ or any(flag in flags for flag in FLAGS):

@@ -1,9 +1,5 @@
 """Capabilities of devices that JAX does not report."""
 
-from __future__ import annotations
-
-import os
-import platform
 import re
 from pathlib import Path
 
@@ -22,14 +18,6 @@ def multiplies_bfloat16(device: jax.Device) -> bool:
         number = re.match(r"\d+", str(getattr(device, "compute_capability", "")))
         return number is not None and int(number[0]) >= AMPERE
     return device.platform == "cpu" and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
-
-
-def processor() -> str:
-    """Describes this machine's processor, with the features that multiply matrices fast."""
-    features = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-    known = [feature for feature in features if feature in cpu_flags()]
-    name = cpu_info("model name") or platform.machine()
-    return ", ".join([name, f"{os.cpu_count()} cores", *known])
 
 
 def cpu_flags() -> set[str]:

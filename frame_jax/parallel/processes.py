@@ -8,8 +8,6 @@ service then ends the others with a message that names it. One that lives but do
 given up on at a barrier after BARRIER_SECONDS, where JAX has barriers with a time limit.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json
@@ -18,7 +16,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
@@ -36,12 +34,7 @@ LEAVE_SECONDS = 10
 BARRIER_SECONDS = 12 * 3600  # longer than the longest time that one process may be behind another
 TEXT_BYTES = 4096  # of a text that is exchanged between devices, see `_all_texts`
 # What is used of JAX's client of the coordination service, which is not public.
-CLIENT_METHODS = (
-    "blocking_key_value_get",
-    "key_value_dir_get",
-    "key_value_set",
-    "wait_at_barrier",
-)
+CLIENT_METHODS = ("blocking_key_value_get", "key_value_dir_get", "key_value_set", "wait_at_barrier")
 
 _calls = itertools.count()  # the same on every process, because all make the same calls
 
@@ -112,11 +105,6 @@ def check_coordinator(address: str, process: int) -> None:
             raise UserError(f"parallel.coordinator_address {address}: {what} ({error})") from error
 
 
-def leave_accelerators() -> None:
-    """Lets JAX use the CPU alone, for programs that compute nothing; call before any use of JAX."""
-    jax.config.update("jax_platforms", "cpu")
-
-
 def process_index() -> int:
     """The number of this process, from 0."""
     return jax.process_index()
@@ -130,6 +118,13 @@ def process_count() -> int:
 def is_first() -> bool:
     """Whether this process does the work that must happen once."""
     return process_index() == 0
+
+
+def print_notes(lines: Iterable[str]) -> None:
+    """Prints notes, which every process has, once."""
+    if is_first():
+        for line in lines:
+            print_note(line)
 
 
 def local_share(items: Sequence[T]) -> list[T]:

@@ -5,8 +5,6 @@ Mesh axes, from the slowest network to the fastest: `slice` (pod slices, each wi
 `tensor` (shards of heads and feed-forward columns). The batch is split over all but the last.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -28,12 +26,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "mlp": "tensor",
     "vocab": "tensor",
-    "layer": None,
-    "norm": None,
-    "conv": None,
-    "router": None,
-    "state": None,
-    None: None,
+    **dict.fromkeys(("layer", "norm", "conv", "router", "state", None)),  # never split
 }
 
 
@@ -140,9 +133,5 @@ def data_parallel_size(mesh: Mesh | AbstractMesh) -> int:
 
 def local_rows(sharding: NamedSharding, shape: tuple[int, ...]) -> np.ndarray:
     """The rows of a global array of `shape` that this process's devices hold: sorted, int64."""
-    slices = sharding.addressable_devices_indices_map(shape).values()
-    rows: set[int] = set()
-    for index in slices:
-        assert index is not None
-        rows.update(range(*index[0].indices(shape[0])))
-    return np.array(sorted(rows), np.int64)
+    rows, indices = np.arange(shape[0]), sharding.addressable_devices_indices_map(shape).values()
+    return np.unique(np.concatenate([rows[index[0]] for index in indices if index is not None]))

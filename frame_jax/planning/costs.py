@@ -26,6 +26,7 @@ from frame_jax.models.flops import (
 )
 from frame_jax.models.hugging_face.weights import read_decoder
 from frame_jax.models.transformer import Decoder
+from frame_jax.run import phases
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
 from frame_jax.training.initial import target_decoder
@@ -48,6 +49,7 @@ class Corpus:
         source: Where the numbers are from.
         measured: Tokens of the held-out documents that evaluation measures; None where they are
             not counted yet, and all of them are taken for measured.
+        read: Tokens that an epoch reads, where they are others than those of the training split.
     """
 
     reference: int
@@ -55,6 +57,7 @@ class Corpus:
     held_out: int
     source: str
     measured: int | None = None
+    read: int | None = None
 
 
 @dataclass(frozen=True)
@@ -204,14 +207,16 @@ def planned_target(config: RunConfig) -> tuple[Decoder, str | None]:
     """The target model's shape, and where it comes from if the model is continued.
 
     Raises:
-        UserError: as `target_decoder`, but for a checkpoint that is not there yet.
+        UserError: as `target_decoder`, but for a model that is not there yet.
     """
-    initial, vocab = config.pretrain.initial, vocab_rows(config)
+    initial, vocab, absent = config.pretrain.initial, vocab_rows(config), None
     if initial is not None and initial.checkpoint is not None:
         _, absent = find_shape(initial.checkpoint)
-        if absent is not None:
-            note = f"pretrain.initial: {absent}; its shape is assumed to be pretrain.model"
-            return Decoder(config.pretrain.model, vocab), note
+    elif initial is not None and not RunDirectory(str(initial.run)).root.is_dir():
+        absent = f"{initial.run} is not there"
+    if absent is not None:
+        note = f"pretrain.initial: {absent}; its shape is assumed to be pretrain.model"
+        return Decoder(config.pretrain.model, vocab), note
     decoder = target_decoder(config, vocab)
     if initial is None:
         return decoder, None
@@ -262,9 +267,12 @@ def list_costs(
             "reference model is trained and nothing is scored"
         )
     for name in ("weak", "strong") if config.scoring.table is None else ():
-        decoder, note = reference_decoder(config, name)
+        reference, (decoder, note) = (
+            getattr(config.reference, name),
+            reference_decoder(config, name),
+        )
         if note is None:
-            training = getattr(config.reference, name).training
+            training = reference.training
             length = config.reference.rows.sequence_length
             count = training.steps or -(-corpus.reference // (length + 1) // training.batch_size)
             line = (f"reference {name}", f"reference-{name}")
@@ -273,6 +281,13 @@ def list_costs(
             notes.append(note)
         tokens, line = corpus.train + corpus.held_out, (f"scoring, {name}", "score")
         work.append(scoring_cost(*line, decoder, tokens, config.scoring.context))
+        if config.scoring.reliability and reference.checkpoint is None:
+            line, replicas = (f"sample, {name}", "score"), config.reference.replicas
+            sample = min(tokens, config.scoring.reliability * config.scoring.context) * replicas
+            work.append(scoring_cost(*line, decoder, sample, config.scoring.context))
+            if replicas > 1:
+                line = (f"replica, {name}", f"reference-{phases.replica_name(name)}")
+                work.append(training_cost(*line, decoder, training, count, length))
     decoder, note = planned_target(config)
     notes += [note] if note else []
     length = config.partition.rows.sequence_length

@@ -7,7 +7,7 @@ for each arm its stages, learning rates and mixture. What it costs comes from `c
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,10 @@ from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
 from frame_jax.evaluation.held_out import held_out_documents
 from frame_jax.planning.costs import BYTES_PER_TOKEN, Corpus, cost_table
+from frame_jax.quadrants.mixture import mixture_table, tokenized_mixture
 from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.partition_record import Mixture, read_partition_record
 from frame_jax.run.phases import PhaseStep
 from frame_jax.run.trial_record import load_trial_record
 from frame_jax.training.initial_digest import recorded_digest
@@ -80,6 +82,13 @@ def print_plan(
     for phase_step in phase_steps:
         table.add_row(phase_step.phase, phase_step.name, states[phase_step.name].text)
     console.print(table)
+    asked, mixture = config.partition.mixture, read_mixture(config, states)
+    if mixture is not None:
+        corpus = replace(corpus, read=mixture.read)
+        console.print(mixture_table(mixture))
+    elif asked is not None:
+        corpus = replace(corpus, read=None if asked.tokens is None else int(asked.tokens))
+        console.print("mixture: repeats are known once the corpus is tokenized\n", style="dim")
     schedules: dict[str, DataSchedule] = {}
     for name in config.curricula:
         trials = [t.name for t in config.trials if t.arm == name and f"pretrain-{t.name}" in states]
@@ -119,6 +128,18 @@ def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
     reference, held_out = config.corpus.reference_fraction, config.corpus.held_out_fraction
     train = 1 - reference - held_out
     return Corpus(int(total * reference), int(total * train), int(total * held_out), source)
+
+
+def read_mixture(config: RunConfig, states: dict[str, PhaseStepState]) -> Mixture | None:
+    """How often each group is read, if the corpus is tokenized; by quadrant if partitioned."""
+    directory, state = RunDirectory(config.run_directory), states.get("partition")
+    if config.partition.mixture is None:
+        return None
+    if state is not None and state.fraction_left == 0:
+        return read_partition_record(directory).mixture
+    if states["tokenize"].fraction_left > 0:
+        return None
+    return tokenized_mixture(config.partition, directory)
 
 
 def read_states(
@@ -180,7 +201,7 @@ def count_row_files(folder: Path) -> int:
 def trial_schedule(config: RunConfig, corpus: Corpus, name: str) -> tuple[DataSchedule, str]:
     """The schedule of an arm, and a warning where the corpus looks too small for its steps.
 
-    Rows of each quadrant are counted if partitioned, else equal shares of the training tokens.
+    Rows of each quadrant are counted if partitioned, else equal shares of the tokens to be read.
     """
     training, quadrants = config.pretrain.training, config.partition.axes.quadrants
     length, note = config.partition.rows.sequence_length, ""
@@ -189,7 +210,7 @@ def trial_schedule(config: RunConfig, corpus: Corpus, name: str) -> tuple[DataSc
         counted = read_json(directory.quadrants / "rows.json")
         rows = {quadrant: counted[quadrant]["rows"] for quadrant in quadrants}
     else:
-        held = corpus.train // (length + 1)
+        held = (corpus.train if corpus.read is None else corpus.read) // (length + 1)
         needed = -(-(training.steps or 0) * training.batch_size // config.curricula[name].epochs)
         if needed > held:
             note = (

@@ -3,7 +3,7 @@
 All of it is SQL in DuckDB over Parquet, out of core. An axis is cut by rank: the documents of a
 group, in order of (value, doc_id), are laid end to end by their tokens, the line is cut into equal
 lengths, and a document goes to the piece in which its middle lies. Only training documents shape
-the cuts; held-out ones are placed by them.
+the cuts, each as often as it is read; held-out ones are placed by them.
 
 Sorting everything would take most of the time. A cut lies in one narrow bucket of a histogram, so
 only the documents around that bucket are sorted, with the same result.
@@ -21,6 +21,8 @@ import duckdb
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
+from frame_jax.quadrants.mixture import COPIES, register_repeats
+from frame_jax.run.partition_record import Mixture
 from frame_jax.sql import parquet_table, sql_literal, write_parquet
 
 
@@ -83,18 +85,25 @@ DOCUMENT_STATUSES = ("placed", "unscored", "no_tokens", "not_finite")
 
 
 def load_scores(
-    connection: duckdb.DuckDBPyConnection, axes: Axes, tokens: list[Path], scores: list[Path]
+    connection: duckdb.DuckDBPyConnection,
+    axes: Axes,
+    tokens: list[Path],
+    scores: list[Path],
+    mixture: Mixture,
 ) -> None:
     """Creates the tables `documents` (numbers) and `labels` (each combination of labels once).
 
     loss and gap are as `axes` says. status is an index into DOCUMENT_STATUSES; documents that are
-    not scored have neither loss nor gap.
+    not scored have neither loss nor gap. copies is how often an epoch reads a document, 0 for one
+    that is held out or not scored.
     """
+    register_repeats(connection, mixture)
     shown = f"{axes.ppl[0].format('loss')} + {axes.pd[0].format('gap')}"
     connection.execute(
-        "CREATE TABLE labels AS SELECT row_number() OVER ()::INTEGER AS label, * FROM (SELECT "
-        f"DISTINCT split, source, domain, language FROM {parquet_table(*tokens)} "
-        "WHERE split IN ('train', 'held_out'))"
+        "CREATE TABLE labels AS SELECT row_number() OVER ()::INTEGER AS label, split, source, "
+        "domain, language, coalesce(repeats, 1) AS repeats FROM (SELECT DISTINCT split, source, "
+        f"domain, language FROM {parquet_table(*tokens)} WHERE split IN ('train', 'held_out')) "
+        f"LEFT JOIN group_repeats ON {mixture.by} IS NOT DISTINCT FROM name"
     )
     for column in ("split", "source", "domain", "language"):
         # Enumerations go into Parquet several times faster than the strings they stand for.
@@ -105,7 +114,7 @@ def load_scores(
         connection.execute(f"ALTER TABLE labels ALTER {column} TYPE {column}_names")
     connection.execute(
         "CREATE TABLE documents (doc_id VARCHAR, part INTEGER, row BIGINT, tokens BIGINT, "
-        "bytes BIGINT, label INTEGER, status UTINYINT, loss DOUBLE, gap DOUBLE)"
+        "bytes BIGINT, label INTEGER, status UTINYINT, loss DOUBLE, gap DOUBLE, copies INTEGER)"
     )
     # Part by part, because the join then fits into memory: both tables share their part numbers.
     for token_part, score_part in zip(tokens, scores, strict=True):
@@ -121,20 +130,20 @@ def load_scores(
                     ELSE 0 END AS status
                 FROM {parquet_table(token_part)} t LEFT JOIN scored USING (doc_id))
             SELECT doc_id, part, row, tokens, bytes, label, status,
-                CASE WHEN status = 0 THEN loss END, CASE WHEN status = 0 THEN gap END
+                CASE WHEN status = 0 THEN loss END, CASE WHEN status = 0 THEN gap END,
+                CASE WHEN status > 0 OR d.split <> 'train' THEN 0 ELSE {COPIES} END
             FROM with_status d JOIN labels l ON d.split = l.split AND d.source IS NOT DISTINCT FROM
                 l.source AND d.domain IS NOT DISTINCT FROM l.domain AND d.language IS NOT DISTINCT
                 FROM l.language
             """
         )
     (scored_count,) = connection.execute(
-        "SELECT count(*) FROM documents JOIN labels USING (label) "
-        "WHERE status = 0 AND split = 'train'"
+        "SELECT count(*) FROM documents WHERE copies > 0"
     ).fetchall()[0]
     if scored_count == 0:
         raise UserError(
-            "no document of the train split has a finite score: the corpus is too small, or the "
-            "score phase went wrong"
+            "no document of the train split that is read has a finite score: the corpus is too "
+            "small, partition.mixture reads too little of it, or the score phase went wrong"
         )
 
 
@@ -152,8 +161,7 @@ def group_documents(connection: duckdb.DuckDBPyConnection, config: PartitionConf
         f"""
         CREATE TABLE threshold_groups AS
         WITH weighed AS (
-            SELECT labels.*,
-                coalesce(sum(tokens) FILTER (split = 'train' AND status = 0), 0) AS own_tokens
+            SELECT labels.*, coalesce(sum(tokens * copies), 0) AS own_tokens
             FROM labels LEFT JOIN documents USING (label) GROUP BY ALL),
         ranked AS (
             SELECT *, 2 * dense_rank() OVER (ORDER BY {columns}) AS group_number,
@@ -176,8 +184,8 @@ def group_documents(connection: duckdb.DuckDBPyConnection, config: PartitionConf
             SELECT label, language_number::INTEGER FROM threshold_groups
             WHERE split = 'train'
                 AND language_number IN (SELECT threshold_group FROM threshold_groups))
-        SELECT threshold_group, loss, gap, tokens, doc_id FROM documents JOIN members USING (label)
-        WHERE status = 0
+        SELECT threshold_group, loss, gap, tokens * copies AS tokens, doc_id
+        FROM documents JOIN members USING (label) WHERE copies > 0
         """
     )
 
@@ -271,8 +279,9 @@ def assign_quadrants(
     """Computes thresholds along both axes and writes a line for every scored document.
 
     Columns: doc_id, ppl, pd, quadrant (these null for documents without a quadrant), split, source,
-    domain, language, tokens, bytes, part, row. Lines are in no particular order: sorting 20 million
-    of them took 13 to 18 s of processor time, all the rest 21 to 25 s.
+    domain, language, tokens, bytes, part, row, copies (how often an epoch reads it). Lines are in
+    no particular order: sorting 20 million of them took 13 to 18 s of processor time, all the rest
+    21 to 25 s.
     """
     ppl, pd = config.axes.ppl, config.axes.pd
     queries = ranked_documents_sql(config)
@@ -291,7 +300,7 @@ def assign_quadrants(
                 LEFT JOIN ppl_thresholds ON ppl_thresholds.scope = threshold_group)
         SELECT doc_id, {axes.ppl[0].format("loss")} AS ppl, {axes.pd[0].format("gap")} AS pd,
             CASE WHEN status = 0 AND threshold_group IS NOT NULL THEN {quadrant} END AS quadrant,
-            split, source, domain, language, tokens, bytes, part, row
+            split, source, domain, language, tokens, bytes, part, row, copies
         FROM half LEFT JOIN pd_thresholds ON pd_thresholds.scope = pd_scope
         """
     connection.execute(write_parquet(assigned, assignment))

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+from rich.console import Console
+
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
@@ -14,15 +16,24 @@ from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
 from frame_jax.quadrants.assign import make_axes
+from frame_jax.quadrants.mixture import (
+    count_read,
+    mixture_table,
+    resolve_mixture,
+    terminal_table,
+)
+from frame_jax.quadrants.reliability import measure_reliability, reliability_warnings
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
 from frame_jax.run.partition_record import (
+    RELIABILITY_HEADER,
+    Mixture,
     PartitionRecord,
     read_partition_record,
     write_partition_record,
 )
-from frame_jax.sql import open_database
+from frame_jax.sql import open_database, parquet_table
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +92,12 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
     if processes.is_first():
         for line in record.warnings:
             logger.warning("%s", line)
+        console = Console(stderr=True, highlight=False, markup=False)
+        if record.mixture is not None:
+            console.print(mixture_table(record.mixture))
+        if record.reliability:
+            lines = [RELIABILITY_HEADER, *(each.line() for each in record.reliability)]
+            console.print(terminal_table("the same documents under other reference models", lines))
     rows = write_quadrant_rows(
         config.partition.rows,
         directory,
@@ -104,14 +121,23 @@ def write_assignment(
             f"{directory.tokens} has {len(tokens)} parts and {directory.scores} has {len(scores)}, "
             "which should have the same names: redo the score phase"
         )
-    axes = make_axes(scoring)
+    axes, mixture = make_axes(scoring), Mixture("source", ())
     ppl_model = scoring.ppl_model if scoring.table is None else None
+    if config.mixture is not None:
+        mixture = resolve_mixture(config, tokens)
     with open_database(directory.quadrants) as connection:
-        assign.load_scores(connection, axes, tokens, scores)
+        assign.load_scores(connection, axes, tokens, scores, mixture)
         assign.group_documents(connection, config)
         with atomic_path(directory.assignment) as path:
             assign.assign_quadrants(connection, config, axes, path)
         record = summarise_partition(connection, config, axes, directory.assignment, ppl_model)
+        if mixture.groups:
+            table = parquet_table(directory.assignment)
+            counted = count_read(connection, mixture, table, config.axes.quadrants)
+            record = dataclasses.replace(record, mixture=counted)
+        others = sorted(path for path in directory.reliability.glob("*") if path.is_dir())
+        compared = tuple(measure_reliability(connection, config, axes, others))
+        record = dataclasses.replace(record, reliability=compared)
     try:
         require_sound_partition(record)
     except UserError:
@@ -140,6 +166,7 @@ def partition_warnings(record: PartitionRecord) -> Iterator[str]:
             "documents: the weak reference model predicts them better than the strong one. Are "
             "reference.weak and reference.strong exchanged?"
         )
+    yield from reliability_warnings(record.reliability, record.names[1])
 
 
 def require_sound_partition(record: PartitionRecord) -> None:

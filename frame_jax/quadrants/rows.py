@@ -2,9 +2,11 @@
 
 Documents are shuffled by a hash of their id and the run's seed, and the range of the hash is cut
 into parts. A process lists the documents of all its parts in one pass, on disk where they are many,
-and makes part after part without looking at the others'. A document enters framed as
-[bos] + tokens + [eos], or [bos] + tokens where the two are one. Every token of every document is in
-exactly one row; where rows are not full they end in padding, which is bos repeated, and counted.
+and makes part after part without looking at the others'. A document that is read several times has
+as many copies, each in the part after the last one's, so that no row holds two. A document enters
+framed as [bos] + tokens + [eos], or [bos] + tokens where the two are one. Every token of every copy
+is in exactly one row; where rows are not full they end in padding, which is bos repeated, and
+counted.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from frame_jax.records import LENGTHS, OpenFiles, write_tokens
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json, write_json
 from frame_jax.run.special_tokens import read_special_tokens
-from frame_jax.sql import open_database, parquet_table, sql_literal
+from frame_jax.sql import open_database, parquet_columns, parquet_table, sql_literal
 
 # Ids of rows that are made together (64 MiB): documents lie in all token files, and where these
 # cannot all be kept open, each is opened again every time.
@@ -164,8 +166,8 @@ def write_quadrant_rows(
     conditions name, which say in SQL which documents a quadrant has; `seed` shuffles them.
 
     Returns:
-        The content of rows.json: {quadrant: {rows, documents, tokens, padding}}, in text tokens and
-        padding ids.
+        The content of rows.json: {quadrant: {rows, documents, tokens, padding}}, in copies of
+        documents, their text tokens and padding ids.
     """
     special_tokens = read_special_tokens(directory)
     token_files, open_files = list_parts(directory.tokens, ".arrayrecord"), OpenFiles()
@@ -204,6 +206,36 @@ def write_quadrant_rows(
     return read_json(folder / "rows.json")
 
 
+def copies_sql(table: str, parts: int, *, copied: bool) -> str:
+    """SQL for the copies of the documents with tokens in a table, shuffled by the parameter $seed.
+
+    Columns: those of the table, hash (of the first copy), row_part (of `parts` parts of rows) and
+    copy, from 0. Where the table is not `copied`, having no column `copies`, each has one.
+    """
+    hashed = (
+        "SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS hash, "
+        f"((hash::HUGEINT * {parts}) >> 64)::INTEGER AS row_part"
+    )
+    first = f"{hashed}, 0 AS copy FROM {table} WHERE tokens > 0"
+    if not copied:
+        return first
+    more = f"{hashed}, unnest(range(1, copies))::INTEGER AS copy FROM {table} WHERE tokens > 0"
+    return (
+        f"{first} AND copies > 0 UNION ALL "
+        f"SELECT * REPLACE ((row_part + copy) % {parts} AS row_part) FROM ({more} AND copies > 1)"
+    )
+
+
+def position_sql(parts: int) -> str:
+    """SQL for where, in [0, 2^64), a copy of `copies_sql` stands; those of a part are neighbours.
+
+    Each has a hash of its own, so copies of one document have different neighbours.
+    """
+    own = "md5_number_lower(concat($seed, ' ', copy, ' ', doc_id))"
+    moved = f"(((row_part::HUGEINT << 64) + {own}) // {parts})::UBIGINT"
+    return f"CASE copy WHEN 0 THEN hash ELSE {moved} END"
+
+
 @contextlib.contextmanager
 def list_documents(
     tables: Sequence[Path],
@@ -217,7 +249,8 @@ def list_documents(
 ) -> Iterator[Callable[[str, int], ShuffledDocuments]]:
     """Yields a function from a quadrant and the index of a row file to its shuffled documents.
 
-    Reading part after part gives one order of all documents that does not depend on `parts`.
+    Reading part after part gives one order of all documents that does not depend on `parts`, as
+    long as none has two copies: a column `copies` of the tables says how many, else one each.
     """
     if not row_files:
         yield lambda quadrant, index: ShuffledDocuments(*np.empty((3, 0), np.int64))
@@ -225,6 +258,7 @@ def list_documents(
     columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
     firsts = {quadrant: number * parts for number, quadrant in enumerate(conditions)}
     cases = " ".join(f"WHEN {test} THEN {firsts[name]}" for name, test in conditions.items())
+    copied = "copies" in parquet_columns(tables[0])
     wanted = [firsts[quadrant] + index for quadrant, index in row_files]
     with open_database(scratch) as connection:
         # In the order of files, whose documents then lie close together: reading one part passes
@@ -232,10 +266,9 @@ def list_documents(
         connection.execute(
             f"""
             CREATE TABLE chosen AS
-            SELECT row_file, position, {", ".join(columns)} FROM (
-                SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS position,
-                    CASE {cases} END + ((position::HUGEINT * {parts}) >> 64)::INTEGER AS row_file
-                FROM {parquet_table(*tables)} WHERE tokens > 0)
+            SELECT CASE {cases} END + row_part AS row_file, {position_sql(parts)} AS position,
+                {", ".join(columns)}
+            FROM ({copies_sql(parquet_table(*tables), parts, copied=copied)})
             WHERE row_file IN (SELECT unnest($wanted::INTEGER[]))
             ORDER BY row_file, position
             """,

@@ -67,8 +67,7 @@ def summarise_partition(
         lines for (_, number), lines in groups.items() if 0 < sizes.get(number, 0) < len(quadrants)
     ]
     [(negative_pd,)] = connection.execute(
-        "SELECT count(*) FROM documents JOIN threshold_groups "
-        "USING (label) WHERE status = 0 AND gap < 0 AND split = 'train'"
+        "SELECT count(*) FROM documents WHERE copies > 0 AND gap < 0"
     ).fetchall()
     return PartitionRecord(
         ppl_model=ppl_model,
@@ -153,8 +152,10 @@ def quadrant_lines(
         connection,
         f"""
         WITH sums AS (
-            SELECT split, source, domain, language, quadrant, count(*) AS documents,
-                sum(tokens) AS tokens, sum(tokens * {axes.loss}) AS loss, sum(tokens * pd) AS pd
+            SELECT split, source, domain, language, quadrant,
+                count(*) FILTER (copies > 0 OR split = 'held_out') AS documents,
+                sum(tokens * copies) AS tokens, sum(tokens * copies * {axes.loss}) AS loss,
+                sum(tokens * copies * pd) AS pd
             FROM {parquet_table(assignment)} WHERE quadrant IS NOT NULL GROUP BY ALL)
         SELECT {"".join(f"sums.{column}, " for column in config.group_by)}
             threshold_group, quadrant,

@@ -1,18 +1,14 @@
 """Makes the chapters of a report: figures, tables and notes."""
 
-from __future__ import annotations
-
 import dataclasses
 import platform
 from collections.abc import Callable
 from importlib import metadata
 from typing import Literal
 
-import yaml
-
 from frame_jax.config.run import RunConfig
-from frame_jax.config.settings import settings_to_write
-from frame_jax.corpus.rejected import read_summary_messages
+from frame_jax.config.settings import settings_as_yaml
+from frame_jax.corpus.rejected import summary_messages
 from frame_jax.evaluation.results import TrialResult
 from frame_jax.models.transformer import read_description
 from frame_jax.report import documents, figures, notes, sections, task_results, training_curves
@@ -23,7 +19,7 @@ from frame_jax.report.study_results import BEFORE, Study
 from frame_jax.report.training_curves import CurvePoint, TrainingRun
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.markers import Marker, read_marker
-from frame_jax.run.partition_record import PartitionRecord
+from frame_jax.run.partition_record import RELIABILITY_HEADER, PartitionRecord
 from frame_jax.run.phases import REFERENCES
 
 LIBRARIES = (
@@ -52,6 +48,7 @@ class Figure:
 Piece = Html | Figure
 
 TASK_PANELS = 12  # drawn; the table has them all
+MESSAGES = {"tokenize": "tokenizer", "score": "warnings", "partition": "warnings"}  # in summaries
 SPEED_POINTS = 120  # of a curve: speed jitters more than it says
 
 
@@ -186,12 +183,31 @@ def quadrants_chapter(directory: RunDirectory, partition: PartitionRecord) -> li
         Figure("density", panels, caption + notes.DENSITY_TILES, renderer="canvas"),
         tag("h2", "The quadrants"),
         sections.quadrant_table(partition.quadrants, meanings, names),
+        *mixture_tables(partition),
+        *reliability_tables(partition),
         Figure("balance", [figures.balance(balance, quadrants)], notes.BALANCE),
         folded_section("Tokens by group", sections.balance_table(balance, quadrants)),
         tag("h2", "Example documents"),
         note(notes.EXAMPLES),
         *sections.example_documents(documents.choose_examples(directory, columns), meanings, names),
     ]
+
+
+def mixture_tables(partition: PartitionRecord) -> list[Piece]:
+    """How often each group is read; nothing where all are read once."""
+    if partition.mixture is None:
+        return []
+    header, *lines = partition.mixture.lines()
+    return [tag("h2", "How often documents are read"), table(header, lines), note(notes.REPEATS)]
+
+
+def reliability_tables(partition: PartitionRecord) -> list[Piece]:
+    """How far scores and quadrants depend on the reference models; nothing where it is unknown."""
+    if not partition.reliability:
+        return []
+    lines = [each.line() for each in partition.reliability]
+    title = "The same documents under other reference models"
+    return [tag("h2", title), table(RELIABILITY_HEADER, lines), note(notes.RELIABILITY)]
 
 
 def speed_chapter(data: ReportData, directory: RunDirectory) -> list[Piece]:
@@ -218,12 +234,9 @@ def speed_chapter(data: ReportData, directory: RunDirectory) -> list[Piece]:
 
 def phase_messages(directory: RunDirectory) -> list[str]:
     """The messages of the phases on what they decided or rejected, as on the terminal."""
-    lines = read_summary_messages(directory)
-    for phase_step, key in (
-        ("tokenize", "tokenizer"),
-        ("score", "warnings"),
-        ("partition", "warnings"),
-    ):
+    tokenized = read_marker(directory, "tokenize")
+    lines = [] if tokenized is None else summary_messages(tokenized.summary, directory)
+    for phase_step, key in MESSAGES.items():
         marker = read_marker(directory, phase_step) or Marker()
         lines += [line for line in marker.summary.get(key, []) if line not in lines]
     return lines
@@ -231,12 +244,11 @@ def phase_messages(directory: RunDirectory) -> list[str]:
 
 def settings_chapter(config: RunConfig) -> list[Piece]:
     """Everything that is needed to make the run again."""
-    text = yaml.safe_dump(settings_to_write(config), sort_keys=False, allow_unicode=True)
     versions = [["python", platform.python_version()], ["platform", platform.platform()]]
     versions += [[name, metadata.version(name)] for name in LIBRARIES]
     return [
         tag("h2", "Settings and versions"),
         *(tag("p", line) for line in phase_messages(RunDirectory(config.run_directory))),
-        folded_section("Every setting of the run", tag("pre", text)),
+        folded_section("Every setting of the run", tag("pre", settings_as_yaml(config))),
         folded_section("Versions", table(["library", "version"], versions)),
     ]

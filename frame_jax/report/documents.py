@@ -3,8 +3,6 @@
 DuckDB does the counting, so memory does not grow with the corpus.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +11,8 @@ from typing import Any, Literal
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.records import read_documents
 from frame_jax.run.directory import RunDirectory, list_parts
-from frame_jax.run.partition_record import PartitionRecord
-from frame_jax.sql import Row, parquet_table, query
+from frame_jax.run.partition_record import PartitionRecord, assignment_table
+from frame_jax.sql import Row, query
 
 GROUPS = 12  # drawn in the density figure, the largest first
 BINS = 40  # on each axis of the density
@@ -30,7 +28,8 @@ def query_documents(
     columns: Sequence[str],
     *parameters: Any,
 ) -> list[Row]:
-    """Runs a query over `documents`: the training documents of quadrants with a label of each.
+    """Runs a query over `documents`: the training documents that are read, with a label of each
+    and `read_tokens`, theirs as often as an epoch reads them.
 
     See `sql.query` for `kind` and `parameters`. `sql` comes after the table `documents` in a WITH
     clause; labels are made of `columns`, which are some of domain, language and source.
@@ -38,9 +37,8 @@ def query_documents(
     names = ", ".join(f"coalesce({column}, '{NO_NAME}')" for column in columns)
     table = f"""
         WITH documents AS (
-            SELECT *, concat_ws('{SEPARATOR}', {names}) AS label
-            FROM {parquet_table(directory.assignment)}
-            WHERE split = 'train' AND quadrant IS NOT NULL)
+            SELECT *, tokens * copies AS read_tokens, concat_ws('{SEPARATOR}', {names}) AS label
+            FROM {assignment_table(directory)} WHERE copies > 0)
         """
     return query(kind, table + sql, *parameters)
 
@@ -74,7 +72,8 @@ def token_density(
     return query_documents(
         DensityTile,
         f"""
-        , train AS (SELECT label, {value} AS x, pd AS y, tokens FROM documents),
+        , train AS (SELECT label, {value} AS x, pd AS y, read_tokens AS tokens
+                   FROM documents),
         largest AS (SELECT label FROM train GROUP BY label ORDER BY sum(tokens) DESC, label
                     LIMIT ?),
         edges AS (SELECT approx_quantile(x, 0.001) AS x0, approx_quantile(x, 0.999) AS x1,
@@ -112,7 +111,7 @@ def token_balance(directory: RunDirectory, columns: Sequence[str]) -> list[Group
     return query_documents(
         GroupTokens,
         """
-        , cells AS (SELECT label, quadrant, CAST(sum(tokens) AS BIGINT) AS tokens,
+        , cells AS (SELECT label, quadrant, CAST(sum(read_tokens) AS BIGINT) AS tokens,
                            count(*) AS documents
                     FROM documents GROUP BY label, quadrant)
         SELECT * FROM cells

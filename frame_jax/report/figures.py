@@ -5,8 +5,6 @@ come from `report.THEMES`, so that a page can follow the reader's light or dark 
 read the parameters `shown_arms` and `held_out_part`, which the page sets.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -33,7 +31,6 @@ ARM_COLOURS = (
     "#6b8e23", "#8d6e63",
 )  # fmt: skip
 QUADRANT_COLOURS = ("#2e86de", "#00a5a0", "#e0a100", "#e4572e")
-
 
 IS_SHOWN = "indexof(shown_arms, datum.arm) >= 0"
 TOKENS = alt.X(

@@ -1,7 +1,5 @@
 """Elements of a page from text that may contain anything: whatever is not `Html` is escaped."""
 
-from __future__ import annotations
-
 import html
 import json
 from collections.abc import Sequence
@@ -36,14 +34,11 @@ def join_html(children: Sequence[str]) -> Html:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     """A table that scrolls sideways on a narrow screen; the first cell of each row names it."""
     head = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in header)))
-    body = tag(
-        "tbody",
-        *(
-            tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
-            for row in rows
-        ),
+    lines = (
+        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
+        for row in rows
     )
-    return tag("div", tag("table", head, body), class_="scroll", tabindex="0")
+    return tag("div", tag("table", head, tag("tbody", *lines)), class_="scroll", tabindex="0")
 
 
 def note(text: str) -> Html:
@@ -63,6 +58,4 @@ def script_json(value: Any) -> Html:
         ValueError: for NaN and infinities, which JSON does not have.
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Html(text)
+    return Html(text.translate({ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}))

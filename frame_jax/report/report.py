@@ -4,8 +4,6 @@ The page needs no network and has no script but its own. Everything is read from
 report of a run copied from elsewhere is made the same way.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Makes the parts of a page: tables, buttons and example documents."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ The terminal's table, the report's first chapter and the file say the same, beca
 made of this.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Makes the chapters of a report that are about its study: verdicts, forgetting, cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from frame_jax.report import figures, notes, sections, training_curves

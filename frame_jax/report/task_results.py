@@ -1,7 +1,5 @@
 """Tables and curves of the scores in multiple-choice tasks."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any
@@ -38,7 +36,6 @@ def mean_score(scores: list[TaskScore]) -> TaskScore:
     The tasks are independent samples, so the error of the mean is the root of the sum of their
     squared errors, over their number; None where a task has none.
     """
-
     means: dict[str, Any] = {
         key: sum(getattr(score, key) for score in scores) / len(scores)
         for key in ("accuracy", "accuracy_norm", "chance", "blind")

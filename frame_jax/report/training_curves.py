@@ -4,8 +4,6 @@ DuckDB streams the metrics, so a run of a million steps needs no more memory, an
 page, than a run of a thousand.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable
@@ -18,18 +16,9 @@ from frame_jax.sql import Row, json_lines_table, query
 
 POINTS = 500  # of a curve
 GAP, WINDOW = 0.04, 0.04  # share of the run beside a boundary that is left out, that is averaged
-COLUMNS = {
-    "step": "BIGINT",
-    "tokens": "BIGINT",
-    "loss": "DOUBLE",
-    "grad_norm": "DOUBLE",
-    "update_norm": "DOUBLE",
-    "mixture": "MAP(VARCHAR, DOUBLE)",
-    "seconds": "DOUBLE",
-    "tokens_per_second": "DOUBLE",
-    "mfu": "DOUBLE",
-    "goodput": "DOUBLE",
-}
+NUMBERS = ("loss", "grad_norm", "update_norm", "seconds", "tokens_per_second", "mfu", "goodput")
+COLUMNS = {"step": "BIGINT", "tokens": "BIGINT", "mixture": "MAP(VARCHAR, DOUBLE)"}
+COLUMNS |= dict.fromkeys(NUMBERS, "DOUBLE")
 
 
 @dataclass(frozen=True)

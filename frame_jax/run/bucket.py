@@ -8,8 +8,6 @@ file of a copy with its size and hash, and is written last: a copy without it do
 `RUN/<phase step's folder>/checkpoints.txt` says where the copies are, for every later reader.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Callable, Sequence
@@ -170,9 +168,9 @@ def record_buckets(
     Raises:
         UserError: if the bucket cannot be used, or a run that has begun has its copies elsewhere.
     """
-    for phase_step in (
-        phase_step for phase_step in phase_steps if phase_step.function.startswith("training.")
-    ):
+    for phase_step in phase_steps:
+        if not phase_step.function.startswith("training."):
+            continue
         folder = directory.root / phase_step.outputs[0]
         url = None if root is None else f"{root.rstrip('/')}/{phase_step.outputs[0]}/checkpoints"
         before = bucket_of(folder)
@@ -191,9 +189,3 @@ def record_buckets(
         Bucket(url).try_out()
         with atomic_path(pointer_file(folder)) as temporary:
             temporary.write_text(f"{url}\n", "utf-8")
-
-
-def clear_copies(training_folder: Path) -> None:
-    """Removes the copies of a training run's checkpoints, if it has any."""
-    if (bucket := bucket_of(training_folder)) is not None:
-        bucket.clear()

@@ -3,8 +3,6 @@
 Process 0 copies and fetches; the others find in the run directory what it has fetched.
 """
 
-from __future__ import annotations
-
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
@@ -118,7 +116,7 @@ def local_checkpoint_folder(folder: Path, step: int | None) -> Iterator[Path]:
         UserError: if the bucket cannot be read, or the copy there is damaged.
     """
     here = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    if not (folder.parent / "checkpoints.txt").exists() or step in here:
+    if step in here:
         yield folder
         return
     copies = CheckpointCopies(folder, (), 1)

@@ -4,8 +4,6 @@ The record is in the markers, each of which holds the type that its phase step b
 begun in one type goes on in it, on whatever machine.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from frame_jax.config.run import RunConfig

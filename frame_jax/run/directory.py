@@ -1,7 +1,5 @@
 """Paths of everything in a run directory; files, JSON too, that appear whole or not at all."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -44,6 +42,7 @@ class RunDirectory:
         self.tokens = self.root / "tokens"
         self.rejected = self.tokens / "rejected.jsonl"
         self.scores = self.root / "scores"
+        self.reliability = self.root / "reliability"
         self.quadrants = self.root / "quadrants"
         self.partition = self.quadrants / "partition.json"
         self.assignment = self.quadrants / "assignment.parquet"
@@ -254,12 +253,8 @@ def read_dataclass(path: Path, kind: type[T]) -> T:
 
 
 def from_json(kind: Any, value: Any) -> Any:
-    """Converts what `json.loads` gives to an annotated type.
-
-    Args:
-        kind: A dataclass, `tuple[X, ...]`, `list[X]`, `dict[str, X]`, `X | None`, or a type that
-            JSON has, whose values are taken as they are.
-        value: The parsed JSON.
+    """Converts what `json.loads` gives to an annotated type: a dataclass, `tuple[X, ...]`,
+    `list[X]`, `dict[str, X]`, `X | None`, or one that JSON has, whose values are taken as they are.
     """
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)

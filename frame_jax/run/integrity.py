@@ -6,8 +6,6 @@ about a hundredth of the tokens. Of token and row files only the size is compare
 record in them carries a hash that ArrayRecord checks when it is read: no corpus is read twice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container, Sequence
 from pathlib import Path
 

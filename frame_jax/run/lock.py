@@ -5,13 +5,10 @@ one host of another's locks, and some have none; there the file itself does: its
 every BEAT_SECONDS, and a newcomer watches it for STALE_SECONDS.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
 import itertools
-import logging
 import os
 import threading
 import time
@@ -19,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from frame_jax.errors import UserError, print_note
-from frame_jax.run.directory import RunDirectory
+from frame_jax.errors import UserError, print_note, print_warning
+from frame_jax.run.directory import RunDirectory, require_writable
 from frame_jax.run.preemption import before_exit
 from frame_jax.run.storage_errors import storage_error
 
@@ -29,8 +26,6 @@ STALE_SECONDS = 60.0  # some file systems show another host's writes late
 SETTLE_SECONDS = 2.0  # in which one of two programs that begin together learns of the other
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 TAKEN = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
-
-logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -41,17 +36,14 @@ def hold_lock(directory: RunDirectory) -> Iterator[None]:
         UserError: naming the program that has it, or saying that nothing can be written.
     """
     path = directory.root / "lock"
-    try:
-        directory.root.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(
-            f"run_directory: nothing can be written to {directory.root} ({error}); choose another "
-            "--run_directory"
-        ) from error
+    require_writable(directory.root, "--run_directory")
+    path.touch()
     with path.open("r+b") as file:
         locked = lock_file(file, directory, path)
-        if (is_held_elsewhere(path) if locked else read_holder(path)) and is_beating(path):
+        holder = read_holder(path)
+        # Of a holder on this host the lock itself says that it has ended.
+        ended = locked and holder.endswith(f" on {os.uname().nodename}")
+        if holder and not ended and is_beating(path):
             raise in_use_error(directory, path)
         file.truncate(0)
         with contextlib.suppress(*(OSError,) * locked):  # as in `_beat`
@@ -90,10 +82,9 @@ def lock_file(file: BinaryIO, directory: RunDirectory, path: Path) -> bool:
             raise in_use_error(directory, path) from error
         if error.errno not in NO_LOCKS:
             raise storage_error(path, error) from error
-        logger.warning(
-            "the file system of %s has no locks (%s): only what its holder writes to %s every %.0f "
-            "s keeps a second program out",
-            *(directory.root, error.strerror, path, BEAT_SECONDS),
+        print_warning(
+            f"the file system of {directory.root} has no locks ({error.strerror}): only what its "
+            f"holder writes to {path} every {BEAT_SECONDS:.0f} s keeps a second program out"
         )
         return False
     return True
@@ -115,12 +106,6 @@ def in_use_error(directory: RunDirectory, path: Path) -> UserError:
         f"{directory.root} is in use by {read_holder(path) or 'another program'}; wait for it to "
         "end, or choose another --run_directory"
     )
-
-
-def is_held_elsewhere(path: Path) -> bool:
-    """Whether the last holder was on another host and did not end in order."""
-    name = read_holder(path)
-    return bool(name) and not name.endswith(f" on {os.uname().nodename}")
 
 
 def is_beating(path: Path) -> bool:

@@ -5,8 +5,6 @@ of them and of the phase steps it reads from, and whether it is complete. One th
 the config is refused.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -151,9 +149,7 @@ def downstream_names(
     table: Sequence[PhaseStep], everything: Sequence[PhaseStep], phase: str
 ) -> list[str]:
     """Names of a phase's steps (or of one step), and of all in `everything` made from them."""
-    doomed = [
-        phase_step.name for phase_step in table if phase in (phase_step.phase, phase_step.name)
-    ]
+    doomed = [each.name for each in table if phase in (each.phase, each.name)]
     for phase_step in everything:
         if set(phase_step.inputs) & set(doomed) and phase_step.name not in doomed:
             doomed.append(phase_step.name)
@@ -176,38 +172,31 @@ def with_stale_steps(directory: RunDirectory, table: Sequence[PhaseStep]) -> lis
         *(phases.pretrain_step(Trial(name, arm=name, seed=0)) for name in sorted(trials)),
         *map(phases.evaluate_step, sorted(trials)),
     ]
+
+    def is_there(phase_step: PhaseStep) -> bool:
+        outputs = (directory.root / output for output in phase_step.outputs)
+        return any(path.exists() for path in (directory.marker(phase_step.name), *outputs))
+
     current = {phase_step.name for phase_step in table}
-    left = [
-        phase_step
-        for phase_step in possible
-        if phase_step.name not in current
-        and any(
-            path.exists()
-            for path in (
-                directory.marker(phase_step.name),
-                *(directory.root / output for output in phase_step.outputs),
-            )
-        )
-    ]
+    left = [each for each in possible if each.name not in current and is_there(each)]
     return sorted([*left, *table], key=lambda phase_step: phases.PHASES.index(phase_step.phase))
 
 
 def remove_outputs(directory: RunDirectory, table: Sequence[PhaseStep], phase: str) -> list[str]:
-    """Removes the outputs of a phase (or of one phase step) and of everything made from them.
+    """Removes the outputs of a phase (or of one phase step) and of everything made from them;
+    returns the names of the phase steps.
 
     Arms that the config no longer names are removed where something that they were made from is.
     A marker guards outputs against other settings, so it goes after them, and first from what was
     made last. Outputs only get a temporary name, at once: `remove_temporaries` does the rest.
-
-    Returns:
-        Names of the phase steps removed.
     """
     everything = with_stale_steps(directory, table)
     doomed = downstream_names(table, everything, phase)
     for phase_step in reversed(everything):
         if phase_step.name in doomed:
             for output in phase_step.outputs:
-                bucket.clear_copies(directory.root / output)
+                if (copies := bucket.bucket_of(directory.root / output)) is not None:
+                    copies.clear()
                 mark_for_removal(directory.root / output)
             remove(directory.marker(phase_step.name))
     return doomed

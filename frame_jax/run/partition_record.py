@@ -9,6 +9,7 @@ from typing import Any
 
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, read_dataclass, write_json
+from frame_jax.sql import parquet_columns, parquet_table
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class QuadrantContents:
     """What a quadrant holds.
 
     Attributes:
-        documents: Training documents.
-        tokens: Their text tokens.
+        documents: Training documents that are read, each once.
+        tokens: Their text tokens, as often as an epoch reads them.
         held_out_documents: Documents that are held out.
         ppl: PPL of the training tokens, the exponential of their mean loss (of a column in its
             place, the mean); None where there are none.
@@ -92,6 +93,112 @@ class ThinGroups:
 
 
 @dataclass(frozen=True)
+class MixtureGroup:
+    """The training documents of one group of a mixture.
+
+    Attributes:
+        name: Its name; None for documents without one.
+        tokens: Their text tokens, each document once.
+        repeats: How often an epoch reads them.
+        share: Of the tokens of an epoch, as asked for.
+        read: Text tokens that an epoch reads.
+        quadrants: Those of each quadrant.
+    """
+
+    name: str | None
+    tokens: int
+    repeats: float
+    share: float
+    read: int = 0
+    quadrants: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How often an epoch reads the training documents of each group, by a column's value."""
+
+    by: str
+    groups: tuple[MixtureGroup, ...]
+
+    @property
+    def read(self) -> int:
+        """Text tokens that an epoch reads."""
+        return sum(group.read for group in self.groups)
+
+    def lines(self) -> list[list[str]]:
+        """A table of texts, its header first."""
+        header = ["tokens there are", "repeats", "share wanted", "share got", "tokens read"]
+        read = max(self.read, 1)
+        return [[self.by, *header, *self.groups[0].quadrants]] + [
+            [
+                "none" if group.name is None else group.name,
+                f"{group.tokens:,}",
+                f"{group.repeats:.4g}",
+                f"{group.share:.2%}",
+                f"{group.read / read:.2%}",
+                *(f"{tokens:,}" for tokens in (group.read, *group.quadrants.values())),
+            ]
+            for group in self.groups
+        ]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A correlation or a share, an interval of 95% around it, and what it is by chance."""
+
+    value: float
+    low: float
+    high: float
+    chance: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How a sample of documents fares under other reference models.
+
+    Attributes:
+        compared_with: `half`, the same models at half of their training, or `replica`, those of
+            another seed.
+        domain: None for all.
+        documents: Compared.
+        ppl: Spearman's correlation of PPL.
+        pd: That of PD.
+        quadrant: Share of the tokens that are in the same quadrant.
+        ppl_bin: In the same bin of PPL.
+        pd_bin: In the same bin of PD.
+    """
+
+    compared_with: str
+    domain: str | None
+    documents: int
+    ppl: Share
+    pd: Share
+    quadrant: Share
+    ppl_bin: Share
+    pd_bin: Share
+
+    @property
+    def of_models(self) -> str:
+        """What is compared with, in words."""
+        half = "the reference models at half of their training"
+        return half if self.compared_with == "half" else "reference models of another seed"
+
+    def line(self) -> list[str]:
+        """A line of texts under RELIABILITY_HEADER."""
+        shares = (self.quadrant, self.ppl_bin, self.pd_bin)
+        return [
+            self.compared_with,
+            self.domain or "all",
+            f"{self.documents:,}",
+            *(f"{s.value:.2f} ({s.low:.2f} to {s.high:.2f})" for s in (self.ppl, self.pd)),
+            *(f"{s.value:.0%} ± {(s.high - s.low) / 2:.0%} ({s.chance:.0%})" for s in shares),
+        ]
+
+
+RELIABILITY_HEADER = ["with", "domain", "documents", "PPL", "PD", "quadrant", "PPL bin", "PD bin"]
+
+
+@dataclass(frozen=True)
 class PartitionRecord:
     """What report, export and inspection need to know of a partition.
 
@@ -109,6 +216,8 @@ class PartitionRecord:
         quadrants: Contents of all groups together.
         groups: The groups.
         warnings: Why the quadrants may mean little.
+        mixture: How often documents are read; None where each is read once.
+        reliability: How scores and quadrants fare under other reference models.
     """
 
     ppl_model: str | None
@@ -124,10 +233,12 @@ class PartitionRecord:
     quadrants: dict[str, QuadrantContents]
     groups: tuple[GroupRecord, ...]
     warnings: tuple[str, ...] = ()
+    mixture: Mixture | None = None
+    reliability: tuple[Reliability, ...] = ()
 
     @property
     def documents(self) -> int:
-        """Number of training documents that have a quadrant."""
+        """Number of training documents that have a quadrant and are read."""
         return sum(quadrant.documents for quadrant in self.quadrants.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -148,6 +259,15 @@ def read_partition_record(directory: RunDirectory) -> PartitionRecord:
         UserError: if the file is damaged or another release's.
     """
     return read_dataclass(directory.partition, PartitionRecord)
+
+
+def assignment_table(directory: RunDirectory) -> str:
+    """A table expression of `assignment.parquet`, which in older runs has no column `copies`."""
+    table = parquet_table(directory.assignment)
+    if "copies" in parquet_columns(directory.assignment):
+        return table
+    copies = "(split = 'train' AND quadrant IS NOT NULL)::INTEGER"
+    return f"(SELECT *, {copies} AS copies FROM {table})"
 
 
 def axis_names(directory: RunDirectory) -> tuple[str, str]:

@@ -4,8 +4,6 @@ A phase is one or more phase steps: `reference_step` is three, `pretrain_step` o
 under a seed).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ from frame_jax.config.run import RunConfig, Trial
 
 PHASES = ("tokenize", "reference", "score", "partition", "pretrain", "evaluate", "report")
 
-REFERENCES = ("weak", "strong")
+REFERENCES = ("weak", "strong")  # the reference models, in the order of their scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +52,7 @@ def list_phase_steps(config: RunConfig) -> list[PhaseStep]:
         *([REFERENCE_ROWS] if trained else []),
         *(reference_step(name) for name in trained),
         score_step(imported, trained),
+        *replica_steps(config, trained),
     ]
     return [
         TOKENIZE,
@@ -101,8 +100,40 @@ def score_step(imported: list[str], trained: list[str]) -> PhaseStep:
         settings=("scoring", *(f"reference.{name}.checkpoint" for name in imported)),
         inputs=("tokenize", *(f"reference-{name}" for name in trained)),
         function="scoring.score:score_corpus",
-        outputs=("scores",),
+        outputs=("scores", "reliability/half"),
     )
+
+
+def replica_steps(config: RunConfig, trained: list[str]) -> list[PhaseStep]:
+    """The phase steps that train reference models under another seed and score a sample under them;
+    nothing is made from them, so that they can be added to a finished run."""
+    if not trained or config.reference.replicas == 1:
+        return []
+    names = {name: replica_name(name) for name in trained}
+    trainings = [
+        dataclasses.replace(
+            reference_step(name),
+            name=f"reference-{replica}",
+            arguments=(name, replica),
+            outputs=(f"reference/{replica}",),
+            seed=config.seed + 1,
+        )
+        for name, replica in names.items()
+    ]
+    scoring = PhaseStep(
+        "score-replica",
+        settings=("scoring.reliability",),
+        inputs=("score", *(f"reference-{replica}" for replica in names.values())),
+        function="scoring.score:score_under_others",
+        arguments=("replica",),
+        outputs=("reliability/replica",),
+    )
+    return [*trainings, scoring]
+
+
+def replica_name(name: str) -> str:
+    """What the replica of a reference model is called."""
+    return f"{name}-replica"
 
 
 IMPORT_SCORES = PhaseStep(

@@ -8,8 +8,6 @@ on the spot. With several processes the coordination service takes SIGTERM and c
 after which all of them save; outside training they go on until they are killed.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os

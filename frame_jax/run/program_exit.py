@@ -1,7 +1,5 @@
 """How a program ends: an error in; a message and an exit code out, on every process of a run."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import io
@@ -51,15 +49,12 @@ def run_command(
     command: Callable[[argparse.Namespace], int | None],
     arguments: list[str] | None,
 ) -> int:
-    """Parses the command line of a program that computes nothing on accelerators, and runs it.
-
-    Returns:
-        The exit code: what `command` returns, 0 where that is None, or 2 for bad input.
-    """
-    from frame_jax.parallel import processes
+    """Parses the command line of a program that computes nothing on accelerators, and runs it;
+    returns the exit code: what `command` returns, 0 where that is None, or 2 for bad input."""
+    import jax
 
     options = parser.parse_args(arguments)
-    processes.leave_accelerators()
+    jax.config.update("jax_platforms", "cpu")
     try:
         return command(options) or 0
     except Exception as error:

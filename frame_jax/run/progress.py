@@ -1,7 +1,5 @@
 """Progress on long work: one rich bar on a terminal, a plain line now and then elsewhere."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time
@@ -16,21 +14,15 @@ def progress_bar(
 ) -> Iterator[Update]:
     """Yields `update(amount, note="")`, which advances the bar by `amount` of `unit`.
 
-    Args:
-        description: What is being done.
-        total: Amount at the end; None when it is not known.
-        unit: What is counted, e.g. `tokens`.
-        done: Amount already there at the start (a resumed phase); not counted in the rate.
-        show: False on every process but the first.
+    `total` is None where it is not known; what is `done` at the start (of a resumed phase) does not
+    count in the rate; `show` is False on every process but the first.
     """
     if not show:
         yield lambda amount, note="": None
-    elif sys.stderr.isatty():
-        with _rich_bar(description, total, unit, done) as update:
-            yield update
-    else:
-        with _plain_lines(description, total, unit, done) as update:
-            yield update
+        return
+    shown = _rich_bar if sys.stderr.isatty() else _plain_lines
+    with shown(description, total, unit, done) as update:
+        yield update
 
 
 @contextlib.contextmanager

@@ -3,8 +3,6 @@
 Each phase that frames, scores or writes documents reads them in the run directory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import NamedTuple
 
 from frame_jax.config.corpus import TokenizerConfig
 from frame_jax.errors import UserError
-from frame_jax.run.directory import RunDirectory, read_dataclass, write_dataclass
+from frame_jax.run.directory import RunDirectory, read_dataclass
 
 BOS, EOS = "<|bos|>", "<|eos|>"  # of a tokenizer that is trained here
 
@@ -97,11 +95,6 @@ def _find(
 def special_tokens_path(directory: RunDirectory) -> Path:
     """The file of a run's `SpecialTokens`; written last, so it says the tokenizer is there."""
     return directory.tokenizer.with_name("special_tokens.json")
-
-
-def write_special_tokens(directory: RunDirectory, special_tokens: SpecialTokens) -> None:
-    """Writes the ids that frame a document of this run."""
-    write_dataclass(special_tokens_path(directory), special_tokens)
 
 
 def read_special_tokens(directory: RunDirectory) -> SpecialTokens:

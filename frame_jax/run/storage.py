@@ -3,8 +3,6 @@
 docs/storage.md says what that is, and which mounts of object stores have it.
 """
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -4,8 +4,6 @@ What cannot be read at the moment is not damaged: nothing is thrown away, moved 
 it.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 

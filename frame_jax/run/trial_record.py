@@ -1,7 +1,5 @@
 """Reads and writes `curriculum.json`, the record of what a training run does and keeps."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,45 +1,23 @@
 """Checks of the reference models before a run starts, so that unusable ones cost no work."""
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError, print_note
+from frame_jax.corpus.tokenizer_training import load_given_tokenizer
+from frame_jax.errors import UserError, print_warning
 from frame_jax.files import find_remote_files, is_checkpoint, is_remote, local_copy
-from frame_jax.models.hugging_face.weights import (
-    find_adapter,
-    find_tensors,
-    read_decoder,
-    read_tensor,
-)
+from frame_jax.models.hugging_face import weights
 from frame_jax.models.transformer import Decoder
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory
-from frame_jax.run.special_tokens import (
-    choose_special_tokens,
-    read_special_tokens,
-    special_tokens_path,
-)
-from frame_jax.scoring.model_tokenizers import (
-    REFERENCE_NAMES,
-    bos_messages,
-    load_own_tokenizer,
-    require_corpus,
-)
+from frame_jax.run.phases import REFERENCES
+from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
+from frame_jax.scoring import tokenizers
+from frame_jax.scoring.model_tokenizers import bos_messages, load_own_tokenizer, require_corpus
 from frame_jax.scoring.table import check_table
-from frame_jax.scoring.tokenizers import (
-    read_tokenizer,
-    require_rows,
-    require_same_tokenizer,
-    token_ids,
-)
-
-logger = logging.getLogger(__name__)
 
 Tensors = dict[str, Path]
 
@@ -62,15 +40,14 @@ def check_references(
         check_table(config)
         return
     anew = tokenizer_anew or not special_tokens_path(directory).exists()
-    found = {name: check_imported(config, directory, name, anew) for name in REFERENCE_NAMES}
+    found = {name: check_imported(config, directory, name, anew) for name in REFERENCES}
     require_two_models(config, found)
     if not anew:
         require_corpus(config, directory)
+    processes.print_notes(bos_messages(config))
     if processes.is_first():
-        for line in bos_messages(config):
-            print_note(line)
         for line in reference_warnings(config):
-            logger.warning("%s", line)
+            print_warning(line)
 
 
 def check_imported(
@@ -106,8 +83,8 @@ def check_checkpoint(key: str, checkpoint: str, longest: int) -> tuple[Path, Dec
         raise UserError(f"{key}: there is no folder {checkpoint}: correct the path")
     if is_remote(checkpoint):
         refuse_pickled(key, checkpoint, folder)
-    decoder = read_decoder(folder, longest)
-    return folder, decoder, find_tensors(folder, decoder)
+    decoder = weights.read_decoder(folder, longest)
+    return folder, decoder, weights.find_tensors(folder, decoder)
 
 
 def check_tokenizer(
@@ -129,28 +106,23 @@ def check_tokenizer(
     Raises:
         UserError: saying what differs.
     """
-    tokenizer = directory.tokenizer
-    if tokenizer_anew or not special_tokens_path(directory).exists():
-        if config.tokenizer.path is None:
-            raise UserError(
-                f"{key}: this run would train a tokenizer of its own, which {folder} does not "
-                f"read; set tokenizer.path to {folder / 'tokenizer.json'}"
-            )
-        tokenizer = local_copy(config.tokenizer.path)
-        if not tokenizer.is_file():
-            raise UserError(
-                f"tokenizer.path: there is no file {config.tokenizer.path!r}: correct the path"
-            )
-        parsed = read_tokenizer(tokenizer)
-        ids = token_ids(parsed)
-        chosen = choose_special_tokens(ids, config.tokenizer)
-        framing = ids[chosen.bos], ids[chosen.eos]
+    if not tokenizer_anew and special_tokens_path(directory).exists():
+        path, special = directory.tokenizer, read_special_tokens(directory)
+        parsed, framing = tokenizers.read_tokenizer(path), (special.bos_id, special.eos_id)
+    elif config.tokenizer.path is None:
+        raise UserError(
+            f"{key}: this run would train a tokenizer of its own, which {folder} does not read; "
+            f"set tokenizer.path to {folder / 'tokenizer.json'}"
+        )
     else:
-        parsed, special = read_tokenizer(tokenizer), read_special_tokens(directory)
-        framing = special.bos_id, special.eos_id
+        _, chosen = load_given_tokenizer(config.tokenizer)
+        path = local_copy(config.tokenizer.path)
+        parsed = tokenizers.read_tokenizer(path)
+        ids = tokenizers.token_ids(parsed)
+        framing = ids[chosen.bos], ids[chosen.eos]
     for token in dict.fromkeys(framing if ends else framing[:1]):
-        require_same_tokenizer(folder, tokenizer, key, token)
-        require_rows(rows, parsed, token, key)
+        tokenizers.require_same_tokenizer(folder, path, key, token)
+        tokenizers.require_rows(rows, parsed, token, key)
     return framing
 
 
@@ -179,9 +151,9 @@ def require_two_models(config: RunConfig, found: dict[str, tuple[Decoder, Tensor
     Raises:
         UserError: naming both settings.
     """
-    weak, strong = (found[name] for name in REFERENCE_NAMES)
+    weak, strong = (found[name] for name in REFERENCES)
     if weak is None and strong is None:
-        ours = (getattr(config.reference, name) for name in REFERENCE_NAMES)
+        ours = (getattr(config.reference, name) for name in REFERENCES)
         same = len({repr((model.model, model.training)) for model in ours}) == 1
         what = "reference.weak and reference.strong have the same settings, so they would be one"
     else:
@@ -200,7 +172,9 @@ def same_weights(one: tuple[Decoder, Tensors], other: tuple[Decoder, Tensors]) -
     if decoder != other_decoder or files.keys() != other_places.keys():
         return False
     return all(
-        np.array_equal(read_tensor(files[name], name), read_tensor(other_places[name], name))
+        np.array_equal(
+            weights.read_tensor(files[name], name), weights.read_tensor(other_places[name], name)
+        )
         for name in files
     )
 
@@ -209,10 +183,10 @@ def reference_warnings(config: RunConfig) -> Iterator[str]:
     """Yields a warning for each choice of reference models that is allowed but rarely intended."""
     if (warning := long_context_warning(config)) is not None:
         yield warning
-    for name in REFERENCE_NAMES:
+    for name in REFERENCES:
         checkpoint = getattr(config.reference, name).checkpoint
         if checkpoint is not None:
-            adapter = find_adapter(local_copy(checkpoint, is_checkpoint))
+            adapter = weights.find_adapter(local_copy(checkpoint, is_checkpoint))
             if adapter is not None:
                 yield (
                     f"reference.{name}.checkpoint: {adapter} is not applied; the model is scored "
@@ -223,7 +197,7 @@ def reference_warnings(config: RunConfig) -> Iterator[str]:
 def long_context_warning(config: RunConfig) -> str | None:
     """Warns of scoring windows that are longer than the rows that the models are trained on."""
     context, rows = config.scoring.context, config.reference.rows.sequence_length
-    trained = [n for n in REFERENCE_NAMES if getattr(config.reference, n).checkpoint is None]
+    trained = [n for n in REFERENCES if getattr(config.reference, n).checkpoint is None]
     if not trained or context <= rows:
         return None
     return (

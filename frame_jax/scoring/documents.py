@@ -1,7 +1,5 @@
 """Scores documents: token ids in, NLL sums and predicted tokens of each document out."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -52,14 +50,9 @@ def score_documents(
     """Scores documents under every model of `scorer`.
 
     Sums are made in float64 on the host, so they do not depend on how documents are packed beyond
-    what the model's own arithmetic does.
-
-    Args:
-        scorer: The models.
-        documents: Text tokens of each document, without BOS or EOS. Read as needed.
-        bos_id: Id that conditions a document's first token.
-        overlap: As in `ScoringConfig.overlap`.
-        report: Called with each batch's share, in order.
+    what the model's own arithmetic does. Documents are the text tokens of each, without BOS or EOS,
+    read as needed; `bos_id` conditions their first tokens. `report` is called with each batch's
+    share, in order.
     """
     predicted: list[int] = []
 
@@ -86,17 +79,12 @@ def score_documents(
 def score_windows(
     scorer: Scorer, windows: Iterable[Window], row_length: int
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Packs windows into batches and yields each batch with the sums over its windows.
+    """Packs windows into batches and yields each batch with the sums over its windows, [values,
+    windows] float64.
 
-    The host packs and starts the next batch while the devices work on the one before.
-
-    Args:
-        scorer: One value or more a token; a `Scorer` gives the NLL in nats under each model.
-        windows: Windows of at most `row_length` tokens. Read as needed.
-        row_length: Tokens of a packed row; divides those of the scorer's batches.
-
-    Yields:
-        A batch, and [values, windows] float64.
+    The host packs and starts the next batch while the devices work on the one before. Windows are
+    read as needed; they have at most `row_length` tokens, those of a packed row, which divides
+    those of the scorer's batches.
     """
     rows = pack_windows(windows, row_length, POOL_ROWS)
     batches = make_batches(rows, scorer.rows * scorer.context // row_length, row_length)

@@ -3,8 +3,6 @@
 The second is for `scoring.unit: byte`, which is ours and not the paper's.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from frame_jax.config.corpus import TokenizerConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.documents import Document
 from frame_jax.corpus.parts import Chunk, list_inputs, plan_parts
-from frame_jax.corpus.tokenizer import Tokenizer, batch_texts, load_tokenizer, make_tokenizer
+from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from frame_jax.corpus.tokenizer_training import (
     bos_tokens_named_in,
     load_given_tokenizer,
@@ -25,18 +23,13 @@ from frame_jax.corpus.tokenizer_training import (
 )
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
+from frame_jax.packing import batch_by_size
 from frame_jax.records import read_documents
 from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.phases import REFERENCES
 from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, read_special_tokens
-from frame_jax.scoring.tokenizers import (
-    read_tokenizer,
-    special_token_texts,
-    token_ids,
-    tokenizer_differences,
-    tokenizer_of,
-)
+from frame_jax.scoring import tokenizers
 
-REFERENCE_NAMES = ("weak", "strong")  # the reference models, in the order of their scores
 TEXTS_CHARACTERS = 2_000_000  # encoded at one time
 
 
@@ -65,9 +58,9 @@ def model_tokenizer(config: RunConfig, directory: RunDirectory, name: str) -> Mo
     if config.scoring.unit == "token" or checkpoint is None:
         return ModelTokenizer(bos_id)
     folder, key = local_copy(checkpoint, is_checkpoint), f"reference.{name}.checkpoint"
-    path = tokenizer_of(folder, key)
-    theirs, ours = read_tokenizer(path), read_tokenizer(directory.tokenizer)
-    if not any(tokenizer_differences(theirs, ours, bos_id)):
+    path = tokenizers.tokenizer_of(folder, key)
+    theirs, ours = tokenizers.read_tokenizer(path), tokenizers.read_tokenizer(directory.tokenizer)
+    if not any(tokenizers.tokenizer_differences(theirs, ours, bos_id)):
         return ModelTokenizer(bos_id)
     own, _ = load_own_tokenizer(folder, key, config.tokenizer.bos_token)
     digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
@@ -87,9 +80,9 @@ def load_own_tokenizer(
         UserError: where it has none, none of the usual tokens that start or end a text, or a token
             of text that the model has no row for.
     """
-    path = tokenizer_of(folder, key)
-    parsed = read_tokenizer(path)
-    ids, names = token_ids(parsed), (*BOS_NAMES, *EOS_NAMES)
+    path = tokenizers.tokenizer_of(folder, key)
+    parsed = tokenizers.read_tokenizer(path)
+    ids, names = tokenizers.token_ids(parsed), (*BOS_NAMES, *EOS_NAMES)
     asked = bos_token if bos_token in ids else None
     if asked is None and not any(name in ids for name in names):
         raise UserError(
@@ -97,14 +90,8 @@ def load_own_tokenizer(
             f"({', '.join(names)}): add the one that the model was trained with"
         )
     backend, chosen = load_given_tokenizer(TokenizerConfig(path=str(path), bos_token=asked))
-    silent = special_token_texts(parsed) - {chosen.bos}
-    largest = max(index for token, index in ids.items() if token not in silent)
-    if vocab_size is not None and largest >= vocab_size:
-        raise UserError(
-            f"{key}: the model knows {vocab_size:,} tokens, but a document may hold the token "
-            f"{largest:,} of {path}: put the tokenizer.json there that the model was trained with. "
-            "A token that is no text, such as one for padding, needs `special: true`"
-        )
+    if vocab_size is not None:
+        tokenizers.require_rows(vocab_size, parsed, ids[chosen.bos], key, own=path)
     return make_tokenizer(backend, ids[chosen.bos], ids[chosen.eos]), chosen
 
 
@@ -114,7 +101,7 @@ def bos_messages(config: RunConfig) -> Iterator[str]:
     Raises:
         UserError: as `load_own_tokenizer`, and for a damaged file of a checkpoint.
     """
-    for name in REFERENCE_NAMES:
+    for name in REFERENCES:
         checkpoint = getattr(config.reference, name).checkpoint
         if config.scoring.unit == "token" or checkpoint is None:
             continue
@@ -140,7 +127,7 @@ def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
     """
     if config.scoring.unit == "token" or config.tokenizer.path is None:
         return
-    if all(model_tokenizer(config, directory, name).tokenizer is None for name in REFERENCE_NAMES):
+    if all(model_tokenizer(config, directory, name).tokenizer is None for name in REFERENCES):
         return
     for source in config.corpus.sources:
         try:
@@ -154,7 +141,7 @@ def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
 
 def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Yields the token ids of each text, in order, holding a few texts at a time."""
-    for batch in batch_texts(texts, TEXTS_CHARACTERS):
+    for batch in batch_by_size(texts, len, TEXTS_CHARACTERS):
         yield from tokenizer.encode_arrays(batch)
 
 

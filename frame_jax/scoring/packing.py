@@ -3,14 +3,12 @@
 A row holds several windows side by side; segment ids keep them apart in the model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from frame_jax.packing import best_fit
+from frame_jax.packing import batch_by_size, best_fit
 from frame_jax.scoring.windows import Window
 
 FULL = 0.99  # rows less full than this are packed again with later documents
@@ -22,12 +20,8 @@ def pack_windows(windows: Iterable[Window], length: int, pool_rows: int) -> Iter
     """Groups windows into rows of at most `length` tokens.
 
     The pool is filled with about `pool_rows` rows of windows, packed, and its full rows leave; the
-    others go back into the pool. What is left at the end leaves as it is.
-
-    Args:
-        windows: Windows of at most `length` tokens.
-        length: Tokens a row holds.
-        pool_rows: Bound of the pool, in rows.
+    others go back into the pool. What is left at the end leaves as it is. No window is longer than
+    a row.
     """
     pool: WindowRow = []
     tokens = 0
@@ -88,53 +82,34 @@ class Batch(NamedTuple):
 
 def make_batch(rows: list[WindowRow], row_count: int, length: int) -> Batch:
     """Lays out at most `row_count` rows in arrays; missing rows are all padding."""
-    inputs, targets, segment_ids, positions = np.zeros((4, row_count * length), np.int32)
+    inputs, targets, segment_ids, positions = np.zeros((4, row_count, length), np.int32)
     windows: list[Window] = []
     starts: list[int] = []
     count_up = np.arange(length, dtype=np.int32)
     for index, row in enumerate(rows):
-        offset = index * length
+        offset = 0
         for segment, window in enumerate(row, 1):
             stop = offset + window.length
-            inputs[offset:stop] = window.ids[:-1]
-            targets[offset:stop] = window.ids[1:]
-            segment_ids[offset:stop] = segment
-            positions[offset:stop] = count_up[: window.length]
+            inputs[index, offset:stop] = window.ids[:-1]
+            targets[index, offset:stop] = window.ids[1:]
+            segment_ids[index, offset:stop] = segment
+            positions[index, offset:stop] = count_up[: window.length]
             windows.append(window)
-            starts.append(offset)
+            starts.append(index * length + offset)
             offset = stop
-    shape = (row_count, length)
-    return Batch(
-        inputs.reshape(shape),
-        targets.reshape(shape),
-        segment_ids.reshape(shape),
-        positions.reshape(shape),
-        windows,
-        np.array(starts, np.int64),
-    )
+    return Batch(inputs, targets, segment_ids, positions, windows, np.array(starts, np.int64))
 
 
 def make_batches(rows: Iterable[WindowRow], row_count: int, length: int) -> Iterator[Batch]:
     """Yields batches of `row_count` rows; the last one is filled up with empty rows."""
-    pending: list[WindowRow] = []
-    for row in rows:
-        pending.append(row)
-        if len(pending) == row_count:
-            yield make_batch(pending, row_count, length)
-            pending = []
-    if pending:
-        yield make_batch(pending, row_count, length)
+    for batch in batch_by_size(rows, lambda row: 1, row_count):
+        yield make_batch(batch, row_count, length)
 
 
 def window_sums(nll: np.ndarray, batch: Batch) -> np.ndarray:
-    """Sums the counted NLL of every window, in float64.
+    """Sums the counted NLL of every window of a batch, in float64.
 
-    Args:
-        nll: [models, rows, length] float32, one value a token.
-        batch: The batch they belong to.
-
-    Returns:
-        [models, windows] float64.
+    `nll` is [models, rows, length] float32, one value a token; the sums are [models, windows].
     """
     flat = nll.reshape(len(nll), -1).astype(np.float64)
     flat = np.append(flat, np.zeros((len(nll), 1)), axis=1)  # an end may lie behind the last token

@@ -1,29 +1,25 @@
 """Totals over the documents scored so far, shown by the progress bar, and checks on them."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from frame_jax.errors import UserError
 from frame_jax.run import progress
 from frame_jax.scoring.documents import BatchScores, Scores
-from frame_jax.scoring.model_tokenizers import REFERENCE_NAMES
 
 CHECK_TOKENS = 100_000  # tokens after which a model is compared with the uniform distribution
 MIN_DOCUMENTS = 8  # documents of a sample that says something
 SURE_STANDARD_ERRORS = 3  # standard errors
 
 
-def sample_warnings(
-    sample: Scores, vocab_sizes: list[int], names: tuple[str, ...] = REFERENCE_NAMES
-) -> Iterator[str]:
+def sample_warnings(sample: Scores, vocab_sizes: dict[str, int]) -> Iterator[str]:
     """Warnings about the models that a small sample of the corpus already justifies.
 
-    `names` are both models, or one that reads its own tokens.
+    `vocab_sizes` are those of both models by name, or of one that reads its own tokens.
 
     Yields:
         A warning, where of both the weak model predicts better than the strong one.
@@ -34,11 +30,11 @@ def sample_warnings(
     if np.count_nonzero(sample.predicted_tokens) < MIN_DOCUMENTS:
         return
     tokens = int(sample.predicted_tokens.sum())
-    for name, nll, vocab_size in zip(names, sample.nll, vocab_sizes, strict=True):
+    for (name, vocab_size), nll in zip(vocab_sizes.items(), sample.nll, strict=True):
         mean, error = mean_and_error(nll, sample.predicted_tokens)
         if not mean - SURE_STANDARD_ERRORS * error <= math.log(vocab_size):
             raise worse_than_chance_error(name, mean, tokens, vocab_size)
-    if names != REFERENCE_NAMES:
+    if len(vocab_sizes) == 1:
         return
     weak, strong = sample.nll
     gap, error = mean_and_error(weak - strong, sample.predicted_tokens)
@@ -73,21 +69,19 @@ def worse_than_chance_error(name: str, mean: float, tokens: int, vocab_size: int
     )
 
 
+@dataclass
 class RunningTotals:
     """Totals over the batches of this process, shown by the progress bar.
 
     Of both models together tokens advance it; of one that reads its own tokens, documents.
     """
 
-    def __init__(
-        self,
-        update: progress.Update,
-        vocab_sizes: list[int],
-        names: tuple[str, ...] = REFERENCE_NAMES,
-    ):
-        self._update, self._vocab_sizes, self._names = update, vocab_sizes, names
+    update: progress.Update
+    vocab_sizes: dict[str, int]  # by name of the models
+
+    def __post_init__(self) -> None:
         self._documents, self._tokens = 0, 0
-        self._nll = np.zeros(len(vocab_sizes))
+        self._nll = np.zeros(len(self.vocab_sizes))
         self._checked, self._started = False, time.monotonic()
 
     def add_batch(self, batch: BatchScores) -> None:
@@ -96,12 +90,13 @@ class RunningTotals:
         self._tokens += batch.tokens
         self._nll += batch.nll
         means = self._nll / max(self._tokens, 1)
-        if self._names == REFERENCE_NAMES:
+        if len(self.vocab_sizes) > 1:
             rate = self._documents / max(time.monotonic() - self._started, 1e-9)
             speed = f"{self._documents:,} documents, {rate:,.1f} documents/s"
-            self._update(batch.tokens, f"{speed}, {format_ppl_and_pd(*means)}")
+            self.update(batch.tokens, f"{speed}, {format_ppl_and_pd(*means)}")
         else:
-            self._update(batch.documents, f"{self._names[0]} {means[0]:.3f} nats a token")
+            [name] = self.vocab_sizes
+            self.update(batch.documents, f"{name} {means[0]:.3f} nats a token")
         if self._tokens >= CHECK_TOKENS:
             self.require_better_than_chance()
 
@@ -115,7 +110,7 @@ class RunningTotals:
             return
         self._checked = True
         means = self._nll / self._tokens
-        for name, mean, vocab_size in zip(self._names, means, self._vocab_sizes, strict=True):
+        for (name, vocab_size), mean in zip(self.vocab_sizes.items(), means, strict=True):
             if not mean <= math.log(vocab_size):
                 raise worse_than_chance_error(name, mean, self._tokens, vocab_size)
 

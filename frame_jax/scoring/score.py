@@ -4,12 +4,9 @@ Reads RUN/tokens/part-*, writes RUN/scores/part-*.parquet with the same names (`
 models.json with digests of the models, and summary.json with totals.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,25 +18,20 @@ import pyarrow.parquet as pq
 
 from frame_jax import checkpoints
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_warning
 from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, list_parts, read_json, write_json
+from frame_jax.run.phases import REFERENCES
 from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring.checks import long_context_warning
-from frame_jax.scoring.model_tokenizers import (
-    REFERENCE_NAMES,
-    bos_messages,
-    load_own_tokenizer,
-    model_tokenizer,
-)
+from frame_jax.scoring.model_tokenizers import bos_messages, load_own_tokenizer, model_tokenizer
+from frame_jax.scoring.reliability import other_references, score_sample
 from frame_jax.scoring.running_totals import weak_is_better_warning
 from frame_jax.scoring.score_parts import make_passes, read_tokens, score_parts, scores_path
 from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
-
-logger = logging.getLogger(__name__)
 
 
 def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -62,10 +54,10 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     processes.barrier("score: parts listed")
     if missing:
         references = load_references(config, directory)
-        readings = [model_tokenizer(config, directory, name) for name in REFERENCE_NAMES]
+        readings = [model_tokenizer(config, directory, name) for name in REFERENCES]
         found = {
             name: model_digest(*model) + reading.digest
-            for name, model, reading in zip(REFERENCE_NAMES, references, readings, strict=True)
+            for name, model, reading in zip(REFERENCES, references, readings, strict=True)
         }
         if len(set(found.values())) == 1:
             raise UserError(
@@ -80,15 +72,42 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         passes = make_passes(config.scoring, references, readings)
         score_parts(config, directory, passes, processes.local_share(missing))
     processes.barrier("score: parts written")
+    if config.scoring.reliability > 0:
+        score_under_others(config, directory, "half")
     if processes.is_first():
         found = scores_summary(directory, parts, config.scoring.unit)
         warnings = list(score_warnings(config, found, parts))
         messages = [*bos_messages(config), *warnings]  # the first when the run began
         write_json(summary, {**found, "warnings": messages})
         for line in warnings:
-            logger.warning("%s", line)
+            print_warning(line)
     processes.barrier("score: summed up")
     return read_json(summary)  # so that one process alone reads all scores
+
+
+def score_under_others(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]:
+    """Scores a sample under the reference models at `half` of their training, or their `replica`.
+
+    What is there is kept. Every process calls it.
+
+    Returns:
+        How many models took the place of reference models.
+
+    Raises:
+        UserError: as `load_references`.
+    """
+    parts, folder = list_parts(directory.tokens, ".parquet"), directory.reliability / name
+    others = other_references(config, directory, name)
+    missing = [part for part in parts if not (folder / part.name).exists()]
+    processes.barrier(f"score, {name}: parts listed")
+    if others and missing:
+        named = [others.get(model, (model, None)) for model in REFERENCES]
+        references = [load_reference(config, directory, *reference) for reference in named]
+        readings = [model_tokenizer(config, directory, model) for model in REFERENCES]
+        passes = make_passes(config.scoring, references, readings)
+        score_sample(config, directory, passes, processes.local_share(missing), folder)
+    processes.barrier(f"score, {name}: parts written")
+    return {"models": len(others)}
 
 
 def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) -> Iterator[str]:
@@ -113,7 +132,7 @@ def require_same_models(path: Path, found: dict[str, str]) -> None:
         UserError: naming the model that differs.
     """
     begun = read_json(path) if path.exists() else found
-    for name in REFERENCE_NAMES:
+    for name in REFERENCES:
         if begun[name] != found[name]:
             raise UserError(
                 f"reference.{name}: its weights or its tokenizer are not those that the parts in "
@@ -157,15 +176,17 @@ def load_references(
     Raises:
         UserError: if a model is missing, cannot be imported or does not fit the run's tokenizer.
     """
-    weak, strong = (load_reference(config, directory, name) for name in REFERENCE_NAMES)
+    weak, strong = (load_reference(config, directory, name) for name in REFERENCES)
     return weak, strong
 
 
-def load_reference(config: RunConfig, directory: RunDirectory, name: str) -> tuple[Decoder, Params]:
-    """Loads one reference model."""
+def load_reference(
+    config: RunConfig, directory: RunDirectory, name: str, step: int | None = None
+) -> tuple[Decoder, Params]:
+    """Loads one reference model, of one trained here by default the last checkpoint."""
     compute_dtype, special_tokens = config.scoring.compute_dtype, read_special_tokens(directory)
-    checkpoint = getattr(config.reference, name).checkpoint
-    if checkpoint is not None:
+    reference = getattr(config.reference, name, None)  # None: a replica, which is trained here
+    if reference is not None and (checkpoint := reference.checkpoint) is not None:
         key, folder = f"reference.{name}.checkpoint", local_copy(checkpoint, is_checkpoint)
         bos_id, run_tokenizer = special_tokens.bos_id, directory.tokenizer
         if config.scoring.unit == "token":
@@ -183,7 +204,7 @@ def load_reference(config: RunConfig, directory: RunDirectory, name: str) -> tup
             f"Hugging Face checkpoint in reference.{name}.checkpoint"
         )
     decoder = read_description(folder, compute_dtype=compute_dtype)
-    params = checkpoints.load_params(folder / "checkpoints", decoder)
+    params = checkpoints.load_params(folder / "checkpoints", decoder, step)
     if decoder.vocab_size < special_tokens.vocab_size:
         raise UserError(
             f"reference.{name}: the model at {folder} knows {decoder.vocab_size} tokens, but "

@@ -7,10 +7,8 @@ by itself, on the tokens that it reads, and in place of predicted_tokens stand b
 text), predicted_tokens_weak and predicted_tokens_strong.
 """
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,26 +19,20 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_warning
 from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel import processes
 from frame_jax.records import read_documents
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.run.phases import REFERENCES
 from frame_jax.scoring.documents import Scores, score_documents
-from frame_jax.scoring.model_tokenizers import (
-    REFERENCE_NAMES,
-    DocumentTexts,
-    ModelTokenizer,
-    encode_texts,
-)
+from frame_jax.scoring.model_tokenizers import DocumentTexts, ModelTokenizer, encode_texts
 from frame_jax.scoring.running_totals import RunningTotals, sample_warnings
 from frame_jax.scoring.scorer import Scorer
 
 SCORED_SPLITS = [("split", "in", ("train", "held_out"))]
 SAMPLED_PARTS, SAMPLED_DOCUMENTS = 8, 64  # looked at before all else
-
-logger = logging.getLogger(__name__)
 
 
 class ScoringPass(NamedTuple):
@@ -51,8 +43,10 @@ class ScoringPass(NamedTuple):
     tokenizer: ModelTokenizer
 
     @property
-    def vocab_sizes(self) -> list[int]:
-        return [decoder.vocab_size for decoder in self.scorer.models]
+    def vocab_sizes(self) -> dict[str, int]:
+        """Rows of the models' embeddings, by name."""
+        sizes = (decoder.vocab_size for decoder in self.scorer.models)
+        return dict(zip(self.names, sizes, strict=True))
 
 
 def make_passes(
@@ -64,7 +58,7 @@ def make_passes(
 
     def over(first: int, stop: int) -> ScoringPass:
         scorer = Scorer(references[first:stop], scoring)
-        return ScoringPass(REFERENCE_NAMES[first:stop], scorer, readings[first])
+        return ScoringPass(REFERENCES[first:stop], scorer, readings[first])
 
     return [over(0, 2)] if scoring.unit == "token" else [over(0, 1), over(1, 2)]
 
@@ -87,15 +81,15 @@ def score_parts(
             sampled_documents(parts, config.scoring.context, each, texts),
             bos_id=each.tokenizer.bos_id,
         )
-        for line in sample_warnings(sample, each.vocab_sizes, each.names):
+        for line in sample_warnings(sample, each.vocab_sizes):
             if show:
-                logger.warning("%s", line)
+                print_warning(line)
     if len(passes) == 1:
         total, unit = sum(pc.sum(read_tokens(part)).as_py() or 0 for part in parts), "tokens"
     else:
         total, unit = len(passes) * sum(len(read_tokens(part)) for part in parts), "documents"
     with progress.progress_bar("score", total, unit, show=show) as update:
-        totals = [RunningTotals(update, each.vocab_sizes, each.names) for each in passes]
+        totals = [RunningTotals(update, each.vocab_sizes) for each in passes]
         for part in parts:
             index = read_index(part)
             scores = [
@@ -144,24 +138,24 @@ def read_model_documents(
     """
     own = models.tokenizer.tokenizer
     if own is None or texts is None:
-        return checked_documents(part, rows, models.vocab_sizes, models.names)
+        return checked_documents(part, rows, models.vocab_sizes)
     read = texts.decode_part if decoded else texts.read_part
     return encode_texts(read(part, rows), own)
 
 
 def checked_documents(
-    part: Path, rows: np.ndarray, vocab_sizes: Sequence[int], names: Sequence[str]
+    part: Path, rows: np.ndarray, vocab_sizes: dict[str, int]
 ) -> Iterator[np.ndarray]:
     """Yields the documents at `rows` of a token part, their ids checked against the vocabularies.
 
     Raises:
         UserError: for an id that a model has no row for, which it would take for another.
     """
-    smallest = min(vocab_sizes)
+    name, smallest = min(vocab_sizes.items(), key=itemgetter(1))
     for document in read_documents(part.with_suffix(".arrayrecord"), rows):
         if len(document) and document.max() >= smallest:
             raise UserError(
-                f"reference.{names[int(np.argmin(vocab_sizes))]}: a document of {part.name} holds "
+                f"reference.{name}: a document of {part.name} holds "
                 f"token {document.max()}, but the model knows {smallest} tokens: both reference "
                 "models must share the run's tokenizer"
             )
@@ -199,8 +193,8 @@ def write_scores(path: Path, index: pa.Table, scores: Sequence[Scores]) -> None:
         columns["predicted_tokens"] = scores[0].predicted_tokens
     else:
         columns["bytes"] = index["bytes"]
-        for name, each in zip(REFERENCE_NAMES, scores, strict=True):
+        for name, each in zip(REFERENCES, scores, strict=True):
             columns[f"predicted_tokens_{name}"] = each.predicted_tokens
-    columns |= {f"nll_{name}": sums for name, sums in zip(REFERENCE_NAMES, nll, strict=True)}
+    columns |= {f"nll_{name}": sums for name, sums in zip(REFERENCES, nll, strict=True)}
     with atomic_path(path) as temporary:
         pq.write_table(pa.table(columns), temporary, compression="zstd")

@@ -5,8 +5,6 @@ parameters are replicated, or, for models larger than a device, sharded over `fs
 gathered layer by layer while the call runs.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -45,12 +43,9 @@ class Scorer:
         scoring: ScoringConfig,
         score: Callable[..., jax.Array] | None = None,
     ):
-        """Places the parameters; compiles at the first call.
+        """Places the parameters of models that share a vocabulary; compiles at the first call.
 
-        Args:
-            models: Decoders with their parameters, which must share a vocabulary.
-            scoring: Context, rows of a device, chunks of the loss, devices of a copy (`fsdp`).
-            score: Values of tokens in place of their NLL: another function like `score_rows`.
+        Another function like `score_rows` gives other values of tokens in place of their NLL.
 
         Raises:
             UserError: if `fsdp` does not divide the number of devices.
@@ -61,17 +56,13 @@ class Scorer:
                 f"scoring.fsdp is {fsdp}, but a process has {len(devices)} devices: "
                 "choose a divisor of that"
             )
-        per_device_batch_size = scoring.per_device_batch_size
+        rows = scoring.per_device_batch_size
         if devices[0].platform == "cpu":  # where devices are cores, which share one device's rows
-            per_device_batch_size = max(1, per_device_batch_size // len(devices))
+            rows = max(1, rows // len(devices))
         self.models = tuple(decoder for decoder, _ in models)
-        self.context, self.rows = context, per_device_batch_size * len(devices)
-        contexts = range(1, per_device_batch_size + 1)
-        self.row_length = context * max(
-            n
-            for n in contexts
-            if per_device_batch_size % n == 0 and (n == 1 or n * context <= ROW_TOKENS)
-        )
+        self.context, self.rows = context, rows * len(devices)
+        joined = (n for n in range(1, rows + 1) if rows % n == 0 and n * context <= ROW_TOKENS)
+        self.row_length = context * max(joined, default=1)
         self._mesh = sharding.make_mesh(ParallelConfig(data=-1, fsdp=fsdp, tensor=1), devices)
         self._batch_sharding = sharding.batch_sharding(self._mesh)
         self.replace_params(*(params for _, params in models))
@@ -79,21 +70,14 @@ class Scorer:
         self._score = self.map_rows(score, 4, PartitionSpec(None, *self._batch_sharding.spec))
 
     def map_rows(
-        self,
-        function: Callable[..., jax.Array],
-        arrays: int,
-        result: PartitionSpec | None = None,
+        self, function: Callable[..., jax.Array], arrays: int, result: PartitionSpec | None = None
     ) -> Callable[..., jax.Array]:
-        """Compiles what one device computes of its rows into a function of all rows.
+        """Compiles what one device computes of its rows into a function of all rows, which computes
+        under the parameters of the time of the call.
 
-        Args:
-            function: Takes the models, the specs of their parameters, this device's shards of these
-                and of as many `arrays`, [rows, ...] each.
-            arrays: Their number.
-            result: How the result is split; None for a first axis of rows.
-
-        Returns:
-            A function of the arrays, which computes under the parameters of the time of the call.
+        `function` takes the models, the specs of their parameters, this device's shards of these
+        and of so many `arrays`, [rows, ...] each. `result` is how the result is split, None for a
+        first axis of rows.
         """
         rows = self._batch_sharding.spec
         mapped = jax.jit(
@@ -171,11 +155,8 @@ def hidden_states(
     segment_ids: jax.Array,
     positions: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Runs a model on this device's rows, gathering its layers' parameters one layer at a time.
-
-    Returns:
-        [rows, length, D] in the compute dtype, and the output projection, [V, D] float32.
-    """
+    """Runs a model on this device's rows, gathering its layers' parameters one layer at a time:
+    [rows, length, D] in the compute dtype, and the output projection, [V, D] float32."""
     outer = {name: spec for name, spec in specs.items() if name != "layers"}
     whole = all_gather_params({name: shards[name] for name in outer}, outer)
     params = {**whole, "layers": shards["layers"]}
@@ -202,20 +183,12 @@ def score_rows(
     *,
     loss_chunk: int,
 ) -> jax.Array:
-    """What one device computes: the NLL of its rows under every model.
+    """What one device computes: the NLL of its rows under every model, [models, rows, length]
+    float32.
 
-    Args:
-        models: The decoders.
-        specs: Partition specs of the parameters of each.
-        params: This device's shards of the parameters of each.
-        inputs: [rows, length] int32.
-        targets: [rows, length] int32.
-        segment_ids: [rows, length] int32.
-        positions: [rows, length] int32.
-        loss_chunk: Tokens whose logits exist at one time.
-
-    Returns:
-        [models, rows, length] float32.
+    `specs` and `params` are the partition specs of each model's parameters and this device's shards
+    of them; the arrays that follow are [rows, length] int32. Logits of `loss_chunk` tokens exist at
+    one time.
     """
     chunks = chunk_count(inputs.shape[0], inputs.shape[1], loss_chunk)
     losses = []

@@ -6,8 +6,6 @@ numbers as they are, whatever they mean. A held-out document may have none, and 
 quadrant; a training document must have them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,9 +166,7 @@ def import_scores(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         )
         if found[key]
     ]
-    if processes.is_first():
-        for line in warnings:
-            print_note(line)
+    processes.print_notes(warnings)
     return {"documents": found["documents"], "warnings": warnings}
 
 
@@ -248,12 +244,10 @@ def table_errors(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> I
     """Yields everything that makes the table useless for this corpus, with counts and examples."""
 
     def documents(condition: str) -> tuple[int, str]:
-        count = f"SELECT count(*) FROM joined WHERE {condition}"
-        [(number,)] = connection.execute(count).fetchall()
-        first = connection.execute(
-            f"SELECT doc_id FROM joined WHERE {condition} ORDER BY part, row LIMIT {SHOWN}"
+        [(number, first)] = connection.execute(
+            f"SELECT count(*), arg_min(doc_id, (part, row), {SHOWN}) FROM joined WHERE {condition}"
         ).fetchall()
-        return number, ", ".join(repr(doc_id) for (doc_id,) in first)
+        return number, ", ".join(map(repr, first or []))
 
     number, first = documents("split = 'train' AND lines = 0")
     if number:

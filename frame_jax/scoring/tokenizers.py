@@ -3,8 +3,6 @@
 PPL and PD compare the two reference models token by token, so both must read the same tokens.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterator
@@ -77,13 +75,16 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
     return found
 
 
-def require_rows(vocab_size: int, tokenizer: dict[str, Any], bos_id: int, key: str) -> None:
+def require_rows(
+    vocab_size: int, tokenizer: dict[str, Any], bos_id: int, key: str, own: Path | None = None
+) -> None:
     """Refuses a model whose embedding lacks a row for a token that a document may hold.
 
     Special tokens other than BOS never occur in text, so a `<pad>` beyond the last row is no harm.
 
     `vocab_size` is the number of rows; `tokenizer` is as `read_tokenizer` gives it, and `key` the
-    setting that names the checkpoint, for the message.
+    setting that names the checkpoint, for the message, as is `own`, where the model's is not the
+    run's.
     """
     special = special_token_texts(tokenizer)
     beyond = {
@@ -93,11 +94,13 @@ def require_rows(vocab_size: int, tokenizer: dict[str, Any], bos_id: int, key: s
     }
     if beyond:
         examples = ", ".join(f"{token!r} is {index}" for token, index in [*beyond.items()][:SHOWN])
+        whose = own or "the run's tokenizer"
+        remedy = "put there the one" if own else "name in tokenizer.path the one"
         raise UserError(
             f"{key}: the model knows {vocab_size:,} tokens, but a document may hold "
-            f"{len(beyond):,} others of the run's tokenizer ({examples}): name the tokenizer that "
-            "the model was trained with in tokenizer.path. A token that is no text, such as one "
-            "for padding, needs `special: true` in tokenizer.json"
+            f"{len(beyond):,} others of {whose} ({examples}): {remedy} that the model was trained "
+            "with. A token that is no text, such as one for padding, needs `special: true` in "
+            "tokenizer.json"
         )
 
 

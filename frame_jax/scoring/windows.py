@@ -6,8 +6,6 @@ target it counts is conditioned on `overlap` tokens (at least one) of the window
 targets it does not count again. Each target is counted exactly once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -38,14 +36,10 @@ class Window(NamedTuple):
 def windows(
     document: int, tokens: np.ndarray, bos_id: int, context: int, overlap: int
 ) -> Iterator[Window]:
-    """Yields the windows of one document; none for a document without tokens.
+    """Yields the windows of one document of that index; none for a document without tokens.
 
-    Args:
-        document: Index that the windows carry.
-        tokens: [n] integers, the document's text.
-        bos_id: Id that conditions the first token.
-        context: Tokens a window reads at most.
-        overlap: Tokens that condition a later window without being counted again; below `context`.
+    `tokens` are integers [n]; a window reads at most `context` of them; `overlap`, below `context`,
+    are the tokens that condition a later window without being counted again.
     """
     ids = np.empty(len(tokens) + 1, np.int32)
     ids[0], ids[1:] = bos_id, tokens

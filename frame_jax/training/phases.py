@@ -25,8 +25,14 @@ from frame_jax.training.training_job import TrainingJob
 VOCAB_MULTIPLE = 128  # the embedding is padded to this, so that it splits over devices
 
 
-def train_reference(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]:
-    """Trains the reference model `name` (weak or strong) on the reference split, shuffled."""
+def train_reference(
+    config: RunConfig, directory: RunDirectory, name: str, replica: str | None = None
+) -> dict[str, Any]:
+    """Trains the reference model `name` (weak or strong) on the reference split, shuffled.
+
+    What it is at half of its training is kept for `scoring.reliability`. `replica` is the name of
+    one more that is trained under the next seed.
+    """
     reference, rows = getattr(config.reference, name), config.reference.rows
     parts = {"reference": list_parts(directory.reference("rows") / "reference", ".arrayrecord")}
     training = reference.training
@@ -34,15 +40,16 @@ def train_reference(config: RunConfig, directory: RunDirectory, name: str) -> di
     job = make_job(
         config,
         directory,
-        phase_step=f"reference-{name}",
-        folder=directory.reference(name),
+        phase_step=f"reference-{replica or name}",
+        folder=directory.reference(replica or name),
         decoder=Decoder(reference.model, vocab_rows(directory)),
         training=training,
-        selection=SelectionMap(schedule, config.seed),
+        selection=SelectionMap(schedule, config.seed + (replica is not None)),
         parts=parts,
         sequence_length=rows.sequence_length,
     )
-    return train(job)
+    half = (job.steps // 2,) if config.scoring.reliability > 0 else ()
+    return train(dataclasses.replace(job, further_steps=half))
 
 
 def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]:

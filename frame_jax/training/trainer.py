@@ -183,7 +183,7 @@ def train(job: TrainingJob) -> dict[str, Any]:
             keep_files(job.initial, job.decoder, job.folder)
         write_description(job.folder, job.decoder)
         write_trial_record(job.folder, trial_record(job, kept))
-    saved = sorted({*kept, *tail_steps(job)})
+    saved = sorted({*kept, *tail_steps(job), *job.further_steps})
     checkpointer = Checkpointer(job.folder / "checkpoints", saved, job.fingerprint)
     with preemption.deferral(), contextlib.closing(checkpointer):
         return _train(job, mesh, saved, checkpointer)

@@ -35,6 +35,7 @@ class TrainingJob:
         sequence_length: Tokens a row predicts.
         seed: Seed of the initial weights.
         fingerprint: Identifies everything the result depends on.
+        further_steps: Steps whose checkpoints are kept beside those that are evaluated.
         initial: The model that it starts from; None for random weights.
         profile: Steps to trace, `START:STOP`.
         make_tracker: Opens the tracker that follows the run, on process 0; None for none.
@@ -51,6 +52,7 @@ class TrainingJob:
     sequence_length: int
     seed: int
     fingerprint: str
+    further_steps: tuple[int, ...] = ()
     initial: InitialConfig | None = None
     profile: str | None = None
     make_tracker: MakeTracker | None = None

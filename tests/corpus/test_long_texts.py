@@ -32,12 +32,12 @@ def made(kind: str) -> Tokenizer:
 
 
 def whole(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer._backend.encode(text, add_special_tokens=False).ids
+    return tokenizer.backend.encode(text, add_special_tokens=False).ids
 
 
 @functools.cache
 def log_probabilities() -> np.ndarray:
-    vocabulary = json.loads(made("unigram")._backend.to_str())["model"]["vocab"]
+    vocabulary = json.loads(made("unigram").backend.to_str())["model"]["vocab"]
     return np.array([score for _, score in vocabulary])
 
 

@@ -92,7 +92,7 @@ def test_long_texts_come_back_exactly(trained):
     text = "".join(TEXTS) * 3000 + "x" * 300_000
     [ids] = trained.encode_arrays([text])
     assert ids.dtype == np.uint32 and trained.decode(ids) == text
-    assert ids.tolist() == trained._backend.encode(text, add_special_tokens=False).ids
+    assert ids.tolist() == trained.backend.encode(text, add_special_tokens=False).ids
 
 
 def save(tmp_path, backend):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from frame_jax.config.models import ExpertsConfig
 from frame_jax.models.feed_forward_experts import (
     RouterStatistics,
     choose_experts,
@@ -20,6 +21,12 @@ B, T, E, K = 5, 11, 6, 2
 
 def random(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape)
+
+
+def settings(k: int, scores: str, norm_topk_prob: bool, scaling: float = 1.0) -> ExpertsConfig:
+    return ExpertsConfig(
+        E, k, scores=scores, norm_topk_prob=norm_topk_prob, routed_scaling_factor=scaling
+    )
 
 
 def choose_one(
@@ -43,7 +50,9 @@ def choose_one(
 def test_choices_of_each_token(scores: str, biased: bool, norm_topk_prob: bool, k: int) -> None:
     logits, bias = random(0, 40, E), random(1, E) * 0.3
     experts, weights, probabilities = choose_experts(
-        jnp.float32(logits), jnp.float32(bias) if biased else None, k, scores, norm_topk_prob, 2.5
+        settings(k, scores, norm_topk_prob, 2.5),
+        jnp.float32(logits),
+        jnp.float32(bias) if biased else None,
     )
     assert (experts.dtype, weights.dtype, probabilities.dtype) == (jnp.int32, *[jnp.float32] * 2)
     for m, row in enumerate(logits):
@@ -61,7 +70,7 @@ def test_derivatives_of_the_weights(scores: str, norm_topk_prob: bool) -> None:
     logits, bias, cotangent = random(0, 7, E), random(1, E) * 0.1, random(2, 7, 3)
 
     def weights(logits: jax.Array, bias: jax.Array) -> jax.Array:
-        return choose_experts(logits, bias, 3, scores, norm_topk_prob, 1.5)[1]
+        return choose_experts(settings(3, scores, norm_topk_prob, 1.5), logits, bias)[1]
 
     _, pull_back = jax.vjp(weights, jnp.float32(logits), jnp.float32(bias))
     grad, grad_bias = pull_back(jnp.float32(cotangent))
@@ -78,14 +87,14 @@ def test_derivatives_of_the_weights(scores: str, norm_topk_prob: bool) -> None:
 
 
 def test_the_first_of_equals_is_chosen() -> None:
-    experts, _, _ = choose_experts(jnp.zeros((3, E)), None, 4, "softmax", True, 1.0)
+    experts, _, _ = choose_experts(settings(4, "softmax", True), jnp.zeros((3, E)), None)
     assert experts.tolist() == [[0, 1, 2, 3]] * 3
 
 
 def test_a_bias_far_from_the_scores_leaves_finite_weights() -> None:
     """Sigmoids that underflow, chosen for their bias."""
     logits, bias = jnp.full((1, E), -200.0), jnp.arange(E, dtype=jnp.float32)
-    experts, weights, probabilities = choose_experts(logits, bias, 2, "sigmoid", True, 1.0)
+    experts, weights, probabilities = choose_experts(settings(2, "sigmoid", True), logits, bias)
     assert experts.tolist() == [[5, 4]]
     assert np.all(np.isfinite(weights))
     assert np.all(np.isfinite(probabilities))
@@ -116,7 +125,9 @@ def batch(rows: int = B) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnames="scores")
 def measured(logits: jax.Array, counted: jax.Array, scores: str = "softmax") -> RouterStatistics:
-    experts, _, probabilities = choose_experts(logits.reshape(-1, E), None, K, scores, False, 1.0)
+    experts, _, probabilities = choose_experts(
+        settings(K, scores, False), logits.reshape(-1, E), None
+    )
     shape = logits.shape[:2]
     return router_statistics(
         logits, probabilities.reshape(*shape, E), experts.reshape(*shape, K), counted

@@ -41,13 +41,3 @@ def test_processors(
     monkeypatch.setattr(hardware, "CPU_INFO", tmp_path / "cpuinfo")
     cpu = SimpleNamespace(platform="cpu")
     assert hardware.multiplies_bfloat16(cpu) is expected  # type: ignore[arg-type]
-
-
-def test_a_processor_is_named_with_what_decides_its_speed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = "model name\t: A Processor\nflags\t\t: fpu avx2 avx512f sse\n"
-    (tmp_path / "cpuinfo").write_text(text)
-    monkeypatch.setattr(hardware, "CPU_INFO", tmp_path / "cpuinfo")
-    assert hardware.processor().startswith("A Processor, ")
-    assert hardware.processor().endswith("cores, avx2, avx512f")

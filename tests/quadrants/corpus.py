@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -144,21 +145,36 @@ def rank_bins(
     ]
 
 
-def expected_cells(corpus: Corpus, config: PartitionConfig) -> np.ndarray:
+def expected_copies(corpus: Corpus, by: str, repeats: dict[str, float]) -> np.ndarray:
+    """How often each training document is read where groups are repeated, int64 [documents]."""
+    found = np.zeros(len(corpus.doc_id), np.int64)
+    for document in np.flatnonzero(corpus.split == "train"):
+        digest = hashlib.md5(f"mixture {corpus.doc_id[document]}".encode()).digest()
+        number = (int.from_bytes(digest[8:], "little") >> 11) / 2**53
+        often = repeats.get(str(getattr(corpus, by)[document]), 1)
+        found[document] = sum(copy + number < often for copy in range(100))
+    return found
+
+
+def expected_cells(
+    corpus: Corpus, config: PartitionConfig, copies: np.ndarray | None = None
+) -> np.ndarray:
     """Quadrant of every document, None for those without a place, by the rule as it is written
     down."""
     corpus, axes = stored(corpus), config.axes
-    scores = (corpus.doc_id, corpus.tokens)
+    copies = np.ones(len(corpus.doc_id), np.int64) if copies is None else copies
+    read = corpus.tokens * copies
+    scores = (corpus.doc_id, read)
     with np.errstate(over="ignore"):
         finite = np.isfinite([corpus.loss, corpus.gap, np.exp(corpus.loss), np.exp(-corpus.gap)])
     fit = corpus.scored & (corpus.tokens > 0) & finite.all(0)
-    trains = fit & (corpus.split == "train")
+    trains = fit & (corpus.split == "train") & (copies > 0)
     columns = [getattr(corpus, name) for name in config.group_by]
     keys = [tuple(column[i] for column in columns) for i in range(len(corpus.doc_id))]
     quadrants = np.full(len(keys), None, object)
     for key in set(keys):
         group = np.array([k == key for k in keys])
-        small = corpus.tokens[group & trains].sum() < max(config.min_group_tokens, 1)
+        small = read[group & trains].sum() < max(config.min_group_tokens, 1)
         for language in np.unique(corpus.language[group]):
             speaks = corpus.language == language
             basis, targets = trains & (speaks if small else group), group & fit & speaks

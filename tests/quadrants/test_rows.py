@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frame_jax.config.quadrants import RowsConfig
+from frame_jax.config.quadrants import MixtureConfig, RowsConfig
 from frame_jax.errors import UserError
 from frame_jax.main import allow_open_files
 from frame_jax.parallel import processes
@@ -34,12 +34,15 @@ LENGTH = 63
 ROW = LENGTH + 1
 
 
+MIXTURES = {"each once": None, "mixture": MixtureConfig("domain", {"prose": 2.5, "code": 0.4})}
+
+
 def make(
-    root: Path, corpus: Corpus, *, packing: str = "concat", parts: int = 3, eos: int = EOS
+    root: Path, corpus: Corpus, *, packing: str = "concat", eos: int = EOS, mixture=None
 ) -> RunDirectory:
     directory = write(corpus, root, with_texts=True, eos=eos)
-    rows = RowsConfig(sequence_length=LENGTH, packing=packing, parts=parts)
-    partition.partition_corpus(run_config(directory, rows=rows), directory)
+    rows = RowsConfig(sequence_length=LENGTH, packing=packing, parts=3)
+    partition.partition_corpus(run_config(directory, rows=rows, mixture=mixture), directory)
     return directory
 
 
@@ -168,8 +171,11 @@ def test_more_parts_than_open_files_are_not_called_damage(corpus: Corpus, tmp_pa
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_a_lost_part_is_made_again_and_the_others_are_kept(corpus: Corpus, tmp_path: Path) -> None:
-    directory = make(tmp_path, corpus)
+@pytest.mark.parametrize("mixture", MIXTURES.values(), ids=MIXTURES)
+def test_a_lost_part_is_made_again_and_the_others_are_kept(
+    mixture, corpus: Corpus, tmp_path: Path
+) -> None:
+    directory = make(tmp_path, corpus, mixture=mixture)
     files = sorted(directory.quadrants.rglob("*.*"))
     before = {path: path.read_bytes() for path in files}
     lost = list_parts(directory.quadrants / "Q3", ".arrayrecord")[1]
@@ -177,7 +183,7 @@ def test_a_lost_part_is_made_again_and_the_others_are_kept(corpus: Corpus, tmp_p
     lost.with_suffix(".json").unlink()
     times = {path: path.stat().st_mtime_ns for path in files if path.exists()}
     rows = RowsConfig(sequence_length=LENGTH, parts=3)
-    partition.partition_corpus(run_config(directory, rows=rows), directory)
+    partition.partition_corpus(run_config(directory, rows=rows, mixture=mixture), directory)
     assert {path: path.read_bytes() for path in files} == before
     for name in ("rows.json", LENGTHS):
         del times[directory.quadrants / name]
@@ -196,26 +202,28 @@ def test_rows_are_the_same_with_one_token_file_open_and_few_rows_made_together(
         assert other.read_bytes() == path.read_bytes()
 
 
-def test_two_processes_make_what_one_makes(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("count", "name"), [(2, "each once"), (4, "mixture")])
+def test_several_processes_make_what_one_makes(
+    count: int, name: str, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone = make(tmp_path / "alone", corpus)
+    alone = make(tmp_path / "alone", corpus, mixture=MIXTURES[name])
     together = write(corpus, tmp_path / "together", with_texts=True)
-    here, meet, failures = threading.local(), threading.Barrier(2, timeout=60), []
+    here, meet, failures = threading.local(), threading.Barrier(count, timeout=60), []
     monkeypatch.setattr(processes, "process_index", lambda: here.index)
-    monkeypatch.setattr(processes, "process_count", lambda: 2)
+    monkeypatch.setattr(processes, "process_count", lambda: count)
     monkeypatch.setattr(processes, "barrier", lambda name: meet.wait())
 
     def work(index: int) -> None:
         here.index = index
         rows = RowsConfig(sequence_length=LENGTH, parts=3)
         try:
-            partition.partition_corpus(run_config(together, rows=rows), together)
+            config = run_config(together, rows=rows, mixture=MIXTURES[name])
+            partition.partition_corpus(config, together)
         except BaseException as error:
             failures.append(error)
             meet.abort()
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:

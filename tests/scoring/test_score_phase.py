@@ -143,6 +143,7 @@ def test_a_model_worse_than_chance_is_refused_after_a_few_documents(make_run, mo
 
 
 def test_a_sample_is_judged_by_its_own_scatter():
+    sizes = {"weak": VOCAB, "strong": VOCAB}
     tokens = np.full(64, 100)
     chance = np.log(VOCAB)
     scattered = chance + np.where(np.arange(64) % 2, 3.0, -2.9)
@@ -156,11 +157,11 @@ def test_a_sample_is_judged_by_its_own_scatter():
         sample = Scores(tokens, np.array([better, nll]) * tokens)
         if refused:
             with np.errstate(invalid="ignore"), pytest.raises(UserError, match="strong reference"):
-                list(sample_warnings(sample, [VOCAB, VOCAB]))
+                list(sample_warnings(sample, sizes))
         else:
-            list(sample_warnings(sample, [VOCAB, VOCAB]))
+            list(sample_warnings(sample, sizes))
     few = Scores(tokens[:7], np.full((2, 7), 1e6))
-    assert not list(sample_warnings(few, [VOCAB, VOCAB]))
+    assert not list(sample_warnings(few, sizes))
 
 
 def test_exchanged_models_are_said_early_and_late(make_run, capsys):
@@ -225,7 +226,7 @@ def test_a_model_whose_perplexity_is_beyond_any_number_is_refused(make_run):
 def test_the_meter_shows_speed_ppl_and_pd_whatever_the_numbers(recwarn):
     shown = []
     meter = score_parts.RunningTotals(
-        lambda amount, note: shown.append((amount, note)), [VOCAB, VOCAB]
+        lambda amount, note: shown.append((amount, note)), {"weak": VOCAB, "strong": VOCAB}
     )
     meter.add_batch(BatchScores(3, 10, np.log([8.0, 4.0]) * 10))
     meter.add_batch(BatchScores(1, 10, np.array([1e6, 1e5])))

@@ -75,7 +75,7 @@ def test_another_order_of_sequences_is_seen(tool, run, curriculum, monkeypatch) 
     texts = rng.integers(0, 1000, (len(QUADRANTS), needed))
     places = np.concatenate([np.append(text, -2) for text in texts])
     owners = np.repeat(np.arange(len(QUADRANTS)), needed + 1)
-    monkeypatch.setattr(tool, "known_places", lambda run, quadrants: (places, owners))
+    monkeypatch.setattr(tool, "known_places", lambda run, quadrants: (places, owners, owners >= 0))
     taken, sequences = [0] * len(QUADRANTS), []
     stages = tool.promised(plan, trainer, True)
     for _, first, stop, shares in stages:

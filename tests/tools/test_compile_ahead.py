@@ -10,6 +10,7 @@ import pytest
 from frame_jax.config.file import load
 from frame_jax.config.models import LayerSpec, ModelConfig
 from frame_jax.errors import UserError
+from frame_jax.models.flops import PEAK_FLOPS
 from frame_jax.models.transformer import Decoder
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +32,10 @@ def test_an_operation_without_an_estimate_is_counted_and_costs_nothing(
     reported: float, seconds: float, unknown: int, tool: dict[str, Any]
 ) -> None:
     assert tool["split_cost"](reported) == (pytest.approx(seconds), unknown)
+
+
+def test_every_tpu_with_a_known_peak_has_a_known_memory(tool: dict[str, Any]) -> None:
+    assert {kind for kind in PEAK_FLOPS if kind.startswith("TPU")} == set(tool["HBM_GIB"])
 
 
 class Priced:

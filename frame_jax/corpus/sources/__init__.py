@@ -1,7 +1,5 @@
 """The kinds of source: one module each, with the two functions of `Source`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -20,7 +18,6 @@ class Source(Protocol):
         Raises:
             UserError: where there is nothing to read.
         """
-        ...
 
     def read_records(
         self, config: SourceConfig, item: Input, record_slice: RecordSlice
@@ -32,7 +29,6 @@ class Source(Protocol):
         Raises:
             UserError: where the input as a whole cannot be read.
         """
-        ...
 
 
 SOURCES: dict[str, Source] = {

@@ -1,8 +1,7 @@
 """Decompresses files, whose compression is recognised by their first bytes."""
 
-from __future__ import annotations
-
 import bz2
+import functools
 import io
 import lzma
 import re
@@ -11,8 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import zstandard
-
-from frame_jax.errors import UserError
 
 READ_BYTES = 1 << 18
 HEAD_BYTES = 512
@@ -70,7 +67,8 @@ class DecompressedStream(io.RawIOBase):
         head = file.read(HEAD_BYTES)
         file.seek(0)
         make = next((make for magic, make in DECOMPRESSORS.items() if magic.match(head)), None)
-        self._pieces = _plain(file) if make is None else _decompress(file, make)
+        plain = iter(functools.partial(file.read, READ_BYTES), b"")
+        self._pieces = plain if make is None else _decompress(file, make)
         self._rest = memoryview(b"")
 
     def readable(self) -> bool:
@@ -92,30 +90,11 @@ class DecompressedStream(io.RawIOBase):
         super().close()
 
 
-def refuse_other_format(path: str, head: bytes, wanted: str = "JSON lines") -> None:
-    """Refuses a file of a corpus whose decompressed bytes begin like another format.
-
-    Raises:
-        UserError: naming the format, and what to do.
-    """
-    if (found := other_format(head)) is not None:
-        what, remedy = found
-        raise UserError(
-            f"{path}: is {what}, not {wanted}: {KIND_ADVICE.get(what, remedy)}, or leave it out of "
-            "`path`"
-        )
-
-
 def other_format(head: bytes, *, any_text: bool = False) -> tuple[str, str] | None:
     """The format, other than text, that decompressed bytes begin like, with advice; or None."""
     formats = OTHER_FORMATS if any_text else OTHER_FORMATS | TEXTS
     found = (each for magic, each in formats.items() if re.match(magic, head))
     return next(found, None)
-
-
-def _plain(file: BinaryIO) -> Iterator[bytes]:
-    while data := file.read(READ_BYTES):
-        yield data
 
 
 def _decompress(file: BinaryIO, make: Callable[[], Any]) -> Iterator[bytes]:

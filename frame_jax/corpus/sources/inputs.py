@@ -1,11 +1,10 @@
 """What a source is read from: inputs, slices of their records, and the files behind a path."""
 
-from __future__ import annotations
-
 import contextlib
+import io
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,16 @@ from typing import Any
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record, document_from_fields
-from frame_jax.corpus.sources.compressed import HEAD_BYTES, KIND_ADVICE, other_format
-from frame_jax.corpus.sources.listing import File, list_files
+from frame_jax.corpus.sources import compressed
+from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError, without_secrets
+from frame_jax.files import File
 
 # What programs that write tables put beside the data: logs, copies not yet committed, caches.
 IGNORED_FOLDERS = {"_delta_log", "_temporary", "_change_data", "_spark_metadata", "__MACOSX"}
 IGNORED_FILES = re.compile(r"dataset_infos?\.json|dataset_dict\.json|cache-[0-9a-f]{16}\w*\.arrow")
 
+READ_BYTES = 1 << 20
 STATE = "state.json"  # where `datasets.save_to_disk` lists its files
 
 
@@ -90,12 +91,7 @@ def find_files(config: SourceConfig, suffixes: Sequence[str]) -> tuple[list[File
 def file_inputs(
     config: SourceConfig, suffixes: Sequence[str], ratio: Callable[[str], int]
 ) -> list[Input]:
-    """One input a file.
-
-    Args:
-        config: The source.
-        suffixes: See `find_files`.
-        ratio: The name of a file to bytes of text for a byte of it, roughly.
+    """One input a file; `ratio` makes of a file's name how many bytes of text a byte of it is.
 
     Raises:
         UserError: where there is no such file.
@@ -124,16 +120,32 @@ def document_of_file(
     carries no source is of the name in the config, or of the file's stem.
     """
     file = item.name.rpartition("/")[2]
+    name = f"{config.name}/{item.name}" if config.name else item.name
     return document_from_fields(
         fields,
         config,
-        default_id=f"{config.name}/{item.name}:{number}"
-        if config.name
-        else f"{item.name}:{number}",
+        default_id=f"{name}:{number}",
         default_source=config.name or file.split(".")[0] or file,
         file=item.display_path,
         line=number,
     )
+
+
+@contextlib.contextmanager
+def open_decompressed(item: Input) -> Iterator[Any]:
+    """Opens a file, compressed or not: a buffered reader of the bytes of its text.
+
+    Raises:
+        UserError: also at a read, as `unreadable_input_error`.
+    """
+    try:
+        with (
+            files.open_binary(item.path) as file,
+            io.BufferedReader(compressed.DecompressedStream(file), READ_BYTES) as stream,
+        ):
+            yield stream
+    except OSError as error:
+        raise unreadable_input_error(item, error) from error
 
 
 def unreadable_input_error(
@@ -143,15 +155,14 @@ def unreadable_input_error(
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(
             f"{item.display_path}: cannot be read now ({error.strerror or error}): the disk, the "
-            "mount or "
-            "the right to read it fails, which says nothing of the file; fix that and run the "
-            "same command again"
+            "mount or the right to read it fails, which says nothing of the file; fix that and run "
+            "the same command again"
         )
     why = str(error)
     with contextlib.suppress(OSError, UserError), files.open_binary(item.path) as file:
-        other = other_format(file.read(HEAD_BYTES))
+        other = compressed.other_format(file.read(compressed.HEAD_BYTES))
         if other is not None and other[0] not in what:
-            why = f"it is {other[0]}: {KIND_ADVICE.get(*other)}"
+            why = f"it is {other[0]}: {compressed.KIND_ADVICE.get(*other)}"
     return UserError(f"{item.display_path}: {what} ({why}): replace it, or leave it out of `path`")
 
 

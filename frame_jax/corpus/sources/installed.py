@@ -1,7 +1,5 @@
 """Texts installed with this project: those of Python and of our dependencies, by name."""
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import os

@@ -1,46 +1,32 @@
 """Kind `jsonl`: files of one JSON object a line, compressed or not."""
 
-from __future__ import annotations
-
-import io
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import FIELDS, Record, RecordError, Rejection, decode_utf8
-from frame_jax.corpus.sources.compressed import (
-    BYTE_ORDER_MARK,
-    HEAD_BYTES,
-    DecompressedStream,
-    refuse_other_format,
-)
-from frame_jax.corpus.sources.inputs import (
-    Input,
-    RecordSlice,
-    document_of_file,
-    file_inputs,
-    unreadable_input_error,
-)
+from frame_jax.corpus.sources import compressed, inputs
+from frame_jax.errors import UserError
 
 PLAIN_SUFFIXES = (".jsonl", ".ndjson", ".json")
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 COMPRESSION_RATIO = 4  # of text, roughly; only shares out work
-READ_BYTES = 1 << 20
 
 
-def list_inputs(config: SourceConfig) -> list[Input]:
+def list_inputs(config: SourceConfig) -> list[inputs.Input]:
     """One input a file."""
     suffixes = [plain + packed for plain in PLAIN_SUFFIXES for packed in ("", *COMPRESSED_SUFFIXES)]
-    return file_inputs(
+    return inputs.file_inputs(
         config,
         suffixes,
         lambda name: COMPRESSION_RATIO if name.lower().endswith(COMPRESSED_SUFFIXES) else 1,
     )
 
 
-def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
+def read_records(
+    config: SourceConfig, item: inputs.Input, record_slice: inputs.RecordSlice
+) -> Iterator[Record]:
     """Yields documents and rejections of a slice's lines; blank lines are no records.
 
     Raises:
@@ -60,25 +46,24 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
         if not record_slice.contains(number) or line.isspace():
             continue
         if number == 0:
-            line = line.removeprefix(BYTE_ORDER_MARK)
+            line = line.removeprefix(compressed.BYTE_ORDER_MARK)
         try:
             fields = _parse(line, one_of_each)
         except RecordError as error:
             yield Rejection(item.display_path, number + 1, str(error))
             continue
-        yield document_of_file(fields, config, item, number + 1)
+        yield inputs.document_of_file(fields, config, item, number + 1)
 
 
-def _lines(item: Input) -> Iterator[bytes]:
-    try:
-        with (
-            files.open_binary(item.path) as file,
-            io.BufferedReader(DecompressedStream(file), READ_BYTES) as stream,
-        ):
-            refuse_other_format(item.display_path, stream.peek(HEAD_BYTES))
-            yield from stream
-    except OSError as error:
-        raise unreadable_input_error(item, error) from error
+def _lines(item: inputs.Input) -> Iterator[bytes]:
+    with inputs.open_decompressed(item) as stream:
+        if (found := compressed.other_format(stream.peek(compressed.HEAD_BYTES))) is not None:
+            advice = compressed.KIND_ADVICE.get(*found)
+            raise UserError(
+                f"{item.display_path}: is {found[0]}, not JSON lines: {advice}, or leave it out of "
+                "`path`"
+            )
+        yield from stream
 
 
 def _parse(line: bytes, make: Callable[[list[tuple[str, Any]]], Any]) -> dict[str, Any]:

@@ -1,44 +1,26 @@
 """Lists the files behind a path, folder or pattern, local or remote."""
 
-from __future__ import annotations
-
 import fnmatch
 import glob
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from frame_jax import files
 from frame_jax.config.paths import user_path, without_home
 from frame_jax.errors import UserError
+from frame_jax.files import File
 
 LOST_AND_FOUND = "lost+found"
-
-
-@dataclass(frozen=True)
-class File:
-    """A file that was found.
-
-    Attributes:
-        path: Where it is: a local path or a URL.
-        name: Its path below the folder that was searched, with slashes.
-        size: In bytes.
-    """
-
-    path: str
-    name: str
-    size: int
 
 
 def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
     """Lists the files at `path`, ordered by the parts of their names, and whether it is one file.
 
-    Args:
-        path: A file (whatever its ending), a folder (searched in depth) or a pattern. Links to
-            folders are followed. Hidden files and folders are left out.
-        endings: What a file in a folder ends with, in lower case.
+    `path` is a file (whatever its ending), a folder (searched in depth, for files with these
+    endings, in lower case) or a pattern. Links to folders are followed. Hidden files and folders
+    are left out.
 
     Raises:
         UserError: where a folder cannot be listed, a link leads nowhere, or `~name` is nobody's
@@ -71,10 +53,10 @@ def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
 def _remote(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
     found = files.find_remote_files(path)
     single = len(found) == 1 and found[0].name == files.last_name(path)
-    if single or files.is_pattern(path):
+    if single or files.find_magic(path):
         endings = ("",)
     return [
-        File(file.path, file.name, file.size)
+        file
         for file in found
         if file.name.lower().endswith(tuple(endings))
         and (single or not _hidden(file.name.split("/")))

@@ -7,8 +7,6 @@ same Python with the same versions installed gives the same documents, wherever 
 whatever else is installed beside.
 """
 
-from __future__ import annotations
-
 import ast
 import functools
 import gc
@@ -16,6 +14,7 @@ import hashlib
 import importlib.util
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 
 from frame_jax.config.corpus import SourceConfig
@@ -75,9 +74,7 @@ def _selected(max_bytes: int | None) -> tuple[installed.InstalledText, ...]:
     Of copies (vendored packages) the first by name stays. Thinning keeps a text when the hash of
     its name is small enough, so all domains and distributions shrink alike.
     """
-    sizes: dict[int, int] = {}
-    for text in installed.installed_texts():
-        sizes[text.size] = sizes.get(text.size, 0) + 1
+    sizes = Counter(text.size for text in installed.installed_texts())
     seen: set[bytes] = set()
     originals: list[installed.InstalledText] = []
     for text in installed.installed_texts():
@@ -103,10 +100,7 @@ def separate_docstrings(source: bytes, module: str) -> tuple[str, str]:
 
     The two share no text. The code still parses: a docstring that is all a function does becomes
     `...`, any other goes with its lines. A module with no code but comments gives none at all.
-
-    Args:
-        source: The bytes of a module.
-        module: Its path without suffix, such as `json/decoder`; names the docstrings.
+    `module` is its path without suffix, such as `json/decoder`, and names the docstrings.
 
     Raises:
         ParseError: for anything but Python source.

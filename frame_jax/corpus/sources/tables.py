@@ -3,8 +3,6 @@
 An Arrow file may be one that `datasets.save_to_disk` wrote.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
@@ -19,14 +17,7 @@ import pyarrow.parquet as pq
 from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import FIELDS, Record, is_named_by_config
-from frame_jax.corpus.sources.inputs import (
-    STATE,
-    Input,
-    RecordSlice,
-    document_of_file,
-    file_inputs,
-    unreadable_input_error,
-)
+from frame_jax.corpus.sources import inputs
 from frame_jax.corpus.sources.listing import list_files
 from frame_jax.errors import UserError
 
@@ -65,18 +56,18 @@ FindPaths = Callable[[pa.Schema], dict[str, ColumnPath]]  # what the config asks
 SlicedBatch = tuple[int, range, pa.RecordBatch]
 
 
-def list_inputs(config: SourceConfig) -> list[Input]:
+def list_inputs(config: SourceConfig) -> list[inputs.Input]:
     """One input a file. `datasets.save_to_disk` leaves the files of an earlier call in its folder,
     and lists its own in state.json: the others are no data."""
     if config.kind == "parquet":
-        return file_inputs(config, (".parquet",), lambda name: PARQUET_RATIO)
-    items = file_inputs(config, (".arrow", ".feather"), lambda name: 1)
+        return inputs.file_inputs(config, (".parquet",), lambda name: PARQUET_RATIO)
+    items = inputs.file_inputs(config, (".arrow", ".feather"), lambda name: 1)
     if len(items) == 1:
         return items
     split_paths = [item.path.rpartition("/") for item in items]
     listed = {folder: _saved_in(folder) for folder in dict.fromkeys(p[0] for p in split_paths)}
     return [
-        dataclasses.replace(item, ignored=f"{STATE} there does not list it")
+        dataclasses.replace(item, ignored=f"{inputs.STATE} there does not list it")
         if (names := listed[folder]) is not None and file not in names
         else item
         for item, (folder, _, file) in zip(items, split_paths, strict=True)
@@ -85,7 +76,7 @@ def list_inputs(config: SourceConfig) -> list[Input]:
 
 def _saved_in(folder: str) -> set[str] | None:
     """The files that `datasets` lists as a folder's; None where it has not written it."""
-    state, _ = list_files(f"{folder}/{STATE}", ())
+    state, _ = list_files(f"{folder}/{inputs.STATE}", ())
     if not state:
         return None
     try:
@@ -95,7 +86,9 @@ def _saved_in(folder: str) -> set[str] | None:
         return None
 
 
-def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -> Iterator[Record]:
+def read_records(
+    config: SourceConfig, item: inputs.Input, record_slice: inputs.RecordSlice
+) -> Iterator[Record]:
     """Yields documents and rejections of a slice's rows.
 
     Raises:
@@ -109,14 +102,14 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
             for first, taken, batch in read(stream, find, record_slice):
                 rows = rows_of_batch(batch, find(batch.schema), taken)
                 for index, fields in zip(taken, rows, strict=True):
-                    yield document_of_file(fields, config, item, first + index + 1)
+                    yield inputs.document_of_file(fields, config, item, first + index + 1)
     except (pa.ArrowException, OSError) as error:
         what = f"not a readable {config.kind.capitalize()} file"
-        raise unreadable_input_error(item, error, what) from error
+        raise inputs.unreadable_input_error(item, error, what) from error
 
 
 def _parquet_batches(
-    stream: BinaryIO, find: FindPaths, record_slice: RecordSlice
+    stream: BinaryIO, find: FindPaths, record_slice: inputs.RecordSlice
 ) -> Iterator[SlicedBatch]:
     """Yields the rows of a Parquet file that are in a slice; checksums of pages are verified.
 
@@ -138,7 +131,7 @@ def _parquet_batches(
 
 
 def _arrow_batches(
-    stream: BinaryIO, find: FindPaths, record_slice: RecordSlice
+    stream: BinaryIO, find: FindPaths, record_slice: inputs.RecordSlice
 ) -> Iterator[SlicedBatch]:
     """Yields the rows of an Arrow file or stream that are in a slice.
 

@@ -1,18 +1,13 @@
 """Kind `text`: a folder of UTF-8 text files, compressed or not, one a document."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
-import io
 from collections.abc import Iterator
 
-from frame_jax import files
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.documents import Record, Rejection, document_from_fields
-from frame_jax.corpus.sources.compressed import HEAD_BYTES, DecompressedStream, other_format
-from frame_jax.corpus.sources.inputs import Input, RecordSlice, find_files, unreadable_input_error
-from frame_jax.corpus.sources.listing import File
+from frame_jax.corpus.sources.compressed import HEAD_BYTES, other_format
+from frame_jax.corpus.sources.inputs import Input, RecordSlice, find_files, open_decompressed
 from frame_jax.errors import without_secrets
 
 
@@ -35,7 +30,9 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
     for number, file in enumerate(item.members):
         if not record_slice.contains(number):
             continue
-        data, shown_path = _content(file), without_secrets(file.path)
+        shown_path = without_secrets(file.path)
+        with open_decompressed(Input(file.path, file.name, file.size, "")) as stream:
+            data = stream.read()
         try:
             file.name.encode("utf-8")
             if (other := other_format(data[:HEAD_BYTES], any_text=True)) is not None:
@@ -56,14 +53,3 @@ def read_records(config: SourceConfig, item: Input, record_slice: RecordSlice) -
                 file=shown_path,
                 line=1,
             )
-
-
-def _content(file: File) -> bytes:
-    try:
-        with (
-            files.open_binary(file.path) as stream,
-            io.BufferedReader(DecompressedStream(stream)) as plain,
-        ):
-            return plain.read()
-    except OSError as error:
-        raise unreadable_input_error(Input(file.path, file.name, file.size, ""), error) from error

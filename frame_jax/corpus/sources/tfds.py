@@ -4,8 +4,6 @@ Only datasets prepared in a random-access format are read (`file_format="array_r
 `tfds.data_source`. Nothing is ever downloaded or prepared here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

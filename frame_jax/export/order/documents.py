@@ -1,10 +1,11 @@
 """Writes order.parquet: the documents of a run in the order in which training reads them.
 
-One line a training document, sorted: rank (from 0), doc_id, quadrant, stage, weight (the share of
-its quadrant at that place of the curriculum), step (the optimizer step here that reads its first
-token), tokens, source, domain, language, ppl, pd, part and row (where its tokens lie in the run).
-A later epoch has the same stages with other shuffles. Documents that a shortened run does not reach
-are left out. docs/order.md says how far a trainer that follows the order deviates, and why.
+One line each time that an epoch reads a training document, sorted: rank (from 0), doc_id, quadrant,
+stage, weight (the share of its quadrant at that place of the curriculum), step (the optimizer step
+here that reads its first token), tokens, source, domain, language, ppl, pd, part and row (where its
+tokens lie in the run). A later epoch has the same stages with other shuffles. Documents that a
+shortened run does not reach are left out. docs/order.md says how far a trainer that follows the
+order deviates, and why.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ ROWS_AT_ONCE = 1 << 20
 NOTES = """# Curriculum {curriculum}
 
 `order.parquet`: the training documents in the order in which this run's training comes to their
-first tokens, each once, with rank, quadrant, stage, weight (the share of the quadrant at that
-place), PPL, PD and step. Join your texts on `doc_id`; `part` and `row` say where the tokens lie in
-the run directory (`tokens/part-*.arrayrecord`), and `--shards` writes texts. To use the order
-elsewhere, keep it: read documents by `rank`, pack them in that order and do not shuffle across
-stages.
+first tokens, each as often as an epoch reads it, with rank, quadrant, stage, weight (the share of
+the quadrant at that place), PPL, PD and step. Join your texts on `doc_id`; `part` and `row` say
+where the tokens lie in the run directory (`tokens/part-*.arrayrecord`), and `--shards` writes
+texts. To use the order elsewhere, keep it: read documents by `rank`, pack them in that order and do
+not shuffle across stages.
 
 A row here holds pieces of documents, and a piece that is not its document's first may be read
 earlier or later than the document. Whoever reads whole documents in this order has, after any row,

@@ -2,8 +2,8 @@
 
 Kinds of text hold the training documents: DIR/<quadrant>/00000.jsonl (or .parquet, .arrayrecord)
 with doc_id, text, source, domain, language, tokens, ppl, pd, in the shuffled order in which the
-run's own rows hold them. ArrayRecord files hold tf.train.Example messages with the one feature
-`text`, which MaxText reads.
+run's own rows hold them, and as often. ArrayRecord files hold tf.train.Example messages with the
+one feature `text`, which MaxText reads.
 
 Kinds of rows hold the training rows in the order of the curriculum, a folder a stage and every row
 of an epoch once: DIR/01/00000.npy is uint32 ids without a header, which OLMo-core memory-maps;
@@ -28,9 +28,11 @@ from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import QuadrantRows
 from frame_jax.export.order.trial_order import TrialOrder, row_stages
+from frame_jax.quadrants.rows import copies_sql, position_sql
 from frame_jax.records import TOKEN_DTYPE, OpenFiles
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, write_json
+from frame_jax.run.partition_record import assignment_table
 
 TEXT = {"jsonl": ".jsonl", "parquet": ".parquet", "arrayrecord": ".arrayrecord"}
 ROWS = {"npy": ".npy", "mds": ".mds"}
@@ -118,10 +120,12 @@ def write_documents(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, kind: str, folder: Path
 ) -> None:
     """Writes the documents of every quadrant."""
+    parts = config.partition.rows.parts
     query = f"""
-        SELECT {", ".join(COLUMNS)}, part, row FROM {sql.parquet_table(directory.assignment)}
-        WHERE split = 'train' AND quadrant = $quadrant AND tokens > 0
-        ORDER BY md5_number_lower(concat($seed, ' ', doc_id)), doc_id
+        SELECT {", ".join(COLUMNS)}, part, row
+        FROM ({copies_sql(assignment_table(directory), parts, copied=True)})
+        WHERE split = 'train' AND quadrant = $quadrant
+        ORDER BY row_part, {position_sql(parts)}, doc_id
         """
     with sql.open_database(folder) as connection:
         for quadrant in trial_order.schedule.quadrants:

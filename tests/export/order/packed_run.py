@@ -28,9 +28,13 @@ CURRICULA = {
 
 
 def make_run(
-    root: Path, documents: int = 150, packing: str = "concat", steps: int | None = None
+    root: Path,
+    documents: int = 150,
+    packing: str = "concat",
+    steps: int | None = None,
+    copies: tuple[int, ...] = (1,),
 ) -> tuple[RunConfig, RunDirectory]:
-    """Documents of 1 to 90 tokens, a tenth held out."""
+    """Documents of 1 to 90 tokens, a tenth held out, the others with so many copies in turn."""
     directory = RunDirectory(root)
     special = {"bos_id": BOS, "eos_id": EOS, "vocab_size": VOCAB}
     write_json(directory.tokenizer.with_name("special_tokens.json"), special)
@@ -63,6 +67,7 @@ def make_run(
                         "pd": 0.1,
                         "quadrant": QUADRANTS[number % 4],
                         "split": "held_out" if number % 10 == 9 else "train",
+                        "copies": 0 if number % 10 == 9 else copies[number % len(copies)],
                         "source": "s",
                         "domain": "prose",
                         "language": "en",

@@ -55,13 +55,18 @@ def sha(content: bytes) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("curriculum", "packing", "steps"),
-    [("frame", "concat", None), ("twice", "best_fit", None), ("again", "concat", 10)],
+    ("curriculum", "packing", "steps", "copies"),
+    [
+        ("frame", "concat", None, (1,)),
+        ("frame", "concat", None, (0, 2, 1)),
+        ("twice", "best_fit", None, (2, 1, 0)),
+        ("again", "concat", 10, (1,)),
+    ],
 )
 def test_every_row_is_listed_with_the_documents_that_it_holds(
-    tmp_path: Path, curriculum: str, packing: str, steps: int | None
+    tmp_path: Path, curriculum: str, packing: str, steps: int | None, copies: tuple[int, ...]
 ) -> None:
-    config, directory = make_run(tmp_path / "run", packing=packing, steps=steps)
+    config, directory = make_run(tmp_path / "run", packing=packing, steps=steps, copies=copies)
     folder = export(directory, curriculum)
     plan = make_trial_order(config, directory, curriculum)
     lines, rows = (
@@ -85,7 +90,8 @@ def test_every_row_is_listed_with_the_documents_that_it_holds(
         assert line["digest"] == sha(ids.astype("<u4").tobytes())
         placed = sha(place.to_bytes(8, "little") + line["digest"])
         total = (total + int.from_bytes(placed, "little")) % 2**128
-        text = np.zeros(len(ids), bool)
+        text, held = np.zeros(len(ids), bool), [span["doc_id"] for span in line["documents"]]
+        assert len(set(held)) == len(held)
         for span in line["documents"]:
             start, stop, first = span["start"], span["stop"], span["first"]
             own = tokens[span["doc_id"]][first : first + stop - start]
@@ -97,7 +103,8 @@ def test_every_row_is_listed_with_the_documents_that_it_holds(
     if steps is None:
         epochs = plan.schedule.epochs
         training = pq.read_table(directory.assignment).to_pylist()
-        wanted = {d["doc_id"]: epochs * d["tokens"] for d in training if d["split"] == "train"}
+        reads = {d["doc_id"]: epochs * d["copies"] * d["tokens"] for d in training}
+        wanted = {doc_id: tokens for doc_id, tokens in reads.items() if tokens}
         assert seen == wanted
     found = read_json(folder / "manifest.json")
     assert found["digest"] == total.to_bytes(16, "little").hex() and len(found["parts"]) > 1

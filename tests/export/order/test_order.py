@@ -52,7 +52,8 @@ def run(tmp_path_factory) -> tuple[RunConfig, RunDirectory]:
 
 
 def make_run(root: Path) -> tuple[RunConfig, RunDirectory]:
-    """A run directory as the partition phase leaves it, of short distinct documents."""
+    """A run directory as the partition phase leaves it, of short distinct documents, of which a
+    fifth is read twice and a fifth not at all."""
     directory = RunDirectory(root)
     write_tokenizer(directory)
     tokenizer = load_tokenizer(directory)
@@ -81,6 +82,7 @@ def make_run(root: Path) -> tuple[RunConfig, RunDirectory]:
                         "pd": 0.1,
                         "quadrant": QUADRANTS[number % 4] if number % 10 else None,
                         "split": "held_out" if number % 9 == 0 else "train",
+                        "copies": (1, 2, 0, 1, 1)[number % 5] if number % 10 and number % 9 else 0,
                         "source": "s",
                         "domain": "prose",
                         "language": "en",
@@ -149,8 +151,9 @@ def test_documents_come_in_the_order_in_which_training_reads_them(
             assert line["stage"] == next(n for n, s in stops.items() if place < s)
             assert 0 <= line["weight"] <= 1
     assigned = pq.read_table(directory.assignment).to_pylist()
-    training = {d["doc_id"] for d in assigned if d["split"] == "train" and d["quadrant"]}
+    training = {d["doc_id"]: d["copies"] for d in assigned if d["copies"]}
     assert Counter(line["doc_id"] for line in order) == Counter(training)
+    assert set(training.values()) == {1, 2}
 
 
 def test_weights_are_those_of_the_stage_away_from_transitions(run, tmp_path) -> None:
@@ -392,7 +395,8 @@ def test_shards_hold_each_quadrant_s_texts(run, tmp_path, kind, monkeypatch) -> 
         wanted = [
             tokenizer.decode(text_of(directory, d["part"], d["row"]))
             for d in assigned
-            if d["split"] == "train" and d["quadrant"] == quadrant
+            if d["quadrant"] == quadrant
+            for _ in range(d["copies"])
         ]
         assert Counter(texts) == Counter(wanted)
         assert texts != wanted  # shuffled

@@ -32,7 +32,9 @@ ARM = "frame"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, RunDirectory]:
     """A run with one trained arm; tests work on copies."""
-    config, directory = make_run(tmp_path_factory.mktemp("trained") / "run", documents=100)
+    config, directory = make_run(
+        tmp_path_factory.mktemp("trained") / "run", documents=100, copies=(2, 1, 0)
+    )
     pretrain(config, directory, ARM)
     return config, directory
 

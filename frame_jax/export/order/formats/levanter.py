@@ -1,11 +1,12 @@
 """Levanter: one config whose mixture changes over the run."""
 
-from __future__ import annotations
+from pathlib import Path
 
 from frame_jax.export.order.formats.notes import Files, as_yaml, format_notes
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, mixture_spans, stage_spans
 
 DATA_FORMATS = ("jsonl", "parquet")
+NOTES = Path(__file__).with_suffix(".md").read_text("utf-8")
 
 MIXTURE_PIECES = 128  # of a smooth curriculum, where a trainer follows a schedule by itself
 LARGEST_BLOCK = 32768  # sequences; Levanter packs a block's indices into 16 bits
@@ -35,13 +36,7 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         "train_seq_len": trainer.sequence_length,
         "trainer": {"train_batch_size": trainer.batch_size, "num_train_steps": parts[-1].stop},
     }
-    text = """
-`levanter.yaml` holds the `data` section, the sequence length and the two trainer settings that
-belong to it; merge it into your config and start `levanter.main.train_lm --config_path
-levanter.yaml` in this folder. `train_weights` is a list of (first step, weights). Smooth
-transitions are cut into pieces of constant weights, in whole rows of `mixture_block_size`, which
-divides the batch: to change the batch, export again with --batch_size."""
     return {
         "levanter.yaml": as_yaml(config),
-        "NOTES.md": format_notes(trial_order, trainer, text, spans),
+        "NOTES.md": format_notes(trial_order, trainer, NOTES, spans),
     }

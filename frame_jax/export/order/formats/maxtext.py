@@ -1,14 +1,14 @@
 """MaxText: a Grain mixture and a launch for each stage."""
 
-from __future__ import annotations
-
 import json
+from pathlib import Path
 from typing import Any
 
 from frame_jax.export.order.formats.notes import Files, format_notes, shell_script
 from frame_jax.export.order.trial_order import Span, Trainer, TrialOrder, stage_spans
 
 DATA_FORMATS = ("arrayrecord",)
+NOTES = Path(__file__).with_suffix(".md").read_text("utf-8")
 
 # Grain refuses a weight of zero, and a component that is left out loses its place.
 SMALLEST_SHARE = 1e-6
@@ -34,19 +34,7 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         f"num_epoch={trial_order.schedule.epochs + 1} max_target_length={trainer.sequence_length}"
     )
     files["train.sh"] = shell_script(*(f"{program} {line}" for line in lines))
-    text = f"""
-One mixture file a stage, for `dataset_type=grain`; `train.sh` starts MaxText once a stage, each
-time from the checkpoint of the stage before and up to a later `steps`. Set CONFIG (as seen from
-this folder, or absolute) and RUN_NAME, and `per_device_batch_size` so that all devices together
-have {trainer.batch_size} sequences. All quadrants are in every file under the same names, so that
-MaxText finds each one's place again after a change of weights. It draws documents, not sequences: a
-weight is the quadrant's share of the tokens divided by the mean length of its documents. They are
-cut into pieces (`use_truncation=false`; by default all but the first is dropped) that fill
-sequences without padding (`concat_then_split`). `num_epoch` is one more than the order has, because
-a mixture ends with the first of its quadrants. Grain mixtures need ArrayRecord files (`--shards
-arrayrecord`: records are tf.train.Example with `text`). Inside a stage the weights are constant: a
-smooth transition becomes a step between the stages' mean mixtures. The module's name has changed
-between releases (`MaxText.train` before)."""
+    text = NOTES.format(trainer=trainer)
     files["NOTES.md"] = format_notes(trial_order, trainer, text, spans)
     return files
 

@@ -1,11 +1,12 @@
 """Megatron-LM: a blend and a launch for each stage."""
 
-from __future__ import annotations
+from pathlib import Path
 
 from frame_jax.export.order.formats.notes import Files, format_notes, shell_script
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, stage_spans
 
 DATA_FORMATS = ("jsonl",)
+NOTES = Path(__file__).with_suffix(".md").read_text("utf-8")
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
@@ -42,17 +43,6 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         f"    {tokenizer}",
         "done",
     )
-    text = f"""
-One blend a stage, for `--data-args-path`. Set MEGATRON to Megatron-LM's folder and run
-`tokenize.sh`, which makes one prefix a quadrant, `{trainer.data}/<quadrant>_text_document`. Then
-set TORCHRUN_ARGS, MODEL_ARGS and CHECKPOINTS (folders as seen from this one, or absolute):
-`train.sh` starts Megatron-LM once a stage, in this folder. With `--phase-transition-iterations` it
-saves and stops at each boundary and begins the next blend at its start. The length is given as
-`--train-samples`, because many releases cannot cut phases out of `--train-iters`; the learning rate
-is then counted in samples, too (`--lr-decay-samples`, `--lr-warmup-samples`). Because a stage
-begins its data anew, transitions are hard here (a smooth one would repeat what it read ahead), and
-a quadrant that occurs in several stages is read from its start in each. Sequences overlap by a
-token there and rows do not here, so that a stage leaves up to 1 in {trainer.sequence_length} of its
-quadrants' tokens unread, and what rounding to whole steps leaves."""
+    text = NOTES.format(trainer=trainer)
     files["NOTES.md"] = format_notes(trial_order, trainer, text, spans)
     return files

@@ -1,27 +1,13 @@
 """MosaicML streaming: a module that reads the stages' rows in order."""
 
-from __future__ import annotations
+from pathlib import Path
 
-from frame_jax.export.order.formats.notes import Files, format_notes, own_rows_notes
-from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages, stage_spans
+from frame_jax.export.order.formats.notes import Files, own_rows_files
+from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages
 
 DATA_FORMATS = ("mds",)
-
-MOSAICML = '''# Curriculum {curriculum!r} for MosaicML streaming: the rows of every stage, in order.
-
-from streaming import Stream, StreamingDataset
-
-DATA = {data!r}{cache}
-FOLDERS = {folders}
-
-
-def dataset(batch_size: int, **options) -> StreamingDataset:
-    """`batch_size`: sequences of one device; all devices together have {batch_size}."""
-    streams = [Stream({stream}) for folder in FOLDERS]
-    return StreamingDataset(
-        streams=streams, shuffle=False, num_canonical_nodes=1, batch_size=batch_size, **options
-    )
-'''
+NOTES = Path(__file__).with_suffix(".md").read_text("utf-8")
+MOSAICML = Path(__file__).with_suffix(".template").read_text("utf-8")
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
@@ -36,18 +22,7 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         cache='\nCACHE = "cache"' if remote else "",
         batch_size=trainer.batch_size,
     )
-    text = f"""
-`order.py` makes a StreamingDataset of one stream a stage (MDS folders; a sample's `tokens` are the
-ids of a row of this run), in order, with `shuffle=False` and `num_canonical_nodes=1`: sample n is
-row n of the training here, transitions included, and each batch of all devices together holds
-consecutive rows, on any number of nodes. Train one epoch of it. Give every device as many sequences
-that all together have {trainer.batch_size}. A row has {trainer.sequence_length + 1:,} ids of which
-{trainer.sequence_length:,} are predicted: in LLM Foundry, `max_seq_len:
-{trainer.sequence_length + 1}`, the streams of `order.py`, `shuffle: false` and
-`num_canonical_nodes: 1`. Padding at the ends of rows is BOS
-({trial_order.special_tokens.bos_id}); here it has no loss."""
-    spans = stage_spans(trial_order, trainer, smooth=True)
-    return {
-        "order.py": module,
-        "NOTES.md": format_notes(trial_order, trainer, text, spans, own_rows_notes(trainer)),
-    }
+    text = NOTES.format(
+        trainer=trainer, ids=trainer.sequence_length + 1, bos_id=trial_order.special_tokens.bos_id
+    )
+    return own_rows_files(trial_order, trainer, module, text)

@@ -1,37 +1,13 @@
 """nanotron: a config and a launch for each stage."""
 
-from __future__ import annotations
+from pathlib import Path
 
 from frame_jax.export.order.formats.notes import Files, as_yaml, format_notes
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, stage_spans
 
 DATA_FORMATS = ("jsonl", "parquet")
-
-DATATROVE = """# Tokenizes each quadrant's documents for nanotron; needs datatrove[io,processing].
-import json
-from pathlib import Path
-
-from datatrove.executor.local import LocalPipelineExecutor
-from datatrove.pipeline.readers import {reader}
-from datatrove.pipeline.tokens import DocumentTokenizer
-
-DATA = {data!r}
-EOS = json.load(Path("tokenizer/tokenizer_config.json").open(encoding="utf-8"))["eos_token"]
-
-if __name__ == "__main__":
-    for quadrant in {cells}:
-        folder = f"{{DATA}}/{{quadrant}}"
-        steps = [
-            {reader}(folder, glob_pattern="{pattern}", text_key="text", id_key="doc_id"),
-            DocumentTokenizer(
-                folder,
-                tokenizer_name_or_path="tokenizer/tokenizer.json",
-                eos_token=EOS,
-                shuffle_documents=False,
-            ),
-        ]
-        LocalPipelineExecutor(steps, tasks=1, skip_completed=False).run()
-"""
+NOTES = Path(__file__).with_suffix(".md").read_text("utf-8")
+DATATROVE = Path(__file__).with_suffix(".template").read_text("utf-8")
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
@@ -70,15 +46,5 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         reader={".jsonl": "JsonlReader", ".parquet": "ParquetReader"}[trainer.suffix],
         pattern=f"*{trainer.suffix}",
     )
-    text = f"""
-Run `python3 tokenize_documents.py` in this folder: it tokenizes each quadrant's documents with
-datatrove, beside them. Then one launch a stage: nanotron reads only the last of a config's
-`data_stages`. `nanotron-01.yaml` and so on hold the stages up to each and the settings that belong
-to them; merge each into your config and run `run_train.py --config-file` with one after the other,
-each from the checkpoint that the one before leaves at its last step
-(`checkpoints.resume_checkpoint_path`). Give the learning rate its own length
-(`learning_rate_scheduler.lr_decay_steps`), or it would end with each launch. Steps count from 1.
-The global batch is dp x micro_batch_size x batch_accumulation_per_replica: make it
-{trainer.batch_size}. A quadrant goes on in a stage where the stage before left it. Inside a stage
-the weights are constant: a smooth transition becomes a step between the stages' mean mixtures."""
+    text = NOTES.format(trainer=trainer)
     return {**files, "NOTES.md": format_notes(trial_order, trainer, text, spans)}

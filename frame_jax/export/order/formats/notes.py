@@ -6,13 +6,11 @@ rows of the run itself. The others tokenize and pack on their own, so that their
 the rows here; quadrants, order and lengths are the same.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import yaml
 
-from frame_jax.export.order.trial_order import Span, Trainer, TrialOrder
+from frame_jax.export.order.trial_order import Span, Trainer, TrialOrder, stage_spans
 
 Files = dict[str, str]
 
@@ -57,6 +55,9 @@ def shell_script(*commands: str) -> str:
     )
 
 
-def own_rows_notes(trainer: Trainer) -> str:
-    """The lines of NOTES.md about a data folder that holds the run's own rows."""
-    return f"The rows of each stage belong in `{trainer.data}/<number of the stage>/`"
+def own_rows_files(trial_order: TrialOrder, trainer: Trainer, module: str, text: str) -> Files:
+    """The files of a trainer that reads the run's own rows by means of `module`."""
+    spans = stage_spans(trial_order, trainer, smooth=True)
+    where = f"The rows of each stage belong in `{trainer.data}/<number of the stage>/`"
+    notes = format_notes(trial_order, trainer, text, spans, where)
+    return {"order.py": module, "NOTES.md": notes}

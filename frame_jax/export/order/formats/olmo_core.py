@@ -1,49 +1,13 @@
 """OLMo-core: a module that reads the stages' rows in order."""
 
-from __future__ import annotations
+from pathlib import Path
 
-from frame_jax.export.order.formats.notes import Files, format_notes, own_rows_notes
-from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages, stage_spans
+from frame_jax.export.order.formats.notes import Files, own_rows_files
+from frame_jax.export.order.trial_order import Trainer, TrialOrder, row_stages
 
 DATA_FORMATS = ("npy",)
-
-OLMO_CORE = '''# Curriculum {curriculum!r} for OLMo-core: the rows of every stage, in order.
-
-from olmo_core.data import TokenizerConfig
-from olmo_core.data.composable import (
-    ComposableDataLoader,
-    ComposableDataLoaderConfig,
-    ConcatAndChunkInstanceSourceConfig,
-)
-from olmo_core.data.types import NumpyDatasetDType
-
-DATA = {data!r}
-FOLDERS = {folders}
-STEPS = {steps}
-
-tokenizer = TokenizerConfig(
-    vocab_size={vocab_size}, bos_token_id={bos_id}, eos_token_id={eos_id}, pad_token_id={bos_id}
-)
-sources = [
-    ConcatAndChunkInstanceSourceConfig.from_npy(
-        f"{{DATA}}/{{folder}}/*.npy",
-        tokenizer=tokenizer,
-        dtype=NumpyDatasetDType.uint32,
-        sequence_length={row},
-        label=folder,
-    )
-    for folder in FOLDERS
-]
-config = ComposableDataLoaderConfig(
-    tokenizer=tokenizer, global_batch_size={batch_size} * {row}, shuffle=False
-)
-
-
-def data_loader(work_dir: str, **distributed) -> ComposableDataLoader:
-    """`distributed`: mesh or dp_process_group."""
-    built = [source.build(work_dir) for source in sources]
-    return config.build(*built, work_dir=work_dir, **distributed)
-'''
+NOTES = Path(__file__).with_suffix(".md").read_text("utf-8")
+OLMO_CORE = Path(__file__).with_suffix(".template").read_text("utf-8")
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
@@ -60,18 +24,11 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         eos_id=trial_order.special_tokens.eos_id,
         vocab_size=trial_order.special_tokens.vocab_size,
     )
-    text = f"""
-`order.py` builds OLMo-core's composable data loader (3.0 and later): one instance source a stage,
-in order, and `shuffle=False`. Import `data_loader` and give it to your trainer, with
-`max_duration=Duration.steps({steps})`. An instance is a row of this run, of
-{trainer.sequence_length + 1:,} ids of which {trainer.sequence_length:,} are predicted, and instance
-n is row n of the training here, transitions included. The files hold uint32 ids without a header.
-Every row is in one file, and no file holds rows of two stages, so that older releases read them,
-too (`NumpyFSLDatasetConfig`, whose loader must not shuffle). The last
-{trial_order.schedule.rows % trainer.batch_size} rows, less than a batch, are not read. Padding at
-the ends of rows is BOS ({trial_order.special_tokens.bos_id}); here it has no loss."""
-    spans = stage_spans(trial_order, trainer, smooth=True)
-    return {
-        "order.py": module,
-        "NOTES.md": format_notes(trial_order, trainer, text, spans, own_rows_notes(trainer)),
-    }
+    text = NOTES.format(
+        trainer=trainer,
+        ids=trainer.sequence_length + 1,
+        bos_id=trial_order.special_tokens.bos_id,
+        steps=steps,
+        rest=trial_order.schedule.rows % trainer.batch_size,
+    )
+    return own_rows_files(trial_order, trainer, module, text)
