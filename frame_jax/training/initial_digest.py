@@ -89,12 +89,20 @@ def agreed_digest(config: RunConfig, recorded: str | None) -> str | None:
 
 
 def write_record(config: RunConfig, directory: RunDirectory, phase_step: str) -> None:
-    """Records the digest that a phase step has begun under. Process 0 only."""
+    """Records the digest that a phase step has begun under. Process 0 only.
+
+    Raises:
+        UserError: if the weights are others by now.
+    """
     initial, marker = config.pretrain.initial, read_marker(directory, phase_step)
-    if initial is not None and marker is not None:
-        record = {
-            "settings": flatten_settings(initial),
-            "files": file_versions(initial),
-            "digest": marker.inputs[INITIAL_WEIGHTS],
-        }
-        write_json(directory.root / FILE, record)
+    if initial is None or marker is None:
+        return
+    files = file_versions(initial)
+    digest = recorded_digest(config, directory) or weights_digest(initial)
+    if digest != marker.inputs[INITIAL_WEIGHTS]:
+        raise UserError(
+            "pretrain.initial: the weights have changed since this program was started: put back "
+            "what was there, or run the same command again"
+        )
+    record = {"settings": flatten_settings(initial), "files": files, "digest": digest}
+    write_json(directory.root / FILE, record)

@@ -15,6 +15,7 @@ from frame_jax.parallel import processes
 from frame_jax.records import record_counts
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.markers import read_fingerprint
+from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.training.initial import target_decoder
 from frame_jax.training.initial_digest import write_record
@@ -59,13 +60,13 @@ def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str,
     learning rate: initial weights and the rows are the same.
     """
     trial = config.trial(name)
-    if processes.is_first():
-        write_record(config, directory, f"pretrain-{name}")
+    step = f"pretrain-{name}"
+    run_on_all_processes(lambda: processes.is_first() and write_record(config, directory, step))
     selection, parts = trial_order(config, directory, trial)
     job = make_job(
         config,
         directory,
-        phase_step=f"pretrain-{name}",
+        phase_step=step,
         folder=directory.pretrain(name),
         decoder=target_decoder(config, vocab_rows(directory)),
         training=config.training_of_arm(trial.arm),

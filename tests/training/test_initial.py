@@ -231,6 +231,8 @@ def test_other_weights_have_another_digest_and_the_same_are_read_once(
     shutil.rmtree(tmp_path / "model")
     write_checkpoint(tmp_path / "model", seed=6)
     assert initial_digest.agreed_digest(config, initial_digest.UNKNOWN) != digest
+    with pytest.raises(UserError, match="have changed since this program was started"):
+        initial_digest.write_record(config, directory, "pretrain-frame")
 
 
 @pytest.mark.slow
