@@ -89,13 +89,15 @@ def agreed_digest(config: RunConfig, recorded: str | None) -> str | None:
 
 
 def write_record(config: RunConfig, directory: RunDirectory, phase_step: str) -> None:
-    """Records the digest that a phase step has begun under. Process 0 only.
+    """Records the digest that a phase step has begun under; called on every process.
 
     Raises:
         UserError: if the weights are others by now.
     """
+    from frame_jax.parallel import processes
+
     initial, marker = config.pretrain.initial, read_marker(directory, phase_step)
-    if initial is None or marker is None:
+    if initial is None or marker is None or not processes.is_first():
         return
     files = file_versions(initial)
     digest = recorded_digest(config, directory) or weights_digest(initial)

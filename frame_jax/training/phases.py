@@ -11,7 +11,6 @@ from frame_jax.config.training import InitialConfig, TrainingConfig
 from frame_jax.curriculum.selection import SelectionMap, trial_selection
 from frame_jax.curriculum.stages import shuffled_schedule
 from frame_jax.models.transformer import Decoder
-from frame_jax.parallel import processes
 from frame_jax.records import record_counts
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.markers import read_fingerprint
@@ -61,7 +60,7 @@ def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str,
     """
     trial = config.trial(name)
     step = f"pretrain-{name}"
-    run_on_all_processes(lambda: processes.is_first() and write_record(config, directory, step))
+    run_on_all_processes(lambda: write_record(config, directory, step))
     selection, parts = trial_order(config, directory, trial)
     job = make_job(
         config,

@@ -13,7 +13,7 @@ from frame_jax.models.hugging_face.config import family_of
 from frame_jax.models.hugging_face.tensors import Layout
 from frame_jax.models.hugging_face.weights import layout_in, read_object
 from frame_jax.models.transformer import Decoder
-from frame_jax.run.directory import new_folder, read_json, remove, write_json
+from frame_jax.run.directory import new_folder, read_json, write_json
 
 FOLDER = "origin"  # in that of a trial
 LAYOUT = "layout.json"  # in which of its family's ways its tensors are stored
@@ -25,13 +25,15 @@ FILES = (
 
 
 def keep_origin(source: Path, trial: Path, decoder: Decoder) -> None:
-    """Copies into the folder of a trial what its export needs.
+    """Copies into the folder of a trial what its export needs, unless that is there.
 
     `source` is a checkpoint folder, or the folder of a trial, which may have been continued itself.
     """
-    remove(trial / FOLDER)
+    if (trial / FOLDER).is_dir():
+        return
     if (source / FOLDER).is_dir():
-        shutil.copytree(source / FOLDER, trial / FOLDER)
+        with new_folder(trial / FOLDER) as folder:
+            shutil.copytree(source / FOLDER, folder, dirs_exist_ok=True)
     elif (source / "config.json").is_file():
         path = source / "config.json"
         layouts = family_of(read_object(path), path).layouts

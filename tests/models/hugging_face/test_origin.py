@@ -64,7 +64,7 @@ def test_a_continued_model_is_written_as_it_was(
     for trial, given in (("first", source), ("second", tmp_path / "first")):
         (tmp_path / trial).mkdir()
         keep_origin(given, tmp_path / trial, decoder)
-        keep_origin(given, tmp_path / trial, decoder)  # as after a kill
+        keep_origin(tmp_path, tmp_path / trial, decoder)  # from what has gone, after a kill
     out = tmp_path / "out"
     out.mkdir()
     trained = jax.tree.map(lambda leaf: leaf * 0.3, params)
