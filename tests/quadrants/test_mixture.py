@@ -160,7 +160,7 @@ def test_repeats_follow_from_weights_and_tokens(tmp_path: Path) -> None:
     assert message.count("times") == 1 and "max_repeats is 4" in message
     assert f"tokens: {int(largest)};" in message
     allowed = tokenized_mixture(config(int(largest)), directory)  # as it says
-    assert max(group.repeats for group in allowed.groups) == pytest.approx(4)
+    assert max(group.repeats for group in allowed.groups) == pytest.approx(4, rel=1e-4)
     only = MixtureConfig(by="domain", weights={"code": 1}, tokens=20_000)
     groups = tokenized_mixture(PartitionConfig(mixture=only), directory).groups
     assert {group.name: group.read > 0 for group in groups} == {"code": True, "prose": False}
