@@ -232,8 +232,8 @@ def position_sql(parts: int) -> str:
     Each has a hash of its own, so copies of one document have different neighbours.
     """
     own = "md5_number_lower(concat($seed, ' ', copy, ' ', doc_id))"
-    moved = f"(((row_part::HUGEINT << 64) + {own}) // {parts})::UBIGINT"
-    return f"CASE copy WHEN 0 THEN hash ELSE {moved} END"
+    width = min(2**64 // parts, 2**64 - 1)  # of a part
+    return f"CASE copy WHEN 0 THEN hash ELSE row_part * {width}::UBIGINT + {own} // {parts} END"
 
 
 @contextlib.contextmanager
