@@ -29,8 +29,10 @@ ORDERS = {
     "highest-pd": "pd DESC, doc_id",
     "lowest-pd": "pd, doc_id",
 }
-COLUMNS = ("doc_id", "quadrant", "ppl", "pd", "split", "source", "domain", "language", "tokens")
-COLUMNS += ("copies",)
+COLUMNS = (
+    *("doc_id", "quadrant", "ppl", "pd", "split", "source", "domain", "language", "tokens"),
+    "copies",
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -86,7 +86,7 @@ def print_plan(
         corpus = replace(corpus, read=mixture.read)
         console.print(mixture_table(mixture))
     elif asked is not None:
-        corpus = replace(corpus, read=asked.tokens and int(asked.tokens))
+        corpus = replace(corpus, read=int(asked.tokens) if asked.tokens else None)
         console.print("mixture: repeats are known once the corpus is tokenized\n", style="dim")
     schedules: dict[str, DataSchedule] = {}
     for name in config.curricula:

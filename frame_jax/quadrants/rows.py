@@ -214,15 +214,14 @@ def copies_sql(table: str, parts: int, *, copied: bool) -> str:
     """
     hashed = (
         "SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS hash, "
-        f"((hash::HUGEINT * {parts}) >> 64)::INTEGER AS row_part"
+        f"((hash::HUGEINT * {parts}) >> 64)::INTEGER AS row_part FROM {table} WHERE tokens > 0"
     )
-    first = f"{hashed}, 0 AS copy FROM {table} WHERE tokens > 0"
     if not copied:
-        return first
-    more = f"{hashed}, unnest(range(1, copies))::INTEGER AS copy FROM {table} WHERE tokens > 0"
+        return f"SELECT *, 0 AS copy FROM ({hashed})"
     return (
-        f"{first} AND copies > 0 UNION ALL "
-        f"SELECT * REPLACE ((row_part + copy) % {parts} AS row_part) FROM ({more} AND copies > 1)"
+        f"SELECT *, 0 AS copy FROM ({hashed} AND copies = 1) UNION ALL "
+        f"SELECT * REPLACE ((row_part + copy) % {parts} AS row_part) FROM ("
+        f"SELECT *, unnest(range(copies))::INTEGER AS copy FROM ({hashed} AND copies > 1))"
     )
 
 
