@@ -88,8 +88,8 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
         for line in record.warnings:
             logger.warning("%s", line)
         if record.mixture is not None:
-            width = None if sys.stderr.isatty() else PIPED_WIDTH
-            Console(stderr=True, width=width).print(mixture_table(record.mixture))
+            console = Console(stderr=True, width=None if sys.stderr.isatty() else PIPED_WIDTH)
+            console.print(mixture_table(record.mixture))
     rows = write_quadrant_rows(
         config.partition.rows,
         directory,

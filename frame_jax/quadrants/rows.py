@@ -226,10 +226,7 @@ def copies_sql(table: str, parts: int, *, copied: bool) -> str:
 
 
 def position_sql(parts: int) -> str:
-    """SQL for where, in [0, 2^64), a copy of `copies_sql` stands; those of a part are neighbours.
-
-    Each has a hash of its own, so copies of one document have different neighbours.
-    """
+    """SQL for where, in [0, 2^64), a copy of `copies_sql` stands: other neighbours for each."""
     own = "md5_number_lower(concat($seed, ' ', copy, ' ', doc_id))"
     width = min(2**64 // parts, 2**64 - 1)  # of a part
     return f"CASE copy WHEN 0 THEN hash ELSE row_part * {width}::UBIGINT + {own} // {parts} END"
