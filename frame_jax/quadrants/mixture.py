@@ -63,13 +63,11 @@ def resolve_mixture(config: PartitionConfig, tokens: Sequence[Path]) -> Mixture:
         total = sum(mixture.weights.values())
         shares = {name: weight / total for name, weight in mixture.weights.items() if weight > 0}
         allowed = {name: most * available[name] / share for name, share in shares.items()}
-        over = [
-            f"{name} {mixture.tokens * shares[name] / available[name]:.2f} times (it has "
-            f"{available[name]:,} tokens)"
+        if over := [
+            f"{name} {most * mixture.tokens / largest:.2f} times (of {available[name]:,} tokens)"
             for name, largest in allowed.items()
             if mixture.tokens > largest
-        ]
-        if over:
+        ]:
             raise UserError(
                 f"partition.mixture: an epoch of {mixture.tokens:,.0f} tokens under these weights "
                 f"reads {', '.join(over)}, and max_repeats is {most:g}. The most that this corpus "

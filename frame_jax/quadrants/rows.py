@@ -214,26 +214,22 @@ def copies_sql(table: str, parts: int, *, copied: bool) -> str:
     """
     hashed = (
         "SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS hash, "
-        f"((hash::HUGEINT * {parts}) >> 64)::INTEGER AS row_part"
+        f"((hash::HUGEINT * {parts}) >> 64)::INTEGER AS row_part FROM {table} WHERE tokens > 0"
     )
-    first = f"{hashed}, 0 AS copy FROM {table} WHERE tokens > 0"
     if not copied:
-        return first
-    more = f"{hashed}, unnest(range(1, copies))::INTEGER AS copy FROM {table} WHERE tokens > 0"
+        return f"SELECT *, 0 AS copy FROM ({hashed})"
     return (
-        f"{first} AND copies > 0 UNION ALL "
-        f"SELECT * REPLACE ((row_part + copy) % {parts} AS row_part) FROM ({more} AND copies > 1)"
+        f"SELECT *, 0 AS copy FROM ({hashed} AND copies = 1) UNION ALL "
+        f"SELECT * REPLACE ((row_part + copy) % {parts} AS row_part) FROM ("
+        f"SELECT *, unnest(range(copies))::INTEGER AS copy FROM ({hashed} AND copies > 1))"
     )
 
 
 def position_sql(parts: int) -> str:
-    """SQL for where, in [0, 2^64), a copy of `copies_sql` stands; those of a part are neighbours.
-
-    Each has a hash of its own, so copies of one document have different neighbours.
-    """
+    """SQL for where, in [0, 2^64), a copy of `copies_sql` stands: other neighbours for each."""
     own = "md5_number_lower(concat($seed, ' ', copy, ' ', doc_id))"
-    moved = f"(((row_part::HUGEINT << 64) + {own}) // {parts})::UBIGINT"
-    return f"CASE copy WHEN 0 THEN hash ELSE {moved} END"
+    width = min(2**64 // parts, 2**64 - 1)  # of a part
+    return f"CASE copy WHEN 0 THEN hash ELSE row_part * {width}::UBIGINT + {own} // {parts} END"
 
 
 @contextlib.contextmanager
