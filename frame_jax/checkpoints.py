@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,20 +144,33 @@ def saved_consumed_rows(folder: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
+@contextlib.contextmanager
+def _opened(folder: Path, step: int | None) -> Iterator[ocp.training.Checkpointer]:
+    """Context in which a checkpoint is read; what keeps it from being read is a `UserError`."""
+    path = folder if step is None else folder / str(step)
+    try:
+        with (
+            local_checkpoint_folder(folder, step) as local_folder,
+            ocp.training.Checkpointer(glob_safe_path(local_folder)) as orbax,
+        ):
+            yield orbax
+    except UnreachableError as error:
+        raise storage_error(path, error) from error
+    except DamagedError as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); train the model again with --redo "
+            f"{phase_step_of(folder)}"
+        ) from error
+
+
 def saved_digests(folder: Path, step: int) -> dict[str, int]:
     """Reads the digests that a checkpoint carries of its arrays.
 
     Raises:
         UserError: if it cannot be read.
     """
-    try:
-        with (
-            local_checkpoint_folder(folder, step) as local_folder,
-            ocp.training.Checkpointer(glob_safe_path(local_folder)) as orbax,
-        ):
-            return read_metadata(orbax, step).digests
-    except (DamagedError, UnreachableError) as error:
-        raise UserError(f"{folder / str(step)} cannot be read ({error})") from error
+    with _opened(folder, step) as orbax:
+        return read_metadata(orbax, step).digests
 
 
 def load_params(
@@ -193,30 +206,18 @@ def load_params(
             lambda leaf, target: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target),
             *(decoder.shapes(), shardings),
         )
-    path = folder if step is None else folder / str(step)
-    try:
-        with (
-            local_checkpoint_folder(folder, step) as local_folder,
-            ocp.training.Checkpointer(glob_safe_path(local_folder)) as orbax,
-        ):
-            digests = read_metadata(orbax, step).digests
-            if ema:
-                params = _load_ema(orbax, step, like)
-            else:
-                params = load_arrays(orbax, step, {"params": like})["params"]
+    with _opened(folder, step) as orbax:
+        digests = read_metadata(orbax, step).digests
+        if ema:
+            params = _load_ema(orbax, step, like)
+        else:
+            params = load_arrays(orbax, step, {"params": like})["params"]
         if shardings is None:
             found = array_digest.array_digest(params, np)
         else:
             found = array_digest.tree_digests({"params": params})["params"]
         if int(found) != digests["ema" if ema else "params"]:
             raise DamagedError("its params are not what was saved")
-    except UnreachableError as error:
-        raise storage_error(path, error) from error
-    except DamagedError as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); train the model again with --redo "
-            f"{phase_step_of(folder)}"
-        ) from error
     return params
 
 

@@ -298,6 +298,14 @@ def test_every_example_of_scores_made_elsewhere_is_a_config(tmp_path: Path) -> N
             assert schedule.rows == 1000 * len(rows)
 
 
+def test_the_example_of_a_continued_model_is_a_config(tmp_path: Path) -> None:
+    (block,) = blocks(REPOSITORY / "docs" / "continuing.md", "yaml")
+    (tmp_path / "run.yaml").write_text(block)
+    config = load(tmp_path / "run.yaml")
+    initial = config.pretrain.initial
+    assert initial is not None and initial.checkpoint == config.reference.strong.checkpoint
+
+
 def test_every_mixture_of_the_docs_is_a_config(tmp_path: Path) -> None:
     for block in blocks(REPOSITORY / "docs" / "mixtures.md", "yaml"):
         path = tmp_path / "run.yaml"

@@ -246,9 +246,10 @@ def bos_tokens_named_by_files(config: RunConfig) -> Iterator[tuple[Path, int | s
     """Yields (file, BOS as an id or a token) for each file beside a tokenizer or checkpoint that
     names one."""
     folders = [local_copy(str(config.tokenizer.path)).parent]  # of a remote one, this file alone
+    given = [config.pretrain.initial.checkpoint] if config.pretrain.initial else []
     if config.scoring.unit == "token":  # by the byte, a model reads with its own tokenizer
-        checkpoints = (config.reference.weak.checkpoint, config.reference.strong.checkpoint)
-        folders += [local_copy(path, is_checkpoint) for path in checkpoints if path is not None]
+        given += [config.reference.weak.checkpoint, config.reference.strong.checkpoint]
+    folders += [local_copy(path, is_checkpoint) for path in given if path is not None]
     for folder in dict.fromkeys(folders):
         yield from bos_tokens_named_in(folder)
 

@@ -43,7 +43,7 @@ def other_references(config: RunConfig, directory: RunDirectory, name: str) -> d
         for model in trained
     }
     halves = {model: (model, steps[-1] // 2) for model, steps in saved.items() if steps}
-    kept = all(0 < step and step in saved[model] for model, step in halves.values())
+    kept = all(step > 0 and step in saved[model] for model, step in halves.values())
     return dict(halves) if kept else {}
 
 

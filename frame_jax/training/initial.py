@@ -129,20 +129,24 @@ def initial_params(initial: InitialConfig, decoder: Decoder, shardings: Any) -> 
 
 
 def trial_digest(initial: InitialConfig) -> str:
-    """Identifies the weights of another run's trial by the digests that its checkpoints carry."""
+    """Identifies the weights of another run's trial by the digests that its checkpoints carry.
+
+    Raises:
+        UserError: if they cannot be read, or there is no average.
+    """
     found = trial_weights(initial)
-    kind = "ema" if found.ema else "params"
-    saved = found.folder / "checkpoints"
+    saved, kind = found.folder / "checkpoints", "ema" if found.ema else "params"
     digests = [checkpoints.saved_digests(saved, step).get(kind) for step in found.steps]
+    if None in digests:
+        raise UserError(f"{KEY}.weights: {found.folder} was trained without a moving average")
     return f"{found.steps} {kind} {found.decay} {digests}"
 
 
 def keep_files(initial: InitialConfig, decoder: Decoder, folder: Path) -> None:
     """Copies into a trial's folder what its export takes from the model that it starts from."""
-    if initial.checkpoint is not None:
-        keep_origin(local_copy(initial.checkpoint, is_checkpoint), folder, decoder)
-    else:
-        keep_origin(trial_weights(initial).folder, folder, decoder)
+    checkpoint = initial.checkpoint
+    source = local_copy(checkpoint, is_checkpoint) if checkpoint else trial_weights(initial).folder
+    keep_origin(source, folder, decoder)
 
 
 def check_initial(

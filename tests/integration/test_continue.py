@@ -23,6 +23,7 @@ from frame_jax.models.transformer import Decoder, read_description
 from frame_jax.report.study_results import load_study
 from frame_jax.run.directory import RunDirectory, write_json
 from tests.integration.small_run import settings, write_config, write_corpus
+from tests.programs import free_port, side_by_side
 
 pytestmark = pytest.mark.slow
 ROWS = 448  # of the embeddings, more than there are tokens
@@ -165,6 +166,25 @@ def test_a_checkpoint_is_continued_to_a_verdict(
     assert "its input `initial weights` has changed" in said and "--redo pretrain" in said
     (tmp_path / "strong/model.safetensors").write_bytes(kept)
     assert main(["--config", str(config)]) == 0
+
+
+@pytest.mark.processes
+def test_processes_agree_on_the_weights_that_they_start_from(tmp_path: Path) -> None:
+    config, port = prepared(tmp_path, write_ours), free_port()
+    together = ["-m", "frame_jax.main", "--config", str(config), "--until", "pretrain"]
+    together += ["--seeds=1", "--parallel.distributed=true", "--parallel.num_processes=2"]
+    together.append(f"--parallel.coordinator_address=localhost:{port}")
+    ended = side_by_side(*([*together, f"--parallel.process_id={i}"] for i in range(2)))
+    for code, output in ended:
+        assert code == 0, output
+    directory, expected = RunDirectory(tmp_path / "run"), import_checkpoint(tmp_path / "strong")[1]
+    for trial in ("frame", "random"):
+        jax.tree.map(np.testing.assert_array_equal, initial_weights(directory, trial), expected)
+    # One process finds the run as two have left it.
+    assert main(["--config", str(config), "--until", "pretrain", "--seeds=1"]) == 0
+    marker = json.loads((tmp_path / "run/pretrain-frame.json").read_text())
+    record = json.loads((tmp_path / "run/initial.json").read_text())
+    assert marker["inputs"]["initial weights"] == record["digest"]
 
 
 @pytest.mark.torch

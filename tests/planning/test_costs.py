@@ -14,21 +14,27 @@ from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.evaluation import AverageConfig, EvaluationConfig, TaskConfig
 from frame_jax.config.file import load
+from frame_jax.config.models import ModelConfig
 from frame_jax.config.quadrants import PartitionConfig, RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import (
+    InitialConfig,
     LRScheduleConfig,
     OptimizerConfig,
     PretrainConfig,
     TrainingConfig,
 )
 from frame_jax.curriculum.selection import SelectionMap
+from frame_jax.errors import UserError
 from frame_jax.evaluation.training_rows import choose_rows
 from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
+from frame_jax.models.hugging_face.export import model_config
 from frame_jax.models.transformer import Decoder
+from frame_jax.planning import costs
 from frame_jax.planning.costs import Corpus, CostLine, list_costs, vocab_rows
 from frame_jax.planning.plan import memory_in_stages, read_corpus, trial_schedule
+from frame_jax.run.directory import write_json
 
 REPOSITORY = Path(__file__).parents[2]
 CORPUS = Corpus(reference=10_000, train=100_000, held_out=5_000, source="a test")
@@ -180,3 +186,41 @@ def test_the_time_scale_is_that_of_the_mean_rate_of_the_stage() -> None:
         assert memory_in_stages(training, at, at + 99, 400, [0]) == expected
     still = dataclasses.replace(training, optimizer=OptimizerConfig(weight_decay=0.0))
     assert memory_in_stages(still, 0, 99, 400, [0]) == "endless"
+
+
+def test_a_model_that_is_not_there_yet_is_assumed_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own shape counts once there is a config.json; a network that is down stops no plan."""
+
+    def unreachable(path: str, wanted: object = None) -> Path:
+        raise UserError(f"{path}: cannot be read")
+
+    base = config(EvaluationConfig())
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_layers": 3, "num_heads": 4}
+    assumed = Decoder(ModelConfig(**shape), vocab_rows(base))
+    for checkpoint, says in (
+        (str(tmp_path / "later"), "later/config.json is not there; its shape is assumed"),
+        ("hf://owner/name", "hf://owner/name: cannot be read; its shape is assumed"),
+    ):
+        initial = InitialConfig(checkpoint=checkpoint)
+        pretrain = dataclasses.replace(base.pretrain, model=assumed.config, initial=initial)
+        run = dataclasses.replace(base, pretrain=pretrain)
+        with monkeypatch.context() as patch:
+            if "://" in checkpoint:
+                patch.setattr(costs, "local_copy", unreachable)
+            assert costs.planned_target(run)[0] == assumed
+            assert says in str(costs.planned_target(run)[1])
+            assert costs.replica_bytes(run) > 0
+    there = Decoder(ModelConfig(**shape | {"num_layers": 2}), 300)
+    (tmp_path / "model").mkdir()
+    write_json(tmp_path / "model/config.json", model_config(there, 0, 1, 1 << 20))
+    initial = InitialConfig(checkpoint=str(tmp_path / "model"))
+    pretrain = dataclasses.replace(base.pretrain, initial=initial)
+    found, note = costs.planned_target(dataclasses.replace(base, pretrain=pretrain))
+    assert (found.vocab_size, found.config.num_layers) == (300, 2) and "shape is that of" in str(
+        note
+    )
+    wrong = dataclasses.replace(pretrain, model=assumed.config)
+    with pytest.raises(UserError, match=r"pretrain\.model\.num_layers: 3 in the config, 2 there"):
+        costs.planned_target(dataclasses.replace(base, pretrain=wrong))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import html
 import io
+import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from scipy import stats
 from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
-from frame_jax.config.training import LRScheduleConfig
+from frame_jax.config.training import InitialConfig, LRScheduleConfig, PretrainConfig
 from frame_jax.evaluation.results import (
     HeldOutLoss,
     TrialResult,
@@ -33,14 +35,17 @@ from frame_jax.models.transformer import Decoder, write_description
 from frame_jax.report import report
 from frame_jax.report.study import first_step_at_loss, lines_to_compare_with, read_study
 from frame_jax.report.study_results import (
+    BEFORE,
     BETTER,
     NONE,
     ComparedLine,
     Comparison,
     Study,
+    forgetting_sentences,
     load_study,
     terminal_table,
 )
+from frame_jax.report.verdict import decide_verdict
 from frame_jax.run.directory import RunDirectory, write_json
 from tests.report.synthetic import make_run
 
@@ -309,3 +314,87 @@ def test_studies_of_two_equal_orders_end_in_no_difference(tmp_path: Path) -> Non
         (comparison,) = read_study(config, directory).comparisons
         words.append(comparison.slices["all"].verdict)
     assert words.count(NONE) >= 0.95 * studies - 3 * math.sqrt(studies * 0.05 * 0.95)
+
+
+def continued(finished: tuple[RunConfig, RunDirectory]) -> RunConfig:
+    """The run as one that began with a model: its step 0 is then the untouched model."""
+    initial = PretrainConfig(initial=InitialConfig(checkpoint="model"))
+    return dataclasses.replace(finished[0], pretrain=initial)
+
+
+def test_a_continued_model_is_compared_with_what_it_was(
+    finished: tuple[RunConfig, RunDirectory], study: Study
+) -> None:
+    config, directory = continued(finished), finished[1]
+    found = read_study(config, directory)
+    assert found.comparisons == study.comparisons and study.before == ()
+    assert [c.line.arm for c in found.before] == list(ARMS)
+    about = documents(directory)
+    for comparison in found.before:
+        assert comparison.against.label == BEFORE
+        for seed, value in enumerate(comparison.slices["all"].by_seed):
+            suffix = f"-seed{seed}" if seed else ""
+            # Of all arms of a seed the untouched model is the first's.
+            folder = scores_folder(directory, f"{ARMS[0]}{suffix}", "0")
+            before = {row["doc_id"]: row["nll"] for row in pq.read_table(folder).to_pylist()}
+            after = losses(directory, f"{comparison.line.arm}{suffix}")
+            size = sum(about[d]["bytes"] for d in after)
+            bits = sum(after[d] - before[d] for d in after) / math.log(2)
+            assert value == pytest.approx(bits / size)
+        assert comparison.slices["all"].verdict == BETTER
+    (line,) = [line for line in found.lines if line.line.arm == BEFORE]
+    assert (line.tokens, line.seeds) == (0, (0, 1, 2))
+    assert found.comparisons_made == study.comparisons_made + 3 * 10
+
+
+def test_where_continuing_made_it_worse_is_named(
+    finished: tuple[RunConfig, RunDirectory],
+) -> None:
+    found = read_study(continued(finished), finished[1])
+    (nothing,) = forgetting_sentences(found)
+    assert (
+        nothing == "No domain or language has become worse than before continuing, as far as seen."
+    )
+
+    def with_slices(arm: str, **by_seed: list[float]) -> Comparison:
+        slices = {name.replace("_", ": "): decide_verdict(d, 1e-4) for name, d in by_seed.items()}
+        line = ComparedLine(arm, "final")
+        return dataclasses.replace(
+            found.before[0], line=line, slices=found.before[0].slices | slices
+        )
+
+    worse, wide, better = [0.02, 0.021, 0.022], [0.02, 0.4, -0.2], [-0.02, -0.021, -0.022]
+    before = (
+        with_slices("frame", domain_code=worse, language_zh=worse, quadrant_Q1=worse),
+        with_slices("random", domain_code=wide, domain_prose=better),
+    )
+    assert forgetting_sentences(dataclasses.replace(found, before=before)) == [
+        "frame has become worse on domain: code (+0.0210 bits per byte), "
+        "language: zh (+0.0210 bits per byte)."
+    ]
+    assert forgetting_sentences(dataclasses.replace(found, before=())) == []
+
+
+@pytest.mark.slow
+def test_the_page_and_the_terminal_show_the_untouched_model(
+    finished: tuple[RunConfig, RunDirectory], tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(finished[1].root, root)
+    config = dataclasses.replace(continued(finished), run_directory=str(root))
+    report.write_report(config, RunDirectory(root))
+    page = html.unescape((root / "report/index.html").read_text("utf-8"))
+    study = load_study(RunDirectory(root))
+    shown = io.StringIO()
+    Console(file=shown, width=132).print(terminal_table(study))
+    for comparison in study.before:
+        assert comparison.sentence in page
+        assert f"{comparison.slices['all'].mean:+.4f}" in shown.getvalue()
+    for text in (page, " ".join(shown.getvalue().split())):
+        assert "No domain or language has become worse" in text
+    (table,) = re.findall(r"<table>(?:(?!</table>).)*held-out part.*?</table>", page, re.S)
+    assert BEFORE in table
+    figures = json.loads(page.split('id="figures">')[1].split("</script>")[0])
+    values = figures["held-out-loss-0"]["datasets"]
+    steps = {row["step"] for rows in values.values() for row in rows if "step" in row}
+    assert 0 in steps

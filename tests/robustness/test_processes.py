@@ -1,5 +1,6 @@
 """Several processes on loopback: the same curve, a run that changes size, a process that dies."""
 
+import json
 import os
 import re
 import shutil
@@ -23,15 +24,20 @@ from tests.training.test_trainer import metrics
 REPOSITORY = Path(__file__).parents[2]
 
 
-def start(root: Path, count: int, devices: int = 1, dies: str = "", initial: str = "") -> list:
+def start(
+    root: Path, count: int, devices: int = 1, dies: str = "", initial: dict | None = None
+) -> list:
     """Starts `count` workers that train in `root`, each with `devices` devices.
 
-    The last one kills itself at `dies`; `initial` is a checkpoint that they start from.
+    The last one kills itself at `dies`; `initial` has settings of what they start from.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "INITIAL": initial}
+    environment = os.environ | {
+        "PYTHONPATH": str(REPOSITORY),
+        "INITIAL": json.dumps(initial) if initial else "",
+    }
     worker = [sys.executable, "-m", "tests.robustness.worker", str(root), str(port), str(count)]
     return [
         subprocess.Popen(

@@ -1,10 +1,12 @@
 """One of several processes that train the tests' small model: `worker.py FOLDER PORT N I DEVICES`.
 
 With a sixth argument this process kills itself, at `step` 3 of training or at its `exit_program`,
-before the others' barrier. The variable INITIAL names a checkpoint to start from, if any.
+before the others' barrier. The variable INITIAL holds settings of a model to start from, as JSON,
+if any.
 """
 
 import dataclasses
+import json
 import os
 import signal
 import sys
@@ -42,8 +44,8 @@ def main(folder: str, port: str, count: str, index: str, devices: str, dies: str
     if dies == "step":
         preemption.stop_requested = lambda step: step == 3 and die()
     job = make_job(Path(folder), parallel=parallel)
-    if checkpoint := os.environ.get("INITIAL"):
-        job = dataclasses.replace(job, initial=InitialConfig(checkpoint=checkpoint))
+    if initial := os.environ.get("INITIAL"):
+        job = dataclasses.replace(job, initial=InitialConfig(**json.loads(initial)))
     train(job)
     assert processes.broadcast_from_first(int(index)) == 0
     assert not processes.all_agree(int(index) == 0) and processes.all_agree(True)

@@ -246,3 +246,5 @@ def test_another_runs_weights_have_the_digests_of_their_checkpoints(
     assert len(found) == 2
     with pytest.raises(UserError, match="cannot be read"):
         initial_digest.weights_digest(dataclasses.replace(whole, step=1))
+    with pytest.raises(UserError, match="trained without a moving average"):
+        initial_digest.weights_digest(dataclasses.replace(whole, weights="ema"))

@@ -14,10 +14,11 @@ from frame_jax.models.hugging_face.export import model_config, write_weights
 from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import write_json
 from frame_jax.training.trainer import train
+from frame_jax.training.training_job import TrainingJob
 from tests.programs import free_port, side_by_side
 from tests.robustness.test_processes import assert_same_curve, finish, forget_after, start
 from tests.training.rows import make_job, write_rows
-from tests.training.test_initial import write_checkpoint
+from tests.training.test_initial import run_of, write_checkpoint
 
 SHAPE = ModelConfig(
     hidden_size=256, intermediate_size=1024, num_layers=8, num_heads=4, num_kv_heads=4
@@ -43,14 +44,22 @@ def test_each_of_four_processes_reads_its_quarter_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
-def test_two_processes_start_from_a_model_and_four_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["checkpoint", "run"])
+def test_two_processes_start_from_a_model_and_four_go_on(
+    kind: str, tmp_path: Path, trained: TrainingJob
+) -> None:
     write_rows(tmp_path)
-    write_checkpoint(tmp_path / "model")
-    initial = InitialConfig(checkpoint=str(tmp_path / "model"))
+    settings = {"checkpoint": str(tmp_path / "model")}
+    if kind == "checkpoint":
+        write_checkpoint(tmp_path / "model")
+    else:
+        run_of(tmp_path / "other", trained)
+        settings = {"run": str(tmp_path / "other"), "weights": "last2-0.5"}
+    initial = InitialConfig(**settings)  # type: ignore[arg-type]
     alone = dataclasses.replace(make_job(tmp_path, folder="alone"), initial=initial)
     train(alone)
-    run, model = make_job(tmp_path), str(tmp_path / "model")
-    finish(start(tmp_path, count=2, initial=model))
+    run = make_job(tmp_path)
+    finish(start(tmp_path, count=2, initial=settings))
     forget_after(run.folder / "checkpoints", 3)
-    finish(start(tmp_path, count=4, initial=model))
+    finish(start(tmp_path, count=4, initial=settings))
     assert_same_curve(alone, run)
