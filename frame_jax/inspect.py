@@ -4,8 +4,6 @@ Reads `quadrants/assignment.parquet` and the token files of a run directory; wri
 This is how one comes to trust or to doubt a partition.
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

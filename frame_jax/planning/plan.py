@@ -4,8 +4,6 @@ Printed by `python -m frame_jax.main --config CONFIG --plan`: phases with what i
 for each arm its stages, learning rates and mixture. What it costs comes from `costs.py`.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path

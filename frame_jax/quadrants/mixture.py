@@ -5,8 +5,6 @@ between 0 and 1, is below 0.4, and two elsewhere: those k >= 0 with k + u < 2.4.
 0.4 is read at 0.7, by every arm and under every seed. [ours]
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The phases that write training rows: of the partition, from scores; of the reference split."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import sys

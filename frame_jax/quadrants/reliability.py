@@ -7,8 +7,6 @@ text's by sqrt(r) of what they would without the models' share, and so does what
 can do (docs/scoring.md; Spearman's attenuation). [ours]
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -9,13 +9,12 @@ is in exactly one row; where rows are not full they end in padding, which is bos
 counted.
 """
 
-from __future__ import annotations
-
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -74,11 +73,11 @@ class PackedSegments:
     def rows(self) -> int:
         return int(self.row[-1]) + 1 if len(self.row) else 0
 
-    def select_rows(self, first: int, stop: int) -> PackedSegments:
+    def select_rows(self, first: int, stop: int) -> Self:
         """The segments of rows [first, stop), with rows counted from `first`."""
         lo, hi = np.searchsorted(self.row, [first, stop])
-        row, document = self.row[lo:hi] - first, self.document[lo:hi]
-        return PackedSegments(row, document, self.start[lo:hi], self.stop[lo:hi], self.num_bos)
+        cut = {name: getattr(self, name)[lo:hi] for name in ("document", "start", "stop")}
+        return dataclasses.replace(self, row=self.row[lo:hi] - first, **cut)
 
     @property
     def offset(self) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Reads and writes `quadrants/partition.json`: a run's thresholds and what its quadrants hold."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
