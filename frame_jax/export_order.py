@@ -6,8 +6,6 @@ text or, for trainers that read rows, the rows of every stage; or a manifest of 
 (`manifest.py`).
 """
 
-from __future__ import annotations
-
 import argparse
 
 from frame_jax.config.file import load

@@ -19,8 +19,6 @@ What is not known is null: all under a model where scores were made elsewhere, p
 quadrant of a document without a place.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from frame_jax.config.file import load

@@ -4,8 +4,6 @@ Reads `quadrants/assignment.parquet` and the token files of a run directory; wri
 This is how one comes to trust or to doubt a partition.
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 
@@ -29,10 +27,7 @@ ORDERS = {
     "highest-pd": "pd DESC, doc_id",
     "lowest-pd": "pd, doc_id",
 }
-COLUMNS = (
-    *("doc_id", "quadrant", "ppl", "pd", "split", "source", "domain", "language", "tokens"),
-    "copies",
-)
+COLUMNS = ("doc_id", "quadrant", "ppl", "pd", "split", "source", "domain", "language", "tokens")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -78,7 +73,7 @@ def choose_documents(directory: RunDirectory, options: argparse.Namespace) -> li
     assignment = assignment_table(directory)
     with duckdb.connect() as connection:
         rows = connection.execute(
-            f"SELECT {', '.join(COLUMNS)}, part, row FROM {assignment} "
+            f"SELECT {', '.join(COLUMNS)}, part, row, copies FROM {assignment} "
             f"WHERE quadrant IS NOT NULL AND {conditions} "
             f"ORDER BY {ORDERS[options.by]} LIMIT $n",
             {"n": options.n, **wanted, **seed},
@@ -91,7 +86,7 @@ def choose_documents(directory: RunDirectory, options: argparse.Namespace) -> li
             there = "; ".join(" ".join(str(value) for value in row) for row in known)
             asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
             raise UserError(f"no document has {asked}; there are: {there}")
-    return [dict(zip((*COLUMNS, "part", "row"), row, strict=True)) for row in rows]
+    return [dict(zip((*COLUMNS, "part", "row", "copies"), row, strict=True)) for row in rows]
 
 
 def show_documents(directory: RunDirectory, rows: list[dict[str, Any]], characters: int) -> None:

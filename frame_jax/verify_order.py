@@ -4,8 +4,6 @@ Where two of a trial's three witnesses (`trained_rows`) differ, the steps are na
 manifest and the disk differ, the rows are.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import itertools

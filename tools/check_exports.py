@@ -287,8 +287,9 @@ def promised(
 def known_places(run: RunDirectory, quadrants: tuple[str, ...]) -> tuple[np.ndarray, ...]:
     """All tokens of all training documents that are read, -2 after each, the quadrant of each and
     how often it is read: int64."""
-    table = duckdb.sql(f"SELECT quadrant, part, row, copies FROM {assignment_table(run)}")
-    lines = [line for line in table.to_arrow_table().to_pylist() if line["copies"]]
+    query = f"SELECT quadrant, part, row, copies FROM {assignment_table(run)} WHERE copies > 0"
+    with duckdb.connect() as connection:
+        lines = connection.sql(query).to_arrow_table().to_pylist()
     readers = [TokenReader(path) for path in list_parts(run.tokens, ".arrayrecord")]
     texts, owners, copies = [], [], []
     for line in lines:

@@ -1,7 +1,5 @@
 """Settings of training: learning rate, update rule, steps, and the models that are trained."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Literal

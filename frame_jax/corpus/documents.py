@@ -86,9 +86,7 @@ def document_from_fields(
             language=language or config.language,
             file=file,
             line=line,
-            absent=tuple(
-                k for k, v in found.items() if v is None and getattr(config, k) is not None
-            ),
+            absent=tuple(k for k in found if found[k] is None and getattr(config, k) is not None),
         )
     except RecordError as error:
         return Rejection(file, line, str(error))

@@ -43,9 +43,8 @@ class QuadrantRows:
                     f"{self._parts[part]} holds {len(reader):,} rows, and {self._lengths[part]:,} "
                     "were written to it: the rows have changed since; redo the partition phase"
                 )
-            out[lines[chosen]] = reader.read(
-                rows[chosen] - (self._ends[part] - self._lengths[part])
-            )
+            first = self._ends[part] - self._lengths[part]
+            out[lines[chosen]] = reader.read(rows[chosen] - first)
 
 
 @dataclass(eq=False, repr=False)

@@ -88,8 +88,7 @@ class SelectionMap:
     def inverse(self, quadrant: int, rows: np.ndarray, epoch: int) -> np.ndarray:
         """Global indices at which an epoch uses rows of a quadrant: the inverse of `select`.
 
-        `rows` are int64 [n] and exist. Returns int64 [n], -1 for rows that a shortened run leaves
-        out.
+        Both are int64 [n]; the rows exist, and a row that a shortened run leaves out has -1.
         """
         rows = np.asarray(rows, np.int64)
         epochs, quadrants = np.full(len(rows), epoch), np.full(len(rows), quadrant)

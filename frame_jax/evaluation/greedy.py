@@ -4,8 +4,6 @@ What a benchmark asks of a model beyond the NLL that `scoring.scorer` gives. Wor
 this process, as scoring does.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

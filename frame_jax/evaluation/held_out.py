@@ -9,8 +9,6 @@ of multiple-choice tasks (`evaluation.tasks`) and losses on training rows
 (`evaluation.training_rows`) where the config asks for them.
 """
 
-from __future__ import annotations
-
 import math
 import shutil
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Reads multiple-choice questions and makes the prompts and the answers to rate after them."""
 
-from __future__ import annotations
-
 import json
 import re
 import string

@@ -6,8 +6,6 @@ belong to the continuation, and what is longer than the model's context loses it
 stands before every prompt, as before every training document.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 

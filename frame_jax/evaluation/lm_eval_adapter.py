@@ -7,8 +7,6 @@ is the harness's own command line with one model more. Its definitions, prompts 
 used as they are. The model runs on the devices of one process.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Reads and writes `RUN/evaluation/<trial>.json`, what the evaluate phase measured of a trial."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ and truncated (whether the prompt lost its beginning). The fingerprint is of the
 files, so parts of another definition are never taken for this one's.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

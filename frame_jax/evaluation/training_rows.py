@@ -7,8 +7,6 @@ of a seed is measured on the same rows, so that what makes a row hard cancels be
 and what is left is when each was trained on it (the question of arXiv 2509.25380). [ours]
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,11 +1,9 @@
 """Weights of a trial that are measured, and the files of measurements that processes share."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,12 +39,12 @@ class Weights(NamedTuple):
         return self.steps[-1]
 
     @classmethod
-    def of_step(cls, step: int) -> Weights:
+    def of_step(cls, step: int) -> Self:
         """The weights of one checkpoint."""
         return cls(str(step), (step,))
 
     @classmethod
-    def mean(cls, record: TrialRecord, average: AverageConfig) -> Weights:
+    def mean(cls, record: TrialRecord, average: AverageConfig) -> Self:
         """The mean of a trial's last checkpoints that a config asks for.
 
         Raises:

@@ -4,8 +4,6 @@ Reads RUN/pretrain/<trial>/, RUN/tokenizer and what is there of RUN/quadrants an
 RUN/evaluation. Any kept checkpoint can be exported, by its step or by the stage that it ends.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What everything that a run computes costs: parameters, memory, FLOPs and time, for `--plan`."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Printed by `python -m frame_jax.main --config CONFIG --plan`: phases with what i
 for each arm its stages, learning rates and mixture. What it costs comes from `costs.py`.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +85,7 @@ def print_plan(
         corpus = replace(corpus, read=mixture.read)
         console.print(mixture_table(mixture))
     elif asked is not None:
-        corpus = replace(corpus, read=None if asked.tokens is None else int(asked.tokens))
+        corpus = replace(corpus, read=int(asked.tokens) if asked.tokens else None)
         console.print("mixture: repeats are known once the corpus is tokenized\n", style="dim")
     schedules: dict[str, DataSchedule] = {}
     for name in config.curricula:
@@ -132,13 +130,11 @@ def read_corpus(config: RunConfig, corpus_tokens: float | None) -> Corpus:
 
 def read_mixture(config: RunConfig, states: dict[str, PhaseStepState]) -> Mixture | None:
     """How often each group is read, if the corpus is tokenized; by quadrant if partitioned."""
-    directory, state = RunDirectory(config.run_directory), states.get("partition")
-    if config.partition.mixture is None:
+    directory = RunDirectory(config.run_directory)
+    if config.partition.mixture is None or states["tokenize"].fraction_left > 0:
         return None
-    if state is not None and state.fraction_left == 0:
+    if "partition" in states and states["partition"].fraction_left == 0:
         return read_partition_record(directory).mixture
-    if states["tokenize"].fraction_left > 0:
-        return None
     return tokenized_mixture(config.partition, directory)
 
 

@@ -9,8 +9,6 @@ Sorting everything would take most of the time. A cut lies in one narrow bucket 
 only the documents around that bucket are sorted, with the same result.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

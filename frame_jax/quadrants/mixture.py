@@ -5,8 +5,6 @@ between 0 and 1, is below 0.4, and two elsewhere: those k >= 0 with k + u < 2.4.
 0.4 is read at 0.7, by every arm and under every seed. [ours]
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -63,13 +61,11 @@ def resolve_mixture(config: PartitionConfig, tokens: Sequence[Path]) -> Mixture:
         total = sum(mixture.weights.values())
         shares = {name: weight / total for name, weight in mixture.weights.items() if weight > 0}
         allowed = {name: most * available[name] / share for name, share in shares.items()}
-        over = [
-            f"{name} {mixture.tokens * shares[name] / available[name]:.2f} times (it has "
-            f"{available[name]:,} tokens)"
+        if over := [
+            f"{name} {most * mixture.tokens / largest:.2f} times (of {available[name]:,} tokens)"
             for name, largest in allowed.items()
             if mixture.tokens > largest
-        ]
-        if over:
+        ]:
             raise UserError(
                 f"partition.mixture: an epoch of {mixture.tokens:,.0f} tokens under these weights "
                 f"reads {', '.join(over)}, and max_repeats is {most:g}. The most that this corpus "

@@ -1,9 +1,8 @@
 """The phases that write training rows: of the partition, from scores; of the reference split."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +36,7 @@ from frame_jax.sql import open_database, parquet_table
 
 logger = logging.getLogger(__name__)
 
+PIPED_WIDTH = 150  # of a table where there is no terminal
 WARN_DOCUMENT_SHARE = 0.1  # share of the documents that is worth a word
 # Share of the tokens, likewise, that nothing but ids puts on a side of a threshold.
 WARN_TIED_SHARE = 0.2
@@ -92,7 +92,7 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
     if processes.is_first():
         for line in record.warnings:
             logger.warning("%s", line)
-        console = Console(stderr=True, highlight=False, markup=False)
+        console = Console(stderr=True, width=None if sys.stderr.isatty() else PIPED_WIDTH)
         if record.mixture is not None:
             console.print(mixture_table(record.mixture))
         if record.reliability:

@@ -7,8 +7,6 @@ text's by sqrt(r) of what they would without the models' share, and so does what
 can do (docs/scoring.md; Spearman's attenuation). [ours]
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,7 +61,8 @@ def measure_reliability(
                 one, other = bins[:, :, own]
                 tokens = values["tokens"][own].astype(np.float64)
                 loss, gap, other_loss, other_gap = (
-                    values[name][own] for name in ("loss", "gap", "other_loss", "other_gap")
+                    ranks_in_scope(values[name], values["scope"])[own]
+                    for name in ("loss", "gap", "other_loss", "other_gap")
                 )
                 yield Reliability(
                     folder.name,
@@ -99,6 +98,16 @@ def bins_by_rank(
     before = np.cumsum(sizes) - sizes - (np.cumsum(totals) - totals)[scopes]
     found = np.empty(len(values), np.int64)
     found[order] = (before + sizes / 2) * bins // totals[scopes]
+    return found
+
+
+def ranks_in_scope(values: np.ndarray, scope: np.ndarray) -> np.ndarray:
+    """Where a document's value lies among those of its scope, above 0 and below 1; equals share a
+    rank. What sets groups apart is no reliability of the quadrants, which are cut inside them."""
+    found = np.empty(len(values))
+    for number in np.unique(scope):
+        own = scope == number
+        found[own] = stats.rankdata(values[own]) / (own.sum() + 1)
     return found
 
 

@@ -9,13 +9,12 @@ is in exactly one row; where rows are not full they end in padding, which is bos
 counted.
 """
 
-from __future__ import annotations
-
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -74,11 +73,11 @@ class PackedSegments:
     def rows(self) -> int:
         return int(self.row[-1]) + 1 if len(self.row) else 0
 
-    def select_rows(self, first: int, stop: int) -> PackedSegments:
+    def select_rows(self, first: int, stop: int) -> Self:
         """The segments of rows [first, stop), with rows counted from `first`."""
         lo, hi = np.searchsorted(self.row, [first, stop])
-        row, document = self.row[lo:hi] - first, self.document[lo:hi]
-        return PackedSegments(row, document, self.start[lo:hi], self.stop[lo:hi], self.num_bos)
+        cut = {name: getattr(self, name)[lo:hi] for name in ("document", "start", "stop")}
+        return dataclasses.replace(self, row=self.row[lo:hi] - first, **cut)
 
     @property
     def offset(self) -> np.ndarray:
@@ -214,26 +213,22 @@ def copies_sql(table: str, parts: int, *, copied: bool) -> str:
     """
     hashed = (
         "SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS hash, "
-        f"((hash::HUGEINT * {parts}) >> 64)::INTEGER AS row_part"
+        f"((hash::HUGEINT * {parts}) >> 64)::INTEGER AS row_part FROM {table} WHERE tokens > 0"
     )
-    first = f"{hashed}, 0 AS copy FROM {table} WHERE tokens > 0"
     if not copied:
-        return first
-    more = f"{hashed}, unnest(range(1, copies))::INTEGER AS copy FROM {table} WHERE tokens > 0"
+        return f"SELECT *, 0 AS copy FROM ({hashed})"
     return (
-        f"{first} AND copies > 0 UNION ALL "
-        f"SELECT * REPLACE ((row_part + copy) % {parts} AS row_part) FROM ({more} AND copies > 1)"
+        f"SELECT *, 0 AS copy FROM ({hashed} AND copies = 1) UNION ALL "
+        f"SELECT * REPLACE ((row_part + copy) % {parts} AS row_part) FROM ("
+        f"SELECT *, unnest(range(copies))::INTEGER AS copy FROM ({hashed} AND copies > 1))"
     )
 
 
 def position_sql(parts: int) -> str:
-    """SQL for where, in [0, 2^64), a copy of `copies_sql` stands; those of a part are neighbours.
-
-    Each has a hash of its own, so copies of one document have different neighbours.
-    """
+    """SQL for where, in [0, 2^64), a copy of `copies_sql` stands: other neighbours for each."""
     own = "md5_number_lower(concat($seed, ' ', copy, ' ', doc_id))"
-    moved = f"(((row_part::HUGEINT << 64) + {own}) // {parts})::UBIGINT"
-    return f"CASE copy WHEN 0 THEN hash ELSE {moved} END"
+    width = min(2**64 // parts, 2**64 - 1)  # of a part
+    return f"CASE copy WHEN 0 THEN hash ELSE row_part * {width}::UBIGINT + {own} // {parts} END"
 
 
 @contextlib.contextmanager

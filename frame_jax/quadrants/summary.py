@@ -1,7 +1,5 @@
 """Summarises a partition: thresholds and contents of every group and quadrant."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence

@@ -178,27 +178,24 @@ def quadrants_chapter(directory: RunDirectory, partition: PartitionRecord) -> li
         title = f"{names[0]} and {names[1]}"
         caption = notes.DENSITY_ELSEWHERE.format(ppl=names[0], pd=names[1])
     panels = [figures.density(tiles, lines, label, names, scale) for label in labels]
+    read_table: list[Piece] = []
+    if partition.mixture is not None:
+        header, *rows = partition.mixture.lines()
+        read_table = [tag("h2", "How often documents are read"), table(header, rows)]
+        read_table.append(note(notes.REPEATS))
     return [
         tag("h2", title),
         Figure("density", panels, caption + notes.DENSITY_TILES, renderer="canvas"),
         tag("h2", "The quadrants"),
         sections.quadrant_table(partition.quadrants, meanings, names),
-        *mixture_tables(partition),
         *reliability_tables(partition),
         Figure("balance", [figures.balance(balance, quadrants)], notes.BALANCE),
         folded_section("Tokens by group", sections.balance_table(balance, quadrants)),
+        *read_table,
         tag("h2", "Example documents"),
         note(notes.EXAMPLES),
         *sections.example_documents(documents.choose_examples(directory, columns), meanings, names),
     ]
-
-
-def mixture_tables(partition: PartitionRecord) -> list[Piece]:
-    """How often each group is read; nothing where all are read once."""
-    if partition.mixture is None:
-        return []
-    header, *lines = partition.mixture.lines()
-    return [tag("h2", "How often documents are read"), table(header, lines), note(notes.REPEATS)]
 
 
 def reliability_tables(partition: PartitionRecord) -> list[Piece]:

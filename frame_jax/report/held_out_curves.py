@@ -1,7 +1,5 @@
 """Held-out losses of arms at their kept checkpoints, as points of curves."""
 
-from __future__ import annotations
-
 import bisect
 import dataclasses
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 DuckDB does the sums, so memory does not grow with the held-out split.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

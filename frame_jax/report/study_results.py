@@ -3,8 +3,6 @@
 Imports nothing heavy: a finished run shows its table at once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rich.table import Table

@@ -6,8 +6,6 @@ held-out documents give another mean: seen in the spread over documents. A verdi
 out of the way. [ours]
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Reads and writes `quadrants/partition.json`: a run's thresholds and what its quadrants hold."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +159,7 @@ class Reliability:
             another seed.
         domain: None for all.
         documents: Compared.
-        ppl: Spearman's correlation of PPL.
+        ppl: Spearman's correlation of the documents' ranks by PPL inside their groups.
         pd: That of PD.
         quadrant: Share of the tokens that are in the same quadrant.
         ppl_bin: In the same bin of PPL.

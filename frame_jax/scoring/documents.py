@@ -79,8 +79,7 @@ def score_documents(
 def score_windows(
     scorer: Scorer, windows: Iterable[Window], row_length: int
 ) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Packs windows into batches and yields each batch with the sums over its windows, [values,
-    windows] float64.
+    """Packs windows into batches; yields each with its windows' sums, [values, windows] float64.
 
     The host packs and starts the next batch while the devices work on the one before. Windows are
     read as needed; they have at most `row_length` tokens, those of a packed row, which divides

@@ -5,8 +5,6 @@ Writes RUN/reliability/{half,replica}/part-*.parquet, as RUN/scores/part-*. The 
 both (`quadrants/reliability.py`). [ours]
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -45,8 +45,9 @@ class ScoringPass(NamedTuple):
     @property
     def vocab_sizes(self) -> dict[str, int]:
         """Rows of the models' embeddings, by name."""
-        sizes = (decoder.vocab_size for decoder in self.scorer.models)
-        return dict(zip(self.names, sizes, strict=True))
+        return {
+            n: model.vocab_size for n, model in zip(self.names, self.scorer.models, strict=True)
+        }
 
 
 def make_passes(

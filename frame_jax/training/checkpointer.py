@@ -4,8 +4,6 @@ Beside the arrays stand the fingerprint of the run, because a checkpoint is not 
 another, digests of the arrays, and what the trainer notes: the digest of the rows that it has read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

@@ -4,8 +4,6 @@ It is a Hugging Face checkpoint or a trial of another run. Its shape is the targ
 rows of its embedding, of which some may be padding.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple

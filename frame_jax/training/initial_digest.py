@@ -4,8 +4,6 @@ Process 0 reads the weights for it once, and RUN/initial.json keeps it with the 
 files. Imports nothing heavy: a finished run must not wait for JAX.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 from frame_jax.config.run import RunConfig

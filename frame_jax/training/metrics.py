@@ -6,8 +6,6 @@ the user's, called as `function(name, folder, config)`: the run's phase step suc
 of `Tracker`.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import importlib
@@ -17,7 +15,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import settings_to_write
@@ -191,7 +189,7 @@ class MetricsLog:
         os.fsync(self._file.fileno())
         self._board.flush()
 
-    def __enter__(self) -> MetricsLog:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

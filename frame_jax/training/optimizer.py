@@ -1,7 +1,5 @@
 """The update rule as an optax chain, its learning rate, and the shardings of its state."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The two phases that train: reference models on the reference split, trials on the quadrants."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

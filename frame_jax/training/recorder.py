@@ -1,14 +1,12 @@
 """Records what each training step reports: metrics, trackers, bad steps, a progress bar."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -154,7 +152,7 @@ class Recorder:
         self._pending: tuple[int, dict[str, jax.Array], float] | None = None
         self._last_read: float | None = None
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: Any) -> None:

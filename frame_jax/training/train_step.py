@@ -1,7 +1,5 @@
 """One optimizer update as a pure function of (state, rows), which returns (state, metrics)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ The step is the whole state of data and schedule: batch s is rows [s * B, (s + 1
 curriculum, whatever the number of processes, so any checkpoint continues exactly where it stopped.
 """
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator

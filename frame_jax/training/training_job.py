@@ -1,7 +1,5 @@
 """The description of a training run, and the steps whose checkpoints it keeps."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -14,6 +14,7 @@ from frame_jax import export_order, export_scores, inspect, verify_order
 from frame_jax.main import main
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.integration.small_run import settings, write_config, write_corpus
+from tests.programs import free_port, side_by_side
 
 pytestmark = pytest.mark.slow
 
@@ -87,3 +88,19 @@ def test_a_mixture_goes_through_every_phase(
     given["partition"]["mixture"]["repeats"]["code"] = 0.6
     assert main(command()) == 2
     assert "partition.mixture.repeats.code: 0.5 then, 0.6 now" in shown()
+
+
+@pytest.mark.processes
+def test_all_processes_of_a_run_refuse_a_mixture_before_models_are_trained(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    given = settings(tmp_path)
+    given["partition"] |= {"mixture": {"by": "language", "repeats": {"de": 2}}}
+    command = ["-m", "frame_jax.main", "--config", str(write_config(tmp_path, **given))]
+    command += ["--parallel.distributed", "true", "--parallel.num_processes", "2"]
+    command += ["--parallel.coordinator_address", f"localhost:{free_port()}"]
+    results = side_by_side(*([*command, f"--parallel.process_id={i}"] for i in range(2)))
+    for code, output in results:
+        assert code == 2 and "no training document has the language 'de'" in output, output
+    directory = RunDirectory(given["run_directory"])
+    assert read_json(directory.marker("tokenize"))["complete"]
+    assert not directory.reference("rows").exists()

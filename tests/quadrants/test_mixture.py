@@ -156,7 +156,7 @@ def test_repeats_follow_from_weights_and_tokens(tmp_path: Path) -> None:
         tokenized_mixture(config(int(largest) + 1), directory)
     message = str(error.value)
     name = min(there, key=lambda name: there[name] / weights[name])
-    assert f"reads {name} 4.00 times (it has {there[name]:,} tokens)" in message
+    assert f"reads {name} 4.00 times (of {there[name]:,} tokens)" in message
     assert message.count("times") == 1 and "max_repeats is 4" in message
     assert f"tokens: {int(largest)};" in message
     allowed = tokenized_mixture(config(int(largest)), directory)  # as it says

@@ -8,8 +8,6 @@ shortened run does not reach are left out. docs/order.md says how far a trainer 
 order deviates, and why.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -10,8 +10,6 @@ How a part is made is in `manifest_lines`. The work is shared out over processes
 appears whole or not at all, and a run of the same command makes what is missing.
 """
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Any

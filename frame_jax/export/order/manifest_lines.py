@@ -6,8 +6,6 @@ once, from its beginning to its end, and its lines are sorted by where they go
 (`write_part`). Memory holds one part of a quadrant, or PART_ROWS lines.
 """
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any

@@ -10,8 +10,6 @@ of an epoch once: DIR/01/00000.npy is uint32 ids without a header, which OLMo-co
 DIR/01/shard.00000.mds and index.json are what MosaicML streaming reads.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The order of a trial as stages and mixtures, in the steps of any trainer."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import math

@@ -5,8 +5,6 @@ from the rows on disk, which are read once for all trials, and from a manifest, 
 one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator

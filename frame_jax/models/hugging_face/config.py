@@ -1,7 +1,5 @@
 """Translates a Hugging Face config.json to the shape of our decoder, and back."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path

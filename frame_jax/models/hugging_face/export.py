@@ -5,8 +5,6 @@ safetensors in float32, so that importing the folder gives the same bits back. A
 as the first family (`models.hugging_face.config`) that computes it, a continued model as its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ That is config.json, the tokenizer's files, generation settings and chat templat
 them, so that the checkpoint may go.
 """
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

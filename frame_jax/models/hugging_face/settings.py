@@ -4,8 +4,6 @@ A model that is nearly right gives fluent, wrong numbers, so every setting that 
 computed is either understood or refused by name.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from pathlib import Path

@@ -5,8 +5,6 @@ view: transposed, split into heads. Views can be read and written, so that the r
 tensor takes it apart, too.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping

@@ -4,8 +4,6 @@ Reads config.json and safetensors, whole or sharded, of the families of `models.
 where they compute what `models.transformer` computes; anything else is refused by name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json

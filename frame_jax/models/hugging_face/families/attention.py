@@ -1,7 +1,5 @@
 """Families of attention alone: Llama and its kin, GPT-NeoX, mixtures of experts."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from frame_jax.config.models import ModelConfig

@@ -1,7 +1,5 @@
 """Describes a family of models of `transformers`; settings and tensors that families share."""
 
-from __future__ import annotations
-
 import dataclasses
 import operator
 from collections.abc import Callable, Sequence

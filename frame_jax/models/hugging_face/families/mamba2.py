@@ -1,7 +1,5 @@
 """Mamba-2 by itself, and its hybrids with attention: Bamba, GraniteMoeHybrid (Granite 4)."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
