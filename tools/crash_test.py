@@ -97,7 +97,10 @@ def write_config(path: Path, run: Path, corpus: Path) -> Path:
             "strong": {**trained, "model": {**model, "num_layers": 2}},
         },
         "scoring": {"context": 64, "per_device_batch_size": 8},
-        "partition": {"rows": rows},
+        "partition": {
+            "rows": rows,
+            "mixture": {"by": "domain", "repeats": {"prose": 1.5, "code": 0.7}},
+        },
         "pretrain": trained,
     }
     path.write_text(json.dumps(settings), "utf-8")  # JSON is YAML
