@@ -25,10 +25,10 @@ def runtime(default: Any, **bounds: float) -> Any:
     return field(default=default, metadata={"bounds": bounds, "runtime": True})
 
 
-def later(default: Any) -> Any:
+def later(default: Any, **bounds: float) -> Any:
     """A dataclass field that a later release added: its default belongs to no fingerprint, so that
-    finished runs stay current."""
-    return field(default=default, metadata={"later": True})
+    finished runs stay current; its bounds are as in `number`."""
+    return field(default=default, metadata={"bounds": bounds, "later": True})
 
 
 def check_bounds(settings: Any, where: str) -> None:

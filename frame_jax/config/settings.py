@@ -30,7 +30,8 @@ def flatten_settings(value: Any, key: str = "") -> dict[str, Any]:
     elif isinstance(value, list | tuple) and any(map(dataclasses.is_dataclass, value)):
         parts = {f"{key}[{index}]": item for index, item in enumerate(value)}
     else:
-        return {key: without_secrets(value) if isinstance(value, str) else value}
+        plain = list(value) if isinstance(value, tuple) else value  # as a marker's JSON has it
+        return {key: without_secrets(plain) if isinstance(plain, str) else plain}
     leaves: dict[str, Any] = {}
     for name, item in parts.items():
         leaves |= flatten_settings(item, name)

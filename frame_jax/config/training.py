@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from frame_jax.config.base import check_bounds, number, require, runtime
+from frame_jax.config.base import check_bounds, later, number, require, runtime
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.quadrants import RowsConfig
 
@@ -31,7 +31,7 @@ class LRScheduleConfig:
 
     kind: Literal["constant", "cosine", "linear", "inverse_sqrt", "wsd"] = "wsd"
     peak: float = number(1e-3, above=0, below=float("inf"))
-    initial: float = number(0.0, least=0, most=1)
+    initial: float = later(0.0, least=0, most=1)
     warmup_fraction: float = number(0.02, least=0, most=1)
     decay_fraction: float = number(0.1, least=0, most=1)
     decay_end: float = number(1.0, least=0, most=1)
@@ -231,5 +231,5 @@ class PretrainConfig:
     """
 
     model: ModelConfig = ModelConfig()
-    initial: InitialConfig | None = None
+    initial: InitialConfig | None = later(None)
     training: TrainingConfig = TrainingConfig()
