@@ -105,8 +105,8 @@ def score_step(imported: list[str], trained: list[str]) -> PhaseStep:
 
 
 def replica_steps(config: RunConfig, trained: list[str]) -> list[PhaseStep]:
-    """The phase steps that train reference models under another seed and score a sample under them;
-    nothing is made from them, so that they can be added to a finished run."""
+    """The phase steps that train reference models under another seed and score a sample under them,
+    which the partition compares and nothing is made from."""
     if not trained or config.reference.replicas == 1:
         return []
     names = {name: replica_name(name) for name in trained}
