@@ -226,10 +226,10 @@ class PretrainConfig:
 
     Attributes:
         model: Its shape; of a model that is continued only what should be checked.
-        initial: The model that it starts from; null starts from random weights.
         training: How it is trained.
+        initial: The model that it starts from; null starts from random weights.
     """
 
     model: ModelConfig = ModelConfig()
-    initial: InitialConfig | None = later(None)
     training: TrainingConfig = TrainingConfig()
+    initial: InitialConfig | None = later(None)

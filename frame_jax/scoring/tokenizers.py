@@ -35,7 +35,7 @@ def require_same_tokenizer(
             "run directory, use models that share one, or have losses compared by the byte "
             "(scoring.unit: byte)"
         )
-        if not key.startswith("reference."):
+        if key.startswith("pretrain."):
             remedy = f"A model goes on with its own: set tokenizer.path to {path} in a new run"
         raise UserError(
             f"{key}: the tokenizer of {checkpoint} is not the run's ({run_tokenizer}): "
