@@ -15,15 +15,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from frame_jax.checkpoints import (
-    CheckpointMetadata,
-    DamagedError,
-    UnreachableError,
-    glob_safe_path,
-    load_arrays,
-    phase_step_of,
-    read_metadata,
-)
+from frame_jax import checkpoints
 from frame_jax.errors import UserError, is_disk_full
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import array_digest, processes
@@ -53,7 +45,7 @@ class Checkpointer:
         # Where copies go to a bucket, the kept steps are there and need no room here.
         kept = [] if self._copies.exist else [policies.CustomSteps(list(kept_steps))]
         self._orbax = ocp.training.Checkpointer(
-            glob_safe_path(folder),
+            checkpoints.glob_safe_path(folder),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(ROLLING), *kept]),
             cleanup_tmp_directories=True,
@@ -84,7 +76,7 @@ class Checkpointer:
             raise no_room_error(self.folder / str(step), size)
         state = {"params": params, "optimizer": optimizer_state}
         digests = state_digests(params, optimizer_state)
-        metadata = CheckpointMetadata(self.fingerprint, digests, dict(consumed or {}))
+        metadata = checkpoints.CheckpointMetadata(self.fingerprint, digests, dict(consumed or {}))
         with self._report_full_disk(*self._saving):
             if self._response is not None:
                 self._response.result()
@@ -106,16 +98,18 @@ class Checkpointer:
             DamagedError: if it cannot be read.
             UnreachableError: if storage or network are at fault for that.
         """
-        metadata = read_metadata(self._orbax, step)
+        metadata = checkpoints.read_metadata(self._orbax, step)
         if metadata.fingerprint != self.fingerprint:
             raise UserError(
                 f"{self.folder / str(step)} was written under other settings or rows; continue in "
                 "a new run directory, or remove it with --redo of its phase"
             )
-        restored = load_arrays(self._orbax, step, {"params": params, "optimizer": optimizer_state})
+        restored = checkpoints.load_arrays(
+            self._orbax, step, {"params": params, "optimizer": optimizer_state}
+        )
         state = restored["params"], restored["optimizer"]
         if state_digests(*state) != metadata.digests:
-            raise DamagedError("its arrays are not what was saved")
+            raise checkpoints.DamagedError("its arrays are not what was saved")
         return state
 
     def consumed_rows(self, step: int) -> dict[str, Any]:
@@ -124,7 +118,7 @@ class Checkpointer:
         Raises:
             DamagedError: if it cannot be read.
         """
-        return read_metadata(self._orbax, step).consumed_rows
+        return checkpoints.read_metadata(self._orbax, step).consumed_rows
 
     def restore_newest(
         self, params: Params, optimizer_state: Any
@@ -151,9 +145,9 @@ class Checkpointer:
                 self._orbax.reload()
             try:
                 state = self.restore(step, params, optimizer_state)
-            except DamagedError as error:
+            except checkpoints.DamagedError as error:
                 problem = str(error)
-            except UnreachableError as error:
+            except checkpoints.UnreachableError as error:
                 problem, reachable = str(error), False
             for _, messages in processes.failing_processes(reachable, problem).items():
                 raise storage_error(self.folder / str(step), messages)
@@ -167,7 +161,7 @@ class Checkpointer:
                 f"none of the checkpoints in {self.folder} can be read:\n{listing}\nIf the storage "
                 "or the memory is at fault, fix that and run the same command again; nothing was "
                 "changed. If they are lost, train from the start: --redo "
-                f"{phase_step_of(self.folder)}"
+                f"{checkpoints.phase_step_of(self.folder)}"
             )
         return None
 
