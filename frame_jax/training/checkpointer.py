@@ -88,8 +88,10 @@ class Checkpointer:
         self._saving = step, size
         self._copies.begin(step)
 
-    def restore(self, step: int, params: Params, optimizer_state: Any) -> tuple[Params, Any]:
-        """Restores the state at `step`.
+    def restore(
+        self, step: int, params: Params, optimizer_state: Any
+    ) -> tuple[Params, Any, dict[str, Any]]:
+        """Restores the state at `step`, and what `save` noted of the rows that led there.
 
         Both trees, of `jax.ShapeDtypeStruct` with shardings, say what to restore and where to.
 
@@ -110,20 +112,13 @@ class Checkpointer:
         state = restored["params"], restored["optimizer"]
         if state_digests(*state) != metadata.digests:
             raise checkpoints.DamagedError("its arrays are not what was saved")
-        return state
-
-    def consumed_rows(self, step: int) -> dict[str, Any]:
-        """What `save` noted of the rows that led to a checkpoint.
-
-        Raises:
-            DamagedError: if it cannot be read.
-        """
-        return checkpoints.read_metadata(self._orbax, step).consumed_rows
+        return *state, metadata.consumed_rows
 
     def restore_newest(
         self, params: Params, optimizer_state: Any
-    ) -> tuple[int, Params, Any] | None:
-        """Restores the newest checkpoint that all processes can read: step and state, or None.
+    ) -> tuple[int, Params, Any, dict[str, Any]] | None:
+        """Restores the newest checkpoint that all processes can read: its step and what `restore`
+        gives of it, or None.
 
         Damaged ones are moved aside, with a warning, once one before them has been read: what
         spoils all of them is rather the storage or the memory than the files. One that is out of

@@ -212,7 +212,7 @@ class Recorder:
             "step": step,
             "tokens": (step + 1) * self._step_tokens,
             # JSON has no word for what is not a number.
-            **{name: without_nan(value) for name, value in values.items()},
+            **jax.tree.map(lambda value: value if math.isfinite(value) else None, values),
             "stage": schedule.stages[schedule.stage_at(first_row)].name,
             "mixture": dict(zip(schedule.quadrants, mixture.tolist(), strict=True)),
             "seconds": seconds,
@@ -222,10 +222,3 @@ class Recorder:
             "goodput": self._in_steps / (time.perf_counter() - self._began),
             **digest.consumed_record(self.consumed),
         }
-
-
-def without_nan(value: float | list[Any]) -> Any:
-    """A number, or lists of them, with None for those that are not finite."""
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return value if math.isfinite(value) else None

@@ -80,7 +80,7 @@ class StateFactory:
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         moments = optimizer_shardings(self.optimizer, shapes, params, mesh)
         self.shardings = TrainState(replicated, params, moments)  # type: ignore[arg-type]
-        self._decoder, self._seed, self._initial = decoder, job.seed, job.initial
+        self._decoder, self._seed, self._initial = decoder, job.selection.seed, job.initial
 
     def _make(self) -> TrainState:
         params = self._decoder.init(jax.random.key(self._seed))
@@ -98,8 +98,9 @@ class StateFactory:
         state = jax.jit(self.optimizer.init, out_shardings=self.shardings.optimizer)(params)
         return TrainState(jax.device_put(np.int32(0), self.shardings.step), params, state)
 
-    def restore_newest(self, checkpointer: Checkpointer) -> tuple[int, TrainState]:
-        """Reads the newest state that can be read, and its step; without one, the initial state."""
+    def restore_newest(self, checkpointer: Checkpointer) -> tuple[int, TrainState, int]:
+        """Reads the newest state that can be read: its step, itself and the digest of the rows that
+        led there; without one, the initial state."""
         like = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             jax.eval_shape(self._make),
@@ -107,10 +108,11 @@ class StateFactory:
         )
         found = checkpointer.restore_newest(like.params, like.optimizer)
         if found is None:
-            return 0, self.initial_state()
-        step, params, optimizer = found
+            return 0, self.initial_state(), 0
+        step, params, optimizer, noted = found
         on_devices = jax.device_put(np.int32(step), self.shardings.step)
-        return step, TrainState(on_devices, params, optimizer)
+        consumed = digest.read_consumed_rows(noted) or 0
+        return step, TrainState(on_devices, params, optimizer), consumed
 
 
 def global_batches(
@@ -226,14 +228,13 @@ def _train(
     job: training_job.TrainingJob, mesh: Mesh, kept: list[int], checkpointer: Checkpointer
 ) -> dict[str, Any]:
     factory = StateFactory(job, mesh)
-    start, state = factory.restore_newest(checkpointer)
-    consumed = digest.read_consumed_rows(checkpointer.consumed_rows(start)) if start > 0 else None
+    start, state, consumed = factory.restore_newest(checkpointer)
     if 0 in kept and checkpointer.latest() is None:
         checkpointer.save(0, state.params, state.optimizer, digest.consumed_record(0))
     train_step = compile_step(job, mesh, factory)
     trace = StepTrace(job.folder / "profile", job.profile)
     rolling = RollingSaves(job.training.checkpoint_seconds, start)
-    with Recorder(job, mesh, start, consumed or 0) as recorder:
+    with Recorder(job, mesh, start, consumed) as recorder:
         loader = global_batches(job, mesh, start)
         for step in range(start, job.steps):
             asked = time.perf_counter()

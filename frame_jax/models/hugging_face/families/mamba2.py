@@ -36,16 +36,7 @@ HYBRID = {
     "conv_bias": "mamba_conv_bias",
     "expand": "mamba_expand",
 }
-ALONE = {
-    "num_heads": "num_heads",
-    "head_dim": "head_dim",
-    "state_size": "state_size",
-    "groups": "n_groups",
-    "conv_kernel": "conv_kernel",
-    "chunk_size": "chunk_size",
-    "conv_bias": "use_conv_bias",
-    "expand": "expand",
-}
+ALONE = {name: name for name in HYBRID} | {"groups": "n_groups", "conv_bias": "use_conv_bias"}
 MIXER_SIZES = ("num_heads", "state_size", "groups", "conv_kernel", "chunk_size")
 
 
