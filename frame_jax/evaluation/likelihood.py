@@ -18,12 +18,7 @@ from frame_jax.scoring.windows import Window
 
 
 class Request(NamedTuple):
-    """A continuation to rate after a prompt, in token ids.
-
-    Attributes:
-        prompt: At least one id.
-        continuation: At least one id.
-    """
+    """A continuation to rate after a prompt: token ids, at least one of each."""
 
     prompt: Sequence[int]
     continuation: Sequence[int]

@@ -5,8 +5,9 @@ for each arm its stages, learning rates and mixture. What it costs comes from `c
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -37,14 +38,8 @@ COLUMNS = 60
 PIPED_WIDTH = 150  # of the tables where there is no terminal
 
 
-@dataclass(frozen=True)
-class PhaseStepState:
-    """How far a phase step has come.
-
-    Attributes:
-        text: For the reader.
-        fraction_left: Share of its work that remains.
-    """
+class PhaseStepState(NamedTuple):
+    """How far a phase step has come, in words, and the share of its work that remains."""
 
     text: str
     fraction_left: float

@@ -4,11 +4,10 @@ Beside the arrays stand the fingerprint of the run, because a checkpoint is not 
 another, digests of the arrays, and what the trainer notes: the digest of the rows that it has read.
 """
 
-import contextlib
 import dataclasses
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from frame_jax import checkpoints
-from frame_jax.errors import UserError, is_disk_full
+from frame_jax.errors import UserError
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import array_digest, processes
 from frame_jax.run.checkpoint_copies import CheckpointCopies
-from frame_jax.run.directory import no_room_error
+from frame_jax.run.directory import explain_full_disk, no_room_error
 from frame_jax.run.storage_errors import storage_error
 from frame_jax.training.optimizer import EmaState
 
@@ -38,7 +37,7 @@ class Checkpointer:
 
     def __init__(self, folder: Path, kept_steps: Sequence[int], fingerprint: str):
         self.folder, self.fingerprint = folder, fingerprint
-        self._saving = 0, 0  # step and bytes of the save under way
+        self._saving = folder / "0", 0  # path and bytes of the save under way
         self._response: Any = None  # which ends with it
         self._copies = CheckpointCopies(folder, kept_steps, ROLLING)
         policies = ocp.training.preservation_policies
@@ -72,20 +71,21 @@ class Checkpointer:
             UserError: if the disk is full, or the last copy could not be made.
         """
         size = sum(leaf.nbytes for leaf in jax.tree.leaves([params, optimizer_state]))
+        path = self.folder / str(step)
         if shutil.disk_usage(self.folder.parent).free < size:
-            raise no_room_error(self.folder / str(step), size)
+            raise no_room_error(path, size)
         state = {"params": params, "optimizer": optimizer_state}
         digests = state_digests(params, optimizer_state)
         metadata = checkpoints.CheckpointMetadata(self.fingerprint, digests, dict(consumed or {}))
-        with self._report_full_disk(*self._saving):
+        with explain_full_disk(*self._saving):
             if self._response is not None:
                 self._response.result()
         self._copies.finish()
-        with self._report_full_disk(step, size):
+        with explain_full_disk(path, size):
             self._response = self._orbax.save_checkpointables_async(
                 step, state, custom_metadata=dataclasses.asdict(metadata)
             )
-        self._saving = step, size
+        self._saving = path, size
         self._copies.begin(step)
 
     def restore(
@@ -179,16 +179,6 @@ class Checkpointer:
             processes.barrier("damaged checkpoints moved")
             self._orbax.reload()
 
-    @contextlib.contextmanager
-    def _report_full_disk(self, step: int, size: int) -> Iterator[None]:
-        """Context that names the checkpoint that did not fit when the disk is full."""
-        try:
-            yield
-        except Exception as error:
-            if is_disk_full(error):
-                raise no_room_error(self.folder / str(step), size) from error
-            raise
-
     def close(self) -> None:
         """Waits for the save in progress and its copy.
 
@@ -197,7 +187,7 @@ class Checkpointer:
         """
         saved = False
         try:
-            with self._report_full_disk(*self._saving):
+            with explain_full_disk(*self._saving):
                 self._orbax.close()
             saved = True
         finally:

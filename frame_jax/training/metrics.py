@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import settings_to_write
 from frame_jax.errors import UserError
-from frame_jax.run.directory import atomic_path, explain_append_errors, read_json, write_json
+from frame_jax.run.directory import atomic_path, explain_full_disk, read_json, write_json
 
 Record = dict[str, Any]  # a line of metrics.jsonl, see docs/metrics.md
 
@@ -177,7 +177,7 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds one step's record."""
-        with explain_append_errors(self._path):
+        with explain_full_disk(self._path):
             self._file.write(json.dumps(record) + "\n")
         if record["step"] % self._every == 0:
             for tracker in self._trackers:

@@ -55,11 +55,7 @@ def make_optimizer(
 
 
 class EmaState(NamedTuple):
-    """A moving average of the weights as the last part of an optimizer's state.
-
-    Attributes:
-        ema: The averaged parameters, float32.
-    """
+    """A moving average of the weights, float32, as the last part of an optimizer's state."""
 
     ema: Any
 
