@@ -7,7 +7,6 @@ manifest and the disk differ, the rows are.
 import argparse
 import contextlib
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -131,12 +130,16 @@ def describe_changed_rows(
     return named
 
 
-def verify_trials(directory: RunDirectory, trial_name: str | None, manifest: Path | None) -> bool:
-    """Prints what is found about every trained trial; returns whether all is well.
+def verify_trials(options: argparse.Namespace) -> int:
+    """Prints what is found about every trained trial; returns 0 if all is well, else 2.
 
     Raises:
         UserError: if there is nothing to verify, or a manifest is another order's.
     """
+    directory, trial_name = RunDirectory(options.run), options.trial
+    if options.manifest is not None and trial_name is None:
+        raise UserError("--manifest is of one curriculum: say which with --trial")
+    manifest = None if options.manifest is None else user_path(options.manifest)
     if not directory.config.exists():
         raise UserError(f"{directory.root} is no run directory: it has no config.yaml")
     config = load(directory.config)
@@ -165,7 +168,7 @@ def verify_trials(directory: RunDirectory, trial_name: str | None, manifest: Pat
         print(f"{trial.name}: {'verified' if not trial.problems else 'NOT VERIFIED'}: {findings}")
         for problem in trial.problems:
             print(f"  {problem}")
-    return not damaged and not any(trial.problems for trial in trials)
+    return USAGE_ERROR if damaged or any(trial.problems for trial in trials) else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -187,15 +190,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 if all is well, 2 otherwise and for bad
     input."""
-
-    def command(options: argparse.Namespace) -> int:
-        if options.manifest is not None and options.trial is None:
-            raise UserError("--manifest is of one curriculum: say which with --trial")
-        manifest = None if options.manifest is None else user_path(options.manifest)
-        well = verify_trials(RunDirectory(options.run), options.trial, manifest)
-        return 0 if well else USAGE_ERROR
-
-    return run_command(parser(), command, arguments)
+    return run_command(parser(), verify_trials, arguments)
 
 
 if __name__ == "__main__":

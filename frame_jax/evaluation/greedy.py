@@ -88,14 +88,12 @@ def generate_greedily(
     limits: Sequence[int],
     is_finished: Callable[[int, list[int]], bool],
 ) -> list[list[int]]:
-    """Continues prompts, of one id at least, with the likeliest token, again and again.
+    """Continues prompts, of one id at least, with the likeliest token, again and again; returns the
+    tokens written for each.
 
     Every token costs a pass over the whole context, because nothing is kept from one to the next.
     Prompt and limit, the tokens to write at most, together fit into the context. `is_finished` is
     asked after each token, with the prompt's number and the tokens written.
-
-    Returns:
-        The tokens written for each prompt.
     """
     written: list[list[int]] = [[] for _ in prompts]
     waiting = iter(range(len(prompts)))

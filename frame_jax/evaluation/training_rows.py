@@ -36,13 +36,8 @@ BINS = 20  # of a run, in the summary
 
 
 class Sample(NamedTuple):
-    """Rows that a trial was trained on: int64 [n], sorted by quadrant and row.
-
-    Attributes:
-        quadrant: Index of the quadrant.
-        row: Index among the quadrant's rows.
-        step: The last step that trained on it.
-    """
+    """Rows that a trial was trained on, sorted by quadrant and row: index of the quadrant, index
+    among its rows, and the last step that trained on it; each int64 [n]."""
 
     quadrant: np.ndarray
     row: np.ndarray
@@ -52,11 +47,8 @@ class Sample(NamedTuple):
 def measure_training_rows(
     config: RunConfig, directory: RunDirectory, trial: str
 ) -> TrainingRowsResult | None:
-    """Measures the final weights of a trial; called on every process.
-
-    Returns:
-        The result; None where no rows are asked for.
-    """
+    """Measures the final weights of a trial; called on every process. None where no rows are asked
+    for."""
     asked = config.evaluation.training_rows
     if asked == 0:
         return None

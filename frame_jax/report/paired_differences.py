@@ -123,13 +123,8 @@ def right_answer_bits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class TrainingRowPoint:
-    """An arm against the baseline on the training rows of one span of its run.
-
-    Attributes:
-        arm: The arm.
-        tokens: Training tokens seen in the middle of the span.
-        difference: Nats per token, mean over seeds.
-    """
+    """An arm against the baseline on the training rows of a span of its run, in whose middle it had
+    seen `tokens` training tokens: nats per token, mean over seeds."""
 
     arm: str
     tokens: int

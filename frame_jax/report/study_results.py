@@ -102,13 +102,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a piece of the run cost.
-
-    Attributes:
-        work: What was done.
-        flops: See `models.flops`; None where they are not known.
-        seconds: Wall-clock time of the whole phase step.
-    """
+    """What a piece of the run cost: FLOPs as in `models.flops`, None where they are not known, and
+    the wall-clock time of the whole phase step."""
 
     work: str
     flops: float | None

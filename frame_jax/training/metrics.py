@@ -199,11 +199,8 @@ class MetricsLog:
 
 
 def keep_steps_before(path: Path, step: int) -> int:
-    """Drops the records of `step` and later ones, and a last line that was cut short.
-
-    Returns:
-        The largest step that the file had; -1 for none.
-    """
+    """Drops the records of `step` and later ones, and a last line that was cut short; returns the
+    largest step that the file had, -1 for none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     last = -1
     if not path.exists():
@@ -216,16 +213,22 @@ def keep_steps_before(path: Path, step: int) -> int:
         for line in lines:
             if not line.endswith("\n"):
                 continue
-            found = step_of(line, path)
+            found = int(parse_record(line, path)["step"])
             last = max(last, found)
             if found < step:
                 kept.write(line)
     return last
 
 
-def step_of(line: str, path: Path) -> int:
-    """The step of a line of `path`."""
+def parse_record(line: str, path: Path) -> Record:
+    """The record of a step in a line of `path`.
+
+    Raises:
+        UserError: if it is none.
+    """
     try:
-        return int(json.loads(line)["step"])
+        record: Record = json.loads(line)
+        int(record["step"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: correct or remove this line: {line[:80]!r}") from error
+    return record

@@ -6,7 +6,6 @@ one.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, file_sha256, read_json
 from frame_jax.run.storage_errors import is_storage_error
 from frame_jax.run.trial_record import read_trial_record
+from frame_jax.training.metrics import parse_record
 
 
 @dataclass
@@ -71,16 +71,9 @@ class VerifiedTrial:
 
 def read_metrics(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Reads the whole lines of metrics.jsonl, each with the steps done after it."""
-    lines: list[tuple[int, dict[str, Any]]] = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        try:
-            if line.endswith(b"\n"):
-                record = json.loads(line)
-                lines.append((record["step"] + 1, record))
-        except (ValueError, KeyError, TypeError) as error:
-            text = line[:80].decode(errors="replace")
-            raise UserError(f"{path} is damaged: this is no step: {text!r}") from error
-    return lines
+    text = path.read_text("utf-8", errors="replace") if path.exists() else ""
+    records = [parse_record(line, path) for line in text.split("\n")[:-1]]
+    return [(int(record["step"]) + 1, record) for record in records]
 
 
 def read_verified_trial(
