@@ -193,13 +193,9 @@ def compute_thresholds(
 ) -> None:
     """Creates a table of thresholds by scope: the lower ends of bins 1, 2, ... along one axis.
 
-    Args:
-        connection: The database.
-        name: The table to make.
-        ranked: A query for (scope, value, tokens, doc_id); every scope is cut by itself.
-        bins: Pieces of equal tokens; bin b begins with the first document, in order of
-            (value, doc_id), whose middle lies at or beyond b / bins of the scope's tokens. A bin
-            without documents begins at infinity.
+    `ranked` is a query for (scope, value, tokens, doc_id). Every scope is cut by itself into `bins`
+    pieces of equal tokens: bin b begins with the first document, in order of (value, doc_id), whose
+    middle lies at or beyond b / bins of the scope's tokens; without documents, at infinity.
     """
     bucket = f"floor(value * {BUCKETS_PER_UNIT}) + 0.0"  # + 0.0 makes -0.0 and 0.0 one bucket
     ends = "".join(

@@ -303,9 +303,7 @@ def write_part(
 
     `token_files` are listed by part, and `open_files` keeps some of them open. BOS stands before
     every document and is the padding; EOS stands after every document, unless the two are one.
-
-    Returns:
-        Counts of rows, documents, text tokens and padding ids.
+    Returns counts of rows, documents, text tokens and padding ids.
     """
     row_ids, bos, eos = config.sequence_length + 1, special_tokens.bos_id, special_tokens.eos_id
     end = [] if bos == eos else [eos]

@@ -153,10 +153,8 @@ def row_tokens(
     """
     first, stop = packed.text_spans(tokens)
     cut = np.where(packed.row == begins[packed.document], 0, stop - first)
-    whole, others = np.zeros((2, packed.rows), np.int64)
-    np.add.at(whole, packed.row, stop - first)
-    np.add.at(others, packed.row, cut)
-    return whole, others
+    whole, others = (np.bincount(packed.row, n, packed.rows) for n in (stop - first, cut))
+    return whole.astype(np.int64), others.astype(np.int64)
 
 
 def write_row_positions(trial_order: TrialOrder, batch_size: int, scratch: Path) -> None:

@@ -185,21 +185,14 @@ def read_granite(s: HFSettings, fields: family.Fields) -> family.Fields:
         raise s.error(f"layer_types must be num_hidden_layers names, each of {', '.join(MIXERS)}")
     head_dim = fields["head_dim"] or fields["hidden_size"] // fields["num_heads"]
     scale = s.number("attention_multiplier", 1.0)
-    kind = "experts" if s.size("num_local_experts", least=0) else "dense"
-    return (
-        read_mixers(s, [MIXERS[name] for name in types], kind)
-        | read_granite_feed_forward(s)
-        | {
-            "attention_multiplier": None if scale == head_dim**-0.5 else scale,
-            "partial_rotary_factor": 1.0 if positions == "rope" else 0.0,
-        }
-    )
-
-
-def read_granite_feed_forward(s: HFSettings) -> family.Fields:
-    """Reads the dense layer, or the experts if there are any."""
+    found: family.Fields = {
+        "attention_multiplier": None if scale == head_dim**-0.5 else scale,
+        "partial_rotary_factor": 1.0 if positions == "rope" else 0.0,
+    }
+    mixers = [MIXERS[name] for name in types]
     if not s.size("num_local_experts", least=0):
-        return {"intermediate_size": s.size("shared_intermediate_size")}
+        dense = {"intermediate_size": s.size("shared_intermediate_size")}
+        return found | read_mixers(s, mixers, "dense") | dense
     s.require("num_experts_per_tok", "intermediate_size")
     experts = ExpertsConfig(
         s.size("num_local_experts"),
@@ -208,7 +201,7 @@ def read_granite_feed_forward(s: HFSettings) -> family.Fields:
         s.size("shared_intermediate_size", least=0),
         norm_topk_prob=True,  # the softmax over the chosen logits is the renormalised one over all
     )
-    return {"experts": experts}
+    return found | read_mixers(s, mixers, "experts") | {"experts": experts}
 
 
 def write_granite(c: ModelConfig) -> dict[str, Any]:
