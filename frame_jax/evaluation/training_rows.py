@@ -122,12 +122,10 @@ def score_rows(
         padded = np.full((at_once, length + 1), special_tokens.bos_id, np.int32)
         padded[: len(chunk)] = chunk
         seen = make_lm_batch(jax.numpy.asarray(padded), special_tokens, document_attention)
-        inputs, targets, segment_ids, positions = map(
-            np.asarray, (seen.inputs, seen.targets, seen.segment_ids, seen.positions)
-        )
+        inputs, targets, segment_ids, positions, loss_mask = map(np.asarray, seen)
         starts = np.zeros(0, np.int64)
         batch = Batch(inputs, targets, segment_ids, positions, windows=[], starts=starts)
-        weights = np.asarray(seen.loss_mask, np.float64)[: len(chunk)]
+        weights = loss_mask[: len(chunk)].astype(np.float64)
         values = np.asarray(scorer(batch))[0, : len(chunk)].astype(np.float64)
         tokens.append(weights.sum(1).astype(np.int64))
         nll.append((values * weights).sum(1))

@@ -259,12 +259,8 @@ def ranked_documents_sql(config: PartitionConfig) -> dict[str, str]:
 def pd_scope_sql(config: PartitionConfig) -> str:
     """SQL for the scope of PD's thresholds: a threshold group, or one of its PPL bins if nested."""
     bins = config.axes.ppl
-    ppl_bin = bin_index_sql("loss", "ppl_thresholds", bins)
-    return (
-        f"threshold_group * {bins} + {ppl_bin}"
-        if config.mode == "nested"
-        else f"threshold_group * {bins}"
-    )
+    inside = bin_index_sql("loss", "ppl_thresholds", bins) if config.mode == "nested" else "0"
+    return f"threshold_group * {bins} + {inside}"
 
 
 def assign_quadrants(

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
-import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.evaluation.results import SLICE_SQL, read_results
@@ -112,13 +111,13 @@ def task_verdict(pairs: Sequence[tuple[Path, Path]]) -> Verdict:
 
 def right_answer_bits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads the bits and bytes of the right answer of each item: float64 [items] each."""
-    rows = [
-        row
-        for path in list_parts(folder, ".parquet")
-        for row in pq.read_table(path, columns=["answer", "nll", "bytes"]).to_pylist()
-    ]
-    bits = np.array([row["nll"][row["answer"]] for row in rows]) / math.log(2)
-    return bits, np.array([row["bytes"][row["answer"]] for row in rows], np.float64)
+    items = query(
+        lambda nll, size: (nll, size),
+        "SELECT nll[answer + 1], bytes[answer + 1] "  # SQL counts from 1
+        f"FROM {parquet_table(*list_parts(folder, '.parquet'))}",
+    )
+    nll, sizes = np.array(items, np.float64).T
+    return nll / math.log(2), sizes
 
 
 @dataclass(frozen=True)
