@@ -128,7 +128,7 @@ def write_first_rows(
                 part=documents.part.astype(np.int32),
                 row=documents.row,
             )
-            tokens, cut = row_tokens(packed, documents.tokens, first)
+            tokens, cut = row_tokens(packed, documents.tokens)
             write_columns(
                 scratch / f"rows-{index}-{part:05d}.parquet",
                 quadrant_index=np.full(packed.rows, index, np.int32),
@@ -144,14 +144,14 @@ def write_columns(path: Path, **columns: np.ndarray) -> None:
     pq.write_table(pa.table(columns), path)
 
 
-def row_tokens(
-    packed: PackedSegments, tokens: np.ndarray, begins: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def row_tokens(packed: PackedSegments, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Counts text tokens of each row, and those whose document begins in another: two int64 [rows].
 
-    `tokens` are the text tokens of each document, `begins` is the row in which it begins.
+    `tokens` are the text tokens of each document.
     """
     first, stop = packed.text_spans(tokens)
+    begins = np.full(len(tokens), packed.rows)
+    np.minimum.at(begins, packed.document, packed.row)
     cut = np.where(packed.row == begins[packed.document], 0, stop - first)
     whole, others = (np.bincount(packed.row, n, packed.rows) for n in (stop - first, cut))
     return whole.astype(np.int64), others.astype(np.int64)
