@@ -258,10 +258,8 @@ def list_costs(
             "reference model is trained and nothing is scored"
         )
     for name in ("weak", "strong") if config.scoring.table is None else ():
-        reference, (decoder, note) = (
-            getattr(config.reference, name),
-            reference_decoder(config, name),
-        )
+        reference = getattr(config.reference, name)
+        decoder, note = reference_decoder(config, name)
         if note is None:
             training = reference.training
             length = config.reference.rows.sequence_length

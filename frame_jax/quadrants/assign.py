@@ -135,10 +135,7 @@ def load_scores(
                 FROM l.language
             """
         )
-    (scored_count,) = connection.execute(
-        "SELECT count(*) FROM documents WHERE copies > 0"
-    ).fetchall()[0]
-    if scored_count == 0:
+    if not connection.execute("FROM documents WHERE copies > 0 LIMIT 1").fetchall():
         raise UserError(
             "no document of the train split that is read has a finite score: the corpus is too "
             "small, partition.mixture reads too little of it, or the score phase went wrong"

@@ -120,9 +120,8 @@ def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTri
     """Adds up the digests of the rows on disk for all trials; returns unreadable rows."""
     damaged: list[str] = []
     row_files = list_row_files(directory, trials[0].trial_order.schedule)
-    with progress.progress_bar(
-        "rows", sum(row_file.rows for row_file in row_files), "rows"
-    ) as update:
+    total = sum(row_file.rows for row_file in row_files)
+    with progress.progress_bar("rows", total, "rows") as update:
         for row_file in row_files:
             indices_by_trial = []  # int64 [epochs, rows] each, -1 for not at all
             for trial in trials:
