@@ -31,7 +31,6 @@ from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, new_folder
 from frame_jax.run.partition_record import require_quadrants
 from frame_jax.run.program_exit import positive, run_command, run_main, run_on_all_processes
-from frame_jax.run.special_tokens import read_special_tokens
 
 # Each module's `files` makes the trainer's configuration and a note on its use from an order; its
 # `DATA_FORMATS` are the kinds of data that the trainer reads.
@@ -117,16 +116,10 @@ def write_order(options: argparse.Namespace) -> None:
         else:
             for name, text in FORMATS[options.to].files(trial_order, trainer).items():
                 (temporary / name).write_text(text, "utf-8")
-        special_tokens = read_special_tokens(directory)
-        (temporary / "tokenizer").mkdir()
-        write_tokenizer(
-            temporary / "tokenizer",
-            directory.tokenizer,
-            special_tokens.bos_id,
-            special_tokens.eos_id,
-            trainer.sequence_length,
-            special_tokens.vocab_size,
-        )
+        special_tokens, tokenizer = trial_order.special_tokens, temporary / "tokenizer"
+        tokenizer.mkdir()
+        length, vocab_size = trainer.sequence_length, special_tokens.vocab_size
+        write_tokenizer(tokenizer, directory.tokenizer, special_tokens, length, vocab_size)
         if options.shards:
             write_shards(config, directory, trial_order, options.shards, temporary / "data")
 

@@ -78,6 +78,13 @@ def write_scores(options: argparse.Namespace) -> None:
 
 def scores_query(scoring: ScoringConfig, directory: RunDirectory) -> str:
     """SQL for the table of scores."""
+    # Of a model in the parts of RUN/scores: its predicted tokens and the sum of their NLL.
+    tokens, nll = "predicted_tokens", "nll_{name}"
+    if scoring.table is not None:
+        tokens, nll = "NULL", "NULL::DOUBLE"
+    elif scoring.unit == "byte":
+        tokens = "predicted_tokens_{name}"
+    stored = f"{tokens} AS predicted_tokens_{{name}}, {nll} AS nll_{{name}}"
     models = ", ".join(
         f"predicted_tokens_{name}::BIGINT AS predicted_tokens_{name}, nll_{name}, "
         f"nll_{name} / nullif(predicted_tokens_{name}, 0) AS loss_{name}, "
@@ -93,25 +100,10 @@ def scores_query(scoring: ScoringConfig, directory: RunDirectory) -> str:
         SELECT doc_id, split, source, domain, language, tokens, bytes, {models}, ppl, pd, {ranks},
             quadrant, copies
         FROM {assignment_table(directory)} LEFT JOIN (
-            SELECT doc_id, {stored_scores_sql(scoring)}
+            SELECT doc_id, {stored.format(name="weak")}, {stored.format(name="strong")}
             FROM {parquet_table(*list_parts(directory.scores, ".parquet"))}) USING (doc_id)
         ORDER BY part, row
         """
-
-
-def stored_scores_sql(scoring: ScoringConfig) -> str:
-    """SQL for predicted tokens and NLL sums of both models, from the parts of RUN/scores."""
-    if scoring.table is not None:
-        return (
-            "NULL AS predicted_tokens_weak, NULL AS predicted_tokens_strong, "
-            "NULL::DOUBLE AS nll_weak, NULL::DOUBLE AS nll_strong"
-        )
-    if scoring.unit == "byte":
-        return "predicted_tokens_weak, predicted_tokens_strong, nll_weak, nll_strong"
-    return (
-        "predicted_tokens AS predicted_tokens_weak, predicted_tokens AS predicted_tokens_strong, "
-        "nll_weak, nll_strong"
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:

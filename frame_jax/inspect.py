@@ -89,15 +89,17 @@ def choose_documents(directory: RunDirectory, options: argparse.Namespace) -> li
     return [dict(zip((*COLUMNS, "part", "row", "copies"), row, strict=True)) for row in rows]
 
 
-def show_documents(directory: RunDirectory, rows: list[dict[str, Any]], characters: int) -> None:
+def show_documents(options: argparse.Namespace) -> None:
     """Prints each document with its scores above the beginning of its text."""
-    console = Console(highlight=False)
+    directory, console = RunDirectory(options.run), Console(highlight=False)
+    rows = choose_documents(directory, options)
     ppl, pd = axis_names(directory)
     tokenizer = load_tokenizer(directory)
     parts = list_parts(directory.tokens, ".arrayrecord")
     for row in rows:
         [ids] = read_documents(parts[row["part"]], [row["row"]])
-        text = tokenizer.decode(ids[:characters])[:characters]  # a token is at least one byte
+        # A token is at least one byte.
+        text = tokenizer.decode(ids[: options.characters])[: options.characters]
         title = f"{row['quadrant']}  {ppl} {row['ppl']:,.2f}  {pd} {row['pd']:+.4f}"
         origin = f"{row['source']} / {row['domain']} / {row['language']}, {row['tokens']:,} tokens"
         if row["copies"] != (row["split"] == "train"):
@@ -115,12 +117,7 @@ def show_documents(directory: RunDirectory, rows: list[dict[str, Any]], characte
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for bad input."""
-
-    def command(options: argparse.Namespace) -> None:
-        directory = RunDirectory(options.run)
-        show_documents(directory, choose_documents(directory, options), options.characters)
-
-    return run_command(parser(), command, arguments)
+    return run_command(parser(), show_documents, arguments)
 
 
 if __name__ == "__main__":

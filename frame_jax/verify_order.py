@@ -7,7 +7,6 @@ manifest and the disk differ, the rows are.
 import argparse
 import contextlib
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -17,16 +16,8 @@ from frame_jax.config.file import load
 from frame_jax.config.paths import user_path
 from frame_jax.curriculum import digest
 from frame_jax.errors import USAGE_ERROR, UserError
+from frame_jax.export.order import verified_trial
 from frame_jax.export.order.trial_order import list_row_files
-from frame_jax.export.order.verified_trial import (
-    VerifiedTrial,
-    manifest_parts,
-    read_row,
-    read_row_digests_from_disk,
-    read_row_digests_from_manifest,
-    read_verified_trial,
-    row_name,
-)
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.program_exit import run_command, run_main
@@ -34,7 +25,7 @@ from frame_jax.run.program_exit import run_command, run_main
 NAMED = 20  # rows that are named of each kind
 
 
-def digest_intervals(trial: VerifiedTrial) -> list[tuple[int, int, int]]:
+def digest_intervals(trial: verified_trial.VerifiedTrial) -> list[tuple[int, int, int]]:
     """Yields steps [first, stop) between two digests of the trainer, and the digest of their rows.
 
     A place with two digests that differ is among the trial's problems.
@@ -59,7 +50,7 @@ def join_spans(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return result
 
 
-def compare_witnesses(directory: RunDirectory, trial: VerifiedTrial) -> str:
+def compare_witnesses(directory: RunDirectory, trial: verified_trial.VerifiedTrial) -> str:
     """Compares a trial's witnesses and notes its problems; returns what has been verified."""
     found = digest_intervals(trial)
     witness, problem = trial.listed, "trained on other rows than the manifest lists"
@@ -107,7 +98,7 @@ def format_steps(first: int, stop: int) -> str:
 
 
 def describe_changed_rows(
-    directory: RunDirectory, trial: VerifiedTrial, changed: np.ndarray
+    directory: RunDirectory, trial: verified_trial.VerifiedTrial, changed: np.ndarray
 ) -> list[str]:
     """Names the first rows, of those read by the steps `changed`, that differ from the manifest."""
     if len(changed) == 0:
@@ -115,7 +106,7 @@ def describe_changed_rows(
     assert trial.manifest is not None
     row_files = list_row_files(directory, trial.trial_order.schedule)
     named: list[str] = []
-    for part in manifest_parts(trial, int(changed[0]), int(changed[-1]) + 1):
+    for part in verified_trial.manifest_parts(trial, int(changed[0]), int(changed[-1]) + 1):
         columns = ["step", "quadrant", "quadrant_row", "digest"]
         table = pq.read_table(trial.manifest / part["file"], columns=columns)
         chosen = np.isin(table["step"].to_numpy(), changed)
@@ -128,10 +119,10 @@ def describe_changed_rows(
             )
             record = line["quadrant_row"] - row_file.first
             with contextlib.closing(TokenReader(row_file.path)) as reader:
-                ids = read_row(reader, record)
+                ids = verified_trial.read_row(reader, record)
             if ids is None or digest.row_digests(ids[None])[0].tobytes() != line["digest"]:
                 named.append(
-                    f"{row_name(row_file, record)}, read at step {line['step']:,}, "
+                    f"{verified_trial.row_name(row_file, record)}, read at step {line['step']:,}, "
                     "has changed since the manifest was written"
                 )
             if len(named) == NAMED:
@@ -139,12 +130,16 @@ def describe_changed_rows(
     return named
 
 
-def verify_trials(directory: RunDirectory, trial_name: str | None, manifest: Path | None) -> bool:
-    """Prints what is found about every trained trial; returns whether all is well.
+def verify_trials(options: argparse.Namespace) -> int:
+    """Prints what is found about every trained trial; returns 0 if all is well, else 2.
 
     Raises:
         UserError: if there is nothing to verify, or a manifest is another order's.
     """
+    directory, trial_name = RunDirectory(options.run), options.trial
+    if options.manifest is not None and trial_name is None:
+        raise UserError("--manifest is of one curriculum: say which with --trial")
+    manifest = None if options.manifest is None else user_path(options.manifest)
     if not directory.config.exists():
         raise UserError(f"{directory.root} is no run directory: it has no config.yaml")
     config = load(directory.config)
@@ -160,18 +155,20 @@ def verify_trials(directory: RunDirectory, trial_name: str | None, manifest: Pat
         there = (own / "manifest.json").exists()
         if manifest is not None and not there:
             raise UserError(f"{manifest} holds no whole manifest: export it with --to manifest")
-        trials.append(read_verified_trial(config, directory, name, own if there else None))
-    damaged = read_row_digests_from_disk(directory, trials)
+        trials.append(
+            verified_trial.read_verified_trial(config, directory, name, own if there else None)
+        )
+    damaged = verified_trial.read_row_digests_from_disk(directory, trials)
     for line in damaged[:NAMED]:
         print(line)
     for trial in trials:
         if trial.manifest is not None:
-            read_row_digests_from_manifest(trial)
+            verified_trial.read_row_digests_from_manifest(trial)
         findings = compare_witnesses(directory, trial)
         print(f"{trial.name}: {'verified' if not trial.problems else 'NOT VERIFIED'}: {findings}")
         for problem in trial.problems:
             print(f"  {problem}")
-    return not damaged and not any(trial.problems for trial in trials)
+    return USAGE_ERROR if damaged or any(trial.problems for trial in trials) else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -193,15 +190,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 if all is well, 2 otherwise and for bad
     input."""
-
-    def command(options: argparse.Namespace) -> int:
-        if options.manifest is not None and options.trial is None:
-            raise UserError("--manifest is of one curriculum: say which with --trial")
-        manifest = None if options.manifest is None else user_path(options.manifest)
-        well = verify_trials(RunDirectory(options.run), options.trial, manifest)
-        return 0 if well else USAGE_ERROR
-
-    return run_command(parser(), command, arguments)
+    return run_command(parser(), verify_trials, arguments)
 
 
 if __name__ == "__main__":

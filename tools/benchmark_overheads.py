@@ -97,7 +97,6 @@ def run(
             selection=SelectionMap(schedule, seed=0),
             parts=parts,
             sequence_length=LENGTH,
-            seed=0,
             fingerprint="benchmark",
         )
         train(job)

@@ -57,6 +57,7 @@ from frame_jax.quadrants.rows import ShuffledDocuments, best_fit, list_documents
 from frame_jax.records import LENGTHS, OpenFiles, TokenReader, record_counts, write_tokens
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, write_json
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.scoring import score
 
 QUADRANTS = AxesConfig().quadrants
@@ -283,7 +284,7 @@ def measure_pack(root: Path, scale: float, turns: int) -> Iterator[Line]:
         def work(
             wanted: ShuffledDocuments = wanted, parts: list[Path] = parts, out: Path = out
         ) -> None:
-            write_part(wanted, parts, OpenFiles(), config, 1, 2, out)
+            write_part(wanted, parts, OpenFiles(), config, SpecialTokens(1, 2, 3), out)
 
         yield {"n": int(tokens.sum()), "documents": documents, **fastest(turns, work)}
 

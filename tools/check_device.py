@@ -348,7 +348,6 @@ def small_job(root: Path, folder: str) -> TrainingJob:
         selection=SelectionMap(schedule, seed=0),
         parts=parts,
         sequence_length=length,
-        seed=0,
         fingerprint="check",
     )
 

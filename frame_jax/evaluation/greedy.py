@@ -22,21 +22,12 @@ NextTokens = Callable[[np.ndarray, np.ndarray], jax.Array]
 
 
 def make_greedy_scorer(
-    decoder: Decoder,
-    params: Params,
-    context: int,
-    *,
-    per_device_batch_size: int,
-    loss_chunk: int = 2048,
-    fsdp: int = 1,
+    decoder: Decoder, params: Params, scoring: ScoringConfig
 ) -> tuple[Scorer, NextTokens]:
     """A scorer whose values are [2, rows, context], NLL in nats and misses, and its next tokens.
 
     A miss is 1 where another token is likelier than the target, otherwise 0.
     """
-    scoring = ScoringConfig(
-        context, per_device_batch_size=per_device_batch_size, loss_chunk=loss_chunk, fsdp=fsdp
-    )
     scorer = Scorer([(decoder, params)], scoring, score_rows_greedily)
     return scorer, scorer.map_rows(next_tokens, 2)
 
@@ -97,14 +88,12 @@ def generate_greedily(
     limits: Sequence[int],
     is_finished: Callable[[int, list[int]], bool],
 ) -> list[list[int]]:
-    """Continues prompts, of one id at least, with the likeliest token, again and again.
+    """Continues prompts, of one id at least, with the likeliest token, again and again; returns the
+    tokens written for each.
 
     Every token costs a pass over the whole context, because nothing is kept from one to the next.
     Prompt and limit, the tokens to write at most, together fit into the context. `is_finished` is
     asked after each token, with the prompt's number and the tokens written.
-
-    Returns:
-        The tokens written for each prompt.
     """
     written: list[list[int]] = [[] for _ in prompts]
     waiting = iter(range(len(prompts)))

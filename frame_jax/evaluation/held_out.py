@@ -23,16 +23,7 @@ import pyarrow.compute as pc
 from frame_jax import checkpoints
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
-from frame_jax.evaluation import tasks, training_rows
-from frame_jax.evaluation.results import (
-    SLICE_SQL,
-    HeldOutLoss,
-    TrialResult,
-    WeightsResult,
-    read_result,
-    scores_folder,
-    write_result,
-)
+from frame_jax.evaluation import results, tasks, training_rows
 from frame_jax.evaluation.weights import Part, Weights, write_missing_parts
 from frame_jax.parallel import processes
 from frame_jax.records import read_documents
@@ -74,11 +65,11 @@ def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> di
             for group in (kept, means)
         )
         ema = config.evaluation.ema
-        result = TrialResult(trial, ema, checkpoints_, averages, tuple(scores), rows)
-        write_tensorboard(scores_folder(directory, trial), result)
-        write_result(directory, result)
+        result = results.TrialResult(trial, ema, checkpoints_, averages, tuple(scores), rows)
+        write_tensorboard(results.scores_folder(directory, trial), result)
+        results.write_result(directory, result)
     processes.barrier(f"evaluate {trial}: result written")
-    final = read_result(directory, trial).final
+    final = results.read_result(directory, trial).final
     return {
         "step": final.step,
         "nll_per_token": final.overall.nll_per_token,
@@ -132,7 +123,7 @@ def score_held_out(
     parts = [
         Part(
             each,
-            scores_folder(directory, trial, each.name) / f"{name}.parquet",
+            results.scores_folder(directory, trial, each.name) / f"{name}.parquet",
             work=name,
             size=pc.sum(table["tokens"]).as_py(),
             note=f"weights {each.name}",
@@ -165,16 +156,16 @@ def score_held_out(
 
 def held_out_result(
     directory: RunDirectory, trial: str, record: TrialRecord, weights: Weights
-) -> WeightsResult:
+) -> results.WeightsResult:
     """Sums the losses of held-out documents under some weights, by slice."""
     scores, tokens = (
         parquet_table(*list_parts(folder, ".parquet"))
-        for folder in (scores_folder(directory, trial, weights.name), directory.tokens)
+        for folder in (results.scores_folder(directory, trial, weights.name), directory.tokens)
     )
     rows = query(
         lambda *row: row,
         f"""
-        SELECT {SLICE_SQL}, count(*), CAST(sum(predicted_tokens) AS BIGINT),
+        SELECT {results.SLICE_SQL}, count(*), CAST(sum(predicted_tokens) AS BIGINT),
                CAST(sum(bytes) AS BIGINT), sum(nll)
         FROM {scores}
         JOIN (SELECT doc_id, domain, language, bytes FROM {tokens}
@@ -186,17 +177,17 @@ def held_out_result(
         """,
     )
     slices = {
-        label: HeldOutLoss(
+        label: results.HeldOutLoss(
             count, predicted_tokens, size, nll, nll / predicted_tokens, nll / (size * math.log(2))
         )
         for label, count, predicted_tokens, size, nll in rows
         if label is not None
     }
     tokens_seen = weights.step * record.tokens_per_step
-    return WeightsResult(weights.name, weights.steps, weights.step, tokens_seen, slices)
+    return results.WeightsResult(weights.name, weights.steps, weights.step, tokens_seen, slices)
 
 
-def write_tensorboard(folder: Path, result: TrialResult) -> None:
+def write_tensorboard(folder: Path, result: results.TrialResult) -> None:
     """Writes `folder`/tensorboard anew, where `folder` is that of the trial's scores."""
     from tensorboardX import SummaryWriter
 

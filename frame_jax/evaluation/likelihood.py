@@ -6,7 +6,7 @@ belong to the continuation, and what is longer than the model's context loses it
 stands before every prompt, as before every training document.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +18,7 @@ from frame_jax.scoring.windows import Window
 
 
 class Request(NamedTuple):
-    """A continuation to rate after a prompt, in token ids.
-
-    Attributes:
-        prompt: At least one id.
-        continuation: At least one id.
-    """
+    """A continuation to rate after a prompt: token ids, at least one of each."""
 
     prompt: Sequence[int]
     continuation: Sequence[int]
@@ -47,11 +42,12 @@ def encode_requests(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> l
     return requests
 
 
-def request_window(number: int, request: Request, context: int) -> Window:
-    """The window that scores a request: its last tokens, at most `context` of them."""
-    ids = np.array([*request.prompt, *request.continuation][-(context + 1) :], np.int32)
-    counted = min(len(request.continuation), len(ids) - 1)
-    return Window(number, ids, len(ids) - 1 - counted, last=True)
+def request_windows(requests: Iterable[Request], context: int) -> Iterator[Window]:
+    """Yields the window that scores each request: its last tokens, at most `context` of them."""
+    for number, request in enumerate(requests):
+        ids = np.array([*request.prompt, *request.continuation][-(context + 1) :], np.int32)
+        counted = min(len(request.continuation), len(ids) - 1)
+        yield Window(number, ids, len(ids) - 1 - counted, last=True)
 
 
 def continuation_sums(scorer: Scorer, requests: Iterable[Request], count: int) -> np.ndarray:
@@ -62,10 +58,7 @@ def continuation_sums(scorer: Scorer, requests: Iterable[Request], count: int) -
     Returns:
         [values, count] float64, in the order of the requests; [1, 0] where there is none.
     """
-    windows = (
-        request_window(number, request, scorer.context) for number, request in enumerate(requests)
-    )
-    result = np.zeros((1, count))
+    result, windows = np.zeros((1, count)), request_windows(requests, scorer.context)
     for batch, sums in score_windows(scorer, windows, scorer.context):
         if len(result) != len(sums):
             result = np.zeros((len(sums), count))

@@ -25,6 +25,7 @@ except ImportError as error:
     raise ImportError("this needs lm-eval: pip install 'frame-jax[eval]'") from error
 
 from frame_jax import checkpoints
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError, print_note
 from frame_jax.evaluation.greedy import generate_greedily, make_greedy_scorer
@@ -86,9 +87,10 @@ class FrameJaxModel(LM):
         decoder = read_description(folder, compute_dtype=compute_dtype)
         params = checkpoints.load_params(folder / "checkpoints", decoder, self.step, ema=ema)
         self.max_length = max_length or trial_record.sequence_length
-        self._scorer, self._next_tokens = make_greedy_scorer(
-            decoder, params, self.max_length, per_device_batch_size=per_device_batch_size, fsdp=fsdp
+        scoring = ScoringConfig(
+            self.max_length, per_device_batch_size=per_device_batch_size, loss_chunk=2048, fsdp=fsdp
         )
+        self._scorer, self._next_tokens = make_greedy_scorer(decoder, params, scoring)
         self._tokenizer = load_tokenizer(directory)
         self.tokenizer_path = directory.tokenizer
 

@@ -124,10 +124,7 @@ def task_fingerprint(task: TaskConfig) -> str:
 def score_items(
     scorer: Scorer, tokenizer: Tokenizer, task: TaskConfig, items: list[Item]
 ) -> dict[str, Any]:
-    """Rates every choice of some items.
-
-    Returns:
-        The columns of a part, but for `item`.
+    """Rates every choice of some items; returns the columns of a part, but for `item`.
 
     Raises:
         UserError: if a log-likelihood is not finite.

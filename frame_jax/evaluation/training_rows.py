@@ -36,13 +36,8 @@ BINS = 20  # of a run, in the summary
 
 
 class Sample(NamedTuple):
-    """Rows that a trial was trained on: int64 [n], sorted by quadrant and row.
-
-    Attributes:
-        quadrant: Index of the quadrant.
-        row: Index among the quadrant's rows.
-        step: The last step that trained on it.
-    """
+    """Rows that a trial was trained on, sorted by quadrant and row: index of the quadrant, index
+    among its rows, and the last step that trained on it; each int64 [n]."""
 
     quadrant: np.ndarray
     row: np.ndarray
@@ -52,11 +47,8 @@ class Sample(NamedTuple):
 def measure_training_rows(
     config: RunConfig, directory: RunDirectory, trial: str
 ) -> TrainingRowsResult | None:
-    """Measures the final weights of a trial; called on every process.
-
-    Returns:
-        The result; None where no rows are asked for.
-    """
+    """Measures the final weights of a trial; called on every process. None where no rows are asked
+    for."""
     asked = config.evaluation.training_rows
     if asked == 0:
         return None
@@ -130,12 +122,10 @@ def score_rows(
         padded = np.full((at_once, length + 1), special_tokens.bos_id, np.int32)
         padded[: len(chunk)] = chunk
         seen = make_lm_batch(jax.numpy.asarray(padded), special_tokens, document_attention)
-        inputs, targets, segment_ids, positions = map(
-            np.asarray, (seen.inputs, seen.targets, seen.segment_ids, seen.positions)
-        )
+        inputs, targets, segment_ids, positions, loss_mask = map(np.asarray, seen)
         starts = np.zeros(0, np.int64)
         batch = Batch(inputs, targets, segment_ids, positions, windows=[], starts=starts)
-        weights = np.asarray(seen.loss_mask, np.float64)[: len(chunk)]
+        weights = loss_mask[: len(chunk)].astype(np.float64)
         values = np.asarray(scorer(batch))[0, : len(chunk)].astype(np.float64)
         tokens.append(weights.sum(1).astype(np.int64))
         nll.append((values * weights).sum(1))

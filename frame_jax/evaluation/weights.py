@@ -117,9 +117,8 @@ def load_weights(folder: Path, decoder: Decoder, weights: Weights, *, ema: bool)
         UserError: if a checkpoint cannot be read.
     """
     saved = folder / "checkpoints"
-    if len(weights.steps) == 1:
-        return checkpoints.load_params(saved, decoder, weights.step, ema=ema)
-    each = (checkpoints.load_params(saved, decoder, step) for step in weights.steps)
+    ema = ema and len(weights.steps) == 1
+    each = (checkpoints.load_params(saved, decoder, step, ema=ema) for step in weights.steps)
     return checkpoints.mean_of_checkpoints(each, weights.decay)
 
 

@@ -106,16 +106,14 @@ def export_trial(
             choose_checkpoint_step(trial_record, saved, each, None)
     else:
         weights = Weights.of_step(choose_checkpoint_step(trial_record, saved, step, stage))
-    decoder, special_tokens = read_description(folder), read_special_tokens(directory)
-    origin = kept_origin(folder)
+    decoder, origin = read_description(folder), kept_origin(folder)
     with new_folder(out) as temporary:
         export_checkpoint(
             temporary,
             decoder,
             load_weights(folder, decoder, weights, ema=ema),
             tokenizer=directory.tokenizer,
-            bos_id=special_tokens.bos_id,
-            eos_id=special_tokens.eos_id,
+            special_tokens=read_special_tokens(directory),
             context=trial_record.sequence_length,
             origin=origin,
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jax
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from frame_jax.config.paths import user_path
@@ -24,6 +23,7 @@ from frame_jax.models.flops import (
 )
 from frame_jax.models.hugging_face.weights import read_decoder
 from frame_jax.models.transformer import Decoder
+from frame_jax.quadrants.mixture import terminal_table
 from frame_jax.run import phases
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
@@ -110,17 +110,10 @@ def scoring_cost(
 def evaluation_costs(
     config: RunConfig, corpus: Corpus, trial: Trial, schedule: DataSchedule, task_tokens: int
 ) -> CostLine:
-    """Cost of everything measured on a trained trial.
+    """Cost of everything measured on a trial that was trained in the order of `schedule`.
 
     That is every kept checkpoint and every average on the held-out documents, some of them on the
-    tasks, and the final weights on a sample of training rows.
-
-    Args:
-        config: The run.
-        corpus: Its tokens.
-        trial: Which.
-        schedule: The order it was trained in.
-        task_tokens: Tokens of all tasks together.
+    tasks (`task_tokens` tokens all together), and the final weights on a sample of training rows.
     """
     training, evaluation = config.training_of_arm(trial.arm), config.evaluation
     averages, continued = len(evaluation.averages), config.pretrain.initial is not None
@@ -265,10 +258,8 @@ def list_costs(
             "reference model is trained and nothing is scored"
         )
     for name in ("weak", "strong") if config.scoring.table is None else ():
-        reference, (decoder, note) = (
-            getattr(config.reference, name),
-            reference_decoder(config, name),
-        )
+        reference = getattr(config.reference, name)
+        decoder, note = reference_decoder(config, name)
         if note is None:
             training = reference.training
             length = config.reference.rows.sequence_length
@@ -317,28 +308,21 @@ def cost_table(
 ) -> RenderableType:
     """Formats all costs as a table: parameters, memory, FLOPs, share and time.
 
-    Args:
-        config: The run.
-        corpus: Its tokens.
-        schedules: The order of each trial that is to be trained.
-        left: Share of the work that remains of each phase step that is to run.
-        tokens_per_second: Training speed of the target model. All else is taken to run at the same
-            FLOPs a second.
+    `schedules` has the order of each trial that is to be trained, `left` the share of the work that
+    remains of each phase step that is to run; `tokens_per_second` is the training speed of the
+    target model, and all else is taken to run at the same FLOPs a second.
     """
     work, notes = list_costs(config, corpus, schedules)
     work = [item for item in work if item.phase_step in left]
-    table = Table(title="cost", title_justify="left")
-    columns = ["parameters", "active", "weights GiB", "optimizer GiB", "tokens", "FLOPs", "share"]
-    table.add_column("work", overflow="fold")
-    for column in columns + (["time left"] if tokens_per_second else []):
-        table.add_column(column, justify="right", overflow="fold")
+    header = ["work", "parameters", "active", "weights GiB", "optimizer GiB", "tokens", "FLOPs"]
+    header += ["share", "time left"] if tokens_per_second else ["share"]
     target = planned_target(config)[0]
     flops = training_flops_per_token(target, config.partition.rows.sequence_length)
     speed = (tokens_per_second or 1) * flops
     total = sum(item.flops for item in work)
     hours = [item.flops * left[item.phase_step] / speed / 3600 for item in work]
-    for item, time in zip(work, hours, strict=True):
-        table.add_row(
+    lines = [
+        [
             item.name,
             f"{item.decoder.parameter_count():,}",
             f"{active_parameter_count(item.decoder):,}",
@@ -348,9 +332,11 @@ def cost_table(
             f"{item.flops:.2e}",
             f"{100 * item.flops / max(total, 1):.1f}%",
             *([f"{time:,.2f} h"] if tokens_per_second else []),
-        )
+        ]
+        for item, time in zip(work, hours, strict=True)
+    ]
     end = [f"{sum(hours):,.2f} h"] if tokens_per_second else []
-    table.add_row("all", "", "", "", "", "", f"{total:.2e}", "", *end)
+    lines.append(["all", "", "", "", "", "", f"{total:.2e}", "", *end])
     notes.append(
         "memory: of all devices together; gradients and activations come on top. Whether a step "
         "fits, without the devices: python tools/compile_ahead.py --config FILE --topology "
@@ -365,4 +351,4 @@ def cost_table(
             f"time: at {tokens_per_second:,.0f} tokens a second in pretraining, all else at the "
             "FLOPs a second that this is; small models reach fewer"
         )
-    return Group(table, Text("\n".join(notes), style="dim"))
+    return Group(terminal_table("cost", [header, *lines]), Text("\n".join(notes), style="dim"))

@@ -5,8 +5,9 @@ for each arm its stages, learning rates and mixture. What it costs comes from `c
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -23,7 +24,7 @@ from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
 from frame_jax.evaluation.held_out import held_out_documents
 from frame_jax.planning.costs import BYTES_PER_TOKEN, Corpus, cost_table
-from frame_jax.quadrants.mixture import mixture_table, tokenized_mixture
+from frame_jax.quadrants.mixture import mixture_table, terminal_table, tokenized_mixture
 from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.partition_record import Mixture, read_partition_record
@@ -37,14 +38,8 @@ COLUMNS = 60
 PIPED_WIDTH = 150  # of the tables where there is no terminal
 
 
-@dataclass(frozen=True)
-class PhaseStepState:
-    """How far a phase step has come.
-
-    Attributes:
-        text: For the reader.
-        fraction_left: Share of its work that remains.
-    """
+class PhaseStepState(NamedTuple):
+    """How far a phase step has come, in words, and the share of its work that remains."""
 
     text: str
     fraction_left: float
@@ -222,25 +217,18 @@ def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> Rendera
     """Formats the stages and mixture of one curriculum."""
     training, length = config.training_of_arm(name), config.partition.rows.sequence_length
     steps = schedule.steps(training.batch_size)
-    table = Table(title=f"{name}: {steps:,} steps", title_justify="left")
-    columns = ("stage", "rows", "tokens", "first step", "last step", "learning rate", "time scale")
-    for column in columns:
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    stage_starts = schedule.stage_starts(training.batch_size)
+    header = ["stage", "rows", "tokens", "first step", "last step", "learning rate", "time scale"]
+    lines, stage_starts = [header], schedule.stage_starts(training.batch_size)
     for stage, start, stop in schedule.run_stages:
         first = start // training.batch_size
         last = min(steps, -(-stop // training.batch_size)) - 1
         ends = np.array([first, last])
         rates = np.asarray(learning_rate(training.lr_schedule, ends, steps, stage_starts))
-        table.add_row(
-            stage,
-            f"{stop - start:,}",
-            f"{(stop - start) * length:,}",
-            f"{first:,}",
-            f"{last:,}",
-            f"{rates[0]:.2e} to {rates[1]:.2e}",
-            memory_in_stages(training, first, last, steps, stage_starts),
-        )
+        numbers = (stop - start, (stop - start) * length, first, last)
+        rate = f"{rates[0]:.2e} to {rates[1]:.2e}"
+        memory = memory_in_stages(training, first, last, steps, stage_starts)
+        lines.append([stage, *(f"{number:,}" for number in numbers), rate, memory])
+    table = terminal_table(f"{name}: {steps:,} steps", lines)
     table.caption = "time scale: 1 / (learning rate x weight decay), the optimizer's memory"
     table.caption_justify = "left"
     return Group(table, plot_order(schedule, training))

@@ -135,10 +135,7 @@ def load_scores(
                 FROM l.language
             """
         )
-    (scored_count,) = connection.execute(
-        "SELECT count(*) FROM documents WHERE copies > 0"
-    ).fetchall()[0]
-    if scored_count == 0:
+    if not connection.execute("FROM documents WHERE copies > 0 LIMIT 1").fetchall():
         raise UserError(
             "no document of the train split that is read has a finite score: the corpus is too "
             "small, partition.mixture reads too little of it, or the score phase went wrong"
@@ -193,13 +190,9 @@ def compute_thresholds(
 ) -> None:
     """Creates a table of thresholds by scope: the lower ends of bins 1, 2, ... along one axis.
 
-    Args:
-        connection: The database.
-        name: The table to make.
-        ranked: A query for (scope, value, tokens, doc_id); every scope is cut by itself.
-        bins: Pieces of equal tokens; bin b begins with the first document, in order of
-            (value, doc_id), whose middle lies at or beyond b / bins of the scope's tokens. A bin
-            without documents begins at infinity.
+    `ranked` is a query for (scope, value, tokens, doc_id). Every scope is cut by itself into `bins`
+    pieces of equal tokens: bin b begins with the first document, in order of (value, doc_id), whose
+    middle lies at or beyond b / bins of the scope's tokens; without documents, at infinity.
     """
     bucket = f"floor(value * {BUCKETS_PER_UNIT}) + 0.0"  # + 0.0 makes -0.0 and 0.0 one bucket
     ends = "".join(
@@ -263,12 +256,8 @@ def ranked_documents_sql(config: PartitionConfig) -> dict[str, str]:
 def pd_scope_sql(config: PartitionConfig) -> str:
     """SQL for the scope of PD's thresholds: a threshold group, or one of its PPL bins if nested."""
     bins = config.axes.ppl
-    ppl_bin = bin_index_sql("loss", "ppl_thresholds", bins)
-    return (
-        f"threshold_group * {bins} + {ppl_bin}"
-        if config.mode == "nested"
-        else f"threshold_group * {bins}"
-    )
+    inside = bin_index_sql("loss", "ppl_thresholds", bins) if config.mode == "nested" else "0"
+    return f"threshold_group * {bins} + {inside}"
 
 
 def assign_quadrants(

@@ -49,16 +49,14 @@ def measure_reliability(
             """
         ).fetchnumpy()
         values = {name: np.asarray(column) for name, column in found.items()}
-        bins = np.stack(
-            [
-                cut_sample(config, values[f"{of}loss"], values[f"{of}gap"], values)
-                for of in ("", "other_")
-            ]
-        )
+        bins = [
+            cut_sample(config, values[f"{of}loss"], values[f"{of}gap"], values)
+            for of in ("", "other_")
+        ]
         for domain in [None, *np.unique(values["domain"])]:
             own = (values["domain"] == domain) | (domain is None)
             if own.sum() >= FEWEST:
-                one, other = bins[:, :, own]
+                one, other = (cut[:, own] for cut in bins)
                 tokens = values["tokens"][own].astype(np.float64)
                 loss, gap, other_loss, other_gap = (
                     ranks_in_scope(values[name], values["scope"])[own]

@@ -21,11 +21,12 @@ import pyarrow as pa
 
 from frame_jax import packing
 from frame_jax.config.quadrants import RowsConfig
+from frame_jax.config.run import RunConfig
 from frame_jax.parallel import processes
 from frame_jax.records import LENGTHS, OpenFiles, write_tokens
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json, write_json
-from frame_jax.run.special_tokens import read_special_tokens
+from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
 from frame_jax.sql import open_database, parquet_columns, parquet_table, sql_literal
 
 # Ids of rows that are made together (64 MiB): documents lie in all token files, and where these
@@ -135,11 +136,12 @@ def best_fit(lengths: np.ndarray, row_ids: int) -> PackedSegments:
 
 
 def pack_documents(
-    documents: ShuffledDocuments, config: RowsConfig, bos: int, eos: int
+    documents: ShuffledDocuments, config: RowsConfig, special_tokens: SpecialTokens
 ) -> PackedSegments:
     """Decides which segment of which framed document goes into which row; EOS may be BOS."""
     pack = concat if config.packing == "concat" else best_fit
-    return pack(documents.tokens + (1 if bos == eos else 2), config.sequence_length + 1)
+    framing = 1 if special_tokens.bos_id == special_tokens.eos_id else 2
+    return pack(documents.tokens + framing, config.sequence_length + 1)
 
 
 def training_conditions(quadrants: Sequence[str]) -> dict[str, str]:
@@ -181,15 +183,8 @@ def write_quadrant_rows(
     ):
         for quadrant, index in left:
             path = folder / quadrant / names[index]
-            counts = write_part(
-                select(quadrant, index),
-                token_files,
-                open_files,
-                config,
-                special_tokens.bos_id,
-                special_tokens.eos_id,
-                path.with_suffix(".arrayrecord"),
-            )
+            documents, file = select(quadrant, index), path.with_suffix(".arrayrecord")
+            counts = write_part(documents, token_files, open_files, config, special_tokens, file)
             write_json(path.with_suffix(".json"), counts)
             update(1, f"{quadrant} {names[index]}")
     processes.barrier(f"rows in {folder.name}")
@@ -282,25 +277,37 @@ def list_documents(
         yield select
 
 
+def list_training_documents(
+    config: RunConfig,
+    directory: RunDirectory,
+    row_files: Sequence[tuple[str, int]],
+    scratch: Path,
+    *,
+    doc_ids: bool = False,
+) -> contextlib.AbstractContextManager[Callable[[str, int], ShuffledDocuments]]:
+    """As `list_documents`, of the training rows of a partitioned run."""
+    conditions = training_conditions(config.partition.axes.quadrants)
+    listed = [directory.assignment], conditions, row_files, config.partition.rows.parts, config.seed
+    return list_documents(*listed, scratch, doc_ids=doc_ids)
+
+
 def write_part(
     documents: ShuffledDocuments,
     token_files: Sequence[Path],
     open_files: OpenFiles,
     config: RowsConfig,
-    bos: int,
-    eos: int,
+    special_tokens: SpecialTokens,
     path: Path,
 ) -> dict[str, int]:
     """Packs documents into rows and writes them to one file, sequence_length + 1 ids a record.
 
     `token_files` are listed by part, and `open_files` keeps some of them open. BOS stands before
     every document and is the padding; EOS stands after every document, unless the two are one.
-
-    Returns:
-        Counts of rows, documents, text tokens and padding ids.
+    Returns counts of rows, documents, text tokens and padding ids.
     """
-    row_ids, end = config.sequence_length + 1, [] if bos == eos else [eos]
-    segments = pack_documents(documents, config, bos, eos)
+    row_ids, bos, eos = config.sequence_length + 1, special_tokens.bos_id, special_tokens.eos_id
+    end = [] if bos == eos else [eos]
+    segments = pack_documents(documents, config, special_tokens)
     at_once = max(IDS_AT_ONCE // row_ids, 1)
     with write_tokens(path) as writer:
         for first in range(0, segments.rows, at_once):

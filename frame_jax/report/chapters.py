@@ -12,7 +12,7 @@ from frame_jax.corpus.rejected import summary_messages
 from frame_jax.evaluation.results import TrialResult
 from frame_jax.models.transformer import read_description
 from frame_jax.report import documents, figures, notes, sections, task_results, training_curves
-from frame_jax.report.held_out_curves import difference_curves, loss_curves, slice_names
+from frame_jax.report.held_out_curves import difference_curves, loss_curves
 from frame_jax.report.html import Html, folded_section, note, table, tag
 from frame_jax.report.paired_differences import TrainingRowPoint
 from frame_jax.report.study_results import BEFORE, Study
@@ -120,9 +120,10 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
     averaged = any(result.ema for result in data.results.values())
     panel = figures.held_out(curves, data.shaded, data.names)
     caption = notes.HELD_OUT + (notes.AVERAGE if averaged else "")
+    slices = dict.fromkeys(name for r in data.results.values() for name in r.final.slices)
     found: list[Piece] = [
         tag("h2", "Held-out loss"),
-        sections.slice_choice(slice_names(data.results)),
+        sections.slice_choice(list(slices)),
         Figure("held-out-loss", [panel], caption),
     ]
     baseline = data.study.baseline

@@ -45,11 +45,6 @@ def loss_curves(results: dict[str, TrialResult], from_start: bool = False) -> li
     ]
 
 
-def slice_names(results: dict[str, TrialResult]) -> list[str]:
-    """The names of all slices of the held-out split, `all` first."""
-    return list(dict.fromkeys(name for r in results.values() for name in r.final.slices))
-
-
 def difference_curves(curves: Sequence[LossPoint], baseline: str) -> list[LossPoint]:
     """The points of the other arms with their difference to the baseline's.
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
-import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.evaluation.results import SLICE_SQL, read_results
@@ -112,24 +111,19 @@ def task_verdict(pairs: Sequence[tuple[Path, Path]]) -> Verdict:
 
 def right_answer_bits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads the bits and bytes of the right answer of each item: float64 [items] each."""
-    rows = [
-        row
-        for path in list_parts(folder, ".parquet")
-        for row in pq.read_table(path, columns=["answer", "nll", "bytes"]).to_pylist()
-    ]
-    bits = np.array([row["nll"][row["answer"]] for row in rows]) / math.log(2)
-    return bits, np.array([row["bytes"][row["answer"]] for row in rows], np.float64)
+    items = query(
+        lambda nll, size: (nll, size),
+        "SELECT nll[answer + 1], bytes[answer + 1] "  # SQL counts from 1
+        f"FROM {parquet_table(*list_parts(folder, '.parquet'))}",
+    )
+    nll, sizes = np.array(items, np.float64).T
+    return nll / math.log(2), sizes
 
 
 @dataclass(frozen=True)
 class TrainingRowPoint:
-    """An arm against the baseline on the training rows of one span of its run.
-
-    Attributes:
-        arm: The arm.
-        tokens: Training tokens seen in the middle of the span.
-        difference: Nats per token, mean over seeds.
-    """
+    """An arm against the baseline on the training rows of a span of its run, in whose middle it had
+    seen `tokens` training tokens: nats per token, mean over seeds."""
 
     arm: str
     tokens: int

@@ -22,8 +22,8 @@ from frame_jax.report.chapters import Piece, ReportData
 from frame_jax.report.html import Html, join_html, script_json, tag
 from frame_jax.report.paired_differences import training_row_differences
 from frame_jax.report.study import read_study
-from frame_jax.report.study_results import Study, write_study
-from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.report.study_results import FILE, Study
+from frame_jax.run.directory import RunDirectory, atomic_path, write_dataclass
 from frame_jax.run.partition_record import read_partition_record
 
 PNG_SCALE = 2
@@ -77,7 +77,7 @@ def write_report(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         return {}
     study = read_study(config, directory)
     pieces = report_contents(config, directory, study)
-    write_study(directory, study)
+    write_dataclass(directory.report / FILE, study)
     return write_page(f"FRAME report: {directory.root.name}", pieces, directory)
 
 

@@ -1,4 +1,4 @@
-"""Reads, writes and tabulates `RUN/report/verdict.json`, the results of a study.
+"""Reads and tabulates `RUN/report/verdict.json`, the results of a study.
 
 Imports nothing heavy: a finished run shows its table at once.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from frame_jax.run.directory import RunDirectory, read_dataclass, write_dataclass
+from frame_jax.run.directory import RunDirectory, read_dataclass
 
 BETTER, WORSE = "better", "worse"
 NONE, UNTESTED = "no difference that this study could see", "not tested: one seed"
@@ -102,13 +102,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a piece of the run cost.
-
-    Attributes:
-        work: What was done.
-        flops: See `models.flops`; None where they are not known.
-        seconds: Wall-clock time of the whole phase step.
-    """
+    """What a piece of the run cost: FLOPs as in `models.flops`, None where they are not known, and
+    the wall-clock time of the whole phase step."""
 
     work: str
     flops: float | None
@@ -167,11 +162,6 @@ class Study:
         for comparison in self.comparisons:
             found.setdefault(comparison.line, comparison)
         return found
-
-
-def write_study(directory: RunDirectory, study: Study) -> None:
-    """Writes the results of a run's study."""
-    write_dataclass(directory.report / FILE, study)
 
 
 def load_study(directory: RunDirectory) -> Study:

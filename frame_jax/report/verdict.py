@@ -46,15 +46,10 @@ def decide_verdict(by_seed: Sequence[float], document_error: float) -> Verdict:
     return Verdict(mean, mean - half, mean + half, document_error, detectable, seeds, word)
 
 
+@functools.cache
 def half_width(seed_error: float, seeds: int) -> float:
     """Half of the 95% t interval of a mean over `seeds` seeds with this standard error."""
-    return t_point(seeds) * seed_error
-
-
-@functools.cache
-def t_point(seeds: int) -> float:
-    """The two-sided 95% point of Student's t for a mean over `seeds`."""
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)) * seed_error
 
 
 def detectable_difference(seed_error: float, document_error: float, seeds: int) -> float:

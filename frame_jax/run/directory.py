@@ -150,14 +150,15 @@ def require_writable(folder: Path, option: str) -> None:
 
 
 @contextlib.contextmanager
-def explain_append_errors(path: Path) -> Iterator[None]:
-    """Context that turns a full disk, while appending to a file, into an error naming the file."""
+def explain_full_disk(path: Path, size: int | None = None) -> Iterator[None]:
+    """Context that turns a full disk into an error naming the file or folder that did not fit, of
+    `size` bytes or, where something is appended to a file, as large as it is."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         if not is_disk_full(error):
             raise
-        raise no_room_error(path, path.stat().st_size) from error
+        raise no_room_error(path, path.stat().st_size if size is None else size) from error
 
 
 def no_room_error(path: Path, written: int) -> UserError:

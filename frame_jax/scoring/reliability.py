@@ -16,15 +16,9 @@ from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.phases import REFERENCES, replica_name
+from frame_jax.scoring import score_parts
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.model_tokenizers import DocumentTexts
-from frame_jax.scoring.score_parts import (
-    ScoringPass,
-    read_index,
-    read_model_documents,
-    spread_evenly,
-    write_scores,
-)
 
 Reference = tuple[str, int | None]  # the name of a model, and the step of its checkpoint
 
@@ -48,7 +42,7 @@ def other_references(config: RunConfig, directory: RunDirectory, name: str) -> d
 def score_sample(
     config: RunConfig,
     directory: RunDirectory,
-    passes: Sequence[ScoringPass],
+    passes: Sequence[score_parts.ScoringPass],
     parts: list[Path],
     folder: Path,
 ) -> None:
@@ -59,16 +53,16 @@ def score_sample(
     title, show = f"score, {folder.name}", processes.is_first()
     with progress.progress_bar(title, len(parts), "parts", show=show) as update:
         for part in parts:
-            index = read_index(part)
-            index = index.take(spread_evenly(np.arange(len(index)), documents))
+            index = score_parts.read_index(part)
+            index = index.take(score_parts.spread_evenly(np.arange(len(index)), documents))
             scores = [
                 score_documents(
                     each.scorer,
-                    read_model_documents(part, index["row"].to_numpy(), each, texts),
+                    score_parts.read_model_documents(part, index["row"].to_numpy(), each, texts),
                     bos_id=each.tokenizer.bos_id,
                     overlap=config.scoring.overlap,
                 )
                 for each in passes
             ]
-            write_scores(folder / part.name, index, scores)
+            score_parts.write_scores(folder / part.name, index, scores)
             update(1, part.name)

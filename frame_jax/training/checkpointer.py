@@ -4,31 +4,22 @@ Beside the arrays stand the fingerprint of the run, because a checkpoint is not 
 another, digests of the arrays, and what the trainer notes: the digest of the rows that it has read.
 """
 
-import contextlib
 import dataclasses
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from frame_jax.checkpoints import (
-    CheckpointMetadata,
-    DamagedError,
-    UnreachableError,
-    glob_safe_path,
-    load_arrays,
-    phase_step_of,
-    read_metadata,
-)
-from frame_jax.errors import UserError, is_disk_full
+from frame_jax import checkpoints
+from frame_jax.errors import UserError
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import array_digest, processes
 from frame_jax.run.checkpoint_copies import CheckpointCopies
-from frame_jax.run.directory import no_room_error
+from frame_jax.run.directory import explain_full_disk, no_room_error
 from frame_jax.run.storage_errors import storage_error
 from frame_jax.training.optimizer import EmaState
 
@@ -46,14 +37,14 @@ class Checkpointer:
 
     def __init__(self, folder: Path, kept_steps: Sequence[int], fingerprint: str):
         self.folder, self.fingerprint = folder, fingerprint
-        self._saving = 0, 0  # step and bytes of the save under way
+        self._saving = folder / "0", 0  # path and bytes of the save under way
         self._response: Any = None  # which ends with it
         self._copies = CheckpointCopies(folder, kept_steps, ROLLING)
         policies = ocp.training.preservation_policies
         # Where copies go to a bucket, the kept steps are there and need no room here.
         kept = [] if self._copies.exist else [policies.CustomSteps(list(kept_steps))]
         self._orbax = ocp.training.Checkpointer(
-            glob_safe_path(folder),
+            checkpoints.glob_safe_path(folder),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(ROLLING), *kept]),
             cleanup_tmp_directories=True,
@@ -80,24 +71,27 @@ class Checkpointer:
             UserError: if the disk is full, or the last copy could not be made.
         """
         size = sum(leaf.nbytes for leaf in jax.tree.leaves([params, optimizer_state]))
+        path = self.folder / str(step)
         if shutil.disk_usage(self.folder.parent).free < size:
-            raise no_room_error(self.folder / str(step), size)
+            raise no_room_error(path, size)
         state = {"params": params, "optimizer": optimizer_state}
         digests = state_digests(params, optimizer_state)
-        metadata = CheckpointMetadata(self.fingerprint, digests, dict(consumed or {}))
-        with self._report_full_disk(*self._saving):
+        metadata = checkpoints.CheckpointMetadata(self.fingerprint, digests, dict(consumed or {}))
+        with explain_full_disk(*self._saving):
             if self._response is not None:
                 self._response.result()
         self._copies.finish()
-        with self._report_full_disk(step, size):
+        with explain_full_disk(path, size):
             self._response = self._orbax.save_checkpointables_async(
                 step, state, custom_metadata=dataclasses.asdict(metadata)
             )
-        self._saving = step, size
+        self._saving = path, size
         self._copies.begin(step)
 
-    def restore(self, step: int, params: Params, optimizer_state: Any) -> tuple[Params, Any]:
-        """Restores the state at `step`.
+    def restore(
+        self, step: int, params: Params, optimizer_state: Any
+    ) -> tuple[Params, Any, dict[str, Any]]:
+        """Restores the state at `step`, and what `save` noted of the rows that led there.
 
         Both trees, of `jax.ShapeDtypeStruct` with shardings, say what to restore and where to.
 
@@ -106,30 +100,25 @@ class Checkpointer:
             DamagedError: if it cannot be read.
             UnreachableError: if storage or network are at fault for that.
         """
-        metadata = read_metadata(self._orbax, step)
+        metadata = checkpoints.read_metadata(self._orbax, step)
         if metadata.fingerprint != self.fingerprint:
             raise UserError(
                 f"{self.folder / str(step)} was written under other settings or rows; continue in "
                 "a new run directory, or remove it with --redo of its phase"
             )
-        restored = load_arrays(self._orbax, step, {"params": params, "optimizer": optimizer_state})
+        restored = checkpoints.load_arrays(
+            self._orbax, step, {"params": params, "optimizer": optimizer_state}
+        )
         state = restored["params"], restored["optimizer"]
         if state_digests(*state) != metadata.digests:
-            raise DamagedError("its arrays are not what was saved")
-        return state
-
-    def consumed_rows(self, step: int) -> dict[str, Any]:
-        """What `save` noted of the rows that led to a checkpoint.
-
-        Raises:
-            DamagedError: if it cannot be read.
-        """
-        return read_metadata(self._orbax, step).consumed_rows
+            raise checkpoints.DamagedError("its arrays are not what was saved")
+        return *state, metadata.consumed_rows
 
     def restore_newest(
         self, params: Params, optimizer_state: Any
-    ) -> tuple[int, Params, Any] | None:
-        """Restores the newest checkpoint that all processes can read: step and state, or None.
+    ) -> tuple[int, Params, Any, dict[str, Any]] | None:
+        """Restores the newest checkpoint that all processes can read: its step and what `restore`
+        gives of it, or None.
 
         Damaged ones are moved aside, with a warning, once one before them has been read: what
         spoils all of them is rather the storage or the memory than the files. One that is out of
@@ -151,9 +140,9 @@ class Checkpointer:
                 self._orbax.reload()
             try:
                 state = self.restore(step, params, optimizer_state)
-            except DamagedError as error:
+            except checkpoints.DamagedError as error:
                 problem = str(error)
-            except UnreachableError as error:
+            except checkpoints.UnreachableError as error:
                 problem, reachable = str(error), False
             for _, messages in processes.failing_processes(reachable, problem).items():
                 raise storage_error(self.folder / str(step), messages)
@@ -167,7 +156,7 @@ class Checkpointer:
                 f"none of the checkpoints in {self.folder} can be read:\n{listing}\nIf the storage "
                 "or the memory is at fault, fix that and run the same command again; nothing was "
                 "changed. If they are lost, train from the start: --redo "
-                f"{phase_step_of(self.folder)}"
+                f"{checkpoints.phase_step_of(self.folder)}"
             )
         return None
 
@@ -190,16 +179,6 @@ class Checkpointer:
             processes.barrier("damaged checkpoints moved")
             self._orbax.reload()
 
-    @contextlib.contextmanager
-    def _report_full_disk(self, step: int, size: int) -> Iterator[None]:
-        """Context that names the checkpoint that did not fit when the disk is full."""
-        try:
-            yield
-        except Exception as error:
-            if is_disk_full(error):
-                raise no_room_error(self.folder / str(step), size) from error
-            raise
-
     def close(self) -> None:
         """Waits for the save in progress and its copy.
 
@@ -208,7 +187,7 @@ class Checkpointer:
         """
         saved = False
         try:
-            with self._report_full_disk(*self._saving):
+            with explain_full_disk(*self._saving):
                 self._orbax.close()
             saved = True
         finally:

@@ -13,7 +13,7 @@ from frame_jax.errors import UserError
 from frame_jax.files import find_remote_files, is_checkpoint, is_remote, local_copy
 from frame_jax.run.directory import RunDirectory, file_sha256, read_json, write_json
 from frame_jax.run.markers import INITIAL_WEIGHTS, read_marker
-from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.run.program_exit import run_on_first_process
 
 FILE = "initial.json"
 UNKNOWN = ""  # where the weights must be read
@@ -75,15 +75,10 @@ def agreed_digest(config: RunConfig, recorded: str | None) -> str | None:
     Raises:
         UserError: if the weights cannot be read.
     """
-    from frame_jax.parallel import processes
-
     initial = config.pretrain.initial
     if initial is None:
         return None
-    own = run_on_all_processes(
-        lambda: recorded or (weights_digest(initial) if processes.is_first() else UNKNOWN)
-    )
-    return processes.broadcast_from_first(own)
+    return run_on_first_process(lambda: recorded or weights_digest(initial))
 
 
 def write_record(config: RunConfig, directory: RunDirectory, phase_step: str) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import settings_to_write
 from frame_jax.errors import UserError
-from frame_jax.run.directory import atomic_path, explain_append_errors, read_json, write_json
+from frame_jax.run.directory import atomic_path, explain_full_disk, read_json, write_json
 
 Record = dict[str, Any]  # a line of metrics.jsonl, see docs/metrics.md
 
@@ -177,7 +177,7 @@ class MetricsLog:
 
     def write(self, record: dict[str, Any]) -> None:
         """Adds one step's record."""
-        with explain_append_errors(self._path):
+        with explain_full_disk(self._path):
             self._file.write(json.dumps(record) + "\n")
         if record["step"] % self._every == 0:
             for tracker in self._trackers:
@@ -199,11 +199,8 @@ class MetricsLog:
 
 
 def keep_steps_before(path: Path, step: int) -> int:
-    """Drops the records of `step` and later ones, and a last line that was cut short.
-
-    Returns:
-        The largest step that the file had; -1 for none.
-    """
+    """Drops the records of `step` and later ones, and a last line that was cut short; returns the
+    largest step that the file had, -1 for none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     last = -1
     if not path.exists():
@@ -216,16 +213,22 @@ def keep_steps_before(path: Path, step: int) -> int:
         for line in lines:
             if not line.endswith("\n"):
                 continue
-            found = step_of(line, path)
+            found = int(parse_record(line, path)["step"])
             last = max(last, found)
             if found < step:
                 kept.write(line)
     return last
 
 
-def step_of(line: str, path: Path) -> int:
-    """The step of a line of `path`."""
+def parse_record(line: str, path: Path) -> Record:
+    """The record of a step in a line of `path`.
+
+    Raises:
+        UserError: if it is none.
+    """
     try:
-        return int(json.loads(line)["step"])
+        record: Record = json.loads(line)
+        int(record["step"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged: correct or remove this line: {line[:80]!r}") from error
+    return record

@@ -55,11 +55,7 @@ def make_optimizer(
 
 
 class EmaState(NamedTuple):
-    """A moving average of the weights as the last part of an optimizer's state.
-
-    Attributes:
-        ema: The averaged parameters, float32.
-    """
+    """A moving average of the weights, float32, as the last part of an optimizer's state."""
 
     ema: Any
 
@@ -112,7 +108,7 @@ def optimizer_shardings(
 def learning_rate(
     config: LRScheduleConfig, step: ArrayLike, steps: int, stage_starts: Sequence[int] = (0,)
 ) -> jax.Array:
-    """The learning rate of an update.
+    """The learning rate of an update: float32, the shape of `step`.
 
     A linear warm-up goes from `initial` of the peak, before its first step, to the peak at its last
     one. `wsd` then stays at the peak, falls linearly
@@ -126,9 +122,6 @@ def learning_rate(
         step: Index of the update, from 0 to steps - 1; any shape.
         steps: Updates of the whole run.
         stage_starts: The first step of each stage, rising from 0.
-
-    Returns:
-        float32, the shape of `step`.
     """
     starts = np.array(stage_starts if config.restart_at_stages else (0,))
     lengths = np.diff(np.append(starts, steps))

@@ -117,7 +117,6 @@ def make_job(
         selection=selection,
         parts=parts,
         sequence_length=sequence_length,
-        seed=selection.seed,
         fingerprint=f"{read_fingerprint(directory, phase_step)}-{selection.schedule.fingerprint}",
         initial=initial,
         profile=config.profile,

@@ -49,14 +49,13 @@ def skip_bad_steps(train_step: TrainStep) -> TrainStep:
 class BadSteps:
     """Writes bad steps to `bad_steps.jsonl`, and counts those in a row.
 
-    Steps from `first_step` on run again, so their lines are dropped; `write` is false
-    on all processes but one.
+    Steps from `first_step` on run again, so their lines are dropped; process 0 alone writes.
     """
 
-    def __init__(self, job: TrainingJob, first_step: int, write: bool):
+    def __init__(self, job: TrainingJob, first_step: int):
         self._path, self._job = job.folder / "bad_steps.jsonl", job
-        self._write, self._in_a_row = write, 0
-        if write:
+        self._write, self._in_a_row = processes.is_first(), 0
+        if self._write:
             keep_steps_before(self._path, first_step)
 
     def record_step(self, step: int, values: dict[str, Any]) -> None:
@@ -125,7 +124,7 @@ class Recorder:
         self._job, self.consumed = job, consumed
         self._stack = contextlib.ExitStack()
         first = processes.is_first()
-        self.bad = BadSteps(job, start, first)
+        self.bad = BadSteps(job, start)
         self._log: MetricsLog | None = None
         if first:
             self._log = self._stack.enter_context(
@@ -212,7 +211,7 @@ class Recorder:
             "step": step,
             "tokens": (step + 1) * self._step_tokens,
             # JSON has no word for what is not a number.
-            **{name: without_nan(value) for name, value in values.items()},
+            **jax.tree.map(lambda value: value if math.isfinite(value) else None, values),
             "stage": schedule.stages[schedule.stage_at(first_row)].name,
             "mixture": dict(zip(schedule.quadrants, mixture.tolist(), strict=True)),
             "seconds": seconds,
@@ -222,10 +221,3 @@ class Recorder:
             "goodput": self._in_steps / (time.perf_counter() - self._began),
             **digest.consumed_record(self.consumed),
         }
-
-
-def without_nan(value: float | list[Any]) -> Any:
-    """A number, or lists of them, with None for those that are not finite."""
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return value if math.isfinite(value) else None

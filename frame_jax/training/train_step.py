@@ -56,12 +56,8 @@ def make_lm_batch(
     """Derives segments, positions and the loss mask from the tokens alone.
 
     A document begins at each BOS. A BOS that follows BOS or EOS is not predicted: which document
-    comes next is not something to learn, and padding is repeated BOS.
-
-    Args:
-        rows: [B, T + 1] int32.
-        special_tokens: BOS and EOS.
-        document_attention: False lets attention and positions run through the whole row.
+    comes next is not something to learn, and padding is repeated BOS. `rows` are [B, T + 1] int32;
+    without `document_attention` attention and positions run through the whole row.
     """
     inputs, targets = rows[:, :-1], rows[:, 1:]
     starts = inputs == special_tokens.bos_id
@@ -76,12 +72,8 @@ def make_lm_batch(
 
 
 class LossAux(NamedTuple):
-    """Sums over the counted targets of a batch, which add up over microbatches.
-
-    Attributes:
-        nll: In nats, float32.
-        routers: The routers' statistics; None for a model without experts.
-    """
+    """Sums over the counted targets of a batch, which add up over microbatches: NLL in nats,
+    float32, and the routers' statistics, None for a model without experts."""
 
     nll: jax.Array
     routers: RouterStatistics | None

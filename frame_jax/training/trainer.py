@@ -23,18 +23,12 @@ from frame_jax.parallel.sharding import batch_sharding, local_rows, make_mesh, p
 from frame_jax.run import preemption
 from frame_jax.run.preemption import Preempted
 from frame_jax.run.trial_record import write_trial_record
+from frame_jax.training import training_job
 from frame_jax.training.checkpointer import Checkpointer
 from frame_jax.training.initial import initial_params, keep_files
 from frame_jax.training.optimizer import learning_rate, make_optimizer, optimizer_shardings
 from frame_jax.training.recorder import ROWS, Recorder, skip_bad_steps
 from frame_jax.training.train_step import TrainState, make_train_step
-from frame_jax.training.training_job import (
-    TrainingJob,
-    check_batch,
-    kept_steps,
-    tail_steps,
-    trial_record,
-)
 
 MEASURED_STEPS = 10  # steps whose mean time sets the interval between rolling checkpoints
 
@@ -78,7 +72,7 @@ class StateFactory:
         shardings: A `TrainState` of the `NamedSharding` of each array.
     """
 
-    def __init__(self, job: TrainingJob, mesh: Mesh):
+    def __init__(self, job: training_job.TrainingJob, mesh: Mesh):
         decoder = job.decoder
         self.optimizer = make_optimizer(job.training, decoder, job.steps, job.stage_starts)
         shapes = decoder.shapes()
@@ -86,7 +80,7 @@ class StateFactory:
         replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         moments = optimizer_shardings(self.optimizer, shapes, params, mesh)
         self.shardings = TrainState(replicated, params, moments)  # type: ignore[arg-type]
-        self._decoder, self._seed, self._initial = decoder, job.seed, job.initial
+        self._decoder, self._seed, self._initial = decoder, job.selection.seed, job.initial
 
     def _make(self) -> TrainState:
         params = self._decoder.init(jax.random.key(self._seed))
@@ -104,8 +98,9 @@ class StateFactory:
         state = jax.jit(self.optimizer.init, out_shardings=self.shardings.optimizer)(params)
         return TrainState(jax.device_put(np.int32(0), self.shardings.step), params, state)
 
-    def restore_newest(self, checkpointer: Checkpointer) -> tuple[int, TrainState]:
-        """Reads the newest state that can be read, and its step; without one, the initial state."""
+    def restore_newest(self, checkpointer: Checkpointer) -> tuple[int, TrainState, int]:
+        """Reads the newest state that can be read: its step, itself and the digest of the rows that
+        led there; without one, the initial state."""
         like = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             jax.eval_shape(self._make),
@@ -113,14 +108,15 @@ class StateFactory:
         )
         found = checkpointer.restore_newest(like.params, like.optimizer)
         if found is None:
-            return 0, self.initial_state()
-        step, params, optimizer = found
+            return 0, self.initial_state(), 0
+        step, params, optimizer, noted = found
         on_devices = jax.device_put(np.int32(step), self.shardings.step)
-        return step, TrainState(on_devices, params, optimizer)
+        consumed = digest.read_consumed_rows(noted) or 0
+        return step, TrainState(on_devices, params, optimizer), consumed
 
 
 def global_batches(
-    job: TrainingJob, mesh: Mesh, start_step: int
+    job: training_job.TrainingJob, mesh: Mesh, start_step: int
 ) -> Iterator[tuple[jax.Array, jax.Array]]:
     """Yields global batches on the mesh, from `start_step` on, and the digests of their rows.
 
@@ -164,7 +160,7 @@ def global_batches(
         )
 
 
-def train(job: TrainingJob) -> dict[str, Any]:
+def train(job: training_job.TrainingJob) -> dict[str, Any]:
     """Trains to the last step, from the newest checkpoint if there is one.
 
     Returns:
@@ -174,14 +170,14 @@ def train(job: TrainingJob) -> dict[str, Any]:
         UserError: if the batch cannot be split over the mesh, or a checkpoint is not this run's.
     """
     mesh = make_mesh(job.parallel)
-    check_batch(job, mesh)
-    kept = kept_steps(job.selection.schedule, job.training, job.initial is not None)
+    training_job.check_batch(job, mesh)
+    kept = training_job.kept_steps(job.selection.schedule, job.training, job.initial is not None)
     if processes.is_first():
         if job.initial is not None:
             keep_files(job.initial, job.decoder, job.folder)
         write_description(job.folder, job.decoder)
-        write_trial_record(job.folder, trial_record(job, kept))
-    saved = sorted({*kept, *tail_steps(job), *job.further_steps})
+        write_trial_record(job.folder, training_job.trial_record(job, kept))
+    saved = sorted({*kept, *training_job.tail_steps(job), *job.further_steps})
     checkpointer = Checkpointer(job.folder / "checkpoints", saved, job.fingerprint)
     with preemption.deferral(), contextlib.closing(checkpointer):
         return _train(job, mesh, saved, checkpointer)
@@ -211,7 +207,7 @@ class RollingSaves:
         return self._interval is not None and (done - self._start) % self._interval == 0
 
 
-def compile_step(job: TrainingJob, mesh: Mesh, factory: StateFactory) -> Any:
+def compile_step(job: training_job.TrainingJob, mesh: Mesh, factory: StateFactory) -> Any:
     """Jits the update of a job: (state, rows) to (state, metrics); the state is donated."""
 
     def rate(step: jax.Array) -> jax.Array:
@@ -229,17 +225,16 @@ def compile_step(job: TrainingJob, mesh: Mesh, factory: StateFactory) -> Any:
 
 
 def _train(
-    job: TrainingJob, mesh: Mesh, kept: list[int], checkpointer: Checkpointer
+    job: training_job.TrainingJob, mesh: Mesh, kept: list[int], checkpointer: Checkpointer
 ) -> dict[str, Any]:
     factory = StateFactory(job, mesh)
-    start, state = factory.restore_newest(checkpointer)
-    consumed = digest.read_consumed_rows(checkpointer.consumed_rows(start)) if start > 0 else None
+    start, state, consumed = factory.restore_newest(checkpointer)
     if 0 in kept and checkpointer.latest() is None:
         checkpointer.save(0, state.params, state.optimizer, digest.consumed_record(0))
     train_step = compile_step(job, mesh, factory)
     trace = StepTrace(job.folder / "profile", job.profile)
     rolling = RollingSaves(job.training.checkpoint_seconds, start)
-    with Recorder(job, mesh, start, consumed or 0) as recorder:
+    with Recorder(job, mesh, start, consumed) as recorder:
         loader = global_batches(job, mesh, start)
         for step in range(start, job.steps):
             asked = time.perf_counter()

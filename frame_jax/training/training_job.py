@@ -28,10 +28,9 @@ class TrainingJob:
         training: How it is trained.
         parallel: The mesh.
         special_tokens: BOS and EOS of the rows.
-        selection: Which row comes when.
+        selection: Which row comes when; its seed is that of the initial weights, too.
         parts: Files of rows, by quadrant.
         sequence_length: Tokens a row predicts.
-        seed: Seed of the initial weights.
         fingerprint: Identifies everything the result depends on.
         further_steps: Steps whose checkpoints are kept beside those that are evaluated.
         initial: The model that it starts from; None for random weights.
@@ -48,7 +47,6 @@ class TrainingJob:
     selection: SelectionMap
     parts: dict[str, list[Path]]
     sequence_length: int
-    seed: int
     fingerprint: str
     further_steps: tuple[int, ...] = ()
     initial: InitialConfig | None = None

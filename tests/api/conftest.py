@@ -15,6 +15,7 @@ from frame_jax.corpus.tokenizer_training import train_tokenizer
 from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import RunDirectory
+from frame_jax.run.special_tokens import SpecialTokens
 from tests.scoring.scoring_helpers import write_model
 
 VOCAB = 300
@@ -51,8 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             decoder,
             params,
             tokenizer=run.tokenizer,
-            bos_id=bos,
-            eos_id=eos,
+            special_tokens=SpecialTokens(bos, eos, 0),
             context=64,
         )
         write_model(run, role, decoder, params)

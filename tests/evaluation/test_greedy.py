@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from frame_jax.config.models import ModelConfig
+from frame_jax.config.scoring import ScoringConfig
 from frame_jax.evaluation.greedy import generate_greedily, make_greedy_scorer
 from frame_jax.evaluation.likelihood import Request, continuation_sums
 from frame_jax.models.transformer import Decoder
@@ -22,9 +23,8 @@ def model(request, use_devices):
     )
     decoder = Decoder(shape, VOCAB, "float32")
     params = random_params(decoder, 0)
-    scorer = make_greedy_scorer(
-        decoder, params, CONTEXT, per_device_batch_size=1, loss_chunk=8, fsdp=fsdp
-    )
+    scoring = ScoringConfig(CONTEXT, per_device_batch_size=1, loss_chunk=8, fsdp=fsdp)
+    scorer = make_greedy_scorer(decoder, params, scoring)
     return scorer, lambda ids: log_probabilities(shape, params, ids)
 
 

@@ -19,6 +19,7 @@ from frame_jax.models.hugging_face.export import export_checkpoint, pad_token_id
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import RunDirectory
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.scoring.tokenizers import require_same_tokenizer
 from frame_jax.training.trainer import train
 from tests.arm import CONTEXT, PADDED, STEPS, VOCAB_SIZE, make_arm, write_tokenizer
@@ -107,7 +108,7 @@ def test_the_average_is_that_of_the_weights_after_every_step(tmp_path, capsys) -
     directory = RunDirectory(tmp_path)
     write_tokenizer(directory)
     run, folder = str(tmp_path), job.folder / "checkpoints"
-    expected = jax.tree.map(np.float64, job.decoder.init(jax.random.key(job.seed)))
+    expected = jax.tree.map(np.float64, job.decoder.init(jax.random.key(job.selection.seed)))
     for step in range(1, steps + 1):
         params = checkpoints.load_params(folder, job.decoder, step)
         expected = jax.tree.map(lambda m, p: decay * m + (1 - decay) * p, expected, params)
@@ -137,8 +138,7 @@ def test_large_weights_are_cut_into_files(tmp_path) -> None:
         decoder,
         params[3],
         tokenizer=directory.tokenizer,
-        bos_id=0,
-        eos_id=1,
+        special_tokens=SpecialTokens(0, 1, 0),
         context=CONTEXT,
         shard_bytes=40_000,
     )

@@ -22,6 +22,7 @@ from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder, read_description
 from frame_jax.report.study_results import load_study
 from frame_jax.run.directory import RunDirectory, write_json
+from frame_jax.run.special_tokens import SpecialTokens
 from tests.integration.small_run import settings, write_config, write_corpus
 from tests.programs import free_port, side_by_side
 
@@ -51,8 +52,7 @@ def write_ours(root: Path, name: str) -> None:
         decoder,
         params,
         tokenizer=root / "tokenizer.json",
-        bos_id=0,
-        eos_id=1,
+        special_tokens=SpecialTokens(0, 1, 0),
         context=64,
     )
 

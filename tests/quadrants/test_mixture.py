@@ -21,6 +21,7 @@ from frame_jax.quadrants.partition import write_assignment
 from frame_jax.quadrants.rows import list_documents, pack_documents, training_conditions
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.partition_record import read_partition_record
+from frame_jax.run.special_tokens import SpecialTokens
 from tests.quadrants.corpus import (
     BOS,
     EOS,
@@ -224,7 +225,7 @@ def packed_copies(
             before, own = 0, dict[str, list[set[int]]]()
             for part in range(rows.parts):
                 documents = select(quadrant, part)
-                packed = pack_documents(documents, rows, BOS, EOS)
+                packed = pack_documents(documents, rows, SpecialTokens(BOS, EOS, EOS + 1))
                 assert documents.doc_id is not None
                 names = documents.doc_id.to_pylist()
                 assert len(set(names)) == len(names)

@@ -21,6 +21,7 @@ from frame_jax.main import main
 from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.scoring import model_tokenizers
 from tests.scoring.numpy_decoder import document_nll
 
@@ -66,8 +67,7 @@ def checkpoints(tmp_path_factory):
         export_checkpoint(
             *(folder / name, decoder, params),
             tokenizer=path,
-            bos_id=tokenizer.token_to_id(bos),
-            eos_id=tokenizer.token_to_id(bos),
+            special_tokens=SpecialTokens(tokenizer.token_to_id(bos), tokenizer.token_to_id(bos), 0),
             context=CONTEXT,
             shard_bytes=20_000,
         )
@@ -149,8 +149,7 @@ def test_one_tokenizer_for_both_gives_the_same_sums_over_bytes(checkpoints, tmp_
         *(tmp_path / "other", decoder),
         params | {"final_norm": params["final_norm"] * np.float32(0.8)},
         tokenizer=folder / "strong.json",
-        bos_id=bos_id,
-        eos_id=bos_id,
+        special_tokens=SpecialTokens(bos_id, bos_id, 0),
         context=CONTEXT,
         shard_bytes=1 << 20,
     )

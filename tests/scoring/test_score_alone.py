@@ -14,6 +14,7 @@ from frame_jax.config.models import ModelConfig
 from frame_jax.main import main
 from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.models.transformer import Decoder
+from frame_jax.run.special_tokens import SpecialTokens
 from tests.scoring.numpy_decoder import document_nll
 
 CONTEXT, OVERLAP = 32, 8
@@ -47,8 +48,7 @@ def checkpoints(tmp_path_factory):
         export_checkpoint(
             *(folder / name, decoder, params),
             tokenizer=folder / "tokenizer.json",
-            bos_id=0,
-            eos_id=0,
+            special_tokens=SpecialTokens(0, 0, 0),
             context=CONTEXT,
             shard_bytes=20_000,
         )

@@ -68,6 +68,5 @@ def make_job(
             for quadrant in axes.quadrants
         },
         sequence_length=LENGTH,
-        seed=0,
         fingerprint=fingerprint,
     )

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
-from frame_jax.export.order.trial_order import TrialOrder, list_packed_documents
-from frame_jax.quadrants.rows import PackedSegments
+from frame_jax.export.order.trial_order import TrialOrder
+from frame_jax.quadrants.rows import PackedSegments, list_training_documents, pack_documents
 from frame_jax.run.directory import RunDirectory, remove
 from frame_jax.sql import open_database, parquet_table, write_parquet
 
@@ -56,7 +56,7 @@ def write_documents(
     """Writes order.parquet and NOTES.md to `folder`; memory does not grow with the corpus."""
     scratch, order = folder / ".rows", folder / "order.parquet"
     scratch.mkdir(parents=True)
-    write_first_rows(config, directory, trial_order.schedule.quadrants, scratch)
+    write_first_rows(config, directory, trial_order, scratch)
     write_row_positions(trial_order, config.pretrain.training.batch_size, scratch)
     documents, rows, positions = (
         parquet_table(*sorted(scratch.glob(f"{name}-*.parquet")))
@@ -103,18 +103,20 @@ def write_documents(
 
 
 def write_first_rows(
-    config: RunConfig, directory: RunDirectory, quadrants: tuple[str, ...], scratch: Path
+    config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, scratch: Path
 ) -> None:
     """Writes the row of its quadrant in which each document begins.
 
     And of each row: quadrant_index, quadrant_row, tokens (of text), cut (those of documents that
     begin in another row).
     """
-    row_files = [(q, part) for q in quadrants for part in range(config.partition.rows.parts)]
+    rows, quadrants = config.partition.rows, trial_order.schedule.quadrants
+    row_files = [(quadrant, part) for quadrant in quadrants for part in range(rows.parts)]
     before = dict.fromkeys(quadrants, 0)
-    with list_packed_documents(config, directory, row_files, scratch.parent) as select:
+    with list_training_documents(config, directory, row_files, scratch.parent) as select:
         for quadrant, part in row_files:
-            documents, packed = select(quadrant, part)
+            documents = select(quadrant, part)
+            packed = pack_documents(documents, rows, trial_order.special_tokens)
             index = quadrants.index(quadrant)
             first = np.full(len(documents.tokens), np.iinfo(np.int64).max)
             np.minimum.at(first, packed.document, packed.row)
@@ -151,10 +153,8 @@ def row_tokens(packed: PackedSegments, tokens: np.ndarray) -> tuple[np.ndarray, 
     begins = np.full(len(tokens), packed.rows)
     np.minimum.at(begins, packed.document, packed.row)
     cut = np.where(packed.row == begins[packed.document], 0, stop - first)
-    whole, others = np.zeros((2, packed.rows), np.int64)
-    np.add.at(whole, packed.row, stop - first)
-    np.add.at(others, packed.row, cut)
-    return whole, others
+    whole, others = (np.bincount(packed.row, n, packed.rows) for n in (stop - first, cut))
+    return whole.astype(np.int64), others.astype(np.int64)
 
 
 def write_row_positions(trial_order: TrialOrder, batch_size: int, scratch: Path) -> None:

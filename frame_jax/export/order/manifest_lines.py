@@ -18,12 +18,16 @@ from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
-from frame_jax.export.order.trial_order import RowFile, TrialOrder, list_packed_documents, read_rows
+from frame_jax.export.order.trial_order import RowFile, TrialOrder, read_rows
 from frame_jax.parallel import processes
-from frame_jax.quadrants.rows import PackedSegments, ShuffledDocuments
+from frame_jax.quadrants.rows import (
+    PackedSegments,
+    ShuffledDocuments,
+    list_training_documents,
+    pack_documents,
+)
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path, file_sha256, write_json
-from frame_jax.run.special_tokens import read_special_tokens
 
 PART_ROWS = 1 << 18
 SPAN = {"doc_id": pa.large_string(), "start": pa.int32(), "stop": pa.int32(), "first": pa.int64()}
@@ -46,15 +50,16 @@ def write_sorted_lines(
     scratch: Path,
 ) -> None:
     """Sorts the lines of a part of a quadrant into one batch for each part of the manifest."""
-    bos_id, show = read_special_tokens(directory).bos_id, processes.is_first()
+    special_tokens, show = trial_order.special_tokens, processes.is_first()
     names = [(row_file.quadrant_name, row_file.part) for row_file, _ in left]
     total = sum(row_file.rows for row_file, _ in left)
     with (
-        list_packed_documents(config, directory, names, scratch, doc_ids=True) as select,
+        list_training_documents(config, directory, names, scratch, doc_ids=True) as select,
         progress.progress_bar("rows", total, "rows", show=show) as update,
     ):
         for row_file, path in left:
-            documents, segments = select(row_file.quadrant_name, row_file.part)
+            documents = select(row_file.quadrant_name, row_file.part)
+            segments = pack_documents(documents, config.partition.rows, special_tokens)
             digests = np.empty((row_file.rows, digest.BYTES), np.uint8)
             # What the rows' documents were is not kept with them, so it is found out again.
             led = (segments.start == 0) | (segments.num_bos > 0)  # pieces that BOS begins, or leads
@@ -64,7 +69,7 @@ def write_sorted_lines(
                 digests[first : first + len(rows)] = digest.row_digests(rows)
                 lo, hi = np.searchsorted(begin_rows, [first, first + len(rows)])
                 ids = rows[begin_rows[lo:hi] - first, begins[lo:hi]]
-                agree &= bool((ids == bos_id).all())
+                agree &= bool((ids == special_tokens.bos_id).all())
                 update(len(rows), path.stem)
             if not agree:
                 raise UserError(

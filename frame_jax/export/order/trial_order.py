@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,13 +14,6 @@ from frame_jax.config.run import RunConfig
 from frame_jax.curriculum.selection import SelectionMap, trial_selection
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
-from frame_jax.quadrants.rows import (
-    PackedSegments,
-    ShuffledDocuments,
-    list_documents,
-    pack_documents,
-    training_conditions,
-)
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
@@ -221,26 +214,3 @@ def read_rows(row_file: RowFile) -> Iterator[tuple[int, np.ndarray]]:
         for first in range(0, row_file.rows, ROWS_AT_ONCE):
             indices = range(first, min(first + ROWS_AT_ONCE, row_file.rows))
             yield first, np.stack(reader.read(indices))
-
-
-@contextlib.contextmanager
-def list_packed_documents(
-    config: RunConfig,
-    directory: RunDirectory,
-    row_files: Sequence[tuple[str, int]],
-    scratch: Path,
-    *,
-    doc_ids: bool = False,
-) -> Iterator[Callable[[str, int], tuple[ShuffledDocuments, PackedSegments]]]:
-    """As `list_documents` for training rows that exist, with how the documents were packed."""
-    special_tokens, rows = read_special_tokens(directory), config.partition.rows
-    conditions = training_conditions(config.partition.axes.quadrants)
-    listed = [directory.assignment], conditions, row_files, rows.parts, config.seed, scratch
-    with list_documents(*listed, doc_ids=doc_ids) as select:
-
-        def select_packed(quadrant: str, index: int) -> tuple[ShuffledDocuments, PackedSegments]:
-            documents = select(quadrant, index)
-            bos, eos = special_tokens.bos_id, special_tokens.eos_id
-            return documents, pack_documents(documents, rows, bos, eos)
-
-        yield select_packed

@@ -6,7 +6,6 @@ one.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, file_sha256, read_json
 from frame_jax.run.storage_errors import is_storage_error
 from frame_jax.run.trial_record import read_trial_record
+from frame_jax.training.metrics import parse_record
 
 
 @dataclass
@@ -71,16 +71,9 @@ class VerifiedTrial:
 
 def read_metrics(path: Path) -> list[tuple[int, dict[str, Any]]]:
     """Reads the whole lines of metrics.jsonl, each with the steps done after it."""
-    lines: list[tuple[int, dict[str, Any]]] = []
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        try:
-            if line.endswith(b"\n"):
-                record = json.loads(line)
-                lines.append((record["step"] + 1, record))
-        except (ValueError, KeyError, TypeError) as error:
-            text = line[:80].decode(errors="replace")
-            raise UserError(f"{path} is damaged: this is no step: {text!r}") from error
-    return lines
+    text = path.read_text("utf-8", errors="replace") if path.exists() else ""
+    records = [parse_record(line, path) for line in text.split("\n")[:-1]]
+    return [(int(record["step"]) + 1, record) for record in records]
 
 
 def read_verified_trial(
@@ -127,9 +120,8 @@ def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTri
     """Adds up the digests of the rows on disk for all trials; returns unreadable rows."""
     damaged: list[str] = []
     row_files = list_row_files(directory, trials[0].trial_order.schedule)
-    with progress.progress_bar(
-        "rows", sum(row_file.rows for row_file in row_files), "rows"
-    ) as update:
+    total = sum(row_file.rows for row_file in row_files)
+    with progress.progress_bar("rows", total, "rows") as update:
         for row_file in row_files:
             indices_by_trial = []  # int64 [epochs, rows] each, -1 for not at all
             for trial in trials:

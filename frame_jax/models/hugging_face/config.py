@@ -39,12 +39,8 @@ WINDOWS = {"mistral": 4096, "mixtral": None}
 
 
 def read_config(values: dict[str, Any], path: Path, longest: int | None) -> ModelConfig:
-    """Reads the shape that a config.json describes.
-
-    Args:
-        values: What is in the file.
-        path: The file, for messages.
-        longest: As in `models.hugging_face.import_checkpoint`.
+    """Reads the shape that the `values` of a config.json describe; `longest` is as in
+    `models.hugging_face.weights.import_checkpoint`.
 
     Raises:
         UserError: naming the setting that is absent, malformed or not known to this project's

@@ -19,6 +19,7 @@ from frame_jax.models.hugging_face.origin import write_origin
 from frame_jax.models.hugging_face.tensors import Layout, Tensor, checkpoint_tensors
 from frame_jax.models.transformer import Decoder, Params
 from frame_jax.run.directory import write_json
+from frame_jax.run.special_tokens import SpecialTokens
 
 SHARD_BYTES = 5_000_000_000
 PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
@@ -30,8 +31,7 @@ def export_checkpoint(
     params: Params,
     *,
     tokenizer: Path,
-    bos_id: int,
-    eos_id: int,
+    special_tokens: SpecialTokens,
     context: int,
     shard_bytes: int = SHARD_BYTES,
     origin: Path | None = None,
@@ -44,8 +44,7 @@ def export_checkpoint(
             stay, because leaving them out would change every probability.
         params: Nested dict of float32 NumPy arrays.
         tokenizer: A tokenizer.json.
-        bos_id: Token that starts every text.
-        eos_id: Token that ends a text.
+        special_tokens: Those that start and end a text.
         context: Tokens of the longest sequence the model was trained on.
         shard_bytes: Weights are split into files of about this size.
         origin: Of a continued model what was kept of its checkpoint (`models.hugging_face.origin`):
@@ -57,9 +56,10 @@ def export_checkpoint(
     if origin is not None:
         write_weights(folder, decoder, params, shard_bytes, write_origin(origin, folder))
         return
+    bos_id, eos_id = special_tokens.bos_id, special_tokens.eos_id
     config = model_config(decoder, bos_id, eos_id, context)
     write_json(folder / "config.json", config)
-    pad_id = write_tokenizer(folder, tokenizer, bos_id, eos_id, context, decoder.vocab_size)
+    pad_id = write_tokenizer(folder, tokenizer, special_tokens, context, decoder.vocab_size)
     generation = {"bos_token_id": bos_id, "eos_token_id": eos_id, "pad_token_id": pad_id}
     if not config["use_cache"]:
         generation["use_cache"] = False
@@ -100,13 +100,14 @@ def pad_token_id(backend: tokenizers.Tokenizer, eos_id: int, vocab_size: int) ->
 
 
 def write_tokenizer(
-    folder: Path, path: Path, bos_id: int, eos_id: int, context: int, vocab_size: int
+    folder: Path, path: Path, special_tokens: SpecialTokens, context: int, vocab_size: int
 ) -> int:
     """Writes the tokenizer as the run used it; returns the id of its padding token.
 
     BOS stands before a text or a pair of texts, as it stood before every training document, and a
     text that spells out a special token stays text.
     """
+    bos_id, eos_id = special_tokens.bos_id, special_tokens.eos_id
     backend = tokenizers.Tokenizer.from_file(str(path))
     pad_id = pad_token_id(backend, eos_id, vocab_size)
     bos = backend.id_to_token(bos_id)

@@ -106,13 +106,10 @@ class Tensor:
         return np.ascontiguousarray(values, np.float32)
 
     def load(self, stored: Any, parameter: str, part: Part, params: Params) -> np.ndarray:
-        """Reads a part of one of its parameters.
+        """Reads a part of one of its parameters: slices of one layer's.
 
-        Args:
-            stored: The tensor in an open file, of which slices can be taken.
-            parameter: Its name.
-            part: Slices of one layer's parameter.
-            params: Arrays of all parameters' shapes.
+        `stored` is the tensor in an open file, of which slices can be taken, `params` are arrays of
+        all parameters' shapes.
         """
         views, axis, merged = self._views(params), self.rule.axis, self.rule.merged
         number = self.rule.parameters.index(parameter)

@@ -16,13 +16,8 @@ import numpy as np
 import safetensors
 
 from frame_jax.errors import UserError
+from frame_jax.models.hugging_face import tensors
 from frame_jax.models.hugging_face.config import family_of, read_config
-from frame_jax.models.hugging_face.tensors import (
-    Layout,
-    Tensor,
-    checkpoint_tensors,
-    shapes_alone,
-)
 from frame_jax.models.transformer import Decoder, Params
 
 SINGLE_FILE = "model.safetensors"  # the whole model in one file
@@ -75,7 +70,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def layout_in(folder: Path, decoder: Decoder) -> Layout:
+def layout_in(folder: Path, decoder: Decoder) -> tensors.Layout:
     """In which of its family's ways the tensors of a checkpoint are stored: the one that most of
     them fit."""
     path = folder / "config.json"
@@ -87,7 +82,8 @@ def layout_in(folder: Path, decoder: Decoder) -> Layout:
         with open_safetensors(file) as opened:
             names |= set(opened.keys())
     return max(
-        family.layouts, key=lambda layout: len(names & checkpoint_tensors(decoder, layout).keys())
+        family.layouts,
+        key=lambda layout: len(names & tensors.checkpoint_tensors(decoder, layout).keys()),
     )
 
 
@@ -100,9 +96,9 @@ def read_weights(folder: Path, decoder: Decoder, shardings: Any = None) -> Param
     Raises:
         UserError: naming every missing, extra or misshapen tensor.
     """
-    files, like = find_tensors(folder, decoder), shapes_alone(decoder)
-    holding: dict[tuple[str | None, str], list[tuple[str, Tensor]]] = {}
-    for name, tensor in checkpoint_tensors(decoder, layout_in(folder, decoder)).items():
+    files, like = find_tensors(folder, decoder), tensors.shapes_alone(decoder)
+    holding: dict[tuple[str | None, str], list[tuple[str, tensors.Tensor]]] = {}
+    for name, tensor in tensors.checkpoint_tensors(decoder, layout_in(folder, decoder)).items():
         for parameter in tensor.rule.parameters if 0 not in tensor.shape else ():
             holding.setdefault((tensor.group, parameter), []).append((name, tensor))
     with contextlib.ExitStack() as stack:
@@ -144,7 +140,7 @@ def find_tensors(folder: Path, decoder: Decoder) -> dict[str, Path]:
         UserError: naming every missing, extra or misshapen tensor.
     """
     layout = layout_in(folder, decoder)
-    expected = checkpoint_tensors(decoder, layout)
+    expected = tensors.checkpoint_tensors(decoder, layout)
     files: dict[str, Path] = {}
     problems: list[str] = []
     for path in weight_files(folder):
@@ -253,7 +249,7 @@ def tensor_errors(stored: Any, name: str, shape: tuple[int, ...]) -> list[str]:
     return []
 
 
-def is_redundant_tensor(name: str, files: dict[str, Path], layout: Layout) -> bool:
+def is_redundant_tensor(name: str, files: dict[str, Path], layout: tensors.Layout) -> bool:
     """Whether an extra tensor says nothing new: buffers, or the output of a model whose output is
     tied to its embedding."""
     if name.endswith(layout.buffers):

@@ -49,7 +49,7 @@ def make_run(
         run_directory=str(root),
         corpus=CorpusConfig([SourceConfig("python_library")]),
         partition=PartitionConfig(rows=rows),
-        pretrain=PretrainConfig(model, training),
+        pretrain=PretrainConfig(model, training=training),
         curricula=CURRICULA,
     )
     write_config(config, directory)

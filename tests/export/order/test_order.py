@@ -61,7 +61,7 @@ def make_run(root: Path) -> tuple[RunConfig, RunDirectory]:
         run_directory=str(directory.root),
         corpus=CorpusConfig([SourceConfig("python_library")]),
         partition=PartitionConfig(rows=RowsConfig(sequence_length=LENGTH, parts=2)),
-        pretrain=PretrainConfig(ModelConfig(), TrainingConfig(batch_size=BATCH)),
+        pretrain=PretrainConfig(ModelConfig(), training=TrainingConfig(batch_size=BATCH)),
         curricula=CURRICULA,
     )
     write_config(config, directory)

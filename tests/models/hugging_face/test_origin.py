@@ -17,6 +17,7 @@ from frame_jax.models.hugging_face.tensors import checkpoint_tensors
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import write_json
+from frame_jax.run.special_tokens import SpecialTokens
 from tests.models.hugging_face.test_config import COMPUTED, SMALL
 
 FILES = {
@@ -73,8 +74,7 @@ def test_a_continued_model_is_written_as_it_was(
         decoder,
         trained,
         tokenizer=tmp_path / "is not read",
-        bos_id=0,
-        eos_id=1,
+        special_tokens=SpecialTokens(0, 1, 0),
         context=64,
         origin=kept_origin(tmp_path / "second"),
     )

@@ -3,39 +3,21 @@
 from typing import Any
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models.hugging_face.families.family import (
-    ATTENTION,
-    ATTENTION_SHAPE,
-    DENSE,
-    GROUPED,
-    NORMS,
-    OUTER,
-    PREFIX,
-    SHAPE,
-    SILU,
-    Family,
-    Fields,
-    Setting,
-    Settings,
-    dense_rules,
-    expert_settings,
-    fused_expert_rules,
-    layer_names,
-    layer_pattern,
-    separate_expert_rules,
-)
+from frame_jax.models.hugging_face.families import family
 from frame_jax.models.hugging_face.settings import HFSettings
 from frame_jax.models.hugging_face.tensors import Layout, Rule, by_head, single_rules
 
-LLAMA_LAYOUT = Layout(OUTER, PREFIX, (*NORMS, *ATTENTION, *dense_rules()))
+LLAMA_LAYOUT = Layout(
+    family.OUTER, family.PREFIX, (*family.NORMS, *family.ATTENTION, *family.dense_rules())
+)
 OLMO2_NORMS = single_rules(  # after the sublayers
     {
         "post_attention_layernorm.weight": "attention_norm",
         "post_feedforward_layernorm.weight": "mlp_norm",
     }
 )
-OLMO2_LAYOUT = LLAMA_LAYOUT._replace(rules=(*OLMO2_NORMS, *ATTENTION, *dense_rules()))
-LLAMA_SHAPE = ATTENTION_SHAPE | DENSE
+OLMO2_LAYOUT = LLAMA_LAYOUT._replace(rules=(*OLMO2_NORMS, *family.ATTENTION, *family.dense_rules()))
+LLAMA_SHAPE = family.ATTENTION_SHAPE | family.DENSE
 
 
 def write_llama(c: ModelConfig) -> dict[str, Any]:
@@ -44,16 +26,19 @@ def write_llama(c: ModelConfig) -> dict[str, Any]:
 
 
 def llama_family(
-    name: str, layout: Layout = LLAMA_LAYOUT, required: Settings | None = None, **constants: Any
-) -> Family:
+    name: str,
+    layout: Layout = LLAMA_LAYOUT,
+    required: family.Settings | None = None,
+    **constants: Any,
+) -> family.Family:
     """A family that differs from Llama by keys that must be there, and by constants."""
-    return Family(
+    return family.Family(
         name,
         f"{name.capitalize()}ForCausalLM",
         ("attention+dense",),
         (layout,),
         LLAMA_SHAPE | (required or {}),
-        SILU,
+        family.SILU,
         constants,
         write=write_llama if name == "llama" else lambda c: {},
     )
@@ -61,10 +46,12 @@ def llama_family(
 
 LLAMAS = (
     llama_family("llama"),
-    llama_family("mistral", required=GROUPED),
-    llama_family("qwen2", required=GROUPED, qkv_bias=True),
+    llama_family("mistral", required=family.GROUPED),
+    llama_family("qwen2", required=family.GROUPED, qkv_bias=True),
     # The only one of them whose heads are not hidden_size / num_heads by default.
-    llama_family("qwen3", required=GROUPED | {"head_dim": Setting("head_dim")}, qk_norm=True),
+    llama_family(
+        "qwen3", required=family.GROUPED | {"head_dim": family.Setting("head_dim")}, qk_norm=True
+    ),
     llama_family(
         "olmo2", OLMO2_LAYOUT, qk_norm=True, qk_norm_over="projection", norm_position="after"
     ),
@@ -102,13 +89,13 @@ NEOX_RULES = tuple(
 NEOX_BUFFERS = (".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")  # of old saves
 
 
-def read_neox(s: HFSettings, fields: Fields) -> Fields:
+def read_neox(s: HFSettings, fields: family.Fields) -> family.Fields:
     """Reads the share of a head that is rotated, in either spelling."""
     share = s.positive(s.partial_rotary_factor(0.25, "rotary_pct"), "rotary_pct")
     return {"partial_rotary_factor": share, "num_kv_heads": fields["num_heads"]}
 
 
-NEOX = Family(
+NEOX = family.Family(
     "gpt_neox",
     "GPTNeoXForCausalLM",
     ("attention+dense",),
@@ -118,13 +105,13 @@ NEOX = Family(
         )
         for output in ("embed_out.weight", "lm_head.weight")
     ),
-    SHAPE
-    | DENSE
+    family.SHAPE
+    | family.DENSE
     | {
-        "num_heads": Setting("num_attention_heads"),
-        "norm_eps": Setting("layer_norm_eps", "number"),
-        "partial_rotary_factor": Setting("rotary_pct", "number", 0.25),
-        "parallel_residual": Setting("use_parallel_residual", "flag", True),
+        "num_heads": family.Setting("num_attention_heads"),
+        "norm_eps": family.Setting("layer_norm_eps", "number"),
+        "partial_rotary_factor": family.Setting("rotary_pct", "number", 0.25),
+        "parallel_residual": family.Setting("use_parallel_residual", "flag", True),
     },
     {"hidden_act": "gelu", "attention_bias": True},
     {"norm": "layer", "activation": "gelu", "qkv_bias": True, "bias": True},
@@ -133,67 +120,74 @@ NEOX = Family(
     read=read_neox,
 )
 
-SEPARATE = separate_expert_rules("mlp", "gate_proj", "up_proj", "down_proj")
-FUSED = fused_expert_rules("mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj")
-RENORMALISED = {"experts.norm_topk_prob": Setting("norm_topk_prob", "flag", False)}
+SEPARATE = family.separate_expert_rules("mlp", "gate_proj", "up_proj", "down_proj")
+FUSED = family.fused_expert_rules(
+    "mlp.gate.weight", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"
+)
+RENORMALISED = {"experts.norm_topk_prob": family.Setting("norm_topk_prob", "flag", False)}
 
 
 def expert_layouts(*ways: tuple[Rule, ...]) -> tuple[Layout, ...]:
     """Llama's tensors, with the experts stored in each of these ways."""
-    return tuple(Layout(OUTER, PREFIX, (*NORMS, *ATTENTION, *rules)) for rules in ways)
+    return tuple(
+        Layout(family.OUTER, family.PREFIX, (*family.NORMS, *family.ATTENTION, *rules))
+        for rules in ways
+    )
 
 
-def read_qwen3_moe(s: HFSettings, fields: Fields) -> Fields:
+def read_qwen3_moe(s: HFSettings, fields: family.Fields) -> family.Fields:
     """Reads which layers have experts: every n-th, but those in mlp_only_layers."""
     step, without = s.size("decoder_sparse_step", 1), s.list_of("mlp_only_layers")
     sparse = [i not in without and (i + 1) % step == 0 for i in range(fields["num_layers"])]
     kinds = ["attention+experts" if yes else "attention+dense" for yes in sparse]
-    return {"layers": layer_pattern(kinds)}
+    return {"layers": family.layer_pattern(kinds)}
 
 
 def write_qwen3_moe(c: ModelConfig) -> dict[str, Any]:
     """The inverse of `read_qwen3_moe`."""
     return {
         "decoder_sparse_step": 1,
-        "mlp_only_layers": [i for i, name in enumerate(layer_names(c)) if "experts" not in name],
+        "mlp_only_layers": [
+            i for i, name in enumerate(family.layer_names(c)) if "experts" not in name
+        ],
         "use_sliding_window": False,
     }
 
 
 EXPERTS = (
-    Family(
+    family.Family(
         "olmoe",
         "OlmoeForCausalLM",
         ("attention+experts",),
         expert_layouts(SEPARATE, FUSED),
         # Its norms are as wide as the model, and so are all heads together.
-        {name: setting for name, setting in ATTENTION_SHAPE.items() if name != "head_dim"}
-        | expert_settings("num_experts")
+        {name: setting for name, setting in family.ATTENTION_SHAPE.items() if name != "head_dim"}
+        | family.expert_settings("num_experts")
         | RENORMALISED,
-        SILU | {"clip_qkv": None},
+        family.SILU | {"clip_qkv": None},
         {"layers": ("attention+experts",), "qk_norm": True, "qk_norm_over": "projection"},
     ),
-    Family(
+    family.Family(
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
         ("attention+dense", "attention+experts"),
-        expert_layouts((*dense_rules(), *SEPARATE), (*dense_rules(), *FUSED)),
+        expert_layouts((*family.dense_rules(), *SEPARATE), (*family.dense_rules(), *FUSED)),
         LLAMA_SHAPE
-        | GROUPED
-        | expert_settings("num_experts", "moe_intermediate_size", "num_local_experts")
+        | family.GROUPED
+        | family.expert_settings("num_experts", "moe_intermediate_size", "num_local_experts")
         | RENORMALISED,
-        SILU,
+        family.SILU,
         {"qk_norm": True},
         read=read_qwen3_moe,
         write=write_qwen3_moe,
     ),
-    Family(
+    family.Family(
         "mixtral",
         "MixtralForCausalLM",
         ("attention+experts",),
-        expert_layouts(separate_expert_rules("block_sparse_moe", "w1", "w3", "w2"), FUSED),
-        ATTENTION_SHAPE | GROUPED | expert_settings(),
-        SILU,
+        expert_layouts(family.separate_expert_rules("block_sparse_moe", "w1", "w3", "w2"), FUSED),
+        family.ATTENTION_SHAPE | family.GROUPED | family.expert_settings(),
+        family.SILU,
         {"layers": ("attention+experts",), "experts.norm_topk_prob": True},
         rope=("rope_theta", 1e6),
         write=lambda c: {"sliding_window": None},

@@ -7,24 +7,7 @@ import ml_dtypes
 
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.errors import UserError
-from frame_jax.models.hugging_face.families.family import (
-    ATTENTION,
-    ATTENTION_SHAPE,
-    DENSE,
-    GROUPED,
-    NORMS,
-    OUTER,
-    PREFIX,
-    SHAPE,
-    SILU,
-    Family,
-    Fields,
-    Setting,
-    dense_rules,
-    fused_expert_rules,
-    layer_names,
-    layer_pattern,
-)
+from frame_jax.models.hugging_face.families import family
 from frame_jax.models.hugging_face.settings import HFSettings
 from frame_jax.models.hugging_face.tensors import (
     Layout,
@@ -53,16 +36,7 @@ HYBRID = {
     "conv_bias": "mamba_conv_bias",
     "expand": "mamba_expand",
 }
-ALONE = {
-    "num_heads": "num_heads",
-    "head_dim": "head_dim",
-    "state_size": "state_size",
-    "groups": "n_groups",
-    "conv_kernel": "conv_kernel",
-    "chunk_size": "chunk_size",
-    "conv_bias": "use_conv_bias",
-    "expand": "expand",
-}
+ALONE = {name: name for name in HYBRID} | {"groups": "n_groups", "conv_bias": "use_conv_bias"}
 MIXER_SIZES = ("num_heads", "state_size", "groups", "conv_kernel", "chunk_size")
 
 
@@ -147,11 +121,11 @@ MIXERS = {
 SHARED_IN, SHARED_OUT = "shared_mlp.input_linear.weight", "shared_mlp.output_linear.weight"
 MIXER_RULES = (
     *single_rules({"input_layernorm.weight": "mamba_norm"}),
-    *ATTENTION,
+    *family.ATTENTION,
     *mamba2_rules("mamba"),
 )
 GRANITE = (
-    *NORMS,
+    *family.NORMS,
     *MIXER_RULES,
     # The dense layer of a model without experts, or the shared expert, which is there even if its
     # width is 0: the last of these rules that applies is taken.
@@ -162,25 +136,27 @@ GRANITE = (
     Rule(SHARED_IN, ("gate", "up")),
     Rule(SHARED_OUT, ("down",)),
 )
-STORED = fused_expert_rules(
+STORED = family.fused_expert_rules(
     "block_sparse_moe.router.layer.weight",
     "block_sparse_moe.input_linear.weight",
     "block_sparse_moe.output_linear.weight",
 )
-AS_IN_MEMORY = fused_expert_rules(
+AS_IN_MEMORY = family.fused_expert_rules(
     "block_sparse_moe.router.weight",
     "block_sparse_moe.experts.gate_up_proj",
     "block_sparse_moe.experts.down_proj",
 )
 
 
-def read_mixers(s: HFSettings, mixers: list[str], feed_forward: str) -> Fields:
+def read_mixers(s: HFSettings, mixers: list[str], feed_forward: str) -> family.Fields:
     """The layers of a hybrid, and the shape of its Mamba-2 mixers if it has any."""
-    fields: Fields = {"layers": layer_pattern([f"{mixer}+{feed_forward}" for mixer in mixers])}
+    fields: family.Fields = {
+        "layers": family.layer_pattern([f"{mixer}+{feed_forward}" for mixer in mixers])
+    }
     return fields | ({"mamba2": read_mamba2(s, HYBRID)} if "mamba2" in mixers else {})
 
 
-def read_bamba(s: HFSettings, fields: Fields) -> Fields:
+def read_bamba(s: HFSettings, fields: family.Fields) -> family.Fields:
     """Reads which layers are attention."""
     attention = s.list_of("attn_layer_indices")
     mixers = ["attention" if i in attention else "mamba2" for i in range(fields["num_layers"])]
@@ -189,14 +165,14 @@ def read_bamba(s: HFSettings, fields: Fields) -> Fields:
 
 def write_bamba(c: ModelConfig) -> dict[str, Any]:
     """The inverse of `read_bamba`."""
-    attention = [i for i, name in enumerate(layer_names(c)) if name.startswith("attention")]
+    attention = [i for i, name in enumerate(family.layer_names(c)) if name.startswith("attention")]
     return write_mamba2(c, HYBRID) | {
         "attn_layer_indices": attention,
         "partial_rotary_factor": BAMBA_ROTATED,
     }
 
 
-def read_granite(s: HFSettings, fields: Fields) -> Fields:
+def read_granite(s: HFSettings, fields: family.Fields) -> family.Fields:
     """Reads Granite 4: feed-forwards all dense, or all experts beside a shared one; multipliers."""
     s.require("shared_intermediate_size", "num_local_experts")
     s.require_value(normalization_function="rmsnorm")
@@ -209,21 +185,14 @@ def read_granite(s: HFSettings, fields: Fields) -> Fields:
         raise s.error(f"layer_types must be num_hidden_layers names, each of {', '.join(MIXERS)}")
     head_dim = fields["head_dim"] or fields["hidden_size"] // fields["num_heads"]
     scale = s.number("attention_multiplier", 1.0)
-    kind = "experts" if s.size("num_local_experts", least=0) else "dense"
-    return (
-        read_mixers(s, [MIXERS[name] for name in types], kind)
-        | read_granite_feed_forward(s)
-        | {
-            "attention_multiplier": None if scale == head_dim**-0.5 else scale,
-            "partial_rotary_factor": 1.0 if positions == "rope" else 0.0,
-        }
-    )
-
-
-def read_granite_feed_forward(s: HFSettings) -> Fields:
-    """Reads the dense layer, or the experts if there are any."""
+    found: family.Fields = {
+        "attention_multiplier": None if scale == head_dim**-0.5 else scale,
+        "partial_rotary_factor": 1.0 if positions == "rope" else 0.0,
+    }
+    mixers = [MIXERS[name] for name in types]
     if not s.size("num_local_experts", least=0):
-        return {"intermediate_size": s.size("shared_intermediate_size")}
+        dense = {"intermediate_size": s.size("shared_intermediate_size")}
+        return found | read_mixers(s, mixers, "dense") | dense
     s.require("num_experts_per_tok", "intermediate_size")
     experts = ExpertsConfig(
         s.size("num_local_experts"),
@@ -232,7 +201,7 @@ def read_granite_feed_forward(s: HFSettings) -> Fields:
         s.size("shared_intermediate_size", least=0),
         norm_topk_prob=True,  # the softmax over the chosen logits is the renormalised one over all
     )
-    return {"experts": experts}
+    return found | read_mixers(s, mixers, "experts") | {"experts": experts}
 
 
 def write_granite(c: ModelConfig) -> dict[str, Any]:
@@ -245,13 +214,13 @@ def write_granite(c: ModelConfig) -> dict[str, Any]:
         "shared_intermediate_size": shared,
         "num_local_experts": experts.num_experts if experts else 0,
         "num_experts_per_tok": experts.num_experts_per_token if experts else 0,
-        "layer_types": [WRITTEN[name.split("+")[0]] for name in layer_names(c)],
+        "layer_types": [WRITTEN[name.split("+")[0]] for name in family.layer_names(c)],
         "position_embedding_type": "rope" if c.partial_rotary_factor else "nope",
     }
 
 
 FAMILIES = (
-    Family(
+    family.Family(
         "mamba2",
         "Mamba2ForCausalLM",
         ("mamba2+none",),
@@ -262,7 +231,7 @@ FAMILIES = (
                 (*single_rules({"norm.weight": "mamba_norm"}), *mamba2_rules("mixer")),
             ),
         ),
-        SHAPE | {"norm_eps": Setting("layer_norm_epsilon", "number")},
+        family.SHAPE | {"norm_eps": family.Setting("layer_norm_epsilon", "number")},
         {"hidden_act": "silu", "use_bias": False, "rms_norm": True},
         # Heads are of no attention.
         {"layers": ("mamba2+none",), "num_heads": 1, "num_kv_heads": 1, "head_dim": 2},
@@ -271,35 +240,38 @@ FAMILIES = (
         read=lambda s, fields: {"mamba2": read_mamba2(s, ALONE)},
         write=lambda c: write_mamba2(c, ALONE) | {"residual_in_fp32": True},
     ),
-    Family(
+    family.Family(
         "bamba",
         "BambaForCausalLM",
         ("attention+dense", "mamba2+dense"),
         (
             Layout(
-                OUTER | {"final_norm": "model.final_layernorm.weight"},
-                PREFIX,
-                (*BAMBA_NORMS, *MIXER_RULES, *dense_rules("feed_forward")),
+                family.OUTER | {"final_norm": "model.final_layernorm.weight"},
+                family.PREFIX,
+                (*BAMBA_NORMS, *MIXER_RULES, *family.dense_rules("feed_forward")),
             ),
         ),
-        ATTENTION_SHAPE | GROUPED | DENSE,
-        SILU | {"mamba_proj_bias": False, "mlp_bias": False},
+        family.ATTENTION_SHAPE | family.GROUPED | family.DENSE,
+        family.SILU | {"mamba_proj_bias": False, "mlp_bias": False},
         rotated=BAMBA_ROTATED,
         read=read_bamba,
         write=write_bamba,
     ),
-    Family(
+    family.Family(
         "granitemoehybrid",
         "GraniteMoeHybridForCausalLM",
         ("attention+dense", "attention+experts", "mamba2+dense", "mamba2+experts"),
-        (Layout(OUTER, PREFIX, GRANITE + STORED), Layout(OUTER, PREFIX, GRANITE + AS_IN_MEMORY)),
-        ATTENTION_SHAPE
+        (
+            Layout(family.OUTER, family.PREFIX, GRANITE + STORED),
+            Layout(family.OUTER, family.PREFIX, GRANITE + AS_IN_MEMORY),
+        ),
+        family.ATTENTION_SHAPE
         | {
-            "embedding_multiplier": Setting("embedding_multiplier", "number", 1.0),
-            "residual_multiplier": Setting("residual_multiplier", "number", 1.0),
-            "logits_divisor": Setting("logits_scaling", "number", 1.0),
+            "embedding_multiplier": family.Setting("embedding_multiplier", "number", 1.0),
+            "residual_multiplier": family.Setting("residual_multiplier", "number", 1.0),
+            "logits_divisor": family.Setting("logits_scaling", "number", 1.0),
         },
-        SILU | {"mamba_proj_bias": False},
+        family.SILU | {"mamba_proj_bias": False},
         read=read_granite,
         write=write_granite,
     ),
