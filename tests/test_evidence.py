@@ -52,7 +52,10 @@ def seen(row: Row) -> float:
 def test_every_table_is_read() -> None:
     sections = [row.section for row in rows()]
     counts = {section: sections.count(section) for section in dict.fromkeys(sections)}
-    assert counts == {"Verdicts": 15, "A second corpus": 7, "Other decoders": 3}
+    assert counts == {
+        **{"Verdicts": 15, "A second corpus": 7},
+        **{"Continued on another mixture": 5, "Other decoders": 3},
+    }
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.section}: {row.order}")
