@@ -52,13 +52,10 @@ def print_plan(
     corpus_tokens: float | None = None,
     until: str | None = None,
 ) -> None:
-    """Prints the plan of a run.
+    """Prints the plan of a run up to the phase `until`; None for all phases.
 
-    Args:
-        config: The run.
-        tokens_per_second: Training speed of the target model, for the time it will take.
-        corpus_tokens: Tokens of a corpus that is not tokenized, and need not be there, yet.
-        until: The last phase of interest; None for all.
+    `tokens_per_second` is the training speed of the target model, for the time it will take,
+    `corpus_tokens` are those of a corpus that is not tokenized, and need not be there, yet.
 
     Raises:
         UserError: for a corpus that is not there, and for what pretraining would refuse.

@@ -148,14 +148,9 @@ class TensorBoard:
 class MetricsLog:
     """Appends records of steps; on resuming, drops those of steps that will run again.
 
-    A context manager, which closes the trackers.
-
-    Args:
-        folder: `metrics.jsonl` and `tensorboard/` go here.
-        first_step: Records of this step and later ones are dropped.
-        every: Steps between records that go to TensorBoard and the tracker.
-        phase: The group of its scalars on TensorBoard.
-        make_tracker: Opens the user's tracker; None for none.
+    A context manager, which closes the trackers. `metrics.jsonl` and `tensorboard/` go into
+    `folder`; records of `first_step` and later ones are dropped. One of `every` records goes to
+    TensorBoard, as scalars of the group `phase`, and to the tracker that `make_tracker` opens.
     """
 
     def __init__(

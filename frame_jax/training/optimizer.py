@@ -111,17 +111,14 @@ def learning_rate(
     """The learning rate of an update: float32, the shape of `step`.
 
     A linear warm-up goes from `initial` of the peak, before its first step, to the peak at its last
-    one. `wsd` then stays at the peak, falls linearly
-    over the steps before `decay_end`, and stays low; `cosine` and `linear` fall from the end of the
-    warm-up. These end at `final_fraction` of the peak. `inverse_sqrt` falls as 1 / sqrt(step) does,
-    to no less than that. With `restart_at_stages` all this happens in every stage, shares being
-    shares of the stage: `constant` then warms up again at each stage start.
+    one. `wsd` then stays at the peak, falls linearly over the steps before `decay_end`, and stays
+    low; `cosine` and `linear` fall from the end of the warm-up. These end at `final_fraction` of
+    the peak. `inverse_sqrt` falls as 1 / sqrt(step) does, to no less than that. With
+    `restart_at_stages` all this happens in every stage, shares being shares of the stage:
+    `constant` then warms up again at each stage start.
 
-    Args:
-        config: Which schedule.
-        step: Index of the update, from 0 to steps - 1; any shape.
-        steps: Updates of the whole run.
-        stage_starts: The first step of each stage, rising from 0.
+    `step` is the index of the update, from 0 to steps - 1, of any shape, `steps` are the updates of
+    the whole run, `stage_starts` the first step of each stage, rising from 0.
     """
     starts = np.array(stage_starts if config.restart_at_stages else (0,))
     lengths = np.diff(np.append(starts, steps))

@@ -34,11 +34,8 @@ MEASURED_STEPS = 10  # steps whose mean time sets the interval between rolling c
 
 
 class StepTrace:
-    """Traces the steps of a range, for XProf and TensorBoard.
-
-    Args:
-        folder: The trace goes into `plugins/profile/` under it.
-        steps: `START:STOP` in steps of the run, STOP not included; None traces nothing.
+    """Traces the steps of a range, `START:STOP` in steps of the run, STOP not included; None traces
+    nothing. The trace goes into `plugins/profile/` under `folder`, for XProf and TensorBoard.
     """
 
     def __init__(self, folder: Path, steps: str | None):

@@ -102,7 +102,8 @@ class Tensor:
 
     def stored(self, params: Params) -> np.ndarray:
         """The tensor of the checkpoint: contiguous float32."""
-        values = np.concatenate(self._views(params), self.rule.axis).reshape(self.shape)
+        views = parameter_views(self.config, self.rule, params, self.group, self.index)
+        values = np.concatenate(views, self.rule.axis).reshape(self.shape)
         return np.ascontiguousarray(values, np.float32)
 
     def load(self, stored: Any, parameter: str, part: Part, params: Params) -> np.ndarray:
@@ -111,7 +112,8 @@ class Tensor:
         `stored` is the tensor in an open file, of which slices can be taken, `params` are arrays of
         all parameters' shapes.
         """
-        views, axis, merged = self._views(params), self.rule.axis, self.rule.merged
+        views = parameter_views(self.config, self.rule, params, self.group, self.index)
+        axis, merged = self.rule.axis, self.rule.merged
         number = self.rule.parameters.index(parameter)
         read, box = part_to_read(self.rule.view, part, views[number].ndim)
         before = sum(view.shape[axis] for view in views[:number])
@@ -128,15 +130,12 @@ class Tensor:
         self.rule.view(self.config, found)[...] = values
         return found[tuple(ALL if r == own else own for r, own in zip(read, part, strict=True))]
 
-    def _views(self, params: Params) -> list[np.ndarray]:
-        stacked = params if self.group is None else params["layers"][self.group]
-        return parameter_views(self.config, self.rule, stacked, self.index)
-
 
 def parameter_views(
-    c: ModelConfig, rule: Rule, stacked: Params, index: tuple[int, ...]
+    c: ModelConfig, rule: Rule, params: Params, group: str | None, index: tuple[int, ...]
 ) -> list[np.ndarray]:
     """The parameters of a tensor as they are stored, one by one."""
+    stacked = params if group is None else params["layers"][group]
     return [rule.view(c, stacked[name][index]) for name in rule.parameters]
 
 
@@ -182,8 +181,7 @@ def checkpoint_tensors(decoder: Decoder, layout: Layout) -> dict[str, Tensor]:
 
     def add(name: str, rule: Rule, group: str | None, index: tuple[int, ...]) -> None:
         if (rule, group) not in shapes:
-            stacked = params if group is None else params["layers"][group]
-            views = parameter_views(c, rule, stacked, index)
+            views = parameter_views(c, rule, params, group, index)
             shape = joined_shape(views, rule.axis)
             shapes[rule, group] = (math.prod(shape[: rule.merged]), *shape[rule.merged :])
         tensors[name] = Tensor(c, rule, group, index, shapes[rule, group])
