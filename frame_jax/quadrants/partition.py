@@ -1,7 +1,6 @@
 """The phases that write training rows: of the partition, from scores; of the reference split."""
 
 import dataclasses
-import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,7 @@ from rich.console import Console
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_warning
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
 from frame_jax.quadrants.assign import make_axes
@@ -33,8 +32,6 @@ from frame_jax.run.partition_record import (
     write_partition_record,
 )
 from frame_jax.sql import open_database, parquet_table
-
-logger = logging.getLogger(__name__)
 
 PIPED_WIDTH = 150  # of a table where there is no terminal
 WARN_DOCUMENT_SHARE = 0.1  # share of the documents that is worth a word
@@ -91,7 +88,7 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
     record = read_partition_record(directory)
     if processes.is_first():
         for line in record.warnings:
-            logger.warning("%s", line)
+            print_warning(line)
         console = Console(stderr=True, width=None if sys.stderr.isatty() else PIPED_WIDTH)
         if record.mixture is not None:
             console.print(mixture_table(record.mixture))

@@ -5,7 +5,6 @@ another, digests of the arrays, and what the trainer notes: the digest of the ro
 """
 
 import dataclasses
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,15 +14,13 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from frame_jax import checkpoints
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_warning
 from frame_jax.models.transformer import Params
 from frame_jax.parallel import array_digest, processes
 from frame_jax.run.checkpoint_copies import CheckpointCopies
 from frame_jax.run.directory import explain_full_disk, no_room_error
 from frame_jax.run.storage_errors import storage_error
 from frame_jax.training.optimizer import EmaState
-
-logger = logging.getLogger(__name__)
 
 ROLLING = 2  # newest checkpoints that are kept beside the asked-for ones
 
@@ -164,10 +161,9 @@ class Checkpointer:
         """Moves damaged checkpoints to `damaged/` and warns about each."""
         for step, problem in damaged.items():
             aside = self.folder.with_name("damaged") / str(step)
-            logger.warning(
-                "%s is damaged (%s); it goes to %s, and training continues from a checkpoint "
-                "before it",
-                *(self.folder / str(step), problem, aside),
+            print_warning(
+                f"{self.folder / str(step)} is damaged ({problem}); it goes to {aside}, and "
+                "training continues from a checkpoint before it"
             )
             if processes.is_first():
                 aside.parent.mkdir(exist_ok=True)

@@ -10,7 +10,6 @@ import copy
 import functools
 import importlib
 import json
-import logging
 import os
 import re
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any, Protocol, Self
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import settings_to_write
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_warning
 from frame_jax.run.directory import atomic_path, explain_full_disk, read_json, write_json
 
 Record = dict[str, Any]  # a line of metrics.jsonl, see docs/metrics.md
@@ -97,11 +96,9 @@ class TrackerFollower:
             raise
         except BaseException as error:  # somebody else's code, which may call sys.exit
             self._failed = True
-            logging.getLogger(__name__).warning(
-                "the tracker has failed (%s: %s) and is left out until the next start; "
-                "metrics.jsonl goes on",
-                type(error).__name__,
-                error,
+            print_warning(
+                f"the tracker has failed ({type(error).__name__}: {error}) and is left out until "
+                "the next start; metrics.jsonl goes on"
             )
             return None
 

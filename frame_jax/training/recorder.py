@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -14,15 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from frame_jax.curriculum import digest
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, print_warning
 from frame_jax.models.flops import model_flops_utilisation, training_flops_per_token
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.training.metrics import MetricsLog, keep_steps_before
 from frame_jax.training.train_step import TrainState
 from frame_jax.training.training_job import TrainingJob
-
-logger = logging.getLogger(__name__)
 
 TrainStep = Callable[[TrainState, jax.Array], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -73,9 +70,9 @@ class BadSteps:
             }
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            logger.warning(
-                "step %d is not applied (loss %s, gradient norm %s); its rows are in %s",
-                *(step, line["loss"], line["grad_norm"], self._path),
+            print_warning(
+                f"step {step} is not applied (loss {line['loss']}, gradient norm "
+                f"{line['grad_norm']}); its rows are in {self._path}"
             )
 
     def _rows_of(self, step: int) -> dict[str, list[int]]:
