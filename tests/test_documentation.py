@@ -104,6 +104,9 @@ COMMANDS = {
     ".venv/bin/python -m frame_jax.main --config configs/study_cpu.yaml": Entry(
         extra="--plan", shows="pretrain frame_wide-seed2"
     ),
+    ".venv/bin/python -m frame_jax.main --config configs/study_continue.yaml": Entry(
+        extra="--plan", shows="pretrain reverse-seed2"
+    ),
     **{
         f".venv/bin/python -m frame_jax.main --config configs/study_decoders.yaml{options}": Entry(
             extra="--plan", shows="pretrain frame-seed2"
