@@ -18,6 +18,7 @@ from tests.arm import CONTEXT, TEXT, make_arm
 torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed (extra `eval`)")
 from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 
@@ -105,7 +106,7 @@ def answers(model, tasks: Path, names: list[str]) -> dict[str, list]:
     found = lm_eval.simple_evaluate(
         model=model,
         tasks=names,
-        task_manager=lm_eval.tasks.TaskManager(include_path=str(tasks), include_defaults=False),
+        task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
         log_samples=True,
         bootstrap_iters=0,
     )
@@ -280,7 +281,7 @@ def test_the_command_line_runs_tasks_by_name(prepared, tmp_path) -> None:
 def test_the_paper_s_tasks_are_known_to_the_harness() -> None:
     path = Path(__file__).parents[2] / "configs" / "tasks_frame_paper.yaml"
     config = yaml.safe_load(path.read_text("utf-8"))
-    known = lm_eval.tasks.TaskManager()
+    known = TaskManager()
     assert config["model"] == "frame_jax"
     missing = [name for name in config["tasks"] if name not in known.all_tasks]
     assert not missing
