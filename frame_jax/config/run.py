@@ -140,6 +140,10 @@ class RunConfig:
             "axis (partition.axes: {ppl: 4, pd: 1})",
         )
         require(
+            self.reference.replicas == 1 or self.scoring.reliability > 0,
+            "reference.replicas are for scoring.reliability alone, which is 0: set it to 2000",
+        )
+        require(
             self.tracker is None or re.fullmatch(r"[\w.]+:\w+", self.tracker) is not None,
             f"tracker must be module:function, not {self.tracker!r}",
         )

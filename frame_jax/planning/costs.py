@@ -271,12 +271,14 @@ def list_costs(
         tokens, line = corpus.train + corpus.held_out, (f"scoring, {name}", "score")
         work.append(scoring_cost(*line, decoder, tokens, config.scoring.context))
         if config.scoring.reliability and reference.checkpoint is None:
-            line, replicas = (f"sample, {name}", "score"), config.reference.replicas
-            sample = min(tokens, config.scoring.reliability * config.scoring.context) * replicas
-            work.append(scoring_cost(*line, decoder, sample, config.scoring.context))
-            if replicas > 1:
+            line, context = (f"sample, {name}", "score"), config.scoring.context
+            sample = min(tokens, config.scoring.reliability * context)
+            work.append(scoring_cost(*line, decoder, sample, context))
+            if config.reference.replicas > 1:
                 line = (f"replica, {name}", f"reference-{phases.replica_name(name)}")
                 work.append(training_cost(*line, decoder, training, count, length))
+                line = (f"sample, {name} replica", "score-replica")
+                work.append(scoring_cost(*line, decoder, sample, context))
     decoder, note = planned_target(config)
     notes += [note] if note else []
     length = config.partition.rows.sequence_length

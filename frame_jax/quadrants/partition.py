@@ -14,12 +14,7 @@ from frame_jax.errors import UserError, print_warning
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
 from frame_jax.quadrants.assign import make_axes
-from frame_jax.quadrants.mixture import (
-    count_read,
-    mixture_table,
-    resolve_mixture,
-    terminal_table,
-)
+from frame_jax.quadrants.mixture import count_read, mixture_table, resolve_mixture, terminal_table
 from frame_jax.quadrants.reliability import measure_reliability, reliability_warnings
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition

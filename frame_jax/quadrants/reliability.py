@@ -53,15 +53,14 @@ def measure_reliability(
             cut_sample(config, values[f"{of}loss"], values[f"{of}gap"], values)
             for of in ("", "other_")
         ]
+        names = ("loss", "other_loss", "gap", "other_gap")
+        ranks = [ranks_in_scope(values[name], values["scope"]) for name in names]
         for domain in [None, *np.unique(values["domain"])]:
             own = (values["domain"] == domain) | (domain is None)
             if own.sum() >= FEWEST:
                 one, other = (cut[:, own] for cut in bins)
                 tokens = values["tokens"][own].astype(np.float64)
-                loss, gap, other_loss, other_gap = (
-                    ranks_in_scope(values[name], values["scope"])[own]
-                    for name in ("loss", "gap", "other_loss", "other_gap")
-                )
+                loss, other_loss, gap, other_gap = (rank[own] for rank in ranks)
                 yield Reliability(
                     folder.name,
                     domain,

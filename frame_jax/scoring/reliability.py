@@ -58,7 +58,10 @@ def score_sample(
             scores = [
                 score_documents(
                     each.scorer,
-                    score_parts.read_model_documents(part, index["row"].to_numpy(), each, texts),
+                    # Texts from the corpus come for whole parts alone; the tokens' are near enough.
+                    score_parts.read_model_documents(
+                        part, index["row"].to_numpy(), each, texts, decoded=True
+                    ),
                     bos_id=each.tokenizer.bos_id,
                     overlap=config.scoring.overlap,
                 )

@@ -8,7 +8,12 @@ import pytest
 from scipy import stats
 
 from frame_jax import partition_table
+from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.quadrants import AxesConfig, PartitionConfig
+from frame_jax.config.run import RunConfig
+from frame_jax.config.scoring import ScoringConfig
+from frame_jax.config.training import ReferenceConfig
+from frame_jax.errors import UserError
 from frame_jax.quadrants import reliability
 from frame_jax.run.partition_record import Reliability, Share
 
@@ -95,3 +100,13 @@ def test_a_pd_of_the_models_own_is_warned_of(pd: float, warned: bool) -> None:
     assert len(found) == warned
     if pd == 0.28:
         assert "Spearman 0.28" in found[0] and "about 53% of what it could" in found[0]
+
+
+def test_replicas_without_a_sample_are_refused() -> None:
+    with pytest.raises(UserError, match=r"scoring\.reliability alone, which is 0"):
+        RunConfig(
+            "run",
+            CorpusConfig(sources=[SourceConfig(kind="jsonl", path="x.jsonl")]),
+            reference=ReferenceConfig(replicas=2),
+            scoring=ScoringConfig(reliability=0),
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import jax
@@ -22,7 +23,7 @@ from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.models.transformer import Decoder
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.special_tokens import SpecialTokens
-from frame_jax.scoring import model_tokenizers
+from frame_jax.scoring import model_tokenizers, score
 from tests.scoring.numpy_decoder import document_nll
 
 CONTEXT, OVERLAP = 16, 4
@@ -138,6 +139,31 @@ def test_documents_rank_by_losses_a_byte(checkpoints, tmp_path, monkeypatch, rea
     nll = sum(row["nll_strong"] for row in rows)
     assert summary["bytes"] == sum(len(text.encode()) for text in DOCUMENTS.values())
     assert summary["mean_nll_strong"] == pytest.approx(nll / summary["bytes"])
+
+
+@pytest.mark.slow
+def test_a_sample_is_read_without_the_corpus(checkpoints, tmp_path, monkeypatch) -> None:
+    """Whose texts come for whole parts alone; the sampled documents have their own scores."""
+    folder, _ = checkpoints
+    given = arguments(folder, tmp_path, **{"tokenizer.path": folder / "composing/tokenizer.json"})
+    assert main(given) == 0
+    monkeypatch.setattr(score, "other_references", lambda *_: {"strong": ("strong", None)})
+    sampled = [*given[:1], *given[2:], "--scoring.reliability=12"]
+    directory = RunDirectory(tmp_path / "run")
+    assert score.score_under_others(parse(sampled)[0], directory, "half") == {"models": 1}
+    scores, others = (
+        {row["doc_id"]: row for part in list_parts(place, ".parquet") for row in rows_of(part)}
+        for place in (directory.scores, directory.reliability / "half")
+    )
+    assert 6 <= len(others) <= 12
+    same = [key for key in others if unicodedata.is_normalized("NFC", DOCUMENTS[key])]
+    assert same
+    for key in same:
+        assert others[key]["nll_strong"] == pytest.approx(scores[key]["nll_strong"], rel=1e-4)
+
+
+def rows_of(part: Path) -> list[dict]:
+    return pq.read_table(part).to_pylist()
 
 
 @pytest.mark.slow
