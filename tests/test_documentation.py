@@ -191,8 +191,8 @@ COMMANDS = {
     ),
     # docs/importing.md
     f"{MAIN} --until tokenize": Entry(shows="nothing to do"),
-    ".venv/bin/python docs/examples/compressed_size.py my_run.yaml sizes.parquet": Entry(
-        leaves="sizes.parquet"
+    ".venv/bin/python docs/examples/simple_scores.py my_run.yaml simple.parquet": Entry(
+        leaves="simple.parquet"
     ),
     # docs/architecture.md
     ".venv/bin/python docs/examples/one_document.py": Entry(shows="gradient of embedding"),

@@ -2,11 +2,11 @@
 
     python docs/examples/simple_scores.py CONFIG OUT.parquet
 
-For each document of the corpus that CONFIG names, OUT has `bytes_per_byte`, what a strong compressor
-makes of a byte of its text; `saved`, what that saves beside a weak one, (weak - strong) / weak;
-`bytes`, its length; and `bigram`, its bits a byte where each byte is guessed from the one before, by
-the pairs that the whole corpus has. Any of them takes the place of PPL, and any other that of PD, in
-`scoring.table`:
+OUT has a line for each document of the corpus that CONFIG names: `bytes_per_byte`, what a strong
+compressor makes of a byte of its text; `saved`, what that saves beside a weak one, (weak - strong) /
+weak; `bytes`, its length; and `bigram`, its bits a byte where each byte is guessed from the one
+before, by the pairs that the whole corpus has. Any of them takes the place of PPL, and any other
+that of PD, in `scoring.table`:
 
     scoring:
       table: {path: OUT.parquet, ppl: bytes_per_byte, pd: saved}
@@ -42,8 +42,11 @@ def compressed_sizes(text: str) -> tuple[float, float]:
 
 
 def byte_pairs(text: str) -> np.ndarray:
-    """Each byte of the text with the one before it, as 256 x (the one before) + byte: int64 [n - 1]."""
-    data = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64)
+    """Each byte with the one before it, as 256 x (the one before) + byte: int64 [bytes].
+
+    The first one stands after a line break.
+    """
+    data = np.frombuffer(("\n" + text).encode("utf-8"), np.uint8).astype(np.int64)
     return 256 * data[:-1] + data[1:]
 
 
