@@ -3,10 +3,10 @@
     python docs/examples/simple_scores.py CONFIG OUT.parquet
 
 OUT has a line for each document of the corpus that CONFIG names: `bytes_per_byte`, what a strong
-compressor makes of a byte of its text; `saved`, what that saves beside a weak one, (weak - strong) /
-weak; `bytes`, its length; and `bigram`, its bits a byte where each byte is guessed from the one
-before, by the pairs that the whole corpus has. Any of them takes the place of PPL, and any other
-that of PD, in `scoring.table`:
+compressor makes of a byte of its text; `saved`, the share that this saves of what a weak one makes;
+`bytes`, its length; and `bigram`, its bits a byte where each byte is guessed from the one before,
+by the pairs that the whole corpus has. Any of them takes the place of PPL, and any other that of
+PD, in `scoring.table`:
 
     scoring:
       table: {path: OUT.parquet, ppl: bytes_per_byte, pd: saved}
