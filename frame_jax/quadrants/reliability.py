@@ -140,11 +140,12 @@ def reliability_warnings(lines: Sequence[Reliability], pd_name: str) -> Iterator
     for line in lines:
         if line.domain is None and line.pd.value < WARN_CORRELATION:
             left = math.sqrt(max(line.pd.value, 0.0))
+            about = "at most" if line.compared_with == "third" else "about"
             yield (
                 f"{pd_name} says more of the reference models than of the text: with "
                 f"{line.of_models} it ranks {line.documents:,} documents in another order "
                 f"(Spearman {line.pd.value:.2f}), and {line.quadrant.value:.0%} of the tokens stay "
                 f"in their quadrant (by chance {line.quadrant.chance:.0%}). An order by it can do "
-                f"about {left:.0%} of what it could. Train the reference models longer, or on more "
-                "text"
+                f"{about} {left:.0%} of what it could. Train the reference models longer, or on "
+                "more text"
             )
