@@ -109,6 +109,9 @@ def score_under_others(config: RunConfig, directory: RunDirectory, name: str) ->
         share, check = processes.local_share(missing), name != "half"
         score_parts(config, directory, passes, share, folder, most=most, check=check)
     processes.barrier(f"score, {name}: parts written")
+    if directory.partition.exists():
+        again = "these scores are compared when the quadrants are made again (--redo partition)"
+        processes.print_notes([f"scoring.reliability: {again}"])
     return {"models": len(others)}
 
 
