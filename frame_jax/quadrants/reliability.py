@@ -18,7 +18,6 @@ from scipy import stats
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.quadrants.assign import Axes
 from frame_jax.run.partition_record import Reliability, Share
-from frame_jax.sql import parquet_table
 
 FEWEST = 20  # documents of a domain that are worth a line
 WARN_CORRELATION = 0.5  # below it, less than 0.7 of the effect is left
@@ -37,14 +36,14 @@ def measure_reliability(
     """
     columns = ", ".join(config.group_by) or "'all'"
     for folder in folders:
-        table = parquet_table(*sorted(folder.glob("part-*.parquet")))
+        others = axes.query(*sorted(folder.glob("part-*.parquet")))
         found = connection.execute(
             f"""
             SELECT coalesce(domain::VARCHAR, 'none') AS domain, doc_id, tokens,
                 dense_rank() OVER (ORDER BY {columns}) - 1 AS scope,
                 documents.loss, documents.gap, other.loss AS other_loss, other.gap AS other_gap
             FROM documents JOIN labels USING (label)
-                JOIN ({axes.scored.replace("{scores}", table)}) other USING (doc_id)
+                JOIN ({others}) other USING (doc_id)
             WHERE copies > 0 AND isfinite(other.loss + other.gap) ORDER BY doc_id
             """
         ).fetchnumpy()

@@ -32,7 +32,7 @@ def check_references(
     In their place it looks at a table of scores made elsewhere, where there is one.
 
     Raises:
-        UserError: for an imported model that `load_references` would refuse once the corpus is
+        UserError: for an imported model that `load_reference` would refuse once the corpus is
             tokenized, for models that are the same, and for a corpus that has gone and is needed.
     """
     if config.scoring.table is not None:
@@ -155,7 +155,7 @@ def require_other_models(
     Raises:
         UserError: naming both settings.
     """
-    weak, strong, third = (found[name] for name in (*REFERENCES, "third"))
+    weak, strong = (found[name] for name in REFERENCES)
     if weak is None and strong is None:
         ours = (getattr(config.reference, name) for name in REFERENCES)
         same = len({repr((model.model, model.training)) for model in ours}) == 1
@@ -168,8 +168,8 @@ def require_other_models(
             f"{what} model, and the perplexity difference of every document 0: the weak model must "
             "be a smaller or a less trained one"
         )
-    for name, model in zip(REFERENCES, (weak, strong), strict=True):
-        if third is not None and model is not None and same_weights(third, model):
+    for name in REFERENCES:
+        if (third := found["third"]) and (model := found[name]) and same_weights(third, model):
             raise UserError(
                 f"reference.third and reference.{name}.checkpoint hold one and the same model, and "
                 "comparing it with itself says nothing: name another, or leave reference.third out"

@@ -26,12 +26,11 @@ from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, list_parts, read_json, write_json
 from frame_jax.run.phases import REFERENCES, replica_name
 from frame_jax.run.special_tokens import read_special_tokens
-from frame_jax.scoring.checks import long_context_warning
-from frame_jax.scoring.model_tokenizers import bos_messages, load_own_tokenizer, model_tokenizer
+from frame_jax.scoring.checks import check_imported, long_context_warning
+from frame_jax.scoring.model_tokenizers import bos_messages, model_tokenizer
 from frame_jax.scoring.running_totals import weak_is_better_warning
 from frame_jax.scoring.score_parts import ScoringPass, read_tokens, score_parts, scores_path
 from frame_jax.scoring.scorer import Scorer
-from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
 
 Reference = tuple[str, int | None]  # the name of a model, and the step of its checkpoint
 
@@ -197,12 +196,10 @@ def load_passes(
     compared by the byte, each in its own; and, by these two words, a digest of each.
 
     Raises:
-        UserError: as `load_references`.
+        UserError: as `load_reference`.
     """
-    names, models = (
-        [name for name, _ in named],
-        [load_reference(config, directory, *n) for n in named],
-    )
+    names = [name for name, _ in named]
+    models = [load_reference(config, directory, *each) for each in named]
     readings = [model_tokenizer(config, directory, name) for name in names]
     passes = [
         ScoringPass(tuple(names[own]), Scorer(models[own], config.scoring), readings[own][0])
@@ -212,34 +209,20 @@ def load_passes(
     return passes, dict(zip(REFERENCES, digests, strict=True))
 
 
-def load_references(
-    config: RunConfig, directory: RunDirectory
-) -> tuple[tuple[Decoder, Params], tuple[Decoder, Params]]:
-    """Loads the weak and the strong model, parameters as NumPy arrays; all processes call it.
-
-    Raises:
-        UserError: if a model is missing, cannot be imported or does not fit the run's tokenizer.
-    """
-    weak, strong = (load_reference(config, directory, name) for name in REFERENCES)
-    return weak, strong
-
-
 def load_reference(
     config: RunConfig, directory: RunDirectory, name: str, step: int | None = None
 ) -> tuple[Decoder, Params]:
-    """Loads one reference model, of one trained here by default the last checkpoint."""
+    """Loads a reference model, of one trained here by default the last checkpoint; parameters are
+    NumPy arrays. All processes call it.
+
+    Raises:
+        UserError: if it is missing, cannot be imported or does not fit the run's tokenizer.
+    """
     compute_dtype, special_tokens = config.scoring.compute_dtype, read_special_tokens(directory)
     if name in config.reference.imported:
-        key, checkpoint = config.reference.imported[name]
-        folder = local_copy(checkpoint, is_checkpoint)
-        bos_id, run_tokenizer = special_tokens.bos_id, directory.tokenizer
-        if config.scoring.unit == "token":
-            require_same_tokenizer(folder, run_tokenizer, key, bos_id)
+        check_imported(config, directory, name, tokenizer_anew=False)
+        folder = local_copy(config.reference.imported[name][1], is_checkpoint)
         decoder, params = import_checkpoint(folder, longest=config.scoring.context)
-        if config.scoring.unit == "token":
-            require_rows(decoder.vocab_size, read_tokenizer(run_tokenizer), bos_id, key)
-        else:
-            load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
         return dataclasses.replace(decoder, compute_dtype=compute_dtype), params
     folder = directory.reference(name)
     if not (folder / "model.json").exists():

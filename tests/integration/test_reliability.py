@@ -96,7 +96,7 @@ def test_scores_are_compared_with_those_of_other_models(
     shared = "a third model in the strong one's place (at most: the weak one is shared)"
     assert f"With {shared}, " in data_section(directory)
     report = " ".join(map(str, reliability_tables(read_partition_record(directory))))
-    assert "third (at most)" in report and "Beside a third model" in report
+    assert "third (at most)" in report and "A third model shares the weak one" in report
 
 
 def test_a_run_of_an_older_release_has_nothing_to_compare_with(tmp_path: Path) -> None:

@@ -298,8 +298,12 @@ def test_a_third_model_may_come_later_and_is_compared_with_new_quadrants(
     assert "(--redo score-third)" in capsys.readouterr().err
     assert main([*changed, "--redo=score-third"]) == 0
     assert [path.stat().st_mtime_ns for path in list_parts(directory.scores, ".parquet")] == scored
-    assert main([*changed, "--redo=score"]) == 0  # and no sample outlives the scores
-    assert main([*alone, "--redo=score"]) == 0 and not directory.reliability.exists()
+    shutil.copy(directory.assignment, tmp_path / "table.parquet")
+    table = json.dumps({"path": str(tmp_path / "table.parquet"), "ppl": "ppl", "pd": "pd"})
+    for scores in ([], [f"--scoring.table={table}"]):  # no sample outlives the scores
+        assert main([*changed, "--redo=score"]) == 0 and directory.reliability.is_dir()
+        assert main([*alone, *scores, "--redo=score"]) == 0
+        assert not directory.reliability.exists()
 
 
 def other_family(third):
