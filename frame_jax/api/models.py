@@ -136,7 +136,8 @@ def load_run_models(run_directory: str | Path, *, per_device_batch_size: int = 8
     from frame_jax.config.file import load
     from frame_jax.corpus.tokenizer import load_tokenizer
     from frame_jax.run.compute_dtype import with_recorded_types
-    from frame_jax.scoring.score import load_references
+    from frame_jax.run.phases import REFERENCES
+    from frame_jax.scoring.score import load_reference
 
     directory = RunDirectory(run_directory)
     if not directory.config.exists():
@@ -148,7 +149,7 @@ def load_run_models(run_directory: str | Path, *, per_device_batch_size: int = 8
             "different tokens, which only the score phase can do"
         )
     return _model_pair(
-        load_references(config, directory),
+        [load_reference(config, directory, name) for name in REFERENCES],
         load_tokenizer(directory),
         config.scoring.context,
         config.scoring.compute_dtype,

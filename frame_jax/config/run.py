@@ -140,8 +140,10 @@ class RunConfig:
             "axis (partition.axes: {ppl: 4, pd: 1})",
         )
         require(
-            self.reference.replicas == 1 or self.scoring.reliability > 0,
-            "reference.replicas are for scoring.reliability alone, which is 0: set it to 2000",
+            (self.reference.replicas, self.reference.third) == (1, None)
+            or (self.scoring.reliability > 0 and self.scoring.table is None),
+            "reference.replicas and reference.third are for scoring.reliability alone, which is 0: "
+            "set it to 2000; or of no use beside scoring.table: leave them out",
         )
         require(
             self.tracker is None or re.fullmatch(r"[\w.]+:\w+", self.tracker) is not None,

@@ -165,6 +165,8 @@ class ReferenceConfig:
         rows: Training rows of the reference split.
         replicas: 2 trains each reference model once more under the next seed, for
             `scoring.reliability` alone.
+        third: A checkpoint, as `reference.strong.checkpoint`, that takes the strong one's place for
+            `scoring.reliability` alone.
     """
 
     weak: ReferenceModelConfig = ReferenceModelConfig(
@@ -175,9 +177,25 @@ class ReferenceConfig:
     strong: ReferenceModelConfig = ReferenceModelConfig()
     rows: RowsConfig = RowsConfig()
     replicas: int = runtime(1, least=1, most=2)
+    third: str | None = runtime(None)
 
     def __post_init__(self) -> None:
         check_bounds(self, "reference.")
+
+    @property
+    def imported(self) -> dict[str, tuple[str, str]]:
+        """For each model not trained here: the setting that names its checkpoint, and that."""
+        found = {
+            "weak": ("reference.weak.checkpoint", self.weak.checkpoint),
+            "strong": ("reference.strong.checkpoint", self.strong.checkpoint),
+            "third": ("reference.third", self.third),
+        }
+        return {name: (key, path) for name, (key, path) in found.items() if path is not None}
+
+    @property
+    def trained(self) -> list[str]:
+        """Names of the reference models that are trained here."""
+        return [name for name in ("weak", "strong") if name not in self.imported]
 
 
 @dataclass(frozen=True)

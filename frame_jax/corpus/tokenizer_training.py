@@ -248,7 +248,7 @@ def bos_tokens_named_by_files(config: RunConfig) -> Iterator[tuple[Path, int | s
     folders = [local_copy(str(config.tokenizer.path)).parent]  # of a remote one, this file alone
     given = [config.pretrain.initial.checkpoint] if config.pretrain.initial else []
     if config.scoring.unit == "token":  # by the byte, a model reads with its own tokenizer
-        given += [config.reference.weak.checkpoint, config.reference.strong.checkpoint]
+        given += [checkpoint for _, checkpoint in config.reference.imported.values()]
     folders += [local_copy(path, is_checkpoint) for path in given if path is not None]
     for folder in dict.fromkeys(folders):
         yield from bos_tokens_named_in(folder)

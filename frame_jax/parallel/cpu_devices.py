@@ -81,8 +81,7 @@ def automatic_count(config: RunConfig, most: int) -> int:
         return 1
     sizes = (mesh.slice, mesh.data, mesh.fsdp, mesh.expert, mesh.tensor)
     known = math.prod(size for size in sizes if size != -1)
-    references = (config.reference.weak, config.reference.strong)
-    trainings = [model.training for model in references if model.checkpoint is None]
+    trainings = [getattr(config.reference, name).training for name in config.reference.trained]
 
     def fits(count: int) -> bool:
         devices = count * (mesh.num_processes or 1)

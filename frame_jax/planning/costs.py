@@ -11,7 +11,7 @@ from rich.text import Text
 
 from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig, Trial
-from frame_jax.config.training import ReferenceModelConfig, TrainingConfig
+from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError, without_secrets
 from frame_jax.evaluation.items import answers_to_rate, make_prompts, read_items, spread_items
@@ -164,23 +164,29 @@ def vocab_rows(config: RunConfig) -> int:
     return padded_vocab_size(config.tokenizer.vocab_size)
 
 
+def reference_names(config: RunConfig) -> list[str]:
+    """Names of the models that score; none where scores were made elsewhere."""
+    third = [] if config.reference.third is None else ["third"]
+    return [*phases.REFERENCES, *third] if config.scoring.table is None else []
+
+
 def reference_decoder(config: RunConfig, name: str) -> tuple[Decoder, str | None]:
     """A reference model's shape, and where it comes from if it is imported.
 
     Raises:
         UserError: if it is imported and this project cannot compute it.
     """
-    reference: ReferenceModelConfig = getattr(config.reference, name)
-    assumed = Decoder(reference.model, vocab_rows(config))
-    if reference.checkpoint is None:
+    like = "weak" if name == "weak" else "strong"
+    assumed = Decoder(getattr(config.reference, like).model, vocab_rows(config))
+    if name not in config.reference.imported:
         return assumed, None
-    path, absent = find_shape(reference.checkpoint)
+    path, absent = find_shape(config.reference.imported[name][1])
     if absent is None:
         decoder = read_decoder(path.parent, longest=config.scoring.context)
         return decoder, f"reference.{name} is imported; its shape is from {path}"
     return assumed, (
         f"reference.{name} is imported, but {absent}; its shape is assumed to be "
-        f"reference.{name}.model"
+        f"reference.{like}.model"
     )
 
 
@@ -216,7 +222,7 @@ def planned_target(config: RunConfig) -> tuple[Decoder, str | None]:
 
 def replica_bytes(config: RunConfig) -> int:
     """Bytes of a device's whole copies of models, in the phase that needs most: weights, gradients
-    and the optimizer's state of one that is trained, or the weights of both that score.
+    and the optimizer's state of one that is trained, or the weights of all that score.
 
     A remote checkpoint is not asked: its model counts as `reference.*.model`.
     """
@@ -226,14 +232,14 @@ def replica_bytes(config: RunConfig) -> int:
         with contextlib.suppress(UserError):  # which the checks of pretraining name
             target = planned_target(config)[0]
     trained = [(target, config.pretrain.training)]
-    for name in ("weak", "strong") if config.scoring.table is None else ():
-        reference: ReferenceModelConfig = getattr(config.reference, name)
+    for name in reference_names(config):
+        reference = config.reference.weak if name == "weak" else config.reference.strong
         decoder = Decoder(reference.model, vocab)
-        if reference.checkpoint is not None and not is_remote(reference.checkpoint):
+        if not is_remote(config.reference.imported.get(name, ("", ""))[1]):
             with contextlib.suppress(UserError):  # which the checks of scoring name
                 decoder = reference_decoder(config, name)[0]
         scored += SCORED * decoder.parameter_count()
-        if reference.checkpoint is None:
+        if name in config.reference.trained:
             trained.append((decoder, reference.training))
     state = (
         2 * TRAINED * decoder.parameter_count() + optimizer_state_bytes(decoder, training, 1)
@@ -257,23 +263,25 @@ def list_costs(
             f"scores are those of {without_secrets(config.scoring.table.path)} (scoring.table): no "
             "reference model is trained and nothing is scored"
         )
-    for name in ("weak", "strong") if config.scoring.table is None else ():
-        reference = getattr(config.reference, name)
+    for name in reference_names(config):
         decoder, note = reference_decoder(config, name)
         if note is None:
-            training = reference.training
+            training = getattr(config.reference, name).training
             length = config.reference.rows.sequence_length
             count = training.steps or -(-corpus.reference // (length + 1) // training.batch_size)
             line = (f"reference {name}", f"reference-{name}")
             work.append(training_cost(*line, decoder, training, count, length))
         else:
             notes.append(note)
-        tokens, line = corpus.train + corpus.held_out, (f"scoring, {name}", "score")
-        work.append(scoring_cost(*line, decoder, tokens, config.scoring.context))
-        if config.scoring.reliability and reference.checkpoint is None:
-            line, context = (f"sample, {name}", "score"), config.scoring.context
-            sample = min(tokens, config.scoring.reliability * context)
+        tokens, context = corpus.train + corpus.held_out, config.scoring.context
+        sample = min(tokens, config.scoring.reliability * context)
+        if name != "third":
+            work.append(scoring_cost(f"scoring, {name}", "score", decoder, tokens, context))
+        if config.reference.third is not None and name != "strong":
+            line = (f"sample, {name} of the third pair", "score-third")
             work.append(scoring_cost(*line, decoder, sample, context))
+        if sample and note is None:
+            work.append(scoring_cost(f"sample, {name}", "score", decoder, sample, context))
             if config.reference.replicas > 1:
                 line = (f"replica, {name}", f"reference-{phases.replica_name(name)}")
                 work.append(training_cost(*line, decoder, training, count, length))

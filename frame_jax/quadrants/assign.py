@@ -44,9 +44,9 @@ class Axes(NamedTuple):
     pd: tuple[str, Callable[[float], float]]
     loss: str
 
-    def query(self, scores: Path) -> str:
-        """SQL for the table `scored` of one part of RUN/scores."""
-        return self.scored.replace("{scores}", parquet_table(scores))
+    def query(self, *scores: Path) -> str:
+        """SQL for the table `scored` of parts of RUN/scores."""
+        return self.scored.replace("{scores}", parquet_table(*scores))
 
 
 def make_axes(scoring: ScoringConfig) -> Axes:

@@ -18,7 +18,6 @@ from scipy import stats
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.quadrants.assign import Axes
 from frame_jax.run.partition_record import Reliability, Share
-from frame_jax.sql import parquet_table
 
 FEWEST = 20  # documents of a domain that are worth a line
 WARN_CORRELATION = 0.5  # below it, less than 0.7 of the effect is left
@@ -37,14 +36,14 @@ def measure_reliability(
     """
     columns = ", ".join(config.group_by) or "'all'"
     for folder in folders:
-        table = parquet_table(*sorted(folder.glob("part-*.parquet")))
+        others = axes.query(*sorted(folder.glob("part-*.parquet")))
         found = connection.execute(
             f"""
             SELECT coalesce(domain::VARCHAR, 'none') AS domain, doc_id, tokens,
                 dense_rank() OVER (ORDER BY {columns}) - 1 AS scope,
                 documents.loss, documents.gap, other.loss AS other_loss, other.gap AS other_gap
             FROM documents JOIN labels USING (label)
-                JOIN ({axes.scored.replace("{scores}", table)}) other USING (doc_id)
+                JOIN ({others}) other USING (doc_id)
             WHERE copies > 0 AND isfinite(other.loss + other.gap) ORDER BY doc_id
             """
         ).fetchnumpy()
@@ -140,11 +139,12 @@ def reliability_warnings(lines: Sequence[Reliability], pd_name: str) -> Iterator
     for line in lines:
         if line.domain is None and line.pd.value < WARN_CORRELATION:
             left = math.sqrt(max(line.pd.value, 0.0))
+            about = "at most" if line.compared_with == "third" else "about"
             yield (
                 f"{pd_name} says more of the reference models than of the text: with "
                 f"{line.of_models} it ranks {line.documents:,} documents in another order "
                 f"(Spearman {line.pd.value:.2f}), and {line.quadrant.value:.0%} of the tokens stay "
                 f"in their quadrant (by chance {line.quadrant.chance:.0%}). An order by it can do "
-                f"about {left:.0%} of what it could. Train the reference models longer, or on more "
-                "text"
+                f"{about} {left:.0%} of what it could. Train the reference models longer, or on "
+                "more text"
             )

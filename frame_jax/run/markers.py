@@ -137,11 +137,13 @@ def check_current(directory: RunDirectory, phase_step: PhaseStep, expected: Mark
         for name, fingerprint in expected.inputs.items()
         if marker.inputs.get(name) != fingerprint
     ]
+    # Nothing is made from the scores of a sample.
+    again = phase_step.name if phase_step.phase == "score" else phase_step.phase
     raise UserError(
         f"{directory.marker(phase_step.name)}: {phase_step.phase} was run with other settings:\n"
         + "\n".join(changed)
         + "\nEither use a new run directory (--run_directory NEW), or repeat this phase and all "
-        f"that follow from it here (--redo {phase_step.phase})."
+        f"that follow from it here (--redo {again})."
     )
 
 

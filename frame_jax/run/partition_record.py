@@ -155,8 +155,8 @@ class Reliability:
     """How a sample of documents fares under other reference models.
 
     Attributes:
-        compared_with: `half`, the same models at half of their training, or `replica`, those of
-            another seed.
+        compared_with: `half`, the same models at half of their training, `replica`, those of
+            another seed, or `third`, the weak one and a third.
         domain: None for all.
         documents: Compared.
         ppl: Spearman's correlation of the documents' ranks by PPL inside their groups.
@@ -178,14 +178,17 @@ class Reliability:
     @property
     def of_models(self) -> str:
         """What is compared with, in words."""
-        half = "the reference models at half of their training"
-        return half if self.compared_with == "half" else "reference models of another seed"
+        return {
+            "half": "the reference models at half of their training",
+            "replica": "reference models of another seed",
+            "third": "a third model in the strong one's place (at most: the weak one is shared)",
+        }[self.compared_with]
 
     def line(self) -> list[str]:
         """A line of texts under RELIABILITY_HEADER."""
         shares = (self.quadrant, self.ppl_bin, self.pd_bin)
         return [
-            self.compared_with,
+            self.compared_with + " (at most)" * (self.compared_with == "third"),
             self.domain or "all",
             f"{self.documents:,}",
             *(f"{s.value:.2f} ({s.low:.2f} to {s.high:.2f})" for s in (self.ppl, self.pd)),

@@ -46,13 +46,13 @@ class PhaseStep:
 
 def list_phase_steps(config: RunConfig) -> list[PhaseStep]:
     """All phase steps of a run, in the order in which they run."""
-    imported = [name for name in REFERENCES if getattr(config.reference, name).checkpoint]
-    trained = [name for name in REFERENCES if name not in imported]
+    trained = config.reference.trained
     scored = [
         *([REFERENCE_ROWS] if trained else []),
         *(reference_step(name) for name in trained),
-        score_step(imported, trained),
+        score_step(trained),
         *replica_steps(config, trained),
+        *([sample_step("third")] if config.reference.third is not None else []),
     ]
     return [
         TOKENIZE,
@@ -93,20 +93,32 @@ def reference_step(name: str) -> PhaseStep:
     )
 
 
-def score_step(imported: list[str], trained: list[str]) -> PhaseStep:
-    """The phase step that scores under both reference models."""
+def score_step(trained: list[str]) -> PhaseStep:
+    """The phase step that scores under both reference models, of which some are trained here."""
+    imported = [name for name in REFERENCES if name not in trained]
     return PhaseStep(
         "score",
         settings=("scoring", *(f"reference.{name}.checkpoint" for name in imported)),
         inputs=("tokenize", *(f"reference-{name}" for name in trained)),
         function="scoring.score:score_corpus",
-        outputs=("scores", "reliability/half"),
+        outputs=("scores", "reliability"),
+    )
+
+
+def sample_step(name: str, *inputs: str) -> PhaseStep:
+    """The phase step that scores a sample under other models, from which nothing else is made."""
+    return PhaseStep(
+        f"score-{name}",
+        settings=("scoring.reliability", *(["reference.third"] if name == "third" else [])),
+        inputs=("score", *inputs),
+        function="scoring.score:score_under_others",
+        arguments=(name,),
+        outputs=(f"reliability/{name}",),
     )
 
 
 def replica_steps(config: RunConfig, trained: list[str]) -> list[PhaseStep]:
-    """The phase steps that train reference models under another seed and score a sample under them,
-    which the partition compares and nothing is made from."""
+    """The phase steps that train reference models under another seed and score a sample."""
     if not trained or config.reference.replicas == 1:
         return []
     names = {name: replica_name(name) for name in trained}
@@ -120,15 +132,7 @@ def replica_steps(config: RunConfig, trained: list[str]) -> list[PhaseStep]:
         )
         for name, replica in names.items()
     ]
-    scoring = PhaseStep(
-        "score-replica",
-        settings=("scoring.reliability",),
-        inputs=("score", *(f"reference-{replica}" for replica in names.values())),
-        function="scoring.score:score_under_others",
-        arguments=("replica",),
-        outputs=("reliability/replica",),
-    )
-    return [*trainings, scoring]
+    return [*trainings, sample_step("replica", *(training.name for training in trainings))]
 
 
 def replica_name(name: str) -> str:
@@ -141,7 +145,7 @@ IMPORT_SCORES = PhaseStep(
     settings=("scoring.table",),
     inputs=("tokenize",),
     function="scoring.table:import_scores",
-    outputs=("scores",),
+    outputs=("scores", "reliability"),
 )
 
 PARTITION = PhaseStep(

@@ -25,26 +25,28 @@ Tensors = dict[str, Path]
 def check_references(
     config: RunConfig, directory: RunDirectory, *, tokenizer_anew: bool = False
 ) -> None:
-    """Checks both reference models before the phases that need them; warns of what is unusual.
+    """Checks the reference models before the phases that need them; warns of what is unusual.
 
     `tokenizer_anew` says that this run makes its tokenizer anew: the one there does not matter.
 
     In their place it looks at a table of scores made elsewhere, where there is one.
 
     Raises:
-        UserError: for an imported model that `load_references` would refuse once the corpus is
-            tokenized, for two models that are the same, and for a corpus that has gone and is to be
-            read again.
+        UserError: for an imported model that `load_reference` would refuse once the corpus is
+            tokenized, for models that are the same, and for a corpus that has gone and is needed.
     """
     if config.scoring.table is not None:
         check_table(config)
         return
     anew = tokenizer_anew or not special_tokens_path(directory).exists()
-    found = {name: check_imported(config, directory, name, anew) for name in REFERENCES}
-    require_two_models(config, found)
+    found = {name: check_imported(config, directory, name, anew) for name in (*REFERENCES, "third")}
+    require_other_models(config, found)
     if not anew:
         require_corpus(config, directory)
     processes.print_notes(bos_messages(config))
+    if config.scoring.reliability and not (config.reference.trained or config.reference.third):
+        alone = "imported models have no half or replica to compare with; reference.third takes one"
+        processes.print_notes([f"scoring.reliability compares nothing: {alone}"])
     if processes.is_first():
         for line in reference_warnings(config):
             print_warning(line)
@@ -58,10 +60,9 @@ def check_imported(
     Raises:
         UserError: as `check_references`.
     """
-    checkpoint = getattr(config.reference, name).checkpoint
-    if checkpoint is None:
+    if name not in config.reference.imported:
         return None
-    key = f"reference.{name}.checkpoint"
+    key, checkpoint = config.reference.imported[name]
     folder, decoder, tensors = check_checkpoint(key, checkpoint, config.scoring.context)
     if config.scoring.unit == "byte":
         load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
@@ -145,8 +146,11 @@ def refuse_pickled(key: str, checkpoint: str, folder: Path) -> None:
         )
 
 
-def require_two_models(config: RunConfig, found: dict[str, tuple[Decoder, Tensors] | None]) -> None:
-    """Refuses a weak and a strong model that are the same: PD would be 0 for every document.
+def require_other_models(
+    config: RunConfig, found: dict[str, tuple[Decoder, Tensors] | None]
+) -> None:
+    """Refuses a weak and a strong model that are the same: PD would be 0 for every document; and a
+    third that is one of them.
 
     Raises:
         UserError: naming both settings.
@@ -164,6 +168,12 @@ def require_two_models(config: RunConfig, found: dict[str, tuple[Decoder, Tensor
             f"{what} model, and the perplexity difference of every document 0: the weak model must "
             "be a smaller or a less trained one"
         )
+    for name in REFERENCES:
+        if (third := found["third"]) and (model := found[name]) and same_weights(third, model):
+            raise UserError(
+                f"reference.third and reference.{name}.checkpoint hold one and the same model, and "
+                "comparing it with itself says nothing: name another, or leave reference.third out"
+            )
 
 
 def same_weights(one: tuple[Decoder, Tensors], other: tuple[Decoder, Tensors]) -> bool:
@@ -183,21 +193,19 @@ def reference_warnings(config: RunConfig) -> Iterator[str]:
     """Yields a warning for each choice of reference models that is allowed but rarely intended."""
     if (warning := long_context_warning(config)) is not None:
         yield warning
-    for name in REFERENCES:
-        checkpoint = getattr(config.reference, name).checkpoint
-        if checkpoint is not None:
-            adapter = weights.find_adapter(local_copy(checkpoint, is_checkpoint))
-            if adapter is not None:
-                yield (
-                    f"reference.{name}.checkpoint: {adapter} is not applied; the model is scored "
-                    "without it. Merge it into the weights first if it belongs to the model"
-                )
+    for key, checkpoint in config.reference.imported.values():
+        adapter = weights.find_adapter(local_copy(checkpoint, is_checkpoint))
+        if adapter is not None:
+            yield (
+                f"{key}: {adapter} is not applied; the model is scored without it. Merge it into "
+                "the weights first if it belongs to the model"
+            )
 
 
 def long_context_warning(config: RunConfig) -> str | None:
     """Warns of scoring windows that are longer than the rows that the models are trained on."""
     context, rows = config.scoring.context, config.reference.rows.sequence_length
-    trained = [n for n in REFERENCES if getattr(config.reference, n).checkpoint is None]
+    trained = config.reference.trained
     if not trained or context <= rows:
         return None
     return (

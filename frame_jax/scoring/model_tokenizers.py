@@ -3,6 +3,7 @@
 The second is for `scoring.unit: byte`, which is ours and not the paper's.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -48,16 +49,16 @@ class ModelTokenizer(NamedTuple):
 
 
 def model_tokenizer(config: RunConfig, directory: RunDirectory, name: str) -> ModelTokenizer:
-    """How the weak or the strong model reads documents.
+    """How a reference model (weak, strong, third) reads documents.
 
     Raises:
         UserError: as `load_own_tokenizer`.
     """
     bos_id = read_special_tokens(directory).bos_id
-    checkpoint = getattr(config.reference, name).checkpoint
-    if config.scoring.unit == "token" or checkpoint is None:
+    if config.scoring.unit == "token" or name not in config.reference.imported:
         return ModelTokenizer(bos_id)
-    folder, key = local_copy(checkpoint, is_checkpoint), f"reference.{name}.checkpoint"
+    key, checkpoint = config.reference.imported[name]
+    folder = local_copy(checkpoint, is_checkpoint)
     path = tokenizers.tokenizer_of(folder, key)
     theirs, ours = tokenizers.read_tokenizer(path), tokenizers.read_tokenizer(directory.tokenizer)
     if not any(tokenizers.tokenizer_differences(theirs, ours, bos_id)):
@@ -101,11 +102,10 @@ def bos_messages(config: RunConfig) -> Iterator[str]:
     Raises:
         UserError: as `load_own_tokenizer`, and for a damaged file of a checkpoint.
     """
-    for name in REFERENCES:
-        checkpoint = getattr(config.reference, name).checkpoint
-        if config.scoring.unit == "token" or checkpoint is None:
-            continue
-        folder, key = local_copy(checkpoint, is_checkpoint), f"reference.{name}.checkpoint"
+    if config.scoring.unit == "token":
+        return
+    for name, (key, checkpoint) in config.reference.imported.items():
+        folder = local_copy(checkpoint, is_checkpoint)
         tokenizer, chosen = load_own_tokenizer(folder, key, config.tokenizer.bos_token)
         others = [
             other
@@ -155,7 +155,12 @@ class DocumentTexts:
     def __init__(self, config: RunConfig, directory: RunDirectory):
         self._tokenizer = load_tokenizer(directory)
         self._parts = list_parts(directory.tokens, ".parquet")
-        self._chunks = None if config.tokenizer.path is None else plan_parts(config.corpus)
+        self._corpus = None if config.tokenizer.path is None else config.corpus
+
+    @functools.cached_property
+    def _chunks(self) -> list[list[Chunk]]:
+        assert self._corpus is not None  # else the tokens give the texts
+        return plan_parts(self._corpus)
 
     def read_part(self, part: Path, rows: np.ndarray) -> Iterator[str]:
         """The texts of all scored documents of a part (those at `rows`), in that order.
@@ -163,7 +168,7 @@ class DocumentTexts:
         Raises:
             UserError: as `reread_texts`.
         """
-        if self._chunks is None:
+        if self._corpus is None:
             return self.decode_part(part, rows)
         return reread_texts(self._chunks[self._parts.index(part)], part)
 

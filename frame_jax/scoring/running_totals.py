@@ -64,8 +64,8 @@ def worse_than_chance_error(name: str, mean: float, tokens: int, vocab_size: int
     return UserError(
         f"the {name} reference model predicts worse than chance: {mean:.3f} nats a token over "
         f"{tokens:,} tokens, where a uniform guess among {vocab_size:,} tokens costs "
-        f"{math.log(vocab_size):.3f}. Train it longer (reference.{name}.training), or check that "
-        f"reference.{name}.checkpoint and the tokenizer belong together"
+        f"{math.log(vocab_size):.3f}. Train it longer, or check that reference.{name} and "
+        "the tokenizer belong together"
     )
 
 
@@ -73,16 +73,18 @@ def worse_than_chance_error(name: str, mean: float, tokens: int, vocab_size: int
 class RunningTotals:
     """Totals over the batches of this process, shown by the progress bar.
 
-    Of both models together tokens advance it; of one that reads its own tokens, documents.
+    Of both models together tokens advance it; of one that reads its own tokens, documents. `check`
+    compares them with the uniform distribution.
     """
 
     update: progress.Update
     vocab_sizes: dict[str, int]  # by name of the models
+    check: bool = True
 
     def __post_init__(self) -> None:
         self._documents, self._tokens = 0, 0
         self._nll = np.zeros(len(self.vocab_sizes))
-        self._checked, self._started = False, time.monotonic()
+        self._checked, self._started = not self.check, time.monotonic()
 
     def add_batch(self, batch: BatchScores) -> None:
         """Adds a batch to the totals."""

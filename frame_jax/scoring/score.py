@@ -7,7 +7,7 @@ models.json with digests of the models, and summary.json with totals.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,15 @@ from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, list_parts, read_json, write_json
-from frame_jax.run.phases import REFERENCES
+from frame_jax.run.phases import REFERENCES, replica_name
 from frame_jax.run.special_tokens import read_special_tokens
-from frame_jax.scoring.checks import long_context_warning
-from frame_jax.scoring.model_tokenizers import bos_messages, load_own_tokenizer, model_tokenizer
-from frame_jax.scoring.reliability import other_references, score_sample
+from frame_jax.scoring.checks import check_imported, long_context_warning
+from frame_jax.scoring.model_tokenizers import bos_messages, model_tokenizer
 from frame_jax.scoring.running_totals import weak_is_better_warning
-from frame_jax.scoring.score_parts import make_passes, read_tokens, score_parts, scores_path
-from frame_jax.scoring.tokenizers import read_tokenizer, require_rows, require_same_tokenizer
+from frame_jax.scoring.score_parts import ScoringPass, read_tokens, score_parts, scores_path
+from frame_jax.scoring.scorer import Scorer
+
+Reference = tuple[str, int | None]  # the name of a model, and the step of its checkpoint
 
 
 def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -53,12 +54,7 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     # Every process sees the same missing parts, because none writes before all have looked.
     processes.barrier("score: parts listed")
     if missing:
-        references = load_references(config, directory)
-        readings = [model_tokenizer(config, directory, name) for name in REFERENCES]
-        found = {
-            name: model_digest(*model) + reading.digest
-            for name, model, reading in zip(REFERENCES, references, readings, strict=True)
-        }
+        passes, found = load_passes(config, directory, [(name, None) for name in REFERENCES])
         if len(set(found.values())) == 1:
             raise UserError(
                 "reference.weak and reference.strong hold the same weights, so the perplexity "
@@ -69,8 +65,7 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
             write_json(models, found)
         processes.barrier("score: models known")
         require_same_models(models, found)
-        passes = make_passes(config.scoring, references, readings)
-        score_parts(config, directory, passes, processes.local_share(missing))
+        score_parts(config, directory, passes, processes.local_share(missing), directory.scores)
     processes.barrier("score: parts written")
     if config.scoring.reliability > 0:
         score_under_others(config, directory, "half")
@@ -86,15 +81,18 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
 
 
 def score_under_others(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Any]:
-    """Scores a sample under the reference models at `half` of their training, or their `replica`.
+    """Scores a sample of documents once more, for the partition to compare both [ours]: under the
+    reference models at `half` of their training, their `replica`, or a `third` in the strong one's
+    place.
 
-    What is there is kept. Every process calls it.
+    Writes RUN/reliability/NAME/part-*.parquet, as RUN/scores/part-*; what is there is kept. Every
+    process calls it.
 
     Returns:
         How many models took the place of reference models.
 
     Raises:
-        UserError: as `load_references`.
+        UserError: as `score_corpus`, but for models that are alike.
     """
     parts, folder = list_parts(directory.tokens, ".parquet"), directory.reliability / name
     others = other_references(config, directory, name)
@@ -102,12 +100,35 @@ def score_under_others(config: RunConfig, directory: RunDirectory, name: str) ->
     processes.barrier(f"score, {name}: parts listed")
     if others and missing:
         named = [others.get(model, (model, None)) for model in REFERENCES]
-        references = [load_reference(config, directory, *reference) for reference in named]
-        readings = [model_tokenizer(config, directory, model) for model in REFERENCES]
-        passes = make_passes(config.scoring, references, readings)
-        score_sample(config, directory, passes, processes.local_share(missing), folder)
+        passes, found = load_passes(config, directory, named)
+        shared = {model: digest for model, digest in found.items() if model not in others}
+        require_same_models(directory.scores / "models.json", shared)
+        most = -(-config.scoring.reliability // len(parts))
+        # At half of its training a model may still be worse than a guess.
+        share, check = processes.local_share(missing), name != "half"
+        score_parts(config, directory, passes, share, folder, most=most, check=check)
     processes.barrier(f"score, {name}: parts written")
+    if directory.partition.exists():
+        again = "these scores are compared when the quadrants are made again (--redo partition)"
+        processes.print_notes([f"scoring.reliability: {again}"])
     return {"models": len(others)}
+
+
+def other_references(config: RunConfig, directory: RunDirectory, name: str) -> dict[str, Reference]:
+    """What takes the place of which reference model: no half or replica that of an imported one, no
+    half where an older release trained them."""
+    if name == "third":
+        return {"strong": ("third", None)}
+    trained = config.reference.trained
+    if name == "replica":
+        return {model: (replica_name(model), None) for model in trained}
+    saved = {
+        model: checkpoints.saved_steps(directory.reference(model) / "checkpoints")
+        for model in trained
+    }
+    halves = {model: (model, steps[-1] // 2) for model, steps in saved.items() if steps}
+    kept = all(step > 0 and step in saved[model] for model, step in halves.values())
+    return dict(halves) if kept else {}
 
 
 def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) -> Iterator[str]:
@@ -132,7 +153,7 @@ def require_same_models(path: Path, found: dict[str, str]) -> None:
         UserError: naming the model that differs.
     """
     begun = read_json(path) if path.exists() else found
-    for name in REFERENCES:
+    for name in found:
         if begun[name] != found[name]:
             raise UserError(
                 f"reference.{name}: its weights or its tokenizer are not those that the parts in "
@@ -168,34 +189,40 @@ def scores_summary(directory: RunDirectory, parts: list[Path], unit: str) -> dic
     }
 
 
-def load_references(
-    config: RunConfig, directory: RunDirectory
-) -> tuple[tuple[Decoder, Params], tuple[Decoder, Params]]:
-    """Loads the weak and the strong model, parameters as NumPy arrays; all processes call it.
+def load_passes(
+    config: RunConfig, directory: RunDirectory, named: Sequence[Reference]
+) -> tuple[list[ScoringPass], dict[str, str]]:
+    """Loads what scores as the weak and as the strong model: both in one pass or, where losses are
+    compared by the byte, each in its own; and, by these two words, a digest of each.
 
     Raises:
-        UserError: if a model is missing, cannot be imported or does not fit the run's tokenizer.
+        UserError: as `load_reference`.
     """
-    weak, strong = (load_reference(config, directory, name) for name in REFERENCES)
-    return weak, strong
+    names = [name for name, _ in named]
+    models = [load_reference(config, directory, *each) for each in named]
+    readings = [model_tokenizer(config, directory, name) for name in names]
+    passes = [
+        ScoringPass(tuple(names[own]), Scorer(models[own], config.scoring), readings[own][0])
+        for own in ([slice(0, 2)] if config.scoring.unit == "token" else [slice(0, 1), slice(1, 2)])
+    ]
+    digests = (model_digest(*m) + own.digest for m, own in zip(models, readings, strict=True))
+    return passes, dict(zip(REFERENCES, digests, strict=True))
 
 
 def load_reference(
     config: RunConfig, directory: RunDirectory, name: str, step: int | None = None
 ) -> tuple[Decoder, Params]:
-    """Loads one reference model, of one trained here by default the last checkpoint."""
+    """Loads a reference model, of one trained here by default the last checkpoint; parameters are
+    NumPy arrays. All processes call it.
+
+    Raises:
+        UserError: if it is missing, cannot be imported or does not fit the run's tokenizer.
+    """
     compute_dtype, special_tokens = config.scoring.compute_dtype, read_special_tokens(directory)
-    reference = getattr(config.reference, name, None)  # None: a replica, which is trained here
-    if reference is not None and (checkpoint := reference.checkpoint) is not None:
-        key, folder = f"reference.{name}.checkpoint", local_copy(checkpoint, is_checkpoint)
-        bos_id, run_tokenizer = special_tokens.bos_id, directory.tokenizer
-        if config.scoring.unit == "token":
-            require_same_tokenizer(folder, run_tokenizer, key, bos_id)
+    if name in config.reference.imported:
+        check_imported(config, directory, name, tokenizer_anew=False)
+        folder = local_copy(config.reference.imported[name][1], is_checkpoint)
         decoder, params = import_checkpoint(folder, longest=config.scoring.context)
-        if config.scoring.unit == "token":
-            require_rows(decoder.vocab_size, read_tokenizer(run_tokenizer), bos_id, key)
-        else:
-            load_own_tokenizer(folder, key, config.tokenizer.bos_token, decoder.vocab_size)
         return dataclasses.replace(decoder, compute_dtype=compute_dtype), params
     folder = directory.reference(name)
     if not (folder / "model.json").exists():

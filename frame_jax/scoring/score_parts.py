@@ -18,9 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
-from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError, print_warning
-from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel import processes
 from frame_jax.records import read_documents
 from frame_jax.run import progress
@@ -50,33 +48,28 @@ class ScoringPass(NamedTuple):
         }
 
 
-def make_passes(
-    scoring: ScoringConfig,
-    references: Sequence[tuple[Decoder, Params]],
-    readings: Sequence[ModelTokenizer],
-) -> list[ScoringPass]:
-    """Both models in one pass or, where losses are compared by the byte, each in its own."""
-
-    def over(first: int, stop: int) -> ScoringPass:
-        scorer = Scorer(references[first:stop], scoring)
-        return ScoringPass(REFERENCES[first:stop], scorer, readings[first])
-
-    return [over(0, 2)] if scoring.unit == "token" else [over(0, 1), over(1, 2)]
-
-
 def score_parts(
-    config: RunConfig, directory: RunDirectory, passes: Sequence[ScoringPass], parts: list[Path]
+    config: RunConfig,
+    directory: RunDirectory,
+    passes: Sequence[ScoringPass],
+    parts: list[Path],
+    folder: Path,
+    *,
+    most: int | None = None,
+    check: bool = True,
 ) -> None:
-    """Scores parts (paths of token tables), one after the other.
+    """Scores parts (paths of token tables), one after the other, into the same names in `folder`.
+
+    `most` scores so many documents of each, evenly spaced, in place of all.
 
     Raises:
-        UserError: for a model worse than the uniform distribution, or one that does not know a
-            token.
+        UserError: for a model worse than the uniform distribution, where `check` asks for that, or
+            one that does not know a token.
     """
-    show = processes.is_first()
+    show, whole = processes.is_first(), most is None
     by_text = any(each.tokenizer.tokenizer is not None for each in passes)
     texts = DocumentTexts(config, directory) if by_text else None
-    for each in passes:
+    for each in passes if whole else ():
         sample = score_documents(
             each.scorer,
             sampled_documents(parts, config.scoring.context, each, texts),
@@ -85,18 +78,23 @@ def score_parts(
         for line in sample_warnings(sample, each.vocab_sizes):
             if show:
                 print_warning(line)
+    lengths = (spread_evenly(read_tokens(part), most) for part in parts)
     if len(passes) == 1:
-        total, unit = sum(pc.sum(read_tokens(part)).as_py() or 0 for part in parts), "tokens"
+        total, unit = sum(pc.sum(each).as_py() or 0 for each in lengths), "tokens"
     else:
-        total, unit = len(passes) * sum(len(read_tokens(part)) for part in parts), "documents"
-    with progress.progress_bar("score", total, unit, show=show) as update:
-        totals = [RunningTotals(update, each.vocab_sizes) for each in passes]
+        total, unit = len(passes) * sum(map(len, lengths)), "documents"
+    title = "score" if whole else f"score, {folder.name}"
+    with progress.progress_bar(title, total, unit, show=show) as update:
+        totals = [RunningTotals(update, each.vocab_sizes, check) for each in passes]
         for part in parts:
-            index = read_index(part)
+            index = spread_evenly(read_index(part), most)
             scores = [
                 score_documents(
                     each.scorer,
-                    read_model_documents(part, index["row"].to_numpy(), each, texts),
+                    # Texts from the corpus come for whole parts alone; the tokens' are near enough.
+                    read_model_documents(
+                        part, index["row"].to_numpy(), each, texts, decoded=not whole
+                    ),
                     bos_id=each.tokenizer.bos_id,
                     overlap=config.scoring.overlap,
                     report=running.add_batch,
@@ -105,7 +103,7 @@ def score_parts(
             ]
             for running in totals:
                 running.require_better_than_chance()
-            write_scores(scores_path(directory, part), index, scores)
+            write_scores(folder / part.name, index, scores)
 
 
 def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
@@ -174,9 +172,9 @@ def sampled_documents(
             yield document[:context]
 
 
-def spread_evenly(items: Any, most: int) -> Any:
-    """At most `most` items of a sequence, evenly spaced."""
-    return items[:: max(1, -(-len(items) // most))]
+def spread_evenly(items: Any, most: int | None) -> Any:
+    """At most `most` items of a sequence, evenly spaced; None for all."""
+    return items if most is None else items[:: max(1, -(-len(items) // most))]
 
 
 def write_scores(path: Path, index: pa.Table, scores: Sequence[Scores]) -> None:

@@ -8,8 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from frame_jax.checkpoints import load_params
+from frame_jax.export.checkpoint import data_section
 from frame_jax.main import main
+from frame_jax.models.hugging_face.export import export_checkpoint
+from frame_jax.models.transformer import read_description
+from frame_jax.report.chapters import reliability_tables
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
+from frame_jax.run.partition_record import read_partition_record
+from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring import score
 from tests.integration.small_run import settings, write_config, write_corpus
 
@@ -61,6 +68,35 @@ def test_scores_are_compared_with_those_of_other_models(
     everything = read_json(directory.partition)["reliability"][3]
     assert (everything["compared_with"], everything["domain"]) == ("replica", None)
     assert everything["pd"]["value"] > 0.99 and everything["quadrant"]["value"] > 0.97
+    monkeypatch.undo()
+
+    # A third model beside those that were trained here, once the quadrants are there.
+    replica = directory.reference("strong-replica")
+    decoder = read_description(replica, compute_dtype="float32")
+    export_checkpoint(
+        *(tmp_path / "third", decoder, load_params(replica / "checkpoints", decoder)),
+        tokenizer=directory.tokenizer,
+        special_tokens=read_special_tokens(directory),
+        context=64,
+        shard_bytes=1 << 30,
+    )
+    with_third = [*command, "--reference.third", str(tmp_path / "third")]
+    before = directory.partition.read_bytes()
+    capsys.readouterr()
+    assert main(with_third) == 0 and directory.partition.read_bytes() == before
+    said = capsys.readouterr().err
+    assert said.startswith("score-third begins") and said.count(" begins") == 1
+    assert main([*with_third, "--redo", "partition"]) == 0
+    found = read_json(directory.partition)["reliability"]
+    assert [line["compared_with"] for line in found] == 3 * ["half"] + 3 * ["replica"] + 3 * [
+        "third"
+    ]
+    assert 0.5 < found[6]["ppl"]["value"] < 1
+    assert "third (at most)" in capsys.readouterr().err
+    shared = "a third model in the strong one's place (at most: the weak one is shared)"
+    assert f"With {shared}, " in data_section(directory)
+    report = " ".join(map(str, reliability_tables(read_partition_record(directory))))
+    assert "third (at most)" in report and "A third model shares the weak one" in report
 
 
 def test_a_run_of_an_older_release_has_nothing_to_compare_with(tmp_path: Path) -> None:

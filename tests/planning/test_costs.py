@@ -127,6 +127,38 @@ def test_tasks_are_counted_by_their_text_where_they_are_done(tmp_path: Path) -> 
     assert "absent.jsonl is not there, and its cost not counted" in said
 
 
+def test_a_third_model_costs_its_sample_and_the_weak_ones(tmp_path: Path) -> None:
+    base = config(EvaluationConfig())
+    third = Decoder(ModelConfig(hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2), 300)
+    write_json(tmp_path / "config.json", model_config(third, 0, 1, 1 << 20))
+    own = dataclasses.replace(base.reference, third=str(tmp_path), replicas=2)
+    run = dataclasses.replace(base, reference=own, scoring=ScoringConfig(CONTEXT, reliability=50))
+    work, notes = list_costs(run, CORPUS, {})
+    own_lines = [item for item in work if item.phase_step == "score-third"]
+    weak, other = own_lines
+    assert [item.name for item in own_lines] == [
+        f"sample, {n} of the third pair" for n in ("weak", "third")
+    ]
+    assert weak.tokens == other.tokens == 50 * CONTEXT
+    assert (
+        other.decoder.parameter_count() == third.parameter_count() != weak.decoder.parameter_count()
+    )
+    assert other.flops == other.tokens * forward_flops_per_token(third, CONTEXT)
+    assert any("reference.third is imported" in note for note in notes)
+    without, _ = list_costs(
+        dataclasses.replace(run, reference=dataclasses.replace(own, third=None)), CORPUS, {}
+    )
+    assert without == [item for item in work if item.phase_step != "score-third"]
+    large = dataclasses.replace(third, vocab_size=1 << 21)
+    write_json(tmp_path / "config.json", model_config(large, 0, 1, 1 << 20))
+    costs.find_shape.cache_clear()
+    assert costs.replica_bytes(run) > costs.SCORED * large.parameter_count()
+    absent = dataclasses.replace(own, third="nowhere")
+    decoder, note = costs.reference_decoder(dataclasses.replace(run, reference=absent), "third")
+    assert decoder == Decoder(base.reference.strong.model, vocab_rows(base))
+    assert "its shape is assumed to be reference.strong.model" in str(note)
+
+
 STATED = re.compile(
     r"python -m frame_jax\.main --config (configs/\S+) --plan (.*?) (?:which )?says "
     r"(\d+) models of ([\d.]+[MB]) tokens each, ([\d.]+e\d+) FLOPs and ([\d.]+) hours in all"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,7 +14,7 @@ from frame_jax import partition_table
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.quadrants import AxesConfig, PartitionConfig
 from frame_jax.config.run import RunConfig
-from frame_jax.config.scoring import ScoringConfig
+from frame_jax.config.scoring import ScoringConfig, TableConfig
 from frame_jax.config.training import ReferenceConfig
 from frame_jax.errors import UserError
 from frame_jax.quadrants import reliability
@@ -100,13 +103,27 @@ def test_a_pd_of_the_models_own_is_warned_of(pd: float, warned: bool) -> None:
     assert len(found) == warned
     if pd == 0.28:
         assert "Spearman 0.28" in found[0] and "about 53% of what it could" in found[0]
-
-
-def test_replicas_without_a_sample_are_refused() -> None:
-    with pytest.raises(UserError, match=r"scoring\.reliability alone, which is 0"):
-        RunConfig(
-            "run",
-            CorpusConfig(sources=[SourceConfig(kind="jsonl", path="x.jsonl")]),
-            reference=ReferenceConfig(replicas=2),
-            scoring=ScoringConfig(reliability=0),
+        [shared] = reliability.reliability_warnings(
+            [dataclasses.replace(lines[0], compared_with="third")], "PD"
         )
+        assert "a third model in the strong one's place" in shared
+        assert "can do at most 53% of what it could" in shared
+
+
+@pytest.mark.parametrize("others", [{"replicas": 2}, {"third": "a/model"}])
+@pytest.mark.parametrize(
+    ("scoring", "message"),
+    [
+        ({"reliability": 0}, r"scoring\.reliability alone, which is 0"),
+        ({"table": TableConfig("t.parquet", "a", "b")}, r"of no use beside scoring\.table"),
+    ],
+)
+def test_other_models_without_a_sample_are_refused(
+    others: dict[str, Any], scoring: dict[str, Any], message: str
+) -> None:
+    corpus = CorpusConfig(sources=[SourceConfig(kind="jsonl", path="x.jsonl")])
+    reference = ReferenceConfig(**others)
+    RunConfig("run", corpus, reference=reference)
+    RunConfig("run", corpus, scoring=ScoringConfig(**scoring))
+    with pytest.raises(UserError, match=message):
+        RunConfig("run", corpus, reference=reference, scoring=ScoringConfig(**scoring))

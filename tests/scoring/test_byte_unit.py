@@ -149,6 +149,7 @@ def test_a_sample_is_read_without_the_corpus(checkpoints, tmp_path, monkeypatch)
     assert main(given) == 0
     monkeypatch.setattr(score, "other_references", lambda *_: {"strong": ("strong", None)})
     sampled = [*given[:1], *given[2:], "--scoring.reliability=12"]
+    (tmp_path / "c.jsonl").unlink()
     directory = RunDirectory(tmp_path / "run")
     assert score.score_under_others(parse(sampled)[0], directory, "half") == {"models": 1}
     scores, others = (
@@ -160,6 +161,22 @@ def test_a_sample_is_read_without_the_corpus(checkpoints, tmp_path, monkeypatch)
     assert same
     for key in same:
         assert others[key]["nll_strong"] == pytest.approx(scores[key]["nll_strong"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_a_third_model_reads_by_its_own_tokenizer(checkpoints, tmp_path, capsys) -> None:
+    folder, found = checkpoints
+    run = arguments(folder, tmp_path, **{"reference.third": folder / "composing"})
+    assert main(run) == 0
+    assert "reference.third: the third model starts documents with '<s>'" in capsys.readouterr().err
+    others = list_parts(RunDirectory(tmp_path / "run").reliability / "third", ".parquet")
+    rows = [row for part in others for row in rows_of(part)]
+    assert len(rows) > 60
+    for row in rows[::9]:
+        for role, name in {"weak": "weak", "strong": "composing"}.items():
+            tokens, nll, _ = by_hand(found[name], DOCUMENTS[row["doc_id"]])
+            assert row[f"predicted_tokens_{role}"] == tokens
+            np.testing.assert_allclose(row[f"nll_{role}"], nll, rtol=1e-4)
 
 
 def rows_of(part: Path) -> list[dict]:

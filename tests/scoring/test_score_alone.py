@@ -1,6 +1,7 @@
 """Any two checkpoints rank a corpus by themselves, or are refused before work is done for them."""
 
 import json
+import shutil
 
 import fsspec
 import jax
@@ -14,6 +15,7 @@ from frame_jax.config.models import ModelConfig
 from frame_jax.main import main
 from frame_jax.models.hugging_face.export import export_checkpoint
 from frame_jax.models.transformer import Decoder
+from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.special_tokens import SpecialTokens
 from tests.scoring.numpy_decoder import document_nll
 
@@ -35,25 +37,30 @@ def checkpoints(tmp_path_factory):
     )
     tokenizer.train_from_iterator([LETTERS], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    known = [tokenizer.token_to_id(letter) for letter in LETTERS]
-    found = {}
-    for seed, (name, layers) in enumerate({"weak": 1, "strong": 2}.items()):
-        shape = {"hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "num_kv_heads": 2}
-        config = ModelConfig(num_layers=layers, tie_embeddings=False, **shape)
-        decoder = Decoder(config, 257)
-        params = jax.tree.map(np.array, decoder.init(jax.random.key(seed)))
-        params["embedding"] *= 30
-        params["embedding"][:, 0] = 2
-        params["output"][known, 0] += 1
-        export_checkpoint(
-            *(folder / name, decoder, params),
-            tokenizer=folder / "tokenizer.json",
-            special_tokens=SpecialTokens(0, 0, 0),
-            context=CONTEXT,
-            shard_bytes=20_000,
-        )
-        found[name] = decoder, params
+    found = {
+        name: write_model(folder / name, folder / "tokenizer.json", seed, layers)
+        for seed, (name, layers) in enumerate({"weak": 1, "strong": 2}.items())
+    }
     return folder, found
+
+
+def write_model(folder, tokenizer, seed, layers, better=1.0):
+    """Exports a model that is `better` than a guess at the ten letters."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "num_kv_heads": 2}
+    decoder = Decoder(ModelConfig(num_layers=layers, tie_embeddings=False, **shape), 257)
+    params = jax.tree.map(np.array, decoder.init(jax.random.key(seed)))
+    params["embedding"] *= 30
+    params["embedding"][:, 0] = 2
+    ids = Tokenizer.from_file(str(tokenizer))
+    params["output"][[ids.token_to_id(letter) for letter in LETTERS], 0] += better
+    export_checkpoint(
+        *(folder, decoder, params),
+        tokenizer=tokenizer,
+        special_tokens=SpecialTokens(0, 0, 0),
+        context=CONTEXT,
+        shard_bytes=20_000,
+    )
+    return decoder, params
 
 
 def arguments(folder, tmp_path, **changed):
@@ -215,3 +222,138 @@ def test_a_lost_tensor_is_refused_before_the_corpus_is_read(checkpoints, tmp_pat
     assert main(arguments(folder, tmp_path, **changed)) == 2
     assert "missing: model.layers.2.self_attn.q_proj.weight" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def third(checkpoints, tmp_path):
+    """The folder of a third model, and the model."""
+    tokenizer = checkpoints[0] / "tokenizer.json"
+    return tmp_path / "third", write_model(tmp_path / "third", tokenizer, seed=7, layers=2)
+
+
+def rows_of(folder):
+    parts = [pq.read_table(part) for part in list_parts(folder, ".parquet")]
+    return {row["doc_id"]: row for row in pa.concat_tables(parts).to_pylist()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ppl_model", ["strong", "weak"])
+def test_a_third_model_is_compared_in_the_strong_ones_place(
+    checkpoints, third, tmp_path, capsys, ppl_model
+):
+    folder, references = checkpoints
+    given = {"partition.group_by": "[]", "scoring.ppl_model": ppl_model}
+    run = arguments(folder, tmp_path, **given, **{"reference.third": third[0]})
+    assert main([*run, "--plan"]) == 0
+    planned = capsys.readouterr().out
+    assert "sample, weak of the third pair" in planned and "score-third" in planned
+    assert "sample, third of the third pair" in planned and "sample, strong" not in planned
+    assert f"reference.third is imported; its shape is from {third[0]}" in planned
+    assert main(run) == 0
+    said = capsys.readouterr().err
+    assert "third (at most)" in said and "compares nothing" not in said
+    directory = RunDirectory(tmp_path / "run")
+    scores, others = rows_of(directory.scores), rows_of(directory.reliability / "third")
+    assert set(others) <= set(scores) and len(others) > 60
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for key in list(others)[::7]:
+        ids = tokenizer.encode(DOCUMENTS[key]).ids
+        for name, (decoder, params) in {"weak": references["weak"], "strong": third[1]}.items():
+            nll = document_nll(decoder.config, params, ids, 0, CONTEXT, OVERLAP)
+            np.testing.assert_allclose(others[key][f"nll_{name}"], nll, rtol=1e-4)
+    line, _ = read_json(directory.partition)["reliability"]  # all, and the only domain
+    assert (line["compared_with"], line["domain"]) == ("third", None)
+    assert 20 < line["documents"] <= len(others) and -1 < line["pd"]["value"] < 0.999
+    assert (line["ppl"]["value"] > 0.999) == (ppl_model == "weak")  # which is in both pairs
+
+
+@pytest.mark.slow
+def test_a_third_model_may_come_later_and_is_compared_with_new_quadrants(
+    checkpoints, third, tmp_path, capsys
+):
+    folder, directory = checkpoints[0], RunDirectory(tmp_path / "run")
+    weak = shutil.copytree(folder / "weak", tmp_path / "weak")
+    given = {"partition.group_by": "[]", "reference.weak.checkpoint": weak}
+    alone = arguments(folder, tmp_path, **given)
+    run = [*alone, f"--reference.third={third[0]}"]
+    assert main(alone) == 0
+    said = capsys.readouterr().err
+    assert said.count("compares nothing") == 1 and "reference.third takes one" in said
+    scored = [path.stat().st_mtime_ns for path in list_parts(directory.scores, ".parquet")]
+    before = directory.partition.read_bytes()
+    write_model(weak, folder / "tokenizer.json", seed=11, layers=1)  # another under its path
+    assert main(run) == 2
+    assert "reference.weak: its weights or its tokenizer are not those" in capsys.readouterr().err
+    shutil.copytree(folder / "weak", weak, dirs_exist_ok=True)
+    assert main(run) == 0 and directory.partition.read_bytes() == before
+    assert "--redo partition" in capsys.readouterr().err
+    assert main([*run, "--redo=partition"]) == 0
+    found = read_json(directory.partition)["reliability"]
+    assert {line["compared_with"] for line in found} == {"third"}
+    # Another one is no reason to score the corpus again.
+    other = shutil.copytree(third[0], tmp_path / "other")
+    changed = [*alone, f"--reference.third={other}"]
+    capsys.readouterr()
+    assert main(changed) == 2
+    assert "(--redo score-third)" in capsys.readouterr().err
+    assert main([*changed, "--redo=score-third"]) == 0
+    assert [path.stat().st_mtime_ns for path in list_parts(directory.scores, ".parquet")] == scored
+    shutil.copy(directory.assignment, tmp_path / "table.parquet")
+    table = json.dumps({"path": str(tmp_path / "table.parquet"), "ppl": "ppl", "pd": "pd"})
+    for scores in ([], [f"--scoring.table={table}"]):  # no sample outlives the scores
+        assert main([*changed, "--redo=score"]) == 0 and directory.reliability.is_dir()
+        assert main([*alone, *scores, "--redo=score"]) == 0
+        assert not directory.reliability.exists()
+
+
+def other_family(third):
+    (third / "config.json").write_text(json.dumps({"model_type": "bloom"}))
+
+
+def fewer_positions(third):
+    config = json.loads((third / "config.json").read_text())
+    few = config | {"max_position_embeddings": CONTEXT - 1}
+    (third / "config.json").write_text(json.dumps(few))
+
+
+def other_tokenizer(third):
+    tokenizer = json.loads((third / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["ab"] = 257
+    tokenizer["model"]["merges"].append(["a", "b"])
+    (third / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (shutil.rmtree, "reference.third: there is no folder"),
+        (other_family, "model_type"),
+        (fewer_positions, f"at most {CONTEXT - 1} tokens"),
+        (other_tokenizer, "reference.third: the tokenizer of"),
+        ("weak", "reference.third and reference.weak.checkpoint hold one and the same model"),
+        ("strong", "reference.third and reference.strong.checkpoint hold one and the same model"),
+    ],
+)
+def test_an_unfit_third_model_is_refused_before_the_corpus_is_read(
+    checkpoints, third, tmp_path, capsys, change, expected
+):
+    if isinstance(change, str):
+        shutil.copytree(checkpoints[0] / change, tmp_path / "same")
+        given = {"reference.third": tmp_path / "same"}
+    else:
+        change(third[0])
+        given = {"reference.third": third[0]}
+    assert main(arguments(checkpoints[0], tmp_path, **given)) == 2
+    message = capsys.readouterr().err
+    assert expected in message and message.startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_third_model_worse_than_chance_is_refused(checkpoints, tmp_path, capsys):
+    folder, directory = checkpoints[0], RunDirectory(tmp_path / "run")
+    write_model(tmp_path / "worse", folder / "tokenizer.json", seed=7, layers=2, better=-1.0)
+    given = {"partition.group_by": "[]", "reference.third": tmp_path / "worse"}
+    assert main(arguments(folder, tmp_path, **given)) == 2
+    assert "the third reference model predicts worse than chance" in capsys.readouterr().err
+    assert not list_parts(directory.reliability / "third", ".parquet")

@@ -62,7 +62,7 @@ def test_a_lost_part_is_made_again_byte_for_byte_and_the_others_are_left(make_ru
 def test_models_are_not_loaded_when_every_part_is_there(make_run, monkeypatch):
     config, directory = make_run(parts=1)
     first = score.score_corpus(config, directory)
-    monkeypatch.setattr(score, "load_references", None)
+    monkeypatch.setattr(score, "load_passes", None)
     assert score.score_corpus(config, directory) == first
 
 
