@@ -21,12 +21,11 @@ import numpy as np
 from absl import flags
 from orbax.checkpoint import v1 as ocp
 
-from frame_jax.errors import UserError, causes
+from frame_jax.errors import UserError, causes, find_storage_error, is_storage_error, storage_error
 from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel import array_digest
 from frame_jax.run.checkpoint_copies import copied_steps, local_checkpoint_folder
 from frame_jax.run.directory import file_sha256
-from frame_jax.run.storage_errors import find_storage_error, is_storage_error, storage_error
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
 # By default some of Orbax's barriers are collectives, which wait for ever; these wait five minutes.
