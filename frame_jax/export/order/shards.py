@@ -179,11 +179,15 @@ def parquet_writer(path: Path) -> Iterator[Append]:
 @contextlib.contextmanager
 def arrayrecord_writer(path: Path) -> Iterator[Append]:
     """Opens a writer of ArrayRecord files of tf.train.Example."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
     writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
 
     def append(documents: list[DocumentRow]) -> None:
         for document in documents:
-            writer.write(encode_tf_example(document["text"]))
+            example = tf_example_pb2.Example()
+            example.features.feature["text"].bytes_list.value.append(document["text"].encode())
+            writer.write(example.SerializeToString())
 
     try:
         yield append
@@ -192,25 +196,3 @@ def arrayrecord_writer(path: Path) -> Iterator[Append]:
 
 
 WRITERS = {"jsonl": jsonl_writer, "parquet": parquet_writer, "arrayrecord": arrayrecord_writer}
-
-
-def encode_tf_example(text: str) -> bytes:
-    """Encodes a tf.train.Example with the feature `text` as protocol-buffer bytes.
-
-    Example{1: Features{1: {1: "text", 2: Feature{1: BytesList{1: text}}}}}.
-    """
-    feature = protobuf_field(1, protobuf_field(1, text.encode()))
-    entry = protobuf_field(1, b"text") + protobuf_field(2, feature)
-    return protobuf_field(1, protobuf_field(1, entry))
-
-
-def protobuf_field(number: int, payload: bytes) -> bytes:
-    """Encodes a length-delimited field of a protocol-buffer message.
-
-    The length is seven bits a byte, lowest first, the high bit set in all bytes but the last.
-    """
-    header, length = bytearray([number << 3 | 2]), len(payload)
-    while length > 0x7F:
-        header.append(length & 0x7F | 0x80)
-        length >>= 7
-    return bytes([*header, length]) + payload
