@@ -12,7 +12,7 @@ DIR/01/shard.00000.mds and index.json are what MosaicML streaming reads.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,17 @@ def write_shards(
 
 def write_rows(directory: RunDirectory, trial_order: TrialOrder, kind: str, folder: Path) -> None:
     """Writes the rows of every stage, in order."""
-    files = OpenFiles()
-    quadrants = [
-        QuadrantRows(name, list_parts(directory.quadrants / name, ".arrayrecord"), files)
-        for name in trial_order.schedule.quadrants
-    ]
+    quadrants = trial_order.schedule.quadrants
+    files = QuadrantRows(
+        [list_parts(directory.quadrants / name, ".arrayrecord") for name in quadrants]
+    )
     at_once = max(1, ROW_BYTES // (TOKEN_DTYPE.itemsize * (trial_order.sequence_length + 1)))
     with progress.progress_bar("write rows", trial_order.schedule.rows, "rows") as update:
         for name, start, stop in row_stages(trial_order):
             stage, shards = folder / name, []
             stage.mkdir(parents=True)
             for number, first in enumerate(range(start, stop, at_once)):
-                rows = read_rows(quadrants, trial_order, first, min(first + at_once, stop))
+                rows = read_rows(files, trial_order, first, min(first + at_once, stop))
                 if kind == "npy":
                     (stage / f"{number:05d}.npy").write_bytes(rows.tobytes())
                 else:
@@ -77,15 +76,12 @@ def write_rows(directory: RunDirectory, trial_order: TrialOrder, kind: str, fold
                 write_json(stage / "index.json", {"version": 2, "shards": shards})
 
 
-def read_rows(
-    quadrants: Sequence[QuadrantRows], trial_order: TrialOrder, start: int, stop: int
-) -> np.ndarray:
+def read_rows(files: QuadrantRows, trial_order: TrialOrder, start: int, stop: int) -> np.ndarray:
     """Reads rows [start, stop) of the order: uint32 [stop - start, sequence_length + 1]."""
-    chosen, quadrant_rows = trial_order.selection.select(np.arange(start, stop))
     rows = np.empty((stop - start, trial_order.sequence_length + 1), TOKEN_DTYPE)
-    for number, quadrant in enumerate(quadrants):
-        lines = np.flatnonzero(chosen == number)
-        quadrant.read_into(rows, lines, quadrant_rows[lines])
+    files.read_into(
+        rows, np.arange(len(rows)), *trial_order.selection.select(np.arange(start, stop))
+    )
     return rows
 
 
