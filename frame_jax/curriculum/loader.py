@@ -24,12 +24,8 @@ class QuadrantRows:
 
     def __init__(self, parts: Sequence[Sequence[Path]]):
         self._parts, self._files = parts, OpenFiles()
-        # Of each quadrant the first row of each of its files, and how many rows it has.
+        # Of each quadrant the first row of each file, and one past its last row.
         self._edges = [np.append(0, np.cumsum(record_counts(paths))) for paths in parts]
-
-    def counts(self) -> list[int]:
-        """The number of rows of each quadrant."""
-        return [int(edges[-1]) for edges in self._edges]
 
     def read_into(
         self, out: np.ndarray, lines: np.ndarray, quadrants: np.ndarray, rows: np.ndarray
@@ -69,9 +65,6 @@ class BatchSource:
             it needs them, each in [0, batch_size).
         row_tokens: Ids a row stores: sequence_length + 1.
         padding_id: Fills the rows that the last batch lacks (BOS: such targets have no loss).
-
-    Raises:
-        UserError: when a quadrant's files do not hold the rows the schedule was made for.
     """
 
     parts: Mapping[str, Sequence[Path]]
@@ -82,16 +75,8 @@ class BatchSource:
     padding_id: int
 
     def __post_init__(self) -> None:
-        schedule = self.selection.schedule
-        self._rows = QuadrantRows([self.parts.get(name, []) for name in schedule.quadrants])
-        for name, rows, held in zip(
-            schedule.quadrants, schedule.available, self._rows.counts(), strict=True
-        ):
-            if held != rows:
-                raise UserError(
-                    f"the schedule was made for {rows:,} rows of {name}, but its files hold "
-                    f"{held:,}: the rows have changed since; redo the partition phase"
-                )
+        names = self.selection.schedule.quadrants
+        self._rows = QuadrantRows([self.parts.get(name, []) for name in names])
         self._offsets = np.asarray(self.row_offsets, np.int64)
 
     def __len__(self) -> int:
