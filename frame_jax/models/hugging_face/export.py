@@ -18,9 +18,9 @@ from tokenizers.processors import TemplateProcessing
 
 from frame_jax.models.hugging_face.config import family_of, find_layout
 from frame_jax.models.hugging_face.tensors import Layout, Tensor, checkpoint_tensors
-from frame_jax.models.hugging_face.weights import layout_in, read_object
+from frame_jax.models.hugging_face.weights import layout_in
 from frame_jax.models.transformer import Decoder, Params
-from frame_jax.run.directory import new_folder, read_json, write_json
+from frame_jax.run.directory import new_folder, read_json, read_object, write_json
 from frame_jax.run.special_tokens import SpecialTokens
 
 SHARD_BYTES = 5_000_000_000
