@@ -14,19 +14,19 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from orbax.checkpoint import v1 as ocp
 
-from frame_jax.errors import UserError, causes
+from frame_jax.errors import UserError, causes, find_storage_error, is_storage_error, storage_error
 from frame_jax.models.transformer import Decoder, Params
-from frame_jax.parallel import array_digest
 from frame_jax.run.checkpoint_copies import copied_steps, local_checkpoint_folder
 from frame_jax.run.directory import file_sha256
-from frame_jax.run.storage_errors import find_storage_error, is_storage_error, storage_error
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
 # By default some of Orbax's barriers are collectives, which wait for ever; these wait five minutes.
@@ -213,12 +213,40 @@ def load_params(
         else:
             params = load_arrays(orbax, step, {"params": like})["params"]
         if shardings is None:
-            found = array_digest.array_digest(params, np)
+            found = array_digest(params, np)
         else:
-            found = array_digest.tree_digests({"params": params})["params"]
+            found = tree_digests({"params": params})["params"]
         if int(found) != digests["ema" if ema else "params"]:
             raise DamagedError("its params are not what was saved")
     return params
+
+
+def array_digest(tree: Any, xp: ModuleType) -> Any:
+    """Computes a number that changes with any bit of any array of a tree, however it is sharded.
+
+    They are arrays of `xp`, `numpy` or `jax.numpy`, of numbers of 16 or 32 bits.
+
+    Returns:
+        uint32 scalar: the sum of all elements' bits, each times an odd number of its own, and of
+        the arrays' sizes.
+    """
+    total = xp.zeros(1, xp.uint32)  # an array, because NumPy warns when a scalar wraps
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        bits = leaf.view(f"uint{8 * leaf.dtype.itemsize}").astype(xp.uint32)
+        factor = xp.full((1,) * leaf.ndim, 2 * number + 1, xp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            shape = [size if i == axis else 1 for i in range(leaf.ndim)]
+            indices = xp.arange(size, dtype=xp.uint32).reshape(shape)
+            factor = factor * xp.uint32(0x9E3779B1) + 2 * indices
+        size = xp.uint32(leaf.size * (2 * number + 1) % 2**32)  # so that zeros differ from nothing
+        total = total + xp.sum(bits * factor, dtype=xp.uint32) + size
+    return total[0]
+
+
+@jax.jit
+def tree_digests(trees: dict[str, Any]) -> dict[str, jax.Array]:
+    """`array_digest` of each tree of arrays on devices, by name."""
+    return {name: array_digest(tree, jnp) for name, tree in trees.items()}
 
 
 def mean_of_checkpoints(checkpoints: Iterable[Any], decay: float | None = None) -> Any:

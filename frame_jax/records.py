@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, is_storage_error, storage_error
 from frame_jax.run.directory import atomic_path, how_to_remake, read_json
-from frame_jax.run.storage_errors import is_storage_error, storage_error
 
 TOKEN_DTYPE = np.dtype("<u4")
 LENGTHS = "lengths.json"

@@ -33,7 +33,7 @@ from frame_jax.curriculum.loader import QuadrantRows
 from frame_jax.errors import UserError, print_error
 from frame_jax.export.order.shards import read_rows
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, make_trial_order
-from frame_jax.records import OpenFiles, TokenReader
+from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.partition_record import assignment_table
 
@@ -194,12 +194,8 @@ def compare_rows(
     The last rows, less than a batch, may be missing.
     """
     names = plan.schedule.quadrants
-    files = OpenFiles()
-    quadrants = [
-        QuadrantRows(name, list_parts(run.quadrants / name, ".arrayrecord"), files)
-        for name in names
-    ]
-    wanted = read_rows(quadrants, plan, 0, plan.schedule.rows)
+    files = QuadrantRows([list_parts(run.quadrants / name, ".arrayrecord") for name in names])
+    wanted = read_rows(files, plan, 0, plan.schedule.rows)
     count = min(len(wanted), len(yielded))
     equal = (yielded[:count] == wanted[:count]).all(axis=1)
     text = f"{int(equal.sum()):,} of {len(wanted):,} rows in their place, all their tokens equal"

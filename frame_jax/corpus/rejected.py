@@ -24,9 +24,8 @@ from frame_jax.config.corpus import CorpusConfig
 from frame_jax.corpus.documents import Rejection
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
-from frame_jax.sql import parquet_table, query, sql_literal
+from frame_jax.sql import open_database, parquet_table, query
 
-DUCKDB_MEMORY = "2GB"  # the rest is spilled to disk
 SHOWN = 3  # records or reasons in a message
 ARROW_SCHEMA = b"ARROW:schema"  # which every writer adds itself
 SAME_IDS = (
@@ -57,27 +56,21 @@ def reject_duplicates(directory: RunDirectory) -> None:
     again. Then rejected.jsonl is written: the parts' unusable records, and the duplicates. Doing it
     again changes nothing, so a killed run just does it again.
     """
-    spill = directory.tokens / ".duckdb"
-    try:
-        with (
-            duckdb.connect(config={"memory_limit": DUCKDB_MEMORY}) as database,
-            atomic_path(directory.rejected) as path,
-            path.open("w", encoding="utf-8") as merged,
-        ):
-            database.execute(f"SET temp_directory = {sql_literal(spill)}")
-            database.execute("SET preserve_insertion_order = false")
-            for source in list_parts(directory.tokens, ".rejected.jsonl"):
-                with source.open(encoding="utf-8") as lines:
-                    shutil.copyfileobj(lines, merged)
-            for part, found in itertools.groupby(_duplicates(database, directory), itemgetter(0)):
-                rows = []
-                for _, row, doc_id, file, line, first_file, first_line in found:
-                    rows.append(row)
-                    reason = f"duplicate id {doc_id!r}, first in {first_file} line {first_line}"
-                    merged.write(rejection_line(Rejection(file, line, reason)))
-                _mark_rejected(list_parts(directory.tokens, ".parquet")[part], rows)
-    finally:
-        shutil.rmtree(spill, ignore_errors=True)
+    with (
+        open_database(directory.tokens) as database,
+        atomic_path(directory.rejected) as path,
+        path.open("w", encoding="utf-8") as merged,
+    ):
+        for source in list_parts(directory.tokens, ".rejected.jsonl"):
+            with source.open(encoding="utf-8") as lines:
+                shutil.copyfileobj(lines, merged)
+        for part, found in itertools.groupby(_duplicates(database, directory), itemgetter(0)):
+            rows = []
+            for _, row, doc_id, file, line, first_file, first_line in found:
+                rows.append(row)
+                reason = f"duplicate id {doc_id!r}, first in {first_file} line {first_line}"
+                merged.write(rejection_line(Rejection(file, line, reason)))
+            _mark_rejected(list_parts(directory.tokens, ".parquet")[part], rows)
 
 
 def summarise(directory: RunDirectory, corpus: CorpusConfig) -> dict[str, Any]:

@@ -1,11 +1,9 @@
 """Prepares the run's tokenizer: trained on a sample of the corpus, or given as a file."""
 
-import json
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
@@ -17,7 +15,7 @@ from frame_jax.corpus.parts import sample_documents
 from frame_jax.corpus.tokenizer import Tokenizer, make_tokenizer
 from frame_jax.errors import UserError, print_note
 from frame_jax.files import is_checkpoint, local_copy
-from frame_jax.run.directory import RunDirectory, atomic_path, write_dataclass
+from frame_jax.run.directory import RunDirectory, atomic_path, read_object, write_dataclass
 from frame_jax.run.special_tokens import (
     BOS,
     EOS,
@@ -257,26 +255,11 @@ def bos_tokens_named_by_files(config: RunConfig) -> Iterator[tuple[Path, int | s
 def bos_tokens_named_in(folder: Path) -> Iterator[tuple[Path, int | str]]:
     """(file, BOS as an id or a token) for each file of a model's or tokenizer's folder that names
     one."""
-    token = read_json_object(folder / "tokenizer_config.json").get("bos_token")
-    if isinstance(token, dict):  # an added token with its rules
-        token = token.get("content")
-    if isinstance(token, str):
-        yield folder / "tokenizer_config.json", token
-    token_id = read_json_object(folder / "config.json").get("bos_token_id")
-    if isinstance(token_id, int):
-        yield folder / "config.json", token_id
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file.
-
-    Raises:
-        UserError: if it is not JSON.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); fetch it again") from error
-    return value if isinstance(value, dict) else {}
+    files = (("tokenizer_config.json", "bos_token", str), ("config.json", "bos_token_id", int))
+    for name, key, kind in files:
+        if (path := folder / name).is_file():
+            named = read_object(path).get(key)
+            if isinstance(named, dict):  # an added token with its rules
+                named = named.get("content")
+            if isinstance(named, kind):
+                yield path, named

@@ -17,34 +17,37 @@ from frame_jax.records import OpenFiles, record_counts
 
 
 class QuadrantRows:
-    """Random access to the rows of one quadrant across its files, which are opened when needed."""
+    """Random access to the rows of quadrants across their files, which are opened when needed.
 
-    def __init__(self, name: str, parts: Sequence[Path], files: OpenFiles):
-        self.name = name
-        self._parts, self._files = parts, files
-        self._lengths = record_counts(parts)
-        self._ends = np.cumsum(self._lengths)
+    `parts` are the files of each quadrant.
+    """
 
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+    def __init__(self, parts: Sequence[Sequence[Path]]):
+        self._parts, self._files = parts, OpenFiles()
+        # Of each quadrant the first row of each file, and one past its last row.
+        self._edges = [np.append(0, np.cumsum(record_counts(paths))) for paths in parts]
 
-    def read_into(self, out: np.ndarray, lines: np.ndarray, rows: np.ndarray) -> None:
-        """Reads row `rows[i]` of the quadrant into `out[lines[i]]`.
+    def read_into(
+        self, out: np.ndarray, lines: np.ndarray, quadrants: np.ndarray, rows: np.ndarray
+    ) -> None:
+        """Reads row `rows[i]` of quadrant `quadrants[i]` into `out[lines[i]]`.
 
         Raises:
             UserError: when a part does not hold the rows that were recorded of it.
         """
-        parts = np.searchsorted(self._ends, rows, side="right")
-        for part in np.unique(parts):
-            chosen = np.flatnonzero(parts == part)
-            reader = self._files.reader(self._parts[part])
-            if len(reader) != self._lengths[part]:
-                raise UserError(
-                    f"{self._parts[part]} holds {len(reader):,} rows, and {self._lengths[part]:,} "
-                    "were written to it: the rows have changed since; redo the partition phase"
-                )
-            first = self._ends[part] - self._lengths[part]
-            out[lines[chosen]] = reader.read(rows[chosen] - first)
+        for quadrant in np.unique(quadrants):
+            own, edges = np.flatnonzero(quadrants == quadrant), self._edges[quadrant]
+            parts = np.searchsorted(edges, rows[own], side="right") - 1
+            for part in np.unique(parts):
+                chosen, path = own[parts == part], self._parts[quadrant][part]
+                first, stop = edges[part : part + 2]
+                reader = self._files.reader(path)
+                if len(reader) != stop - first:
+                    raise UserError(
+                        f"{path} holds {len(reader):,} rows, and {stop - first:,} were written to "
+                        "it: the rows have changed since; redo the partition phase"
+                    )
+                out[lines[chosen]] = reader.read(rows[chosen] - first)
 
 
 @dataclass(eq=False, repr=False)
@@ -62,9 +65,6 @@ class BatchSource:
             it needs them, each in [0, batch_size).
         row_tokens: Ids a row stores: sequence_length + 1.
         padding_id: Fills the rows that the last batch lacks (BOS: such targets have no loss).
-
-    Raises:
-        UserError: when a quadrant's files do not hold the rows the schedule was made for.
     """
 
     parts: Mapping[str, Sequence[Path]]
@@ -75,16 +75,8 @@ class BatchSource:
     padding_id: int
 
     def __post_init__(self) -> None:
-        schedule, files = self.selection.schedule, OpenFiles()
-        self._quadrants = [
-            QuadrantRows(name, self.parts.get(name, []), files) for name in schedule.quadrants
-        ]
-        for quadrant, rows in zip(self._quadrants, schedule.available, strict=True):
-            if len(quadrant) != rows:
-                raise UserError(
-                    f"the schedule was made for {rows:,} rows of {quadrant.name}, but its files "
-                    f"hold {len(quadrant):,}: the rows have changed since; redo the partition phase"
-                )
+        names = self.selection.schedule.quadrants
+        self._rows = QuadrantRows([self.parts.get(name, []) for name in names])
         self._offsets = np.asarray(self.row_offsets, np.int64)
 
     def __len__(self) -> int:
@@ -95,10 +87,7 @@ class BatchSource:
         batch = np.full((len(self._offsets), self.row_tokens), self.padding_id, np.int32)
         rows = step * self.batch_size + self._offsets
         lines = np.flatnonzero(rows < len(self.selection))
-        quadrants, indices = self.selection.select(rows[lines])
-        for number in np.unique(quadrants):
-            chosen = quadrants == number
-            self._quadrants[number].read_into(batch, lines[chosen], indices[chosen])
+        self._rows.read_into(batch, lines, *self.selection.select(rows[lines]))
         return batch
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.models.cross_entropy import chunk_count, token_nll
+from frame_jax.models.cross_entropy import chunk_count, join_sequence, split_sequence, token_nll
+from frame_jax.models.layers import einsum_f32
 from frame_jax.models.transformer import Decoder, Params
 from frame_jax.scoring.scorer import Scorer, hidden_states
 
@@ -70,15 +71,12 @@ def next_tokens(
 
 def argmax_tokens(hidden: jax.Array, unembedding: jax.Array, chunks: int) -> jax.Array:
     """[B, T, D] x [V, D] -> [B, T] int32: the token with the largest logit, piece by piece."""
-    B, T, D = hidden.shape
     w = unembedding.astype(hidden.dtype)
 
     def piece(states: jax.Array) -> jax.Array:
-        logits = jnp.einsum("btd,vd->btv", states, w, preferred_element_type=jnp.float32)
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return jnp.argmax(einsum_f32("btd,vd->btv", states, w), axis=-1).astype(jnp.int32)
 
-    pieces = hidden.reshape(B, chunks, T // chunks, D).swapaxes(0, 1)
-    return jax.lax.map(piece, pieces).swapaxes(0, 1).reshape(B, T)
+    return join_sequence(jax.lax.map(piece, split_sequence(hidden, chunks)))
 
 
 def generate_greedily(

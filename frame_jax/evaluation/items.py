@@ -17,8 +17,7 @@ from frame_jax.corpus.sources.compressed import (
     DecompressedStream,
     other_format,
 )
-from frame_jax.errors import UserError
-from frame_jax.run.storage_errors import is_storage_error, storage_error
+from frame_jax.errors import UserError, is_storage_error, storage_error
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 

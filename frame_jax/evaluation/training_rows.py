@@ -21,7 +21,6 @@ from frame_jax.curriculum.loader import QuadrantRows
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.evaluation.results import LossBin, TrainingRowsResult, scores_folder
 from frame_jax.evaluation.weights import Part, Weights, write_missing_parts
-from frame_jax.records import OpenFiles
 from frame_jax.run.directory import RunDirectory, part_name
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
 from frame_jax.run.trial_record import load_trial_record
@@ -62,17 +61,15 @@ def measure_training_rows(
         work = Sample(*(column[first:][:ROWS_PER_PART] for column in sample))
         path = folder / part_name(index, len(starts), ".parquet")
         parts.append(Part(final, path, work, size=1, note=""))
-    names, files = selection.schedule.quadrants, OpenFiles()
-    quadrants = [QuadrantRows(name, row_files[name], files) for name in names]
+    names = selection.schedule.quadrants
+    training_rows = QuadrantRows([row_files[name] for name in names])
     special_tokens = read_special_tokens(directory)
     document_attention = config.pretrain.training.document_attention
 
     def measure(scorer: Scorer, part: Part, report: Callable[[int], None]) -> dict[str, Any]:
         quadrant, row, step = part.work
         rows = np.zeros((len(row), record.sequence_length + 1), np.int32)
-        for number in np.unique(quadrant):
-            lines = np.flatnonzero(quadrant == number)
-            quadrants[number].read_into(rows, lines, row[lines])
+        training_rows.read_into(rows, np.arange(len(row)), quadrant, row)
         tokens, nll = score_rows(scorer, rows, special_tokens, document_attention)
         report(1)
         columns = {"quadrant": [names[index] for index in quadrant], "row": row, "step": step}

@@ -18,8 +18,7 @@ from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
 from frame_jax.evaluation.results import read_result
 from frame_jax.evaluation.weights import Weights, load_weights
-from frame_jax.models.hugging_face.export import export_checkpoint
-from frame_jax.models.hugging_face.origin import kept_origin
+from frame_jax.models.hugging_face.export import export_checkpoint, kept_origin
 from frame_jax.models.transformer import Decoder, read_description
 from frame_jax.run.directory import RunDirectory, new_folder
 from frame_jax.run.partition_record import read_partition_record

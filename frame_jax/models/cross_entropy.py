@@ -20,15 +20,15 @@ from frame_jax.parallel.sharding import (
 )
 
 
-def _split_sequence(x: Array, chunks: int) -> Array:
+def split_sequence(x: Array, chunks: int) -> Array:
     """[B, T, ...] -> [chunks, B, T / chunks, ...]: along the sequence, so that a batch axis split
     over devices stays split."""
     B, T = x.shape[:2]
     return jnp.moveaxis(x.reshape(B, chunks, T // chunks, *x.shape[2:]), 1, 0)
 
 
-def _join_sequence(split: Array) -> Array:
-    """[chunks, B, t, ...] -> [B, chunks * t, ...], the inverse of `_split_sequence`."""
+def join_sequence(split: Array) -> Array:
+    """[chunks, B, t, ...] -> [B, chunks * t, ...], the inverse of `split_sequence`."""
     chunks, B, t = split.shape[:3]
     return jnp.moveaxis(split, 0, 1).reshape(B, chunks * t, *split.shape[3:])
 
@@ -58,9 +58,9 @@ def token_nll(hidden: Array, unembedding: Array, targets: Array, chunks: int) ->
         return carry, log_total - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
 
     _, nll = jax.lax.scan(
-        chunk_nll, None, (_split_sequence(hidden, chunks), _split_sequence(targets, chunks))
+        chunk_nll, None, (split_sequence(hidden, chunks), split_sequence(targets, chunks))
     )
-    return _join_sequence(nll)
+    return join_sequence(nll)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -109,7 +109,7 @@ def _cross_entropy_forward(
 
     def grouped(x: Array) -> Array:
         """[B, T, ...] -> [chunks, groups, B / groups, T / chunks, ...]."""
-        split = _split_sequence(x, chunks)
+        split = split_sequence(x, chunks)
         split = split.reshape(chunks, groups, -1, *split.shape[2:])
         return constrain_sharding(split, None, "batch", *[None] * (split.ndim - 2))
 
@@ -138,7 +138,7 @@ def _cross_entropy_forward(
     (objective, nll_sum, grad_w), grad_hidden = jax.lax.scan(
         add_chunk, (zero, zero, grad_w), (grouped(hidden), grouped(targets), grouped(loss_mask))
     )
-    grad_hidden = _join_sequence(grad_hidden.reshape(chunks, hidden.shape[0], -1, hidden.shape[2]))
+    grad_hidden = join_sequence(grad_hidden.reshape(chunks, hidden.shape[0], -1, hidden.shape[2]))
     grad_w = jnp.sum(grad_w, axis=0)
     grad_w = constrain_sharding(grad_w.T if transposed else grad_w, "vocab", "embed")
     return (objective, nll_sum), (grad_hidden, grad_w.astype(unembedding.dtype))

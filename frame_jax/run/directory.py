@@ -215,6 +215,21 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that came with a model or a tokenizer.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); fetch it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold an object; fetch it again")
+    return value
+
+
 def mark_for_removal(path: Path) -> None:
     """Renames a file or a folder, if it exists, so that `remove_temporaries` removes it."""
     if path.exists():

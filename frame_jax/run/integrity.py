@@ -9,10 +9,9 @@ record in them carries a hash that ArrayRecord checks when it is read: no corpus
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, storage_error
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, file_sha256, how_to_remake, read_json, write_json
-from frame_jax.run.storage_errors import storage_error
 
 HASHED = {".parquet", ".json"}
 SIZED = {".arrayrecord"}

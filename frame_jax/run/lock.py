@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from frame_jax.errors import UserError, print_note, print_warning
+from frame_jax.errors import UserError, print_note, print_warning, storage_error
 from frame_jax.run.directory import RunDirectory, require_writable
 from frame_jax.run.preemption import before_exit
-from frame_jax.run.storage_errors import storage_error
 
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0  # some file systems show another host's writes late

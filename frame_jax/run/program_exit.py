@@ -9,9 +9,15 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn, TypeVar, cast
 
-from frame_jax.errors import USAGE_ERROR, UserError, is_disk_full, log_to_stderr, print_error
+from frame_jax.errors import (
+    USAGE_ERROR,
+    UserError,
+    find_disk_error,
+    is_disk_full,
+    log_to_stderr,
+    print_error,
+)
 from frame_jax.run.preemption import EXIT_CODES, exit_now
-from frame_jax.run.storage_errors import find_disk_error
 
 T = TypeVar("T")
 

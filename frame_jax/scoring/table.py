@@ -19,12 +19,11 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import TableConfig
 from frame_jax.corpus.sources.inputs import escape_name, is_ignored
 from frame_jax.corpus.sources.listing import list_files
-from frame_jax.errors import UserError, is_disk_full, print_note
+from frame_jax.errors import UserError, is_disk_full, is_storage_error, print_note, storage_error
 from frame_jax.files import local_copy
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
 from frame_jax.run.program_exit import run_on_first_process
-from frame_jax.run.storage_errors import is_storage_error, storage_error
 from frame_jax.sql import UNREADABLE, open_database, parquet_table, sql_identifier, write_parquet
 
 SHOWN = 3  # documents named in a message

@@ -14,12 +14,11 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from frame_jax import checkpoints
-from frame_jax.errors import UserError, print_warning
+from frame_jax.errors import UserError, print_warning, storage_error
 from frame_jax.models.transformer import Params
-from frame_jax.parallel import array_digest, processes
+from frame_jax.parallel import processes
 from frame_jax.run.checkpoint_copies import CheckpointCopies
 from frame_jax.run.directory import explain_full_disk, no_room_error
-from frame_jax.run.storage_errors import storage_error
 from frame_jax.training.optimizer import EmaState
 
 ROLLING = 2  # newest checkpoints that are kept beside the asked-for ones
@@ -199,4 +198,4 @@ def state_digests(params: Params, optimizer_state: Any) -> dict[str, int]:
     last = optimizer_state[-1] if isinstance(optimizer_state, tuple) else None
     if isinstance(last, EmaState):
         trees["ema"] = last.ema
-    return jax.tree.map(int, array_digest.tree_digests(trees))
+    return jax.tree.map(int, checkpoints.tree_digests(trees))

@@ -101,11 +101,6 @@ def test_resuming_continues_on_another_number_of_processes(parts, selection, ste
         np.testing.assert_array_equal(resumed, whole[step:, offsets])
 
 
-def test_rows_that_changed_since_the_schedule_are_refused(parts, selection) -> None:
-    with pytest.raises(UserError, match="29 rows of Q3, but its files hold 20"):
-        load({**parts, "Q3": parts["Q3"][:-1]}, selection)
-
-
 @pytest.mark.parametrize("step", [0, 7])
 def test_the_same_rows_with_one_file_open_at_a_time(
     parts, selection, step: int, monkeypatch: pytest.MonkeyPatch

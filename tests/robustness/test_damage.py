@@ -13,7 +13,6 @@ import pytest
 
 from frame_jax import checkpoints
 from frame_jax.errors import UserError
-from frame_jax.parallel import array_digest
 from frame_jax.records import TokenReader, write_tokens
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory
@@ -102,15 +101,15 @@ def test_digests_see_every_bit_and_no_sharding(use_devices) -> None:
     spread = jax.device_put(
         values, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x", "y"))
     )
-    expected = int(array_digest.array_digest(tree, np))
-    assert int(array_digest.tree_digests({"t": {"a": spread, "b": jax.numpy.float32(3)}})["t"]) == (
+    expected = int(checkpoints.array_digest(tree, np))
+    assert int(checkpoints.tree_digests({"t": {"a": spread, "b": jax.numpy.float32(3)}})["t"]) == (
         expected
     )
     for place in ((0, 0), (7, 5), (3, 2)):
         changed = values.copy()
         changed.view(np.uint32)[place] ^= 1 << 31
-        assert int(array_digest.array_digest(tree | {"a": changed}, np)) != expected
-    assert int(array_digest.array_digest(tree | {"a": values[::-1]}, np)) != expected
+        assert int(checkpoints.array_digest(tree | {"a": changed}, np)) != expected
+    assert int(checkpoints.array_digest(tree | {"a": values[::-1]}, np)) != expected
 
 
 @pytest.fixture

@@ -44,13 +44,8 @@ def test_mosaicml_streaming_yields_the_run_s_rows(tool, run, curriculum) -> None
 
 def rows_of(tool, run, plan) -> np.ndarray:
     names = plan.schedule.quadrants
-    quadrants = [
-        tool.QuadrantRows(
-            name, tool.list_parts(run[1].quadrants / name, ".arrayrecord"), tool.OpenFiles()
-        )
-        for name in names
-    ]
-    return read_rows(quadrants, plan, 0, plan.schedule.rows)
+    parts = [tool.list_parts(run[1].quadrants / name, ".arrayrecord") for name in names]
+    return read_rows(tool.QuadrantRows(parts), plan, 0, plan.schedule.rows)
 
 
 def test_other_rows_are_seen(tool, run) -> None:

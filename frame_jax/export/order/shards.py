@@ -12,7 +12,7 @@ DIR/01/shard.00000.mds and index.json are what MosaicML streaming reads.
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +56,17 @@ def write_shards(
 
 def write_rows(directory: RunDirectory, trial_order: TrialOrder, kind: str, folder: Path) -> None:
     """Writes the rows of every stage, in order."""
-    files = OpenFiles()
-    quadrants = [
-        QuadrantRows(name, list_parts(directory.quadrants / name, ".arrayrecord"), files)
-        for name in trial_order.schedule.quadrants
-    ]
+    quadrants = trial_order.schedule.quadrants
+    files = QuadrantRows(
+        [list_parts(directory.quadrants / name, ".arrayrecord") for name in quadrants]
+    )
     at_once = max(1, ROW_BYTES // (TOKEN_DTYPE.itemsize * (trial_order.sequence_length + 1)))
     with progress.progress_bar("write rows", trial_order.schedule.rows, "rows") as update:
         for name, start, stop in row_stages(trial_order):
             stage, shards = folder / name, []
             stage.mkdir(parents=True)
             for number, first in enumerate(range(start, stop, at_once)):
-                rows = read_rows(quadrants, trial_order, first, min(first + at_once, stop))
+                rows = read_rows(files, trial_order, first, min(first + at_once, stop))
                 if kind == "npy":
                     (stage / f"{number:05d}.npy").write_bytes(rows.tobytes())
                 else:
@@ -77,15 +76,12 @@ def write_rows(directory: RunDirectory, trial_order: TrialOrder, kind: str, fold
                 write_json(stage / "index.json", {"version": 2, "shards": shards})
 
 
-def read_rows(
-    quadrants: Sequence[QuadrantRows], trial_order: TrialOrder, start: int, stop: int
-) -> np.ndarray:
+def read_rows(files: QuadrantRows, trial_order: TrialOrder, start: int, stop: int) -> np.ndarray:
     """Reads rows [start, stop) of the order: uint32 [stop - start, sequence_length + 1]."""
-    chosen, quadrant_rows = trial_order.selection.select(np.arange(start, stop))
     rows = np.empty((stop - start, trial_order.sequence_length + 1), TOKEN_DTYPE)
-    for number, quadrant in enumerate(quadrants):
-        lines = np.flatnonzero(chosen == number)
-        quadrant.read_into(rows, lines, quadrant_rows[lines])
+    files.read_into(
+        rows, np.arange(len(rows)), *trial_order.selection.select(np.arange(start, stop))
+    )
     return rows
 
 
@@ -179,11 +175,15 @@ def parquet_writer(path: Path) -> Iterator[Append]:
 @contextlib.contextmanager
 def arrayrecord_writer(path: Path) -> Iterator[Append]:
     """Opens a writer of ArrayRecord files of tf.train.Example."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
     writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
 
     def append(documents: list[DocumentRow]) -> None:
         for document in documents:
-            writer.write(encode_tf_example(document["text"]))
+            example = tf_example_pb2.Example()
+            example.features.feature["text"].bytes_list.value.append(document["text"].encode())
+            writer.write(example.SerializeToString())
 
     try:
         yield append
@@ -192,25 +192,3 @@ def arrayrecord_writer(path: Path) -> Iterator[Append]:
 
 
 WRITERS = {"jsonl": jsonl_writer, "parquet": parquet_writer, "arrayrecord": arrayrecord_writer}
-
-
-def encode_tf_example(text: str) -> bytes:
-    """Encodes a tf.train.Example with the feature `text` as protocol-buffer bytes.
-
-    Example{1: Features{1: {1: "text", 2: Feature{1: BytesList{1: text}}}}}.
-    """
-    feature = protobuf_field(1, protobuf_field(1, text.encode()))
-    entry = protobuf_field(1, b"text") + protobuf_field(2, feature)
-    return protobuf_field(1, protobuf_field(1, entry))
-
-
-def protobuf_field(number: int, payload: bytes) -> bytes:
-    """Encodes a length-delimited field of a protocol-buffer message.
-
-    The length is seven bits a byte, lowest first, the high bit set in all bytes but the last.
-    """
-    header, length = bytearray([number << 3 | 2]), len(payload)
-    while length > 0x7F:
-        header.append(length & 0x7F | 0x80)
-        length >>= 7
-    return bytes([*header, length]) + payload

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from frame_jax.checkpoints import saved_consumed_rows
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, is_storage_error
 from frame_jax.export.order.manifest import manifest_header
 from frame_jax.export.order.manifest_lines import digests_of
 from frame_jax.export.order.trial_order import (
@@ -30,7 +30,6 @@ from frame_jax.export.order.trial_order import (
 from frame_jax.records import TokenReader
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, file_sha256, read_json
-from frame_jax.run.storage_errors import is_storage_error
 from frame_jax.run.trial_record import read_trial_record
 from frame_jax.training.metrics import parse_record
 

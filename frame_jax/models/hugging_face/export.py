@@ -2,9 +2,11 @@
 
 The inverse of `models.hugging_face`: config.json, generation_config.json, the tokenizer, and
 safetensors in float32, so that importing the folder gives the same bits back. A decoder is written
-as the first family (`models.hugging_face.config`) that computes it, a continued model as its own.
+as the first family (`models.hugging_face.config`) that computes it, a continued model as its own:
+all but the weights is what training has copied of the checkpoint, so that the checkpoint may go.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,22 @@ import tokenizers
 from safetensors.numpy import save_file
 from tokenizers.processors import TemplateProcessing
 
-from frame_jax.models.hugging_face.config import find_layout
-from frame_jax.models.hugging_face.origin import write_origin
+from frame_jax.models.hugging_face.config import family_of, find_layout
 from frame_jax.models.hugging_face.tensors import Layout, Tensor, checkpoint_tensors
+from frame_jax.models.hugging_face.weights import layout_in
 from frame_jax.models.transformer import Decoder, Params
-from frame_jax.run.directory import write_json
+from frame_jax.run.directory import new_folder, read_json, read_object, write_json
 from frame_jax.run.special_tokens import SpecialTokens
 
 SHARD_BYTES = 5_000_000_000
 PAD_NAMES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>")
+ORIGIN = "origin"  # folder in that of a trial, with files of the checkpoint it continues
+LAYOUT = "layout.json"  # in which of its family's ways its tensors are stored
+ORIGIN_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "tokenizer.model", "spiece.model"),
+    *("generation_config.json", "chat_template.jinja", "chat_template.json"),
+)
 
 
 def export_checkpoint(
@@ -47,8 +56,7 @@ def export_checkpoint(
         special_tokens: Those that start and end a text.
         context: Tokens of the longest sequence the model was trained on.
         shard_bytes: Weights are split into files of about this size.
-        origin: Of a continued model what was kept of its checkpoint (`models.hugging_face.origin`):
-            all but the weights is then taken from there.
+        origin: Of a continued model the folder in which `keep_origin` has put files.
 
     Raises:
         UserError: if no family of `transformers` computes what the decoder computes.
@@ -166,3 +174,41 @@ def group_tensors(tensors: dict[str, Tensor], shard_bytes: int) -> Iterator[dict
         shard[name] = tensor
         filled += size
     yield shard
+
+
+def keep_origin(source: Path, trial: Path, decoder: Decoder) -> None:
+    """Copies into the folder of a trial what its export needs, unless that is there.
+
+    `source` is a checkpoint folder, or the folder of a trial, which may have been continued itself.
+    """
+    if (trial / ORIGIN).is_dir():
+        return
+    if (source / ORIGIN).is_dir():
+        with new_folder(trial / ORIGIN) as folder:
+            shutil.copytree(source / ORIGIN, folder, dirs_exist_ok=True)
+    elif (source / "config.json").is_file():
+        path = source / "config.json"
+        layouts = family_of(read_object(path), path).layouts
+        with new_folder(trial / ORIGIN) as folder:
+            write_json(folder / LAYOUT, layouts.index(layout_in(source, decoder)))
+            for name in ("config.json", *ORIGIN_FILES):
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, folder / name)
+
+
+def kept_origin(trial: Path) -> Path | None:
+    """Where `keep_origin` has put the files; None for a model that was trained from scratch."""
+    return trial / ORIGIN if (trial / ORIGIN).is_dir() else None
+
+
+def write_origin(origin: Path, folder: Path) -> Layout:
+    """Writes the kept files into the folder of a checkpoint in float32; returns its layout."""
+    path = origin / "config.json"
+    config = read_object(path)
+    for key in {"torch_dtype", "dtype"} & config.keys() or {"torch_dtype"}:
+        config[key] = "float32"
+    write_json(folder / "config.json", config)
+    for name in ORIGIN_FILES:
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, folder / name)
+    return family_of(config, path).layouts[read_json(origin / LAYOUT)]

@@ -6,7 +6,6 @@ where they compute what `models.transformer` computes; anything else is refused 
 
 import contextlib
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from frame_jax.errors import UserError
 from frame_jax.models.hugging_face import tensors
 from frame_jax.models.hugging_face.config import family_of, read_config
 from frame_jax.models.transformer import Decoder, Params
+from frame_jax.run.directory import read_object
 
 SINGLE_FILE = "model.safetensors"  # the whole model in one file
 OTHER_PREFIXES = ("consolidated", "adapter_")  # of files that are not the model as it is read here
@@ -53,21 +53,6 @@ def read_decoder(folder: Path, longest: int | None = None) -> Decoder:
         raise UserError(f"{folder} has no config.json: it is not a Hugging Face checkpoint folder")
     settings = read_object(path)
     return Decoder(read_config(settings, path, longest), settings["vocab_size"])
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        UserError: if there is none.
-    """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); fetch it again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold an object; fetch it again")
-    return value
 
 
 def layout_in(folder: Path, decoder: Decoder) -> tensors.Layout:

@@ -14,14 +14,13 @@ import pytest
 from frame_jax import checkpoints
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError
+from frame_jax.errors import UserError, storage_error
 from frame_jax.export.order import manifest_lines
 from frame_jax.export_order import main as export_order
 from frame_jax.records import TokenReader, damaged_file_error, write_tokens
 from frame_jax.run import preemption
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.preemption import Preempted
-from frame_jax.run.storage_errors import storage_error
 from frame_jax.training.phases import pretrain
 from frame_jax.verify_order import main
 from tests.export.order.packed_run import BATCH, make_run

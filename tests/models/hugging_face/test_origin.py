@@ -11,8 +11,12 @@ from safetensors.numpy import save_file
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.models.hugging_face.config import FAMILIES
-from frame_jax.models.hugging_face.export import export_checkpoint, model_config
-from frame_jax.models.hugging_face.origin import keep_origin, kept_origin
+from frame_jax.models.hugging_face.export import (
+    export_checkpoint,
+    keep_origin,
+    kept_origin,
+    model_config,
+)
 from frame_jax.models.hugging_face.tensors import checkpoint_tensors
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder

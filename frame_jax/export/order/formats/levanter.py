@@ -1,12 +1,9 @@
 """Levanter: one config whose mixture changes over the run."""
 
-from pathlib import Path
-
 from frame_jax.export.order.formats.notes import Files, as_yaml, format_notes
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, mixture_spans, stage_spans
 
 DATA_FORMATS = ("jsonl", "parquet")
-NOTES = Path(__file__).with_suffix(".md").read_text("utf-8")
 
 MIXTURE_PIECES = 128  # of a smooth curriculum, where a trainer follows a schedule by itself
 LARGEST_BLOCK = 32768  # sequences; Levanter packs a block's indices into 16 bits
@@ -38,5 +35,5 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
     }
     return {
         "levanter.yaml": as_yaml(config),
-        "NOTES.md": format_notes(trial_order, trainer, NOTES, spans),
+        "NOTES.md": format_notes("levanter", trial_order, trainer, spans),
     }

@@ -1,14 +1,12 @@
 """MaxText: a Grain mixture and a launch for each stage."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from frame_jax.export.order.formats.notes import Files, format_notes, shell_script
 from frame_jax.export.order.trial_order import Span, Trainer, TrialOrder, stage_spans
 
 DATA_FORMATS = ("arrayrecord",)
-NOTES = Path(__file__).with_suffix(".md").read_text("utf-8")
 
 # Grain refuses a weight of zero, and a component that is left out loses its place.
 SMALLEST_SHARE = 1e-6
@@ -34,8 +32,7 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         f"num_epoch={trial_order.schedule.epochs + 1} max_target_length={trainer.sequence_length}"
     )
     files["train.sh"] = shell_script(*(f"{program} {line}" for line in lines))
-    text = NOTES.format(trainer=trainer)
-    files["NOTES.md"] = format_notes(trial_order, trainer, text, spans)
+    files["NOTES.md"] = format_notes("maxtext", trial_order, trainer, spans)
     return files
 
 

@@ -1,12 +1,9 @@
 """Megatron-LM: a blend and a launch for each stage."""
 
-from pathlib import Path
-
 from frame_jax.export.order.formats.notes import Files, format_notes, shell_script
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, stage_spans
 
 DATA_FORMATS = ("jsonl",)
-NOTES = Path(__file__).with_suffix(".md").read_text("utf-8")
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
@@ -43,6 +40,5 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         f"    {tokenizer}",
         "done",
     )
-    text = NOTES.format(trainer=trainer)
-    files["NOTES.md"] = format_notes(trial_order, trainer, text, spans)
+    files["NOTES.md"] = format_notes("megatron", trial_order, trainer, spans)
     return files

@@ -1,13 +1,9 @@
 """nanotron: a config and a launch for each stage."""
 
-from pathlib import Path
-
-from frame_jax.export.order.formats.notes import Files, as_yaml, format_notes
+from frame_jax.export.order.formats.notes import Files, as_yaml, fill_text, format_notes
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, stage_spans
 
 DATA_FORMATS = ("jsonl", "parquet")
-NOTES = Path(__file__).with_suffix(".md").read_text("utf-8")
-DATATROVE = Path(__file__).with_suffix(".template").read_text("utf-8")
 
 
 def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
@@ -40,11 +36,11 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         )
         for number, span in enumerate(spans, 1)
     }
-    files["tokenize_documents.py"] = DATATROVE.format(
-        cells=tuple(trial_order.schedule.quadrants),
-        data=trainer.data,
+    files["tokenize_documents.py"] = fill_text(
+        "nanotron.template",
+        trial_order,
+        trainer,
         reader={".jsonl": "JsonlReader", ".parquet": "ParquetReader"}[trainer.suffix],
         pattern=f"*{trainer.suffix}",
     )
-    text = NOTES.format(trainer=trainer)
-    return {**files, "NOTES.md": format_notes(trial_order, trainer, text, spans)}
+    return {**files, "NOTES.md": format_notes("nanotron", trial_order, trainer, spans)}

@@ -6,11 +6,12 @@ rows of the run itself. The others tokenize and pack on their own, so that their
 the rows here; quadrants, order and lengths are the same.
 """
 
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from frame_jax.export.order.trial_order import Span, Trainer, TrialOrder, stage_spans
+from frame_jax.export.order.trial_order import Span, Trainer, TrialOrder, row_stages, stage_spans
 
 Files = dict[str, str]
 
@@ -20,14 +21,25 @@ def as_yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
-def format_notes(
-    trial_order: TrialOrder, trainer: Trainer, text: str, spans: list[Span], where: str = ""
-) -> str:
-    """Writes NOTES.md: what the files are and how to use them.
+def fill_text(file: str, trial_order: TrialOrder, trainer: Trainer, **values: Any) -> str:
+    """Fills in a text of that name beside this module, by `order`, `trainer` and other values."""
+    text = Path(__file__).with_name(file).read_text("utf-8")
+    return text.format(order=trial_order, trainer=trainer, **values)
 
-    `text` is what is particular to the trainer, `where` says what belongs in the data folder; by
-    default the quadrants' documents.
+
+def format_notes(
+    name: str,
+    trial_order: TrialOrder,
+    trainer: Trainer,
+    spans: list[Span],
+    where: str = "",
+    **values: Any,
+) -> str:
+    """Writes NOTES.md: what the files of the format `name` are and how to use them.
+
+    `where` says what belongs in the data folder; by default the quadrants' documents.
     """
+    text = fill_text(f"{name}.md", trial_order, trainer, **values)
     quadrants = list(spans[0].mixture)
     stages = [
         f"| stage | from step | to step | {' | '.join(quadrants)} |",
@@ -55,9 +67,13 @@ def shell_script(*commands: str) -> str:
     )
 
 
-def own_rows_files(trial_order: TrialOrder, trainer: Trainer, module: str, text: str) -> Files:
-    """The files of a trainer that reads the run's own rows by means of `module`."""
+def own_rows_files(name: str, trial_order: TrialOrder, trainer: Trainer, **values: Any) -> Files:
+    """The files of a format whose trainer reads the run's own rows by means of a module."""
+    values["folders"] = [folder for folder, *_ in row_stages(trial_order)]
+    values["ids"] = trainer.sequence_length + 1
     spans = stage_spans(trial_order, trainer, smooth=True)
     where = f"The rows of each stage belong in `{trainer.data}/<number of the stage>/`"
-    notes = format_notes(trial_order, trainer, text, spans, where)
-    return {"order.py": module, "NOTES.md": notes}
+    return {
+        "order.py": fill_text(f"{name}.template", trial_order, trainer, **values),
+        "NOTES.md": format_notes(name, trial_order, trainer, spans, where, **values),
+    }
