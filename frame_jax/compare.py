@@ -25,17 +25,9 @@ def parser() -> argparse.ArgumentParser:
         description="Show the effects of orders in several finished runs on one page: by size of "
         "the model, by tokens a parameter, by score.",
     )
-    options.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUN",
-        help=f"run directory with its report written, or a {FILE} that this program wrote",
-    )
-    options.add_argument(
-        "--out",
-        required=True,
-        help=f"folder for index.html, the figures and {FILE}: new, or one to be written again",
-    )
+    runs = f"run directories with their reports written, or a {FILE} that this program wrote"
+    options.add_argument("runs", nargs="+", metavar="RUN", help=runs)
+    options.add_argument("--out", required=True, help="new folder, or one to be written again")
     return options
 
 
@@ -49,7 +41,8 @@ def compare_runs(options: argparse.Namespace) -> None:
     if out.exists() and not (out / FILE).exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"--out {out} holds something else: name a new folder")
     require_writable(out, "--out")
-    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(terminal_table(compared))
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    Console(width=width).print(terminal_table(compared.runs))
     from frame_jax.report.compare_page import write_comparison  # a second, after the table
 
     write_comparison(compared, out)

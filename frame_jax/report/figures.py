@@ -160,20 +160,17 @@ def effect_row(verdict: Verdict, **about: Any) -> dict[str, Any]:
 
 def _effects(
     rows: Sequence[dict[str, Any]], value: Literal["x", "y"], title: str, colour: Any, **where: Any
-) -> alt.LayerChart:
+) -> Any:
     """Draws `effect_row`s along the axis `value`, placed on the other by the encodings `where`.
 
     A band of what would not have been seen, a thick bar over seeds, a whisker over documents, and a
     point, which is hollow unless the verdict is better or worse.
     """
 
-    def drawn(rows: Sequence[dict[str, Any]], *ends: str) -> alt.Chart:
-        first = (alt.X if value == "x" else alt.Y)(
-            f"{ends[0]}:Q", title=f"{title} (bits / byte; below 0 is better)"
-        )
-        return _chart(rows).encode(
-            **{value: first}, **{f"{value}2": f"{end}:Q" for end in ends[1:]}, **where
-        )
+    def drawn(rows: Sequence[dict[str, Any]], *names: str) -> alt.Chart:
+        first = (alt.X if value == "x" else alt.Y)(f"{names[0]}:Q", title=f"{title} (bits / byte)")
+        ends: dict[str, Any] = {value: first} | {f"{value}2": f"{name}:Q" for name in names[1:]}
+        return _chart(rows).encode(**ends, **where)
 
     layers: list[Any] = [_zero_line(value)]
     if tested := [row for row in rows if row["low"] is not None]:  # an empty chart has no extent
@@ -182,11 +179,9 @@ def _effects(
         layers.append(bars.mark_rule(strokeWidth=5, opacity=0.6).encode(color=colour))
     ticks = alt.MarkConfig(size=8, color=ARM_COLOURS[1])
     layers.append(drawn(rows, "least", "most").mark_errorbar(ticks=ticks))
-    tooltip = [alt.Tooltip(f"{name}:N") for name in ("run", "order", "minus", "verdict")]
-    tooltip += [
-        alt.Tooltip(f"{name}:Q", format="+.4f")
-        for name in ("mean", "low", "high", "document_error", "detectable")
-    ]
+    numbers = ("mean", "low", "high", "document_error", "detectable")
+    tooltip = [alt.Tooltip(f"{name}:N") for name in ("run", "order", "label", "verdict")]
+    tooltip += [alt.Tooltip(f"{name}:Q", format="+.4f") for name in numbers]
     for clear in (True, False):
         if own := [row for row in rows if (row["verdict"] in (BETTER, WORSE)) == clear]:
             points = drawn(own, "mean").mark_point(filled=clear, size=70, strokeWidth=2, opacity=1)
@@ -198,7 +193,8 @@ def forest(rows: Sequence[dict[str, Any]]) -> Panel:
     """Differences on the whole held-out split, a line each: `effect_row`s with a `label`."""
     names = list(dict.fromkeys(row["label"] for row in rows))
     order = alt.Y("label:N", title=None, sort=names, axis=alt.Axis(labelLimit=260))
-    chart = _effects(rows, "x", "difference", alt.value(ARM_COLOURS[2]), y=order)
+    title = "\N{LEFTWARDS ARROW} better, difference"
+    chart = _effects(rows, "x", title, alt.value(ARM_COLOURS[2]), y=order)
     return chart.properties(height=26 * len(names))
 
 
@@ -211,12 +207,11 @@ def effect_trends(
     what that number is, and what sets series apart.
     """
     series, values = list(dict.fromkeys(r["series"] for r in rows)), sorted({r["at"] for r in rows})
-    # Points of several series are drawn beside each other.
-    gap, span = min(b / a for a, b in itertools.pairwise(values)), values[-1] / values[0]
-    apart = min(gap ** (0.5 / len(series)), span**0.05)
-    for row in rows:
+    gaps = [right / left for left, right in itertools.pairwise(values)]
+    apart = min([gap ** (0.5 / len(series)) for gap in gaps], default=1.0)
+    for row in rows:  # series stand beside each other
         row["x"] = row["at"] * apart ** (series.index(row["series"]) - (len(series) - 1) / 2)
-    scale = alt.Scale(type="log", domain=[values[0] / span**0.12, values[-1] * span**0.12])
+    scale = alt.Scale(type="log", padding=24)
     axis = alt.Axis(values=values, format=".2~s", grid=False)
     x = alt.X("x:Q", title=along, scale=scale, axis=axis)
     legend = alt.Legend(orient="top", title=beside, symbolType="square")
@@ -224,14 +219,14 @@ def effect_trends(
     colour = alt.Color("series:N", scale=colours, legend=legend)
     names = ("low", "high", "least", "most", "unseen", "detectable")
     ends = [row[name] for row in rows for name in names if row[name] is not None]
-    frame = _chart([{"y": end} for end in (min(ends), max(ends))]).mark_point(opacity=0)
+    corners = [{"x": at, "y": end} for at in values for end in (min(ends), max(ends))]
+    frame = _chart(corners).mark_point(opacity=0).encode(x=x, y="y:Q")  # the same for all orders
     panels: list[Panel] = []
     for order in orders:
         own = [row for row in rows if row["order"] == order]
         line = _chart(own).mark_line(opacity=0.6).encode(x=x, y="mean:Q", color=colour)
-        drawn = _effects(own, "y", "minus baseline", colour, x=x)
-        layers = alt.layer(frame.encode(y="y:Q"), line, drawn)  # the frame is that of all orders
-        panels.append(layers.properties(height=260, title=order))
+        drawn = _effects(own, "y", "minus baseline, lower is better", colour, x=x)
+        panels.append(alt.layer(frame, line, drawn).properties(height=260, title=order))
     return panels
 
 
