@@ -12,9 +12,9 @@ from frame_jax.corpus.rejected import summary_messages
 from frame_jax.evaluation.results import TrialResult
 from frame_jax.models.transformer import read_description
 from frame_jax.report import documents, figures, notes, sections, task_results, training_curves
-from frame_jax.report.held_out_curves import difference_curves, loss_curves
+from frame_jax.report.held_out_curves import TrainingRowPoint, difference_curves, loss_curves
 from frame_jax.report.html import Html, folded_section, note, table, tag
-from frame_jax.report.paired_differences import TrainingRowPoint
+from frame_jax.report.page import Figure, Piece
 from frame_jax.report.study_results import BEFORE, Study
 from frame_jax.report.training_curves import CurvePoint, TrainingRun
 from frame_jax.run.directory import RunDirectory
@@ -27,25 +27,6 @@ LIBRARIES = (
     *("tokenizers", "numpy", "duckdb", "pyarrow", "altair", "vl-convert-python"),
 )
 
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A figure of the report.
-
-    Attributes:
-        name: Of its PNG, and of its elements on the page.
-        panels: Its charts; several are a grid.
-        caption: Text below it.
-        renderer: `svg`, or `canvas` for panels of thousands of marks.
-    """
-
-    name: str
-    panels: list[figures.Panel]
-    caption: str = ""
-    renderer: str = "svg"
-
-
-Piece = Html | Figure
 
 TASK_PANELS = 12  # drawn; the table has them all
 MESSAGES = {"tokenize": "tokenizer", "score": "warnings", "partition": "warnings"}  # in summaries

@@ -1,10 +1,11 @@
 """Draws the figures as Altair charts, for the page and for PNGs alike.
 
 Rows are dataclasses, whose fields the charts name. Charts carry no colours of ink or paper; those
-come from `report.THEMES`, so that a page can follow the reader's light or dark mode. Charts of arms
+come from `page.THEMES`, so that a page can follow the reader's light or dark mode. Charts of arms
 read the parameters `shown_arms` and `held_out_part`, which the page sets.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,16 +14,15 @@ import numpy as np
 
 from frame_jax.evaluation.results import TaskScore
 from frame_jax.report.documents import DensityTile, GroupTokens, ThresholdLine
-from frame_jax.report.held_out_curves import LossPoint
-from frame_jax.report.paired_differences import TrainingRowPoint
-from frame_jax.report.study_results import Comparison
+from frame_jax.report.held_out_curves import LossPoint, TrainingRowPoint
+from frame_jax.report.study_results import BETTER, WORSE, Verdict
 from frame_jax.report.training_curves import CurvePoint, MixturePoint, TrainingRun
+from frame_jax.report.verdict import DOCUMENT_ERRORS
 
 Panel = alt.Chart | alt.LayerChart | alt.FacetChart
 
 SMOOTH = 5  # points on each side that the bold line of the training loss averages
 BALANCE_GROUPS = 24  # drawn; the table has them all
-FOREST_KEYS = ("mean", "low", "high", "verdict")  # of a verdict
 PRINT_WIDTH = 860  # of a PNG, before scaling
 PRINT_COLUMNS = 3  # of a figure of several panels
 
@@ -151,34 +151,83 @@ def held_out(
     return _layer(_bands(shaded), *zero, lines, arms=arms, height=height)
 
 
-def forest(comparisons: Sequence[Comparison]) -> Panel:
-    """Differences on the whole held-out split with their intervals, a line each."""
-    points, seeds = [], []
-    for comparison in comparisons:
-        label, verdict = comparison.line.label, comparison.slices["all"]
-        about = {key: getattr(verdict, key) for key in FOREST_KEYS}
-        points.append({"label": label, "against": comparison.against.label, **about})
-        seeds += [{"label": label, "seed": value} for value in verdict.by_seed]
-    names = [point["label"] for point in points]
-    order = alt.Y("label:N", title=None, sort=names, axis=alt.Axis(labelLimit=220))
-    low, seed, mean = (
-        alt.X(f"{name}:Q", title="difference (bits / byte)") for name in ("low", "seed", "mean")
-    )
-    spans = [point for point in points if point["low"] is not None]
-    base = _chart(spans).mark_rule(strokeWidth=3, opacity=0.6, color=ARM_COLOURS[2])
-    bars = base.encode(x=low, x2="high:Q", y=order)
-    ticks = _chart(seeds).mark_tick(thickness=2, height=10, color=ARM_COLOURS[1])
-    means = _chart(points).mark_point(filled=True, size=70, color=ARM_COLOURS[2], opacity=1)
-    tooltip = [
-        alt.Tooltip("label:N", title="order"),
-        alt.Tooltip("against:N", title="minus"),
-        *(alt.Tooltip(f"{key}:Q", format="+.4f") for key in FOREST_KEYS[:3]),
-        "verdict:N",
-    ]
-    # A chart of nothing has no extent.
-    layers = [_zero_line("x"), *([bars] if spans else []), ticks.encode(x=seed, y=order)]
-    layers.append(means.encode(x=mean, y=order, tooltip=tooltip))
-    return alt.layer(*layers).properties(height=26 * len(points))
+def effect_row(verdict: Verdict, **about: Any) -> dict[str, Any]:
+    """A row of the figures of differences: a verdict's numbers, and what it is about."""
+    error, seen = DOCUMENT_ERRORS * verdict.document_error, verdict.detectable
+    ends = {"least": verdict.mean - error, "most": verdict.mean + error}
+    return about | vars(verdict) | ends | {"unseen": None if seen is None else -seen}
+
+
+def _effects(
+    rows: Sequence[dict[str, Any]], value: Literal["x", "y"], title: str, colour: Any, **where: Any
+) -> Any:
+    """Draws `effect_row`s along the axis `value`, placed on the other by the encodings `where`.
+
+    A band of what would not have been seen, a thick bar over seeds, a whisker over documents, and a
+    point, which is hollow unless the verdict is better or worse.
+    """
+
+    def drawn(rows: Sequence[dict[str, Any]], *names: str) -> alt.Chart:
+        first = (alt.X if value == "x" else alt.Y)(f"{names[0]}:Q", title=f"{title} (bits / byte)")
+        ends: dict[str, Any] = {value: first} | {f"{value}2": f"{name}:Q" for name in names[1:]}
+        return _chart(rows).encode(**ends, **where)
+
+    layers: list[Any] = [_zero_line(value)]
+    if tested := [row for row in rows if row["low"] is not None]:  # an empty chart has no extent
+        band, bars = drawn(tested, "unseen", "detectable"), drawn(tested, "low", "high")
+        layers.append(band.mark_rule(strokeWidth=14, opacity=0.25, color=ARM_COLOURS[1]))
+        layers.append(bars.mark_rule(strokeWidth=5, opacity=0.6).encode(color=colour))
+    ticks = alt.MarkConfig(size=8, color=ARM_COLOURS[1])
+    layers.append(drawn(rows, "least", "most").mark_errorbar(ticks=ticks))
+    numbers = ("mean", "low", "high", "document_error", "detectable")
+    tooltip = [alt.Tooltip(f"{name}:N") for name in ("run", "order", "label", "verdict")]
+    tooltip += [alt.Tooltip(f"{name}:Q", format="+.4f") for name in numbers]
+    for clear in (True, False):
+        if own := [row for row in rows if (row["verdict"] in (BETTER, WORSE)) == clear]:
+            points = drawn(own, "mean").mark_point(filled=clear, size=70, strokeWidth=2, opacity=1)
+            layers.append(points.encode(color=colour, tooltip=tooltip))
+    return alt.layer(*layers)
+
+
+def forest(rows: Sequence[dict[str, Any]]) -> Panel:
+    """Differences on the whole held-out split, a line each: `effect_row`s with a `label`."""
+    names = list(dict.fromkeys(row["label"] for row in rows))
+    order = alt.Y("label:N", title=None, sort=names, axis=alt.Axis(labelLimit=260))
+    title = "\N{LEFTWARDS ARROW} better, difference"
+    chart = _effects(rows, "x", title, alt.value(ARM_COLOURS[2]), y=order)
+    return chart.properties(height=26 * len(names))
+
+
+def effect_trends(
+    rows: Sequence[dict[str, Any]], orders: Sequence[str], along: str, beside: str
+) -> list[Panel]:
+    """Differences of each order by a number, with a colour for each series of runs.
+
+    `rows` are `effect_row`s with `order`, `series` and the number `at`; `along` and `beside` say
+    what that number is, and what sets series apart.
+    """
+    series, values = list(dict.fromkeys(r["series"] for r in rows)), sorted({r["at"] for r in rows})
+    gaps = [right / left for left, right in itertools.pairwise(values)]
+    apart = min([gap ** (0.5 / len(series)) for gap in gaps], default=1.0)
+    for row in rows:  # series stand beside each other
+        row["x"] = row["at"] * apart ** (series.index(row["series"]) - (len(series) - 1) / 2)
+    scale = alt.Scale(type="log", padding=24)
+    axis = alt.Axis(values=values, format=".2~s", grid=False)
+    x = alt.X("x:Q", title=along, scale=scale, axis=axis)
+    legend = alt.Legend(orient="top", title=beside, symbolType="square")
+    colours = alt.Scale(domain=series, range=list(ARM_COLOURS[2:]))
+    colour = alt.Color("series:N", scale=colours, legend=legend)
+    names = ("low", "high", "least", "most", "unseen", "detectable")
+    ends = [row[name] for row in rows for name in names if row[name] is not None]
+    corners = [{"x": at, "y": end} for at in values for end in (min(ends), max(ends))]
+    frame = _chart(corners).mark_point(opacity=0).encode(x=x, y="y:Q")  # the same for all orders
+    panels: list[Panel] = []
+    for order in orders:
+        own = [row for row in rows if row["order"] == order]
+        line = _chart(own).mark_line(opacity=0.6).encode(x=x, y="mean:Q", color=colour)
+        drawn = _effects(own, "y", "minus baseline, lower is better", colour, x=x)
+        panels.append(alt.layer(frame, line, drawn).properties(height=260, title=order))
+    return panels
 
 
 def training_rows(rows: Sequence[TrainingRowPoint], arms: Sequence[str], baseline: str) -> Panel:

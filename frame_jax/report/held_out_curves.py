@@ -1,4 +1,4 @@
-"""Held-out losses of arms at their kept checkpoints, as points of curves."""
+"""Losses of arms as points of curves: held-out ones at kept checkpoints, those on training rows."""
 
 import bisect
 import dataclasses
@@ -28,6 +28,16 @@ class LossPoint:
     nll: float
     bits_per_byte: float
     difference: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingRowPoint:
+    """An arm against the baseline on the training rows of a span of its run, in whose middle it had
+    seen `tokens` training tokens: nats per token, mean over seeds."""
+
+    arm: str
+    tokens: int
+    difference: float
 
 
 def loss_curves(results: dict[str, TrialResult], from_start: bool = False) -> list[LossPoint]:

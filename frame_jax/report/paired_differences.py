@@ -5,7 +5,6 @@ DuckDB does the sums, so memory does not grow with the held-out split.
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
@@ -15,6 +14,7 @@ from frame_jax.config.run import RunConfig, Trial
 from frame_jax.evaluation.results import SLICE_SQL, read_results
 from frame_jax.evaluation.tasks import ratio_error
 from frame_jax.evaluation.training_rows import BINS
+from frame_jax.report.held_out_curves import TrainingRowPoint
 from frame_jax.report.study_results import Verdict
 from frame_jax.report.verdict import decide_verdict
 from frame_jax.run.directory import RunDirectory, list_parts
@@ -118,16 +118,6 @@ def right_answer_bits(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     )
     nll, sizes = np.array(items, np.float64).T
     return nll / math.log(2), sizes
-
-
-@dataclass(frozen=True)
-class TrainingRowPoint:
-    """An arm against the baseline on the training rows of a span of its run, in whose middle it had
-    seen `tokens` training tokens: nats per token, mean over seeds."""
-
-    arm: str
-    tokens: int
-    difference: float
 
 
 def training_row_differences(config: RunConfig, directory: RunDirectory) -> list[TrainingRowPoint]:

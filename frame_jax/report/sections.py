@@ -1,7 +1,6 @@
 """Makes the parts of a page: tables, buttons and example documents."""
 
 import itertools
-import math
 from collections.abc import Sequence
 
 from frame_jax.evaluation.results import HeldOutLoss, TrialResult, WeightsResult
@@ -11,24 +10,9 @@ from frame_jax.report.documents import Example, GroupTokens
 from frame_jax.report.figures import ARM_COLOURS
 from frame_jax.report.held_out_curves import checkpoints_around
 from frame_jax.report.html import Html, folded_section, join_html, table, tag
+from frame_jax.report.study_results import DASH, number, si
 from frame_jax.report.training_curves import StageBoundary, TrainingRun, TrainingSpeed
 from frame_jax.run.partition_record import QuadrantContents
-
-NONE = "–"
-PREFIXES = ("", "k", "M", "G", "T", "P", "E")
-
-
-def number(value: float | None, form: str = ".4f") -> str:
-    """`value` as text; a dash where there is none."""
-    return NONE if value is None else format(value, form)
-
-
-def si(value: float | None) -> str:
-    """`value` in three digits and a unit prefix, as in 81.4 G; a dash where there is none."""
-    if value is None:
-        return NONE
-    power = min(max(math.floor(math.log10(value) / 3), 0), len(PREFIXES) - 1) if value else 0
-    return f"{value / 1000**power:.3g} {PREFIXES[power]}".strip()
 
 
 def zoom_buttons(name: str) -> Html:
@@ -67,7 +51,7 @@ def drops_table(drops: Sequence[StageBoundary], result: TrialResult | None) -> H
         points = checkpoints_around(result, drop.step) if result else (None, None)
         losses = [None if point is None else point.overall.nll_per_token for point in points]
         at_steps = [
-            NONE if point is None else f"{loss:.4f} ({point.step:,})"
+            DASH if point is None else f"{loss:.4f} ({point.step:,})"
             for point, loss in zip(points, losses, strict=True)
         ]
         rows.append(
@@ -86,7 +70,7 @@ def drops_table(drops: Sequence[StageBoundary], result: TrialResult | None) -> H
 
 
 def _fall(before: float | None, after: float | None) -> str:
-    return NONE if before is None or after is None else f"{before - after:+.3f}"
+    return DASH if before is None or after is None else f"{before - after:+.3f}"
 
 
 def held_out_table(measured: dict[str, WeightsResult]) -> Html:
@@ -96,7 +80,7 @@ def held_out_table(measured: dict[str, WeightsResult]) -> Html:
         losses = [weights.slices.get(name) for weights in measured.values()]
         present = [loss for loss in losses if loss is not None]
         best = min(present, key=lambda loss: loss.nll_per_token)
-        cells = [NONE if loss is None else _loss_cell(loss, best) for loss in losses]
+        cells = [DASH if loss is None else _loss_cell(loss, best) for loss in losses]
         # Its size is the same for all.
         rows.append([name, *cells, f"{best.documents:,}", f"{best.predicted_tokens:,}"])
     return table(["held-out part", *measured, "documents", "tokens"], rows)

@@ -3,11 +3,18 @@
 from collections.abc import Sequence
 
 from frame_jax.report import figures, notes, sections, training_curves
-from frame_jax.report.chapters import Figure, Piece, ReportData, stage_tables
+from frame_jax.report.chapters import ReportData, stage_tables
 from frame_jax.report.held_out_curves import LossPoint, loss_curves
 from frame_jax.report.html import Html, folded_section, join_html, note, table, tag
-from frame_jax.report.sections import number, si
-from frame_jax.report.study_results import FINAL, forgetting_sentences, table_rows, verdict_cells
+from frame_jax.report.page import Figure, Piece
+from frame_jax.report.study_results import (
+    FINAL,
+    forgetting_sentences,
+    number,
+    si,
+    table_rows,
+    verdict_cells,
+)
 from frame_jax.report.training_curves import StageBoundary
 
 FOREST_LINES = 40  # drawn; the table has them all
@@ -53,7 +60,16 @@ def verdicts_chapter(data: ReportData) -> list[Piece]:
             details += [tag("h3", title), table(header, rows)]
         count_note = notes.COMPARISONS.format(count=study.comparisons_made)
         kinds = (list(firsts.values()), list(study.before))
-        panels = [figures.forest(own[:FOREST_LINES]) for own in kinds if own]
+        panels = [
+            figures.forest(
+                [
+                    figures.effect_row(c.slices["all"], label=c.line.label, minus=c.against.label)
+                    for c in own[:FOREST_LINES]
+                ]
+            )
+            for own in kinds
+            if own
+        ]
         found += [
             note(f"{study.rule} {count_note}"),
             Figure("verdicts", panels, notes.FOREST),

@@ -3,11 +3,14 @@
 Imports nothing heavy: a finished run shows its table at once.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
+from frame_jax.errors import printable
 from frame_jax.run.directory import RunDirectory, read_dataclass
 
 BETTER, WORSE = "better", "worse"
@@ -16,6 +19,7 @@ FINAL = "final"  # the name of weights that are no average
 BEFORE = "before continuing"  # in an arm's place: the model that all arms were continued from
 FILE = "verdict.json"
 DASH = "–"
+PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 SHORT = {NONE: "no difference", UNTESTED: "not tested"}
 
 
@@ -209,6 +213,19 @@ def forgetting_sentences(study: Study) -> list[str]:
     return sentences
 
 
+def number(value: float | None, form: str = ".4f") -> str:
+    """`value` as text; a dash where there is none."""
+    return DASH if value is None else format(value, form)
+
+
+def si(value: float | None) -> str:
+    """`value` in three digits and a unit prefix, as in 81.4 G; a dash where there is none."""
+    if value is None:
+        return DASH
+    power = min(max(math.floor(math.log10(value) / 3), 0), len(PREFIXES) - 1) if value else 0
+    return f"{value / 1000**power:.3g} {PREFIXES[power]}".strip()
+
+
 def verdict_cells(verdict: Verdict) -> list[str]:
     """Difference, interval, error over documents and verdict as text."""
     low, high = verdict.low, verdict.high
@@ -217,19 +234,22 @@ def verdict_cells(verdict: Verdict) -> list[str]:
     return [f"{verdict.mean:+.4f}", interval, f"{verdict.document_error:.4f}", word]
 
 
+def rich_table(title: str, header: list[str], rows: list[list[str]], notes: Sequence[str]) -> Table:
+    """Makes a table for the terminal, words to the left and numbers to the right, over notes."""
+    table = Table(title=title, title_justify="left", caption=Text(printable("\n".join(notes))))
+    for number, name in enumerate(header):
+        left = name in ("order", "minus", "verdict", "run", "scores")
+        style = "bold" if number == 0 else ""
+        table.add_column(name, style=style, justify="left" if left else "right", no_wrap=not left)
+    for row in rows:
+        table.add_row(*(Text(printable(text)) for text in row))  # a name is no markup
+    return table
+
+
 def terminal_table(study: Study) -> Table:
     """Makes the table that ends a run on the terminal: the report's first table."""
-    header, rows = table_rows(study)
-    table = Table(title="Held-out loss after pretraining", title_justify="left")
-    for number, name in enumerate(header):
-        left = name in ("order", "minus", "verdict")
-        style = "bold" if number == 0 else ""
-        table.add_column(name, style=style, justify="left" if left else "right")
-    for row in rows:
-        table.add_row(*map(Text, row))  # a name is no markup
+    caption = f"{study.comparisons_made} comparisons made; the rule is in the report"
     if len(study.seeds) == 1:
-        table.caption = "one seed: nothing here tells an effect of the order from chance (seeds: 3)"
-    else:
-        table.caption = f"{study.comparisons_made} comparisons made; the rule is in the report"
-    table.caption = Text("\n".join([table.caption, *forgetting_sentences(study)]))
-    return table
+        caption = "one seed: nothing here tells an effect of the order from chance (seeds: 3)"
+    notes = [caption, *forgetting_sentences(study)]
+    return rich_table("Held-out loss after pretraining", *table_rows(study), notes)

@@ -57,10 +57,10 @@ def run_command(
 ) -> int:
     """Parses the command line of a program that computes nothing on accelerators, and runs it;
     returns the exit code: what `command` returns, 0 where that is None, or 2 for bad input."""
-    import jax
-
     options = parser.parse_args(arguments)
-    jax.config.update("jax_platforms", "cpu")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # read when JAX is imported
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
     try:
         return command(options) or 0
     except Exception as error:

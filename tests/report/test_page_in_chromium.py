@@ -10,7 +10,7 @@ import pytest
 
 from frame_jax.report import report
 from frame_jax.report.figures import ARM_COLOURS
-from frame_jax.report.report import THEMES
+from frame_jax.report.page import THEMES
 from tests.report.browser import chromium, colours, drawn, open_page, picture, prefer, until
 from tests.report.synthetic import HOSTILE_TEXT, make_run
 
