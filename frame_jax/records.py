@@ -59,7 +59,8 @@ class TokenReader:
     Every record carries a hash, which is checked when it is read.
 
     Raises:
-        UserError: if the file is missing or damaged, with how to make it again, or cannot be read.
+        UserError: here or at a read, if the file is missing or damaged, with how to make it again,
+            or cannot be read.
     """
 
     def __init__(self, path: Path):
@@ -74,11 +75,7 @@ class TokenReader:
         return self._reader.num_records()
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """The records at `indices`, in that order, each a 1-D uint32 array.
-
-        Raises:
-            UserError: if the file is damaged, with how to make it again, or cannot be read.
-        """
+        """The records at `indices`, in that order, each a 1-D uint32 array."""
         if len(indices) == 0:
             return []
         wanted = np.asarray(indices, np.int64)

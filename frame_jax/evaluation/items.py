@@ -23,14 +23,8 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Item(NamedTuple):
-    """A multiple-choice question.
-
-    Attributes:
-        question: Its text.
-        choices: Texts of the possible answers, at least two.
-        answer: Index of the right one.
-        subject: What it belongs to, empty where the file does not say.
-    """
+    """A multiple-choice question of at least two choices, the index of its answer, and what it
+    belongs to, empty where the file does not say."""
 
     question: str
     choices: tuple[str, ...]

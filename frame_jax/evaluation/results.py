@@ -19,16 +19,7 @@ SLICE_SQL = f"""
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """The loss on held-out documents.
-
-    Attributes:
-        documents: How many.
-        predicted_tokens: Tokens that they were scored on.
-        bytes: Their length in UTF-8.
-        nll: Sum in nats.
-        nll_per_token: Nats.
-        bits_per_byte: The same in bits, by byte.
-    """
+    """The loss on held-out documents, in nats where not in bits; `bytes` are those of UTF-8."""
 
     documents: int
     predicted_tokens: int
@@ -122,13 +113,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class LossBin:
-    """The final loss on rows that were trained on in one span of the run.
-
-    Attributes:
-        first_step: Where the span begins.
-        rows: Rows of the sample that were trained on in it.
-        nll_per_token: Nats.
-    """
+    """The final loss, in nats, on those rows of a sample that were trained on in one span."""
 
     first_step: int
     rows: int
@@ -152,13 +137,10 @@ class TrainingRowsResult:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What was measured of a trial.
+    """What was measured of a trial: losses of its kept checkpoints, by step, and of means of them.
 
     Attributes:
-        trial: Its name.
         ema: Whether checkpoints were measured by their moving average of the weights.
-        checkpoints: Losses of the kept checkpoints, by step.
-        averages: Losses of the means of checkpoints.
         tasks: Scores of checkpoints and means.
         training_rows: None where it was not asked for.
     """

@@ -58,9 +58,7 @@ class Part(NamedTuple):
     """A Parquet file of measurements that one process makes in one go.
 
     Attributes:
-        weights: The weights that are measured.
-        path: The file.
-        work: What they are measured on.
+        work: What the weights are measured on.
         size: How much that is, in the unit of the progress bar.
         note: Shown beside the progress bar.
     """

@@ -39,16 +39,11 @@ class VerifiedTrial:
     """A trained trial and what verification finds about it.
 
     Attributes:
-        name: Its name.
-        trial_order: Its order.
-        batch_size: Rows of a step.
-        folder: Its folder.
         trained: Steps that it was trained.
         records: Steps done and the digest of what was read until then, as the trainer left them.
         disk: uint64 [steps, 16]: sums by byte of the digests of each step's rows, from the disk.
         manifest: The folder of its manifest, or None.
         listed: As `disk`, from the manifest.
-        problems: What is wrong, in words.
     """
 
     name: str
