@@ -100,12 +100,6 @@ class CheckpointCopies:
             self._bucket.set_aside(step)
 
 
-def copied_steps(folder: Path) -> list[int]:
-    """Steps whose checkpoints lie in the bucket of a training run; none without a bucket."""
-    bucket = bucket_of(folder.parent)
-    return [] if bucket is None else bucket.steps()
-
-
 @contextlib.contextmanager
 def local_checkpoint_folder(folder: Path, step: int | None) -> Iterator[Path]:
     """Yields a folder with the checkpoint of a step: the run's own, or a temporary download.
