@@ -75,18 +75,13 @@ class TaskScore:
         tokens: Training tokens seen at that step.
         stages: Names of the stages that end there.
         folder: The Parquet files of single items, relative to the run directory.
-        task: Name of the task.
         num_fewshot: Solved examples before each item.
-        items: How many.
         answer_bits_per_byte: Surprise at the right answers, bits over UTF-8 bytes, which has more
             signal in small models than any count of right ones (arXiv 2508.13144).
-        answer_bits_per_byte_stderr: Its standard error.
         chance: What a guess scores.
         blind: What the best rule scores that reads no question, see `items.blind_accuracy`.
         accuracy: Share of items whose right choice has the largest log-likelihood.
-        accuracy_stderr: Its standard error.
         accuracy_norm: Share of items whose right choice has the largest log-likelihood a byte.
-        accuracy_norm_stderr: Its standard error.
         truncated: Items whose prompt lost its beginning.
         subjects: Scores by subject; empty where there is only one.
     """
