@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from orbax.checkpoint import v1 as ocp
 
-from frame_jax.errors import UserError, causes, find_storage_error, is_storage_error, storage_error
+from frame_jax.errors import UserError, causes, find_storage_error, storage_error
 from frame_jax.models.transformer import Decoder, Params
 from frame_jax.run.bucket import bucket_of
 from frame_jax.run.checkpoint_copies import local_checkpoint_folder
@@ -110,7 +110,7 @@ def explain_restore_failure(
             if file.is_file():
                 file_sha256(file)  # which reads all of it
     except OSError as refused:
-        if is_storage_error(refused):
+        if find_storage_error(refused):
             return UnreachableError(first_line(refused))
     return DamagedError(first_line(error))
 

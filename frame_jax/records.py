@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from frame_jax.errors import UserError, is_storage_error, storage_error
+from frame_jax.errors import UserError, find_storage_error, storage_error
 from frame_jax.run.directory import atomic_path, how_to_remake, read_json
 
 TOKEN_DTYPE = np.dtype("<u4")
@@ -183,7 +183,7 @@ def explain_read_errors(path: Path) -> Iterator[None]:
                 "many parts. Raise the limit (`ulimit -n`, or that of the service or container), "
                 "or use fewer corpus.parts and rows.parts in a new run directory"
             ) from error
-        if is_storage_error(error):
+        if find_storage_error(error):
             raise storage_error(path, error) from error
         raise damaged_file_error(path, error) from error
 

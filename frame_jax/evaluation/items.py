@@ -17,7 +17,7 @@ from frame_jax.corpus.sources.compressed import (
     DecompressedStream,
     other_format,
 )
-from frame_jax.errors import UserError, is_storage_error, storage_error
+from frame_jax.errors import UserError, find_storage_error, storage_error
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -46,7 +46,7 @@ def read_items(path: Path) -> list[Item]:
         with path.open("rb") as file:
             content = DecompressedStream(file).readall().removeprefix(BYTE_ORDER_MARK)
     except OSError as error:
-        if is_storage_error(error):
+        if find_storage_error(error):
             raise storage_error(path, error) from error
         raise UserError(f"{path}: cannot be read ({error}): replace it") from error
     if (other := other_format(content[:HEAD_BYTES])) is not None:
