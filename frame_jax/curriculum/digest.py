@@ -27,8 +27,8 @@ def row_digests(rows: np.ndarray) -> np.ndarray:
 
 def ordered_row_digests(row_indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Digests of rows at their positions, int64 [n] and uint8 [n, 16]: uint8 [n, 16]."""
-    places = row_indices.astype("<i8").view(np.uint8).reshape(-1, 8)
-    return _digests(np.concatenate([places, rows], axis=1))
+    positions = row_indices.astype("<i8").view(np.uint8).reshape(-1, 8)
+    return _digests(np.concatenate([positions, rows], axis=1))
 
 
 def _digests(lines: np.ndarray) -> np.ndarray:
