@@ -47,8 +47,7 @@ class HFSettings:
 
     def optional(self, key: str) -> int | None:
         """A key that is a whole number; absent, None."""
-        value = self.get(key, int, "a whole number")
-        return None if value is None else int(value)
+        return self.get(key, int, "a whole number")
 
     def require(self, *keys: str) -> None:
         """Refuses a file without all of these keys, naming those that are absent."""
