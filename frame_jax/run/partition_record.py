@@ -100,7 +100,6 @@ class MixtureGroup:
         repeats: How often an epoch reads them.
         share: Of the tokens of an epoch, as asked for.
         read: Text tokens that an epoch reads.
-        quadrants: Those of each quadrant.
     """
 
     name: str | None

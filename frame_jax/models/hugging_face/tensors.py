@@ -88,7 +88,6 @@ class Tensor:
     Attributes:
         group: The group of layers that the parameters belong to; None outside of layers.
         index: The layer (and the expert) among the parameters that are stacked there.
-        shape: Its shape in the checkpoint.
     """
 
     config: ModelConfig
