@@ -23,9 +23,10 @@ import numpy as np
 from absl import flags
 from orbax.checkpoint import v1 as ocp
 
-from frame_jax.errors import UserError, causes, find_storage_error, is_storage_error, storage_error
+from frame_jax.errors import UserError, causes, find_storage_error, storage_error
 from frame_jax.models.transformer import Decoder, Params
-from frame_jax.run.checkpoint_copies import copied_steps, local_checkpoint_folder
+from frame_jax.run.bucket import bucket_of
+from frame_jax.run.checkpoint_copies import local_checkpoint_folder
 from frame_jax.run.directory import file_sha256
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save at INFO and WARNING
@@ -109,7 +110,7 @@ def explain_restore_failure(
             if file.is_file():
                 file_sha256(file)  # which reads all of it
     except OSError as refused:
-        if is_storage_error(refused):
+        if find_storage_error(refused):
             return UnreachableError(first_line(refused))
     return DamagedError(first_line(error))
 
@@ -128,7 +129,8 @@ def saved_steps(folder: Path) -> list[int]:
     """Steps of the complete checkpoints under `folder` or in its bucket, ascending."""
     with ocp.training.Checkpointer(glob_safe_path(folder)) as orbax:
         here = {checkpoint.step for checkpoint in orbax.checkpoints}
-    return sorted(here | set(copied_steps(folder)))
+    bucket = bucket_of(folder.parent)
+    return sorted(here | set(bucket.steps() if bucket else ()))
 
 
 def saved_consumed_rows(folder: Path) -> dict[int, dict[str, Any]]:

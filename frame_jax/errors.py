@@ -66,7 +66,8 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def find_storage_error(error: BaseException | None) -> BaseException | None:
-    """The error, of those that `error` came from, that storage or network made; None for none."""
+    """The error, of those that `error` came from, that storage or network made; None where only the
+    content of a file is at fault."""
     innermost_by_words = None
     for cause in causes(error):
         if isinstance(cause, ConnectionError | TimeoutError):
@@ -76,11 +77,6 @@ def find_storage_error(error: BaseException | None) -> BaseException | None:
         if any(words in str(cause) for words in STORAGE_ERROR_WORDS):
             innermost_by_words = cause
     return innermost_by_words
-
-
-def is_storage_error(error: BaseException | None) -> bool:
-    """Whether an error that a read ended in came from storage or network, not from the content."""
-    return find_storage_error(error) is not None
 
 
 def storage_error(what: object, error: BaseException | str) -> UserError:

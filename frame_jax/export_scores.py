@@ -1,22 +1,7 @@
 """Exports the scores of all documents as one table: `python -m frame_jax.export_scores`.
 
 One table, Parquet or JSON lines, with a line for each document of the splits train and held_out, in
-the order of the run's token files:
-
-    doc_id, split, source, domain, language
-    tokens                  of the text, by the run's tokenizer
-    bytes                   of the text in UTF-8
-    predicted_tokens_weak   tokens that the weak model has predicted; `_strong` likewise
-    nll_weak                sum of their negative log-likelihoods, nats
-    loss_weak               nll_weak / predicted_tokens_weak, nats a token
-    bits_per_byte_weak      nll_weak / (bytes ln 2)
-    ppl, pd                 as the quadrants were cut by
-    ppl_rank, pd_rank       from 0 for the lowest to 1 for the highest of the split; ties share
-    quadrant
-    copies                  how often an epoch of training reads the document
-
-What is not known is null: all under a model where scores were made elsewhere, ppl, pd, ranks and
-quadrant of a document without a place.
+the order of the run's token files. docs/scoring.md says what its columns hold.
 """
 
 import argparse

@@ -27,7 +27,7 @@ ORDERS = {
     "highest-pd": "pd DESC, doc_id",
     "lowest-pd": "pd, doc_id",
 }
-COLUMNS = ("doc_id", "quadrant", "ppl", "pd", "split", "source", "domain", "language", "tokens")
+COLUMNS = "doc_id, quadrant, ppl, pd, split, source, domain, language, tokens, part, row, copies"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -72,12 +72,12 @@ def choose_documents(directory: RunDirectory, options: argparse.Namespace) -> li
     seed = {"seed": options.seed} if "$seed" in ORDERS[options.by] else {}
     assignment = assignment_table(directory)
     with duckdb.connect() as connection:
-        rows = connection.execute(
-            f"SELECT {', '.join(COLUMNS)}, part, row, copies FROM {assignment} "
+        rows = connection.sql(
+            f"SELECT {COLUMNS} FROM {assignment} "
             f"WHERE quadrant IS NOT NULL AND {conditions} "
             f"ORDER BY {ORDERS[options.by]} LIMIT $n",
-            {"n": options.n, **wanted, **seed},
-        ).fetchall()
+            params={"n": options.n, **wanted, **seed},
+        ).to_arrow_table()
         if not rows:
             known = connection.execute(
                 f"SELECT DISTINCT quadrant, domain, language FROM {assignment} "
@@ -86,7 +86,7 @@ def choose_documents(directory: RunDirectory, options: argparse.Namespace) -> li
             there = "; ".join(" ".join(str(value) for value in row) for row in known)
             asked = ", ".join(f"{name} {value}" for name, value in wanted.items())
             raise UserError(f"no document has {asked}; there are: {there}")
-    return [dict(zip((*COLUMNS, "part", "row", "copies"), row, strict=True)) for row in rows]
+    return rows.to_pylist()
 
 
 def show_documents(options: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from frame_jax.errors import UserError, is_storage_error, storage_error
+from frame_jax.errors import UserError, find_storage_error, storage_error
 from frame_jax.run.directory import atomic_path, how_to_remake, read_json
 
 TOKEN_DTYPE = np.dtype("<u4")
@@ -59,7 +59,8 @@ class TokenReader:
     Every record carries a hash, which is checked when it is read.
 
     Raises:
-        UserError: if the file is missing or damaged, with how to make it again, or cannot be read.
+        UserError: here or at a read, if the file is missing or damaged, with how to make it again,
+            or cannot be read.
     """
 
     def __init__(self, path: Path):
@@ -74,11 +75,7 @@ class TokenReader:
         return self._reader.num_records()
 
     def read(self, indices: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """The records at `indices`, in that order, each a 1-D uint32 array.
-
-        Raises:
-            UserError: if the file is damaged, with how to make it again, or cannot be read.
-        """
+        """The records at `indices`, in that order, each a 1-D uint32 array."""
         if len(indices) == 0:
             return []
         wanted = np.asarray(indices, np.int64)
@@ -186,7 +183,7 @@ def explain_read_errors(path: Path) -> Iterator[None]:
                 "many parts. Raise the limit (`ulimit -n`, or that of the service or container), "
                 "or use fewer corpus.parts and rows.parts in a new run directory"
             ) from error
-        if is_storage_error(error):
+        if find_storage_error(error):
             raise storage_error(path, error) from error
         raise damaged_file_error(path, error) from error
 

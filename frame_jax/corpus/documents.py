@@ -25,9 +25,6 @@ class Document:
     Attributes:
         id: Unique in the corpus; splits are a function of it.
         text: Not blank, and encodable as UTF-8.
-        source: Name of the source, for reports and grouping.
-        domain: Name of the domain.
-        language: Name of the language.
         file: The file that holds the record, as a user would look it up.
         line: The record's line or number in that file, from 1.
         absent: Which of `domain_field` and `language_field` were looked for and not found.

@@ -22,17 +22,17 @@ MODULUS = 1 << 8 * BYTES
 
 def row_digests(rows: np.ndarray) -> np.ndarray:
     """Digests of rows of ids, integers [n, ids] below 2**32: uint8 [n, 16]."""
-    lines = np.ascontiguousarray(rows, "<u4").view(np.uint8)
-    return _joined([sha256(line).digest()[:BYTES] for line in lines])
+    return _digests(np.ascontiguousarray(rows, "<u4").view(np.uint8))
 
 
 def ordered_row_digests(row_indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Digests of rows at their positions, int64 [n] and uint8 [n, 16]: uint8 [n, 16]."""
-    lines = np.concatenate([row_indices.astype("<i8").view(np.uint8).reshape(-1, 8), rows], axis=1)
-    return _joined([sha256(line).digest()[:BYTES] for line in lines])
+    positions = row_indices.astype("<i8").view(np.uint8).reshape(-1, 8)
+    return _digests(np.concatenate([positions, rows], axis=1))
 
 
-def _joined(digests: list[bytes]) -> np.ndarray:
+def _digests(lines: np.ndarray) -> np.ndarray:
+    digests = [sha256(line).digest()[:BYTES] for line in lines]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, BYTES)
 
 

@@ -59,8 +59,6 @@ class BatchSource:
 
     Attributes:
         parts: Row files of every quadrant of the schedule, in order.
-        selection: The order of all rows.
-        batch_size: Rows of a global batch.
         row_offsets: The rows of each global batch that this process needs, in the order in which
             it needs them, each in [0, batch_size).
         row_tokens: Ids a row stores: sequence_length + 1.

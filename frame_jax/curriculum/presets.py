@@ -10,14 +10,13 @@ other arms are this project's.
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 
 import yaml
 
 from frame_jax.config.curriculum import CurriculumConfig, StageConfig
 from frame_jax.config.quadrants import AxesConfig
-from frame_jax.errors import USAGE_ERROR, UserError, print_error
+from frame_jax.run.program_exit import run_command, run_main
 
 WIDTH = 0.05  # of a sigmoid transition, in epochs
 
@@ -95,18 +94,15 @@ def main(arguments: list[str] | None = None) -> int:
     options.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     options.add_argument("--ppl", type=int, default=2, help="partition.axes.ppl (default: 2)")
     options.add_argument("--pd", type=int, default=2, help="partition.axes.pd (default: 2)")
-    given = options.parse_args(arguments)
-    try:
+
+    def command(given: argparse.Namespace) -> None:
         axes = AxesConfig(given.ppl, given.pd)
-    except UserError as error:
-        print_error(error)
-        return USAGE_ERROR
-    expanded = {
-        name: expand_curriculum(CurriculumConfig(preset=name), axes) for name in given.names
-    }
-    print(curricula_as_yaml(expanded), end="")
-    return 0
+        presets = {name: CurriculumConfig(preset=name) for name in given.names}
+        expanded = {name: expand_curriculum(preset, axes) for name, preset in presets.items()}
+        print(curricula_as_yaml(expanded), end="")
+
+    return run_command(options, command, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

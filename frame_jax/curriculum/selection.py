@@ -28,8 +28,6 @@ class SelectionMap:
     `len(map)` and `map[i]` are what `grain.MapDataset.select_from_datasets` asks for.
 
     Attributes:
-        schedule: What the map realises.
-        seed: Of all permutations.
         shuffle: Another number, another order of the same rows under the same seed.
         edges: int64 [blocks + 1]: first row of each block of an epoch, and the end.
         counts: int64 [blocks + 1, quadrants]: rows of each quadrant before each edge.

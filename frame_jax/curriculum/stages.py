@@ -35,7 +35,6 @@ class DataSchedule:
     """The order of a whole run.
 
     Attributes:
-        quadrants: Names of the quadrants.
         available: Rows of each quadrant on disk.
         stages: The stages of one epoch, in order; stop of one is start of the next.
         steepness: k of the sigmoid in 1/epoch; infinite for hard transitions.

@@ -17,20 +17,14 @@ from frame_jax.corpus.sources.compressed import (
     DecompressedStream,
     other_format,
 )
-from frame_jax.errors import UserError, is_storage_error, storage_error
+from frame_jax.errors import UserError, find_storage_error, storage_error
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Item(NamedTuple):
-    """A multiple-choice question.
-
-    Attributes:
-        question: Its text.
-        choices: Texts of the possible answers, at least two.
-        answer: Index of the right one.
-        subject: What it belongs to, empty where the file does not say.
-    """
+    """A multiple-choice question of at least two choices, the index of its answer, and what it
+    belongs to, empty where the file does not say."""
 
     question: str
     choices: tuple[str, ...]
@@ -52,7 +46,7 @@ def read_items(path: Path) -> list[Item]:
         with path.open("rb") as file:
             content = DecompressedStream(file).readall().removeprefix(BYTE_ORDER_MARK)
     except OSError as error:
-        if is_storage_error(error):
+        if find_storage_error(error):
             raise storage_error(path, error) from error
         raise UserError(f"{path}: cannot be read ({error}): replace it") from error
     if (other := other_format(content[:HEAD_BYTES])) is not None:

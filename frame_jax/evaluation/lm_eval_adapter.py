@@ -46,8 +46,6 @@ class FrameJaxModel(LM):
     """A trial of a run, as the harness sees a model.
 
     Args:
-        run_directory: The run.
-        trial: The trial.
         step: A kept checkpoint; the last by default.
         stage: The checkpoint at the end of this stage instead.
         ema: The moving average of the weights, where one was kept.
@@ -57,8 +55,6 @@ class FrameJaxModel(LM):
             backend gives for the exported checkpoint; `bfloat16` is faster.
         fsdp: Devices that share one copy of the parameters.
         batch_size: Ignored, as are the next two: requests are packed into rows.
-        max_batch_size: Ignored.
-        device: Ignored.
 
     Raises:
         UserError: if there is no such trial or checkpoint, or no average.

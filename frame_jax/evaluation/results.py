@@ -19,16 +19,7 @@ SLICE_SQL = f"""
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """The loss on held-out documents.
-
-    Attributes:
-        documents: How many.
-        predicted_tokens: Tokens that they were scored on.
-        bytes: Their length in UTF-8.
-        nll: Sum in nats.
-        nll_per_token: Nats.
-        bits_per_byte: The same in bits, by byte.
-    """
+    """The loss on held-out documents, in nats where not in bits; `bytes` are those of UTF-8."""
 
     documents: int
     predicted_tokens: int
@@ -84,18 +75,13 @@ class TaskScore:
         tokens: Training tokens seen at that step.
         stages: Names of the stages that end there.
         folder: The Parquet files of single items, relative to the run directory.
-        task: Name of the task.
         num_fewshot: Solved examples before each item.
-        items: How many.
         answer_bits_per_byte: Surprise at the right answers, bits over UTF-8 bytes, which has more
             signal in small models than any count of right ones (arXiv 2508.13144).
-        answer_bits_per_byte_stderr: Its standard error.
         chance: What a guess scores.
         blind: What the best rule scores that reads no question, see `items.blind_accuracy`.
         accuracy: Share of items whose right choice has the largest log-likelihood.
-        accuracy_stderr: Its standard error.
         accuracy_norm: Share of items whose right choice has the largest log-likelihood a byte.
-        accuracy_norm_stderr: Its standard error.
         truncated: Items whose prompt lost its beginning.
         subjects: Scores by subject; empty where there is only one.
     """
@@ -122,13 +108,7 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class LossBin:
-    """The final loss on rows that were trained on in one span of the run.
-
-    Attributes:
-        first_step: Where the span begins.
-        rows: Rows of the sample that were trained on in it.
-        nll_per_token: Nats.
-    """
+    """The final loss, in nats, on those rows of a sample that were trained on in one span."""
 
     first_step: int
     rows: int
@@ -152,13 +132,10 @@ class TrainingRowsResult:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What was measured of a trial.
+    """What was measured of a trial: losses of its kept checkpoints, by step, and of means of them.
 
     Attributes:
-        trial: Its name.
         ema: Whether checkpoints were measured by their moving average of the weights.
-        checkpoints: Losses of the kept checkpoints, by step.
-        averages: Losses of the means of checkpoints.
         tasks: Scores of checkpoints and means.
         training_rows: None where it was not asked for.
     """

@@ -1,7 +1,7 @@
 """Weights of a trial that are measured, and the files of measurements that processes share."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 from frame_jax import checkpoints
 from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.run import RunConfig
-from frame_jax.config.scoring import ScoringConfig
 from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.parallel import processes
 from frame_jax.run import progress
@@ -58,9 +57,7 @@ class Part(NamedTuple):
     """A Parquet file of measurements that one process makes in one go.
 
     Attributes:
-        weights: The weights that are measured.
-        path: The file.
-        work: What they are measured on.
+        work: What the weights are measured on.
         size: How much that is, in the unit of the progress bar.
         note: Shown beside the progress bar.
     """
@@ -95,13 +92,18 @@ def write_missing_parts(
     # Every process sees the same missing parts, because none writes before all have looked.
     processes.barrier(f"{title}: parts listed")
     if missing:
-        share = processes.local_share(missing)
+        share, folder = processes.local_share(missing), directory.pretrain(trial)
         total, show = sum(part.size for part in share), processes.is_first()
+        decoder = read_description(folder, compute_dtype=config.scoring.compute_dtype)
+        scorer: Scorer | None = None
         with progress.progress_bar(title, total, unit, show=show) as update:
             # All processes load weights together, those without a share of them too.
-            wanted = list(dict.fromkeys(part.weights for part in missing))
-            folder, ema = directory.pretrain(trial), config.evaluation.ema
-            for weights, scorer in checkpoint_scorers(config.scoring, folder, wanted, ema=ema):
+            for weights in dict.fromkeys(part.weights for part in missing):
+                params = load_weights(folder, decoder, weights, ema=config.evaluation.ema)
+                if scorer is None:
+                    scorer = Scorer([(decoder, params)], config.scoring)
+                else:
+                    scorer.replace_params(params)  # which compiles nothing again
                 for part in (part for part in share if part.weights == weights):
                     columns = measure(scorer, part, functools.partial(update, note=part.note))
                     with atomic_path(part.path) as temporary:
@@ -120,21 +122,3 @@ def load_weights(folder: Path, decoder: Decoder, weights: Weights, *, ema: bool)
     ema = ema and len(weights.steps) == 1
     each = (checkpoints.load_params(saved, decoder, step, ema=ema) for step in weights.steps)
     return checkpoints.mean_of_checkpoints(each, weights.decay)
-
-
-def checkpoint_scorers(
-    scoring: ScoringConfig, folder: Path, weights: Sequence[Weights], *, ema: bool
-) -> Iterator[tuple[Weights, Scorer]]:
-    """Yields each of `weights` with a scorer of them, valid until the next; compiles once.
-
-    All processes must go through it together, those without work at one of them too.
-    """
-    decoder = read_description(folder, compute_dtype=scoring.compute_dtype)
-    scorer: Scorer | None = None
-    for each in weights:
-        params = load_weights(folder, decoder, each, ema=ema)
-        if scorer is None:
-            scorer = Scorer([(decoder, params)], scoring)
-        else:
-            scorer.replace_params(params)
-        yield each, scorer

@@ -74,16 +74,10 @@ def export_trial(
 ) -> int:
     """Writes the checkpoint and its model card to `out`, which appears whole or not at all.
 
-    Args:
-        directory: The run.
-        trial: The trial.
-        out: A folder that does not exist yet.
-        step: Which checkpoint; None takes that of `stage`, or the last.
-        stage: A stage by name; where several epochs repeat the name, the last of them.
-        ema: Write the moving average of the weights instead of the weights.
-        mean: Write the mean of the weights of the last checkpoints instead of one's.
-        license: For the model card: an identifier as the Hugging Face Hub knows it.
-        languages: For the model card: codes of ISO 639.
+    The checkpoint is that of `step`, else of the end of `stage` (where several epochs repeat the
+    name, the last of them), else the last. Of it the weights are written, or their moving average
+    (`ema`), or in its place the `mean` of the last checkpoints. The card has the license, an
+    identifier as the Hugging Face Hub knows it, and the languages, codes of ISO 639.
 
     Returns:
         The step exported, of a mean the last.

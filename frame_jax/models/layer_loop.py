@@ -5,13 +5,11 @@ Loops may lie in one another: a layer may itself be a loop over layers.
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 from jax import Array
 
 from frame_jax.models.layers import from_bits, to_bits
@@ -21,8 +19,10 @@ from frame_jax.parallel.sharding import platform
 # auxiliary output, a tree of arrays.
 Layer = Callable[[Array, Any, Any], tuple[Array, Any]]
 
-# Before 0.12, XLA for CPUs wrote and read a stack of bfloat16 by way of float32.
-STACKS_NEED_BITS = tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 12)
+# Before jaxlib 0.12, XLA for CPUs wrote and read a stack of bfloat16 by way of float32. How that is
+# avoided rests on `jax.vjp` returning a tree whose leaves are the arrays that it keeps, which JAX
+# does not promise: it is done for the versions that were tried.
+STACKS_NEED_BITS = jax.__version_info__ < (0, 11)
 
 
 def scan_layers(
@@ -36,33 +36,8 @@ def scan_layers(
     Returns:
         [B, T, D], and the layers' auxiliary outputs, each with the leading axis of `stacked`.
     """
-    as_bits = platform() == "cpu" and STACKS_NEED_BITS and residuals_are_leaves()
-    scan = _scan_saving_bits if as_bits else _plain_scan
+    scan = _scan_saving_bits if platform() == "cpu" and STACKS_NEED_BITS else _plain_scan
     return scan(layer, unroll, x, stacked, context)
-
-
-@functools.cache
-def residuals_are_leaves() -> bool:
-    """Whether `jax.vjp` returns a tree whose leaves are the arrays that it keeps, the function's
-    arguments as they are. JAX does not promise it; without it the plain loop takes over."""
-    found = []
-
-    def product(x: Array, y: Array) -> Array:
-        out, pull_back = jax.vjp(jnp.multiply, x, y)
-        kept = jax.tree.leaves(pull_back)
-        found.append(any(leaf is x for leaf in kept) and any(leaf is y for leaf in kept))
-        return out
-
-    number = jax.ShapeDtypeStruct((), jnp.float32)
-    jax.eval_shape(product, number, number)
-    if not found[0]:
-        warnings.warn(
-            f"JAX {jax.__version__} keeps residuals in another way than the loop over layers for "
-            "CPUs knows: training in bfloat16 on a CPU takes more memory; a newer jaxlib (0.12) "
-            "does without that loop",
-            stacklevel=2,
-        )
-    return found[0]
 
 
 def _plain_scan(

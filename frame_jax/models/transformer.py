@@ -115,7 +115,7 @@ class Decoder:
         """Computes the final hidden states, normed, and the routers' statistics.
 
         Args:
-            params: The parameters.
+            params: Nested dict of float32 arrays.
             tokens: [B, T] int32.
             segment_ids: [B, T] int32; attention stays inside equal ids.
             positions: [B, T] int32, counted from the start of each segment.

@@ -5,10 +5,9 @@ Every phase runs on every process of a pod. Work that comes in parts is divided 
 
 No process waits for ever. One that dies is missed after HEARTBEAT_SECONDS: the coordination
 service then ends the others with a message that names it. One that lives but does not come is
-given up on at a barrier after BARRIER_SECONDS, where JAX has barriers with a time limit.
+given up on at a barrier after BARRIER_SECONDS.
 """
 
-import functools
 import itertools
 import json
 import os
@@ -20,7 +19,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
-import numpy as np
 
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.errors import USAGE_ERROR, UserError, print_note
@@ -32,9 +30,6 @@ HEARTBEAT_SECONDS = 60
 SHUTDOWN_SECONDS = 60
 LEAVE_SECONDS = 10
 BARRIER_SECONDS = 12 * 3600  # longer than the longest time that one process may be behind another
-TEXT_BYTES = 4096  # of a text that is exchanged between devices, see `_all_texts`
-# What is used of JAX's client of the coordination service, which is not public.
-CLIENT_METHODS = ("blocking_key_value_get", "key_value_dir_get", "key_value_set", "wait_at_barrier")
 
 _calls = itertools.count()  # the same on every process, because all make the same calls
 
@@ -132,41 +127,20 @@ def local_share(items: Sequence[T]) -> list[T]:
     return list(items[process_index() :: process_count()])
 
 
-@functools.cache
 def _client() -> Any:
-    """JAX's client of the coordination service, the only one with barriers that have a time limit;
-    None, after a note, where this version of JAX has no such client."""
-    try:
-        from jax._src import distributed
+    """JAX's client of the coordination service, the only one with barriers that have a time limit.
 
-        client = distributed.global_state.client
-    except (ImportError, AttributeError):
-        client = None
-    if all(hasattr(client, method) for method in CLIENT_METHODS):
-        return client
-    if is_first():
-        print_note(
-            f"JAX {jax.__version__} has another client of its coordination service than frame_jax "
-            "knows (jax._src.distributed): processes wait for each other without a time limit"
-        )
-    return None
+    It is not public; Orbax, which saves checkpoints of several processes, needs it as well.
+    """
+    from jax._src import distributed
 
-
-def _all_texts(text: str) -> list[str]:
-    """Every process's `text`, up to TEXT_BYTES of it, by JAX's public means."""
-    from jax.experimental import multihost_utils
-
-    mine = np.frombuffer(text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES, b"\0"), np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(mine))  # [processes, TEXT_BYTES]
-    return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
+    return distributed.global_state.client
 
 
 def broadcast_from_first(value: T) -> T:
     """Process 0's `value`, which JSON must be able to hold, on every process."""
     if process_count() == 1:
         return value
-    if _client() is None:
-        return cast(T, json.loads(_all_texts(json.dumps(value))[0]))
     key = f"frame_jax/{next(_calls)}"
     if is_first():
         _client().key_value_set(key, json.dumps(value))
@@ -182,9 +156,6 @@ def failing_processes(condition: bool, word: str) -> dict[int, str]:
     """The processes on which `condition` does not hold, and the `word` of each; the same on all."""
     if process_count() == 1:
         return {} if condition else {0: word}
-    if _client() is None:
-        texts = enumerate(_all_texts("" if condition else f"!{word}"))
-        return {process: text[1:] for process, text in texts if text}
     key = f"frame_jax/{next(_calls)}"
     if not condition:
         _client().key_value_set(f"{key}/{process_index()}", word)
@@ -200,9 +171,6 @@ def barrier(name: str) -> None:
         RuntimeError: naming the processes that did not come in time.
     """
     if process_count() == 1:
-        return
-    if _client() is None:
-        _all_texts(name)
         return
     try:
         _client().wait_at_barrier(f"{next(_calls)} {name}", BARRIER_SECONDS * 1000)
@@ -239,17 +207,13 @@ def leave_without_others(code: int) -> None:
     if not jax.distributed.is_initialized() or process_count() == 1:
         return
     try:
-        if _client() is not None:
-            _client().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
-            return
-        # The others cannot be asked. Process 0 goes last: the coordination service is part of it.
-        time.sleep(LEAVE_SECONDS if is_first() else 0)
+        _client().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
     except jax.errors.JaxRuntimeError as error:
         if code != USAGE_ERROR:  # which has been reported
             print(
                 f"error: process {process_index()} gave up: {missing_processes(error)}",
                 file=sys.stderr,
             )
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

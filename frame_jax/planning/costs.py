@@ -41,9 +41,6 @@ class Corpus:
     """Tokens of the splits, and how they are known.
 
     Attributes:
-        reference: Tokens of the reference split.
-        train: Tokens of the training split.
-        held_out: Tokens kept for evaluation.
         source: Where the numbers are from.
         measured: Tokens of the held-out documents that evaluation measures; None where they are
             not counted yet, and all of them are taken for measured.
@@ -60,17 +57,8 @@ class Corpus:
 
 @dataclass(frozen=True)
 class CostLine:
-    """One line of the cost table: a model that is trained or evaluated.
-
-    Attributes:
-        name: What it is.
-        phase_step: The phase step of a phase that does it.
-        decoder: The model.
-        weight_bytes: Bytes of memory for its weights.
-        optimizer_bytes: Bytes of memory for the state of its optimizer.
-        tokens: Tokens that go through the model.
-        flops: Floating-point operations on all of them.
-    """
+    """One line of the cost table: a model that a phase step trains or evaluates, the memory that it
+    takes, the tokens that go through it and the floating-point operations on all of them."""
 
     name: str
     phase_step: str

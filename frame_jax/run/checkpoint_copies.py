@@ -27,15 +27,12 @@ class CheckpointCopies:
     def __init__(self, folder: Path, kept_steps: Sequence[int], rolling: int):
         self.folder, self._kept, self._rolling = folder, set(kept_steps), rolling
         self._bucket = bucket_of(folder.parent)
+        self.exist = self._bucket is not None
         self._copying: Future[None] | None = None
         self._given_up = threading.Event()
         self._worker = ThreadPoolExecutor(1, "copy")
         if self._bucket is not None and processes.is_first():
             self._bucket.sweep()
-
-    @property
-    def exist(self) -> bool:
-        return self._bucket is not None
 
     def begin(self, step: int) -> None:
         """Starts copying the checkpoint of a step in the background, once it is complete."""
@@ -98,12 +95,6 @@ class CheckpointCopies:
         """Makes a damaged copy no longer count; process 0 only."""
         if self._bucket is not None and step in self._bucket.steps():
             self._bucket.set_aside(step)
-
-
-def copied_steps(folder: Path) -> list[int]:
-    """Steps whose checkpoints lie in the bucket of a training run; none without a bucket."""
-    bucket = bucket_of(folder.parent)
-    return [] if bucket is None else bucket.steps()
 
 
 @contextlib.contextmanager

@@ -100,7 +100,6 @@ class MixtureGroup:
         repeats: How often an epoch reads them.
         share: Of the tokens of an epoch, as asked for.
         read: Text tokens that an epoch reads.
-        quadrants: Those of each quadrant.
     """
 
     name: str | None
@@ -215,7 +214,6 @@ class PartitionRecord:
         tied: Share of the training tokens in documents whose value equals a threshold, by axis.
         negative_pd: Training documents with a PD below 0.
         quadrants: Contents of all groups together.
-        groups: The groups.
         warnings: Why the quadrants may mean little.
         mixture: How often documents are read; None where each is read once.
         reliability: How scores and quadrants fare under other reference models.

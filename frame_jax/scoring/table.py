@@ -19,7 +19,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import TableConfig
 from frame_jax.corpus.sources.inputs import escape_name, is_ignored
 from frame_jax.corpus.sources.listing import list_files
-from frame_jax.errors import UserError, is_disk_full, is_storage_error, print_note, storage_error
+from frame_jax.errors import UserError, find_storage_error, is_disk_full, print_note, storage_error
 from frame_jax.files import local_copy
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, read_json, write_json
@@ -140,7 +140,7 @@ def columns_of(
 
 def unreadable_table_error(path: str, error: Exception) -> UserError:
     """Error for a file that is no table, or that the storage does not give."""
-    if is_storage_error(error):
+    if find_storage_error(error):
         return storage_error(path, error)
     return UserError(f"scoring.table.path: {path} cannot be read as a Parquet table: {error}")
 

@@ -24,7 +24,6 @@ class TrainState(NamedTuple):
     Attributes:
         step: Updates applied so far, int32.
         params: Nested dict of float32 arrays.
-        optimizer: State of the optax chain.
     """
 
     step: jax.Array

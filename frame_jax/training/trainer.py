@@ -5,6 +5,7 @@ curriculum, whatever the number of processes, so any checkpoint continues exactl
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,7 +66,6 @@ class StateFactory:
     Weights are random ones or those of the model that the job starts from.
 
     Attributes:
-        optimizer: The update rule.
         shardings: A `TrainState` of the `NamedSharding` of each array.
     """
 
@@ -128,6 +128,7 @@ def global_batches(
     sharding = batch_sharding(mesh)
     shape = (job.training.batch_size, job.sequence_length + 1)
     offsets = local_rows(sharding, shape)
+    join = functools.partial(jax.make_array_from_process_local_data, sharding)
     add = jax.jit(
         lambda digests: digests.sum(0), out_shardings=NamedSharding(mesh, PartitionSpec())
     )
@@ -149,12 +150,7 @@ def global_batches(
         digests[real] = digest.ordered_row_digests(
             row_indices[real], digest.row_digests(rows[real])
         )
-        yield (
-            jax.make_array_from_process_local_data(sharding, rows, shape),
-            add(
-                jax.make_array_from_process_local_data(sharding, digests, (shape[0], digest.BYTES))
-            ),
-        )
+        yield join(rows, shape), add(join(digests, (shape[0], digest.BYTES)))
 
 
 def train(job: training_job.TrainingJob) -> dict[str, Any]:

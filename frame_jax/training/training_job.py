@@ -24,10 +24,6 @@ class TrainingJob:
     Attributes:
         name: Shown beside the progress bar.
         folder: Checkpoints, metrics and descriptions go here.
-        decoder: The model.
-        training: How it is trained.
-        parallel: The mesh.
-        special_tokens: BOS and EOS of the rows.
         selection: Which row comes when; its seed is that of the initial weights, too.
         parts: Files of rows, by quadrant.
         sequence_length: Tokens a row predicts.

@@ -48,33 +48,3 @@ def test_values_and_derivatives_are_the_plain_loops_without_a_stack_in_float32(
     jax.tree.map(np.testing.assert_array_equal, ours(params, tokens), plain(params, tokens))
     assert FLOAT32_STACK.search(plain.as_text()), "STACKS_NEED_BITS names a version too many"
     assert ours.memory_analysis().temp_size_in_bytes < plain.memory_analysis().temp_size_in_bytes
-
-
-def test_a_jax_with_other_residuals_gets_the_plain_loop_and_a_note(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """`jax.vjp` as it might become: a function that is no tree."""
-    vjp = jax.vjp
-
-    def opaque(*args: Any) -> tuple:
-        out, pull_back = vjp(*args)
-        return out, lambda *grads: pull_back(*grads)
-
-    def total(x: jax.Array, factors: jax.Array) -> jax.Array:
-        def layer(x: jax.Array, factor: jax.Array, _: None) -> tuple[jax.Array, None]:
-            return x * factor, None
-
-        return layer_loop.scan_layers(layer, 1, x, factors, None)[0].sum()
-
-    monkeypatch.setattr(jax, "vjp", opaque)
-    monkeypatch.setattr(layer_loop, "STACKS_NEED_BITS", True)
-    layer_loop.residuals_are_leaves.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="keeps residuals in another way") as notes:
-            for _ in range(2):
-                grads = jax.grad(total, (0, 1))(jnp.ones(2), jnp.full((3, 2), 2.0))
-    finally:
-        layer_loop.residuals_are_leaves.cache_clear()
-    assert len(notes) == 1
-    np.testing.assert_array_equal(grads[0], [8, 8])
-    np.testing.assert_array_equal(grads[1], np.full((3, 2), 4))

@@ -18,7 +18,9 @@ LARGEST_WINDOW = 1 << 31  # of zstd, `--long=31`
 # First bytes -> a decompressor of one member; a file may hold several, one after the other.
 DECOMPRESSORS: dict[re.Pattern[bytes], Callable[[], Any]] = {
     re.compile(rb"\x1f\x8b\x08"): lambda: zlib.decompressobj(wbits=31),
-    re.compile(rb"(\x28\xb5\x2f|[\x50-\x5f]\x2a\x4d)[\xfd\x18]"): lambda: _zstd(),
+    re.compile(rb"(\x28\xb5\x2f|[\x50-\x5f]\x2a\x4d)[\xfd\x18]"): lambda: (
+        zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()
+    ),
     re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"): bz2.BZ2Decompressor,
     re.compile(rb"\xfd7zXZ\x00"): lzma.LZMADecompressor,
 }
@@ -113,7 +115,3 @@ def _decompress(file: BinaryIO, make: Callable[[], Any]) -> Iterator[bytes]:
             data = engine.unused_data if engine.eof else b""
     if not engine.eof:
         raise OSError("cut short")
-
-
-def _zstd() -> Any:
-    return zstandard.ZstdDecompressor(max_window_size=LARGEST_WINDOW).decompressobj()

@@ -36,7 +36,6 @@ class ColumnPath:
     """Where the value of a field is: in a column, or in fields of a struct in it.
 
     Attributes:
-        column: The column.
         inside: Names of fields, from the column inwards.
         rest: What is left of the field's name: a path into a map, or into a JSON text.
     """

@@ -1,11 +1,8 @@
 """Writes order.parquet: the documents of a run in the order in which training reads them.
 
-One line each time that an epoch reads a training document, sorted: rank (from 0), doc_id, quadrant,
-stage, weight (the share of its quadrant at that place of the curriculum), step (the optimizer step
-here that reads its first token), tokens, source, domain, language, ppl, pd, part and row (where its
-tokens lie in the run). A later epoch has the same stages with other shuffles. Documents that a
-shortened run does not reach are left out. docs/order.md says how far a trainer that follows the
-order deviates, and why.
+One line each time that an epoch reads a training document. A later epoch has the same stages with
+other shuffles. Documents that a shortened run does not reach are left out. docs/order.md says what
+the columns hold, how far a trainer that follows the order deviates, and why.
 """
 
 from pathlib import Path

@@ -1,13 +1,8 @@
 """Writes a manifest: every row of an order with its documents and digest, in training order.
 
-FOLDER/part-*.parquet hold, a line a row of the run: row (global index, from 0), step, stage,
-quadrant, quadrant_row (numbered across the quadrant's parts), digest (of the row's ids, 16 bytes)
-and documents, a list of doc_id, start, stop and first: the text tokens of the document from `first`
-on are the row's ids from `start` to before `stop`. A document of which only BOS or EOS is in the
-row has an empty span.
-
-How a part is made is in `manifest_lines`. The work is shared out over processes, every piece of it
-appears whole or not at all, and a run of the same command makes what is missing.
+FOLDER/part-*.parquet hold a line for each row of the run; NOTES says what is in it. How a part is
+made is in `manifest_lines`. The work is shared out over processes, every piece of it appears whole
+or not at all, and a run of the same command makes what is missing.
 """
 
 import contextlib

@@ -23,12 +23,8 @@ class TrialOrder(NamedTuple):
     """The order of a trial over rows that exist.
 
     Attributes:
-        trial: Its name.
-        schedule: Stages and exact counts.
-        selection: Which row comes when.
         sequence_length: Tokens a row predicts here.
         counts: Of each quadrant: rows, documents, tokens, padding.
-        special_tokens: Of the run's tokenizer.
     """
 
     trial: str
@@ -43,8 +39,6 @@ class Trainer(NamedTuple):
     """What an export must know about the other trainer.
 
     Attributes:
-        batch_size: Sequences in one of its steps.
-        sequence_length: Tokens in one of its sequences.
         data: Folder or bucket that will hold a folder of documents for each quadrant.
         suffix: Of the files there.
     """
@@ -167,16 +161,7 @@ ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class RowFile:
-    """One file of a quadrant's rows.
-
-    Attributes:
-        quadrant: Index of the quadrant.
-        quadrant_name: Its name.
-        part: Index of the part.
-        path: Its file.
-        first: Rows of the quadrant before it.
-        rows: Rows in it.
-    """
+    """One file of a quadrant's rows; `first` are the rows of the quadrant before it."""
 
     quadrant: int
     quadrant_name: str

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from frame_jax.checkpoints import saved_consumed_rows
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
-from frame_jax.errors import UserError, is_storage_error
+from frame_jax.errors import UserError, find_storage_error
 from frame_jax.export.order.manifest import manifest_header
 from frame_jax.export.order.manifest_lines import digests_of
 from frame_jax.export.order.trial_order import (
@@ -39,16 +39,11 @@ class VerifiedTrial:
     """A trained trial and what verification finds about it.
 
     Attributes:
-        name: Its name.
-        trial_order: Its order.
-        batch_size: Rows of a step.
-        folder: Its folder.
         trained: Steps that it was trained.
         records: Steps done and the digest of what was read until then, as the trainer left them.
         disk: uint64 [steps, 16]: sums by byte of the digests of each step's rows, from the disk.
         manifest: The folder of its manifest, or None.
         listed: As `disk`, from the manifest.
-        problems: What is wrong, in words.
     """
 
     name: str
@@ -155,7 +150,7 @@ def readable_rows(row_file: RowFile, damaged: list[str]) -> Iterator[tuple[int, 
             done, ids = first + len(rows), rows.shape[1]
         return
     except UserError as error:
-        if is_storage_error(error.__cause__):
+        if find_storage_error(error.__cause__):
             raise
     with contextlib.closing(TokenReader(row_file.path)) as reader:
         for record in range(done, row_file.rows):
@@ -176,7 +171,7 @@ def read_row(reader: TokenReader, record: int) -> np.ndarray | None:
     try:
         return reader.read([record])[0]
     except UserError as error:
-        if is_storage_error(error.__cause__):
+        if find_storage_error(error.__cause__):
             raise
         return None
 

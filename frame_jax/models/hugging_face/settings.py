@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from frame_jax.config.models import ModelConfig, RopeScalingConfig
+from frame_jax.config.models import RopeScalingConfig
 from frame_jax.errors import UserError
 
 
@@ -47,8 +47,7 @@ class HFSettings:
 
     def optional(self, key: str) -> int | None:
         """A key that is a whole number; absent, None."""
-        value = self.get(key, int, "a whole number")
-        return None if value is None else int(value)
+        return self.get(key, int, "a whole number")
 
     def require(self, *keys: str) -> None:
         """Refuses a file without all of these keys, naming those that are absent."""
@@ -120,10 +119,3 @@ class HFSettings:
 def first_given(*values: Any) -> Any:
     """The first of these that is not None."""
     return next((value for value in values if value is not None), None)
-
-
-def rope_scaling_settings(c: ModelConfig) -> dict[str, Any] | None:
-    """The stretch of the rotary frequencies as all versions of `transformers` read it."""
-    if c.rope_scaling is None:
-        return None
-    return {"rope_type": "llama3"} | dataclasses.asdict(c.rope_scaling)

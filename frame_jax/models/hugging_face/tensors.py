@@ -72,7 +72,6 @@ class Layout(NamedTuple):
     Attributes:
         outer: Tensors outside of layers: parameter -> tensor.
         prefix: What layers' tensors begin with, `{layer}` counting from 0.
-        rules: The layers' tensors.
         buffers: Ends of the names of tensors that hold nothing learned.
     """
 
@@ -87,11 +86,8 @@ class Tensor:
     """A tensor of a checkpoint.
 
     Attributes:
-        config: The model.
-        rule: How it is made.
-        group: The group of layers that its parameters belong to; None outside of layers.
+        group: The group of layers that the parameters belong to; None outside of layers.
         index: The layer (and the expert) among the parameters that are stacked there.
-        shape: Its shape in the checkpoint.
     """
 
     config: ModelConfig

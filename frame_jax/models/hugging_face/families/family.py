@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 from frame_jax.config.models import ExpertsConfig, LayerName, ModelConfig
-from frame_jax.models.hugging_face.settings import HFSettings, rope_scaling_settings
+from frame_jax.models.hugging_face.settings import HFSettings
 from frame_jax.models.hugging_face.tensors import Layout, Rule, single_rules
 
 Fields = dict[str, Any]  # of ModelConfig
@@ -88,7 +88,10 @@ class Family(NamedTuple):
         """The settings of config.json for a shape."""
         written = write_settings(c, self.settings) | self.fixed
         if self.rope is not None:
-            written |= {self.rope[0]: c.rope_theta, "rope_scaling": rope_scaling_settings(c)}
+            stretch = c.rope_scaling and {"rope_type": "llama3"} | dataclasses.asdict(
+                c.rope_scaling
+            )
+            written |= {self.rope[0]: c.rope_theta, "rope_scaling": stretch}
         return written | self.write(c)
 
 
