@@ -211,7 +211,7 @@ def effect_trends(
     apart = min([gap ** (0.5 / len(series)) for gap in gaps], default=1.0)
     for row in rows:  # series stand beside each other
         row["x"] = row["at"] * apart ** (series.index(row["series"]) - (len(series) - 1) / 2)
-    scale = alt.Scale(type="log", padding=24)
+    scale = alt.Scale(type="log", padding=24, nice=False)
     axis = alt.Axis(values=values, format=".2~s", grid=False)
     x = alt.X("x:Q", title=along, scale=scale, axis=axis)
     legend = alt.Legend(orient="top", title=beside, symbolType="square")
