@@ -185,7 +185,9 @@ COMMANDS = {
     ),
     ".venv/bin/python -m frame_jax.compare runs/sizes/compare.json runs/larger "
     "--out runs/more_sizes": Entry(
-        ((" runs/larger", ""),), leaves="runs/more_sizes/compare.json", shows="page: runs/more_sizes"
+        (("runs/sizes/compare.json runs/larger", "runs/mine"),),
+        leaves="runs/more_sizes/compare.json",
+        shows="page: runs/more_sizes",
     ),
     # docs/mixtures.md
     f"{MAIN} --plan": Entry(shows="learning rate"),
