@@ -129,12 +129,12 @@ def read_run(directory: RunDirectory) -> ComparedRun:
         for line, found in study.first_comparisons().items()
         if line.weights == FINAL
     ]
-    if not compared:
+    names = [trial.name for trial in config.trials if trial.arm == study.baseline]
+    trial = next((name for name in names if directory.evaluation(name).exists()), None)
+    if not compared or trial is None:
         raise UserError(
             f"{directory.root}: no order has been evaluated beside its baseline {study.baseline}"
         )
-    names = [trial.name for trial in config.trials if trial.arm == study.baseline]
-    trial = next(name for name in names if directory.evaluation(name).exists())
     baseline, folder = read_result(directory, trial).final, directory.pretrain(trial)
     layers = ", ".join(dict.fromkeys(read_json(folder / "model.json")["model"]["layers"]))
     parameters = active = trained_parameters(directory, f"pretrain-{trial}")
