@@ -180,6 +180,15 @@ COMMANDS = {
     "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm/frame-3b/tokens/part-*.parquet"),
     # docs/report.md
     f"{MAIN} --redo report": Entry(shows="report: runs/mine/report/index.html"),
+    ".venv/bin/python -m frame_jax.compare runs/small runs/large --out runs/sizes": Entry(
+        (("runs/small runs/large", "runs/mine"),), leaves="runs/sizes/index.html", shows="frame"
+    ),
+    ".venv/bin/python -m frame_jax.compare runs/sizes/compare.json runs/larger "
+    "--out runs/more_sizes": Entry(
+        (("runs/sizes/compare.json runs/larger", "runs/mine"),),
+        leaves="runs/more_sizes/compare.json",
+        shows="page: runs/more_sizes",
+    ),
     # docs/mixtures.md
     f"{MAIN} --plan": Entry(shows="learning rate"),
     ".venv/bin/python tools/benchmark_partition.py --documents 3000000 --mixture --turns 3": Entry(

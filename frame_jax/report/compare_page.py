@@ -58,7 +58,7 @@ def trend_panels(runs: Sequence[ComparedRun], along: str, beside: str) -> list[f
     trends = [own for own in groups.values() if len({row["at"] for row in own}) > 1]
     return figures.effect_trends(
         [row for own in trends for row in own],
-        sorted({own[0]["order"] for own in trends}, key=order_rank),
+        sorted(dict.fromkeys(own[0]["order"] for own in trends), key=order_rank),
         WORDS[along],
         WORDS[beside],
     )

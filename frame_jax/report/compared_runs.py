@@ -129,12 +129,12 @@ def read_run(directory: RunDirectory) -> ComparedRun:
         for line, found in study.first_comparisons().items()
         if line.weights == FINAL
     ]
-    if not compared:
+    names = [trial.name for trial in config.trials if trial.arm == study.baseline]
+    trial = next((name for name in names if directory.evaluation(name).exists()), None)
+    if not compared or trial is None:
         raise UserError(
             f"{directory.root}: no order has been evaluated beside its baseline {study.baseline}"
         )
-    names = [trial.name for trial in config.trials if trial.arm == study.baseline]
-    trial = next(name for name in names if directory.evaluation(name).exists())
     baseline, folder = read_result(directory, trial).final, directory.pretrain(trial)
     layers = ", ".join(dict.fromkeys(read_json(folder / "model.json")["model"]["layers"]))
     parameters = active = trained_parameters(directory, f"pretrain-{trial}")
@@ -236,14 +236,18 @@ def summary_sentences(runs: Sequence[ComparedRun]) -> list[str]:
 
 def comparison_notes(runs: Sequence[ComparedRun]) -> list[str]:
     """Says in what runs differ that no figure shows."""
-    about = {
-        "held-out text": [f"{run.documents:,} documents of {si(run.bytes)}B" for run in runs],
-        "baseline": [run.study.baseline for run in runs],
-        "reference models": [run.references or DASH for run in runs],
-    }
+    about: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        for what, value in (
+            ("held-out text", f"{run.documents:,} documents of {si(run.bytes)}B"),
+            ("baseline", run.study.baseline),
+            ("reference models", run.references),
+        ):
+            if value:
+                about.setdefault(what, {}).setdefault(value, []).append(run.name)
     return [
         f"Not all runs have the same {what}: "
-        + "; ".join(f"{run.name} {value}" for run, value in zip(runs, values, strict=True))
-        for what, values in about.items()
-        if len(set(values)) > 1
+        + "; ".join(f"{value} ({', '.join(names)})" for value, names in groups.items())
+        for what, groups in about.items()
+        if len(groups) > 1
     ]

@@ -180,7 +180,8 @@ def _effects(
     ticks = alt.MarkConfig(size=8, color=ARM_COLOURS[1])
     layers.append(drawn(rows, "least", "most").mark_errorbar(ticks=ticks))
     numbers = ("mean", "low", "high", "document_error", "detectable")
-    tooltip = [alt.Tooltip(f"{name}:N") for name in ("run", "order", "label", "verdict")]
+    names = [name for name in ("run", "label", "order", "minus", "verdict") if name in rows[0]]
+    tooltip = [alt.Tooltip(f"{name}:N") for name in names]
     tooltip += [alt.Tooltip(f"{name}:Q", format="+.4f") for name in numbers]
     for clear in (True, False):
         if own := [row for row in rows if (row["verdict"] in (BETTER, WORSE)) == clear]:
@@ -211,7 +212,7 @@ def effect_trends(
     apart = min([gap ** (0.5 / len(series)) for gap in gaps], default=1.0)
     for row in rows:  # series stand beside each other
         row["x"] = row["at"] * apart ** (series.index(row["series"]) - (len(series) - 1) / 2)
-    scale = alt.Scale(type="log", padding=24)
+    scale = alt.Scale(type="log", padding=24, nice=False)
     axis = alt.Axis(values=values, format=".2~s", grid=False)
     x = alt.X("x:Q", title=along, scale=scale, axis=axis)
     legend = alt.Legend(orient="top", title=beside, symbolType="square")

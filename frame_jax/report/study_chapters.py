@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from frame_jax.report import figures, notes, sections, training_curves
 from frame_jax.report.chapters import ReportData, stage_tables
 from frame_jax.report.held_out_curves import LossPoint, loss_curves
-from frame_jax.report.html import Html, folded_section, join_html, note, table, tag
+from frame_jax.report.html import Html, folded_section, note, table, tag
 from frame_jax.report.page import Figure, Piece
 from frame_jax.report.study_results import (
     FINAL,
@@ -18,19 +18,6 @@ from frame_jax.report.study_results import (
 from frame_jax.report.training_curves import StageBoundary
 
 FOREST_LINES = 40  # drawn; the table has them all
-ONE_SEED = join_html(
-    [
-        "This run has one seed, so nothing here tells an effect of the order from chance: another "
-        "seed alone moves such differences. ",
-        tag("code", "seeds: 3"),
-        " in the config trains every order twice more, beside what is there. This project's own "
-        "studies, of models of half a million parameters under three seeds, found FRAME's order no "
-        "better than random order: no difference that they could see on two corpora, and worse for "
-        "Mamba-2 (docs/evidence.md). The first of them, less than two hours on two cores, is ",
-        tag("code", "python -m frame_jax.main --config configs/study_cpu.yaml"),
-        ".",
-    ]
-)
 
 
 def verdicts_chapter(data: ReportData) -> list[Piece]:
@@ -44,7 +31,7 @@ def verdicts_chapter(data: ReportData) -> list[Piece]:
         nothing = "No curriculum has been evaluated yet."
     found: list[Piece] = [tag("p", line, class_="lead") for line in sentences or [nothing]]
     if sentences and len(study.seeds) == 1:
-        found.append(tag("p", ONE_SEED))
+        found.append(tag("p", notes.ONE_SEED))
     if study.lines:
         found.append(table(*table_rows(study)))
     if compared:

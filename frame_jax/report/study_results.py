@@ -240,7 +240,7 @@ def rich_table(title: str, header: list[str], rows: list[list[str]], notes: Sequ
     for number, name in enumerate(header):
         left = name in ("order", "minus", "verdict", "run", "scores")
         style = "bold" if number == 0 else ""
-        table.add_column(name, style=style, justify="left" if left else "right", no_wrap=not left)
+        table.add_column(name, style=style, justify="left" if left else "right")
     for row in rows:
         table.add_row(*(Text(printable(text)) for text in row))  # a name is no markup
     return table

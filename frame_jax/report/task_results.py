@@ -6,6 +6,7 @@ from typing import Any
 
 from frame_jax.evaluation.results import TaskScore, TrialResult
 from frame_jax.report.html import Html, join_html, table, tag
+from frame_jax.report.study_results import DASH
 
 MEAN = "mean of the tasks"
 GUESS = "○"  # beside an accuracy that a guess explains
@@ -53,7 +54,7 @@ def answer_table(finals: FinalScores, arms: list[str]) -> Html:
         best = min(scores, key=lambda arm: scores[arm].answer_bits_per_byte)
         columns = []
         for arm in arms:
-            text = "–"
+            text = DASH
             if (score := scores.get(arm)) is not None:
                 text, error = f"{score.answer_bits_per_byte:.4f}", score.answer_bits_per_byte_stderr
                 text += "" if error is None else f" ± {error:.4f}"
@@ -76,7 +77,7 @@ def task_table(finals: FinalScores, arms: list[str]) -> Html:
     rows = []
     for name, scores in lines:
         score = next(iter(scores.values()))
-        columns = [score_text(scores[arm]) if arm in scores else "–" for arm in arms]
+        columns = [score_text(scores[arm]) if arm in scores else DASH for arm in arms]
         rows.append([name, percent(score.chance), percent(score.blind), *columns])
     return table(["task", "a guess", "best blind rule", *arms], rows)
 
