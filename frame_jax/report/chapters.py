@@ -81,12 +81,7 @@ def training_loss_chapter(data: ReportData) -> list[Piece]:
     panel = figures.training_loss(data.curves, data.shaded, data.names)
     found: list[Piece] = [tag("h2", "Training loss"), Figure("training-loss", [panel], caption)]
     found.append(sections.zoom_buttons("training-loss"))
-    drops = stage_tables(
-        data,
-        lambda arm: sections.drops_table(
-            training_curves.training_drops(arm), data.results.get(arm.name)
-        ),
-    )
+    drops = stage_tables(data, lambda arm: sections.drops_table(data.study.stages[arm.name]))
     if drops:
         windows = notes.DROPS_WINDOWS.format(window=training_curves.WINDOW, gap=training_curves.GAP)
         found += [tag("h2", "Where a stage begins"), *drops, note(windows), tag("p", notes.DROPS)]

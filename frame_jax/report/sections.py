@@ -3,15 +3,14 @@
 import itertools
 from collections.abc import Sequence
 
-from frame_jax.evaluation.results import HeldOutLoss, TrialResult, WeightsResult
+from frame_jax.evaluation.results import HeldOutLoss, WeightsResult
 from frame_jax.models.flops import training_flops_per_token
 from frame_jax.models.transformer import Decoder
 from frame_jax.report.documents import Example, GroupTokens
 from frame_jax.report.figures import ARM_COLOURS
-from frame_jax.report.held_out_curves import checkpoints_around
 from frame_jax.report.html import Html, folded_section, join_html, table, tag
-from frame_jax.report.study_results import DASH, number, si
-from frame_jax.report.training_curves import StageBoundary, TrainingRun, TrainingSpeed
+from frame_jax.report.study_results import DASH, StageLosses, number, si
+from frame_jax.report.training_curves import TrainingRun, TrainingSpeed
 from frame_jax.run.partition_record import QuadrantContents
 
 
@@ -43,27 +42,22 @@ def slice_choice(labels: Sequence[str]) -> Html:
     return tag("p", tag("label", "Part of the held-out split ", choice))
 
 
-def drops_table(drops: Sequence[StageBoundary], result: TrialResult | None) -> Html:
+def drops_table(stages: Sequence[StageLosses]) -> Html:
     """The training and the held-out loss before and after each stage of one arm begins."""
-    rows = []
-    for drop in drops:
-        training = drop.before.loss, drop.after.loss
-        points = checkpoints_around(result, drop.step) if result else (None, None)
-        losses = [None if point is None else point.overall.nll_per_token for point in points]
-        at_steps = [
-            DASH if point is None else f"{loss:.4f} ({point.step:,})"
-            for point, loss in zip(points, losses, strict=True)
+    rows = [
+        [
+            f"{losses.stage} begins",
+            f"{losses.step:,}",
+            *(number(loss, ".3f") for loss in losses.training),
+            _fall(*losses.training),
+            *(
+                DASH if loss is None else f"{loss:.4f} ({step:,})"
+                for loss, step in zip(losses.held_out, losses.held_out_steps, strict=True)
+            ),
+            _fall(*losses.held_out),
         ]
-        rows.append(
-            [
-                f"{drop.stage} begins",
-                f"{drop.step:,}",
-                *(number(loss, ".3f") for loss in training),
-                _fall(*training),
-                *at_steps,
-                _fall(*losses),
-            ]
-        )
+        for losses in stages
+    ]
     header = ["", "at step", "training loss before", "after", "drop"]
     header += ["held-out loss before (step)", "after (step)", "drop"]
     return table(header, rows)

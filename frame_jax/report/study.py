@@ -18,6 +18,7 @@ from frame_jax.evaluation.results import (
 )
 from frame_jax.models.flops import forward_flops_per_token, training_flops_per_token
 from frame_jax.models.transformer import read_description
+from frame_jax.report.held_out_curves import checkpoints_around
 from frame_jax.report.paired_differences import baseline_trials, slice_verdicts, task_verdict
 from frame_jax.report.study_results import (
     BEFORE,
@@ -26,9 +27,11 @@ from frame_jax.report.study_results import (
     Comparison,
     Cost,
     LineResult,
+    StageLosses,
     StepsToBaseline,
     Study,
 )
+from frame_jax.report.training_curves import StageBoundary, read_training_run, training_drops
 from frame_jax.report.verdict import RULE, verdict_sentence
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.markers import read_complete_marker
@@ -67,6 +70,7 @@ def read_study(config: RunConfig, directory: RunDirectory) -> Study:
         costs=tuple(costs),
         steps_to_baseline=tuple(steps_to_baseline(config, costs, results)),
         before=tuple(before),
+        stages=stage_losses(config, directory, results),
     )
 
 
@@ -247,6 +251,44 @@ def steps_to_baseline(
             ]
             found.append(StepsToBaseline(arm, tuple(steps), *means))
     return found
+
+
+def stage_losses(
+    config: RunConfig, directory: RunDirectory, results: dict[Trial, TrialResult]
+) -> dict[str, tuple[StageLosses, ...]]:
+    """Averages the losses where stages begin over the seeds of each arm that has several stages."""
+    found = {}
+    for arm in config.curricula:
+        seeds = [
+            [losses_around(drop, results.get(trial)) for drop in training_drops(run)]
+            for trial in config.trials
+            if trial.arm == arm
+            and (run := read_training_run(directory.pretrain(trial.name), arm)) is not None
+            and len(run.stages) > 1
+        ]
+        if seeds:
+            found[arm] = tuple(map(mean_losses, zip(*seeds, strict=True)))
+    return found
+
+
+def losses_around(drop: StageBoundary, result: TrialResult | None) -> StageLosses:
+    """The losses of one trial where one of its stages begins."""
+    points = checkpoints_around(result, drop.step) if result else (None, None)
+    held_out, steps = (
+        tuple(point and value(point) for point in points)
+        for value in (lambda point: point.overall.nll_per_token, lambda point: point.step)
+    )
+    return StageLosses(drop.stage, drop.step, (drop.before.loss, drop.after.loss), held_out, steps)
+
+
+def mean_losses(seeds: Sequence[StageLosses]) -> StageLosses:
+    """The mean over seeds; None on a side that one of them lacks."""
+    sides = ([s.training for s in seeds], [s.held_out for s in seeds])
+    training, held_out = (
+        tuple(None if None in side else sum(side) / len(side) for side in zip(*each, strict=True))
+        for each in sides
+    )
+    return dataclasses.replace(seeds[0], training=training, held_out=held_out)
 
 
 def first_step_at_loss(result: TrialResult, loss: float) -> float | None:

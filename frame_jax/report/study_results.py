@@ -3,6 +3,7 @@
 Imports nothing heavy: a finished run shows its table at once.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -131,6 +132,28 @@ class StepsToBaseline:
     share_with_scoring: float | None
 
 
+Sides = tuple[float | None, float | None]  # before and after; None where it is not known
+
+
+@dataclass(frozen=True)
+class StageLosses:
+    """Losses before and after a stage begins, means over seeds, nats per token.
+
+    Attributes:
+        stage: Its name.
+        step: Updates made before it.
+        training: Of the text that the model is given.
+        held_out: Of the held-out split at the last checkpoint kept until then, and at the next.
+        held_out_steps: These checkpoints.
+    """
+
+    stage: str
+    step: int
+    training: Sides
+    held_out: Sides
+    held_out_steps: tuple[int | None, int | None]
+
+
 @dataclass(frozen=True)
 class Study:
     """Everything that is known of a run's arms against its baseline.
@@ -147,6 +170,7 @@ class Study:
         steps_to_baseline: Of each arm but the baseline.
         before: The lines against the model that they were continued from; empty for a model that
             was trained from scratch.
+        stages: Where stages begin, by arm; those of one stage are left out.
     """
 
     unit: str
@@ -159,6 +183,7 @@ class Study:
     costs: tuple[Cost, ...]
     steps_to_baseline: tuple[StepsToBaseline, ...]
     before: tuple[Comparison, ...] = ()
+    stages: dict[str, tuple[StageLosses, ...]] = dataclasses.field(default_factory=dict)
 
     def first_comparisons(self) -> dict[ComparedLine, Comparison]:
         """Each line's comparison with what is most like it."""
