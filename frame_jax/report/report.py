@@ -23,7 +23,7 @@ def write_report(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """Writes the report; called on every process, does its work on the first.
 
     Returns:
-        The page's path relative to the run directory, its size in bytes, and the figures' names.
+        The page's path relative to the run directory, and the figures' names.
 
     Raises:
         UserError: if no arm has been trained.
@@ -34,12 +34,7 @@ def write_report(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     pieces = report_contents(config, directory, study)
     write_dataclass(directory.report / FILE, study)
     names = write_page(f"FRAME report: {directory.root.name}", pieces, directory.report)
-    page = directory.report / PAGE
-    return {
-        "page": str(page.relative_to(directory.root)),
-        "bytes": page.stat().st_size,
-        "figures": names,
-    }
+    return {"page": f"{directory.report.name}/{PAGE}", "figures": names}
 
 
 def read_report_data(config: RunConfig, directory: RunDirectory, study: Study) -> ReportData:
