@@ -17,7 +17,16 @@ from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
 from frame_jax.evaluation.results import ALL, read_result
 from frame_jax.report import study_results
-from frame_jax.report.study_results import DASH, FINAL, Study, Verdict, number, si, verdict_cells
+from frame_jax.report.study_results import (
+    DASH,
+    FINAL,
+    ComparedLine,
+    Study,
+    Verdict,
+    number,
+    si,
+    verdict_cells,
+)
 from frame_jax.run.directory import RunDirectory, read_dataclass, read_json
 from frame_jax.run.markers import read_complete_marker
 from frame_jax.run.partition_record import Reliability, read_partition_record
@@ -43,7 +52,8 @@ class ComparedRun:
         documents: Held-out documents that were measured.
         bytes: Their length in UTF-8.
         reliability: How the scores of all domains fare under other reference models.
-        study: Comparisons of final weights on the whole held-out split.
+        study: The baseline, comparisons of final weights on the whole held-out split, and the
+            losses where stages begin.
     """
 
     name: str
@@ -162,7 +172,12 @@ def read_run(directory: RunDirectory) -> ComparedRun:
         bytes=baseline.overall.bytes,
         reliability=tuple(each for each in partition.reliability if each.domain is None),
         study=dataclasses.replace(
-            study, lines=(), comparisons=tuple(compared), costs=(), steps_to_baseline=(), before=()
+            study,
+            lines=tuple(e for e in study.lines if e.line == ComparedLine(study.baseline, FINAL)),
+            comparisons=tuple(compared),
+            costs=(),
+            steps_to_baseline=(),
+            before=(),
         ),
     )
 
