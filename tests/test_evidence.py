@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from frame_jax.report.study_results import BETTER, WORSE
-from frame_jax.report.verdict import DOCUMENT_ERRORS, detectable_difference, half_width
+from frame_jax.report.compared_runs import ComparedRun, ComparedRuns
+from frame_jax.report.study_results import BETTER, SHORT, WORSE
+from frame_jax.report.verdict import (
+    DOCUMENT_ERRORS,
+    decide_verdict,
+    detectable_difference,
+    half_width,
+)
+from frame_jax.run.directory import read_dataclass
+from tools.reference_pairs import Line, as_markdown
 
 SEEDS = 3
+EVIDENCE = Path(__file__).parents[1] / "docs" / "evidence"
+SECTION = "Sizes, tokens, scores"
 PAGE = Path(__file__).parents[1] / "docs" / "evidence.md"
 LINE = re.compile(
     r"^\| ([^|]+) \| (.*) \| ([+-][\d.]+) \| ([+-][\d.]+) to ([+-][\d.]+) \| ([\d.]+) \| "
@@ -102,3 +113,96 @@ def test_the_repetition_lies_within_the_interval_of_what_it_repeats() -> None:
     page = " ".join(PAGE.read_text("utf-8").split())
     assert f"{again.mean:+.4f} bits per byte lies inside the first study's interval" in page
     assert f"interval of {low:+.4f} to {high:+.4f}" in page
+
+
+def compared() -> tuple[ComparedRun, ...]:
+    """The runs of the section on sizes, tokens and scores, as `frame_jax.compare` wrote them."""
+    return read_dataclass(EVIDENCE / "sizes.json", ComparedRuns).runs
+
+
+def section(title: str) -> str:
+    """A section of the page, without its title."""
+    return PAGE.read_text("utf-8").split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def model_cells(run: ComparedRun) -> str:
+    scores = "" if run.references else f", by {run.scores}"
+    return f"{run.parameters / 1e6:.2f}M, {run.tokens_per_parameter:.0f}{scores}"
+
+
+def effect_lines(run: ComparedRun) -> list[str]:
+    """The lines of a run in the table of effects."""
+    (base,) = run.study.lines
+    found = [f"| {model_cells(run)} | {base.line.arm} | {base.bits_per_byte:.4f} |  |  |  |  |"]
+    for order, verdict in run.effects():
+        interval = f"{verdict.low:+.4f} to {verdict.high:+.4f}"
+        errors = f"{verdict.document_error:.4f} | {verdict.detectable:.4f}"
+        word = SHORT.get(verdict.verdict, verdict.verdict)
+        numbers = f"{verdict.mean:+.4f} | {interval} | {errors} | {word}"
+        found.append(f"| {model_cells(run)} | {order} | {numbers} |")
+    return found
+
+
+def stage_lines(run: ComparedRun) -> list[str]:
+    """The lines of a run in the table of the stages of FRAME's order."""
+
+    def fall(sides: tuple[float | None, float | None]) -> str:
+        before, after = sides
+        assert before is not None and after is not None
+        return f"{before:.3f} to {after:.3f} | {before - after:+.3f}"
+
+    return [
+        f"| {model_cells(run)} | {at.stage} | {fall(at.training)} | {fall(at.held_out)} |"
+        for at in run.study.stages["frame"]
+    ]
+
+
+def pair_lines() -> list[Line]:
+    """What `tools/reference_pairs.py --json` printed."""
+    lines = (EVIDENCE / "reference_pairs.jsonl").read_text("utf-8").splitlines()
+    return [Line(**json.loads(line)) for line in lines]
+
+
+def test_the_verdicts_of_compared_runs_follow_from_their_seeds_and_documents() -> None:
+    for run in compared():
+        for _, verdict in run.effects():
+            again = decide_verdict(verdict.by_seed, verdict.document_error)
+            for name in ("mean", "low", "high", "detectable"):
+                assert getattr(verdict, name) == pytest.approx(getattr(again, name), rel=1e-9)
+            assert verdict.verdict == again.verdict
+
+
+def test_the_tables_of_sizes_tokens_and_scores_are_those_of_the_runs() -> None:
+    """All lines, and no others."""
+    text = section(SECTION).splitlines()
+    wanted = [line for run in compared() for line in effect_lines(run)]
+    assert [line for line in text if line.startswith("| 0.") and line.count("|") == 8] == wanted
+    staged = [run for run in compared() if any(line in text for line in stage_lines_of(run))]
+    assert len(staged) == 2
+    wanted = [line for run in staged for line in stage_lines(run)]
+    assert [line for line in text if line.startswith("| 0.") and line.count("|") == 7] == wanted
+
+
+def stage_lines_of(run: ComparedRun) -> list[str]:
+    return stage_lines(run) if "frame" in run.study.stages else []
+
+
+def test_the_table_of_reference_models_is_what_the_tool_says() -> None:
+    page = (PAGE.parent / "scoring.md").read_text("utf-8")
+    shown = [line for line in pair_lines() if as_markdown([line]).splitlines()[2] in page]
+    assert len(shown) > 5
+    assert as_markdown(shown) in page
+
+
+def test_differences_in_the_text_are_those_of_the_tables() -> None:
+    """Every signed number to three digits is one of the runs', or of what was expected."""
+    text, _, expected = section(SECTION).partition("### Expected")
+    prose = [line for line in text.splitlines() if not line.startswith("|")]
+    known = set()
+    for run in compared():
+        for _, verdict in run.effects():
+            for value in (verdict.mean, verdict.low, verdict.high):
+                known.add(f"{value:+.3f}")
+    said = re.findall(r"[+-]0\.\d{3}(?!\d)", "\n".join(prose))
+    assert len(said) > 5 and set(said) <= known
+    assert "| 0.12M, 20 | frame, reverse, random_again | +0.02, +0.06," in expected
