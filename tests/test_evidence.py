@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from frame_jax.config.file import load
+from frame_jax.models.transformer import Decoder
 from frame_jax.report.compared_runs import ComparedRun, ComparedRuns
 from frame_jax.report.study_results import BETTER, SHORT, WORSE
 from frame_jax.report.verdict import (
@@ -185,6 +188,27 @@ def test_the_tables_of_sizes_tokens_and_scores_are_those_of_the_runs() -> None:
 
 def stage_lines_of(run: ComparedRun) -> list[str]:
     return stage_lines(run) if "frame" in run.study.stages else []
+
+
+def test_the_options_of_compared_runs_are_those_of_a_config() -> None:
+    """Each line of options, its shorthand replaced, with the model and the scores of its run."""
+    block = section(SECTION).split("```text\n")[1].split("```")[0]
+    shorthand = dict(re.findall(r"^([A-Z]+)='(.*)'$", block, re.MULTILINE))
+    runs = {run.name: run for run in compared()}
+    lines = re.findall(r"^([a-z_0-9]+) +(--.*)$", block, re.MULTILINE)
+    assert {"small_20", *(name for name, _ in lines)} == set(runs)
+    for name, options in [("small_20", ""), *lines]:
+        for word, value in shorthand.items():
+            options = options.replace(f'"${word}"', shlex.quote(value))
+        config = load(PAGE.parents[1] / "configs" / "study_sizes.yaml", *shlex.split(options))
+        run, training = runs[name], config.pretrain.training
+        length = config.partition.rows.sequence_length
+        assert Decoder(config.pretrain.model, 2048).parameter_count() == run.parameters
+        assert training.steps is not None
+        assert training.steps * training.batch_size * length == run.tokens
+        assert {config.baseline, *(order for order, _ in run.effects())} == set(config.curricula)
+        table = config.scoring.table
+        assert run.scores == ("PPL, PD" if table is None else table.ppl)
 
 
 def test_the_table_of_reference_models_is_what_the_tool_says() -> None:
