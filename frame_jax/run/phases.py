@@ -201,15 +201,12 @@ def select_until(table: Sequence[PhaseStep], until: str | None) -> list[PhaseSte
 
 def source_names(table: Sequence[PhaseStep], left: Sequence[PhaseStep]) -> list[str]:
     """Names of the finished phase steps from which, directly or not, the steps `left` are made."""
-    by_name = {phase_step.name: phase_step for phase_step in table}
-    found: set[str] = set()
-    pending = [name for phase_step in left for name in phase_step.inputs]
-    while pending:
-        name = pending.pop()
-        if name not in found:
-            found.add(name)
-            pending.extend(by_name[name].inputs)
-    return sorted(found - {phase_step.name for phase_step in left})
+    names = {phase_step.name for phase_step in left}
+    found = set(names)
+    for phase_step in reversed(table):  # which is in the order in which they run
+        if phase_step.name in found:
+            found |= set(phase_step.inputs)
+    return sorted(found - names)
 
 
 def load_function(phase_step: PhaseStep) -> Callable[..., dict[str, Any]]:
