@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
+from frame_jax.config.settings import flatten_settings
 from frame_jax.errors import UserError
 from frame_jax.models.hugging_face.families import attention, mamba2
 from frame_jax.models.hugging_face.families.family import Family, layer_pattern
@@ -150,7 +151,9 @@ def missing_settings(family: Family, c: ModelConfig) -> list[str]:
         if regular == c:
             raise
         return [f"model.head_dim = {c.resolved_head_dim}", *missing_settings(family, regular)]
-    return list(config_differences(without_unused_settings(c), without_unused_settings(again)))
+    ours, theirs = (flatten_settings(without_unused_settings(each), "model") for each in (c, again))
+    differs = [key for key, value in ours.items() if key not in theirs or theirs[key] != value]
+    return [f"{key} = {ours[key]!r}" for key in differs]
 
 
 def without_unused_settings(c: ModelConfig) -> ModelConfig:
@@ -175,14 +178,3 @@ def without_unused_settings(c: ModelConfig) -> ModelConfig:
     if not c.has("mamba2"):
         changes["mamba2"] = Mamba2Config()
     return dataclasses.replace(c, **changes)
-
-
-def config_differences(one: Any, other: Any, path: str = "model") -> Iterator[str]:
-    """Yields the settings of `one` that differ in `other`, with their values."""
-    for field in dataclasses.fields(one):
-        ours, theirs = getattr(one, field.name), getattr(other, field.name)
-        name = f"{path}.{field.name}"
-        if dataclasses.is_dataclass(ours) and dataclasses.is_dataclass(theirs):
-            yield from config_differences(ours, theirs, name)
-        elif ours != theirs:
-            yield f"{name} = {ours!r}"
