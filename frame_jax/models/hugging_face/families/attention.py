@@ -148,7 +148,7 @@ def write_qwen3_moe(c: ModelConfig) -> dict[str, Any]:
     return {
         "decoder_sparse_step": 1,
         "mlp_only_layers": [
-            i for i, name in enumerate(family.layer_names(c)) if "experts" not in name
+            i for i, spec in enumerate(c.layer_specs) if spec.feed_forward != "experts"
         ],
         "use_sliding_window": False,
     }

@@ -192,8 +192,3 @@ def layer_pattern(layers: Sequence[str]) -> tuple[LayerName, ...]:
     lengths = range(1, len(names) + 1)
     whole = (n for n in lengths if len(names) % n == 0 and names[:n] * (len(names) // n) == names)
     return names[: next(whole)]
-
-
-def layer_names(c: ModelConfig) -> tuple[LayerName, ...]:
-    """The name of every layer, from the first on."""
-    return c.layers * (c.num_layers // len(c.layers))
