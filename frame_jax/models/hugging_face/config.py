@@ -1,7 +1,6 @@
 """Translates a Hugging Face config.json to the shape of our decoder, and back."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,7 @@ def read_config(values: dict[str, Any], path: Path, longest: int | None) -> Mode
     family = family_of(values, path)
     s.require("vocab_size")
     s.size("vocab_size")
-    for problem in unsupported_features(s, longest):
-        raise s.error(problem)
+    refuse_unsupported(s, longest)
     try:
         return ModelConfig(**family.from_hf_config(s))
     except UserError as error:
@@ -78,23 +76,23 @@ def family_of(values: dict[str, Any], path: Path) -> Family:
     return family
 
 
-def unsupported_features(s: HFSettings, longest: int | None) -> Iterator[str]:
-    """Yields the reasons, common to all families, why a model cannot be computed here."""
+def refuse_unsupported(s: HFSettings, longest: int | None) -> None:
+    """Refuses what cannot be computed here in any family."""
     if s.values.get("quantization_config"):
-        yield (
+        raise s.error(
             "the weights are quantized (quantization_config); use the original checkpoint in "
             "float32 or bfloat16"
         )
     window = sliding_window(s)
     if window is not None and (longest is None or longest > window):
-        yield (
+        raise s.error(
             f"attention slides over {window} tokens (sliding_window), which is supported only for "
             f"sequences of at most {window} tokens"
             + (f"; these have {longest} (scoring.context, or rows)" if longest else "")
         )
     trained = s.optional("max_position_embeddings")
     if longest and trained and longest > trained:
-        yield (
+        raise s.error(
             f"the model reads at most {trained} tokens (max_position_embeddings), not {longest}; "
             "a shorter scoring.context fits, and shorter rows of a model that is continued"
         )

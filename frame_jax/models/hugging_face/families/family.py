@@ -16,7 +16,6 @@ class Setting(NamedTuple):
     """A key of config.json whose value is that of a field of ModelConfig.
 
     Attributes:
-        key: The key.
         kind: The method of `HFSettings` that reads it: size, number, flag or optional.
         default: What an absent key stands for; None where the key must be there. The name of a
             field stands for its value.
@@ -69,18 +68,18 @@ class Family(NamedTuple):
         """Reads the fields of ModelConfig from a config.json."""
         fields = read_settings(s, self.settings) | self.constants
         s.require_value(**{"mlp_bias": False} | self.fixed)
-        if self.rotated is not None and s.partial_rotary_factor(self.rotated) != self.rotated:
-            raise s.error(
-                f"partial_rotary_factor other than {self.rotated:g} is not supported in "
-                f"{self.model_type}"
-            )
         if self.rotated is not None:
+            if s.partial_rotary_factor(self.rotated) != self.rotated:
+                raise s.error(
+                    f"partial_rotary_factor other than {self.rotated:g} is not supported in "
+                    f"{self.model_type}"
+                )
             fields["partial_rotary_factor"] = self.rotated
         if self.rope is not None:
             fields["rope_theta"], fields["rope_scaling"] = s.read_rope(*self.rope)
-        experts = {name: fields.pop(name) for name in list(fields) if name.startswith("experts.")}
-        if experts:
-            parts = {name.removeprefix("experts."): value for name, value in experts.items()}
+        names = [name for name in fields if name.startswith("experts.")]
+        if names:
+            parts = {name.removeprefix("experts."): fields.pop(name) for name in names}
             fields["experts"] = ExpertsConfig(**parts)
         return fields | self.read(s, fields)
 
