@@ -29,7 +29,6 @@ class QueryBlock(NamedTuple):
     """The position of one block of queries, or of each of N; int32.
 
     Attributes:
-        row: Which row of the batch.
         stop: The position after the block's last query.
         end: The position after the last key that is read: `stop`, or later where fewer keys than
             are read are before it.

@@ -38,7 +38,6 @@ class Family(NamedTuple):
     Attributes:
         model_type: Its name in config.json.
         architecture: Its class in `transformers`.
-        layers: The kinds of layers it can have.
         layouts: The ways in which its tensors are stored; the first is written, all are read.
         settings: Keys of config.json that are fields of ModelConfig. A field that the family does
             not have is left out: reading what was written gives another model, by which it is
