@@ -20,11 +20,6 @@ OLMO2_LAYOUT = LLAMA_LAYOUT._replace(rules=(*OLMO2_NORMS, *family.ATTENTION, *fa
 LLAMA_SHAPE = family.ATTENTION_SHAPE | family.DENSE
 
 
-def write_llama(c: ModelConfig) -> dict[str, Any]:
-    """Without `head_dim` where `transformers` refuses a Llama: Mistral computes the same."""
-    return {"head_dim": None} if c.hidden_size % c.num_heads else {}
-
-
 def llama_family(
     name: str,
     layout: Layout = LLAMA_LAYOUT,
@@ -40,12 +35,14 @@ def llama_family(
         LLAMA_SHAPE | (required or {}),
         family.SILU,
         constants,
-        write=write_llama if name == "llama" else lambda c: {},
     )
 
 
 LLAMAS = (
-    llama_family("llama"),
+    # Without `head_dim` where `transformers` refuses a Llama: Mistral computes the same.
+    llama_family("llama")._replace(
+        write=lambda c: {"head_dim": None} if c.hidden_size % c.num_heads else {}
+    ),
     llama_family("mistral", required=family.GROUPED),
     llama_family("qwen2", required=family.GROUPED, qkv_bias=True),
     # The only one of them whose heads are not hidden_size / num_heads by default.
