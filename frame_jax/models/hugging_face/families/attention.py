@@ -7,9 +7,16 @@ from frame_jax.models.hugging_face.families import family
 from frame_jax.models.hugging_face.settings import HFSettings
 from frame_jax.models.hugging_face.tensors import Layout, Rule, by_head, single_rules
 
-LLAMA_LAYOUT = Layout(
-    family.OUTER, family.PREFIX, (*family.NORMS, *family.ATTENTION, *family.dense_rules())
-)
+
+def llama_layouts(*ways: tuple[Rule, ...]) -> tuple[Layout, ...]:
+    """Llama's tensors, with the feed-forward stored in each of these ways."""
+    return tuple(
+        Layout(family.OUTER, family.PREFIX, (*family.NORMS, *family.ATTENTION, *rules))
+        for rules in ways
+    )
+
+
+(LLAMA_LAYOUT,) = llama_layouts(family.dense_rules())
 OLMO2_NORMS = single_rules(  # after the sublayers
     {
         "post_attention_layernorm.weight": "attention_norm",
@@ -124,14 +131,6 @@ FUSED = family.fused_expert_rules(
 RENORMALISED = {"experts.norm_topk_prob": family.Setting("norm_topk_prob", "flag", False)}
 
 
-def expert_layouts(*ways: tuple[Rule, ...]) -> tuple[Layout, ...]:
-    """Llama's tensors, with the experts stored in each of these ways."""
-    return tuple(
-        Layout(family.OUTER, family.PREFIX, (*family.NORMS, *family.ATTENTION, *rules))
-        for rules in ways
-    )
-
-
 def read_qwen3_moe(s: HFSettings, fields: family.Fields) -> family.Fields:
     """Reads which layers have experts: every n-th, but those in mlp_only_layers."""
     step, without = s.size("decoder_sparse_step", 1), s.list_of("mlp_only_layers")
@@ -156,7 +155,7 @@ EXPERTS = (
         "olmoe",
         "OlmoeForCausalLM",
         ("attention+experts",),
-        expert_layouts(SEPARATE, FUSED),
+        llama_layouts(SEPARATE, FUSED),
         # Its norms are as wide as the model, and so are all heads together.
         {name: setting for name, setting in family.ATTENTION_SHAPE.items() if name != "head_dim"}
         | family.expert_settings("num_experts")
@@ -168,7 +167,7 @@ EXPERTS = (
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
         ("attention+dense", "attention+experts"),
-        expert_layouts((*family.dense_rules(), *SEPARATE), (*family.dense_rules(), *FUSED)),
+        llama_layouts((*family.dense_rules(), *SEPARATE), (*family.dense_rules(), *FUSED)),
         LLAMA_SHAPE
         | family.GROUPED
         | family.expert_settings("num_experts", "moe_intermediate_size", "num_local_experts")
@@ -182,7 +181,7 @@ EXPERTS = (
         "mixtral",
         "MixtralForCausalLM",
         ("attention+experts",),
-        expert_layouts(family.separate_expert_rules("block_sparse_moe", "w1", "w3", "w2"), FUSED),
+        llama_layouts(family.separate_expert_rules("block_sparse_moe", "w1", "w3", "w2"), FUSED),
         family.ATTENTION_SHAPE | family.GROUPED | family.expert_settings(),
         family.SILU,
         {"layers": ("attention+experts",), "experts.norm_topk_prob": True},
