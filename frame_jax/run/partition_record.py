@@ -210,9 +210,7 @@ class PartitionRecord:
         tied: Share of the training tokens in documents whose value equals a threshold, by axis.
         negative_pd: Training documents with a PD below 0.
         quadrants: Contents of all groups together.
-        warnings: Why the quadrants may mean little.
         mixture: How often documents are read; None where each is read once.
-        reliability: How scores and quadrants fare under other reference models.
     """
 
     ppl_model: str | None
