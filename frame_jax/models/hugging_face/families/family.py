@@ -84,7 +84,9 @@ class Family(NamedTuple):
 
     def to_hf_config(self, c: ModelConfig) -> dict[str, Any]:
         """The settings of config.json for a shape."""
-        written = write_settings(c, self.settings) | self.fixed
+        c = dataclasses.replace(c, head_dim=c.resolved_head_dim)
+        written = {x.key: operator.attrgetter(name)(c) for name, x in self.settings.items()}
+        written |= self.fixed
         if self.rope is not None:
             stretch = c.rope_scaling and {"rope_type": "llama3"} | dataclasses.asdict(
                 c.rope_scaling
@@ -106,12 +108,6 @@ def read_settings(s: HFSettings, settings: Settings) -> Fields:
         default = (fields.get(x.default, x.default),) if x.kind != "optional" else ()
         fields[name] = getattr(s, x.kind)(key, *default)
     return fields
-
-
-def write_settings(c: ModelConfig, settings: Settings) -> dict[str, Any]:
-    """The inverse of `read_settings`."""
-    c = dataclasses.replace(c, head_dim=c.resolved_head_dim)
-    return {setting.key: operator.attrgetter(name)(c) for name, setting in settings.items()}
 
 
 SHAPE: Settings = {
