@@ -160,8 +160,7 @@ def forward_kernel(
     """
     operands, settings = _arguments(q, k, v, lengths, starts)
     forward = _library()._dot_product_attention_fwd_p
-    mixed, statistics = forward.bind(*operands, is_training=True, **settings)
-    return mixed, statistics
+    return forward.bind(*operands, is_training=True, **settings)
 
 
 def backward_kernel(
@@ -181,8 +180,7 @@ def backward_kernel(
     """
     operands, settings = _arguments(q, k, v, lengths, starts)
     backward = _library()._dot_product_attention_bwd_p
-    grad_q, grad_k, grad_v = backward.bind(*operands, statistics, mixed, grad, **settings)
-    return grad_q, grad_k, grad_v
+    return backward.bind(*operands, statistics, mixed, grad, **settings)
 
 
 def _library() -> Any:
