@@ -6,10 +6,9 @@ backend: Pallas splash attention on TPU, cuDNN by the documents' offsets on GPU
 a kernel does not take, plain XLA that never holds all scores.
 """
 
-import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +144,7 @@ def _kernel_for(q: Array, k: Array) -> Callable[..., Array]:
         instead = "cuDNN with a mask of all pairs" if dense else "plain XLA"
         warnings.warn(f"attention runs in {instead}: {reason}", stacklevel=2)
         if dense:
-            return functools.partial(library_attention, implementation="cudnn")
+            return masked_cudnn_attention
     return lean_attention
 
 
@@ -169,19 +168,12 @@ def splash_attention(
     return mixed.transpose(0, 2, 1, 3)
 
 
-def library_attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    segment_ids: Array,
-    implementation: Literal["xla", "cudnn"] = "xla",
-) -> Array:
-    """`attention` in `jax.nn.dot_product_attention`, which calls cuDNN on a GPU."""
+def masked_cudnn_attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
+    """`attention` in cuDNN, with a mask of all pairs."""
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    mixed = jax.nn.dot_product_attention(
-        q, k, v, mask=same, is_causal=True, implementation=implementation
+    return save_activation(
+        jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True, implementation="cudnn")
     )
-    return save_activation(mixed)
 
 
 def lean_attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:

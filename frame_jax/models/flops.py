@@ -35,9 +35,15 @@ def parameter_sizes(decoder: Decoder) -> list[tuple[tuple[str, ...], int]]:
     return list(zip(axes, sizes, strict=True))
 
 
-def active_parameter_count(decoder: Decoder) -> int:
-    """The parameters that a token meets: all but the experts that its router leaves out."""
-    return sum(active_size(decoder.config, *each) for each in parameter_sizes(decoder))
+def active_parameter_count(decoder: Decoder, *without: str) -> int:
+    """The parameters that a token meets: all but the experts that its router leaves out, and those
+    that have one of the logical axes `without`."""
+    e = decoder.config.experts
+    return sum(
+        size // e.num_experts * e.num_experts_per_token if "expert" in axes else size
+        for axes, size in parameter_sizes(decoder)
+        if not set(without) & set(axes)
+    )
 
 
 def matrix_param_count(decoder: Decoder) -> int:
@@ -45,17 +51,8 @@ def matrix_param_count(decoder: Decoder) -> int:
 
     The embedding lookup is none; the output projection is one, tied or not.
     """
-    return decoder.vocab_size * decoder.config.hidden_size + sum(
-        active_size(decoder.config, axes, size)
-        for axes, size in parameter_sizes(decoder)
-        if not {"norm", "conv", "vocab"} & set(axes)
-    )
-
-
-def active_size(config: ModelConfig, axes: tuple[str, ...], size: int) -> int:
-    """How many numbers of a parameter of these axes and this size a token meets."""
-    e = config.experts
-    return size // e.num_experts * e.num_experts_per_token if "expert" in axes else size
+    projection = decoder.vocab_size * decoder.config.hidden_size
+    return projection + active_parameter_count(decoder, "norm", "conv", "vocab")
 
 
 def forward_flops_per_token(decoder: Decoder, length: int) -> float:

@@ -256,13 +256,10 @@ def apply_rotary(x: Array, tables: tuple[Array, Array]) -> Array:
     return (x.astype(jnp.float32) * cos + _partners(x) * sin).astype(x.dtype)
 
 
-def _rotate_backward(tables: tuple[Array, Array], grad: Array) -> tuple[Array, None]:
-    """Rotates by the negative angle."""
-    cos, sin = tables
-    return apply_rotary(grad, (cos, -sin)), None
-
-
-apply_rotary.defvjp(lambda x, tables: (apply_rotary(x, tables), tables), _rotate_backward)
+apply_rotary.defvjp(
+    lambda x, tables: (apply_rotary(x, tables), tables),
+    lambda tables, grad: (apply_rotary(grad, (tables[0], -tables[1])), None),  # back by the angle
+)
 
 
 def _partners(x: Array) -> Array:

@@ -52,20 +52,14 @@ class BatchSegments(NamedTuple):
     calls: Array
 
 
-def segment_slots_per_row(rows: int) -> int:
-    """The slots that each of so many rows brings to a call."""
-    return max(2, SEGMENT_SLOTS // rows)
-
-
 def find_segments(segment_ids: Array) -> BatchSegments:
     """Finds the segments of a batch, [B, T] int32; equal ids of one segment are contiguous."""
     B, T = segment_ids.shape
     begins = segment_ids[:, 1:] != segment_ids[:, :-1]
     begins = jnp.pad(begins, ((0, 0), (1, 0)), constant_values=True).reshape(-1)
     segment = jnp.cumsum(begins, dtype=jnp.int32) - 1
-    slots = B * segment_slots_per_row(B)
-    size = B * T + slots + 1
-    starts = jnp.nonzero(begins, size=size, fill_value=B * T)[0].astype(jnp.int32)
+    slots = B * max(2, SEGMENT_SLOTS // B)
+    starts = jnp.nonzero(begins, size=B * T + slots + 1, fill_value=B * T)[0].astype(jnp.int32)
     position = jnp.arange(B * T, dtype=jnp.int32) - starts[segment]
     calls = segment[-1] // slots + 1
     return BatchSegments(starts, segment.reshape(B, T), position.reshape(B, T), calls)
@@ -90,7 +84,7 @@ class KernelCall(NamedTuple):
 def select_call(segments: BatchSegments, number: Array) -> KernelCall:
     """The segments of the call of that number."""
     B, T = segments.segment.shape
-    slots = B * segment_slots_per_row(B)
+    slots = segments.starts.size - B * T - 1
     starts = jax.lax.dynamic_slice(segments.starts, (number * slots,), (slots + 1,))
     slot = segments.segment - number * slots
     padded = jnp.pad(starts, (0, B - 1), constant_values=B * T).reshape(B, -1)
@@ -166,8 +160,7 @@ def forward_kernel(
     """
     operands, settings = _arguments(q, k, v, lengths, starts)
     forward = _library()._dot_product_attention_fwd_p
-    mixed, statistics = forward.bind(*operands, is_training=True, **settings)
-    return mixed, statistics
+    return forward.bind(*operands, is_training=True, **settings)
 
 
 def backward_kernel(
@@ -187,8 +180,7 @@ def backward_kernel(
     """
     operands, settings = _arguments(q, k, v, lengths, starts)
     backward = _library()._dot_product_attention_bwd_p
-    grad_q, grad_k, grad_v = backward.bind(*operands, statistics, mixed, grad, **settings)
-    return grad_q, grad_k, grad_v
+    return backward.bind(*operands, statistics, mixed, grad, **settings)
 
 
 def _library() -> Any:

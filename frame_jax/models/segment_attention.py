@@ -29,7 +29,6 @@ class QueryBlock(NamedTuple):
     """The position of one block of queries, or of each of N; int32.
 
     Attributes:
-        row: Which row of the batch.
         stop: The position after the block's last query.
         end: The position after the last key that is read: `stop`, or later where fewer keys than
             are read are before it.
@@ -53,18 +52,12 @@ def find_blocks(segment_ids: Array) -> tuple[list[int], Array, QueryBlock]:
     widths = [min(width, T) for width in range(step, T + step, step)]
     row, block = jnp.divmod(jnp.arange(B * count), count)
     stop = QUERY_BLOCK * (1 + block)
-    reach = stop - first_keys(segment_ids).reshape(-1)
+    begins = segment_ids[:, 1:] != segment_ids[:, :-1]
+    start = jax.lax.cummax(jnp.where(begins, jnp.arange(1, T), 0), axis=1)
+    start = jnp.pad(start, ((0, 0), (1, 0)))  # [B, T]: where a token's segment begins
+    reach = stop - start[:, ::QUERY_BLOCK].reshape(-1)
     branch = (reach + step - 1) // step - 1
     return widths, branch, QueryBlock(row, stop, jnp.maximum(stop, jnp.array(widths)[branch]))
-
-
-def first_keys(segment_ids: Array) -> Array:
-    """[B, T / QUERY_BLOCK] int32: where the segment of each block's first query begins."""
-    T = segment_ids.shape[1]
-    begins = segment_ids[:, 1:] != segment_ids[:, :-1]
-    start = jnp.where(begins, jnp.arange(1, T), 0)
-    start = jnp.pad(jax.lax.cummax(start, axis=1), ((0, 0), (1, 0)))
-    return start[:, ::QUERY_BLOCK]
 
 
 def gather_query_block(x: Array, at: QueryBlock, key_heads: int) -> Array:

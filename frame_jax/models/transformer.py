@@ -51,7 +51,6 @@ class Decoder:
     group, ...].
 
     Attributes:
-        config: Shape of the model.
         vocab_size: Rows of the embedding.
         compute_dtype: Type of activations and of matrix-product operands.
         remat: What the backward pass recomputes, as in `TrainingConfig.remat`.
@@ -154,11 +153,8 @@ class Decoder:
     ) -> tuple[Array, RouterStatistics | None]:
         """Applies the groups of one repeat of the pattern, a loop over the layers of each.
 
-        `gather` is as in `forward`, `x` [B, T, D] in the compute dtype; `layers` are the groups'
-        parameters of this repeat, [layers of the group, ...] each.
-
-        Returns:
-            [B, T, D], and the statistics of the layers that have experts, in their order.
+        `gather` and the result are as in `forward`, `x` [B, T, D] in the compute dtype; `layers`
+        are the groups' parameters of this repeat, [layers of the group, ...] each.
         """
         statistics = []
         for group in self.config.layer_groups:

@@ -11,6 +11,8 @@ import os
 import jax
 
 from frame_jax.config.run import RunConfig
+from frame_jax.errors import UserError
+from frame_jax.parallel.sharding import mesh_shape
 
 AUTO_MOST = 8  # devices; more were not measured
 AUTO_MEMORY = 0.25  # of this machine's, for their replicas
@@ -79,15 +81,14 @@ def automatic_count(config: RunConfig, most: int) -> int:
     mesh = config.parallel
     if mesh.distributed and mesh.num_processes is None:
         return 1
-    sizes = (mesh.slice, mesh.data, mesh.fsdp, mesh.expert, mesh.tensor)
-    known = math.prod(size for size in sizes if size != -1)
     trainings = [getattr(config.reference, name).training for name in config.reference.trained]
 
     def fits(count: int) -> bool:
-        devices = count * (mesh.num_processes or 1)
-        if devices % known or (-1 not in sizes and devices != known):
+        try:
+            *axes, _ = mesh_shape(mesh, count * (mesh.num_processes or 1))
+        except UserError:
             return False
-        parts = 1 if mesh.tensor == -1 else devices // mesh.tensor  # of a batch
+        parts = math.prod(axes)  # of a batch
         return count % config.scoring.fsdp == 0 and all(
             training.batch_size % (parts * training.gradient_accumulation_steps) == 0
             for training in (*trainings, config.pretrain.training)

@@ -90,15 +90,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        written = temporary.stat().st_size if temporary.exists() else 0
-        raise no_room_error(path, written) from error
+        with explain_full_disk(path, written=temporary):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -117,13 +113,9 @@ def new_folder(path: Path, option: str = "--out") -> Iterator[Path]:
     remove(temporary)
     temporary.mkdir()
     try:
-        yield temporary
-        temporary.rename(path)
-    except Exception as error:
-        if not is_disk_full(error) and not is_disk_full(error.__cause__):
-            raise
-        written = sum(file.stat().st_size for file in temporary.rglob("*"))
-        raise no_room_error(path, written) from error
+        with explain_full_disk(path, written=temporary):
+            yield temporary
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -150,15 +142,20 @@ def require_writable(folder: Path, option: str) -> None:
 
 
 @contextlib.contextmanager
-def explain_full_disk(path: Path, size: int | None = None) -> Iterator[None]:
+def explain_full_disk(
+    path: Path, size: int | None = None, *, written: Path | None = None
+) -> Iterator[None]:
     """Context that turns a full disk into an error naming the file or folder that did not fit, of
-    `size` bytes or, where something is appended to a file, as large as it is."""
+    `size` bytes or as large as what is there: at `path`, or at the temporary path `written`."""
     try:
         yield
     except Exception as error:
-        if not is_disk_full(error):
+        if not is_disk_full(error) and not is_disk_full(error.__cause__):
             raise
-        raise no_room_error(path, path.stat().st_size if size is None else size) from error
+        there = written or path
+        files = (file for file in (there, *there.rglob("*")) if file.is_file())
+        size = sum(file.stat().st_size for file in files) if size is None else size
+        raise no_room_error(path, size) from error
 
 
 def no_room_error(path: Path, written: int) -> UserError:

@@ -35,7 +35,6 @@ class Marker:
     """What `RUN/<phase step>.json` holds; one that lacks a field is as one of no settings.
 
     Attributes:
-        complete: Whether the phase step has ended.
         fingerprint: Of settings and inputs.
         settings: Flattened, under which it was started.
         inputs: Fingerprints of the phase steps that it reads from, by name.

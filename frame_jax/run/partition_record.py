@@ -24,7 +24,6 @@ class Thresholds:
 
     Attributes:
         of: Whose thresholds these are: those of the `group`, or of its `language`.
-        ppl: Bins of PPL.
         pd: Bins of PD, in each bin of PPL; under `independent` only once.
     """
 
@@ -40,7 +39,6 @@ class QuadrantContents:
     Attributes:
         documents: Training documents that are read, each once.
         tokens: Their text tokens, as often as an epoch reads them.
-        held_out_documents: Documents that are held out.
         ppl: PPL of the training tokens, the exponential of their mean loss (of a column in its
             place, the mean); None where there are none.
         pd: Mean PD of the training tokens.
@@ -157,7 +155,6 @@ class Reliability:
         compared_with: `half`, the same models at half of their training, `replica`, those of
             another seed, or `third`, the weak one and a third.
         domain: None for all.
-        documents: Compared.
         ppl: Spearman's correlation of the documents' ranks by PPL inside their groups.
         pd: That of PD.
         quadrant: Share of the tokens that are in the same quadrant.
@@ -204,7 +201,6 @@ class PartitionRecord:
 
     Attributes:
         ppl_model: The reference model that PPL is of; None where scores were imported.
-        mode: `nested` or `independent`.
         axes: Bins of `ppl` and `pd`.
         names: What the two axes are called.
         group_by: Columns whose combinations are the groups.
@@ -214,9 +210,7 @@ class PartitionRecord:
         tied: Share of the training tokens in documents whose value equals a threshold, by axis.
         negative_pd: Training documents with a PD below 0.
         quadrants: Contents of all groups together.
-        warnings: Why the quadrants may mean little.
         mixture: How often documents are read; None where each is read once.
-        reliability: How scores and quadrants fare under other reference models.
     """
 
     ppl_model: str | None

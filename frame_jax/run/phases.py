@@ -81,15 +81,17 @@ REFERENCE_ROWS = PhaseStep(
 )
 
 
-def reference_step(name: str) -> PhaseStep:
-    """The phase step that trains one reference model."""
+def reference_step(name: str, *replica: str, seed: int | None = None) -> PhaseStep:
+    """The phase step that trains one reference model, or its replica, under another seed."""
+    *_, trained = name, *replica
     return PhaseStep(
-        f"reference-{name}",
+        f"reference-{trained}",
         settings=(f"reference.{name}", "seed"),
         inputs=("reference-rows",),
         function="training.phases:train_reference",
-        arguments=(name,),
-        outputs=(f"reference/{name}",),
+        arguments=(name, *replica),
+        outputs=(f"reference/{trained}",),
+        seed=seed,
     )
 
 
@@ -121,17 +123,8 @@ def replica_steps(config: RunConfig, trained: list[str]) -> list[PhaseStep]:
     """The phase steps that train reference models under another seed and score a sample."""
     if not trained or config.reference.replicas == 1:
         return []
-    names = {name: replica_name(name) for name in trained}
-    trainings = [
-        dataclasses.replace(
-            reference_step(name),
-            name=f"reference-{replica}",
-            arguments=(name, replica),
-            outputs=(f"reference/{replica}",),
-            seed=config.seed + 1,
-        )
-        for name, replica in names.items()
-    ]
+    seed = config.seed + 1
+    trainings = [reference_step(name, replica_name(name), seed=seed) for name in trained]
     return [*trainings, sample_step("replica", *(training.name for training in trainings))]
 
 
@@ -201,15 +194,12 @@ def select_until(table: Sequence[PhaseStep], until: str | None) -> list[PhaseSte
 
 def source_names(table: Sequence[PhaseStep], left: Sequence[PhaseStep]) -> list[str]:
     """Names of the finished phase steps from which, directly or not, the steps `left` are made."""
-    by_name = {phase_step.name: phase_step for phase_step in table}
-    found: set[str] = set()
-    pending = [name for phase_step in left for name in phase_step.inputs]
-    while pending:
-        name = pending.pop()
-        if name not in found:
-            found.add(name)
-            pending.extend(by_name[name].inputs)
-    return sorted(found - {phase_step.name for phase_step in left})
+    names = {phase_step.name for phase_step in left}
+    found = set(names)
+    for phase_step in reversed(table):  # which is in the order in which they run
+        if phase_step.name in found:
+            found |= set(phase_step.inputs)
+    return sorted(found - names)
 
 
 def load_function(phase_step: PhaseStep) -> Callable[..., dict[str, Any]]:

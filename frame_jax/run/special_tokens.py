@@ -32,8 +32,6 @@ class SpecialTokens:
 
     Attributes:
         bos_id: Starts a document, and fills up a row.
-        eos_id: Ends a document.
-        vocab_size: Tokens of the tokenizer.
         notes: What to tell about it.
     """
 

@@ -15,10 +15,7 @@ class StageRecord:
     """A stage of a trial.
 
     Attributes:
-        name: For example `Q3`.
-        first_row: Position of its first row in the order of rows.
         last_row: One past the position of its last row.
-        first_step: The step that its first row is in.
         last_step: Updates made when it ends, rounded up to whole steps.
     """
 
@@ -34,7 +31,6 @@ class TrialRecord:
     """What evaluation, export and report need to know of a trial.
 
     Attributes:
-        steps: Optimizer steps.
         batch_size: Rows of a global batch.
         sequence_length: Tokens that a row predicts.
         rows: Rows there are, by quadrant.

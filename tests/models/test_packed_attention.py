@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.models import packed_attention as module
 from frame_jax.models.attention import _kernel_for as kernel_for
-from frame_jax.models.attention import attention, lean_attention, library_attention
+from frame_jax.models.attention import attention, lean_attention, masked_cudnn_attention
 from frame_jax.models.transformer import REMAT_POLICIES
 from tests.models.test_attention import HEAD, B, H, K, T, reference
 
@@ -162,7 +162,7 @@ def test_the_fallback_is_chosen_with_its_reason(monkeypatch: pytest.MonkeyPatch)
     assert kernel_for(q, q) is module.packed_attention
     monkeypatch.setattr(module, "device_kind", lambda: "NVIDIA A100-SXM4-80GB")
     with pytest.warns(UserWarning, match="mask of all pairs: .*Hopper or Blackwell"):
-        assert kernel_for(q, q).func is library_attention  # type: ignore[attr-defined]
+        assert kernel_for(q, q) is masked_cudnn_attention
     with pytest.warns(UserWarning, match="plain XLA"):
         assert kernel_for(q.update(dtype=jnp.float32), q) is lean_attention
 

@@ -42,20 +42,6 @@ def read_records(
                 raise RecordError(f"several values of one name: {twice[0]!r}")
         return found
 
-    for number, line in enumerate(_lines(item)):
-        if not record_slice.contains(number) or line.isspace():
-            continue
-        if number == 0:
-            line = line.removeprefix(compressed.BYTE_ORDER_MARK)
-        try:
-            fields = _parse(line, one_of_each)
-        except RecordError as error:
-            yield Rejection(item.display_path, number + 1, str(error))
-            continue
-        yield inputs.document_of_file(fields, config, item, number + 1)
-
-
-def _lines(item: inputs.Input) -> Iterator[bytes]:
     with inputs.open_decompressed(item) as stream:
         if (found := compressed.other_format(stream.peek(compressed.HEAD_BYTES))) is not None:
             advice = compressed.KIND_ADVICE.get(*found)
@@ -63,7 +49,17 @@ def _lines(item: inputs.Input) -> Iterator[bytes]:
                 f"{item.display_path}: is {found[0]}, not JSON lines: {advice}, or leave it out of "
                 "`path`"
             )
-        yield from stream
+        for number, line in enumerate(stream):
+            if not record_slice.contains(number) or line.isspace():
+                continue
+            if number == 0:
+                line = line.removeprefix(compressed.BYTE_ORDER_MARK)
+            try:
+                fields = _parse(line, one_of_each)
+            except RecordError as error:
+                yield Rejection(item.display_path, number + 1, str(error))
+                continue
+            yield inputs.document_of_file(fields, config, item, number + 1)
 
 
 def _parse(line: bytes, make: Callable[[list[tuple[str, Any]]], Any]) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from frame_jax.config.paths import user_path, without_home
 from frame_jax.errors import UserError
 from frame_jax.files import File
 
-LOST_AND_FOUND = "lost+found"
-
 
 def list_files(path: str, endings: Sequence[str]) -> tuple[list[File], bool]:
     """Lists the files at `path`, ordered by the parts of their names, and whether it is one file.
@@ -79,7 +77,7 @@ def _matches(
             if not entry.is_dir():
                 if not rest:
                     yield Path(folder, entry.name), linked
-            elif entry.name.startswith(".") or entry.name == LOST_AND_FOUND or is_run(entry.path):
+            elif entry.name.startswith(".") or entry.name == "lost+found" or is_run(entry.path):
                 continue  # hidden, of the file system (perhaps not even readable), or of a run
             elif not entry.is_symlink() or os.path.realpath(entry) not in above:
                 inner = Path(folder, entry.name)

@@ -49,7 +49,7 @@ def read_records(
                 code, docstrings = separate_docstrings(
                     text.read_text(), text.id.removesuffix(".py")
                 )
-            except ParseError:
+            except SyntaxError:
                 continue
             pieces = [(text.id, code, "code"), (f"{text.id}#docstrings", docstrings, "prose")]
         else:
@@ -91,10 +91,6 @@ def _selected(max_bytes: int | None) -> tuple[installed.InstalledText, ...]:
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
-class ParseError(ValueError):
-    """The text is not Python that this interpreter parses."""
-
-
 def separate_docstrings(source: bytes, module: str) -> tuple[str, str]:
     """Returns the code without docstrings, and each docstring under the name of what it describes.
 
@@ -103,13 +99,13 @@ def separate_docstrings(source: bytes, module: str) -> tuple[str, str]:
     `module` is its path without suffix, such as `json/decoder`, and names the docstrings.
 
     Raises:
-        ParseError: for anything but Python source.
+        SyntaxError: for anything but Python source.
     """
     try:
         text = importlib.util.decode_source(source)
         tree = _parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ParseError(str(error)) from error
+        raise SyntaxError(str(error)) from error
     lines = [line.encode("utf-8") for line in text.split("\n")]
     name = module.removesuffix("/__init__").replace("/", ".")
     sections, statements = [], []

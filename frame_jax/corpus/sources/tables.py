@@ -147,21 +147,15 @@ def _arrow_batches(
         batches = iter(pa.ipc.open_stream(stream))
     number = 0
     for whole in batches:
-        for column in whole.columns:
-            _validate(column)
+        for column in whole.columns:  # texts that are not UTF-8 are reported record by record
+            if pa.types.is_dictionary(column.type):
+                values = text_as_bytes(column.dictionary)
+                column = pa.DictionaryArray.from_arrays(column.indices, values, safe=False)
+            text_as_bytes(column).validate(full=True)
         for start in range(0, len(whole), BATCH_ROWS):
             batch = whole.slice(start, BATCH_ROWS)
             yield number, record_slice.within(number, len(batch)), batch
             number += len(batch)
-
-
-def _validate(column: pa.Array) -> None:
-    """Checks all offsets and indices of a column; texts that are not UTF-8 are reported record by
-    record."""
-    if pa.types.is_dictionary(column.type):
-        values = text_as_bytes(column.dictionary)
-        column = pa.DictionaryArray.from_arrays(column.indices, values, safe=False)
-    text_as_bytes(column).validate(full=True)
 
 
 def paths_to_read(config: SourceConfig, file: str, schema: pa.Schema) -> dict[str, ColumnPath]:

@@ -1,11 +1,11 @@
 """Translates a Hugging Face config.json to the shape of our decoder, and back."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
+from frame_jax.config.settings import flatten_settings
 from frame_jax.errors import UserError
 from frame_jax.models.hugging_face.families import attention, mamba2
 from frame_jax.models.hugging_face.families.family import Family, layer_pattern
@@ -50,8 +50,7 @@ def read_config(values: dict[str, Any], path: Path, longest: int | None) -> Mode
     family = family_of(values, path)
     s.require("vocab_size")
     s.size("vocab_size")
-    for problem in unsupported_features(s, longest):
-        raise s.error(problem)
+    refuse_unsupported(s, longest)
     try:
         return ModelConfig(**family.from_hf_config(s))
     except UserError as error:
@@ -77,23 +76,23 @@ def family_of(values: dict[str, Any], path: Path) -> Family:
     return family
 
 
-def unsupported_features(s: HFSettings, longest: int | None) -> Iterator[str]:
-    """Yields the reasons, common to all families, why a model cannot be computed here."""
+def refuse_unsupported(s: HFSettings, longest: int | None) -> None:
+    """Refuses what cannot be computed here in any family."""
     if s.values.get("quantization_config"):
-        yield (
+        raise s.error(
             "the weights are quantized (quantization_config); use the original checkpoint in "
             "float32 or bfloat16"
         )
     window = sliding_window(s)
     if window is not None and (longest is None or longest > window):
-        yield (
+        raise s.error(
             f"attention slides over {window} tokens (sliding_window), which is supported only for "
             f"sequences of at most {window} tokens"
             + (f"; these have {longest} (scoring.context, or rows)" if longest else "")
         )
     trained = s.optional("max_position_embeddings")
     if longest and trained and longest > trained:
-        yield (
+        raise s.error(
             f"the model reads at most {trained} tokens (max_position_embeddings), not {longest}; "
             "a shorter scoring.context fits, and shorter rows of a model that is continued"
         )
@@ -150,7 +149,9 @@ def missing_settings(family: Family, c: ModelConfig) -> list[str]:
         if regular == c:
             raise
         return [f"model.head_dim = {c.resolved_head_dim}", *missing_settings(family, regular)]
-    return list(config_differences(without_unused_settings(c), without_unused_settings(again)))
+    ours, theirs = (flatten_settings(without_unused_settings(each), "model") for each in (c, again))
+    differs = [key for key, value in ours.items() if key not in theirs or theirs[key] != value]
+    return [f"{key} = {ours[key]!r}" for key in differs]
 
 
 def without_unused_settings(c: ModelConfig) -> ModelConfig:
@@ -175,14 +176,3 @@ def without_unused_settings(c: ModelConfig) -> ModelConfig:
     if not c.has("mamba2"):
         changes["mamba2"] = Mamba2Config()
     return dataclasses.replace(c, **changes)
-
-
-def config_differences(one: Any, other: Any, path: str = "model") -> Iterator[str]:
-    """Yields the settings of `one` that differ in `other`, with their values."""
-    for field in dataclasses.fields(one):
-        ours, theirs = getattr(one, field.name), getattr(other, field.name)
-        name = f"{path}.{field.name}"
-        if dataclasses.is_dataclass(ours) and dataclasses.is_dataclass(theirs):
-            yield from config_differences(ours, theirs, name)
-        elif ours != theirs:
-            yield f"{name} = {ours!r}"

@@ -76,11 +76,7 @@ def export_checkpoint(
 
 
 def model_config(decoder: Decoder, bos_id: int, eos_id: int, context: int) -> dict[str, Any]:
-    """The settings of config.json.
-
-    Raises:
-        UserError: if no family of `transformers` computes what the decoder computes.
-    """
+    """The settings of config.json; raises as `export_checkpoint`."""
     family, settings = find_layout(decoder.config)
     return {
         "architectures": [family.architecture],

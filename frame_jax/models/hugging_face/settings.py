@@ -14,12 +14,7 @@ from frame_jax.errors import UserError
 
 
 class HFSettings:
-    """The settings of a config.json. A key that is null counts as absent.
-
-    Attributes:
-        values: What is in the file.
-        path: The file, for messages.
-    """
+    """The settings of a config.json. A key that is null counts as absent."""
 
     def __init__(self, values: dict[str, Any], path: Path):
         self.values, self.path = values, path

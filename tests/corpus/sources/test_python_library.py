@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from frame_jax.config.corpus import SourceConfig
 from frame_jax.corpus.sources import installed, python_library
 from frame_jax.corpus.sources.inputs import RecordSlice
-from frame_jax.corpus.sources.python_library import ParseError, separate_docstrings
+from frame_jax.corpus.sources.python_library import separate_docstrings
 
 SMALL = SourceConfig(kind="python_library", max_bytes=1_500_000)
 
@@ -166,7 +166,7 @@ def test_docstrings_are_cut_out_exactly():
 def test_modules_without_statements_and_without_sense():
     assert separate_docstrings(b'# Licence\n"""Doc."""\n', "m") == ("", "m\n\nDoc.\n")
     for bad in (b"def (:", b"\0", b"# coding: nonsense\n", b"x = '\xff'", b"(" * 5000):
-        with pytest.raises(ParseError):
+        with pytest.raises(SyntaxError):
             separate_docstrings(bad, "m")
 
 

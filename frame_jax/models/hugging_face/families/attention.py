@@ -7,9 +7,16 @@ from frame_jax.models.hugging_face.families import family
 from frame_jax.models.hugging_face.settings import HFSettings
 from frame_jax.models.hugging_face.tensors import Layout, Rule, by_head, single_rules
 
-LLAMA_LAYOUT = Layout(
-    family.OUTER, family.PREFIX, (*family.NORMS, *family.ATTENTION, *family.dense_rules())
-)
+
+def llama_layouts(*ways: tuple[Rule, ...]) -> tuple[Layout, ...]:
+    """Llama's tensors, with the feed-forward stored in each of these ways."""
+    return tuple(
+        Layout(family.OUTER, family.PREFIX, (*family.NORMS, *family.ATTENTION, *rules))
+        for rules in ways
+    )
+
+
+(LLAMA_LAYOUT,) = llama_layouts(family.dense_rules())
 OLMO2_NORMS = single_rules(  # after the sublayers
     {
         "post_attention_layernorm.weight": "attention_norm",
@@ -18,11 +25,6 @@ OLMO2_NORMS = single_rules(  # after the sublayers
 )
 OLMO2_LAYOUT = LLAMA_LAYOUT._replace(rules=(*OLMO2_NORMS, *family.ATTENTION, *family.dense_rules()))
 LLAMA_SHAPE = family.ATTENTION_SHAPE | family.DENSE
-
-
-def write_llama(c: ModelConfig) -> dict[str, Any]:
-    """Without `head_dim` where `transformers` refuses a Llama: Mistral computes the same."""
-    return {"head_dim": None} if c.hidden_size % c.num_heads else {}
 
 
 def llama_family(
@@ -40,12 +42,14 @@ def llama_family(
         LLAMA_SHAPE | (required or {}),
         family.SILU,
         constants,
-        write=write_llama if name == "llama" else lambda c: {},
     )
 
 
 LLAMAS = (
-    llama_family("llama"),
+    # Without `head_dim` where `transformers` refuses a Llama: Mistral computes the same.
+    llama_family("llama")._replace(
+        write=lambda c: {"head_dim": None} if c.hidden_size % c.num_heads else {}
+    ),
     llama_family("mistral", required=family.GROUPED),
     llama_family("qwen2", required=family.GROUPED, qkv_bias=True),
     # The only one of them whose heads are not hidden_size / num_heads by default.
@@ -127,14 +131,6 @@ FUSED = family.fused_expert_rules(
 RENORMALISED = {"experts.norm_topk_prob": family.Setting("norm_topk_prob", "flag", False)}
 
 
-def expert_layouts(*ways: tuple[Rule, ...]) -> tuple[Layout, ...]:
-    """Llama's tensors, with the experts stored in each of these ways."""
-    return tuple(
-        Layout(family.OUTER, family.PREFIX, (*family.NORMS, *family.ATTENTION, *rules))
-        for rules in ways
-    )
-
-
 def read_qwen3_moe(s: HFSettings, fields: family.Fields) -> family.Fields:
     """Reads which layers have experts: every n-th, but those in mlp_only_layers."""
     step, without = s.size("decoder_sparse_step", 1), s.list_of("mlp_only_layers")
@@ -148,7 +144,7 @@ def write_qwen3_moe(c: ModelConfig) -> dict[str, Any]:
     return {
         "decoder_sparse_step": 1,
         "mlp_only_layers": [
-            i for i, name in enumerate(family.layer_names(c)) if "experts" not in name
+            i for i, spec in enumerate(c.layer_specs) if spec.feed_forward != "experts"
         ],
         "use_sliding_window": False,
     }
@@ -159,7 +155,7 @@ EXPERTS = (
         "olmoe",
         "OlmoeForCausalLM",
         ("attention+experts",),
-        expert_layouts(SEPARATE, FUSED),
+        llama_layouts(SEPARATE, FUSED),
         # Its norms are as wide as the model, and so are all heads together.
         {name: setting for name, setting in family.ATTENTION_SHAPE.items() if name != "head_dim"}
         | family.expert_settings("num_experts")
@@ -171,7 +167,7 @@ EXPERTS = (
         "qwen3_moe",
         "Qwen3MoeForCausalLM",
         ("attention+dense", "attention+experts"),
-        expert_layouts((*family.dense_rules(), *SEPARATE), (*family.dense_rules(), *FUSED)),
+        llama_layouts((*family.dense_rules(), *SEPARATE), (*family.dense_rules(), *FUSED)),
         LLAMA_SHAPE
         | family.GROUPED
         | family.expert_settings("num_experts", "moe_intermediate_size", "num_local_experts")
@@ -185,7 +181,7 @@ EXPERTS = (
         "mixtral",
         "MixtralForCausalLM",
         ("attention+experts",),
-        expert_layouts(family.separate_expert_rules("block_sparse_moe", "w1", "w3", "w2"), FUSED),
+        llama_layouts(family.separate_expert_rules("block_sparse_moe", "w1", "w3", "w2"), FUSED),
         family.ATTENTION_SHAPE | family.GROUPED | family.expert_settings(),
         family.SILU,
         {"layers": ("attention+experts",), "experts.norm_topk_prob": True},

@@ -16,7 +16,6 @@ class Setting(NamedTuple):
     """A key of config.json whose value is that of a field of ModelConfig.
 
     Attributes:
-        key: The key.
         kind: The method of `HFSettings` that reads it: size, number, flag or optional.
         default: What an absent key stands for; None where the key must be there. The name of a
             field stands for its value.
@@ -39,7 +38,6 @@ class Family(NamedTuple):
     Attributes:
         model_type: Its name in config.json.
         architecture: Its class in `transformers`.
-        layers: The kinds of layers it can have.
         layouts: The ways in which its tensors are stored; the first is written, all are read.
         settings: Keys of config.json that are fields of ModelConfig. A field that the family does
             not have is left out: reading what was written gives another model, by which it is
@@ -69,24 +67,26 @@ class Family(NamedTuple):
         """Reads the fields of ModelConfig from a config.json."""
         fields = read_settings(s, self.settings) | self.constants
         s.require_value(**{"mlp_bias": False} | self.fixed)
-        if self.rotated is not None and s.partial_rotary_factor(self.rotated) != self.rotated:
-            raise s.error(
-                f"partial_rotary_factor other than {self.rotated:g} is not supported in "
-                f"{self.model_type}"
-            )
         if self.rotated is not None:
+            if s.partial_rotary_factor(self.rotated) != self.rotated:
+                raise s.error(
+                    f"partial_rotary_factor other than {self.rotated:g} is not supported in "
+                    f"{self.model_type}"
+                )
             fields["partial_rotary_factor"] = self.rotated
         if self.rope is not None:
             fields["rope_theta"], fields["rope_scaling"] = s.read_rope(*self.rope)
-        experts = {name: fields.pop(name) for name in list(fields) if name.startswith("experts.")}
-        if experts:
-            parts = {name.removeprefix("experts."): value for name, value in experts.items()}
+        names = [name for name in fields if name.startswith("experts.")]
+        if names:
+            parts = {name.removeprefix("experts."): fields.pop(name) for name in names}
             fields["experts"] = ExpertsConfig(**parts)
         return fields | self.read(s, fields)
 
     def to_hf_config(self, c: ModelConfig) -> dict[str, Any]:
         """The settings of config.json for a shape."""
-        written = write_settings(c, self.settings) | self.fixed
+        c = dataclasses.replace(c, head_dim=c.resolved_head_dim)
+        written = {x.key: operator.attrgetter(name)(c) for name, x in self.settings.items()}
+        written |= self.fixed
         if self.rope is not None:
             stretch = c.rope_scaling and {"rope_type": "llama3"} | dataclasses.asdict(
                 c.rope_scaling
@@ -108,12 +108,6 @@ def read_settings(s: HFSettings, settings: Settings) -> Fields:
         default = (fields.get(x.default, x.default),) if x.kind != "optional" else ()
         fields[name] = getattr(s, x.kind)(key, *default)
     return fields
-
-
-def write_settings(c: ModelConfig, settings: Settings) -> dict[str, Any]:
-    """The inverse of `read_settings`."""
-    c = dataclasses.replace(c, head_dim=c.resolved_head_dim)
-    return {setting.key: operator.attrgetter(name)(c) for name, setting in settings.items()}
 
 
 SHAPE: Settings = {
@@ -192,8 +186,3 @@ def layer_pattern(layers: Sequence[str]) -> tuple[LayerName, ...]:
     lengths = range(1, len(names) + 1)
     whole = (n for n in lengths if len(names) % n == 0 and names[:n] * (len(names) // n) == names)
     return names[: next(whole)]
-
-
-def layer_names(c: ModelConfig) -> tuple[LayerName, ...]:
-    """The name of every layer, from the first on."""
-    return c.layers * (c.num_layers // len(c.layers))

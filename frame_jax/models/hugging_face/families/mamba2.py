@@ -165,7 +165,7 @@ def read_bamba(s: HFSettings, fields: family.Fields) -> family.Fields:
 
 def write_bamba(c: ModelConfig) -> dict[str, Any]:
     """The inverse of `read_bamba`."""
-    attention = [i for i, name in enumerate(family.layer_names(c)) if name.startswith("attention")]
+    attention = [i for i, spec in enumerate(c.layer_specs) if spec.mixer == "attention"]
     return write_mamba2(c, HYBRID) | {
         "attn_layer_indices": attention,
         "partial_rotary_factor": BAMBA_ROTATED,
@@ -214,7 +214,7 @@ def write_granite(c: ModelConfig) -> dict[str, Any]:
         "shared_intermediate_size": shared,
         "num_local_experts": experts.num_experts if experts else 0,
         "num_experts_per_tok": experts.num_experts_per_token if experts else 0,
-        "layer_types": [WRITTEN[name.split("+")[0]] for name in family.layer_names(c)],
+        "layer_types": [WRITTEN[spec.mixer] for spec in c.layer_specs],
         "position_embedding_type": "rope" if c.partial_rotary_factor else "nope",
     }
 
