@@ -25,7 +25,6 @@ from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, list_parts, read_json, write_json
 from frame_jax.run.phases import REFERENCES, replica_name
-from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring.checks import check_imported, long_context_warning
 from frame_jax.scoring.model_tokenizers import bos_messages, model_tokenizer
 from frame_jax.scoring.running_totals import weak_is_better_warning
@@ -45,8 +44,7 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
 
     Raises:
         UserError: for a missing or unfit reference model, one worse than the uniform
-            distribution, one that is the other, or one that is not what the other parts were
-            scored with.
+            distribution, or one that is not what the other parts were scored with.
     """
     parts = list_parts(directory.tokens, ".parquet")
     missing = [part for part in parts if not scores_path(directory, part).exists()]
@@ -55,12 +53,6 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     processes.barrier("score: parts listed")
     if missing:
         passes, found = load_passes(config, directory, [(name, None) for name in REFERENCES])
-        if len(set(found.values())) == 1:
-            raise UserError(
-                "reference.weak and reference.strong hold the same weights, so the perplexity "
-                "difference of every document would be 0: the weak model must be a smaller or a "
-                "less trained one"
-            )
         if processes.is_first() and len(missing) == len(parts):
             write_json(models, found)
         processes.barrier("score: models known")
@@ -92,7 +84,7 @@ def score_under_others(config: RunConfig, directory: RunDirectory, name: str) ->
         How many models took the place of reference models.
 
     Raises:
-        UserError: as `score_corpus`, but for models that are alike.
+        UserError: as `score_corpus`.
     """
     parts, folder = list_parts(directory.tokens, ".parquet"), directory.reliability / name
     others = other_references(config, directory, name)
@@ -216,9 +208,9 @@ def load_reference(
     NumPy arrays. All processes call it.
 
     Raises:
-        UserError: if it is missing, cannot be imported or does not fit the run's tokenizer.
+        UserError: if it is missing, or an imported one does not fit the run's tokenizer.
     """
-    compute_dtype, special_tokens = config.scoring.compute_dtype, read_special_tokens(directory)
+    compute_dtype = config.scoring.compute_dtype
     if name in config.reference.imported:
         check_imported(config, directory, name, tokenizer_anew=False)
         folder = local_copy(config.reference.imported[name][1], is_checkpoint)
@@ -231,14 +223,7 @@ def load_reference(
             f"Hugging Face checkpoint in reference.{name}.checkpoint"
         )
     decoder = read_description(folder, compute_dtype=compute_dtype)
-    params = checkpoints.load_params(folder / "checkpoints", decoder, step)
-    if decoder.vocab_size < special_tokens.vocab_size:
-        raise UserError(
-            f"reference.{name}: the model at {folder} knows {decoder.vocab_size} tokens, but "
-            f"{directory.tokenizer} has {special_tokens.vocab_size}: both reference models must "
-            "share the run's tokenizer"
-        )
-    return decoder, params
+    return decoder, checkpoints.load_params(folder / "checkpoints", decoder, step)
 
 
 def model_digest(decoder: Decoder, params: Params) -> str:
