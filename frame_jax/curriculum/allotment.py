@@ -15,9 +15,8 @@ def split_proportionally(total: int, shares: np.ndarray) -> np.ndarray:
     No part exceeds its share as long as `total` does not exceed their sum.
     """
     # Python integers: the product of two large counts does not fit into 64 bits.
-    products = [total * int(share) for share in shares]
-    whole = np.array([p // int(shares.sum()) for p in products], np.int64)
-    remainders = np.array([p % int(shares.sum()) for p in products], np.float64)
+    divided = [divmod(total * int(share), int(shares.sum())) for share in shares]
+    whole, remainders = np.array(divided, np.int64).T
     largest = np.argsort(-remainders, kind="stable")[: total - int(whole.sum())]
     whole[largest] += 1
     return whole
