@@ -161,8 +161,7 @@ def scores_summary(directory: RunDirectory, parts: list[Path], unit: str) -> dic
         UserError: if the scores of a part are missing.
     """
     counted = "predicted_tokens" if unit == "token" else "bytes"
-    totals = {"documents": 0, counted: 0, "nll_weak": 0.0, "nll_strong": 0.0}
-    negative = 0
+    totals, negative = {"documents": 0, counted: 0, "nll_weak": 0.0, "nll_strong": 0.0}, 0
     for part in parts:
         path = scores_path(directory, part)
         if not path.exists():
@@ -172,13 +171,11 @@ def scores_summary(directory: RunDirectory, parts: list[Path], unit: str) -> dic
         negative += pc.sum(pc.less(table["nll_weak"], table["nll_strong"])).as_py() or 0
         for name in table.column_names:
             totals[name] += pc.sum(table[name]).as_py() or 0
-    return {
-        "documents": totals["documents"],
-        counted: totals[counted],
-        "mean_nll_weak": totals["nll_weak"] / max(totals[counted], 1),
-        "mean_nll_strong": totals["nll_strong"] / max(totals[counted], 1),
-        "negative_pd": negative,
+    means = {
+        f"mean_nll_{name}": totals.pop(f"nll_{name}") / max(totals[counted], 1)
+        for name in REFERENCES
     }
+    return totals | means | {"negative_pd": negative}
 
 
 def load_passes(
