@@ -44,7 +44,8 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
 
     Raises:
         UserError: for a missing or unfit reference model, one worse than the uniform
-            distribution, or one that is not what the other parts were scored with.
+            distribution, one that is the other, or one that is not what the other parts were
+            scored with.
     """
     parts = list_parts(directory.tokens, ".parquet")
     missing = [part for part in parts if not scores_path(directory, part).exists()]
@@ -53,6 +54,12 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     processes.barrier("score: parts listed")
     if missing:
         passes, found = load_passes(config, directory, [(name, None) for name in REFERENCES])
+        if len(set(found.values())) == 1:
+            raise UserError(
+                "reference.weak and reference.strong hold the same weights, so the perplexity "
+                "difference of every document would be 0: the weak model must be a smaller or a "
+                "less trained one"
+            )
         if processes.is_first() and len(missing) == len(parts):
             write_json(models, found)
         processes.barrier("score: models known")
@@ -84,7 +91,7 @@ def score_under_others(config: RunConfig, directory: RunDirectory, name: str) ->
         How many models took the place of reference models.
 
     Raises:
-        UserError: as `score_corpus`.
+        UserError: as `score_corpus`, but for models that are alike.
     """
     parts, folder = list_parts(directory.tokens, ".parquet"), directory.reliability / name
     others = other_references(config, directory, name)
