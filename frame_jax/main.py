@@ -4,6 +4,7 @@ Runs seven phases (tokenize, reference, score, partition, pretrain, evaluate, re
 that are complete and resumes the one that was interrupted. On several hosts, run it on every host.
 """
 
+import contextlib
 import os
 import resource
 import sys
@@ -135,12 +136,9 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
 
     run_on_all_processes(check)  # what cannot work is refused before anything is written
     storage.check_storage(directory)
-    if processes.is_first():
-        with hold_lock(directory):
-            for line in messages:
-                print(line, file=sys.stderr)
-            return _run_phase_steps(config, directory, table, todo, expected, redo)
-    return _run_phase_steps(config, directory, table, todo, expected, redo)
+    with hold_lock(directory) if processes.is_first() else contextlib.nullcontext():
+        processes.print_notes(messages)
+        return _run_phase_steps(config, directory, table, todo, expected, redo)
 
 
 def unfinished_steps(
