@@ -162,18 +162,11 @@ def require_same_models(path: Path, found: dict[str, str]) -> None:
 
 
 def scores_summary(directory: RunDirectory, parts: list[Path], unit: str) -> dict[str, Any]:
-    """Totals over all scores; means are per token, or per byte where that is the unit.
-
-    Raises:
-        UserError: if the scores of a part are missing.
-    """
+    """Totals over all scores; means are per token, or per byte where that is the unit."""
     counted = "predicted_tokens" if unit == "token" else "bytes"
     totals, negative = {"documents": 0, counted: 0, "nll_weak": 0.0, "nll_strong": 0.0}, 0
     for part in parts:
-        path = scores_path(directory, part)
-        if not path.exists():
-            raise UserError(f"{path} is missing: another process stopped before it was written")
-        table = pq.read_table(path, columns=list(totals)[1:])
+        table = pq.read_table(scores_path(directory, part), columns=list(totals)[1:])
         totals["documents"] += table.num_rows
         negative += pc.sum(pc.less(table["nll_weak"], table["nll_strong"])).as_py() or 0
         for name in table.column_names:
