@@ -25,6 +25,7 @@ from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, list_parts, read_json, write_json
 from frame_jax.run.phases import REFERENCES, replica_name
+from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring.checks import check_imported, long_context_warning
 from frame_jax.scoring.model_tokenizers import bos_messages, model_tokenizer
 from frame_jax.scoring.running_totals import weak_is_better_warning
@@ -205,9 +206,9 @@ def load_reference(
     NumPy arrays. All processes call it.
 
     Raises:
-        UserError: if it is missing, or an imported one does not fit the run's tokenizer.
+        UserError: if it is missing, cannot be imported or does not fit the run's tokenizer.
     """
-    compute_dtype = config.scoring.compute_dtype
+    compute_dtype, special_tokens = config.scoring.compute_dtype, read_special_tokens(directory)
     if name in config.reference.imported:
         check_imported(config, directory, name, tokenizer_anew=False)
         folder = local_copy(config.reference.imported[name][1], is_checkpoint)
@@ -220,7 +221,14 @@ def load_reference(
             f"Hugging Face checkpoint in reference.{name}.checkpoint"
         )
     decoder = read_description(folder, compute_dtype=compute_dtype)
-    return decoder, checkpoints.load_params(folder / "checkpoints", decoder, step)
+    params = checkpoints.load_params(folder / "checkpoints", decoder, step)
+    if decoder.vocab_size < special_tokens.vocab_size:
+        raise UserError(
+            f"reference.{name}: the model at {folder} knows {decoder.vocab_size} tokens, but "
+            f"{directory.tokenizer} has {special_tokens.vocab_size}: both reference models must "
+            "share the run's tokenizer"
+        )
+    return decoder, params
 
 
 def model_digest(decoder: Decoder, params: Params) -> str:
