@@ -4,6 +4,7 @@ Runs seven phases (tokenize, reference, score, partition, pretrain, evaluate, re
 that are complete and resumes the one that was interrupted. On several hosts, run it on every host.
 """
 
+import contextlib
 import os
 import resource
 import sys
@@ -80,7 +81,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     decided = weights != initial_digest.UNKNOWN and not any(
         compute_dtype.undecided_keys(expected[phase_step.name].settings) for phase_step in todo
     )
-    if redo is None and decided and is_finished(directory, todo, expected):
+    if redo is None and decided and not unfinished_steps(directory, todo, expected):
         return 0
 
     import jax
@@ -107,7 +108,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
             weights = initial_digest.agreed_digest(config, weights)
         expected = markers.expected_markers(config, table, signature, weights)
     if redo is None:
-        is_finished(directory, todo, expected)
+        unfinished_steps(directory, todo, expected)
     again = [] if redo is None else markers.downstream_names(table, table, redo)
     phases_left = {
         s.phase
@@ -135,23 +136,18 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
 
     run_on_all_processes(check)  # what cannot work is refused before anything is written
     storage.check_storage(directory)
-    if processes.is_first():
-        with hold_lock(directory):
-            for line in messages:
-                print(line, file=sys.stderr)
-            return _run_phase_steps(config, directory, table, todo, expected, redo)
-    return _run_phase_steps(config, directory, table, todo, expected, redo)
+    with hold_lock(directory) if processes.is_first() else contextlib.nullcontext():
+        processes.print_notes(messages)
+        return _run_phase_steps(config, directory, table, todo, expected, redo)
 
 
-def is_finished(
+def unfinished_steps(
     directory: RunDirectory, todo: list[phases.PhaseStep], expected: dict[str, markers.Marker]
-) -> bool:
-    """Whether all of `todo` is complete; refuses outputs made under other settings."""
+) -> list[phases.PhaseStep]:
+    """The steps of `todo` that are left; refuses outputs made under other settings."""
     for phase_step in todo:
         markers.check_current(directory, phase_step, expected[phase_step.name])
-    return all(
-        markers.is_complete(directory, phase_step, expected[phase_step.name]) for phase_step in todo
-    )
+    return [s for s in todo if not markers.is_complete(directory, s, expected[s.name])]
 
 
 def _run_phase_steps(
@@ -175,9 +171,7 @@ def _run_phase_steps(
         remove_temporaries(directory.root, apart=directory.manifests)
         write_config(config, directory)
     processes.barrier("the run directory is ready")
-    for phase_step in todo:
-        markers.check_current(directory, phase_step, expected[phase_step.name])
-    steps_left = [s for s in todo if not markers.is_complete(directory, s, expected[s.name])]
+    steps_left = unfinished_steps(directory, todo, expected)
     if first:
         bucket.record_buckets(directory, steps_left, config.checkpoint_root)
     run_on_all_processes(

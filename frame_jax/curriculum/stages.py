@@ -210,19 +210,14 @@ def weight_matrix(
     stages: list[StageConfig], names: list[str], quadrants: tuple[str, ...], columns: np.ndarray
 ) -> np.ndarray:
     """Relative sampling rates: float64 [stages, quadrants]."""
-    weights = np.zeros((len(stages), len(quadrants)))
-    for j, stage in enumerate(stages):
-        for quadrant, weight in stage.weights.items():
-            if quadrant not in quadrants:
-                raise UserError(
-                    f"stage {names[j]}: there is no quadrant {quadrant!r}; there are "
-                    f"{', '.join(quadrants)}"
-                )
-            weights[j, quadrants.index(quadrant)] = weight
-    unused = [
-        quadrant for c, quadrant in enumerate(quadrants) if columns[c] and not weights[:, c].any()
-    ]
-    if unused:
+    for name, stage in zip(names, stages, strict=True):
+        if unknown := [quadrant for quadrant in stage.weights if quadrant not in quadrants]:
+            raise UserError(
+                f"stage {name}: there is no quadrant {unknown[0]!r}; there are "
+                f"{', '.join(quadrants)}"
+            )
+    weights = np.array([[stage.weights.get(q, 0.0) for q in quadrants] for stage in stages])
+    if unused := np.array(quadrants)[(columns > 0) & ~weights.any(0)].tolist():
         raise UserError(
             f"no stage uses {', '.join(unused)}, and every row is used exactly once an epoch: give "
             "each quadrant a positive weight in some stage"

@@ -244,13 +244,14 @@ def bin_index_sql(value: str, thresholds: str, bins: int) -> str:
     return f"coalesce({' + '.join(passed)}, 0)" if bins > 1 else "0"
 
 
-def ranked_documents_sql(config: PartitionConfig) -> dict[str, str]:
-    """SQL, by axis, for the training documents that thresholds are computed from."""
-    return {
-        "ppl": "SELECT threshold_group AS scope, loss AS value, tokens, doc_id FROM training",
-        "pd": f"SELECT {pd_scope_sql(config)} AS scope, gap AS value, tokens, doc_id "
-        "FROM training JOIN ppl_thresholds ON ppl_thresholds.scope = threshold_group",
-    }
+def ranked_documents_sql(config: PartitionConfig) -> list[tuple[str, int, str]]:
+    """Name and bins of each axis, and SQL for the documents that its thresholds come from."""
+    ppl = "SELECT threshold_group AS scope, loss AS value, tokens, doc_id FROM training"
+    pd = (
+        f"SELECT {pd_scope_sql(config)} AS scope, gap AS value, tokens, doc_id FROM training "
+        "JOIN ppl_thresholds ON ppl_thresholds.scope = threshold_group"
+    )
+    return [("ppl", config.axes.ppl, ppl), ("pd", config.axes.pd, pd)]
 
 
 def pd_scope_sql(config: PartitionConfig) -> str:
@@ -271,10 +272,9 @@ def assign_quadrants(
     21 to 25 s.
     """
     ppl, pd = config.axes.ppl, config.axes.pd
-    queries = ranked_documents_sql(config)
-    compute_thresholds(connection, "ppl_thresholds", queries["ppl"], ppl)
+    for axis, bins, ranked in ranked_documents_sql(config):
+        compute_thresholds(connection, f"{axis}_thresholds", ranked, bins)
     ppl_bin, pd_scope = bin_index_sql("loss", "ppl_thresholds", ppl), pd_scope_sql(config)
-    compute_thresholds(connection, "pd_thresholds", queries["pd"], pd)
     names = ", ".join(sql_literal(name) for name in config.axes.quadrants)
     connection.execute(f"CREATE TYPE quadrant_names AS ENUM ({names})")
     pd_bin = bin_index_sql("gap", "pd_thresholds", pd)

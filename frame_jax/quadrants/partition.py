@@ -122,7 +122,8 @@ def write_assignment(
         assign.group_documents(connection, config)
         with atomic_path(directory.assignment) as path:
             assign.assign_quadrants(connection, config, axes, path)
-        record = summarise_partition(connection, config, axes, directory.assignment, ppl_model)
+            record = summarise_partition(connection, config, axes, path, ppl_model)
+            require_sound_partition(record)
         if mixture.groups:
             table = parquet_table(directory.assignment)
             counted = count_read(connection, mixture, table, config.axes.quadrants)
@@ -130,11 +131,6 @@ def write_assignment(
         others = sorted(path for path in directory.reliability.glob("*") if path.is_dir())
         compared = tuple(measure_reliability(connection, config, axes, others))
         record = dataclasses.replace(record, reliability=compared)
-    try:
-        require_sound_partition(record)
-    except UserError:
-        directory.assignment.unlink()  # its quadrants are none
-        raise
     record = dataclasses.replace(record, warnings=tuple(partition_warnings(record)))
     write_partition_record(directory, record)
     return record

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 from scipy import stats
 
 from frame_jax.config.quadrants import PartitionConfig
-from frame_jax.quadrants.assign import Axes
+from frame_jax.quadrants import assign
 from frame_jax.run.partition_record import Reliability, Share
 
 FEWEST = 20  # documents of a domain that are worth a line
@@ -27,7 +28,7 @@ SURE = 1.96  # standard errors of an interval of 95%
 def measure_reliability(
     connection: duckdb.DuckDBPyConnection,
     config: PartitionConfig,
-    axes: Axes,
+    axes: assign.Axes,
     folders: Sequence[Path],
 ) -> Iterator[Reliability]:
     """Compares the scores in `documents` with those of the parts in each folder, by their domains.
@@ -74,27 +75,24 @@ def cut_sample(
     config: PartitionConfig, loss: np.ndarray, gap: np.ndarray, values: dict[str, np.ndarray]
 ) -> np.ndarray:
     """Quadrant, bin of PPL and bin of PD of each document: int64 [3, documents]."""
-    tokens, scope, axes = values["tokens"], values["scope"].astype(np.int64), config.axes
-    ppl = bins_by_rank(loss, tokens, scope, axes.ppl)
-    if config.mode == "nested":
-        scope = scope * axes.ppl + ppl
-    pd = bins_by_rank(gap, tokens, scope, axes.pd)
-    return np.stack([ppl * axes.pd + pd, ppl, pd])
-
-
-def bins_by_rank(
-    values: np.ndarray, tokens: np.ndarray, scope: np.ndarray, bins: int
-) -> np.ndarray:
-    """The bin of each document, as `assign.compute_thresholds` cuts: where its middle lies when the
-    documents of its scope are laid end to end by their values. Documents are in order of their ids.
-    """
-    order = np.lexsort((values, scope))
-    sizes, scopes = tokens[order].astype(np.float64), scope[order]
-    totals = np.bincount(scopes, sizes)
-    before = np.cumsum(sizes) - sizes - (np.cumsum(totals) - totals)[scopes]
-    found = np.empty(len(values), np.int64)
-    found[order] = (before + sizes / 2) * bins // totals[scopes]
-    return found
+    # Documents are in the order of their ids.
+    ids = pa.array([f"{index:09}" for index in range(len(loss))], pa.string())
+    sample = {"loss": loss, "gap": gap, "tokens": values["tokens"], "doc_id": ids}
+    with duckdb.connect() as connection:
+        connection.register("training", pa.table({"threshold_group": values["scope"], **sample}))
+        for axis, bins, ranked in assign.ranked_documents_sql(config):
+            assign.compute_thresholds(connection, f"{axis}_thresholds", ranked, bins)
+        found = connection.execute(
+            f"""
+            SELECT {assign.bin_index_sql("loss", "ppl_thresholds", config.axes.ppl)} AS ppl,
+                {assign.bin_index_sql("gap", "pd_thresholds", config.axes.pd)} AS pd
+            FROM training JOIN ppl_thresholds ON ppl_thresholds.scope = threshold_group
+                JOIN pd_thresholds ON pd_thresholds.scope = {assign.pd_scope_sql(config)}
+            ORDER BY doc_id
+            """
+        ).fetchnumpy()
+    ppl, pd = (np.asarray(found[axis], np.int64) for axis in ("ppl", "pd"))
+    return np.stack([ppl * config.axes.pd + pd, ppl, pd])
 
 
 def ranks_in_scope(values: np.ndarray, scope: np.ndarray) -> np.ndarray:

@@ -104,9 +104,7 @@ def total(lines: Lines, key: str) -> Any:
 def tied_shares(connection: duckdb.DuckDBPyConnection, config: PartitionConfig) -> dict[str, float]:
     """Share of training tokens in documents whose value equals a threshold, by axis."""
     found = {}
-    for (axis, ranked), bins in zip(
-        ranked_documents_sql(config).items(), (config.axes.ppl, config.axes.pd), strict=True
-    ):
+    for axis, bins, ranked in ranked_documents_sql(config):
         values = ", ".join(f"value_{b}" for b in range(1, bins))
         [(share,)] = connection.execute(
             f"""

@@ -162,20 +162,17 @@ class DocumentTexts:
         assert self._corpus is not None  # else the tokens give the texts
         return plan_parts(self._corpus)
 
-    def read_part(self, part: Path, rows: np.ndarray) -> Iterator[str]:
-        """The texts of all scored documents of a part (those at `rows`), in that order.
+    def read_part(self, part: Path, rows: np.ndarray, *, decoded: bool) -> Iterator[str]:
+        """The texts of all scored documents of a part (those at `rows`), in that order, or, of any
+        rows, what their token ids are `decoded` to.
 
         Raises:
             UserError: as `reread_texts`.
         """
-        if self._corpus is None:
-            return self.decode_part(part, rows)
+        if decoded or self._corpus is None:
+            documents = read_documents(part.with_suffix(".arrayrecord"), rows)
+            return map(self._tokenizer.decode, documents)
         return reread_texts(self._chunks[self._parts.index(part)], part)
-
-    def decode_part(self, part: Path, rows: np.ndarray) -> Iterator[str]:
-        """The texts that the token ids at `rows` of a part decode to."""
-        documents = read_documents(part.with_suffix(".arrayrecord"), rows)
-        return map(self._tokenizer.decode, documents)
 
 
 def reread_texts(chunks: list[Chunk], part: Path) -> Iterator[str]:

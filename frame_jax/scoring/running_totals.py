@@ -94,8 +94,10 @@ class RunningTotals:
         means = self._nll / max(self._tokens, 1)
         if len(self.vocab_sizes) > 1:
             rate = self._documents / max(time.monotonic() - self._started, 1e-9)
+            with np.errstate(all="ignore"):  # a broken model's are shown until it is refused
+                ppl, pd = np.exp(means[1]), 1 - np.exp(means[1] - means[0])
             speed = f"{self._documents:,} documents, {rate:,.1f} documents/s"
-            self.update(batch.tokens, f"{speed}, {format_ppl_and_pd(*means)}")
+            self.update(batch.tokens, f"{speed}, PPL {ppl:,.1f}, PD {pd:+.3f}")
         else:
             [name] = self.vocab_sizes
             self.update(batch.documents, f"{name} {means[0]:.3f} nats a token")
@@ -115,10 +117,3 @@ class RunningTotals:
         for (name, vocab_size), mean in zip(self.vocab_sizes.items(), means, strict=True):
             if not mean <= math.log(vocab_size):
                 raise worse_than_chance_error(name, mean, self._tokens, vocab_size)
-
-
-def format_ppl_and_pd(weak: float, strong: float) -> str:
-    """Formats PPL and PD for people, from mean losses."""
-    with np.errstate(all="ignore"):  # a broken model's numbers are shown until it is refused
-        ppl, pd = np.exp(strong), 1 - np.exp(strong - weak)
-    return f"PPL {ppl:,.1f}, PD {pd:+.3f}"

@@ -163,30 +163,20 @@ def require_same_models(path: Path, found: dict[str, str]) -> None:
 
 
 def scores_summary(directory: RunDirectory, parts: list[Path], unit: str) -> dict[str, Any]:
-    """Totals over all scores; means are per token, or per byte where that is the unit.
-
-    Raises:
-        UserError: if the scores of a part are missing.
-    """
+    """Totals over all scores; means are per token, or per byte where that is the unit."""
     counted = "predicted_tokens" if unit == "token" else "bytes"
-    totals = {"documents": 0, counted: 0, "nll_weak": 0.0, "nll_strong": 0.0}
-    negative = 0
+    totals, negative = {"documents": 0, counted: 0, "nll_weak": 0.0, "nll_strong": 0.0}, 0
     for part in parts:
-        path = scores_path(directory, part)
-        if not path.exists():
-            raise UserError(f"{path} is missing: another process stopped before it was written")
-        table = pq.read_table(path, columns=list(totals)[1:])
+        table = pq.read_table(scores_path(directory, part), columns=list(totals)[1:])
         totals["documents"] += table.num_rows
         negative += pc.sum(pc.less(table["nll_weak"], table["nll_strong"])).as_py() or 0
         for name in table.column_names:
             totals[name] += pc.sum(table[name]).as_py() or 0
-    return {
-        "documents": totals["documents"],
-        counted: totals[counted],
-        "mean_nll_weak": totals["nll_weak"] / max(totals[counted], 1),
-        "mean_nll_strong": totals["nll_strong"] / max(totals[counted], 1),
-        "negative_pd": negative,
+    means = {
+        f"mean_nll_{name}": totals.pop(f"nll_{name}") / max(totals[counted], 1)
+        for name in REFERENCES
     }
+    return totals | means | {"negative_pd": negative}
 
 
 def load_passes(

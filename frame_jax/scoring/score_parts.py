@@ -138,8 +138,7 @@ def read_model_documents(
     own = models.tokenizer.tokenizer
     if own is None or texts is None:
         return checked_documents(part, rows, models.vocab_sizes)
-    read = texts.decode_part if decoded else texts.read_part
-    return encode_texts(read(part, rows), own)
+    return encode_texts(texts.read_part(part, rows, decoded=decoded), own)
 
 
 def checked_documents(

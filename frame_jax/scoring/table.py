@@ -272,16 +272,16 @@ def table_errors(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> I
 
 def table_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     """The content of table.json: counts of documents and lines, and a digest of the numbers."""
-    [(documents, without, used, digest)] = connection.execute(
+    [found] = (
+        connection.sql(
+            """
+        SELECT count(*) FILTER (fine) AS documents, count(*) FILTER (NOT fine) AS held_out_without,
+            (SELECT count(*) FROM given) - sum(lines)::BIGINT AS ignored,
+            format('{:016x}', bit_xor(md5_number_lower(concat_ws(' ', doc_id, ppl, pd)))) AS digest
+        FROM joined
         """
-        SELECT count(*) FILTER (fine), count(*) FILTER (NOT fine), sum(lines)::BIGINT,
-            bit_xor(md5_number_lower(concat_ws(' ', doc_id, ppl, pd))) FROM joined
-        """
-    ).fetchall()
-    [(lines,)] = connection.execute("SELECT count(*) FROM given").fetchall()
-    return {
-        "documents": documents,
-        "held_out_without": without,
-        "ignored": lines - used,
-        "digest": f"{digest:016x}",
-    }
+        )
+        .to_arrow_table()
+        .to_pylist()
+    )
+    return found
