@@ -1,7 +1,7 @@
 """Allots whole rows of every quadrant to every stage, with exact sums both ways."""
 
 import numpy as np
-from scipy.sparse import csgraph, csr_matrix
+from scipy.sparse import csgraph, csr_array
 
 from frame_jax.errors import UserError
 
@@ -92,7 +92,7 @@ def fill_by_maximum_flow(
         capacity[0, stages], capacity[quadrants, -1] = missing, columns - rows.sum(0)
         capacity[stages, quadrants] = allowed * missing.sum()
         capacity[quadrants, stages] = rows.T  # which a stage can give up
-        graph = csr_matrix(np.minimum(capacity, MOST_FLOW).astype(np.int32))
+        graph = csr_array(np.minimum(capacity, MOST_FLOW).astype(np.int32))
         found = csgraph.maximum_flow(graph, 0, nodes - 1, method="edmonds_karp")
         if found.flow_value == 0:
             reached = csgraph.breadth_first_order(graph, 0, return_predecessors=False) - 1
