@@ -1,12 +1,10 @@
 """Allots whole rows of every quadrant to every stage, with exact sums both ways."""
 
 import numpy as np
-from scipy.sparse import csgraph, csr_array
 
 from frame_jax.errors import UserError
 
 SCALING_ROUNDS = 200
-MOST_FLOW = 1 << 30  # at one time: SciPy's flows are int32
 
 
 def split_proportionally(total: int, shares: np.ndarray) -> np.ndarray:
@@ -56,7 +54,7 @@ def allot_rows(
     surplus = np.maximum(fitted.sum(0) / np.maximum(columns, 1), 1.0)
     rows = np.floor(fitted / surplus).astype(np.int64)
 
-    stuck = fill_by_maximum_flow(rows, weights > 0, lengths, columns)
+    stuck = fill_by_augmenting_paths(rows, weights > 0, lengths, columns)
     if stuck is not None:
         stages, quadrants = stuck
         names = ", ".join(stage_names[j] for j in stages)
@@ -76,7 +74,7 @@ def scale_to_sums(matrix: np.ndarray, sums: np.ndarray, axis: int) -> np.ndarray
     return matrix * np.expand_dims(sums / np.where(present > 0, present, 1.0), axis)
 
 
-def fill_by_maximum_flow(
+def fill_by_augmenting_paths(
     rows: np.ndarray, allowed: np.ndarray, lengths: np.ndarray, columns: np.ndarray
 ) -> tuple[list[int], list[int]] | None:
     """Completes `rows` in place to both sums by shortest augmenting paths (maximum flow).
@@ -84,19 +82,42 @@ def fill_by_maximum_flow(
     Where the sums cannot be met, returns stages that ask for more than their quadrants hold, and
     those quadrants.
     """
-    # Nodes: a source, which gives the rows that are missing, the stages, the quadrants, a sink.
-    nodes = sum(rows.shape) + 2
-    stages, quadrants = slice(1, len(rows) + 1), slice(len(rows) + 1, -1)
-    while (missing := lengths - rows.sum(1)).any():
-        capacity = np.zeros((nodes, nodes), np.int64)
-        capacity[0, stages], capacity[quadrants, -1] = missing, columns - rows.sum(0)
-        capacity[stages, quadrants] = allowed * missing.sum()
-        capacity[quadrants, stages] = rows.T  # which a stage can give up
-        graph = csr_array(np.minimum(capacity, MOST_FLOW).astype(np.int32))
-        found = csgraph.maximum_flow(graph, 0, nodes - 1, method="edmonds_karp")
-        if found.flow_value == 0:
-            reached = csgraph.breadth_first_order(graph, 0, return_predecessors=False) - 1
-            own = sorted(int(node) for node in reached if node >= 0)
-            return [n for n in own if n < len(rows)], [n - len(rows) for n in own if n >= len(rows)]
-        rows += found.flow[stages, quadrants].toarray()
-    return None
+    while True:
+        # Breadth first from stages with rows missing: to any quadrant they may use, and from a full
+        # quadrant to the stages that could give up some of its rows.
+        taker: dict[int, int] = {}
+        giver = {int(j): -1 for j in np.flatnonzero(rows.sum(1) < lengths)}
+        if not giver:
+            return None
+        free = columns - rows.sum(0)
+        end = -1
+        queue = list(giver)
+        for j in queue:
+            for c in (int(c) for c in np.flatnonzero(allowed[j]) if c not in taker):
+                taker[c] = j
+                if free[c] > 0:
+                    end = c
+                    break
+                reached = [int(k) for k in np.flatnonzero(rows[:, c]) if k not in giver]
+                giver |= dict.fromkeys(reached, c)
+                queue += reached
+            if end >= 0:
+                break
+        else:
+            return sorted(giver), sorted(taker)
+
+        # Back along the path: stage j takes `c`, and gives up as much of the quadrant before it.
+        path, c = [], end
+        while c >= 0:
+            j = taker[c]
+            path.append((j, c, giver[j]))
+            c = giver[j]
+        moved = min(
+            int(free[end]),
+            int(lengths[j] - rows[j].sum()),
+            *(int(rows[j, before]) for j, _, before in path if before >= 0),
+        )
+        for j, c, before in path:
+            rows[j, c] += moved
+            if before >= 0:
+                rows[j, before] -= moved
