@@ -5,17 +5,13 @@ figures as PNG and FOLDER/compare.json, which can take the place of its runs.
 """
 
 import argparse
-import sys
-
-from rich.console import Console
 
 from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
 from frame_jax.report.compared_runs import FILE, read_compared_runs, terminal_table
 from frame_jax.run.directory import require_writable
 from frame_jax.run.program_exit import run_command, run_main
-
-PIPED_WIDTH = 160  # of the table where there is no terminal
+from frame_jax.run.progress import wide_console
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,8 +37,7 @@ def compare_runs(options: argparse.Namespace) -> None:
     if out.exists() and not (out / FILE).exists() and (out.is_file() or any(out.iterdir())):
         raise UserError(f"--out {out} holds something else: name a new folder")
     require_writable(out, "--out")
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
-    Console(width=width).print(terminal_table(compared.runs))
+    wide_console().print(terminal_table(compared.runs))
     from frame_jax.report.compare_page import write_comparison  # a second, after the table
 
     write_comparison(compared, out)

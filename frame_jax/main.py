@@ -23,8 +23,7 @@ from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, atomic_path, remove_temporaries
 from frame_jax.run.lock import hold_lock
 from frame_jax.run.program_exit import report_error, run_main, run_on_all_processes
-
-PIPED_WIDTH = 132  # of the last table where there is no terminal
+from frame_jax.run.progress import wide_console
 
 
 def parser() -> Any:
@@ -193,12 +192,9 @@ def print_outcome(config: RunConfig, ran: int, until: str | None) -> None:
     if ran == 0:
         print(f"{directory.root}: nothing to do, every phase is complete", file=sys.stderr)
     if until in (None, "report"):
-        from rich.console import Console
-
         from frame_jax.report.study_results import load_study, terminal_table
 
-        width = None if sys.stdout.isatty() else PIPED_WIDTH
-        Console(width=width).print(terminal_table(load_study(directory)))
+        wide_console().print(terminal_table(load_study(directory)))
         print(f"report: {directory.report / 'index.html'}")
 
 

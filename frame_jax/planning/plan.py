@@ -4,14 +4,13 @@ Printed by `python -m frame_jax.main --config CONFIG --plan`: phases with what i
 for each arm its stages, learning rates and mixture. What it costs comes from `costs.py`.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -29,13 +28,13 @@ from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.partition_record import Mixture, read_partition_record
 from frame_jax.run.phases import PhaseStep
+from frame_jax.run.progress import wide_console
 from frame_jax.run.trial_record import load_trial_record
 from frame_jax.training.initial_digest import recorded_digest
 from frame_jax.training.optimizer import learning_rate
 
 SHADES, LEVELS = " ░▒▓█", " ▁▂▃▄▅▆▇█"
 COLUMNS = 60
-PIPED_WIDTH = 150  # of the tables where there is no terminal
 
 
 class PhaseStepState(NamedTuple):
@@ -60,9 +59,7 @@ def print_plan(
     Raises:
         UserError: for a corpus that is not there, and for what pretraining would refuse.
     """
-    console = Console(
-        highlight=False, markup=False, width=None if sys.stdout.isatty() else PIPED_WIDTH
-    )
+    console = wide_console(highlight=False, markup=False)
     config = compute_dtype.with_recorded_types(config, RunDirectory(config.run_directory))
     corpus = read_corpus(config, corpus_tokens)
     phase_steps = phases.select_until(phases.list_phase_steps(config), until)

@@ -1,11 +1,8 @@
 """The phases that write training rows: of the partition, from scores; of the reference split."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from typing import Any
-
-from rich.console import Console
 
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.run import RunConfig
@@ -26,9 +23,9 @@ from frame_jax.run.partition_record import (
     read_partition_record,
     write_partition_record,
 )
+from frame_jax.run.progress import wide_console
 from frame_jax.sql import open_database, parquet_table
 
-PIPED_WIDTH = 150  # of a table where there is no terminal
 WARN_DOCUMENT_SHARE = 0.1  # share of the documents that is worth a word
 # Share of the tokens, likewise, that nothing but ids puts on a side of a threshold.
 WARN_TIED_SHARE = 0.2
@@ -84,7 +81,7 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
     if processes.is_first():
         for line in record.warnings:
             print_warning(line)
-        console = Console(stderr=True, width=None if sys.stderr.isatty() else PIPED_WIDTH)
+        console = wide_console(stderr=True)
         if record.mixture is not None:
             console.print(mixture_table(record.mixture))
         if record.reliability:

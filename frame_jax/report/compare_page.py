@@ -11,7 +11,6 @@ from frame_jax.report.compared_runs import (
     ComparedRuns,
     comparison_notes,
     near,
-    order_rank,
     rounded,
     summary_sentences,
     table_rows,
@@ -58,7 +57,7 @@ def trend_panels(runs: Sequence[ComparedRun], along: str, beside: str) -> list[f
     trends = [own for own in groups.values() if len({row["at"] for row in own}) > 1]
     return figures.effect_trends(
         [row for own in trends for row in own],
-        sorted(dict.fromkeys(own[0]["order"] for own in trends), key=order_rank),
+        list(dict.fromkeys(own[0]["order"] for own in trends)),
         WORDS[along],
         WORDS[beside],
     )

@@ -33,7 +33,6 @@ from frame_jax.run.partition_record import Reliability, read_partition_record
 from frame_jax.run.phases import REFERENCES
 
 FILE = "compare.json"
-FIRST_ORDERS = ("frame", "reverse", "random_again")  # shown before the others
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class ComparedRun:
 
     def effects(self) -> Iterator[tuple[str, Verdict]]:
         """Yields each arm's name, and what it is compared with if not the baseline; its verdict."""
-        for found in sorted(self.study.comparisons, key=lambda found: order_rank(found.line.arm)):
+        for found in self.study.comparisons:
             arm, against = found.line.arm, found.against.arm
             name = arm if against == self.study.baseline else f"{arm} minus {against}"
             yield name, found.slices[ALL]
@@ -114,10 +113,7 @@ def read_path(given: str) -> tuple[ComparedRun, ...]:
     path = user_path(given)
     path = path / FILE if (path / FILE).is_file() else path
     if path.is_file():
-        try:
-            return read_dataclass(path, ComparedRuns).runs
-        except UserError as error:
-            raise UserError(f"{path} is not a {FILE} of this release: give its runs") from error
+        return read_dataclass(path, ComparedRuns).runs
     directory = RunDirectory(given)
     if not (directory.report / study_results.FILE).exists():
         raise UserError(
@@ -190,11 +186,6 @@ def trained_parameters(directory: RunDirectory, phase_step: str) -> int:
     return int(marker.summary["parameters"])
 
 
-def order_rank(order: str) -> int:
-    """Where an order stands among others: some first, the others as they come."""
-    return (*FIRST_ORDERS, order).index(order)
-
-
 def near(values: Iterable[float]) -> dict[float, float]:
     """For each value, the smallest of those that count as the same: within a quarter of it."""
     found, first = {}, 0.0
@@ -242,11 +233,11 @@ def summary_sentences(runs: Sequence[ComparedRun]) -> list[str]:
     words: dict[str, Counter[str]] = {}
     for *_, order, _, _, _, verdict, _ in table_rows(runs)[1]:
         words.setdefault(order, Counter())[verdict] += 1
-    sentences = []
-    for order in sorted(words, key=order_rank):
-        found = ", ".join(f"{word} in {count}" for word, count in words[order].most_common())
-        sentences.append(f"{order}: {found} of {words[order].total()} runs.")
-    return sentences
+    found = {
+        order: ", ".join(f"{word} in {count}" for word, count in counts.most_common())
+        for order, counts in words.items()
+    }
+    return [f"{order}: {text} of {words[order].total()} runs." for order, text in found.items()]
 
 
 def comparison_notes(runs: Sequence[ComparedRun]) -> list[str]:

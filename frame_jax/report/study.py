@@ -27,6 +27,7 @@ from frame_jax.report.study_results import (
     Comparison,
     Cost,
     LineResult,
+    Sides,
     StageLosses,
     StepsToBaseline,
     Study,
@@ -274,21 +275,26 @@ def stage_losses(
 def losses_around(drop: StageBoundary, result: TrialResult | None) -> StageLosses:
     """The losses of one trial where one of its stages begins."""
     points = checkpoints_around(result, drop.step) if result else (None, None)
-    held_out, steps = (
-        tuple(point and value(point) for point in points)
-        for value in (lambda point: point.overall.nll_per_token, lambda point: point.step)
+    return StageLosses(
+        drop.stage,
+        drop.step,
+        training=(drop.before.loss, drop.after.loss),
+        held_out=tuple(None if p is None else p.overall.nll_per_token for p in points),
+        held_out_steps=tuple(None if p is None else p.step for p in points),
     )
-    return StageLosses(drop.stage, drop.step, (drop.before.loss, drop.after.loss), held_out, steps)
 
 
 def mean_losses(seeds: Sequence[StageLosses]) -> StageLosses:
     """The mean over seeds; None on a side that one of them lacks."""
-    sides = ([s.training for s in seeds], [s.held_out for s in seeds])
-    training, held_out = (
-        tuple(None if None in side else sum(side) / len(side) for side in zip(*each, strict=True))
-        for each in sides
+
+    def mean(sides: Sequence[Sides]) -> Sides:
+        return tuple(None if None in s else sum(s) / len(s) for s in zip(*sides, strict=True))
+
+    return dataclasses.replace(
+        seeds[0],
+        training=mean([s.training for s in seeds]),
+        held_out=mean([s.held_out for s in seeds]),
     )
-    return dataclasses.replace(seeds[0], training=training, held_out=held_out)
 
 
 def first_step_at_loss(result: TrialResult, loss: float) -> float | None:

@@ -132,7 +132,7 @@ class StepsToBaseline:
     share_with_scoring: float | None
 
 
-Sides = tuple[float | None, float | None]  # before and after; None where it is not known
+Sides = tuple[float | None, ...]  # before and after; None where it is not known
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class StageLosses:
     step: int
     training: Sides
     held_out: Sides
-    held_out_steps: tuple[int | None, int | None]
+    held_out_steps: tuple[int | None, ...]
 
 
 @dataclass(frozen=True)

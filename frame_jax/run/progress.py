@@ -4,8 +4,18 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 Update = Callable[..., None]
+PIPED_WIDTH = 160  # of tables where there is no terminal
+
+
+def wide_console(**options: Any) -> Any:
+    """A `rich.console.Console` for tables, which takes its `options`; wide without a terminal."""
+    from rich.console import Console
+
+    terminal = (sys.stderr if options.get("stderr") else sys.stdout).isatty()
+    return Console(width=None if terminal else PIPED_WIDTH, **options)
 
 
 @contextlib.contextmanager
