@@ -106,9 +106,8 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
         if "pretrain" in {phase_step.phase for phase_step in todo}:
             weights = initial_digest.agreed_digest(config, weights)
         expected = markers.expected_markers(config, table, signature, weights)
-    if redo is None:
-        unfinished_steps(directory, todo, expected)
     again = [] if redo is None else markers.downstream_names(table, table, redo)
+    unfinished_steps(directory, [s for s in todo if s.name not in again], expected)
     phases_left = {
         s.phase
         for s in todo

@@ -210,9 +210,12 @@ def test_a_finished_run_does_nothing_quickly(run, capsys) -> None:
     assert files == {p: p.stat().st_mtime_ns for p in run[1].root.rglob("*") if p.is_file()}
 
 
-def test_changed_settings_are_refused_with_exit_code_2(run, capsys) -> None:
-    assert main(["--config", str(run[0]), "--scoring.context=32"]) == 2
+@pytest.mark.parametrize("redo", [[], ["--redo", "report"]])
+def test_changed_settings_are_refused_with_exit_code_2(run, capsys, redo: list[str]) -> None:
+    """Before anything is removed that was to be made again."""
+    assert main(["--config", str(run[0]), "--scoring.context=32", *redo]) == 2
     assert "scoring.context: 64 then, 32 now" in capsys.readouterr().err
+    assert (run[1].report / "index.html").exists()
 
 
 def test_an_arm_with_its_own_learning_rate_can_be_added_later(run, tmp_path: Path) -> None:
