@@ -64,9 +64,7 @@ class CurriculumConfig:
     """An order of the training rows; give either a preset or stages.
 
     Attributes:
-        preset: `frame`, `random`, `random_again`, `ppl_descending`, `ppl_ascending`,
-            `pd_ascending`, `pd_descending`, `q3_q1_q4_q2`, `reverse`, `pdpc`, `folded`, `sawtooth`
-            or `there_and_back`; docs/curricula.md says what each is.
+        preset: One of the orders of docs/curricula.md, which says what each is.
         stages: The stages, in order, where no preset fits.
         transition: How a stage hands over to the next: `sigmoid` or `hard`; null takes the
             preset's, or `sigmoid` for stages.

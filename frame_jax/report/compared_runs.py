@@ -43,7 +43,6 @@ class ComparedRun:
         name: Of its folder.
         layers: Kinds of layers of the target model, such as `attention+dense`.
         parameters: Of the target model, embeddings included.
-        active_parameters: Those that a token meets.
         tokens: Training tokens of the baseline.
         scores: The axes that cut the text into quadrants, such as `PPL, PD`.
         references: Size of the weak and the strong reference model, or the name of an imported
@@ -58,7 +57,6 @@ class ComparedRun:
     name: str
     layers: str
     parameters: int
-    active_parameters: int
     tokens: int
     scores: str
     references: str
@@ -143,12 +141,6 @@ def read_run(directory: RunDirectory) -> ComparedRun:
         )
     baseline, folder = read_result(directory, trial).final, directory.pretrain(trial)
     layers = ", ".join(dict.fromkeys(read_json(folder / "model.json")["model"]["layers"]))
-    parameters = active = trained_parameters(directory, f"pretrain-{trial}")
-    if "experts" in layers:
-        from frame_jax.models.flops import active_parameter_count  # imports JAX
-        from frame_jax.models.transformer import read_description
-
-        active = active_parameter_count(read_description(folder))
     references = []
     for name in REFERENCES if config.scoring.table is None else ():
         imported = getattr(config.reference, name).checkpoint
@@ -159,8 +151,7 @@ def read_run(directory: RunDirectory) -> ComparedRun:
     return ComparedRun(
         name=Path(os.path.abspath(directory.root)).name,  # noqa: PTH100  (a link keeps its name)
         layers=layers,
-        parameters=parameters,
-        active_parameters=active,
+        parameters=trained_parameters(directory, f"pretrain-{trial}"),
         tokens=baseline.tokens,
         scores=", ".join(name for name, bins in axes if bins > 1),
         references=", ".join(references),
@@ -206,15 +197,14 @@ def table_rows(
     """Makes the header and the rows of the table of all differences; `whole` has all columns."""
     header = ["run", "parameters", "tokens a\nparameter", "scores", "order", "difference"]
     header += ["95% interval", "± docs", "verdict", "would\nhave seen"]
-    more = ["minus", "seeds", "layers", "parameters of a token", "tokens", "reference models"]
-    more += ["held-out documents", "PD under other references"]
+    more = ["minus", "seeds", "layers", "tokens", "reference models", "held-out documents"]
+    more += ["PD under other references"]
     rows = []
     for run in runs:
         about = [run.name, si(run.parameters), rounded(run.tokens_per_parameter), run.scores]
         again = ", ".join(f"{r.pd.value:.2f} ({r.compared_with})" for r in run.reliability)
-        counts = [f"{run.active_parameters:,}", f"{run.tokens:,}", run.references or DASH]
-        last = [run.study.baseline, str(len(run.study.seeds)), run.layers, *counts]
-        last += [f"{run.documents:,}", again or DASH]
+        last = [run.study.baseline, str(len(run.study.seeds)), run.layers, f"{run.tokens:,}"]
+        last += [run.references or DASH, f"{run.documents:,}", again or DASH]
         for order, verdict in run.effects():
             row = [*about, order, *verdict_cells(verdict), number(verdict.detectable)]
             rows.append(row + last if whole else row)

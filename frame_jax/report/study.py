@@ -27,7 +27,6 @@ from frame_jax.report.study_results import (
     Comparison,
     Cost,
     LineResult,
-    Sides,
     StageLosses,
     StepsToBaseline,
     Study,
@@ -287,14 +286,11 @@ def losses_around(drop: StageBoundary, result: TrialResult | None) -> StageLosse
 def mean_losses(seeds: Sequence[StageLosses]) -> StageLosses:
     """The mean over seeds; None on a side that one of them lacks."""
 
-    def mean(sides: Sequence[Sides]) -> Sides:
-        return tuple(None if None in s else sum(s) / len(s) for s in zip(*sides, strict=True))
+    def mean(name: str) -> tuple[float | None, ...]:
+        sides = zip(*(getattr(losses, name) for losses in seeds), strict=True)
+        return tuple(None if None in side else sum(side) / len(side) for side in sides)
 
-    return dataclasses.replace(
-        seeds[0],
-        training=mean([s.training for s in seeds]),
-        held_out=mean([s.held_out for s in seeds]),
-    )
+    return dataclasses.replace(seeds[0], training=mean("training"), held_out=mean("held_out"))
 
 
 def first_step_at_loss(result: TrialResult, loss: float) -> float | None:

@@ -132,16 +132,11 @@ class StepsToBaseline:
     share_with_scoring: float | None
 
 
-Sides = tuple[float | None, ...]  # before and after; None where it is not known
-
-
 @dataclass(frozen=True)
 class StageLosses:
-    """Losses before and after a stage begins, means over seeds, nats per token.
+    """Losses before and after a stage begins, at `step`: means over seeds, nats per token.
 
     Attributes:
-        stage: Its name.
-        step: Updates made before it.
         training: Of the text that the model is given.
         held_out: Of the held-out split at the last checkpoint kept until then, and at the next.
         held_out_steps: These checkpoints.
@@ -149,8 +144,8 @@ class StageLosses:
 
     stage: str
     step: int
-    training: Sides
-    held_out: Sides
+    training: tuple[float | None, ...]
+    held_out: tuple[float | None, ...]
     held_out_steps: tuple[int | None, ...]
 
 

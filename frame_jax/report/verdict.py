@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from frame_jax.report.study_results import BETTER, NONE, UNTESTED, WORSE, Verdict
 
@@ -55,21 +55,16 @@ def half_width(seed_error: float, seeds: int) -> float:
 def detectable_difference(seed_error: float, document_error: float, seeds: int) -> float:
     """The true difference that `RULE` would call better or worse in four studies of five. [ours]
 
-    Found by bisection on `study_power`, with the study's own guesses at both errors taken for the
+    Where `study_power` is `POWER`, with the study's own guesses at both errors taken for the
     truth: standard errors of the mean over `seeds` (at least two) and over documents. A mean that
     `RULE` calls no difference is never larger.
     """
     widest = float(np.sqrt(squared_spreads(seeds)[-1]))
-    low = 0.0
     high = max(half_width(seed_error, seeds) * widest, DOCUMENT_ERRORS * document_error)
     high += math.hypot(seed_error, document_error)
-    for _ in range(40):
-        middle = (low + high) / 2
-        if study_power(middle, seed_error, document_error, seeds) < POWER:
-            low = middle
-        else:
-            high = middle
-    return high
+    errors = (seed_error, document_error, seeds)
+    missing = lambda effect: study_power(effect, *errors) - POWER  # noqa: E731
+    return optimize.brentq(missing, 0, high) if high > 0 else 0.0
 
 
 def study_power(effect: float, seed_error: float, document_error: float, seeds: int) -> float:

@@ -41,7 +41,6 @@ def make_compared_run(
         name=name,
         layers=layers,
         parameters=parameters,
-        active_parameters=parameters,
         tokens=round(parameters * ratio),
         scores=scores,
         references=references,

@@ -12,10 +12,7 @@ from typing import Any
 import pytest
 
 from frame_jax import compare
-from frame_jax.config.models import ExpertsConfig, ModelConfig
 from frame_jax.main import write_config
-from frame_jax.models.flops import active_parameter_count
-from frame_jax.models.transformer import Decoder, write_description
 from frame_jax.report import compare_page, compared_runs
 from frame_jax.report.compared_runs import ComparedRun, ComparedRuns, read_compared_runs
 from frame_jax.report.study import read_study
@@ -63,7 +60,7 @@ def test_a_run_becomes_a_page_and_a_file_that_can_take_its_place(
     shown = capsys.readouterr().out
     (run,) = read_compared_runs([str(tmp_path / "one")]).runs
     assert (run.name, run.layers, run.scores) == ("mine", "attention+dense", "PPL, PD")
-    assert (run.parameters, run.active_parameters) == (1000, 1000)
+    assert run.parameters == 1000
     assert run.references == "300, 4.2 M"
     assert run.tokens == study.lines[0].tokens and run.tokens_per_parameter == run.tokens / 1000
     held_out = json.loads(directory.evaluation("random").read_text("utf-8"))["checkpoints"][-1]
@@ -78,16 +75,6 @@ def test_a_run_becomes_a_page_and_a_file_that_can_take_its_place(
     assert compare.main(again) == 0
     one, two = ((tmp_path / name / "compare.json").read_bytes() for name in ("one", "two"))
     assert one == two and len(one) < 10_000  # of 200 bytes a document there would be more
-
-
-def test_of_experts_a_token_meets_some(tmp_path: Path) -> None:
-    config, directory = make_run(tmp_path / "mine", arms=("frame", "random"), steps=20, seeds=2)
-    finish(directory, config)
-    experts = ExpertsConfig(num_experts=4, num_experts_per_token=1, intermediate_size=8)
-    decoder = Decoder(ModelConfig(layers=("attention+experts",), experts=experts), vocab_size=258)
-    write_description(directory.pretrain("random"), decoder)
-    run = compared_runs.read_run(directory)
-    assert run.active_parameters == active_parameter_count(decoder) < decoder.parameter_count()
 
 
 def test_it_starts_without_jax(tmp_path: Path) -> None:
