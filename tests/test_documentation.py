@@ -110,8 +110,9 @@ COMMANDS = {
     ".venv/bin/python -m frame_jax.compare docs/evidence/sizes.json --out runs/sizes": Entry(
         (("runs/sizes", "runs/ours"),), leaves="runs/ours/effect-by-score.png", shows="bigram"
     ),
-    ".venv/bin/python tools/reference_pairs.py runs/small_20 runs/middle_20": Entry(
-        (("runs/small_20 runs/middle_20", "--help"),), shows="weak"
+    ".venv/bin/python tools/reference_pairs.py runs/tiny_20 runs/tiny_80 runs/small_20 "
+    "runs/middle_20": Entry(
+        (("runs/tiny_20 runs/tiny_80 runs/small_20 runs/middle_20", "--help"),), shows="weak"
     ),
     ".venv/bin/python -m frame_jax.main --config configs/study_continue.yaml": Entry(
         extra="--plan", shows="pretrain reverse-seed2"

@@ -8,7 +8,8 @@ checkpoint that was kept and for every average of weights, so any two of them ca
 and a strong reference model. A line is a pair: PPL and PD of documents under one seed against those
 under another (Spearman inside each domain and language, mean over the pairs of seeds); PD of long
 documents alone (more tokens than the median); the mean PD of all seeds but one against that one,
-with what it would be if what seeds add were noise; and PD against that of the pair that cost most.
+with what it would be if what seeds add were noise; PD against that of the pair that cost most; and
+against the strong model's PPL, low to high, which PD is no more than where it is near 1.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Line:
         pd_averaged: Mean PD of all seeds but one, against that one.
         pd_averaged_by_rule: What that would be by `pd` alone.
         pd_best: PD against that of the pair that cost most, other seeds.
+        pd_low_ppl: PD against the PPL of the strong model turned round, same seed.
     """
 
     weak: tuple[int, int, str]
@@ -81,6 +83,7 @@ class Line:
     pd_averaged: float | None
     pd_averaged_by_rule: float | None
     pd_best: float
+    pd_low_ppl: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +200,7 @@ def compare_pair(weak: Model, strong: Model, best: tuple[Model, Model], found: D
         averaged,
         by_rule,
         mean(correlation(pd[a], best_pd[b], scope) for a in seeds for b in best_pd if a != b),
+        mean(correlation(pd[a], -ppl[a], scope) for a in seeds),
     )
 
 
@@ -231,13 +235,13 @@ def as_markdown(lines: Sequence[Line]) -> str:
         [
             *(model(line.weak), model(line.strong), f"{line.flops:.1e}"),
             *(number(value) for value in (line.ppl, line.pd, line.pd_long, line.pd_averaged)),
-            *(number(value) for value in (line.pd_averaged_by_rule, line.pd_best)),
+            *(number(v) for v in (line.pd_averaged_by_rule, line.pd_best, line.pd_low_ppl)),
         ]
         for line in lines
     ]
     header = [
         *("weak: parameters, tokens", "strong", "FLOPs", "PPL", "PD", "PD, long documents"),
-        *("PD, seeds averaged", "by rule", "PD, with the costliest pair"),
+        *("PD, seeds averaged", "by rule", "PD, with the costliest pair", "PD, with low PPL"),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
 

@@ -53,6 +53,12 @@ def test_noise_that_is_planted_is_found(noise: float) -> None:
     assert line.pd_averaged == pytest.approx(line.pd_averaged_by_rule, abs=0.03)
     assert line.pd_best == pytest.approx(line.pd, abs=1e-9)  # it is its own best pair
     assert line.flops == 3e3
+    # The strong model's noise is in PD and in its loss, in each of the two groups.
+    alike = [
+        scale * noise**2 / 2 / math.sqrt((0.1**2 + noise**2) * (0.5**2 + (scale * noise) ** 2 / 2))
+        for scale in (1, 10)
+    ]
+    assert line.pd_low_ppl == pytest.approx(sum(alike) / 2, abs=0.05)
 
 
 def test_long_documents_are_those_above_the_median() -> None:
