@@ -110,6 +110,9 @@ COMMANDS = {
     ".venv/bin/python -m frame_jax.compare docs/evidence/sizes.json --out runs/sizes": Entry(
         (("runs/sizes", "runs/ours"),), leaves="runs/ours/effect-by-score.png", shows="bigram"
     ),
+    ".venv/bin/python tools/document_effects.py runs/study_sizes frame": Entry(
+        (("runs/study_sizes", "runs/mine"),), shows="without it"
+    ),
     ".venv/bin/python tools/reference_pairs.py runs/tiny_20 runs/tiny_80 runs/small_20 "
     "runs/middle_20": Entry(
         (("runs/tiny_20 runs/tiny_80 runs/small_20 runs/middle_20", "--help"),), shows="weak"

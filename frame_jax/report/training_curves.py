@@ -6,7 +6,7 @@ page, than a run of a thousand.
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,12 +132,14 @@ class WindowMeans:
     update_norm: float | None
 
 
-def window_means(run: TrainingRun, start: int, stop: int) -> WindowMeans:
-    """Averages loss (nats per token) and norms over steps [start, stop)."""
+def window_means(run: TrainingRun, windows: Sequence[tuple[int, int]]) -> list[WindowMeans]:
+    """Averages loss (nats per token) and norms over steps [start, stop), reading the file once."""
     names = ("loss", "grad_norm", "update_norm")
     means = ", ".join(f"avg({name}) FILTER (isfinite({name}))" for name in names)
-    sql = f"SELECT {means} FROM metrics WHERE step >= ? AND step < ?"
-    return run.query(WindowMeans, sql, start, stop)[0]
+    rows = ", ".join(f"({number}, {start}, {stop})" for number, (start, stop) in enumerate(windows))
+    asked = f"(VALUES {rows}) asked(number, start, stop)"
+    sql = f"SELECT {means} FROM {asked} LEFT JOIN metrics ON step >= start AND step < stop"
+    return run.query(WindowMeans, f"{sql} GROUP BY number ORDER BY number")
 
 
 @dataclass(frozen=True)
@@ -156,17 +158,16 @@ def stage_boundaries(run: TrainingRun, gap: float = 0.0) -> list[StageBoundary]:
     The windows are `WINDOW` of the run long and lie `gap` of it away from the boundary, because a
     smooth transition mixes both stages beside it; neither is more than a quarter of its stage.
     """
-    found = []
+    windows = []
     for previous, stage in itertools.pairwise(run.stages):
         (left, left_gap), (right, right_gap) = (
             (max(s.span(WINDOW, run.record.steps), 1), s.span(gap, run.record.steps))
             for s in (previous, stage)
         )
         stop, start = stage.start - left_gap, stage.start + right_gap
-        before = window_means(run, stop - left, stop)
-        after = window_means(run, start, start + right)
-        found.append(StageBoundary(stage.name, stage.start, before, after))
-    return found
+        windows += [(stop - left, stop), (start, start + right)]
+    means = iter(window_means(run, windows) if windows else [])
+    return [StageBoundary(s.name, s.start, next(means), next(means)) for s in run.stages[1:]]
 
 
 def training_drops(run: TrainingRun) -> list[StageBoundary]:
@@ -176,8 +177,8 @@ def training_drops(run: TrainingRun) -> list[StageBoundary]:
     """
     first, steps = run.stages[0], run.record.steps
     start = first.start + first.span(GAP, steps)
-    after = window_means(run, start, start + max(first.span(WINDOW, steps), 1))
-    begins = StageBoundary(first.name, first.start, window_means(run, 0, 1), after)
+    windows = [(0, 1), (start, start + max(first.span(WINDOW, steps), 1))]
+    begins = StageBoundary(first.name, first.start, *window_means(run, windows))
     return [begins, *stage_boundaries(run, GAP)]
 
 

@@ -45,6 +45,7 @@ from frame_jax.report.study_results import (
     load_study,
     terminal_table,
 )
+from frame_jax.report.training_curves import read_training_run, training_drops
 from frame_jax.report.verdict import decide_verdict
 from frame_jax.run.directory import RunDirectory, write_json
 from tests.report.synthetic import make_run
@@ -125,6 +126,30 @@ def test_seeds_that_move_all_arms_alike_do_not_blur_their_difference(study: Stud
     assert found(study, "random_again").slices["all"].verdict == NONE
     assert study.comparisons_made == 2 * 10
     assert [result.seeds for result in study.lines] == [(0, 1, 2)] * 3
+
+
+def test_losses_where_stages_begin_are_means_over_seeds(
+    finished: tuple[RunConfig, RunDirectory], study: Study
+) -> None:
+    """Arms of one stage have none; another seed's metrics and checkpoints count as much."""
+    config, directory = finished
+    trials = [trial.name for trial in config.trials if trial.arm == "frame"]
+    runs = [read_training_run(directory.pretrain(name), "frame") for name in trials]
+    drops = [training_drops(run) for run in runs if run is not None]
+    assert set(study.stages) == {"frame"} and len(drops) == SEEDS
+    for index, losses in enumerate(study.stages["frame"]):
+        own = [found[index] for found in drops]
+        assert (losses.stage, losses.step) == (own[0].stage, own[0].step)
+        sides = [[d.before.loss, d.after.loss] for d in own]
+        np.testing.assert_allclose(losses.training, np.mean(sides, axis=0), rtol=1e-12)
+        for loss, step in zip(losses.held_out, losses.held_out_steps, strict=True):
+            kept = [
+                {c.step: c for c in read_result(directory, name).checkpoints} for name in trials
+            ]
+            held_out = [found[step].overall.nll_per_token for found in kept]
+            assert np.ptp(held_out) > 0.01
+            np.testing.assert_allclose(loss, np.mean(held_out), rtol=1e-12)
+        assert losses.held_out_steps[0] <= losses.step < losses.held_out_steps[1]
 
 
 @pytest.mark.slow
