@@ -13,6 +13,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ Function = Callable[[Any, Advance], object]
 WORTH_BYTES = 1 << 25  # of work; less is done before workers have started
 WORKER_BYTES = 1 << 29  # of memory for each
 ATTEMPTS = 2  # at a part whose worker is killed
+RETRIES = 3  # of a task whose worker or node is lost
 FEWER = (
     "If the system ran out of memory (`dmesg` says so), use fewer workers (--workers.count N); "
     "parts that are finished stay"
@@ -234,7 +236,12 @@ def _run_in_tasks(
             try:
                 (kind, text), amount = ray.get(ready)
             except ray.exceptions.RayError as error:
-                ...
+                raise UserError(
+                    f"{name}: Ray could not have {left[ready]} made, in {1 + RETRIES} attempts: "
+                    f"{error} Every node needs frame_jax as it is here and the run directory, and "
+                    "a task no more memory than workers.ray_resources asks for. Parts that are "
+                    "finished stay: run the same command again"
+                ) from error
             raise_problem(kind, text)
             advance(amount)
             finish(left.pop(ready))
@@ -245,6 +252,8 @@ def _run_in_tasks(
 
 def _task(function: Function, part: Any) -> tuple[tuple[str, str], float]:
     """A part under Ray: what came of it, and the sum of what it advanced by."""
+    # Ray brings copies of others' packages, whose text is none of a corpus `python_library`.
+    sys.path[:] = [path for path in sys.path if not path.endswith("thirdparty_files")]
     use_one_thread(os.cpu_count() or 1)
     advanced: list[float] = []
     return call(function, part, advanced.append), sum(advanced)
