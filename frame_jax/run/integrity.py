@@ -6,11 +6,14 @@ about a hundredth of the tokens. Of token and row files only the size is compare
 record in them carries a hash that ArrayRecord checks when it is read: no corpus is read twice.
 """
 
+import functools
 from collections.abc import Container, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from frame_jax.errors import UserError, storage_error
 from frame_jax.parallel import processes
+from frame_jax.parallel.host import available_cores
 from frame_jax.run.directory import RunDirectory, file_sha256, how_to_remake, read_json, write_json
 
 HASHED = {".parquet", ".json"}
@@ -20,10 +23,10 @@ SIZED = {".arrayrecord"}
 def record_checksums(directory: RunDirectory, phase_step: str, outputs: Sequence[str]) -> None:
     """Writes the checksums of a phase step's outputs. Process 0 only."""
     files = sorted(file for output in outputs for file in files_of(directory.root / output))
-    write_json(
-        checksums(directory, phase_step),
-        {str(file.relative_to(directory.root)): file_checksum(file) for file in files},
-    )
+    names = [str(file.relative_to(directory.root)) for file in files]
+    with ThreadPoolExecutor(available_cores()) as threads:  # hashing leaves Python to the others
+        found = threads.map(file_checksum, files)
+        write_json(checksums(directory, phase_step), dict(zip(names, found, strict=True)))
 
 
 def checksums(directory: RunDirectory, phase_step: str) -> Path:
@@ -66,14 +69,24 @@ def verify_checksums(
         path = checksums(directory, phase_step)
         expected = read_json(path) if path.exists() else {}
         wanted = [name for name in sorted(expected) if Path(name).suffix in kinds]
-        for name in processes.local_share(wanted):
-            file = directory.root / name
-            what = f"is damaged: its size or checksum is not the one in {path}"
-            try:
-                if file_checksum(file) == expected[name]:
-                    continue
-            except FileNotFoundError:
-                what = "is missing"
-            except OSError as error:
-                raise storage_error(file, error) from error
-            raise UserError(f"{file} {what}. {how_to_remake(directory.root, file, phase_step)}")
+        share = processes.local_share(wanted)
+        verify = functools.partial(verify_file, directory, phase_step)
+        with ThreadPoolExecutor(available_cores()) as threads:
+            list(threads.map(verify, share, [expected[name] for name in share]))
+
+
+def verify_file(
+    directory: RunDirectory, phase_step: str, name: str, expected: list[int | str]
+) -> None:
+    """Compares a file of a phase step with its checksum, as `verify_checksums` does."""
+    file = directory.root / name
+    recorded = checksums(directory, phase_step)
+    what = f"is damaged: its size or checksum is not the one in {recorded}"
+    try:
+        if file_checksum(file) == expected:
+            return
+    except FileNotFoundError:
+        what = "is missing"
+    except OSError as error:
+        raise storage_error(file, error) from error
+    raise UserError(f"{file} {what}. {how_to_remake(directory.root, file, phase_step)}")

@@ -5,7 +5,8 @@ made is in `manifest_lines`. The work is shared out over processes, every piece 
 or not at all, and a run of the same command makes what is missing.
 """
 
-import contextlib
+import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,8 @@ from frame_jax.curriculum import digest
 from frame_jax.errors import UserError
 from frame_jax.export.order import manifest_lines
 from frame_jax.export.order.manifest_lines import write_part, write_sorted_lines
-from frame_jax.export.order.trial_order import TrialOrder, list_row_files
+from frame_jax.export.order.trial_order import RowFile, TrialOrder, list_row_files
 from frame_jax.parallel import processes
-from frame_jax.run import progress
 from frame_jax.run.directory import (
     RunDirectory,
     part_name,
@@ -28,10 +28,12 @@ from frame_jax.run.directory import (
     require_writable,
     write_json,
 )
+from frame_jax.run.map_parts import Advance, map_parts
 from frame_jax.run.markers import read_fingerprint
 from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.run.storage import prepare_on_all_processes
 
+LINE_BYTES = 100  # of a line, about
 HEADER_FILE = "order.json"  # is there from the first moment on, and says of which order
 
 NOTES = """# Rows of curriculum {curriculum}
@@ -99,10 +101,14 @@ def write_manifest(
     )
     count = -(-trial_order.schedule.rows // manifest_lines.PART_ROWS)
     paths = [folder / part_name(index, count, ".parquet") for index in range(count)]
-    missing = [i for i, path in enumerate(paths) if not path.with_suffix(".json").exists()]
+
+    def made(name: str) -> bool:
+        return (folder / f"{name}.json").exists()
+
+    complete = all(made(path.stem) for path in paths)
     processes.barrier("parts of the manifest listed")
-    show, scratch = processes.is_first(), folder / ".rows"
-    if missing:
+    scratch = folder / ".rows"
+    if not complete:
         row_files = list_row_files(directory, trial_order.schedule)
         gathered = [
             scratch / f"{row_file.quadrant_name}-{row_file.part:05d}.arrow"
@@ -112,18 +118,14 @@ def write_manifest(
         processes.barrier("rows of the manifest listed")
         write_sorted_lines(config, directory, trial_order, processes.local_share(left), scratch)
         processes.barrier("rows of the manifest read")
-        with (
-            progress.progress_bar("manifest", len(missing), "parts", show=show) as update,
-            contextlib.ExitStack() as stack,
-        ):
-            files = [stack.enter_context(pa.OSFile(str(path))) for path in gathered]
-            sources = [stack.enter_context(pa.ipc.open_file(file)) for file in files]
-            for index in processes.local_share(missing):
-                write_part(
-                    trial_order, expected["batch_size"], row_files, sources, index, paths[index]
-                )
-                update(1, paths[index].name)
-        processes.barrier("parts of the manifest written")
+        map_parts(
+            PartWriter(trial_order, expected["batch_size"], row_files, gathered),
+            {path.stem: (index, path) for index, path in enumerate(paths)},
+            config.workers,
+            made=made,
+            name="manifest",
+            work_bytes=LINE_BYTES * trial_order.schedule.rows,
+        )
     if processes.is_first():
         remove(scratch)
         parts = [{"file": p.name, **read_json(p.with_suffix(".json"))} for p in paths]
@@ -133,6 +135,23 @@ def write_manifest(
             {**expected, "digest": digest.format_digest(whole), "parts": parts},
         )
     processes.barrier("the manifest is written")
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Writes parts of a manifest, each given by its index and path, from files of sorted lines."""
+
+    trial_order: TrialOrder
+    batch_size: int
+    row_files: list[RowFile]
+    gathered: list[Path]
+
+    @functools.cached_property
+    def sources(self) -> list[pa.ipc.RecordBatchFileReader]:
+        return [pa.ipc.open_file(pa.OSFile(str(path))) for path in self.gathered]
+
+    def __call__(self, part: tuple[int, Path], advance: Advance) -> None:
+        write_part(self.trial_order, self.batch_size, self.row_files, self.sources, *part)
 
 
 def make_folder(folder: Path, expected: dict[str, Any]) -> None:

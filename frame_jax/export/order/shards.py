@@ -11,8 +11,10 @@ DIR/01/shard.00000.mds and index.json are what MosaicML streaming reads.
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from frame_jax import sql
 from frame_jax.config.run import RunConfig
+from frame_jax.config.workers import WorkersConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.curriculum.loader import QuadrantRows
 from frame_jax.export.order.trial_order import TrialOrder, row_stages
@@ -30,6 +33,7 @@ from frame_jax.quadrants.rows import copies_sql, position_sql
 from frame_jax.records import TOKEN_DTYPE, OpenFiles
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, write_json
+from frame_jax.run.map_parts import Advance, map_parts
 from frame_jax.run.partition_record import assignment_table
 
 TEXT = {"jsonl": ".jsonl", "parquet": ".parquet", "arrayrecord": ".arrayrecord"}
@@ -49,31 +53,72 @@ def write_shards(
 ) -> None:
     """Writes the files under `folder`; memory does not grow with the corpus."""
     if kind in ROWS:
-        write_rows(directory, trial_order, kind, folder)
+        write_rows(config.workers, directory, trial_order, kind, folder)
     else:
         write_documents(config, directory, trial_order, kind, folder)
 
 
-def write_rows(directory: RunDirectory, trial_order: TrialOrder, kind: str, folder: Path) -> None:
+def write_rows(
+    workers: WorkersConfig,
+    directory: RunDirectory,
+    trial_order: TrialOrder,
+    kind: str,
+    folder: Path,
+) -> None:
     """Writes the rows of every stage, in order."""
-    quadrants = trial_order.schedule.quadrants
-    files = QuadrantRows(
-        [list_parts(directory.quadrants / name, ".arrayrecord") for name in quadrants]
+    row_bytes = TOKEN_DTYPE.itemsize * (trial_order.sequence_length + 1)
+    at_once = max(1, ROW_BYTES // row_bytes)
+    stages: dict[str, dict[str, range]] = {}
+    for stage, start, stop in row_stages(trial_order):
+        (folder / stage).mkdir(parents=True)
+        stages[stage] = {
+            f"{stage}/{'shard.' * (kind == 'mds')}{number:05d}{KINDS[kind]}": range(
+                first, min(first + at_once, stop)
+            )
+            for number, first in enumerate(range(start, stop, at_once))
+        }
+    shards = {name: (name, rows) for own in stages.values() for name, rows in own.items()}
+    map_parts(
+        RowWriter(directory, trial_order, folder),
+        shards,
+        workers,
+        made=lambda name: False,
+        name="write rows",
+        unit="rows",
+        work_bytes=row_bytes * trial_order.schedule.rows,
     )
-    at_once = max(1, ROW_BYTES // (TOKEN_DTYPE.itemsize * (trial_order.sequence_length + 1)))
-    with progress.progress_bar("write rows", trial_order.schedule.rows, "rows") as update:
-        for name, start, stop in row_stages(trial_order):
-            stage, shards = folder / name, []
-            stage.mkdir(parents=True)
-            for number, first in enumerate(range(start, stop, at_once)):
-                rows = read_rows(files, trial_order, first, min(first + at_once, stop))
-                if kind == "npy":
-                    (stage / f"{number:05d}.npy").write_bytes(rows.tobytes())
-                else:
-                    shards.append(write_mds(rows, stage / f"shard.{number:05d}.mds"))
-                update(len(rows))
-            if kind == "mds":
-                write_json(stage / "index.json", {"version": 2, "shards": shards})
+    if kind == "mds":
+        for stage, own in stages.items():
+            entries = [
+                mds_entry(folder / name, len(rows), trial_order.sequence_length + 1)
+                for name, rows in own.items()
+            ]
+            write_json(folder / stage / "index.json", {"version": 2, "shards": entries})
+
+
+@dataclass(frozen=True)
+class RowWriter:
+    """Writes files of rows, each given by its name and its places in the order."""
+
+    directory: RunDirectory
+    trial_order: TrialOrder
+    folder: Path
+
+    @functools.cached_property
+    def files(self) -> QuadrantRows:
+        return QuadrantRows(
+            [
+                list_parts(self.directory.quadrants / name, ".arrayrecord")
+                for name in self.trial_order.schedule.quadrants
+            ]
+        )
+
+    def __call__(self, shard: tuple[str, range], advance: Advance) -> None:
+        name, places = shard
+        rows = read_rows(self.files, self.trial_order, places.start, places.stop)
+        write = write_mds if name.endswith(ROWS["mds"]) else write_npy
+        write(rows, self.folder / name)
+        advance(len(rows))
 
 
 def read_rows(files: QuadrantRows, trial_order: TrialOrder, start: int, stop: int) -> np.ndarray:
@@ -85,29 +130,42 @@ def read_rows(files: QuadrantRows, trial_order: TrialOrder, start: int, stop: in
     return rows
 
 
-def write_mds(rows: np.ndarray, path: Path) -> dict[str, Any]:
-    """Writes a shard of MosaicML's MDS format; returns its entry in index.json.
+def write_npy(rows: np.ndarray, path: Path) -> None:
+    """Writes the ids of rows, one after the other."""
+    path.write_bytes(rows.tobytes())
 
-    The file: number of samples; where each begins, and the end; the settings as JSON; the samples.
-    Each sample is one column, `tokens`, an array of fixed shape without a header.
-    """
-    settings = {
+
+def mds_settings(ids: int) -> dict[str, Any]:
+    """What a shard of MosaicML's MDS format says of its samples, arrays of `ids` tokens."""
+    return {
         "version": 2,
         "format": "mds",
         "compression": None,
         "hashes": [],
         "size_limit": ROW_BYTES,
         "column_names": ["tokens"],
-        "column_encodings": [f"ndarray:int32:{rows.shape[1]}"],
-        "column_sizes": [4 * rows.shape[1]],
+        "column_encodings": [f"ndarray:int32:{ids}"],
+        "column_sizes": [4 * ids],
     }
-    header = json.dumps(settings, sort_keys=True).encode()
+
+
+def mds_entry(path: Path, samples: int, ids: int) -> dict[str, Any]:
+    """The entry of a shard in index.json."""
+    file = {"basename": path.name, "bytes": path.stat().st_size, "hashes": {}}
+    return mds_settings(ids) | {"samples": samples, "raw_data": file, "zip_data": None}
+
+
+def write_mds(rows: np.ndarray, path: Path) -> None:
+    """Writes a shard of MosaicML's MDS format.
+
+    The file: number of samples; where each begins, and the end; the settings as JSON; the samples.
+    Each sample is one column, `tokens`, an array of fixed shape without a header.
+    """
+    header = json.dumps(mds_settings(rows.shape[1]), sort_keys=True).encode()
     before = 4 * (len(rows) + 2) + len(header)
     begins = before + 4 * rows.shape[1] * np.arange(len(rows) + 1)
     numbers = np.concatenate([[len(rows)], begins]).astype("<u4")
     path.write_bytes(numbers.tobytes() + header + rows.astype("<i4").tobytes())
-    file = {"basename": path.name, "bytes": path.stat().st_size, "hashes": {}}
-    return settings | {"samples": len(rows), "raw_data": file, "zip_data": None}
 
 
 def write_documents(
