@@ -6,10 +6,12 @@ The second is for `scoring.unit: byte`, which is ours and not the paper's.
 import functools
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax.config.corpus import TokenizerConfig
@@ -25,13 +27,15 @@ from frame_jax.corpus.tokenizer_training import (
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.packing import batch_by_size
-from frame_jax.records import read_documents
+from frame_jax.records import read_documents, write_tokens
 from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.map_parts import Advance, map_parts
 from frame_jax.run.phases import REFERENCES
 from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, read_special_tokens
 from frame_jax.scoring import tokenizers
 
 TEXTS_CHARACTERS = 2_000_000  # encoded at one time
+SCORED_SPLITS = [("split", "in", ("train", "held_out"))]
 
 
 class ModelTokenizer(NamedTuple):
@@ -208,3 +212,63 @@ def reread_texts(chunks: list[Chunk], part: Path) -> Iterator[str]:
             "it was tokenized, and scoring.unit: byte reads the corpus again where tokenizer.path "
             "is given: put it back, or leave tokenizer.path out in a new run directory"
         )
+
+
+def read_index(part: Path) -> pa.Table:
+    """The scored documents of a token part: doc_id, row, bytes."""
+    return pq.read_table(part, columns=["doc_id", "row", "bytes"], filters=SCORED_SPLITS)
+
+
+def model_tokens_path(directory: RunDirectory, name: str, part: Path) -> Path:
+    """Where the ids of a model's own tokenizer lie while a token part is scored under it."""
+    return directory.scores / f".tmp-tokens-{name}" / f"{part.stem}.arrayrecord"
+
+
+def write_model_tokens(
+    config: RunConfig, directory: RunDirectory, name: str, parts: list[Path]
+) -> None:
+    """Encodes the scored documents of token parts by a model's own tokenizer; every process calls
+    it. A record is a document, in the order of the part.
+
+    Raises:
+        UserError: as `reread_texts`.
+    """
+    map_parts(
+        ModelTokenWriter(config, name),
+        {part.stem: part for part in parts},
+        config.workers,
+        made=lambda stem: model_tokens_path(directory, name, Path(stem)).exists(),
+        name=f"encode for {name}",
+        unit="documents",
+        work_bytes=sum(part.with_suffix(".arrayrecord").stat().st_size for part in parts),
+    )
+
+
+@dataclass(frozen=True)
+class ModelTokenWriter:
+    """Encodes token parts, each given by the path of its table, for one model."""
+
+    config: RunConfig
+    name: str
+
+    @functools.cached_property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.config.run_directory)
+
+    @functools.cached_property
+    def texts(self) -> DocumentTexts:
+        return DocumentTexts(self.config, self.directory)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        own = model_tokenizer(self.config, self.directory, self.name).tokenizer
+        assert own is not None
+        return own
+
+    def __call__(self, part: Path, advance: Advance) -> None:
+        rows = read_index(part)["row"].to_numpy()
+        texts = self.texts.read_part(part, rows, decoded=False)
+        with write_tokens(model_tokens_path(self.directory, self.name, part)) as records:
+            for ids in encode_texts(texts, self.tokenizer):
+                records.append(ids)
+        advance(len(rows))

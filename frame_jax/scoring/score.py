@@ -23,11 +23,16 @@ from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.parallel import processes
-from frame_jax.run.directory import RunDirectory, list_parts, read_json, write_json
+from frame_jax.run.directory import RunDirectory, list_parts, read_json, remove, write_json
 from frame_jax.run.phases import REFERENCES, replica_name
 from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring.checks import check_imported, long_context_warning
-from frame_jax.scoring.model_tokenizers import bos_messages, model_tokenizer
+from frame_jax.scoring.model_tokenizers import (
+    bos_messages,
+    model_tokenizer,
+    model_tokens_path,
+    write_model_tokens,
+)
 from frame_jax.scoring.running_totals import weak_is_better_warning
 from frame_jax.scoring.score_parts import ScoringPass, read_tokens, score_parts, scores_path
 from frame_jax.scoring.scorer import Scorer
@@ -65,8 +70,13 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
             write_json(models, found)
         processes.barrier("score: models known")
         require_same_models(models, found)
+        own = [each.names[0] for each in passes if each.tokenizer.tokenizer is not None]
+        for name in own:
+            write_model_tokens(config, directory, name, missing)
         score_parts(config, directory, passes, processes.local_share(missing), directory.scores)
-    processes.barrier("score: parts written")
+        processes.barrier("score: parts written")
+        for name in own if processes.is_first() else ():
+            remove(model_tokens_path(directory, name, missing[0]).parent)
     if config.scoring.reliability > 0:
         score_under_others(config, directory, "half")
     if processes.is_first():

@@ -25,11 +25,17 @@ from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path
 from frame_jax.run.phases import REFERENCES
 from frame_jax.scoring.documents import Scores, score_documents
-from frame_jax.scoring.model_tokenizers import DocumentTexts, ModelTokenizer, encode_texts
+from frame_jax.scoring.model_tokenizers import (
+    SCORED_SPLITS,
+    DocumentTexts,
+    ModelTokenizer,
+    encode_texts,
+    model_tokens_path,
+    read_index,
+)
 from frame_jax.scoring.running_totals import RunningTotals, sample_warnings
 from frame_jax.scoring.scorer import Scorer
 
-SCORED_SPLITS = [("split", "in", ("train", "held_out"))]
 SAMPLED_PARTS, SAMPLED_DOCUMENTS = 8, 64  # looked at before all else
 
 
@@ -58,7 +64,8 @@ def score_parts(
     most: int | None = None,
     check: bool = True,
 ) -> None:
-    """Scores parts (paths of token tables), one after the other, into the same names in `folder`.
+    """Scores parts (paths of token tables), one after the other, into the same names in `folder`,
+    once `write_model_tokens` has encoded them for models with tokenizers of their own.
 
     `most` scores so many documents of each, evenly spaced, in place of all.
 
@@ -91,10 +98,12 @@ def score_parts(
             scores = [
                 score_documents(
                     each.scorer,
+                    read_documents(
+                        model_tokens_path(directory, each.names[0], part), range(len(index))
+                    )
+                    if whole and each.tokenizer.tokenizer is not None
                     # Texts from the corpus come for whole parts alone; the tokens' are near enough.
-                    read_model_documents(
-                        part, index["row"].to_numpy(), each, texts, decoded=not whole
-                    ),
+                    else read_model_documents(part, index["row"].to_numpy(), each, texts),
                     bos_id=each.tokenizer.bos_id,
                     overlap=config.scoring.overlap,
                     report=running.add_batch,
@@ -111,11 +120,6 @@ def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
     return directory.scores / tokens_part.name
 
 
-def read_index(part: Path) -> pa.Table:
-    """The scored documents of a token part: doc_id, row, bytes."""
-    return pq.read_table(part, columns=["doc_id", "row", "bytes"], filters=SCORED_SPLITS)
-
-
 def read_tokens(part: Path) -> pa.ChunkedArray:
     """Number of tokens of each scored document of a part."""
     return pq.read_table(part, columns=["tokens"], filters=SCORED_SPLITS)["tokens"]
@@ -126,19 +130,16 @@ def read_model_documents(
     rows: np.ndarray,
     models: ScoringPass,
     texts: DocumentTexts | None,
-    *,
-    decoded: bool = False,
 ) -> Iterator[np.ndarray]:
     """Yields the token ids that the models of a pass read in the documents at `rows` of a part.
 
     `rows` are those of a part of the run's tokens, `part` its table. `texts` are None where all
-    models read these tokens. `decoded` takes the texts that the tokens decode to, which is near
-    enough to judge a model by.
+    models read these tokens, else what the tokens decode to, which is near enough to judge by.
     """
     own = models.tokenizer.tokenizer
     if own is None or texts is None:
         return checked_documents(part, rows, models.vocab_sizes)
-    return encode_texts(texts.read_part(part, rows, decoded=decoded), own)
+    return encode_texts(texts.read_part(part, rows, decoded=True), own)
 
 
 def checked_documents(
@@ -167,7 +168,7 @@ def sampled_documents(
     chosen = spread_evenly(parts, SAMPLED_PARTS)
     for part in chosen:
         rows = spread_evenly(read_index(part)["row"].to_numpy(), SAMPLED_DOCUMENTS // len(chosen))
-        for document in read_model_documents(part, rows, models, texts, decoded=True):
+        for document in read_model_documents(part, rows, models, texts):
             yield document[:context]
 
 
