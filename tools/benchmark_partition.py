@@ -41,9 +41,10 @@ import duckdb
 from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.quadrants import MixtureConfig, PartitionConfig, RowsConfig
 from frame_jax.config.scoring import ScoringConfig
+from frame_jax.config.workers import WorkersConfig
 from frame_jax.corpus.rejected import METADATA, reject_duplicates, summarise
 from frame_jax.quadrants.partition import write_assignment
-from frame_jax.quadrants.rows import list_documents, training_conditions
+from frame_jax.quadrants.rows import read_shuffled, shuffle_tables, training_conditions
 from frame_jax.run.directory import RunDirectory, part_name
 from frame_jax.sql import sql_literal, write_parquet
 
@@ -118,10 +119,11 @@ def place(directory: RunDirectory, config: PartitionConfig) -> Line:
 
 def order(directory: RunDirectory, config: PartitionConfig) -> Line:
     parts, conditions = config.rows.parts, training_conditions(config.axes.quadrants)
-    row_files = [(quadrant, part) for quadrant in conditions for part in range(parts)]
-    listed = [directory.assignment], conditions, row_files, parts, 0, directory.quadrants
-    with list_documents(*listed) as select:
-        return {"copies": sum(len(select(*row_file).tokens) for row_file in row_files)}
+    row_files, scratch = list(range(len(conditions) * parts)), directory.quadrants / ".tmp-shuffled"
+    listed = [directory.assignment], conditions, row_files, parts, 0, scratch, WorkersConfig()
+    paths = shuffle_tables(*listed)
+    copies = sum(len(read_shuffled(paths, row_file).tokens) for row_file in row_files)
+    return {"copies": copies, "files": len(paths)}
 
 
 STEPS = {"duplicates": find_duplicates, "summary": sum_tables, "quadrants": place, "order": order}

@@ -185,32 +185,17 @@ def write_quadrant_rows(
     row_files = [folder / quadrant / name for quadrant in conditions for name in names]
     left = [file for file, path in enumerate(row_files) if not path.with_suffix(".json").exists()]
     tokens = list_parts(directory.tokens, ".arrayrecord")
-    slices, shuffled = slice_tables(tables) if left else [], folder / ".tmp-shuffled"
-    parts = [shuffled / part_name(index, len(slices), ".arrow") for index in range(len(slices))]
-    listed = (
-        conditions,
-        config.parts,
-        "copies" in parquet_columns(tables[0]),
-        ["part", "row", "tokens"],
-    )
+    scratch, number = folder / ".tmp-shuffled", config.parts
+    shuffled = shuffle_tables(tables, conditions, left, number, seed, scratch, workers)
     map_parts(
-        functools.partial(
-            shuffle_slice, buckets=len(row_files), parameters={"seed": seed, "wanted": left}
-        ),
-        {p.stem: (shuffled_sql(table, *listed), p) for table, p in zip(slices, parts, strict=True)},
-        workers,
-        name="order of documents",
-        work_bytes=sum(path.stat().st_size for path in tables),
-    )
-    map_parts(
-        RowFileWriter(config, read_special_tokens(directory), tokens, parts),
+        RowFileWriter(config, read_special_tokens(directory), tokens, shuffled),
         {f"{row_files[i].parent.name} {row_files[i].name}": (i, row_files[i]) for i in left},
         workers,
         name="rows",
         work_bytes=sum(path.stat().st_size for path in tokens),
     )
     if processes.is_first():
-        remove(shuffled)
+        remove(scratch)
         totals, lengths = {}, {}
         for quadrant in conditions:
             parts = [read_json(folder / quadrant / f"{name}.json") for name in names]
@@ -220,6 +205,41 @@ def write_quadrant_rows(
         write_json(folder / "rows.json", totals)
     processes.barrier(f"counts in {folder.name}")
     return read_json(folder / "rows.json")
+
+
+def shuffle_tables(
+    tables: Sequence[Path],
+    conditions: Mapping[str, str],
+    wanted: Sequence[int],
+    parts: int,
+    seed: int,
+    scratch: Path,
+    workers: WorkersConfig,
+) -> list[Path]:
+    """Writes the documents of the row files `wanted` to files in `scratch`, one for each slice of
+    the tables, and returns their paths for `read_shuffled`; called on every process.
+
+    Row files are numbered as by `shuffled_sql`.
+    """
+    slices = slice_tables(tables) if wanted else []
+    paths = [scratch / part_name(index, len(slices), ".arrow") for index in range(len(slices))]
+    copied = "copies" in parquet_columns(tables[0])
+    queries = [
+        shuffled_sql(table, conditions, parts, copied, ["part", "row", "tokens"])
+        for table in slices
+    ]
+    map_parts(
+        functools.partial(
+            shuffle_slice,
+            buckets=len(conditions) * parts,
+            parameters={"seed": seed, "wanted": wanted},
+        ),
+        {path.stem: (query, path) for query, path in zip(queries, paths, strict=True)},
+        workers,
+        name="order of documents",
+        work_bytes=sum(path.stat().st_size for path in tables),
+    )
+    return paths
 
 
 def shuffled_sql(
