@@ -19,16 +19,19 @@ UNREADABLE = re.compile(r"\\.*[*?[]|[*?[].*\\", re.DOTALL)
 
 
 @contextmanager
-def open_database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_database(scratch: Path, threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty DuckDB database that spills to a temporary folder in `scratch`.
 
-    It takes half a gigabyte a thread, at least 2 GiB, however large the corpus.
+    It takes half a gigabyte a thread, however large the corpus: of `threads`, which are one in a
+    worker; or of as many as there are cores, and then at least 2 GiB.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=scratch, prefix=".tmp-") as spill, duckdb.connect() as connection:
         connection.execute(f"SET temp_directory = {sql_literal(spill)}")
-        threads = connection.execute("SELECT current_setting('threads')").fetchall()[0][0]
-        connection.execute(f"SET memory_limit = '{max(4, threads) * 512}MiB'")
+        if threads is not None:
+            connection.execute(f"SET threads = {threads}")
+        cores = connection.execute("SELECT current_setting('threads')").fetchall()[0][0]
+        connection.execute(f"SET memory_limit = '{(threads or max(4, cores)) * 512}MiB'")
         connection.execute("SET preserve_insertion_order = false")
         connection.execute("SET enable_progress_bar = false")
         yield connection
@@ -61,9 +64,13 @@ def sql_pattern(path: Path) -> str:
     return sql_literal(re.sub(r"[*?[]", r"[\g<0>]", str(path.absolute())))
 
 
-def parquet_table(*paths: Path) -> str:
-    """A table expression of exactly these Parquet files."""
-    return f"read_parquet([{', '.join(map(sql_pattern, paths))}], hive_partitioning = false)"
+def parquet_table(*paths: Path, lines: tuple[int, int] | None = None) -> str:
+    """A table expression of exactly these Parquet files, or of a range of lines of one."""
+    files = f"[{', '.join(map(sql_pattern, paths))}], hive_partitioning = false"
+    if lines is None:
+        return f"read_parquet({files})"
+    within = f"file_row_number >= {lines[0]} AND file_row_number < {lines[1]}"
+    return f"(FROM read_parquet({files}, file_row_number = true) WHERE {within})"
 
 
 def parquet_columns(path: Path) -> list[str]:

@@ -5,26 +5,31 @@ counts are kept in the metadata of the part's Parquet file.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax.config.corpus import CorpusConfig
+from frame_jax.config.workers import WorkersConfig
 from frame_jax.corpus.documents import Rejection
 from frame_jax.errors import UserError
-from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
-from frame_jax.sql import open_database, parquet_table, query
+from frame_jax.parallel import processes
+from frame_jax.run.buckets import read_bucket, slice_tables, write_buckets
+from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, part_name, remove
+from frame_jax.run.map_parts import Advance, map_parts
+from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.sql import open_database, parquet_table, query, write_parquet
 
 SHOWN = 3  # records or reasons in a message
 ARROW_SCHEMA = b"ARROW:schema"  # which every writer adds itself
@@ -41,6 +46,7 @@ LOSSY = (
 )
 GENERAL = re.compile(r"duplicate id(?= )|.*?(?=: | at character |\Z)", re.DOTALL)  # of a reason
 METADATA = b"frame_jax.fields"
+DUPLICATE_COLUMNS = "part, row, doc_id, file, line"
 SETTINGS = {"domain_field": "domain", "language_field": "language"}
 
 
@@ -49,28 +55,46 @@ def rejection_line(rejection: Rejection) -> str:
     return json.dumps(dataclasses.asdict(rejection), ensure_ascii=False) + "\n"
 
 
-def reject_duplicates(directory: RunDirectory) -> None:
+def reject_duplicates(directory: RunDirectory, workers: WorkersConfig = WorkersConfig()) -> None:
     """Keeps the first document of every id, by file and line, and lists the rejected ones.
 
     The others keep their record but get the split `rejected`; parts that have some are written
-    again. Then rejected.jsonl is written: the parts' unusable records, and the duplicates. Doing it
-    again changes nothing, so a killed run just does it again.
+    again. And rejected.jsonl is written: the parts' unusable records, and the duplicates. Called on
+    every process. Doing it again changes nothing, so a killed run just does it again.
     """
-    with (
-        open_database(directory.tokens) as database,
-        atomic_path(directory.rejected) as path,
-        path.open("w", encoding="utf-8") as merged,
-    ):
-        for source in list_parts(directory.tokens, ".rejected.jsonl"):
-            with source.open(encoding="utf-8") as lines:
-                shutil.copyfileobj(lines, merged)
-        for part, found in itertools.groupby(_duplicates(database, directory), itemgetter(0)):
-            rows = []
-            for _, row, doc_id, file, line, first_file, first_line in found:
-                rows.append(row)
-                reason = f"duplicate id {doc_id!r}, first in {first_file} line {first_line}"
-                merged.write(rejection_line(Rejection(file, line, reason)))
-            _mark_rejected(list_parts(directory.tokens, ".parquet")[part], rows)
+    tables, scratch = list_parts(directory.tokens, ".parquet"), directory.tokens / ".tmp-ids"
+    slices, size = slice_tables(tables), sum(path.stat().st_size for path in tables)
+    names = [part_name(index, len(slices), "") for index in range(len(slices))]
+    ids = [scratch / f"{name}.arrow" for name in names if len(slices) > 1]
+    map_parts(
+        functools.partial(_write_ids, buckets=len(slices)),
+        {path.stem: (table, path) for table, path in zip(slices, ids, strict=False)},
+        workers,
+        name="ids",
+        work_bytes=size,
+    )
+    found = [scratch / f"{name}.parquet" for name in names]
+    map_parts(
+        functools.partial(_find_duplicates, ids=ids, tables=tables),
+        {path.stem: (bucket, path) for bucket, path in enumerate(found)},
+        workers,
+        name="duplicate ids",
+        work_bytes=size,
+    )
+    run_on_all_processes(lambda: processes.is_first() and _list_rejected(directory, found, scratch))
+    map_parts(
+        _mark_rejected,
+        {
+            path.stem: (path, rows)
+            for path in tables
+            if (rows := scratch / f"{path.stem}.npy").exists()
+        },
+        workers,
+        name="rejected",
+        work_bytes=size,
+    )
+    if processes.is_first():
+        remove(scratch)
 
 
 def summarise(directory: RunDirectory, corpus: CorpusConfig) -> dict[str, Any]:
@@ -122,30 +146,63 @@ def require_few_rejected(
     )
 
 
-def _duplicates(
-    database: duckdb.DuckDBPyConnection, directory: RunDirectory
-) -> Iterator[tuple[int, int, str, str, int, str, int]]:
-    """(part, row, id, file, line, first file, first line) of all but an id's first, by part."""
-    database.execute(
-        f"""
-        CREATE TEMP TABLE duplicates AS
-        WITH documents AS (FROM {_documents(directory)}),
-        repeated AS (SELECT doc_id FROM documents GROUP BY doc_id HAVING count(*) > 1)
-        SELECT part, row, doc_id, file, line,
-               first_value(file) OVER first_in_order AS first_file,
-               first_value(line) OVER first_in_order AS first_line
-        FROM documents SEMI JOIN repeated USING (doc_id)
-        WINDOW first_in_order AS (PARTITION BY doc_id ORDER BY file, line, part, row)
-        QUALIFY row_number() OVER first_in_order > 1
-        """
-    )
-    cursor = database.execute("FROM duplicates ORDER BY part, row")
-    while rows := cursor.fetchmany(1024):
-        yield from rows
+def _write_ids(part: tuple[str, Path], advance: Advance, *, buckets: int) -> None:
+    """Writes the ids of a table's documents and where they come from, in buckets of ids."""
+    table, path = part
+    with open_database(path.parent, threads=1) as database:
+        columns = f"{DUPLICATE_COLUMNS}, (hash(doc_id) % {buckets})::INTEGER AS bucket"
+        write_buckets(database.sql(f"SELECT {columns} FROM {table}"), buckets, path)
 
 
-def _mark_rejected(path: Path, rows: list[int]) -> None:
-    """Sets the split of some rows of a part to `rejected`, row group by row group."""
+def _find_duplicates(
+    part: tuple[int, Path], advance: Advance, *, ids: Sequence[Path], tables: Sequence[Path]
+) -> None:
+    """Writes all but the first document of every id in a bucket of `ids`, or in `tables`, with the
+    first one's file and line."""
+    bucket, path = part
+    with open_database(path.parent, threads=1) as database, atomic_path(path) as temporary:
+        if ids:
+            database.register("documents", read_bucket(ids, bucket))
+        else:
+            database.execute(f"CREATE VIEW documents AS FROM {parquet_table(*tables)}")
+        duplicates = f"""
+            WITH repeated AS (SELECT doc_id FROM documents GROUP BY doc_id HAVING count(*) > 1)
+            SELECT {DUPLICATE_COLUMNS},
+                first_value(file) OVER first_in_order AS first_file,
+                first_value(line) OVER first_in_order AS first_line
+            FROM documents SEMI JOIN repeated USING (doc_id)
+            WINDOW first_in_order AS (PARTITION BY doc_id ORDER BY file, line, part, row)
+            QUALIFY row_number() OVER first_in_order > 1
+            """
+        database.execute(write_parquet(duplicates, temporary))
+
+
+def _list_rejected(directory: RunDirectory, found: Sequence[Path], scratch: Path) -> None:
+    """Writes rejected.jsonl, and the rows of duplicates in each part to a file in `scratch`."""
+    tables = list_parts(directory.tokens, ".parquet")
+    with (
+        open_database(scratch) as database,
+        atomic_path(directory.rejected) as path,
+        path.open("w", encoding="utf-8") as merged,
+    ):
+        for source in list_parts(directory.tokens, ".rejected.jsonl"):
+            with source.open(encoding="utf-8") as lines:
+                shutil.copyfileobj(lines, merged)
+        cursor = database.execute(f"FROM {parquet_table(*found)} ORDER BY part, row")
+        duplicates = itertools.chain.from_iterable(iter(lambda: cursor.fetchmany(1024), []))
+        for part, own in itertools.groupby(duplicates, itemgetter(0)):
+            rows = []
+            for _, row, doc_id, file, line, first_file, first_line in own:
+                rows.append(row)
+                reason = f"duplicate id {doc_id!r}, first in {first_file} line {first_line}"
+                merged.write(rejection_line(Rejection(file, line, reason)))
+            np.save(scratch / f"{tables[part].stem}.npy", rows)
+
+
+def _mark_rejected(marked: tuple[Path, Path], advance: Advance) -> None:
+    """Sets the split of some rows of a part, listed in a file, to `rejected`, row group by row
+    group."""
+    path, rows = marked[0], np.load(marked[1])
     with pq.ParquetFile(path) as part:
         schema = part.schema_arrow
         groups = range(part.num_row_groups)

@@ -48,7 +48,7 @@ def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str
     conditions = {"reference": "split = 'reference'"}
     folder = directory.reference("rows")
     rows = write_quadrant_rows(
-        config.reference.rows, directory, folder, tables, conditions, config.seed
+        config.reference.rows, directory, folder, tables, conditions, config.seed, config.workers
     )
     if rows["reference"]["documents"] == 0:
         raise UserError(
@@ -94,6 +94,7 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
         [directory.assignment],
         training_conditions(config.partition.axes.quadrants),
         config.seed,
+        config.workers,
     )
     summary = record.to_json()
     return {**rows, **{key: summary[key] for key in ("without_quadrant", "warnings")}}

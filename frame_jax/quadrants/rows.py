@@ -11,6 +11,7 @@ counted.
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,19 @@ import pyarrow as pa
 from frame_jax import packing
 from frame_jax.config.quadrants import RowsConfig
 from frame_jax.config.run import RunConfig
+from frame_jax.config.workers import WorkersConfig
 from frame_jax.parallel import processes
 from frame_jax.records import LENGTHS, OpenFiles, write_tokens
-from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, list_parts, part_name, read_json, write_json
+from frame_jax.run.buckets import read_bucket, slice_tables, write_buckets
+from frame_jax.run.directory import (
+    RunDirectory,
+    list_parts,
+    part_name,
+    read_json,
+    remove,
+    write_json,
+)
+from frame_jax.run.map_parts import Advance, map_parts
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
 from frame_jax.sql import open_database, parquet_columns, parquet_table, sql_literal
 
@@ -159,36 +169,33 @@ def write_quadrant_rows(
     tables: Sequence[Path],
     conditions: Mapping[str, str],
     seed: int,
+    workers: WorkersConfig,
 ) -> dict[str, Any]:
     """Writes FOLDER/QUADRANT/part-*.arrayrecord, one record a row, and FOLDER/{rows,lengths}.json.
 
-    Called on every process, each of which makes its share of the parts. A part whose counts are
-    there is complete and kept. Tables are Parquet files with doc_id, part, row, tokens and what the
-    conditions name, which say in SQL which documents a quadrant has; `seed` shuffles them.
+    Called on every process. A part whose counts are there is complete and kept. Tables are Parquet
+    files with doc_id, part, row, tokens and what the conditions name, which say in SQL which
+    documents a quadrant has; `seed` shuffles them.
 
     Returns:
         The content of rows.json: {quadrant: {rows, documents, tokens, padding}}, in copies of
         documents, their text tokens and padding ids.
     """
-    special_tokens = read_special_tokens(directory)
-    token_files, open_files = list_parts(directory.tokens, ".arrayrecord"), OpenFiles()
     names = [part_name(index, config.parts, "") for index in range(config.parts)]
-    row_files = processes.local_share(
-        [(quadrant, index) for quadrant in conditions for index in range(config.parts)]
+    row_files = [folder / quadrant / name for quadrant in conditions for name in names]
+    left = [file for file, path in enumerate(row_files) if not path.with_suffix(".json").exists()]
+    tokens = list_parts(directory.tokens, ".arrayrecord")
+    scratch, number = folder / ".tmp-shuffled", config.parts
+    shuffled = shuffle_tables(tables, conditions, left, number, seed, scratch, workers)
+    map_parts(
+        RowFileWriter(config, read_special_tokens(directory), tokens, shuffled),
+        {f"{row_files[i].parent.name} {row_files[i].name}": (i, row_files[i]) for i in left},
+        workers,
+        name="rows",
+        work_bytes=sum(path.stat().st_size for path in tokens),
     )
-    left = [(q, i) for q, i in row_files if not (folder / q / f"{names[i]}.json").exists()]
-    with (
-        list_documents(tables, conditions, left, config.parts, seed, folder) as select,
-        progress.progress_bar("rows", len(left), "parts", show=processes.is_first()) as update,
-    ):
-        for quadrant, index in left:
-            path = folder / quadrant / names[index]
-            documents, file = select(quadrant, index), path.with_suffix(".arrayrecord")
-            counts = write_part(documents, token_files, open_files, config, special_tokens, file)
-            write_json(path.with_suffix(".json"), counts)
-            update(1, f"{quadrant} {names[index]}")
-    processes.barrier(f"rows in {folder.name}")
     if processes.is_first():
+        remove(scratch)
         totals, lengths = {}, {}
         for quadrant in conditions:
             parts = [read_json(folder / quadrant / f"{name}.json") for name in names]
@@ -198,6 +205,59 @@ def write_quadrant_rows(
         write_json(folder / "rows.json", totals)
     processes.barrier(f"counts in {folder.name}")
     return read_json(folder / "rows.json")
+
+
+def shuffle_tables(
+    tables: Sequence[Path],
+    conditions: Mapping[str, str],
+    wanted: Sequence[int],
+    parts: int,
+    seed: int,
+    scratch: Path,
+    workers: WorkersConfig,
+) -> list[Path]:
+    """Writes the documents of the row files `wanted` to files in `scratch`, one for each slice of
+    the tables, and returns their paths for `read_shuffled`; called on every process.
+
+    Row files are numbered as by `shuffled_sql`.
+    """
+    slices = slice_tables(tables) if wanted else []
+    paths = [scratch / part_name(index, len(slices), ".arrow") for index in range(len(slices))]
+    copied = "copies" in parquet_columns(tables[0])
+    queries = [
+        shuffled_sql(table, conditions, parts, copied, ["part", "row", "tokens"])
+        for table in slices
+    ]
+    map_parts(
+        functools.partial(
+            shuffle_slice,
+            buckets=len(conditions) * parts,
+            parameters={"seed": seed, "wanted": wanted},
+        ),
+        {path.stem: (query, path) for query, path in zip(queries, paths, strict=True)},
+        workers,
+        name="order of documents",
+        work_bytes=sum(path.stat().st_size for path in tables),
+    )
+    return paths
+
+
+def shuffled_sql(
+    table: str, conditions: Mapping[str, str], parts: int, copied: bool, columns: Sequence[str]
+) -> str:
+    """SQL for row_file, position and some columns of the documents of the row files $wanted.
+
+    Row files have `parts` numbers for each condition, in their order; in one, documents are read in
+    the order of position, part and row.
+    """
+    cases = " ".join(
+        f"WHEN {test} THEN {number * parts}" for number, test in enumerate(conditions.values())
+    )
+    return (
+        f"SELECT CASE {cases} END + row_part AS row_file, {position_sql(parts)} AS position, "
+        f"{', '.join(columns)} FROM ({copies_sql(table, parts, copied=copied)}) "
+        "WHERE row_file IN (SELECT unnest($wanted::INTEGER[]))"
+    )
 
 
 def copies_sql(table: str, parts: int, *, copied: bool) -> str:
@@ -226,6 +286,59 @@ def position_sql(parts: int) -> str:
     return f"CASE copy WHEN 0 THEN hash ELSE row_part * {width}::UBIGINT + {own} // {parts} END"
 
 
+def shuffle_slice(
+    part: tuple[str, Path], advance: Advance, *, buckets: int, parameters: Mapping[str, Any]
+) -> None:
+    """Writes what a query of `shuffled_sql` gives to a file, in buckets of row files."""
+    shuffled, path = part
+    with open_database(path.parent, threads=1) as connection:
+        documents = connection.sql(
+            f"SELECT * RENAME (row_file AS bucket) FROM ({shuffled})", params=parameters
+        )
+        write_buckets(documents, buckets, path)
+
+
+def read_shuffled(paths: Sequence[Path], row_file: int) -> ShuffledDocuments:
+    """The documents of a row file in files of `shuffle_slice`."""
+    found = read_bucket(paths, row_file)
+    position, part, row, tokens = (found[name].to_numpy() for name in found.column_names)
+    order = np.lexsort((row, part, position))
+    return ShuffledDocuments(*(column[order].astype(np.int64) for column in (part, row, tokens)))
+
+
+@dataclass(frozen=True)
+class RowFileWriter:
+    """Makes row files, each given by its number and its path, without a suffix.
+
+    Attributes:
+        config: How documents are packed.
+        special_tokens: Of the tokenizer.
+        token_files: By the part of a document.
+        shuffled: Files of `shuffle_slice`.
+    """
+
+    config: RowsConfig
+    special_tokens: SpecialTokens
+    token_files: Sequence[Path]
+    shuffled: Sequence[Path]
+
+    @functools.cached_property
+    def open_files(self) -> OpenFiles:
+        return OpenFiles()
+
+    def __call__(self, part: tuple[int, Path], advance: Advance) -> None:
+        number, path = part
+        counts = write_part(
+            read_shuffled(self.shuffled, number),
+            self.token_files,
+            self.open_files,
+            self.config,
+            self.special_tokens,
+            path.with_suffix(".arrayrecord"),
+        )
+        write_json(path.with_suffix(".json"), counts)
+
+
 @contextlib.contextmanager
 def list_documents(
     tables: Sequence[Path],
@@ -247,21 +360,14 @@ def list_documents(
         return
     columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
     firsts = {quadrant: number * parts for number, quadrant in enumerate(conditions)}
-    cases = " ".join(f"WHEN {test} THEN {firsts[name]}" for name, test in conditions.items())
-    copied = "copies" in parquet_columns(tables[0])
     wanted = [firsts[quadrant] + index for quadrant, index in row_files]
+    copied = "copies" in parquet_columns(tables[0])
+    shuffled = shuffled_sql(parquet_table(*tables), conditions, parts, copied, columns)
     with open_database(scratch) as connection:
         # In the order of files, whose documents then lie close together: reading one part passes
         # over the rest by the ranges of `row_file` that DuckDB keeps.
         connection.execute(
-            f"""
-            CREATE TABLE chosen AS
-            SELECT CASE {cases} END + row_part AS row_file, {position_sql(parts)} AS position,
-                {", ".join(columns)}
-            FROM ({copies_sql(parquet_table(*tables), parts, copied=copied)})
-            WHERE row_file IN (SELECT unnest($wanted::INTEGER[]))
-            ORDER BY row_file, position
-            """,
+            f"CREATE TABLE chosen AS {shuffled} ORDER BY row_file, position",
             {"seed": seed, "wanted": wanted},
         )
 

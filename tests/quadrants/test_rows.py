@@ -1,5 +1,6 @@
 """Training rows: every token once, whatever the packing, the parts, the processes or a restart."""
 
+import hashlib
 import resource
 import threading
 from pathlib import Path
@@ -18,6 +19,7 @@ from frame_jax.quadrants import rows as row_files
 from frame_jax.quadrants.partition import write_reference_rows
 from frame_jax.quadrants.rows import PackedSegments, best_fit, concat
 from frame_jax.records import LENGTHS, OpenFiles, TokenReader
+from frame_jax.run import buckets
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from tests.quadrants.corpus import (
     BOS,
@@ -200,6 +202,39 @@ def test_rows_are_the_same_with_one_token_file_open_and_few_rows_made_together(
     for path in plain.quadrants.rglob("part-*"):
         other = bounded.quadrants / path.relative_to(plain.quadrants)
         assert other.read_bytes() == path.read_bytes()
+
+
+# Of the rows that DuckDB's table of all documents gave, before they were listed in slices.
+DIGESTS = {
+    ("concat", "each once"): "973dfc841b573ebe",
+    ("concat", "mixture"): "49f32a5ad4a9f67a",
+    ("best_fit", "each once"): "d44f2d1574c87bcd",
+    ("best_fit", "mixture"): "516eff8ff92db942",
+}
+
+
+@pytest.mark.parametrize("slice_lines", [buckets.SLICE_LINES, 650, 110])
+@pytest.mark.parametrize(("packing", "name"), DIGESTS)
+def test_rows_do_not_depend_on_the_slices_in_which_documents_are_listed(
+    packing: str,
+    name: str,
+    slice_lines: int,
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The table of all documents is larger than a slice, the tables of tokens are larger or not."""
+    monkeypatch.setattr(buckets, "SLICE_LINES", slice_lines)
+    directory = make(tmp_path, corpus, packing=packing, mixture=MIXTURES[name])
+    write_reference_rows(run_config(directory, rows=RowsConfig(parts=2)), directory)
+    digest = hashlib.sha256()
+    folders = [*sorted(directory.quadrants.glob("Q*")), directory.reference("rows") / "reference"]
+    for folder in folders:
+        for path in list_parts(folder, ".arrayrecord"):
+            for row in TokenReader(path).read(range(len(TokenReader(path)))):
+                digest.update(row.tobytes())
+    assert digest.hexdigest()[:16] == DIGESTS[packing, name]
+    assert not list(directory.root.rglob(".tmp-*"))
 
 
 @pytest.mark.parametrize(("count", "name"), [(2, "each once"), (4, "mixture")])
