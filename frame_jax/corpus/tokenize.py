@@ -104,8 +104,8 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
     )
     # Of a file that grew meanwhile, some of what came late may be in the parts.
     run_on_all_processes(lambda: processes.is_first() and expected_signature(config, directory))
+    reject_duplicates(directory, config.workers)
     if processes.is_first():
-        reject_duplicates(directory)
         write_json(directory.tokens / SUMMARY, summarise(directory, config.corpus))
     processes.barrier("rejected")
     summary = read_json(directory.tokens / SUMMARY)

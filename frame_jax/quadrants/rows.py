@@ -184,6 +184,7 @@ def write_quadrant_rows(
     names = [part_name(index, config.parts, "") for index in range(config.parts)]
     row_files = [folder / quadrant / name for quadrant in conditions for name in names]
     left = [file for file, path in enumerate(row_files) if not path.with_suffix(".json").exists()]
+    left = processes.broadcast_from_first(left)  # a file system may show names late
     tokens = list_parts(directory.tokens, ".arrayrecord")
     scratch, number = folder / ".tmp-shuffled", config.parts
     shuffled = shuffle_tables(tables, conditions, left, number, seed, scratch, workers)

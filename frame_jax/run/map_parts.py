@@ -48,7 +48,7 @@ def map_parts(
     parts: Mapping[str, Part],
     workers: WorkersConfig,
     *,
-    made: Callable[[str], bool],
+    made: Callable[[str], bool] = lambda name: False,
     name: str,
     unit: str = "parts",
     work_bytes: float,

@@ -252,8 +252,7 @@ def test_one_process_alone_reads_all_tables(config, monkeypatch):
     }
     for name, value in answers.items():
         monkeypatch.setattr(tokenize.processes, name, lambda *_, value=value: value)
-    for name in ("reject_duplicates", "summarise"):
-        monkeypatch.setattr(tokenize, name, None)
+    monkeypatch.setattr(tokenize, "summarise", None)
     assert run(config)[0] == summary
 
 

@@ -82,7 +82,6 @@ def write_rows(
         RowWriter(directory, trial_order, folder),
         shards,
         workers,
-        made=lambda name: False,
         name="write rows",
         unit="rows",
         work_bytes=row_bytes * trial_order.schedule.rows,
