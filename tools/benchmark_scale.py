@@ -48,12 +48,19 @@ from frame_jax.config.corpus import CorpusConfig, SourceConfig
 from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.quadrants import AxesConfig, RowsConfig
 from frame_jax.config.run import RunConfig
+from frame_jax.config.workers import WorkersConfig
 from frame_jax.corpus import tokenize
 from frame_jax.curriculum import loader
 from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve_curriculum
-from frame_jax.quadrants.rows import ShuffledDocuments, best_fit, list_documents, write_part
+from frame_jax.quadrants.rows import (
+    ShuffledDocuments,
+    best_fit,
+    read_shuffled,
+    shuffle_tables,
+    write_part,
+)
 from frame_jax.records import LENGTHS, OpenFiles, TokenReader, record_counts, write_tokens
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, write_json
@@ -255,12 +262,13 @@ def measure_shuffle(root: Path, scale: float, turns: int) -> Iterator[Line]:
         documents = int(documents * scale)
         table = documents_table(root / "assignment.parquet", documents)
         for share in (1, 64):  # hosts
-            units = [(quadrant, index) for quadrant in QUADRANTS for index in range(64 // share)]
+            units = [64 * quadrant + index for quadrant in range(4) for index in range(64 // share)]
 
-            def work(units: list[tuple[str, int]] = units, table: Path = table) -> None:
-                with list_documents([table], conditions, units, 64, 0, root) as select:
-                    for unit in units:
-                        select(*unit)
+            def work(units: list[int] = units, table: Path = table) -> None:
+                listed = [table], conditions, units, 64, 0, root / "shuffled", WorkersConfig()
+                paths = shuffle_tables(*listed)
+                for unit in units:
+                    read_shuffled(paths, unit)
 
             yield {"n": documents, "hosts": share, **fastest(turns, work)}
 

@@ -9,10 +9,9 @@ is in exactly one row; where rows are not full they end in padding, which is bos
 counted.
 """
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -37,7 +36,7 @@ from frame_jax.run.directory import (
 )
 from frame_jax.run.map_parts import Advance, map_parts
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
-from frame_jax.sql import open_database, parquet_columns, parquet_table, sql_literal
+from frame_jax.sql import open_database, parquet_columns, sql_literal
 
 # Ids of rows that are made together (64 MiB): documents lie in all token files, and where these
 # cannot all be kept open, each is opened again every time.
@@ -216,19 +215,21 @@ def shuffle_tables(
     seed: int,
     scratch: Path,
     workers: WorkersConfig,
+    *,
+    doc_ids: bool = False,
 ) -> list[Path]:
     """Writes the documents of the row files `wanted` to files in `scratch`, one for each slice of
     the tables, and returns their paths for `read_shuffled`; called on every process.
 
-    Row files are numbered as by `shuffled_sql`.
+    Row files are numbered as by `shuffled_sql`. Reading one after the other gives one order of all
+    documents that does not depend on `parts`, as long as none has two copies: a column `copies` of
+    the tables says how many, else one each.
     """
     slices = slice_tables(tables) if wanted else []
     paths = [scratch / part_name(index, len(slices), ".arrow") for index in range(len(slices))]
     copied = "copies" in parquet_columns(tables[0])
-    queries = [
-        shuffled_sql(table, conditions, parts, copied, ["part", "row", "tokens"])
-        for table in slices
-    ]
+    columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
+    queries = [shuffled_sql(table, conditions, parts, copied, columns) for table in slices]
     map_parts(
         functools.partial(
             shuffle_slice,
@@ -241,6 +242,20 @@ def shuffle_tables(
         work_bytes=sum(path.stat().st_size for path in tables),
     )
     return paths
+
+
+def shuffle_training_documents(
+    config: RunConfig, directory: RunDirectory, scratch: Path, *, doc_ids: bool = False
+) -> list[Path]:
+    """As `shuffle_tables`, of all row files of a partitioned run: part p of quadrant q, by their
+    numbers, is row file q * rows.parts + p."""
+    conditions, parts = (
+        training_conditions(config.partition.axes.quadrants),
+        config.partition.rows.parts,
+    )
+    wanted = list(range(len(conditions) * parts))
+    listed = [directory.assignment], conditions, wanted, parts, config.seed
+    return shuffle_tables(*listed, scratch, config.workers, doc_ids=doc_ids)
 
 
 def shuffled_sql(
@@ -302,9 +317,11 @@ def shuffle_slice(
 def read_shuffled(paths: Sequence[Path], row_file: int) -> ShuffledDocuments:
     """The documents of a row file in files of `shuffle_slice`."""
     found = read_bucket(paths, row_file)
-    position, part, row, tokens = (found[name].to_numpy() for name in found.column_names)
+    position, part, row, tokens = (column.to_numpy() for column in found.columns[:4])
     order = np.lexsort((row, part, position))
-    return ShuffledDocuments(*(column[order].astype(np.int64) for column in (part, row, tokens)))
+    doc_id = found["doc_id"].take(pa.array(order)) if "doc_id" in found.column_names else None
+    columns = (column[order].astype(np.int64) for column in (part, row, tokens))
+    return ShuffledDocuments(*columns, doc_id)
 
 
 @dataclass(frozen=True)
@@ -338,64 +355,6 @@ class RowFileWriter:
             path.with_suffix(".arrayrecord"),
         )
         write_json(path.with_suffix(".json"), counts)
-
-
-@contextlib.contextmanager
-def list_documents(
-    tables: Sequence[Path],
-    conditions: Mapping[str, str],
-    row_files: Sequence[tuple[str, int]],
-    parts: int,
-    seed: int,
-    scratch: Path,
-    *,
-    doc_ids: bool = False,
-) -> Iterator[Callable[[str, int], ShuffledDocuments]]:
-    """Yields a function from a quadrant and the index of a row file to its shuffled documents.
-
-    Reading part after part gives one order of all documents that does not depend on `parts`, as
-    long as none has two copies: a column `copies` of the tables says how many, else one each.
-    """
-    if not row_files:
-        yield lambda quadrant, index: ShuffledDocuments(*np.empty((3, 0), np.int64))
-        return
-    columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
-    firsts = {quadrant: number * parts for number, quadrant in enumerate(conditions)}
-    wanted = [firsts[quadrant] + index for quadrant, index in row_files]
-    copied = "copies" in parquet_columns(tables[0])
-    shuffled = shuffled_sql(parquet_table(*tables), conditions, parts, copied, columns)
-    with open_database(scratch) as connection:
-        # In the order of files, whose documents then lie close together: reading one part passes
-        # over the rest by the ranges of `row_file` that DuckDB keeps.
-        connection.execute(
-            f"CREATE TABLE chosen AS {shuffled} ORDER BY row_file, position",
-            {"seed": seed, "wanted": wanted},
-        )
-
-        def select(quadrant: str, index: int) -> ShuffledDocuments:
-            found = connection.sql(
-                f"SELECT {', '.join(columns)} FROM chosen WHERE row_file = $row_file "
-                "ORDER BY position, part, row",
-                params={"row_file": firsts[quadrant] + index},
-            ).to_arrow_table()
-            part, row, tokens = (found[name].to_numpy().astype(np.int64) for name in columns[:3])
-            return ShuffledDocuments(part, row, tokens, found["doc_id"] if doc_ids else None)
-
-        yield select
-
-
-def list_training_documents(
-    config: RunConfig,
-    directory: RunDirectory,
-    row_files: Sequence[tuple[str, int]],
-    scratch: Path,
-    *,
-    doc_ids: bool = False,
-) -> contextlib.AbstractContextManager[Callable[[str, int], ShuffledDocuments]]:
-    """As `list_documents`, of the training rows of a partitioned run."""
-    conditions = training_conditions(config.partition.axes.quadrants)
-    listed = [directory.assignment], conditions, row_files, config.partition.rows.parts, config.seed
-    return list_documents(*listed, scratch, doc_ids=doc_ids)
 
 
 def write_part(

@@ -67,11 +67,12 @@ def map_parts(
     if workers.engine == "ray":
         mine = list(parts) if processes.is_first() else []
     share = {key: parts[key] for key in mine if not made(key)}
-    total, show = len(share), processes.is_first() and bool(share)
+    total, counted = len(share), unit == "parts"
+    show = processes.is_first() and total > counted  # one part has no progress to show
     done = 0
 
     def run() -> None:
-        bar = progress.progress_bar(name, total if unit == "parts" else None, unit, show=show)
+        bar = progress.progress_bar(name, total if counted else None, unit, show=show)
         with bar as update:
 
             def advance(amount: float) -> None:
@@ -80,7 +81,7 @@ def map_parts(
             def finish(part: str) -> None:
                 nonlocal done
                 done += 1
-                update(unit == "parts", part)
+                update(counted, part)
 
             count = worker_count(workers, total, work_bytes)
             if workers.engine == "ray":

@@ -11,6 +11,7 @@ import pytest
 from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.quadrants import AxesConfig, MixtureConfig, PartitionConfig, RowsConfig
 from frame_jax.config.scoring import ScoringConfig
+from frame_jax.config.workers import WorkersConfig
 from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve_curriculum
@@ -18,7 +19,12 @@ from frame_jax.errors import UserError
 from frame_jax.quadrants import partition
 from frame_jax.quadrants.mixture import resolve_mixture, tokenized_mixture
 from frame_jax.quadrants.partition import write_assignment
-from frame_jax.quadrants.rows import list_documents, pack_documents, training_conditions
+from frame_jax.quadrants.rows import (
+    pack_documents,
+    read_shuffled,
+    shuffle_tables,
+    training_conditions,
+)
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.partition_record import read_partition_record
 from frame_jax.run.special_tokens import SpecialTokens
@@ -210,32 +216,32 @@ def packed_copies(
     directory: RunDirectory, rows: RowsConfig
 ) -> dict[str, tuple[dict[str, list[set[int]]], int]]:
     """Of each quadrant: the rows that hold each copy of a document, and the number of rows."""
-    files = [(quadrant, part) for quadrant in QUADRANTS for part in range(rows.parts)]
     found = {}
-    with list_documents(
+    paths = shuffle_tables(
         [directory.assignment],
         training_conditions(QUADRANTS),
-        files,
+        list(range(len(QUADRANTS) * rows.parts)),
         rows.parts,
         0,
-        directory.root,
+        directory.root / "listed",
+        WorkersConfig(),
         doc_ids=True,
-    ) as select:
-        for quadrant in QUADRANTS:
-            before, own = 0, dict[str, list[set[int]]]()
-            for part in range(rows.parts):
-                documents = select(quadrant, part)
-                packed = pack_documents(documents, rows, SpecialTokens(BOS, EOS, EOS + 1))
-                assert documents.doc_id is not None
-                names = documents.doc_id.to_pylist()
-                assert len(set(names)) == len(names)
-                held = [set[int]() for _ in names]
-                for document, row in zip(packed.document, packed.row, strict=True):
-                    held[document].add(before + int(row))
-                for name, places in zip(names, held, strict=True):
-                    own.setdefault(name, []).append(places)
-                before += packed.rows
-            found[quadrant] = own, before
+    )
+    for number, quadrant in enumerate(QUADRANTS):
+        before, own = 0, dict[str, list[set[int]]]()
+        for part in range(rows.parts):
+            documents = read_shuffled(paths, number * rows.parts + part)
+            packed = pack_documents(documents, rows, SpecialTokens(BOS, EOS, EOS + 1))
+            assert documents.doc_id is not None
+            names = documents.doc_id.to_pylist()
+            assert len(set(names)) == len(names)
+            held = [set[int]() for _ in names]
+            for document, row in zip(packed.document, packed.row, strict=True):
+                held[document].add(before + int(row))
+            for name, places in zip(names, held, strict=True):
+                own.setdefault(name, []).append(places)
+            before += packed.rows
+        found[quadrant] = own, before
     return found
 
 

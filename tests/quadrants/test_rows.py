@@ -247,7 +247,7 @@ def test_several_processes_make_what_one_makes(
     monkeypatch.setattr(processes, "process_index", lambda: here.index)
     monkeypatch.setattr(processes, "process_count", lambda: count)
     monkeypatch.setattr(processes, "barrier", lambda name: meet.wait())
-    monkeypatch.setattr(processes, "failing_processes", lambda *_: meet.wait() and {} or {})
+    monkeypatch.setattr(processes, "failing_processes", lambda *_: (meet.wait() and {}) or {})
     monkeypatch.setattr(processes, "broadcast_from_first", lambda value: value)
 
     def work(index: int) -> None:

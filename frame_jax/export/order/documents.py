@@ -5,19 +5,29 @@ other shuffles. Documents that a shortened run does not reach are left out. docs
 the columns hold, how far a trainer that follows the order deviates, and why.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from frame_jax.config.quadrants import RowsConfig
 from frame_jax.config.run import RunConfig
-from frame_jax.export.order.trial_order import TrialOrder
-from frame_jax.quadrants.rows import PackedSegments, list_training_documents, pack_documents
+from frame_jax.export.order.trial_order import RowFile, TrialOrder, list_row_files
+from frame_jax.quadrants.rows import (
+    PackedSegments,
+    pack_documents,
+    read_shuffled,
+    shuffle_training_documents,
+)
 from frame_jax.run.directory import RunDirectory, remove
+from frame_jax.run.map_parts import Advance, map_parts
+from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.sql import open_database, parquet_table, write_parquet
 
 ROWS_AT_ONCE = 1 << 20
+LINE_BYTES = 100  # read for a row, about
 
 NOTES = """# Curriculum {curriculum}
 
@@ -107,33 +117,50 @@ def write_first_rows(
     And of each row: quadrant_index, quadrant_row, tokens (of text), cut (those of documents that
     begin in another row).
     """
-    rows, quadrants = config.partition.rows, trial_order.schedule.quadrants
-    row_files = [(quadrant, part) for quadrant in quadrants for part in range(rows.parts)]
-    before = dict.fromkeys(quadrants, 0)
-    with list_training_documents(config, directory, row_files, scratch.parent) as select:
-        for quadrant, part in row_files:
-            documents = select(quadrant, part)
-            packed = pack_documents(documents, rows, trial_order.special_tokens)
-            index = quadrants.index(quadrant)
-            first = np.full(len(documents.tokens), np.iinfo(np.int64).max)
-            np.minimum.at(first, packed.document, packed.row)
-            write_columns(
-                scratch / f"documents-{index}-{part:05d}.parquet",
-                quadrant_index=np.full(len(first), index, np.int32),
-                quadrant_row=before[quadrant] + first,
-                number=np.arange(len(first)),
-                part=documents.part.astype(np.int32),
-                row=documents.row,
-            )
-            tokens, cut = row_tokens(packed, documents.tokens)
-            write_columns(
-                scratch / f"rows-{index}-{part:05d}.parquet",
-                quadrant_index=np.full(packed.rows, index, np.int32),
-                quadrant_row=before[quadrant] + np.arange(packed.rows),
-                tokens=tokens,
-                cut=cut,
-            )
-            before[quadrant] += packed.rows
+    row_files = list_row_files(directory, trial_order.schedule)
+    listed = scratch.with_name(".listed")
+    shuffled = shuffle_training_documents(config, directory, listed)
+    map_parts(
+        FirstRowWriter(config.partition.rows, trial_order.special_tokens, shuffled, scratch),
+        {f"{row_file.quadrant_name} {row_file.part}": row_file for row_file in row_files},
+        config.workers,
+        name="rows",
+        work_bytes=LINE_BYTES * trial_order.schedule.rows,
+    )
+    remove(listed)
+
+
+@dataclass(frozen=True)
+class FirstRowWriter:
+    """Writes what `write_first_rows` does of a row file; `shuffled` is the order of documents."""
+
+    rows: RowsConfig
+    special_tokens: SpecialTokens
+    shuffled: list[Path]
+    scratch: Path
+
+    def __call__(self, row_file: RowFile, advance: Advance) -> None:
+        index, part = row_file.quadrant, row_file.part
+        documents = read_shuffled(self.shuffled, index * self.rows.parts + part)
+        packed = pack_documents(documents, self.rows, self.special_tokens)
+        first = np.full(len(documents.tokens), np.iinfo(np.int64).max)
+        np.minimum.at(first, packed.document, packed.row)
+        write_columns(
+            self.scratch / f"documents-{index}-{part:05d}.parquet",
+            quadrant_index=np.full(len(first), index, np.int32),
+            quadrant_row=row_file.first + first,
+            number=np.arange(len(first)),
+            part=documents.part.astype(np.int32),
+            row=documents.row,
+        )
+        tokens, cut = row_tokens(packed, documents.tokens)
+        write_columns(
+            self.scratch / f"rows-{index}-{part:05d}.parquet",
+            quadrant_index=np.full(packed.rows, index, np.int32),
+            quadrant_row=row_file.first + np.arange(packed.rows),
+            tokens=tokens,
+            cut=cut,
+        )
 
 
 def write_columns(path: Path, **columns: np.ndarray) -> None:

@@ -16,9 +16,10 @@ from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.errors import UserError
 from frame_jax.export.order import manifest_lines
-from frame_jax.export.order.manifest_lines import write_part, write_sorted_lines
+from frame_jax.export.order.manifest_lines import LinesWriter, write_part
 from frame_jax.export.order.trial_order import RowFile, TrialOrder, list_row_files
 from frame_jax.parallel import processes
+from frame_jax.quadrants.rows import shuffle_training_documents
 from frame_jax.run.directory import (
     RunDirectory,
     part_name,
@@ -114,10 +115,17 @@ def write_manifest(
             scratch / f"{row_file.quadrant_name}-{row_file.part:05d}.arrow"
             for row_file in row_files
         ]
-        left = [pair for pair in zip(row_files, gathered, strict=True) if not pair[1].exists()]
-        processes.barrier("rows of the manifest listed")
-        write_sorted_lines(config, directory, trial_order, processes.local_share(left), scratch)
-        processes.barrier("rows of the manifest read")
+        if not processes.broadcast_from_first(all(path.exists() for path in gathered)):
+            shuffled = shuffle_training_documents(config, directory, scratch, doc_ids=True)
+            map_parts(
+                LinesWriter(config.partition.rows, trial_order, directory.assignment, shuffled),
+                {path.stem: (row_files[i], path) for i, path in enumerate(gathered)},
+                config.workers,
+                made=lambda name: (scratch / f"{name}.arrow").exists(),
+                name="rows",
+                unit="rows",
+                work_bytes=LINE_BYTES * trial_order.schedule.rows,
+            )
         map_parts(
             PartWriter(trial_order, expected["batch_size"], row_files, gathered),
             {path.stem: (index, path) for index, path in enumerate(paths)},

@@ -2,11 +2,12 @@
 
 Rows lie on disk by quadrant and come in training from anywhere. So each part of a quadrant is read
 once, from its beginning to its end, and its lines are sorted by where they go
-(`write_sorted_lines`); each part of the manifest then takes its own from all of them
+(`LinesWriter`); each part of the manifest then takes its own from all of them
 (`write_part`). Memory holds one part of a quadrant, or PART_ROWS lines.
 """
 
 import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from frame_jax.config.run import RunConfig
+from frame_jax.config.quadrants import RowsConfig
 from frame_jax.curriculum import digest
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.errors import UserError
 from frame_jax.export.order.trial_order import RowFile, TrialOrder, read_rows
-from frame_jax.parallel import processes
 from frame_jax.quadrants.rows import (
     PackedSegments,
     ShuffledDocuments,
-    list_training_documents,
     pack_documents,
+    read_shuffled,
 )
-from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, atomic_path, file_sha256, write_json
+from frame_jax.run.directory import atomic_path, file_sha256, write_json
+from frame_jax.run.map_parts import Advance
 
 PART_ROWS = 1 << 18
 SPAN = {"doc_id": pa.large_string(), "start": pa.int32(), "stop": pa.int32(), "first": pa.int64()}
@@ -42,43 +42,44 @@ LINES = pa.schema(
 )
 
 
-def write_sorted_lines(
-    config: RunConfig,
-    directory: RunDirectory,
-    trial_order: TrialOrder,
-    left: list[tuple[RowFile, Path]],
-    scratch: Path,
-) -> None:
-    """Sorts the lines of a part of a quadrant into one batch for each part of the manifest."""
-    special_tokens, show = trial_order.special_tokens, processes.is_first()
-    names = [(row_file.quadrant_name, row_file.part) for row_file, _ in left]
-    total = sum(row_file.rows for row_file, _ in left)
-    with (
-        list_training_documents(config, directory, names, scratch, doc_ids=True) as select,
-        progress.progress_bar("rows", total, "rows", show=show) as update,
-    ):
-        for row_file, path in left:
-            documents = select(row_file.quadrant_name, row_file.part)
-            segments = pack_documents(documents, config.partition.rows, special_tokens)
-            digests = np.empty((row_file.rows, digest.BYTES), np.uint8)
-            # What the rows' documents were is not kept with them, so it is found out again.
-            led = (segments.start == 0) | (segments.num_bos > 0)  # pieces that BOS begins, or leads
-            begins, begin_rows = segments.offset[led] - segments.num_bos, segments.row[led]
-            agree = segments.rows == row_file.rows
-            for first, rows in read_rows(row_file) if agree else ():
-                digests[first : first + len(rows)] = digest.row_digests(rows)
-                lo, hi = np.searchsorted(begin_rows, [first, first + len(rows)])
-                ids = rows[begin_rows[lo:hi] - first, begins[lo:hi]]
-                agree &= bool((ids == special_tokens.bos_id).all())
-                update(len(rows), path.stem)
-            if not agree:
-                raise UserError(
-                    f"{row_file.path} does not hold the documents that {directory.assignment} has "
-                    "for it: one of them has changed since; redo the partition phase"
-                )
-            write_lines(
-                trial_order.selection, row_file, digests, document_spans(documents, segments), path
+@dataclass(frozen=True)
+class LinesWriter:
+    """Sorts the lines of a row file into one batch for each part of the manifest.
+
+    Attributes:
+        assignment: The table of documents, for messages.
+        shuffled: Their order, with ids, from `shuffle_training_documents`.
+    """
+
+    rows: RowsConfig
+    trial_order: TrialOrder
+    assignment: Path
+    shuffled: list[Path]
+
+    def __call__(self, part: tuple[RowFile, Path], advance: Advance) -> None:
+        row_file, path = part
+        special_tokens = self.trial_order.special_tokens
+        number = row_file.quadrant * self.rows.parts + row_file.part
+        documents = read_shuffled(self.shuffled, number)
+        segments = pack_documents(documents, self.rows, special_tokens)
+        digests = np.empty((row_file.rows, digest.BYTES), np.uint8)
+        # What the rows' documents were is not kept with them, so it is found out again.
+        led = (segments.start == 0) | (segments.num_bos > 0)  # pieces that BOS begins, or leads
+        begins, begin_rows = segments.offset[led] - segments.num_bos, segments.row[led]
+        agree = segments.rows == row_file.rows
+        for first, rows in read_rows(row_file) if agree else ():
+            digests[first : first + len(rows)] = digest.row_digests(rows)
+            lo, hi = np.searchsorted(begin_rows, [first, first + len(rows)])
+            ids = rows[begin_rows[lo:hi] - first, begins[lo:hi]]
+            agree &= bool((ids == special_tokens.bos_id).all())
+            advance(len(rows))
+        if not agree:
+            raise UserError(
+                f"{row_file.path} does not hold the documents that {self.assignment} has for it: "
+                "one of them has changed since; redo the partition phase"
             )
+        spans = document_spans(documents, segments)
+        write_lines(self.trial_order.selection, row_file, digests, spans, path)
 
 
 def document_spans(documents: ShuffledDocuments, segments: PackedSegments) -> pa.ListArray:

@@ -12,6 +12,7 @@ from frame_jax.config.models import ModelConfig
 from frame_jax.config.quadrants import PartitionConfig, RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import PretrainConfig, TrainingConfig
+from frame_jax.config.workers import WorkersConfig
 from frame_jax.main import write_config
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.records import TokenReader, write_tokens
@@ -80,7 +81,8 @@ def make_run(
     directory.quadrants.mkdir()
     pq.write_table(pa.Table.from_pylist(lines), directory.assignment)
     conditions = training_conditions(QUADRANTS)
-    write_quadrant_rows(rows, directory, directory.quadrants, [directory.assignment], conditions, 0)
+    tables, workers = [directory.assignment], WorkersConfig()
+    write_quadrant_rows(rows, directory, directory.quadrants, tables, conditions, 0, workers)
     write_json(directory.marker("partition"), {"fingerprint": "rows", "inputs": {}})
     for name in CURRICULA:
         write_json(

@@ -231,9 +231,8 @@ def test_rows_of_other_documents_are_refused(
         quadrant: f"split = 'train' AND quadrant = '{quadrant}'" for quadrant in QUADRANTS
     }
     shutil.rmtree(directory.quadrants / "Q1")
-    write_quadrant_rows(
-        config.partition.rows, directory, directory.quadrants, [directory.assignment], conditions, 1
-    )
+    rows, tables = config.partition.rows, [directory.assignment]
+    write_quadrant_rows(rows, directory, directory.quadrants, tables, conditions, 1, config.workers)
     assert main([str(directory.root), "--to", "manifest"]) == 2
     assert "does not hold the documents" in capsys.readouterr().err
 

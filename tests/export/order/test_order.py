@@ -97,9 +97,8 @@ def make_run(root: Path) -> tuple[RunConfig, RunDirectory]:
     conditions = {
         quadrant: f"split = 'train' AND quadrant = '{quadrant}'" for quadrant in QUADRANTS
     }
-    write_quadrant_rows(
-        config.partition.rows, directory, directory.quadrants, [directory.assignment], conditions, 0
-    )
+    rows, tables = config.partition.rows, [directory.assignment]
+    write_quadrant_rows(rows, directory, directory.quadrants, tables, conditions, 0, config.workers)
     return config, directory
 
 
