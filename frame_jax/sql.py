@@ -70,7 +70,8 @@ def parquet_table(*paths: Path, lines: tuple[int, int] | None = None) -> str:
     if lines is None:
         return f"read_parquet({files})"
     within = f"file_row_number >= {lines[0]} AND file_row_number < {lines[1]}"
-    return f"(FROM read_parquet({files}, file_row_number = true) WHERE {within})"
+    numbered = f"FROM read_parquet({files}, file_row_number = true) WHERE {within}"
+    return f"(SELECT * EXCLUDE (file_row_number) {numbered})"
 
 
 def parquet_columns(path: Path) -> list[str]:
