@@ -6,9 +6,9 @@ PEERS is an environment with the peers (without it ours runs alone):
 
     python -m venv PEERS && PEERS/bin/pip install 'datatrove[processing,io]' datasets tokenizers
 
-A case is a text (English, Chinese, code), a kind of file (JSON lines, Parquet, Arrow) and a number of
-workers. Each contender reads the same four files with the same tokenizer and writes token ids to an
-empty folder in its own way, all with one thread a worker, in turns of which the least counts. Two
+A case is a text (English, Chinese, code), a kind of file (JSON lines, Parquet, Arrow) and a number
+of workers. Each contender reads the same four files with the same tokenizer and writes token ids to
+an empty folder in its own way, one thread a worker, in turns of which the least counts. Two
 commands are timed: one on the files, and one on their first documents alone, which is the start.
 
   ratio                 seconds of the faster peer over ours, start included

@@ -1,7 +1,7 @@
 """Tokenises a folder as datatrove does: tokenize_datatrove.py KIND FOLDER TOKENIZER WORKERS OUT.
 
-KIND is jsonl, parquet or arrow (streams). Run in an environment with `datatrove[processing,io]`. The
-last line printed is the number of tokens written.
+KIND is jsonl, parquet or arrow (streams). Run in an environment with `datatrove[processing,io]`.
+The last line printed is the number of tokens written.
 """
 
 import sys
