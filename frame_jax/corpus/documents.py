@@ -107,6 +107,8 @@ def get_field(fields: Any, name: str) -> Any:
     Raises:
         RecordError: for a text on the way that begins as JSON does and is none.
     """
+    if isinstance(fields, dict) and name in fields:
+        return fields[name]
     if isinstance(fields, str | bytes):
         fields = _object(fields, name)
     if not isinstance(fields, Mapping):

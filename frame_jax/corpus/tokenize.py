@@ -62,13 +62,12 @@ COLUMNS = pa.schema(
         ("line", pa.int64()),
     ]
 )
-KEPT = ("source", "domain", "language", "file", "line")  # of a document, as they are
 GROUP_ROWS = 1 << 16
 BATCH_BYTES = 2_000_000
 SHOWN = 3  # files in a message
 SUMMARY = "summary.json"  # so that one process alone reads all tables
 
-DocumentRow = dict[str, Any]
+DocumentRow = tuple[Any, ...]  # of a value for each of COLUMNS
 
 
 def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
@@ -166,15 +165,10 @@ def write_part(
                     rejection = Rejection(document.file, document.line, reason)
                     rejected.write(rejection_line(rejection))
                     continue
-                row: DocumentRow = {
-                    "doc_id": document.id,
-                    "part": part,
-                    "row": records.records,
-                    "split": assign_split(document.id, config.seed, *shares),
-                    "tokens": len(ids),
-                    "bytes": size,
-                }
-                add(row | {name: getattr(document, name) for name in KEPT})
+                split = assign_split(document.id, config.seed, *shares)
+                labels = document.source, document.domain, document.language
+                place = document.file, document.line
+                add((document.id, part, records.records, split, *labels, len(ids), size, *place))
                 records.append(ids)
             advance(len(documents))
 
@@ -188,11 +182,11 @@ def _documents(
     """Yields documents with their UTF-8 bytes; lists rejections, and counts the other records of
     each source and the fields that they lack."""
     for chunk in chunks:
+        number = sources.index(chunk.source)
         for record in chunk.read_records():
             if isinstance(record, Rejection):
                 rejected.write(rejection_line(record))
                 continue
-            number = sources.index(chunk.source)
             counts.update(f"{number} {name}" for name in ("records", *record.absent))
             yield record, len(record.text.encode("utf-8"))
 
@@ -225,7 +219,8 @@ def _write_rows(path: Path, counts: Counter[str]) -> Iterator[Callable[[Document
         rows: list[DocumentRow] = []
 
         def flush() -> None:
-            writer.write_table(pa.Table.from_pylist(rows, COLUMNS))
+            arrays = map(pa.array, zip(*rows, strict=True), COLUMNS.types)
+            writer.write_table(pa.Table.from_arrays(list(arrays), schema=COLUMNS))
             rows.clear()
 
         def add(row: DocumentRow) -> None:

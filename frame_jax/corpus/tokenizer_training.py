@@ -80,7 +80,7 @@ def prepare_tokenizer(config: RunConfig, directory: RunDirectory) -> None:
     if getattr(backend.model, "dropout", None):
         messages.append(DROPOUT)
     tokenizer = make_tokenizer(backend, bos_id, eos_id)
-    if config.tokenizer.path is not None:
+    if config.tokenizer.path is not None and not tokenizer.lossless:
         limit = min(CHECKED_BYTES, config.tokenizer.sample_bytes)
         require_lossless(tokenizer, sample_documents(config.corpus, limit), config.tokenizer.path)
     with atomic_path(directory.tokenizer) as path:
