@@ -108,7 +108,7 @@ class StateFactory:
             return 0, self.initial_state(), 0
         step, params, optimizer, noted = found
         on_devices = jax.device_put(np.int32(step), self.shardings.step)
-        consumed = digest.read_consumed_rows(noted) or 0
+        consumed = digest.read_consumed_rows(noted)
         return step, TrainState(on_devices, params, optimizer), consumed
 
 
