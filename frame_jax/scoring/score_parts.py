@@ -119,12 +119,7 @@ def read_tokens(part: Path) -> pa.ChunkedArray:
 
 
 def read_model_documents(
-    part: Path,
-    rows: np.ndarray,
-    models: ScoringPass,
-    texts: DocumentTexts | None,
-    *,
-    decoded: bool,
+    part: Path, rows: np.ndarray, models: ScoringPass, texts: DocumentTexts | None, *, decoded: bool
 ) -> Iterator[np.ndarray]:
     """Yields the token ids that the models of a pass read in the documents at `rows` of a part.
 
