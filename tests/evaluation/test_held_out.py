@@ -100,7 +100,7 @@ def write_arm(directory: RunDirectory, arm: str) -> dict[int, Any]:
     params = {}
     for step in STEPS:
         params[step] = jax.tree.map(lambda leaf: 3 * leaf, DECODER.init(jax.random.key(step)))
-        saver.save(step, params[step], {"count": jnp.zeros(())})
+        saver.save(step, params[step], {"count": jnp.zeros(())}, {})
     saver.close()
     return params
 
@@ -218,7 +218,7 @@ def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Pat
     saver = Checkpointer(folder, STEPS, "fingerprint")
     for step in STEPS:
         other = jax.tree.map(jnp.zeros_like, params[step])
-        saver.save(step, other, ({"count": jnp.zeros(())}, EmaState(params[step])))
+        saver.save(step, other, ({"count": jnp.zeros(())}, EmaState(params[step])), {})
     saver.close()
     config = make_config(directory.root, ema=True)
     held_out.evaluate_trial(config, directory, "frame")
