@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax import checkpoints
 from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.run import RunConfig
+from frame_jax.errors import UserError
 from frame_jax.models.transformer import read_description
 from frame_jax.parallel import processes
 from frame_jax.run import progress
@@ -69,7 +71,7 @@ class Part(NamedTuple):
     note: str
 
 
-# Columns of a part; the last argument advances the progress bar.
+# Columns of a part, `nll` among them; the last argument advances the progress bar.
 Measure = Callable[[Scorer, Part, Callable[[int], None]], dict[str, Any]]
 
 
@@ -87,6 +89,9 @@ def write_missing_parts(
 
     Called on every process, with the same parts. `title` is that of the progress bar and of the
     barriers, `unit` of the parts' sizes.
+
+    Raises:
+        UserError: if a loss is not finite.
     """
     missing = [part for part in parts if not part.path.exists()]
     # Every process sees the same missing parts, because none writes before all have looked.
@@ -110,6 +115,12 @@ def write_missing_parts(
                     scorer.replace_params(params)  # which compiles nothing again
                 for part in (part for part in share if part.weights == weights):
                     columns = measure(scorer, part, functools.partial(update, note=part.note))
+                    if not np.isfinite(np.hstack(columns["nll"])).all():
+                        raise UserError(
+                            f"{part.path.parent}: a loss under these weights is not a number, so "
+                            "their training has diverged: lower "
+                            "pretrain.training.lr_schedule.peak and train again"
+                        )
                     with atomic_path(part.path) as temporary:
                         pq.write_table(pa.table(columns), temporary, compression="zstd")
     processes.barrier(f"{title}: parts written")

@@ -226,6 +226,21 @@ def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Pat
     assert read_result(directory, "frame") == expected
 
 
+@pytest.mark.slow
+def test_a_loss_that_is_not_a_number_is_refused(finished: Any, tmp_path: Path) -> None:
+    directory, params = copy_inputs(finished[0], tmp_path / "run"), finished[2]
+    folder = directory.pretrain("frame") / "checkpoints"
+    shutil.rmtree(folder)
+    saver = Checkpointer(folder, STEPS, "fingerprint")
+    for step in STEPS:
+        diverged = jax.tree.map(lambda leaf: jnp.nan * leaf, params[step])
+        saver.save(step, diverged, {"count": jnp.zeros(())}, {})
+    saver.close()
+    with pytest.raises(UserError, match=f"frame/{STEPS[0]}: a loss under these weights is not a n"):
+        held_out.evaluate_trial(make_config(directory.root), directory, "frame")
+    assert not list((directory.root / "evaluation").rglob("*.parquet"))
+
+
 def test_a_limit_takes_the_same_documents_whatever_the_parts(finished: Any) -> None:
     directory, _, _ = finished
     few, more = (
