@@ -133,6 +133,21 @@ def saved_steps(folder: Path) -> list[int]:
     return sorted(here | set(bucket.steps() if bucket else ()))
 
 
+def require_saved(folder: Path, steps: Iterable[int]) -> None:
+    """Refuses steps without a complete checkpoint under `folder` or in its bucket.
+
+    Raises:
+        UserError: naming the first of them, and the steps there are.
+    """
+    saved = saved_steps(folder)
+    if lost := sorted(set(steps) - set(saved)):
+        raise UserError(
+            f"{folder} has no checkpoint of step {lost[0]}; there are: "
+            f"{', '.join(map(str, saved)) or 'none'}. Choose one of these, or train the model "
+            f"again with --redo {phase_step_of(folder)}"
+        )
+
+
 def saved_consumed_rows(folder: Path) -> dict[int, dict[str, Any]]:
     """Reads what each checkpoint in `folder` notes of the consumed rows, by step.
 
@@ -220,6 +235,24 @@ def load_params(
             found = tree_digests({"params": params})["params"]
         if int(found) != digests["ema" if ema else "params"]:
             raise DamagedError("its params are not what was saved")
+    return params
+
+
+def load_mean(
+    folder: Path,
+    decoder: Decoder,
+    steps: Iterable[int],
+    decay: float | None = None,
+    *,
+    ema: bool = False,
+    shardings: Any = None,
+) -> Params:
+    """Loads the mean of the parameters at `steps`, oldest first, or those at a single one.
+
+    `decay` is as in `mean_of_checkpoints`; all else as in `load_params`.
+    """
+    each = (load_params(folder, decoder, s, ema=ema, shardings=shardings) for s in steps)
+    params: Params = mean_of_checkpoints(each, decay)
     return params
 
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from frame_jax.config.paths import scheme_of, user_path
 from frame_jax.errors import UserError, without_secrets
-from frame_jax.retries import AbsentError, retry
+from frame_jax.retries import AbsentError, open_filesystem, retry
 from frame_jax.run.directory import atomic_path
 
 MAGIC = re.compile(r"[*?\[]")
@@ -274,28 +274,9 @@ def _comes_unpacked(info: dict[str, Any]) -> bool:
 
 
 def _filesystem(path: str) -> Any:
-    """The fsspec file system of a URL.
-
-    Raises:
-        UserError: for a scheme that is not known, or whose library is not installed.
-    """
-    import fsspec
-
-    scheme = scheme_of(path)
     # The file is wanted, not another form of it.
     options = {"headers": {"Accept-Encoding": "identity"}} if _is_web(path) else {}
-    try:
-        return fsspec.filesystem(scheme, **options)
-    except ImportError as error:
-        raise UserError(
-            f"{path}: a library for {scheme}:// is missing ({error}): "
-            'pip install "frame-jax[remote]"'
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"{path}: {scheme}:// is not known: use s3://, gs://, hf://, https:// or a path on "
-            "this machine"
-        ) from error
+    return open_filesystem(path, **options)
 
 
 def _is_web(path: str) -> bool:

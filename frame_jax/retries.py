@@ -1,10 +1,11 @@
-"""Retries actions on remote storage while their faults may pass, and explains those that do not."""
+"""Opens remote storage, retries what it is asked, and explains faults that do not pass."""
 
 import random
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from frame_jax.config.paths import scheme_of
 from frame_jax.errors import UserError, causes, is_disk_full
 
 RETRY_SECONDS = (0.5, 1, 2, 4, 8, 16)  # before each further attempt: half a minute in all
@@ -25,6 +26,29 @@ Result = TypeVar("Result")
 
 class AbsentError(Exception):
     """There is nothing at a path."""
+
+
+def open_filesystem(url: str, **options: Any) -> Any:
+    """The fsspec file system of a URL, with further options of its class.
+
+    Raises:
+        UserError: for a scheme that is not known, or whose library is not installed.
+    """
+    import fsspec
+
+    scheme = scheme_of(url)
+    try:
+        return fsspec.filesystem(scheme, **options)
+    except ImportError as error:
+        raise UserError(
+            f"{url}: a library for {scheme}:// is missing ({error}): "
+            'pip install "frame-jax[remote]"'
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{url}: {scheme}:// is not known: use s3://, gs://, hf://, https:// or a path on "
+            "this machine"
+        ) from error
 
 
 def retry(

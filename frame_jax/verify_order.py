@@ -75,16 +75,8 @@ def compare_witnesses(directory: RunDirectory, trial: verified_trial.VerifiedTri
     trial.problems += describe_changed_rows(directory, trial, changed)
     if not found:
         trial.problems.append("its trainer has left no digest")
-    known, trained = join_spans([(first, stop) for first, stop, _ in found]), trial.trained
-    unknown = [
-        (a, b)
-        for (_, a), (b, _) in itertools.pairwise([(0, 0), *known, (trained, trained)])
-        if a < b
-    ]
-    findings = [
-        f"{', '.join(format_steps(*span) for span in known) or 'no step'} of {trained:,} compared"
-    ]
-    findings += [f"{format_steps(*span)}: no digest" for span in unknown]
+    compared = format_steps(0, trial.steps) if found else "no step"
+    findings = [f"{compared} of {trial.steps:,} compared"]
     findings.append("no manifest" if trial.manifest is None else f"manifest {trial.manifest}")
     if (bad := trial.folder / "bad_steps.jsonl").exists():
         count = len(bad.read_text("utf-8").splitlines())

@@ -60,7 +60,7 @@ def make_arm(root: Path, name: str = "frame", **shape: Any) -> tuple[RunDirector
     params = {step: random_params(decoder, step) for step in STEPS}
     checkpointer = Checkpointer(folder / "checkpoints", STEPS, "fingerprint")
     for step, value in params.items():
-        checkpointer.save(step, value, {"unused": np.zeros(1)})
+        checkpointer.save(step, value, {"unused": np.zeros(1)}, {})
     checkpointer.close()
     stages = StageRecord("Q3", 0, 12, 0, 3), StageRecord("Q1", 12, 24, 3, 6)
     record = TrialRecord(STEPS[-1], 4, CONTEXT, {"Q1": 12, "Q3": 12}, STEPS, (), stages)

@@ -56,6 +56,6 @@ def consumed_record(value: int) -> dict[str, Any]:
     return {"order_digest": format_digest(value)}
 
 
-def read_consumed_rows(record: dict[str, Any]) -> int | None:
-    """The digest that a line of metrics or a checkpoint holds; None where it holds none."""
-    return parse_digest(record["order_digest"]) if "order_digest" in record else None
+def read_consumed_rows(record: dict[str, Any]) -> int:
+    """The digest that a line of metrics or a checkpoint holds."""
+    return parse_digest(record["order_digest"])

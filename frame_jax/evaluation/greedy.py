@@ -12,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.models.cross_entropy import chunk_count, join_sequence, split_sequence, token_nll
-from frame_jax.models.layers import einsum_f32
+from frame_jax.models.cross_entropy import likeliest_tokens
 from frame_jax.models.transformer import Decoder, Params
-from frame_jax.scoring.scorer import Scorer, hidden_states
+from frame_jax.scoring.scorer import Scorer, hidden_states, matmul_precision
 
 # [rows, context] int32, the rows' tokens from the left, and how many there are in each, at least 1
 # ([rows] int32), to the likeliest token after each ([rows] int32).
@@ -29,27 +28,8 @@ def make_greedy_scorer(
 
     A miss is 1 where another token is likelier than the target, otherwise 0.
     """
-    scorer = Scorer([(decoder, params)], scoring, score_rows_greedily)
+    scorer = Scorer([(decoder, params)], scoring, misses=True)
     return scorer, scorer.map_rows(next_tokens, 2)
-
-
-def score_rows_greedily(
-    models: tuple[Decoder],
-    specs: tuple[Any],
-    params: tuple[Params],
-    inputs: jax.Array,
-    targets: jax.Array,
-    segment_ids: jax.Array,
-    positions: jax.Array,
-    *,
-    loss_chunk: int,
-) -> jax.Array:
-    """What one device does with its rows: [2, rows, context] float32, NLL and misses."""
-    chunks = chunk_count(inputs.shape[0], inputs.shape[1], loss_chunk)
-    computed = hidden_states(models[0], params[0], specs[0], inputs, segment_ids, positions)
-    nll = token_nll(*computed, targets, chunks)
-    best = argmax_tokens(*computed, chunks)
-    return jnp.stack([nll, (best != targets).astype(jnp.float32)])
 
 
 def next_tokens(
@@ -64,19 +44,10 @@ def next_tokens(
     positions = jnp.broadcast_to(jnp.arange(context), (rows, context))
     # Attention is causal: what lies behind a row's end cannot matter.
     segments = jnp.zeros_like(ids)
-    hidden, unembedding = hidden_states(models[0], params[0], specs[0], ids, segments, positions)
-    last = hidden[jnp.arange(rows), lengths - 1][:, None]
-    return argmax_tokens(last, unembedding, 1)[:, 0]
-
-
-def argmax_tokens(hidden: jax.Array, unembedding: jax.Array, chunks: int) -> jax.Array:
-    """[B, T, D] x [V, D] -> [B, T] int32: the token with the largest logit, piece by piece."""
-    w = unembedding.astype(hidden.dtype)
-
-    def piece(states: jax.Array) -> jax.Array:
-        return jnp.argmax(einsum_f32("btd,vd->btv", states, w), axis=-1).astype(jnp.int32)
-
-    return join_sequence(jax.lax.map(piece, split_sequence(hidden, chunks)))
+    with matmul_precision(models[0]):
+        hidden, w = hidden_states(models[0], params[0], specs[0], ids, segments, positions)
+        last = hidden[jnp.arange(rows), lengths - 1][:, None]
+        return likeliest_tokens(last, w, 1)[:, 0]
 
 
 def generate_greedily(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -49,13 +48,8 @@ def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> di
     record = load_trial_record(directory.pretrain(trial))
     means = [Weights.mean(record, average) for average in config.evaluation.averages]
     kept = [Weights.of_step(step) for step in sorted(record.kept_steps)]
-    folder = directory.pretrain(trial) / "checkpoints"
-    needed = {step for each in (*kept, *means) for step in each.steps}
-    if lost := sorted(needed - set(checkpoints.saved_steps(folder))):
-        raise UserError(
-            f"{folder}: the checkpoint of step {lost[0]} is missing; train this trial again with "
-            f"--redo pretrain-{trial}"
-        )
+    needed = [step for each in (*kept, *means) for step in each.steps]
+    checkpoints.require_saved(directory.pretrain(trial) / "checkpoints", needed)
     score_held_out(config, directory, trial, [*kept, *means], documents)
     scores = tasks.score_tasks(config, directory, trial, record, means)
     rows = training_rows.measure_training_rows(config, directory, trial)
@@ -142,11 +136,6 @@ def score_held_out(
             overlap=config.scoring.overlap,
             report=lambda batch: report(batch.tokens),
         )
-        if not np.isfinite(scores.nll).all():
-            raise UserError(
-                f"{part.path.parent}: the held-out loss of this checkpoint is not a number, so its "
-                "training has diverged; lower pretrain.training.lr_schedule.peak and train again"
-            )
         columns = {"doc_id": table["doc_id"], "predicted_tokens": scores.predicted_tokens}
         return {**columns, "nll": scores.nll[0]}
 

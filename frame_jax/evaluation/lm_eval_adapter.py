@@ -78,8 +78,8 @@ class FrameJaxModel(LM):
         super().__init__()
         directory = RunDirectory(run_directory)
         folder, trial_record = read_trial_record(directory, trial)
-        saved = checkpoints.saved_steps(folder / "checkpoints")
-        self.step = choose_checkpoint_step(trial_record, saved, step, stage)
+        self.step = choose_checkpoint_step(trial_record, step, stage)
+        checkpoints.require_saved(folder / "checkpoints", [self.step])
         decoder = read_description(folder, compute_dtype=compute_dtype)
         params = checkpoints.load_params(folder / "checkpoints", decoder, self.step, ema=ema)
         self.max_length = max_length or trial_record.sequence_length

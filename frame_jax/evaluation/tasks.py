@@ -22,7 +22,6 @@ from frame_jax.config.evaluation import TaskConfig
 from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer
-from frame_jax.errors import UserError
 from frame_jax.evaluation.items import (
     Item,
     answers_to_rate,
@@ -124,11 +123,7 @@ def task_fingerprint(task: TaskConfig) -> str:
 def score_items(
     scorer: Scorer, tokenizer: Tokenizer, task: TaskConfig, items: list[Item]
 ) -> dict[str, Any]:
-    """Rates every choice of some items; returns the columns of a part, but for `item`.
-
-    Raises:
-        UserError: if a log-likelihood is not finite.
-    """
+    """Rates every choice of some items; returns the columns of a part, but for `item`."""
     rated = [answers_to_rate(task, item) for item in items]
     pairs = [
         (prompt, task.separator + answer)
@@ -137,11 +132,6 @@ def score_items(
     ]
     requests = encode_requests(tokenizer, pairs)
     nll = continuation_sums(scorer, requests, len(requests))[0]
-    if not np.isfinite(nll).all():
-        raise UserError(
-            f"evaluation.tasks: {task.name}: a log-likelihood is not a number; the checkpoint has "
-            "diverged: lower pretrain.training.lr_schedule.peak and train again"
-        )
     ends = np.cumsum([len(choices) for choices in rated])
     truncated = [len(r.prompt) + len(r.continuation) > scorer.context + 1 for r in requests]
     return {

@@ -100,10 +100,7 @@ def choose_rows(selection: SelectionMap, count: int, batch_size: int) -> Sample:
 
 
 def score_rows(
-    scorer: Scorer,
-    rows: np.ndarray,
-    special_tokens: SpecialTokens,
-    document_attention: bool,
+    scorer: Scorer, rows: np.ndarray, special_tokens: SpecialTokens, document_attention: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores training rows, counting the targets that training counts.
 

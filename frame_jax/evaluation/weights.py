@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax import checkpoints
 from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.run import RunConfig
-from frame_jax.models.transformer import Decoder, Params, read_description
+from frame_jax.errors import UserError
+from frame_jax.models.transformer import read_description
 from frame_jax.parallel import processes
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, atomic_path
@@ -69,7 +71,7 @@ class Part(NamedTuple):
     note: str
 
 
-# Columns of a part; the last argument advances the progress bar.
+# Columns of a part, `nll` among them; the last argument advances the progress bar.
 Measure = Callable[[Scorer, Part, Callable[[int], None]], dict[str, Any]]
 
 
@@ -87,38 +89,38 @@ def write_missing_parts(
 
     Called on every process, with the same parts. `title` is that of the progress bar and of the
     barriers, `unit` of the parts' sizes.
+
+    Raises:
+        UserError: if a loss is not finite.
     """
     missing = [part for part in parts if not part.path.exists()]
     # Every process sees the same missing parts, because none writes before all have looked.
     processes.barrier(f"{title}: parts listed")
     if missing:
         share, folder = processes.local_share(missing), directory.pretrain(trial)
+        saved = folder / "checkpoints"
         total, show = sum(part.size for part in share), processes.is_first()
         decoder = read_description(folder, compute_dtype=config.scoring.compute_dtype)
         scorer: Scorer | None = None
         with progress.progress_bar(title, total, unit, show=show) as update:
             # All processes load weights together, those without a share of them too.
             for weights in dict.fromkeys(part.weights for part in missing):
-                params = load_weights(folder, decoder, weights, ema=config.evaluation.ema)
+                ema = config.evaluation.ema and len(weights.steps) == 1
+                params = checkpoints.load_mean(
+                    saved, decoder, weights.steps, weights.decay, ema=ema
+                )
                 if scorer is None:
                     scorer = Scorer([(decoder, params)], config.scoring)
                 else:
                     scorer.replace_params(params)  # which compiles nothing again
                 for part in (part for part in share if part.weights == weights):
                     columns = measure(scorer, part, functools.partial(update, note=part.note))
+                    if not np.isfinite(np.hstack(columns["nll"])).all():
+                        raise UserError(
+                            f"{part.path.parent}: a loss under these weights is not a number, so "
+                            "their training has diverged: lower "
+                            "pretrain.training.lr_schedule.peak and train again"
+                        )
                     with atomic_path(part.path) as temporary:
                         pq.write_table(pa.table(columns), temporary, compression="zstd")
     processes.barrier(f"{title}: parts written")
-
-
-def load_weights(folder: Path, decoder: Decoder, weights: Weights, *, ema: bool) -> Params:
-    """Loads weights of the training run in `folder`; `ema` takes the moving average of a single
-    checkpoint's. All processes must call it together.
-
-    Raises:
-        UserError: if a checkpoint cannot be read.
-    """
-    saved = folder / "checkpoints"
-    ema = ema and len(weights.steps) == 1
-    each = (checkpoints.load_params(saved, decoder, step, ema=ema) for step in weights.steps)
-    return checkpoints.mean_of_checkpoints(each, weights.decay)

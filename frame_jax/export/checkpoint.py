@@ -17,7 +17,7 @@ from frame_jax.config.evaluation import AverageConfig
 from frame_jax.config.paths import user_path
 from frame_jax.errors import UserError
 from frame_jax.evaluation.results import read_result
-from frame_jax.evaluation.weights import Weights, load_weights
+from frame_jax.evaluation.weights import Weights
 from frame_jax.models.hugging_face.export import export_checkpoint, kept_origin
 from frame_jax.models.transformer import Decoder, read_description
 from frame_jax.run.directory import RunDirectory, new_folder
@@ -92,19 +92,18 @@ def export_trial(
         raise UserError(f"{out} is there already: choose another --out, or remove it")
     if ema and mean:
         raise UserError("--ema and --average_last are two averages: choose one")
-    saved = checkpoints.saved_steps(folder / "checkpoints")
     if mean:
         weights = Weights.mean(trial_record, mean)
-        for each in weights.steps:
-            choose_checkpoint_step(trial_record, saved, each, None)
     else:
-        weights = Weights.of_step(choose_checkpoint_step(trial_record, saved, step, stage))
+        weights = Weights.of_step(choose_checkpoint_step(trial_record, step, stage))
+    saved = folder / "checkpoints"
+    checkpoints.require_saved(saved, weights.steps)
     decoder, origin = read_description(folder), kept_origin(folder)
     with new_folder(out) as temporary:
         export_checkpoint(
             temporary,
             decoder,
-            load_weights(folder, decoder, weights, ema=ema),
+            checkpoints.load_mean(saved, decoder, weights.steps, weights.decay, ema=ema),
             tokenizer=directory.tokenizer,
             special_tokens=read_special_tokens(directory),
             context=trial_record.sequence_length,

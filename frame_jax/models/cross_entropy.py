@@ -1,7 +1,8 @@
 """Next-token losses from hidden states, chunk by chunk: the logits of a batch never exist whole.
 
-`token_nll` gives the NLL of every token (scoring, evaluation). `cross_entropy` gives the weighted
-sum with a derivative that is made in the forward pass (training).
+`token_nll` gives the NLL of every token, `likeliest_tokens` the tokens with the largest logits
+(scoring, evaluation). `cross_entropy` gives the weighted sum with a derivative that is made in the
+forward pass (training).
 """
 
 import functools
@@ -61,6 +62,16 @@ def token_nll(hidden: Array, unembedding: Array, targets: Array, chunks: int) ->
         chunk_nll, None, (split_sequence(hidden, chunks), split_sequence(targets, chunks))
     )
     return join_sequence(nll)
+
+
+def likeliest_tokens(hidden: Array, unembedding: Array, chunks: int) -> Array:
+    """The token with the largest logit: [B, T] int32. Arguments are those of `token_nll`."""
+    w = unembedding.astype(hidden.dtype)
+
+    def chunk_argmax(hidden: Array) -> Array:
+        return jnp.argmax(einsum_f32("btd,vd->btv", hidden, w), axis=-1).astype(jnp.int32)
+
+    return join_sequence(jax.lax.map(chunk_argmax, split_sequence(hidden, chunks)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

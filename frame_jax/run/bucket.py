@@ -13,17 +13,15 @@ import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from frame_jax.config.paths import scheme_of
 from frame_jax.errors import UserError
-from frame_jax.retries import AbsentError, retry
+from frame_jax.retries import AbsentError, open_filesystem, retry
 from frame_jax.run.directory import RunDirectory, atomic_path, file_sha256, new_folder
 from frame_jax.run.phases import PhaseStep
 
 T = TypeVar("T")
 
-LIBRARIES = {"gs": "gcsfs", "s3": "s3fs"}  # both are in this project's extra `remote`
 WHOLE, DAMAGED = "whole.json", "damaged.json"
 ADVICE = (
     "fix the credentials, the bucket or the connection and run the same command again; nothing "
@@ -44,17 +42,7 @@ class Bucket:
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
-        library = LIBRARIES[str(scheme_of(url))]
-        import fsspec
-
-        try:
-            self._files: Any = fsspec.filesystem(
-                scheme_of(url), skip_instance_cache=True, use_listings_cache=False
-            )
-        except ImportError as error:
-            raise UserError(
-                f"checkpoint_root: {url} needs {library}: pip install {library}"
-            ) from error
+        self._files = open_filesystem(url, skip_instance_cache=True, use_listings_cache=False)
 
     def _try(self, key: str, call: Callable[[str], T]) -> T:
         """Calls `call` with the full name of `key`, and again while its faults may pass.

@@ -87,30 +87,20 @@ def read_trial_record(directory: RunDirectory, trial: str) -> tuple[Path, TrialR
     return folder, load_trial_record(folder)
 
 
-def choose_checkpoint_step(
-    record: TrialRecord, saved: list[int], step: int | None, stage: str | None
-) -> int:
+def choose_checkpoint_step(record: TrialRecord, step: int | None, stage: str | None) -> int:
     """Returns the step of the checkpoint that is asked for, by default the last.
 
-    `saved` are the steps whose checkpoints are there, `stage` is one whose end is asked for, of
-    several epochs the last.
+    `stage` is one whose end is asked for, of several epochs the last.
 
     Raises:
-        UserError: naming the stages or the steps there are.
+        UserError: naming the stages there are.
     """
     if stage is not None:
         ends = {item.name: item.last_step for item in record.stages}
         if stage not in ends:
             raise UserError(f"there is no stage {stage!r}; there are: {', '.join(ends)}")
-        step = ends[stage]
-    elif step is None:
-        step = record.steps
-    if step not in saved:
-        raise UserError(
-            f"there is no checkpoint of step {step}; there are: "
-            f"{', '.join(map(str, saved)) or 'none'} (--step)"
-        )
-    return step
+        return ends[stage]
+    return record.steps if step is None else step
 
 
 def averaged_steps(record: TrialRecord, last: int) -> list[int]:

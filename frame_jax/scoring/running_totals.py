@@ -16,29 +16,15 @@ MIN_DOCUMENTS = 8  # documents of a sample that says something
 SURE_STANDARD_ERRORS = 3  # standard errors
 
 
-def sample_warnings(sample: Scores, vocab_sizes: dict[str, int]) -> Iterator[str]:
-    """Warnings about the models that a small sample of the corpus already justifies.
-
-    `vocab_sizes` are those of both models by name, or of one that reads its own tokens.
-
-    Yields:
-        A warning, where of both the weak model predicts better than the strong one.
-
-    Raises:
-        UserError: for a model that predicts worse than a uniform guess by three standard errors.
-    """
+def sample_warnings(sample: Scores) -> Iterator[str]:
+    """Yields a warning where, in a small sample of the corpus under the weak and the strong model,
+    the weak one predicts better by three standard errors."""
     if np.count_nonzero(sample.predicted_tokens) < MIN_DOCUMENTS:
-        return
-    tokens = int(sample.predicted_tokens.sum())
-    for (name, vocab_size), nll in zip(vocab_sizes.items(), sample.nll, strict=True):
-        mean, error = mean_and_error(nll, sample.predicted_tokens)
-        if not mean - SURE_STANDARD_ERRORS * error <= math.log(vocab_size):
-            raise worse_than_chance_error(name, mean, tokens, vocab_size)
-    if len(vocab_sizes) == 1:
         return
     weak, strong = sample.nll
     gap, error = mean_and_error(weak - strong, sample.predicted_tokens)
     if gap + SURE_STANDARD_ERRORS * error < 0:
+        tokens = int(sample.predicted_tokens.sum())
         yield weak_is_better_warning(f"a sample of {tokens:,} tokens gives {gap:+.3f} nats a token")
 
 
@@ -56,16 +42,6 @@ def weak_is_better_warning(evidence: str) -> str:
     return (
         f"the weak reference model predicts better than the strong one: {evidence}. Quadrants of "
         "such a PD are the wrong way round: are reference.weak and reference.strong exchanged?"
-    )
-
-
-def worse_than_chance_error(name: str, mean: float, tokens: int, vocab_size: int) -> UserError:
-    """Error for a model that predicts this corpus worse than the uniform distribution."""
-    return UserError(
-        f"the {name} reference model predicts worse than chance: {mean:.3f} nats a token over "
-        f"{tokens:,} tokens, where a uniform guess among {vocab_size:,} tokens costs "
-        f"{math.log(vocab_size):.3f}. Train it longer, or check that reference.{name} and "
-        "the tokenizer belong together"
     )
 
 
@@ -116,4 +92,9 @@ class RunningTotals:
         means = self._nll / self._tokens
         for (name, vocab_size), mean in zip(self.vocab_sizes.items(), means, strict=True):
             if not mean <= math.log(vocab_size):
-                raise worse_than_chance_error(name, mean, self._tokens, vocab_size)
+                raise UserError(
+                    f"the {name} reference model predicts worse than chance: {mean:.3f} nats a "
+                    f"token over {self._tokens:,} tokens, where a uniform guess among "
+                    f"{vocab_size:,} tokens costs {math.log(vocab_size):.3f}. Train it longer, or "
+                    f"check that reference.{name} and the tokenizer belong together"
+                )

@@ -76,15 +76,12 @@ def score_parts(
     show, whole = processes.is_first(), most is None
     by_text = any(each.tokenizer.tokenizer is not None for each in passes)
     texts = DocumentTexts(config, directory) if by_text else None
-    for each in passes if whole else ():
-        sample = score_documents(
-            each.scorer,
-            sampled_documents(parts, config.scoring.context, each, texts),
-            bos_id=each.tokenizer.bos_id,
-        )
-        for line in sample_warnings(sample, each.vocab_sizes):
-            if show:
-                print_warning(line)
+    if whole and len(passes) == 1:  # losses on the same tokens, which can be compared
+        [both] = passes
+        windows = sampled_documents(parts, config.scoring.context, both.vocab_sizes)
+        sample = score_documents(both.scorer, windows, bos_id=both.tokenizer.bos_id)
+        for line in sample_warnings(sample) if show else ():
+            print_warning(line)
     lengths = (spread_evenly(read_tokens(part), most) for part in parts)
     if len(passes) == 1:
         total, unit = sum(pc.sum(each).as_py() or 0 for each in lengths), "tokens"
@@ -126,15 +123,12 @@ def read_tokens(part: Path) -> pa.ChunkedArray:
 
 
 def read_model_documents(
-    part: Path,
-    rows: np.ndarray,
-    models: ScoringPass,
-    texts: DocumentTexts | None,
+    part: Path, rows: np.ndarray, models: ScoringPass, texts: DocumentTexts | None
 ) -> Iterator[np.ndarray]:
     """Yields the token ids that the models of a pass read in the documents at `rows` of a part.
 
     `rows` are those of a part of the run's tokens, `part` its table. `texts` are None where all
-    models read these tokens, else what the tokens decode to, which is near enough to judge by.
+    models read these tokens, else what the tokens decode to, which is near enough for a sample.
     """
     own = models.tokenizer.tokenizer
     if own is None or texts is None:
@@ -162,13 +156,13 @@ def checked_documents(
 
 
 def sampled_documents(
-    parts: list[Path], context: int, models: ScoringPass, texts: DocumentTexts | None
+    parts: list[Path], context: int, vocab_sizes: dict[str, int]
 ) -> Iterator[np.ndarray]:
     """Yields documents from all over `parts`, cut to one window, to judge the models by."""
     chosen = spread_evenly(parts, SAMPLED_PARTS)
     for part in chosen:
         rows = spread_evenly(read_index(part)["row"].to_numpy(), SAMPLED_DOCUMENTS // len(chosen))
-        for document in read_model_documents(part, rows, models, texts):
+        for document in checked_documents(part, rows, vocab_sizes):
             yield document[:context]
 
 

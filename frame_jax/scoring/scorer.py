@@ -5,6 +5,7 @@ parameters are replicated, or, for models larger than a device, sharded over `fs
 gathered layer by layer while the call runs.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
-from frame_jax.models.cross_entropy import chunk_count, token_nll
+from frame_jax.models.cross_entropy import chunk_count, likeliest_tokens, token_nll
 from frame_jax.models.layers import from_bits
 from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel import sharding
@@ -41,11 +42,11 @@ class Scorer:
         self,
         models: Sequence[tuple[Decoder, Params]],
         scoring: ScoringConfig,
-        score: Callable[..., jax.Array] | None = None,
+        misses: bool = False,
     ):
         """Places the parameters of models that share a vocabulary; compiles at the first call.
 
-        Another function like `score_rows` gives other values of tokens in place of their NLL.
+        With `misses` there are two values of a token under each model, see `score_rows`.
 
         Raises:
             UserError: if `fsdp` does not divide the number of devices.
@@ -66,7 +67,7 @@ class Scorer:
         self._mesh = sharding.make_mesh(ParallelConfig(data=-1, fsdp=fsdp, tensor=1), devices)
         self._batch_sharding = sharding.batch_sharding(self._mesh)
         self.replace_params(*(params for _, params in models))
-        score = functools.partial(score or score_rows, loss_chunk=scoring.loss_chunk)
+        score = functools.partial(score_rows, loss_chunk=scoring.loss_chunk, misses=misses)
         self._score = self.map_rows(score, 4, PartitionSpec(None, *self._batch_sharding.spec))
 
     def map_rows(
@@ -92,7 +93,7 @@ class Scorer:
         return lambda *given: mapped(self._params, *jax.device_put(given, self._batch_sharding))
 
     def __call__(self, batch: Batch) -> jax.Array:
-        """Starts scoring a batch: [models, *shape of its arrays] float32 NLL in nats, ready later.
+        """Starts scoring a batch: [values, *shape of its arrays] float32, NLL in nats, ready later.
 
         Compiles for each shape.
         """
@@ -182,20 +183,28 @@ def score_rows(
     positions: jax.Array,
     *,
     loss_chunk: int,
+    misses: bool = False,
 ) -> jax.Array:
-    """What one device computes: the NLL of its rows under every model, [models, rows, length]
-    float32.
+    """What one device computes: the NLL of its rows under every model, [values, rows, length]
+    float32; with `misses` followed by 1 where another token is likelier than the target, else 0.
 
     `specs` and `params` are the partition specs of each model's parameters and this device's shards
     of them; the arrays that follow are [rows, length] int32. Logits of `loss_chunk` tokens exist at
     one time.
     """
     chunks = chunk_count(inputs.shape[0], inputs.shape[1], loss_chunk)
-    losses = []
+    values = []
     for decoder, shards, spec in zip(models, params, specs, strict=True):
-        # Left alone, a TPU multiplies float32 operands rounded to bfloat16, a GPU to TF32.
-        precision = "highest" if decoder.compute_dtype == "float32" else None
-        with jax.default_matmul_precision(precision):
+        with matmul_precision(decoder):
             computed = hidden_states(decoder, shards, spec, inputs, segment_ids, positions)
-            losses.append(token_nll(*computed, targets, chunks))
-    return jnp.stack(losses)
+            values.append(token_nll(*computed, targets, chunks))
+            if misses:
+                likeliest = likeliest_tokens(*computed, chunks)
+                values.append((likeliest != targets).astype(jnp.float32))
+    return jnp.stack(values)
+
+
+def matmul_precision(decoder: Decoder) -> contextlib.AbstractContextManager[None]:
+    """Context in which float32 operands stay it: left alone, a TPU rounds them to bfloat16, a GPU
+    to TF32."""
+    return jax.default_matmul_precision("highest" if decoder.compute_dtype == "float32" else None)

@@ -6,7 +6,7 @@ another, digests of the arrays, and what the trainer notes: the digest of the ro
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,7 @@ class Checkpointer:
         return None if latest is None else latest.step
 
     def save(
-        self,
-        step: int,
-        params: Params,
-        optimizer_state: Any,
-        consumed: Mapping[str, Any] | None = None,
+        self, step: int, params: Params, optimizer_state: Any, consumed: dict[str, Any]
     ) -> None:
         """Starts saving in the background; waits only for a save still under way.
 
@@ -72,7 +68,7 @@ class Checkpointer:
             raise no_room_error(path, size)
         state = {"params": params, "optimizer": optimizer_state}
         digests = state_digests(params, optimizer_state)
-        metadata = checkpoints.CheckpointMetadata(self.fingerprint, digests, dict(consumed or {}))
+        metadata = checkpoints.CheckpointMetadata(self.fingerprint, digests, consumed)
         with explain_full_disk(*self._saving):
             if self._response is not None:
                 self._response.result()

@@ -116,14 +116,8 @@ def initial_params(initial: InitialConfig, decoder: Decoder, shardings: Any) -> 
     if initial.checkpoint is not None:
         return read_weights(local_copy(initial.checkpoint, is_checkpoint), decoder, shardings)
     found = trial_weights(initial)
-    each = (
-        checkpoints.load_params(
-            found.folder / "checkpoints", decoder, step, ema=found.ema, shardings=shardings
-        )
-        for step in found.steps
-    )
-    params: Params = checkpoints.mean_of_checkpoints(each, found.decay)
-    return params
+    saved, options = found.folder / "checkpoints", {"ema": found.ema, "shardings": shardings}
+    return checkpoints.load_mean(saved, decoder, found.steps, found.decay, **options)
 
 
 def trial_digest(initial: InitialConfig) -> str:
@@ -168,12 +162,7 @@ def check_initial(
         found, key, other = trial_weights(initial), f"{KEY}.run", RunDirectory(str(initial.run))
         if other.root.resolve() == directory.root.resolve():
             raise UserError(f"{key}: {initial.run} is this run: continue it in a new run directory")
-        saved = checkpoints.saved_steps(found.folder / "checkpoints")
-        if lost := sorted(set(found.steps) - set(saved)):
-            there = ", ".join(map(str, saved)) or "none"
-            raise UserError(
-                f"{KEY}: {found.folder} has no checkpoint of step {lost[0]}; there are: {there}"
-            )
+        checkpoints.require_saved(found.folder / "checkpoints", found.steps)
         folder = other.tokenizer.parent
     rows = target_decoder(config, 0).vocab_size
     framing = check_tokenizer(config, directory, key, folder, rows, tokenizer_anew, ends=True)

@@ -7,7 +7,7 @@ curriculum, whatever the number of processes, so any checkpoint continues exactl
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,30 +34,24 @@ from frame_jax.training.train_step import TrainState, make_train_step
 MEASURED_STEPS = 10  # steps whose mean time sets the interval between rolling checkpoints
 
 
-class StepTrace:
+@contextlib.contextmanager
+def step_trace(folder: Path, steps: str | None) -> Iterator[Callable[[int, Any], None]]:
     """Traces the steps of a range, `START:STOP` in steps of the run, STOP not included; None traces
     nothing. The trace goes into `plugins/profile/` under `folder`, for XProf and TensorBoard.
+
+    Yields a function to call before each step, with the step and the state that it reads.
     """
+    first, stop = (-1, -1) if steps is None else map(int, steps.split(":"))
+    with contextlib.ExitStack() as running:
 
-    def __init__(self, folder: Path, steps: str | None):
-        self._folder, self._running = folder, False
-        self._first, self._stop = (-1, -1) if steps is None else map(int, steps.split(":"))
+        def before_step(step: int, state: Any) -> None:
+            if step in (first, stop):
+                jax.block_until_ready(state)  # the steps in flight are done
+                running.close()
+            if step == first:
+                running.enter_context(jax.profiler.trace(folder))
 
-    def before_step(self, step: int, state: Any) -> None:
-        """Starts or ends the trace; call it before each step, with the state that it reads."""
-        if step == self._first:
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder)
-            self._running = True
-        elif step == self._stop:
-            self.close(state)
-
-    def close(self, state: Any) -> None:
-        """Ends a trace that is running, once the steps in flight are done."""
-        if self._running:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-            self._running = False
+        yield before_step
 
 
 class StateFactory:
@@ -108,7 +102,7 @@ class StateFactory:
             return 0, self.initial_state(), 0
         step, params, optimizer, noted = found
         on_devices = jax.device_put(np.int32(step), self.shardings.step)
-        consumed = digest.read_consumed_rows(noted) or 0
+        consumed = digest.read_consumed_rows(noted)
         return step, TrainState(on_devices, params, optimizer), consumed
 
 
@@ -225,15 +219,17 @@ def _train(
     if 0 in kept and checkpointer.latest() is None:
         checkpointer.save(0, state.params, state.optimizer, digest.consumed_record(0))
     train_step = compile_step(job, mesh, factory)
-    trace = StepTrace(job.folder / "profile", job.profile)
     rolling = RollingSaves(job.training.checkpoint_seconds, start)
-    with Recorder(job, mesh, start, consumed) as recorder:
+    with (
+        step_trace(job.folder / "profile", job.profile) as before_step,
+        Recorder(job, mesh, start, consumed) as recorder,
+    ):
         loader = global_batches(job, mesh, start)
         for step in range(start, job.steps):
             asked = time.perf_counter()
             rows, digests = next(loader)
             waited = time.perf_counter() - asked
-            trace.before_step(step, state)
+            before_step(step, state)
             state, metrics = train_step(state, rows)
             preemption.defer()  # until here nothing was done that is not saved
             recorder.push(step, {**metrics, ROWS: digests}, waited)
@@ -249,7 +245,6 @@ def _train(
                 raise recorder.bad.error()
             if stop:
                 raise Preempted(f"{job.name} is saved at step {done}")
-        trace.close(state)
     return {
         "steps": job.steps,
         "rows": job.selection.schedule.rows,

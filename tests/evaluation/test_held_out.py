@@ -100,7 +100,7 @@ def write_arm(directory: RunDirectory, arm: str) -> dict[int, Any]:
     params = {}
     for step in STEPS:
         params[step] = jax.tree.map(lambda leaf: 3 * leaf, DECODER.init(jax.random.key(step)))
-        saver.save(step, params[step], {"count": jnp.zeros(())})
+        saver.save(step, params[step], {"count": jnp.zeros(())}, {})
     saver.close()
     return params
 
@@ -218,12 +218,27 @@ def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Pat
     saver = Checkpointer(folder, STEPS, "fingerprint")
     for step in STEPS:
         other = jax.tree.map(jnp.zeros_like, params[step])
-        saver.save(step, other, ({"count": jnp.zeros(())}, EmaState(params[step])))
+        saver.save(step, other, ({"count": jnp.zeros(())}, EmaState(params[step])), {})
     saver.close()
     config = make_config(directory.root, ema=True)
     held_out.evaluate_trial(config, directory, "frame")
     expected = dataclasses.replace(read_result(whole, "frame"), ema=True)
     assert read_result(directory, "frame") == expected
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_a_number_is_refused(finished: Any, tmp_path: Path) -> None:
+    directory, params = copy_inputs(finished[0], tmp_path / "run"), finished[2]
+    folder = directory.pretrain("frame") / "checkpoints"
+    shutil.rmtree(folder)
+    saver = Checkpointer(folder, STEPS, "fingerprint")
+    for step in STEPS:
+        diverged = jax.tree.map(lambda leaf: jnp.nan * leaf, params[step])
+        saver.save(step, diverged, {"count": jnp.zeros(())}, {})
+    saver.close()
+    with pytest.raises(UserError, match=f"frame/{STEPS[0]}: a loss under these weights is not a n"):
+        held_out.evaluate_trial(make_config(directory.root), directory, "frame")
+    assert not list((directory.root / "evaluation").rglob("*.parquet"))
 
 
 def test_a_limit_takes_the_same_documents_whatever_the_parts(finished: Any) -> None:
@@ -242,7 +257,7 @@ def test_a_limit_takes_the_same_documents_whatever_the_parts(finished: Any) -> N
 def test_a_lost_checkpoint_and_an_empty_split_are_named(finished: Any, tmp_path: Path) -> None:
     directory = copy_inputs(finished[0], tmp_path / "run")
     shutil.rmtree(directory.pretrain("frame") / "checkpoints" / str(STEPS[0]))
-    with pytest.raises(UserError, match="checkpoint of step 2 is missing"):
+    with pytest.raises(UserError, match="no checkpoint of step 2"):
         held_out.evaluate_trial(make_config(directory.root), directory, "frame")
     for path in directory.tokens.glob("*.parquet"):
         table = pq.read_table(path).to_pylist()

@@ -70,7 +70,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Any]:
         write_description(folder, DECODER)
         write_trial_record(folder, record)
         saver = Checkpointer(folder / "checkpoints", [FINAL], "f")
-        saver.save(FINAL, params, {"count": jnp.zeros(())})
+        saver.save(FINAL, params, {"count": jnp.zeros(())}, {})
         saver.close()
     return directory, params
 

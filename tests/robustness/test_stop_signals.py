@@ -33,7 +33,7 @@ STOPS = [
         ("frame_jax.training.checkpointer:Checkpointer.close", 1, 0.02, "SIGTERM"),
     ],
     [("frame_jax.checkpoints:load_arrays", 1, 0.01, "SIGTERM")],  # of that checkpoint
-    [("frame_jax.evaluation.weights:load_weights", 1, 0.3, "SIGTERM")],
+    [("frame_jax.checkpoints:load_mean", 1, 0.3, "SIGTERM")],
     [("frame_jax.report.report:write_report", 1, 0.05, "SIGTERM")],
 ]
 

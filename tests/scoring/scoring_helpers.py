@@ -60,7 +60,7 @@ def write_model(directory, role, decoder, params):
     folder = directory.reference(role)
     write_description(folder, decoder)
     checkpointer = Checkpointer(folder / "checkpoints", [], "fingerprint")
-    checkpointer.save(3, params, {"unused": np.zeros(1)})
+    checkpointer.save(3, params, {"unused": np.zeros(1)}, {})
     checkpointer.close()
 
 

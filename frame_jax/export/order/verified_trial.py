@@ -39,7 +39,6 @@ class VerifiedTrial:
     """A trained trial and what verification finds about it.
 
     Attributes:
-        trained: Steps that it was trained.
         records: Steps done and the digest of what was read until then, as the trainer left them.
         disk: uint64 [steps, 16]: sums by byte of the digests of each step's rows, from the disk.
         manifest: The folder of its manifest, or None.
@@ -50,7 +49,6 @@ class VerifiedTrial:
     trial_order: TrialOrder
     batch_size: int
     folder: Path
-    trained: int
     records: list[tuple[int, int]]
     disk: np.ndarray
     manifest: Path | None = None
@@ -59,7 +57,7 @@ class VerifiedTrial:
 
     @property
     def steps(self) -> int:
-        """Steps up to the last digest."""
+        """Steps that it was trained."""
         return len(self.disk)
 
 
@@ -76,15 +74,10 @@ def read_verified_trial(
     """Reads a trial's digests."""
     folder, _ = read_trial_record(directory, name)
     lines = read_metrics(folder / "metrics.jsonl")
-    trained = max((done for done, _ in lines), default=0)
+    steps = max((done for done, _ in lines), default=0)
     saved = saved_consumed_rows(folder / "checkpoints")
-    lines += [(done, record) for done, record in saved.items() if done <= trained]
-    records = [
-        (done, consumed)
-        for done, record in lines
-        if (consumed := digest.read_consumed_rows(record)) is not None and done > 0
-    ]
-    steps = max((done for done, _ in records), default=0)
+    lines += [(done, record) for done, record in saved.items() if 0 < done <= steps]
+    records = [(done, digest.read_consumed_rows(record)) for done, record in lines]
     trial_order = make_trial_order(config, directory, name)
     if manifest is not None:
         found = read_json(manifest / "manifest.json")
@@ -98,7 +91,7 @@ def read_verified_trial(
             )
     batch_size = config.pretrain.training.batch_size
     disk = np.zeros((steps, digest.BYTES), np.uint64)
-    return VerifiedTrial(name, trial_order, batch_size, folder, trained, records, disk, manifest)
+    return VerifiedTrial(name, trial_order, batch_size, folder, records, disk, manifest)
 
 
 def add_digests(sums: np.ndarray, steps: np.ndarray, digests: np.ndarray) -> None:
