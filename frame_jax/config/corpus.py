@@ -64,7 +64,7 @@ class CorpusConfig:
     Attributes:
         sources: Where documents come from, in order.
         parts: Output files of tokenisation, the unit of parallel work. At least the number of
-            processes.
+            processes times their workers.
         held_out_fraction: Share of documents kept for evaluation, chosen by a hash of the id.
         reference_fraction: Share that trains the two reference models, chosen by the same hash.
         max_rejected_fraction: Stop when more than this share of records cannot be used.

@@ -33,7 +33,7 @@ Advance = Callable[[float], None]
 Function = Callable[[Any, Advance], object]
 
 WORTH_BYTES = 1 << 25  # of work; less is done before workers have started
-WORKER_BYTES = 1 << 29  # of memory for each
+WORKER_BYTES = 1 << 30  # of memory for each
 ATTEMPTS = 2  # at a part whose worker is killed
 RETRIES = 3  # of a task whose worker or node is lost
 FEWER = (
