@@ -56,8 +56,9 @@ def map_parts(
     """Calls `function(part, advance)` for each of `parts`, by name, that is not `made` already.
 
     Called on every process of a run: each takes a share; with Ray the first one hands out all.
-    Function and parts are pickled. The function calls `advance` with an amount of `unit` now and
-    then, unless that is `parts`. `work_bytes` is about what is read in all: a little is done here.
+    Function and parts are pickled. The function may call `advance` with an amount of `unit`, which
+    is the parts themselves unless given. `work_bytes` is about what is read in all: a little is
+    done here.
 
     Raises:
         UserError: on every process: the first of any part, after which the others are given up; or
@@ -76,7 +77,7 @@ def map_parts(
         with bar as update:
 
             def advance(amount: float) -> None:
-                update(amount, f"part {done + 1} of {total}")
+                update(0 if counted else amount, f"part {done + 1} of {total}")
 
             def finish(part: str) -> None:
                 nonlocal done

@@ -23,7 +23,7 @@ LARGE = map_parts.WORTH_BYTES
 NAMES = [f"part-{number}" for number in range(5)]
 
 
-def run(folder: Path, function: map_parts.Function, count: int | None, **options: float) -> None:
+def run(folder: Path, function: map_parts.Function, count: int | None, unit: str = "parts") -> None:
     folder.mkdir(exist_ok=True)
     map_parts.map_parts(
         function,
@@ -31,7 +31,8 @@ def run(folder: Path, function: map_parts.Function, count: int | None, **options
         WorkersConfig(count=count),
         made=lambda name: (folder / name).exists(),
         name="test",
-        work_bytes=options.get("work_bytes", LARGE),
+        unit=unit,
+        work_bytes=LARGE,
     )
 
 
@@ -60,6 +61,17 @@ def test_what_is_made_is_left_alone(tmp_path: Path) -> None:
     run(tmp_path, part_makers.make, 2)
     assert contents(tmp_path)["part-1"] == "from before"
     assert not (tmp_path / "part-1.log").exists() and len(contents(tmp_path)) == 5
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("count", [1, 2])
+def test_progress_is_that_of_all_workers(
+    count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path / "parts", part_makers.make, count)
+    assert "test: 100% 5 parts" in capsys.readouterr().err
+    run(tmp_path / "pieces", part_makers.make, count, unit="pieces")
+    assert "test: 15 pieces" in capsys.readouterr().err
 
 
 @pytest.mark.processes
