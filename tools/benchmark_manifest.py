@@ -29,7 +29,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.export.order.manifest import write_manifest
 from frame_jax.export.order.trial_order import RowFile, make_trial_order, read_rows
-from frame_jax.quadrants.rows import list_documents, training_conditions
+from frame_jax.quadrants.rows import list_training_documents
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, write_json
 from frame_jax.sql import open_database, write_parquet
@@ -64,10 +64,7 @@ def generate(config: RunConfig, rows: int) -> None:
     quadrants = config.partition.axes.quadrants
     counts: dict[str, dict[str, int]] = {}
     units = [(quadrant, part) for quadrant in quadrants for part in range(PARTS)]
-    conditions = training_conditions(quadrants)
-    with list_documents(
-        [directory.assignment], conditions, units, PARTS, config.seed, directory.quadrants
-    ) as select:
+    with list_training_documents(config, directory, units, directory.quadrants) as select:
         for quadrant, part in units:
             ends = np.cumsum(select(quadrant, part).tokens + 2)
             filled = -(-int(ends[-1]) // row_ids)

@@ -16,7 +16,7 @@ threads; on a machine that others use, they are the ones to trust.
               eighth of the files kept open
   selection   the selection map of a FRAME schedule; n is rows
   select      4,096 rows looked up in it; n is rows
-  shuffle     documents listed in the order of their rows, as every host does; n is documents
+  shuffle     documents listed in the order of their rows, by one worker; n is documents
   pack        documents to rows of 4,097 ids in one file; n is tokens
   best_fit    pieces planned by best fit; n is documents
   summary     totals over scores; n is documents
@@ -53,7 +53,13 @@ from frame_jax.curriculum import loader
 from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve_curriculum
-from frame_jax.quadrants.rows import ShuffledDocuments, best_fit, list_documents, write_part
+from frame_jax.quadrants.rows import (
+    ShuffledDocuments,
+    best_fit,
+    plan_shuffle,
+    read_shuffled,
+    write_part,
+)
 from frame_jax.records import LENGTHS, OpenFiles, TokenReader, record_counts, write_tokens
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts, part_name, write_json
@@ -251,18 +257,19 @@ def documents_table(path: Path, documents: int) -> Path:
 
 def measure_shuffle(root: Path, scale: float, turns: int) -> Iterator[Line]:
     conditions = {quadrant: f"quadrant = '{quadrant}'" for quadrant in QUADRANTS}
+    row_files = list(range(64 * len(QUADRANTS)))
     for documents in (100_000, 1_000_000, 4_000_000):
         documents = int(documents * scale)
         table = documents_table(root / "assignment.parquet", documents)
-        for share in (1, 64):  # hosts
-            units = [(quadrant, index) for quadrant in QUADRANTS for index in range(64 // share)]
 
-            def work(units: list[tuple[str, int]] = units, table: Path = table) -> None:
-                with list_documents([table], conditions, units, 64, 0, root) as select:
-                    for unit in units:
-                        select(*unit)
+        def work(table: Path = table) -> None:
+            write, slices = plan_shuffle([table], conditions, row_files, 64, 0, root)
+            for part in slices.values():
+                write(part, lambda amount: None)
+            for row_file in row_files:
+                read_shuffled([path for _, path in slices.values()], row_file)
 
-            yield {"n": documents, "hosts": share, **fastest(turns, work)}
+        yield {"n": documents, **fastest(turns, work)}
 
 
 def measure_pack(root: Path, scale: float, turns: int) -> Iterator[Line]:
@@ -330,7 +337,7 @@ MEASURES = {
 def exponent(lines: list[Line]) -> float | None:
     """The slope between the last line and the last before it of the same kind at another size."""
     last = lines[-1]
-    kind = {key: last.get(key) for key in ("hosts", "files_kept_open")}
+    kind = {key: last.get(key) for key in ("files_kept_open",)}
     before = [x for x in lines if all(x.get(k) == v for k, v in kind.items()) and x is not last]
     if not before:
         return None

@@ -12,9 +12,11 @@ counted.
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
@@ -26,7 +28,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.workers import WorkersConfig
 from frame_jax.parallel import processes
 from frame_jax.records import LENGTHS, OpenFiles, write_tokens
-from frame_jax.run.buckets import read_bucket, slice_tables, write_buckets
+from frame_jax.run.buckets import plan_slices, read_bucket, write_slice
 from frame_jax.run.directory import (
     RunDirectory,
     list_parts,
@@ -37,7 +39,7 @@ from frame_jax.run.directory import (
 )
 from frame_jax.run.map_parts import Advance, map_parts
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
-from frame_jax.sql import open_database, parquet_columns, parquet_table, sql_literal
+from frame_jax.sql import parquet_columns, sql_literal
 
 # Ids of rows that are made together (64 MiB): documents lie in all token files, and where these
 # cannot all be kept open, each is opened again every time.
@@ -185,8 +187,16 @@ def write_quadrant_rows(
     row_files = [folder / quadrant / name for quadrant in conditions for name in names]
     left = [file for file, path in enumerate(row_files) if not path.with_suffix(".json").exists()]
     tokens = list_parts(directory.tokens, ".arrayrecord")
-    scratch, number = folder / ".tmp-shuffled", config.parts
-    shuffled = shuffle_tables(tables, conditions, left, number, seed, scratch, workers)
+    scratch = folder / ".tmp-shuffled"
+    write, slices = plan_shuffle(tables, conditions, left, config.parts, seed, scratch)
+    map_parts(
+        write,
+        slices,
+        workers,
+        name="order of documents",
+        work_bytes=sum(path.stat().st_size for path in tables),
+    )
+    shuffled = [path for _, path in slices.values()]
     map_parts(
         RowFileWriter(config, read_special_tokens(directory), tokens, shuffled),
         {f"{row_files[i].parent.name} {row_files[i].name}": (i, row_files[i]) for i in left},
@@ -207,57 +217,35 @@ def write_quadrant_rows(
     return read_json(folder / "rows.json")
 
 
-def shuffle_tables(
+def plan_shuffle(
     tables: Sequence[Path],
     conditions: Mapping[str, str],
     wanted: Sequence[int],
     parts: int,
     seed: int,
-    scratch: Path,
-    workers: WorkersConfig,
-) -> list[Path]:
-    """Writes the documents of the row files `wanted` to files in `scratch`, one for each slice of
-    the tables, and returns their paths for `read_shuffled`; called on every process.
+    folder: Path,
+    columns: Sequence[str] = ("part", "row", "tokens"),
+) -> tuple[Callable[..., None], dict[str, tuple[str, Path]]]:
+    """What to do so that `read_shuffled` finds the documents of the row files `wanted` in files in
+    the folder: a function for `map_parts`, and what to call it with.
 
-    Row files are numbered as by `shuffled_sql`.
-    """
-    slices = slice_tables(tables) if wanted else []
-    paths = [scratch / part_name(index, len(slices), ".arrow") for index in range(len(slices))]
-    copied = "copies" in parquet_columns(tables[0])
-    queries = [
-        shuffled_sql(table, conditions, parts, copied, ["part", "row", "tokens"])
-        for table in slices
-    ]
-    map_parts(
-        functools.partial(
-            shuffle_slice,
-            buckets=len(conditions) * parts,
-            parameters={"seed": seed, "wanted": wanted},
-        ),
-        {path.stem: (query, path) for query, path in zip(queries, paths, strict=True)},
-        workers,
-        name="order of documents",
-        work_bytes=sum(path.stat().st_size for path in tables),
-    )
-    return paths
-
-
-def shuffled_sql(
-    table: str, conditions: Mapping[str, str], parts: int, copied: bool, columns: Sequence[str]
-) -> str:
-    """SQL for row_file, position and some columns of the documents of the row files $wanted.
-
-    Row files have `parts` numbers for each condition, in their order; in one, documents are read in
-    the order of position, part and row.
+    Row files have `parts` numbers for each condition, in their order.
     """
     cases = " ".join(
         f"WHEN {test} THEN {number * parts}" for number, test in enumerate(conditions.values())
     )
-    return (
-        f"SELECT CASE {cases} END + row_part AS row_file, {position_sql(parts)} AS position, "
-        f"{', '.join(columns)} FROM ({copies_sql(table, parts, copied=copied)}) "
-        "WHERE row_file IN (SELECT unnest($wanted::INTEGER[]))"
-    )
+    copied = "copies" in parquet_columns(tables[0])
+
+    def sql(table: str) -> str:
+        return (
+            f"SELECT CASE {cases} END + row_part AS bucket, {position_sql(parts)} AS position, "
+            f"{', '.join(columns)} FROM ({copies_sql(table, parts, copied=copied)}) "
+            "WHERE bucket IN (SELECT unnest($wanted::INTEGER[]))"
+        )
+
+    buckets, parameters = len(conditions) * parts, {"seed": seed, "wanted": wanted}
+    write = functools.partial(write_slice, buckets=buckets, parameters=parameters)
+    return write, plan_slices(tables if wanted else [], sql, folder)
 
 
 def copies_sql(table: str, parts: int, *, copied: bool) -> str:
@@ -286,36 +274,20 @@ def position_sql(parts: int) -> str:
     return f"CASE copy WHEN 0 THEN hash ELSE row_part * {width}::UBIGINT + {own} // {parts} END"
 
 
-def shuffle_slice(
-    part: tuple[str, Path], advance: Advance, *, buckets: int, parameters: Mapping[str, Any]
-) -> None:
-    """Writes what a query of `shuffled_sql` gives to a file, in buckets of row files."""
-    shuffled, path = part
-    with open_database(path.parent, threads=1) as connection:
-        documents = connection.sql(
-            f"SELECT * RENAME (row_file AS bucket) FROM ({shuffled})", params=parameters
-        )
-        write_buckets(documents, buckets, path)
-
-
 def read_shuffled(paths: Sequence[Path], row_file: int) -> ShuffledDocuments:
-    """The documents of a row file in files of `shuffle_slice`."""
+    """The documents of a row file in the files of `plan_shuffle`."""
     found = read_bucket(paths, row_file)
-    position, part, row, tokens = (found[name].to_numpy() for name in found.column_names)
+    position, part, row, tokens = (found[name].to_numpy() for name in found.column_names[:4])
     order = np.lexsort((row, part, position))
-    return ShuffledDocuments(*(column[order].astype(np.int64) for column in (part, row, tokens)))
+    columns = (column[order].astype(np.int64) for column in (part, row, tokens))
+    doc_id = found["doc_id"].take(order) if "doc_id" in found.column_names else None
+    return ShuffledDocuments(*columns, doc_id)
 
 
 @dataclass(frozen=True)
 class RowFileWriter:
-    """Makes row files, each given by its number and its path, without a suffix.
-
-    Attributes:
-        config: How documents are packed.
-        special_tokens: Of the tokenizer.
-        token_files: By the part of a document.
-        shuffled: Files of `shuffle_slice`.
-    """
+    """Makes row files, each given by its number and its path, without a suffix; `token_files` are
+    listed by part, and `shuffled` are for `read_shuffled`."""
 
     config: RowsConfig
     special_tokens: SpecialTokens
@@ -340,49 +312,6 @@ class RowFileWriter:
 
 
 @contextlib.contextmanager
-def list_documents(
-    tables: Sequence[Path],
-    conditions: Mapping[str, str],
-    row_files: Sequence[tuple[str, int]],
-    parts: int,
-    seed: int,
-    scratch: Path,
-    *,
-    doc_ids: bool = False,
-) -> Iterator[Callable[[str, int], ShuffledDocuments]]:
-    """Yields a function from a quadrant and the index of a row file to its shuffled documents.
-
-    Reading part after part gives one order of all documents that does not depend on `parts`, as
-    long as none has two copies: a column `copies` of the tables says how many, else one each.
-    """
-    if not row_files:
-        yield lambda quadrant, index: ShuffledDocuments(*np.empty((3, 0), np.int64))
-        return
-    columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
-    firsts = {quadrant: number * parts for number, quadrant in enumerate(conditions)}
-    wanted = [firsts[quadrant] + index for quadrant, index in row_files]
-    copied = "copies" in parquet_columns(tables[0])
-    shuffled = shuffled_sql(parquet_table(*tables), conditions, parts, copied, columns)
-    with open_database(scratch) as connection:
-        # In the order of files, whose documents then lie close together: reading one part passes
-        # over the rest by the ranges of `row_file` that DuckDB keeps.
-        connection.execute(
-            f"CREATE TABLE chosen AS {shuffled} ORDER BY row_file, position",
-            {"seed": seed, "wanted": wanted},
-        )
-
-        def select(quadrant: str, index: int) -> ShuffledDocuments:
-            found = connection.sql(
-                f"SELECT {', '.join(columns)} FROM chosen WHERE row_file = $row_file "
-                "ORDER BY position, part, row",
-                params={"row_file": firsts[quadrant] + index},
-            ).to_arrow_table()
-            part, row, tokens = (found[name].to_numpy().astype(np.int64) for name in columns[:3])
-            return ShuffledDocuments(part, row, tokens, found["doc_id"] if doc_ids else None)
-
-        yield select
-
-
 def list_training_documents(
     config: RunConfig,
     directory: RunDirectory,
@@ -390,11 +319,26 @@ def list_training_documents(
     scratch: Path,
     *,
     doc_ids: bool = False,
-) -> contextlib.AbstractContextManager[Callable[[str, int], ShuffledDocuments]]:
-    """As `list_documents`, of the training rows of a partitioned run."""
-    conditions = training_conditions(config.partition.axes.quadrants)
-    listed = [directory.assignment], conditions, row_files, config.partition.rows.parts, config.seed
-    return list_documents(*listed, scratch, doc_ids=doc_ids)
+) -> Iterator[Callable[[str, int], ShuffledDocuments]]:
+    """Yields a function from a quadrant and the index of a row file, one of `row_files`, to its
+    shuffled documents, of a partitioned run.
+
+    Reading part after part gives one order of all documents that does not depend on the number of
+    parts, as long as none has two copies.
+    """
+    quadrants, parts = config.partition.axes.quadrants, config.partition.rows.parts
+    numbers = {
+        file: number for number, file in enumerate(itertools.product(quadrants, range(parts)))
+    }
+    wanted, tables = [numbers[file] for file in row_files], [directory.assignment]
+    chosen = tables, training_conditions(quadrants), wanted, parts, config.seed
+    columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
+    with TemporaryDirectory(dir=scratch, prefix=".tmp-") as folder:
+        write, slices = plan_shuffle(*chosen, Path(folder), columns)
+        for part in slices.values():
+            write(part, lambda amount: None, threads=None)
+        paths = [path for _, path in slices.values()]
+        yield lambda quadrant, index: read_shuffled(paths, numbers[quadrant, index])
 
 
 def write_part(

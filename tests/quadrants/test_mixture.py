@@ -18,7 +18,7 @@ from frame_jax.errors import UserError
 from frame_jax.quadrants import partition
 from frame_jax.quadrants.mixture import resolve_mixture, tokenized_mixture
 from frame_jax.quadrants.partition import write_assignment
-from frame_jax.quadrants.rows import list_documents, pack_documents, training_conditions
+from frame_jax.quadrants.rows import list_training_documents, pack_documents
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.partition_record import read_partition_record
 from frame_jax.run.special_tokens import SpecialTokens
@@ -212,15 +212,8 @@ def packed_copies(
     """Of each quadrant: the rows that hold each copy of a document, and the number of rows."""
     files = [(quadrant, part) for quadrant in QUADRANTS for part in range(rows.parts)]
     found = {}
-    with list_documents(
-        [directory.assignment],
-        training_conditions(QUADRANTS),
-        files,
-        rows.parts,
-        0,
-        directory.root,
-        doc_ids=True,
-    ) as select:
+    config = run_config(directory, rows=rows)
+    with list_training_documents(config, directory, files, directory.root, doc_ids=True) as select:
         for quadrant in QUADRANTS:
             before, own = 0, dict[str, list[set[int]]]()
             for part in range(rows.parts):
