@@ -171,7 +171,7 @@ def write_quadrant_rows(
     tables: Sequence[Path],
     conditions: Mapping[str, str],
     seed: int,
-    workers: WorkersConfig,
+    workers: WorkersConfig = WorkersConfig(),
 ) -> dict[str, Any]:
     """Writes FOLDER/QUADRANT/part-*.arrayrecord, one record a row, and FOLDER/{rows,lengths}.json.
 
