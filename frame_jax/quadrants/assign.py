@@ -9,21 +9,19 @@ Sorting everything would take most of the time. A cut lies in one narrow bucket 
 only the documents around that bucket are sorted, with the same result.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
-import numpy as np
 import pyarrow.parquet as pq
 
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.quadrants.mixture import COPIES, register_repeats, resolve_mixture
-from frame_jax.run.buckets import SLICE_LINES
+from frame_jax.run import buckets
 from frame_jax.run.directory import atomic_path
 from frame_jax.run.map_parts import Advance
 from frame_jax.run.partition_record import Mixture
@@ -136,19 +134,19 @@ def scored_documents_sql(
 def plan_documents(
     axes: Axes, tokens: Sequence[Path], scores: Sequence[Path], labels: Path
 ) -> dict[str, tuple[str, Path]]:
-    """What to call `write_documents` with, by name: a query of `scored_documents_sql` for one part
-    or several small ones, and the path of a file beside `labels`.
+    """What to call `write_documents` with, by name: a query of `scored_documents_sql` for a part, or
+    for all where they are small, and the path of a file beside `labels`.
 
-    The join of so many fits into memory: tables of tokens and of scores share their part numbers.
+    The join of a part fits into memory: tables of tokens and of scores share their part numbers.
     """
-    lines = np.cumsum([pq.read_metadata(path).num_rows for path in tokens])
-    starts = np.unique(lines // SLICE_LINES, return_index=True)[1].tolist()
+    small = sum(pq.read_metadata(path).num_rows for path in tokens) <= buckets.SLICE_LINES
+    size = len(tokens) if small else 1
     return {
-        tokens[start].stem: (
-            scored_documents_sql(axes, tokens[start:stop], scores[start:stop], labels),
-            labels.with_name(tokens[start].name),
+        tokens[i].stem: (
+            scored_documents_sql(axes, tokens[i : i + size], scores[i : i + size], labels),
+            labels.with_name(tokens[i].name),
         )
-        for start, stop in itertools.pairwise([*starts, len(tokens)])
+        for i in range(0, len(tokens), size)
     }
 
 
