@@ -14,24 +14,26 @@ from typing import Any, TypeVar
 
 import duckdb
 
+from frame_jax.parallel.host import available_cores, in_worker
+
 # Of these names no pattern can be made that means them alone.
 UNREADABLE = re.compile(r"\\.*[*?[]|[*?[].*\\", re.DOTALL)
 
 
 @contextmanager
-def open_database(scratch: Path, threads: int | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+def open_database(scratch: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty DuckDB database that spills to a temporary folder in `scratch`.
 
-    It takes half a gigabyte a thread, however large the corpus: of `threads`, which are one in a
-    worker; or of as many as there are cores, and then at least 2 GiB.
+    It has a thread for every core, in a worker one, and takes half a gigabyte a thread, but at
+    least 2 GiB outside of workers, however large the corpus.
     """
+    threads = available_cores()
+    memory = 512 * (threads if in_worker() else max(4, threads))
     scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=scratch, prefix=".tmp-") as spill, duckdb.connect() as connection:
         connection.execute(f"SET temp_directory = {sql_literal(spill)}")
-        if threads is not None:
-            connection.execute(f"SET threads = {threads}")
-        cores = connection.execute("SELECT current_setting('threads')").fetchall()[0][0]
-        connection.execute(f"SET memory_limit = '{(threads or max(4, cores)) * 512}MiB'")
+        connection.execute(f"SET threads = {threads}")
+        connection.execute(f"SET memory_limit = '{memory}MiB'")
         connection.execute("SET preserve_insertion_order = false")
         connection.execute("SET enable_progress_bar = false")
         yield connection

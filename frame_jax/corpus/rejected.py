@@ -25,8 +25,8 @@ from frame_jax.config.workers import WorkersConfig
 from frame_jax.corpus.documents import Rejection
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-from frame_jax.run.buckets import read_bucket, slice_tables, write_buckets
-from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, part_name, remove
+from frame_jax.run.buckets import plan_slices, read_bucket, write_slice
+from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, remove
 from frame_jax.run.map_parts import Advance, map_parts
 from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.sql import open_database, parquet_table, query, write_parquet
@@ -46,7 +46,8 @@ LOSSY = (
 )
 GENERAL = re.compile(r"duplicate id(?= )|.*?(?=: | at character |\Z)", re.DOTALL)  # of a reason
 METADATA = b"frame_jax.fields"
-DUPLICATE_COLUMNS = "part, row, doc_id, file, line"
+COLUMNS = "part, row, doc_id, file, line"
+BUCKET = "(hash(doc_id) % $buckets)::INTEGER AS bucket"
 SETTINGS = {"domain_field": "domain", "language_field": "language"}
 
 
@@ -63,36 +64,23 @@ def reject_duplicates(directory: RunDirectory, workers: WorkersConfig = WorkersC
     every process. Doing it again changes nothing, so a killed run just does it again.
     """
     tables, scratch = list_parts(directory.tokens, ".parquet"), directory.tokens / ".tmp-ids"
-    slices, size = slice_tables(tables), sum(path.stat().st_size for path in tables)
-    names = [part_name(index, len(slices), "") for index in range(len(slices))]
-    ids = [scratch / f"{name}.arrow" for name in names if len(slices) > 1]
-    map_parts(
-        functools.partial(_write_ids, buckets=len(slices)),
-        {path.stem: (table, path) for table, path in zip(slices, ids, strict=False)},
-        workers,
-        name="ids",
-        work_bytes=size,
+    size = sum(path.stat().st_size for path in tables)
+    work = functools.partial(map_parts, workers=workers, work_bytes=size)
+    ids = plan_slices(tables, lambda table: f"SELECT {COLUMNS}, {BUCKET} FROM {table}", scratch)
+    write = functools.partial(write_slice, buckets=len(ids), parameters={"buckets": len(ids)})
+    work(write, ids if len(ids) > 1 else {}, name="ids")
+    find = functools.partial(
+        _find_duplicates, ids=[path for _, path in ids.values()], tables=tables
     )
-    found = [scratch / f"{name}.parquet" for name in names]
-    map_parts(
-        functools.partial(_find_duplicates, ids=ids, tables=tables),
-        {path.stem: (bucket, path) for bucket, path in enumerate(found)},
-        workers,
-        name="duplicate ids",
-        work_bytes=size,
+    found = {name: (bucket, scratch / f"{name}.parquet") for bucket, name in enumerate(ids)}
+    work(find, found, name="duplicate ids")
+    duplicates = [path for _, path in found.values()]
+    run_on_all_processes(
+        lambda: processes.is_first() and _list_rejected(directory, duplicates, scratch)
     )
-    run_on_all_processes(lambda: processes.is_first() and _list_rejected(directory, found, scratch))
-    map_parts(
-        _mark_rejected,
-        {
-            path.stem: (path, rows)
-            for path in tables
-            if (rows := scratch / f"{path.stem}.npy").exists()
-        },
-        workers,
-        name="rejected",
-        work_bytes=size,
-    )
+    rows = {path.stem: (path, scratch / f"{path.stem}.npy") for path in tables}
+    marked = {name: part for name, part in rows.items() if part[1].exists()}
+    work(_mark_rejected, marked, name="rejected")
     if processes.is_first():
         remove(scratch)
 
@@ -146,28 +134,20 @@ def require_few_rejected(
     )
 
 
-def _write_ids(part: tuple[str, Path], advance: Advance, *, buckets: int) -> None:
-    """Writes the ids of a table's documents and where they come from, in buckets of ids."""
-    table, path = part
-    with open_database(path.parent, threads=1) as database:
-        columns = f"{DUPLICATE_COLUMNS}, (hash(doc_id) % {buckets})::INTEGER AS bucket"
-        write_buckets(database.sql(f"SELECT {columns} FROM {table}"), buckets, path)
-
-
 def _find_duplicates(
     part: tuple[int, Path], advance: Advance, *, ids: Sequence[Path], tables: Sequence[Path]
 ) -> None:
-    """Writes all but the first document of every id in a bucket of `ids`, or in `tables`, with the
-    first one's file and line."""
+    """Writes all but the first document of every id in a bucket of `ids`, with the first one's file
+    and line; of all `tables` where there is one bucket."""
     bucket, path = part
-    with open_database(path.parent, threads=1) as database, atomic_path(path) as temporary:
-        if ids:
+    with open_database(path.parent) as database, atomic_path(path) as temporary:
+        if len(ids) > 1:
             database.register("documents", read_bucket(ids, bucket))
         else:
             database.execute(f"CREATE VIEW documents AS FROM {parquet_table(*tables)}")
         duplicates = f"""
             WITH repeated AS (SELECT doc_id FROM documents GROUP BY doc_id HAVING count(*) > 1)
-            SELECT {DUPLICATE_COLUMNS},
+            SELECT {COLUMNS},
                 first_value(file) OVER first_in_order AS first_file,
                 first_value(line) OVER first_in_order AS first_line
             FROM documents SEMI JOIN repeated USING (doc_id)

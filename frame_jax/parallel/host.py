@@ -7,9 +7,14 @@ SHARING = "FRAME_JAX_WORKERS"  # how many workers share this host; set in each o
 MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container or a Slurm job
 
 
+def in_worker() -> bool:
+    """Whether this process shares the host with others like it, see `run/map_parts.py`."""
+    return SHARING in os.environ
+
+
 def available_cores() -> int:
     """Cores that this process may use; one in a worker."""
-    if SHARING in os.environ:
+    if in_worker():
         return 1
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -10,18 +10,22 @@ only the documents around that bucket are sorted, with the same result.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
+import pyarrow.parquet as pq
 
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
-from frame_jax.quadrants.mixture import COPIES, register_repeats
+from frame_jax.quadrants.mixture import COPIES, register_repeats, resolve_mixture
+from frame_jax.run import buckets
+from frame_jax.run.directory import atomic_path
+from frame_jax.run.map_parts import Advance
 from frame_jax.run.partition_record import Mixture
-from frame_jax.sql import parquet_table, sql_literal, write_parquet
+from frame_jax.sql import open_database, parquet_table, sql_literal, write_parquet
 
 
 class Axes(NamedTuple):
@@ -82,27 +86,87 @@ BUCKETS_PER_UNIT = 1024
 DOCUMENT_STATUSES = ("placed", "unscored", "no_tokens", "not_finite")
 
 
-def load_scores(
-    connection: duckdb.DuckDBPyConnection,
-    axes: Axes,
-    tokens: list[Path],
-    scores: list[Path],
-    mixture: Mixture,
-) -> None:
-    """Creates the tables `documents` (numbers) and `labels` (each combination of labels once).
+def write_labels(config: PartitionConfig, tokens: Sequence[Path], path: Path) -> Mixture:
+    """Writes each combination of labels of training and held-out documents once: label (a number),
+    split, source, domain, language, repeats; returns what these are of."""
+    mixture = Mixture("source", ()) if config.mixture is None else resolve_mixture(config, tokens)
+    with open_database(path.parent) as connection, atomic_path(path) as temporary:
+        register_repeats(connection, mixture)
+        labels = (
+            "SELECT row_number() OVER ()::INTEGER AS label, split, source, domain, language, "
+            "coalesce(repeats, 1) AS repeats FROM (SELECT DISTINCT split, source, domain, language "
+            f"FROM {parquet_table(*tokens)} WHERE split IN ('train', 'held_out')) "
+            f"LEFT JOIN group_repeats ON {mixture.by} IS NOT DISTINCT FROM name"
+        )
+        connection.execute(write_parquet(labels, temporary))
+    return mixture
+
+
+def scored_documents_sql(
+    axes: Axes, tokens: Sequence[Path], scores: Sequence[Path], labels: Path
+) -> str:
+    """SQL for the labelled documents of some parts, with scores.
 
     loss and gap are as `axes` says. status is an index into DOCUMENT_STATUSES; documents that are
     not scored have neither loss nor gap. copies is how often an epoch reads a document, 0 for one
     that is held out or not scored.
     """
-    register_repeats(connection, mixture)
     shown = f"{axes.ppl[0].format('loss')} + {axes.pd[0].format('gap')}"
-    connection.execute(
-        "CREATE TABLE labels AS SELECT row_number() OVER ()::INTEGER AS label, split, source, "
-        "domain, language, coalesce(repeats, 1) AS repeats FROM (SELECT DISTINCT split, source, "
-        f"domain, language FROM {parquet_table(*tokens)} WHERE split IN ('train', 'held_out')) "
-        f"LEFT JOIN group_repeats ON {mixture.by} IS NOT DISTINCT FROM name"
-    )
+    return f"""
+        WITH scored AS NOT MATERIALIZED ({axes.query(*scores)}),
+        with_status AS NOT MATERIALIZED (
+            SELECT t.*, loss, gap, CASE
+                WHEN counted IS NULL THEN 1
+                WHEN counted = 0 OR tokens = 0 THEN 2
+                WHEN NOT coalesce(isfinite({shown} + loss + gap), false) THEN 3
+                ELSE 0 END AS status
+            FROM {parquet_table(*tokens)} t LEFT JOIN scored USING (doc_id))
+        SELECT doc_id, part::INTEGER AS part, row::BIGINT AS row, tokens::BIGINT AS tokens,
+            bytes::BIGINT AS bytes, label, status, CASE WHEN status = 0 THEN loss END AS loss,
+            CASE WHEN status = 0 THEN gap END AS gap,
+            CASE WHEN status > 0 OR d.split <> 'train' THEN 0 ELSE {COPIES} END AS copies
+        FROM with_status d JOIN {parquet_table(labels)} l ON d.split = l.split AND d.source IS NOT
+            DISTINCT FROM l.source AND d.domain IS NOT DISTINCT FROM l.domain AND d.language IS NOT
+            DISTINCT FROM l.language
+        """
+
+
+def plan_documents(
+    axes: Axes, tokens: Sequence[Path], scores: Sequence[Path], labels: Path
+) -> dict[str, tuple[str, Path]]:
+    """What to call `write_documents` with, by name: a query of `scored_documents_sql` for a part,
+    or for all where they are small, and the path of a file beside `labels`.
+
+    The join of a part fits into memory: tables of tokens and of scores share their part numbers.
+    """
+    small = sum(pq.read_metadata(path).num_rows for path in tokens) <= buckets.SLICE_LINES
+    size = len(tokens) if small else 1
+    return {
+        tokens[i].stem: (
+            scored_documents_sql(axes, tokens[i : i + size], scores[i : i + size], labels),
+            labels.with_name(tokens[i].name),
+        )
+        for i in range(0, len(tokens), size)
+    }
+
+
+def write_documents(part: tuple[str, Path], advance: Advance) -> None:
+    """Writes what a query gives to a Parquet file."""
+    sql, path = part
+    with open_database(path.parent) as connection, atomic_path(path) as temporary:
+        connection.execute(write_parquet(sql, temporary))
+
+
+def load_documents(
+    connection: duckdb.DuckDBPyConnection, labels: Path, parts: Mapping[str, tuple[str, Path]]
+) -> None:
+    """Creates the tables `labels`, as `write_labels` wrote them, and `documents`, of
+    `plan_documents`: of files where there are several, else of the query.
+
+    Raises:
+        UserError: where no document is read.
+    """
+    connection.execute(f"CREATE TABLE labels AS FROM {parquet_table(labels)}")
     for column in ("split", "source", "domain", "language"):
         # Enumerations go into Parquet several times faster than the strings they stand for.
         connection.execute(
@@ -110,31 +174,10 @@ def load_scores(
             f"SELECT {column} FROM labels WHERE {column} IS NOT NULL ORDER BY 1)"
         )
         connection.execute(f"ALTER TABLE labels ALTER {column} TYPE {column}_names")
-    connection.execute(
-        "CREATE TABLE documents (doc_id VARCHAR, part INTEGER, row BIGINT, tokens BIGINT, "
-        "bytes BIGINT, label INTEGER, status UTINYINT, loss DOUBLE, gap DOUBLE, copies INTEGER)"
-    )
-    # Part by part, because the join then fits into memory: both tables share their part numbers.
-    for token_part, score_part in zip(tokens, scores, strict=True):
-        connection.execute(
-            f"""
-            INSERT INTO documents
-            WITH scored AS NOT MATERIALIZED ({axes.query(score_part)}),
-            with_status AS NOT MATERIALIZED (
-                SELECT t.*, loss, gap, CASE
-                    WHEN counted IS NULL THEN 1
-                    WHEN counted = 0 OR tokens = 0 THEN 2
-                    WHEN NOT coalesce(isfinite({shown} + loss + gap), false) THEN 3
-                    ELSE 0 END AS status
-                FROM {parquet_table(token_part)} t LEFT JOIN scored USING (doc_id))
-            SELECT doc_id, part, row, tokens, bytes, label, status,
-                CASE WHEN status = 0 THEN loss END, CASE WHEN status = 0 THEN gap END,
-                CASE WHEN status > 0 OR d.split <> 'train' THEN 0 ELSE {COPIES} END
-            FROM with_status d JOIN labels l ON d.split = l.split AND d.source IS NOT DISTINCT FROM
-                l.source AND d.domain IS NOT DISTINCT FROM l.domain AND d.language IS NOT DISTINCT
-                FROM l.language
-            """
-        )
+    [(sql, _), *others] = parts.values()
+    files = parquet_table(*(path for _, path in parts.values()))
+    as_is = f"VIEW documents AS FROM {files}" if others else f"TABLE documents AS {sql}"
+    connection.execute(f"CREATE {as_is}")
     if not connection.execute("FROM documents WHERE copies > 0 LIMIT 1").fetchall():
         raise UserError(
             "no document of the train split that is read has a finite score: the corpus is too "

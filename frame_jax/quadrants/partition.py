@@ -7,22 +7,24 @@ from typing import Any
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
+from frame_jax.config.workers import WorkersConfig
 from frame_jax.errors import UserError, print_warning
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
 from frame_jax.quadrants.assign import make_axes
-from frame_jax.quadrants.mixture import count_read, mixture_table, resolve_mixture, terminal_table
+from frame_jax.quadrants.mixture import count_read, mixture_table, terminal_table
 from frame_jax.quadrants.reliability import measure_reliability, reliability_warnings
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
-from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
+from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, remove
+from frame_jax.run.map_parts import map_parts
 from frame_jax.run.partition_record import (
     RELIABILITY_HEADER,
-    Mixture,
     PartitionRecord,
     read_partition_record,
     write_partition_record,
 )
+from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.run.progress import wide_console
 from frame_jax.sql import open_database, parquet_table
 
@@ -63,8 +65,8 @@ def write_reference_rows(config: RunConfig, directory: RunDirectory) -> dict[str
 def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
     """Writes RUN/quadrants/: assignment.parquet, partition.json, rows.json and Q*/part-*.
 
-    Process 0 places the documents, then all processes make rows. Whatever is already there is
-    kept.
+    All processes join documents with scores, process 0 places them, then all make rows. Whatever is
+    already there is kept.
 
     Returns:
         Rows, documents, text tokens and padding of each quadrant, documents without a place, and
@@ -74,9 +76,8 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
         UserError: when scores are missing, do not match the tokens or place no document, groups are
             so small that a quadrant is empty, or an axis tells no documents apart.
     """
-    if processes.is_first() and not directory.partition.exists():
-        write_assignment(config.partition, config.scoring, directory)
-    processes.barrier("documents placed")
+    if not processes.all_agree(directory.partition.exists()):
+        write_assignment(config.partition, config.scoring, directory, config.workers)
     record = read_partition_record(directory)
     if processes.is_first():
         for line in record.warnings:
@@ -101,9 +102,13 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
 
 
 def write_assignment(
-    config: PartitionConfig, scoring: ScoringConfig, directory: RunDirectory
+    config: PartitionConfig,
+    scoring: ScoringConfig,
+    directory: RunDirectory,
+    workers: WorkersConfig = WorkersConfig(),
 ) -> PartitionRecord:
-    """Writes assignment.parquet and then partition.json, whose content is returned."""
+    """Writes assignment.parquet and then partition.json, whose content is returned; called on every
+    process."""
     tokens = list_parts(directory.tokens, ".parquet")
     scores = list_parts(directory.scores, ".parquet")
     if not tokens or [path.name for path in tokens] != [path.name for path in scores]:
@@ -111,27 +116,42 @@ def write_assignment(
             f"{directory.tokens} has {len(tokens)} parts and {directory.scores} has {len(scores)}, "
             "which should have the same names: redo the score phase"
         )
-    axes, mixture = make_axes(scoring), Mixture("source", ())
+    axes, labels = make_axes(scoring), directory.quadrants / ".tmp-scored" / "labels.parquet"
     ppl_model = scoring.ppl_model if scoring.table is None else None
-    if config.mixture is not None:
-        mixture = resolve_mixture(config, tokens)
-    with open_database(directory.quadrants) as connection:
-        assign.load_scores(connection, axes, tokens, scores, mixture)
-        assign.group_documents(connection, config)
-        with atomic_path(directory.assignment) as path:
-            assign.assign_quadrants(connection, config, axes, path)
-            record = summarise_partition(connection, config, axes, path, ppl_model)
-            require_sound_partition(record)
-        if mixture.groups:
-            table = parquet_table(directory.assignment)
-            counted = count_read(connection, mixture, table, config.axes.quadrants)
-            record = dataclasses.replace(record, mixture=counted)
-        others = sorted(path for path in directory.reliability.glob("*") if path.is_dir())
-        compared = tuple(measure_reliability(connection, config, axes, others))
-        record = dataclasses.replace(record, reliability=compared)
-    record = dataclasses.replace(record, warnings=tuple(partition_warnings(record)))
-    write_partition_record(directory, record)
-    return record
+    mixture = run_on_all_processes(
+        lambda: assign.write_labels(config, tokens, labels) if processes.is_first() else None
+    )
+    parts = assign.plan_documents(axes, tokens, scores, labels)
+    map_parts(
+        assign.write_documents,
+        parts if len(parts) > 1 else {},
+        workers,
+        name="documents with scores",
+        work_bytes=sum(path.stat().st_size for path in [*tokens, *scores]),
+    )
+
+    def place() -> None:
+        assert mixture is not None
+        with open_database(directory.quadrants) as connection:
+            assign.load_documents(connection, labels, parts)
+            assign.group_documents(connection, config)
+            with atomic_path(directory.assignment) as path:
+                assign.assign_quadrants(connection, config, axes, path)
+                record = summarise_partition(connection, config, axes, path, ppl_model)
+                require_sound_partition(record)
+            if mixture.groups:
+                table = parquet_table(directory.assignment)
+                counted = count_read(connection, mixture, table, config.axes.quadrants)
+                record = dataclasses.replace(record, mixture=counted)
+            others = sorted(path for path in directory.reliability.glob("*") if path.is_dir())
+            compared = tuple(measure_reliability(connection, config, axes, others))
+            record = dataclasses.replace(record, reliability=compared)
+        record = dataclasses.replace(record, warnings=tuple(partition_warnings(record)))
+        write_partition_record(directory, record)
+        remove(labels.parent)
+
+    run_on_all_processes(lambda: place() if processes.is_first() else None)
+    return read_partition_record(directory)
 
 
 def partition_warnings(record: PartitionRecord) -> Iterator[str]:

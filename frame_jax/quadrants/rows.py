@@ -25,7 +25,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.workers import WorkersConfig
 from frame_jax.parallel import processes
 from frame_jax.records import LENGTHS, OpenFiles, write_tokens
-from frame_jax.run.buckets import read_bucket, slice_tables, write_buckets
+from frame_jax.run.buckets import plan_slices, read_bucket, write_slice
 from frame_jax.run.directory import (
     RunDirectory,
     list_parts,
@@ -36,7 +36,7 @@ from frame_jax.run.directory import (
 )
 from frame_jax.run.map_parts import Advance, map_parts
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
-from frame_jax.sql import open_database, parquet_columns, sql_literal
+from frame_jax.sql import parquet_columns, sql_literal
 
 # Ids of rows that are made together (64 MiB): documents lie in all token files, and where these
 # cannot all be kept open, each is opened again every time.
@@ -221,27 +221,33 @@ def shuffle_tables(
     """Writes the documents of the row files `wanted` to files in `scratch`, one for each slice of
     the tables, and returns their paths for `read_shuffled`; called on every process.
 
-    Row files are numbered as by `shuffled_sql`. Reading one after the other gives one order of all
-    documents that does not depend on `parts`, as long as none has two copies: a column `copies` of
-    the tables says how many, else one each.
+    Row files have `parts` numbers for each condition, in their order. Reading one after the other
+    gives one order of all documents that does not depend on `parts`, as long as none has two
+    copies: a column `copies` of the tables says how many, else one each.
     """
-    slices = slice_tables(tables) if wanted else []
-    paths = [scratch / part_name(index, len(slices), ".arrow") for index in range(len(slices))]
-    copied = "copies" in parquet_columns(tables[0])
+    cases = " ".join(
+        f"WHEN {test} THEN {number * parts}" for number, test in enumerate(conditions.values())
+    )
     columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
-    queries = [shuffled_sql(table, conditions, parts, copied, columns) for table in slices]
+    copied = "copies" in parquet_columns(tables[0])
+
+    def sql(table: str) -> str:
+        return (
+            f"SELECT CASE {cases} END + row_part AS bucket, {position_sql(parts)} AS position, "
+            f"{', '.join(columns)} FROM ({copies_sql(table, parts, copied=copied)}) "
+            "WHERE bucket IN (SELECT unnest($wanted::INTEGER[]))"
+        )
+
+    buckets, parameters = len(conditions) * parts, {"seed": seed, "wanted": wanted}
+    slices = plan_slices(tables if wanted else [], sql, scratch)
     map_parts(
-        functools.partial(
-            shuffle_slice,
-            buckets=len(conditions) * parts,
-            parameters={"seed": seed, "wanted": wanted},
-        ),
-        {path.stem: (query, path) for query, path in zip(queries, paths, strict=True)},
+        functools.partial(write_slice, buckets=buckets, parameters=parameters),
+        slices,
         workers,
         name="order of documents",
         work_bytes=sum(path.stat().st_size for path in tables),
     )
-    return paths
+    return [path for _, path in slices.values()]
 
 
 def shuffle_training_documents(
@@ -256,24 +262,6 @@ def shuffle_training_documents(
     wanted = list(range(len(conditions) * parts))
     listed = [directory.assignment], conditions, wanted, parts, config.seed
     return shuffle_tables(*listed, scratch, config.workers, doc_ids=doc_ids)
-
-
-def shuffled_sql(
-    table: str, conditions: Mapping[str, str], parts: int, copied: bool, columns: Sequence[str]
-) -> str:
-    """SQL for row_file, position and some columns of the documents of the row files $wanted.
-
-    Row files have `parts` numbers for each condition, in their order; in one, documents are read in
-    the order of position, part and row.
-    """
-    cases = " ".join(
-        f"WHEN {test} THEN {number * parts}" for number, test in enumerate(conditions.values())
-    )
-    return (
-        f"SELECT CASE {cases} END + row_part AS row_file, {position_sql(parts)} AS position, "
-        f"{', '.join(columns)} FROM ({copies_sql(table, parts, copied=copied)}) "
-        "WHERE row_file IN (SELECT unnest($wanted::INTEGER[]))"
-    )
 
 
 def copies_sql(table: str, parts: int, *, copied: bool) -> str:
@@ -302,20 +290,8 @@ def position_sql(parts: int) -> str:
     return f"CASE copy WHEN 0 THEN hash ELSE row_part * {width}::UBIGINT + {own} // {parts} END"
 
 
-def shuffle_slice(
-    part: tuple[str, Path], advance: Advance, *, buckets: int, parameters: Mapping[str, Any]
-) -> None:
-    """Writes what a query of `shuffled_sql` gives to a file, in buckets of row files."""
-    shuffled, path = part
-    with open_database(path.parent, threads=1) as connection:
-        documents = connection.sql(
-            f"SELECT * RENAME (row_file AS bucket) FROM ({shuffled})", params=parameters
-        )
-        write_buckets(documents, buckets, path)
-
-
 def read_shuffled(paths: Sequence[Path], row_file: int) -> ShuffledDocuments:
-    """The documents of a row file in files of `shuffle_slice`."""
+    """The documents of a row file in files of `shuffle_tables`."""
     found = read_bucket(paths, row_file)
     position, part, row, tokens = (column.to_numpy() for column in found.columns[:4])
     order = np.lexsort((row, part, position))

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from frame_jax.config.quadrants import AxesConfig, PartitionConfig
+from frame_jax.config.quadrants import AxesConfig, MixtureConfig, PartitionConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.quadrants.partition import write_assignment
+from frame_jax.run import buckets
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.partition_record import axis_names, read_partition_record
 from tests.quadrants.corpus import Corpus, expected_cells, make_corpus, write
@@ -262,3 +263,21 @@ def test_a_run_directory_is_not_a_pattern_for_another(tmp_path: Path) -> None:
             for quadrant in read_json(directory.partition)["quadrants"].values()
         )
         assert documents == np.sum(wanted.split == "train")
+
+
+@pytest.mark.parametrize("mixture", [None, MixtureConfig("domain", {"prose": 2.5, "code": 0.4})])
+def test_parts_joined_by_themselves_give_the_same_partition(
+    mixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = make_corpus(2000)
+    corpus.loss[:3] = np.nan, np.inf, 4
+    corpus.tokens[5:8] = 0
+    config, found = PartitionConfig(mixture=mixture), []
+    for name, lines in (("whole", buckets.SLICE_LINES), ("parts", 1999)):
+        monkeypatch.setattr(buckets, "SLICE_LINES", lines)
+        directory = write(corpus, tmp_path / name)
+        write_assignment(config, ScoringConfig(), directory)
+        table = pq.read_table(directory.assignment).sort_by("doc_id")
+        found.append((directory.partition.read_bytes(), table.to_pylist()))
+        assert not list(directory.root.rglob(".tmp-*"))
+    assert found[0] == found[1]

@@ -250,6 +250,12 @@ def test_several_processes_make_what_one_makes(
     monkeypatch.setattr(processes, "failing_processes", lambda *_: (meet.wait() and {}) or {})
     monkeypatch.setattr(processes, "broadcast_from_first", lambda value: value)
 
+    def failing_processes(condition: bool, word: str) -> dict[int, str]:  # the same on all
+        meet.wait()
+        return {} if condition else {0: word}
+
+    monkeypatch.setattr(processes, "failing_processes", failing_processes)
+
     def work(index: int) -> None:
         here.index = index
         rows = RowsConfig(sequence_length=LENGTH, parts=3)

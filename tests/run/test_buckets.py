@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from frame_jax.run import buckets
-from frame_jax.run.buckets import read_bucket, slice_tables, write_buckets
-from frame_jax.sql import open_database
+from frame_jax.run.buckets import plan_slices, read_bucket, write_slice
 
 
 def write_table(path: Path, first: int, lines: int) -> Path:
@@ -25,7 +24,7 @@ def write_table(path: Path, first: int, lines: int) -> Path:
     [
         ([4, 6, 1, 3], [10, 4]),
         ([25, 3, 30], [10, 10, 5, 10, 10, 10, 3]),
-        ([10, 11, 0], [10, 1, 10]),
+        ([10, 11, 0], [10, 10, 1, 0]),
         ([0], [0]),
         ([], []),
     ],
@@ -40,7 +39,7 @@ def test_slices_hold_every_line_once(
     ]
     slices = [
         [line for (line,) in duckdb.sql(f"SELECT * FROM {table}").fetchall()]
-        for table in slice_tables(tables)
+        for table, _ in plan_slices(tables, lambda table: table, tmp_path).values()
     ]
     assert sorted(map(len, slices)) == sorted(expected)
     assert sorted(itertools.chain(*slices)) == list(range(sum(sizes)))
@@ -48,13 +47,11 @@ def test_slices_hold_every_line_once(
 
 def test_a_bucket_holds_its_lines_of_all_slices(tmp_path: Path) -> None:
     paths = [tmp_path / f"{number}.arrow" for number in range(3)]
-    with open_database(tmp_path, threads=1) as connection:
-        for number, path in enumerate(paths):  # the last one has no lines, bucket 4 has none at all
-            lines = connection.sql(
-                f"SELECT i AS line, 'text ' || i AS text, (i % 4)::INTEGER AS bucket "
-                f"FROM range({100 * number}, {100 * number + (100, 1, 0)[number]}) AS lines(i)"
-            )
-            write_buckets(lines, 5, path)
+    for number, path in enumerate(paths):  # the last one has no lines, bucket 4 has none at all
+        lines = 100 * number, 100 * number + (100, 1, 0)[number]
+        sql = "SELECT i AS line, 'text ' || i AS text, (i % $kinds)::INTEGER AS bucket FROM "
+        part = f"{sql} range({lines[0]}, {lines[1]}) AS lines(i)", path
+        write_slice(part, lambda amount: None, buckets=5, parameters={"kinds": 4})
     for bucket in range(5):
         found = read_bucket(paths, bucket)
         wanted = [line for line in range(101) if line % 4 == bucket]
