@@ -63,7 +63,7 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     Raises:
         UserError: for anything the user can fix.
     """
-    from frame_jax.corpus.inventory import expected_signature, require_apart, require_splits
+    from frame_jax.corpus.inventory import expected_signature
     from frame_jax.training import initial_digest
 
     directory = RunDirectory(config.run_directory)
@@ -83,60 +83,84 @@ def run_phases(config: RunConfig, *, until: str | None = None, redo: str | None 
     if redo is None and decided and not unfinished_steps(directory, todo, expected):
         return 0
 
-    import jax
-
-    from frame_jax.curriculum.presets import expand_curriculum
-    from frame_jax.evaluation.items import check_tasks
-    from frame_jax.parallel import cpu_devices, processes
-    from frame_jax.parallel.sharding import mesh_shape
-    from frame_jax.planning.costs import replica_bytes
-    from frame_jax.quadrants.mixture import check_mixture
+    from frame_jax.parallel import processes
     from frame_jax.run import storage
-    from frame_jax.scoring.checks import check_references
-    from frame_jax.training.initial import check_initial
-    from frame_jax.training.metrics import import_function
 
-    needed = replica_bytes(config)
+    again = [] if redo is None else markers.downstream_names(table, table, redo)
+
+    def steps_left() -> list[phases.PhaseStep]:
+        return [
+            phase_step
+            for phase_step in todo
+            if phase_step.name in again
+            or not markers.is_complete(directory, phase_step, expected[phase_step.name])
+        ]
+
     processes.start(config.parallel)
-    messages = cpu_devices.use_cpu_devices(config, needed)  # before anything starts JAX's devices
+    messages: list[str] = []
+    if devices := any(phase_step.needs_devices for phase_step in steps_left()):
+        from frame_jax.parallel import cpu_devices
+        from frame_jax.planning.costs import replica_bytes
+
+        # Before anything starts JAX's devices.
+        messages = cpu_devices.use_cpu_devices(config, replica_bytes(config))
     preemption.take_back()
-    if until != "tokenize":  # which computes nothing
+    if devices:
         config, notes = compute_dtype.decide_types(given, config)
         messages += notes
-        if "pretrain" in {phase_step.phase for phase_step in todo}:
-            weights = initial_digest.agreed_digest(config, weights)
-        expected = markers.expected_markers(config, table, signature, weights)
-    again = [] if redo is None else markers.downstream_names(table, table, redo)
+    if any(phase_step.phase == "pretrain" for phase_step in todo):
+        weights = initial_digest.agreed_digest(config, weights)
+    expected = markers.expected_markers(config, table, signature, weights)
     unfinished_steps(directory, [s for s in todo if s.name not in again], expected)
-    phases_left = {
-        s.phase
-        for s in todo
-        if s.name in again or not markers.is_complete(directory, s, expected[s.name])
-    }
+    phases_left = {phase_step.phase for phase_step in steps_left()}
 
-    def check() -> None:
-        if "tokenize" in phases_left:
-            require_apart(config)
-            require_splits(config, phases_left)
-        mesh_shape(config.parallel, jax.device_count())
-        for curriculum in config.curricula.values():
-            expand_curriculum(curriculum, config.partition.axes)
-        if config.tracker is not None:
-            import_function(config.tracker)
-        if "partition" in phases_left and "tokenize" not in phases_left:
-            check_mixture(config, directory)
-        if "score" in phases_left:
-            check_references(config, directory, tokenizer_anew="tokenize" in again)
-        if "pretrain" in phases_left:
-            check_initial(config, directory, tokenizer_anew="tokenize" in again)
-        if "evaluate" in phases_left:
-            check_tasks(config.evaluation.tasks)
-
-    run_on_all_processes(check)  # what cannot work is refused before anything is written
+    # What cannot work is refused before anything is written.
+    run_on_all_processes(lambda: check_phases(config, directory, phases_left, again, devices))
     storage.check_storage(directory)
     with hold_lock(directory) if processes.is_first() else contextlib.nullcontext():
         processes.print_notes(messages)
         return _run_phase_steps(config, directory, table, todo, expected, redo)
+
+
+def check_phases(
+    config: RunConfig, directory: RunDirectory, left: set[str], again: list[str], devices: bool
+) -> None:
+    """Refuses what cannot work in the phases that are `left`, some of them done `again`."""
+    from frame_jax.curriculum.presets import expand_curriculum
+
+    if "tokenize" in left:
+        from frame_jax.corpus.inventory import require_apart, require_splits
+
+        require_apart(config)
+        require_splits(config, left)
+    if devices:
+        import jax
+
+        from frame_jax.parallel.sharding import mesh_shape
+
+        mesh_shape(config.parallel, jax.device_count())
+    for curriculum in config.curricula.values():
+        expand_curriculum(curriculum, config.partition.axes)
+    if config.tracker is not None:
+        from frame_jax.training.metrics import import_function
+
+        import_function(config.tracker)
+    if "partition" in left and "tokenize" not in left:
+        from frame_jax.quadrants.mixture import check_mixture
+
+        check_mixture(config, directory)
+    if "score" in left:
+        from frame_jax.scoring.checks import check_references
+
+        check_references(config, directory, tokenizer_anew="tokenize" in again)
+    if "pretrain" in left:
+        from frame_jax.training.initial import check_initial
+
+        check_initial(config, directory, tokenizer_anew="tokenize" in again)
+    if "evaluate" in left:
+        from frame_jax.evaluation.items import check_tasks
+
+        check_tasks(config.evaluation.tasks)
 
 
 def unfinished_steps(

@@ -19,6 +19,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from frame_jax.errors import UserError, find_storage_error, storage_error
+from frame_jax.parallel.host import memory_bytes
 from frame_jax.run.directory import atomic_path, how_to_remake, read_json
 
 TOKEN_DTYPE = np.dtype("<u4")
@@ -114,8 +115,7 @@ class OpenFiles:
     """
 
     def __init__(self, records: int | None = None, files: int | None = None):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        self._records = records or memory // READERS_SHARE // READER_BYTES
+        self._records = records or memory_bytes() // READERS_SHARE // READER_BYTES
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._files = files or (sys.maxsize if limit == resource.RLIM_INFINITY else limit // 2)
         self._readers: OrderedDict[Path, TokenReader] = OrderedDict()

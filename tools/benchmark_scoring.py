@@ -39,7 +39,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.models.hugging_face.weights import import_checkpoint
-from frame_jax.parallel.cpu_devices import available_cores, set_cpu_devices
+from frame_jax.parallel.cpu_devices import set_cpu_devices
+from frame_jax.parallel.host import available_cores
 from frame_jax.parallel.hardware import multiplies_bfloat16
 from frame_jax.scoring.documents import POOL_ROWS, score_documents
 from frame_jax.scoring.packing import make_batches, pack_windows

@@ -18,6 +18,7 @@ from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import PretrainConfig, ReferenceConfig, TrainingConfig
+from frame_jax.config.workers import WorkersConfig
 
 BASELINE = "random"  # the curriculum that the others are compared with, unless a run says otherwise
 
@@ -85,6 +86,7 @@ class RunConfig:
         baseline: The curriculum that the others are compared with.
         evaluation: Held-out measurements.
         parallel: Devices and processes.
+        workers: What works on the parts of a corpus.
         profile: Steps `START:STOP` of every training run to trace into its `profile` folder.
         tracker: `module:function` that opens a tracker of training runs beside TensorBoard, see
             docs/metrics.md.
@@ -107,6 +109,7 @@ class RunConfig:
     baseline: str = BASELINE
     evaluation: EvaluationConfig = EvaluationConfig()
     parallel: ParallelConfig = runtime(ParallelConfig())
+    workers: WorkersConfig = runtime(WorkersConfig())
     profile: str | None = runtime(None)
     tracker: str | None = runtime(None)
     checkpoint_root: str | None = runtime(None)

@@ -6,6 +6,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,7 +34,6 @@ from frame_jax.corpus.tokenizer_training import prepare_tokenizer
 from frame_jax.packing import batch_by_size
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
-from frame_jax.run import progress
 from frame_jax.run.directory import (
     RunDirectory,
     atomic_path,
@@ -42,6 +42,7 @@ from frame_jax.run.directory import (
     remove_temporaries,
     write_json,
 )
+from frame_jax.run.map_parts import map_parts
 from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.run.special_tokens import read_special_tokens
 
@@ -86,23 +87,20 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
         keep_inventory(config, directory)
         prepare_tokenizer(config, directory)
     processes.barrier("tokenizer")
-    tokenizer = load_tokenizer(directory)
     messages = read_special_tokens(directory).notes
     processes.print_notes(f"tokenizer: {line}" for line in messages)
     parts = plan_parts(config.corpus)
     processes.print_notes(ignored_inputs_message(parts))
-    waiting = [
-        part
-        for part in processes.local_share(range(len(parts)))
-        if not _part_path(directory, part, config, ".parquet").exists()
-    ]
-    show = processes.is_first() and bool(waiting)
-    with progress.progress_bar("tokenize", None, "documents", show=show) as update:
-        for position, part in enumerate(waiting, 1):
-            note = f"part {position} of {len(waiting)}"
-            advance = functools.partial(update, note=note)
-            write_part(parts[part], part, config, tokenizer, directory, advance)
-    processes.barrier("tokens")
+    names = [part_name(number, len(parts), "") for number in range(len(parts))]
+    map_parts(
+        PartWriter(config),
+        dict(zip(names, enumerate(parts), strict=True)),
+        config.workers,
+        made=lambda name: (directory.tokens / f"{name}.parquet").exists(),
+        name="tokenize",
+        unit="documents",
+        work_bytes=sum(item.size for item in {chunk.item for part in parts for chunk in part}),
+    )
     # Of a file that grew meanwhile, some of what came late may be in the parts.
     run_on_all_processes(lambda: processes.is_first() and expected_signature(config, directory))
     if processes.is_first():
@@ -113,6 +111,22 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
     require_few_rejected(summary, config.corpus, directory)
     processes.print_notes(summary_messages(summary, directory))
     return {**summary, "tokenizer": messages}
+
+
+@dataclass(frozen=True)
+class PartWriter:
+    """Tokenises parts of the corpus, each given by its number and its chunks, by one tokenizer."""
+
+    config: RunConfig
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(RunDirectory(self.config.run_directory))
+
+    def __call__(self, part: tuple[int, list[Chunk]], advance: Callable[[int], None]) -> None:
+        number, chunks = part
+        directory = RunDirectory(self.config.run_directory)
+        write_part(chunks, number, self.config, self.tokenizer, directory, advance)
 
 
 def write_part(

@@ -12,6 +12,7 @@ import jax
 
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
+from frame_jax.parallel.host import available_cores, memory_bytes
 from frame_jax.parallel.sharding import mesh_shape
 
 AUTO_MOST = 8  # devices; more were not measured
@@ -58,18 +59,6 @@ def set_cpu_devices(count: int, *, many_collectives: bool) -> bool:
     if many_collectives:
         os.environ.setdefault("NPROC", str(WAITING_THREADS * count))
     return True
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def memory_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def automatic_count(config: RunConfig, most: int) -> int:

@@ -1,4 +1,4 @@
-"""Starts the processes of a pod; lets them wait for each other and exchange small values.
+"""Starts the processes of a pod, before devices; lets them wait for each other and exchange values.
 
 Every phase runs on every process of a pod. Work that comes in parts is divided by process index
 (`local_share`), work that must happen once is done by process 0, and `barrier` separates the two.
@@ -17,8 +17,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast
-
-import jax
 
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.errors import USAGE_ERROR, UserError, print_note
@@ -44,7 +42,11 @@ def start(config: ParallelConfig) -> None:
     given = [f"parallel.{key}" for key in keys if getattr(config, key) is not None]
     if not config.distributed and given:
         raise UserError(f"{', '.join(given)}: set parallel.distributed, too, or leave them out")
-    if not config.distributed or jax.distributed.is_initialized():
+    if not config.distributed:
+        return
+    import jax
+
+    if jax.distributed.is_initialized():
         return
     if config.coordinator_address is not None and config.process_id is not None:
         check_coordinator(config.coordinator_address, config.process_id)
@@ -100,14 +102,24 @@ def check_coordinator(address: str, process: int) -> None:
             raise UserError(f"parallel.coordinator_address {address}: {what} ({error})") from error
 
 
+def _joined() -> Any:
+    """JAX's state of the processes that this one has joined; None for a single process.
+
+    It is not public; Orbax, which saves checkpoints of several processes, needs it as well. JAX's
+    own count of processes waits for devices, and its other barriers have no time limit.
+    """
+    module = sys.modules.get("jax._src.distributed")
+    return module.global_state if module is not None and module.global_state.client else None
+
+
 def process_index() -> int:
     """The number of this process, from 0."""
-    return jax.process_index()
+    return 0 if (joined := _joined()) is None else joined.process_id
 
 
 def process_count() -> int:
     """The number of processes of the run."""
-    return jax.process_count()
+    return 1 if (joined := _joined()) is None else joined.num_processes
 
 
 def is_first() -> bool:
@@ -127,24 +139,14 @@ def local_share(items: Sequence[T]) -> list[T]:
     return list(items[process_index() :: process_count()])
 
 
-def _client() -> Any:
-    """JAX's client of the coordination service, the only one with barriers that have a time limit.
-
-    It is not public; Orbax, which saves checkpoints of several processes, needs it as well.
-    """
-    from jax._src import distributed
-
-    return distributed.global_state.client
-
-
 def broadcast_from_first(value: T) -> T:
     """Process 0's `value`, which JSON must be able to hold, on every process."""
     if process_count() == 1:
         return value
     key = f"frame_jax/{next(_calls)}"
     if is_first():
-        _client().key_value_set(key, json.dumps(value))
-    return cast(T, json.loads(_client().blocking_key_value_get(key, BARRIER_SECONDS * 1000)))
+        _joined().client.key_value_set(key, json.dumps(value))
+    return cast(T, json.loads(_joined().client.blocking_key_value_get(key, BARRIER_SECONDS * 1000)))
 
 
 def all_agree(condition: bool) -> bool:
@@ -158,9 +160,9 @@ def failing_processes(condition: bool, word: str) -> dict[int, str]:
         return {} if condition else {0: word}
     key = f"frame_jax/{next(_calls)}"
     if not condition:
-        _client().key_value_set(f"{key}/{process_index()}", word)
+        _joined().client.key_value_set(f"{key}/{process_index()}", word)
     barrier(key)
-    found = _client().key_value_dir_get(f"{key}/")
+    found = _joined().client.key_value_dir_get(f"{key}/")
     return {int(name.rsplit("/", 1)[-1]): text for name, text in found}
 
 
@@ -173,8 +175,8 @@ def barrier(name: str) -> None:
     if process_count() == 1:
         return
     try:
-        _client().wait_at_barrier(f"{next(_calls)} {name}", BARRIER_SECONDS * 1000)
-    except jax.errors.JaxRuntimeError as error:
+        _joined().client.wait_at_barrier(f"{next(_calls)} {name}", BARRIER_SECONDS * 1000)
+    except RuntimeError as error:
         raise RuntimeError(
             f"process {process_index()} gave up at {name!r}: {missing_processes(error)}"
         ) from error
@@ -195,8 +197,8 @@ def missing_processes(error: Exception) -> str:
 
 def disconnect() -> None:
     """Leaves the other processes, which end as well; does nothing for a single process."""
-    if jax.distributed.is_initialized():
-        jax.distributed.shutdown()
+    if (joined := _joined()) is not None:
+        joined.shutdown()
 
 
 def leave_without_others(code: int) -> None:
@@ -204,11 +206,11 @@ def leave_without_others(code: int) -> None:
 
     JAX would otherwise wait for them, and then end this process with another exit code.
     """
-    if not jax.distributed.is_initialized() or process_count() == 1:
+    if process_count() == 1:
         return
     try:
-        _client().wait_at_barrier("leave", LEAVE_SECONDS * 1000)
-    except jax.errors.JaxRuntimeError as error:
+        _joined().client.wait_at_barrier("leave", LEAVE_SECONDS * 1000)
+    except RuntimeError as error:
         if code != USAGE_ERROR:  # which has been reported
             print(
                 f"error: process {process_index()} gave up: {missing_processes(error)}",

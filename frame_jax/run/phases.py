@@ -43,6 +43,11 @@ class PhaseStep:
         """The phase it belongs to."""
         return self.name.split("-")[0]
 
+    @property
+    def needs_devices(self) -> bool:
+        """Whether it computes on JAX's devices."""
+        return self.function.startswith(("training.", "scoring.score:", "evaluation."))
+
 
 def list_phase_steps(config: RunConfig) -> list[PhaseStep]:
     """All phase steps of a run, in the order in which they run."""

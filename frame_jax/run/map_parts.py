@@ -1,0 +1,259 @@
+"""Calls a function on every part of a phase: in worker processes of each host, or in tasks of Ray.
+
+A part's files appear whole or not at all, so it does not matter who makes them, nor when a worker
+or a whole run is stopped: the next start makes what is missing.
+
+Workers come from a fork server, which imports the function's module once, without JAX and
+TensorFlow, and forks itself for each. A worker has one thread and its share of the host's memory,
+and ends when the process that it works for ends, however that happens.
+"""
+
+import collections
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing import connection
+from typing import Any, TypeVar
+
+from frame_jax.config.workers import WorkersConfig
+from frame_jax.errors import UserError, log_to_stderr, print_warning
+from frame_jax.parallel import processes
+from frame_jax.parallel.host import SHARING, available_cores, memory_bytes
+from frame_jax.run import progress
+from frame_jax.run.preemption import EXIT_CODES
+from frame_jax.run.program_exit import find_user_error, run_on_all_processes
+
+Part = TypeVar("Part")
+Advance = Callable[[float], None]
+Function = Callable[[Any, Advance], object]
+
+WORTH_BYTES = 1 << 25  # of work; less is done before workers have started
+WORKER_BYTES = 1 << 29  # of memory for each
+ATTEMPTS = 2  # at a part whose worker is killed
+RETRIES = 3  # of a task whose worker or node is lost
+FEWER = (
+    "If the system ran out of memory (`dmesg` says so), use fewer workers (--workers.count N); "
+    "parts that are finished stay"
+)
+DONE, ADVANCED, REFUSED, FAILED = "done", "advanced", "refused", "failed"  # what workers say
+
+
+def map_parts(
+    function: Callable[[Part, Advance], object],
+    parts: Mapping[str, Part],
+    workers: WorkersConfig,
+    *,
+    made: Callable[[str], bool],
+    name: str,
+    unit: str = "parts",
+    work_bytes: float,
+) -> None:
+    """Calls `function(part, advance)` for each of `parts`, by name, that is not `made` already.
+
+    Called on every process of a run: each takes a share; with Ray the first one hands out all.
+    Function and parts are pickled. The function calls `advance` with an amount of `unit` now and
+    then, unless that is `parts`. `work_bytes` is about what is read in all: a little is done here.
+
+    Raises:
+        UserError: on every process: the first of any part, after which the others are given up; or
+            naming a part whose workers are killed.
+    """
+    mine = processes.local_share(list(parts))
+    if workers.engine == "ray":
+        mine = list(parts) if processes.is_first() else []
+    share = {key: parts[key] for key in mine if not made(key)}
+    total, show = len(share), processes.is_first() and bool(share)
+    done = 0
+
+    def run() -> None:
+        bar = progress.progress_bar(name, total if unit == "parts" else None, unit, show=show)
+        with bar as update:
+
+            def advance(amount: float) -> None:
+                update(amount, f"part {done + 1} of {total}")
+
+            def finish(part: str) -> None:
+                nonlocal done
+                done += 1
+                update(unit == "parts", part)
+
+            count = worker_count(workers, total, work_bytes)
+            if workers.engine == "ray":
+                _run_in_tasks(function, share, workers, name, advance, finish)
+            elif count > 1:
+                _run_in_workers(function, share, count, name, advance, finish)
+            else:
+                for key, part in share.items():
+                    function(part, advance)
+                    finish(key)
+
+    run_on_all_processes(run)
+
+
+def worker_count(workers: WorkersConfig, parts: int, work_bytes: float) -> int:
+    """How many processes of this host work on so many parts; 1 is this one."""
+    if workers.count is None and work_bytes < WORTH_BYTES:
+        return 1
+    room = max(memory_bytes() // WORKER_BYTES, 1)
+    return max(min(workers.count or min(available_cores(), room), parts), 1)
+
+
+Finish = Callable[[str], None]
+
+
+def _run_in_workers(
+    function: Function,
+    parts: Mapping[str, Any],
+    count: int,
+    name: str,
+    advance: Advance,
+    finish: Finish,
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, getattr(function, "func", function).__module__])
+    waiting, attempts = collections.deque(parts), collections.Counter[str]()
+    started: list[Any] = []
+    busy: dict[Any, tuple[Any, str]] = {}  # the pipe to a worker: its process, and its part
+
+    def start() -> None:
+        here, there = context.Pipe()
+        started.append(context.Process(target=_work, args=(function, there, count), daemon=True))
+        started[-1].start()
+        there.close()
+        hand_out(here, started[-1])
+
+    def hand_out(here: Any, process: Any) -> None:
+        if waiting:
+            busy[here] = process, waiting.popleft()
+            with contextlib.suppress(OSError):  # it has died, which is seen when it is listened to
+                here.send(parts[busy[here][1]])
+
+    try:
+        for _ in range(count):
+            start()
+        while busy:
+            for here in connection.wait(list(busy)):
+                process, part = busy[here]
+                try:
+                    kind, value = here.recv()
+                except (EOFError, OSError):
+                    del busy[here]
+                    process.join()
+                    attempts[part] += 1
+                    lost = f"{name}: the worker that made {part} died ({process.exitcode})"
+                    if attempts[part] == ATTEMPTS:
+                        raise UserError(f"{lost}, as one before it. {FEWER}") from None
+                    print_warning(f"{lost}; another one makes it")
+                    waiting.appendleft(part)
+                    start()
+                    continue
+                if kind == ADVANCED:
+                    advance(value)
+                    continue
+                raise_problem(kind, value)
+                finish(part)
+                del busy[here]
+                hand_out(here, process)
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+
+
+def _work(function: Function, there: Any, workers: int) -> None:
+    """The life of a worker: parts in, what comes of them out."""
+    for number in EXIT_CODES:
+        signal.signal(number, signal.SIG_IGN)  # they are for the process that it works for
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    log_to_stderr()
+    use_one_thread(workers)
+    with contextlib.suppress(EOFError):  # nothing is left to do
+        while True:
+            there.send(call(function, there.recv(), lambda amount: there.send((ADVANCED, amount))))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
+
+
+def use_one_thread(workers: int) -> None:
+    """Leaves the host's other cores, and its memory, to the other workers."""
+    import pyarrow
+
+    os.environ[SHARING], os.environ["TOKENIZERS_PARALLELISM"] = str(workers), "false"
+    pyarrow.set_cpu_count(1)
+
+
+def call(function: Function, part: Any, advance: Advance) -> tuple[str, str]:
+    """Calls `function`, and says what came of it in a way that can be sent."""
+    try:
+        function(part, advance)
+    except Exception as error:
+        known = find_user_error(error)
+        return (FAILED, traceback.format_exc()) if known is None else (REFUSED, str(known))
+    return DONE, ""
+
+
+def raise_problem(kind: str, text: str) -> None:
+    """Raises what `call` says of a part that was not made."""
+    if kind == REFUSED:
+        raise UserError(text)
+    if kind == FAILED:
+        raise RuntimeError(f"a worker failed:\n{text}")
+
+
+def _run_in_tasks(
+    function: Function,
+    parts: Mapping[str, Any],
+    workers: WorkersConfig,
+    name: str,
+    advance: Advance,
+    finish: Finish,
+) -> None:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(
+            "workers.engine: ray is not installed here: pip install 'frame-jax[ray]', on every "
+            "node, or leave workers.engine out"
+        ) from error
+    ray.init(workers.ray_address, ignore_reinit_error=True, logging_level="warning")
+    asked = dict(workers.ray_resources)
+    named = {"num_cpus": asked.pop("CPU", 1), "memory": asked.pop("memory", None)}
+    task = ray.remote(_task).options(**named, resources=asked, max_retries=RETRIES)
+    left = {task.remote(function, part): key for key, part in parts.items()}
+    try:
+        while left:
+            [ready], _ = ray.wait(list(left))
+            try:
+                (kind, text), amount = ray.get(ready)
+            except ray.exceptions.RayError as error:
+                raise UserError(
+                    f"{name}: Ray could not have {left[ready]} made, in {1 + RETRIES} attempts: "
+                    f"{error} Every node needs frame_jax as it is here and the run directory, and "
+                    "a task no more memory than workers.ray_resources asks for. Parts that are "
+                    "finished stay: run the same command again"
+                ) from error
+            raise_problem(kind, text)
+            advance(amount)
+            finish(left.pop(ready))
+    finally:
+        for reference in left:
+            ray.cancel(reference, force=True)
+
+
+def _task(function: Function, part: Any) -> tuple[tuple[str, str], float]:
+    """A part under Ray: what came of it, and the sum of what it advanced by."""
+    # Ray brings copies of others' packages, whose text is none of a corpus `python_library`.
+    sys.path[:] = [path for path in sys.path if not path.endswith("thirdparty_files")]
+    use_one_thread(os.cpu_count() or 1)
+    advanced: list[float] = []
+    return call(function, part, advanced.append), sum(advanced)
