@@ -234,7 +234,8 @@ def compare(
         line["ratio"] = min(total[name] for name in PEERS) / total["ours"]
         line["ratio_without_start"] = min(work[name] for name in PEERS) / work["ours"]
     for name, (whole, start) in least.items():
-        line[name] = whole._asdict() | {"start_seconds": start.seconds}
+        begun = {"start_seconds": start.seconds, "start_cpu_seconds": start.cpu_seconds}
+        line[name] = whole._asdict() | begun
     return line
 
 
