@@ -10,6 +10,7 @@ and ends when the process that it works for ends, however that happens.
 
 import collections
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -19,13 +20,14 @@ import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 from frame_jax.config.workers import WorkersConfig
 from frame_jax.errors import UserError, log_to_stderr, print_warning
 from frame_jax.parallel import processes
 from frame_jax.parallel.host import SHARING, available_cores, memory_bytes
-from frame_jax.run import preemption, progress
+from frame_jax.run import progress
 from frame_jax.run.preemption import EXIT_CODES
 from frame_jax.run.program_exit import find_user_error, run_on_all_processes
 
@@ -231,18 +233,18 @@ def _run_in_tasks(
     address = workers.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     asked = dict(workers.ray_resources)
     named = {"num_cpus": asked.pop("CPU", 1), "memory": asked.pop("memory", None)}
-    # Ray takes SIGTERM where it is started by a main thread, and a cluster that it starts for this
-    # program ends with the thread.
+    # A main thread that starts Ray loses SIGTERM. A cluster of this program ends with the thread.
     with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as stack:
         try:
             if not ray.is_initialized():
+                give_back = stack.callback(keep_handler(signal.SIGTERM))  # once Ray has ended
                 thread.submit(ray.init, address, logging_level="error").result()
                 stack.callback(ray.shutdown)
-                preemption.take_back()
+                give_back()
             task = ray.remote(**named, resources=asked, max_retries=RETRIES)(_task)
-            shared, left = ray.put(function), {}
+            shared, folder, left = ray.put(function), str(Path.cwd()), {}
             for key, part in parts.items():
-                left[task.options(name=f"{name} {key}").remote(shared, part)] = key
+                left[task.options(name=f"{name} {key}").remote(shared, part, folder)] = key
         except Exception as error:  # of many kinds
             raise UserError(
                 f"workers: no tasks of Ray at workers.ray_address {address} with "
@@ -270,8 +272,16 @@ def _run_in_tasks(
                 ray.cancel(reference, force=True)
 
 
-def _task(function: Function, part: Any) -> tuple[tuple[str, str], float]:
+def keep_handler(number: signal.Signals) -> Callable[[], object]:
+    """Returns what gives a signal to its present handler again, which may be of a C++ library."""
+    libc, action = ctypes.CDLL(None), ctypes.create_string_buffer(1 << 10)  # a struct sigaction
+    libc.sigaction(number, None, action)
+    return lambda: libc.sigaction(number, action, None)
+
+
+def _task(function: Function, part: Any, folder: str) -> tuple[tuple[str, str], float]:
     """A part under Ray: what came of it, and the sum of what it advanced by."""
+    os.chdir(folder)  # of relative paths
     hide_copies_of_packages()
     log_to_stderr()
     use_one_thread(os.cpu_count() or 1)

@@ -43,9 +43,10 @@ def test_ray_that_is_not_installed_is_named(
 
 # A head that works on nothing and two nodes; one of them is killed where a line is read.
 NODES = """
-import sys
+import os, sys
 from ray.cluster_utils import Cluster
 
+os.chdir("/")  # paths are relative to another folder
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
 print(cluster.address, flush=True)
@@ -58,7 +59,7 @@ cluster.shutdown()
 
 # FOLDER FUNCTION ADDRESS: parts by a function of part_makers, as `main` would have them made.
 PROGRAM = """
-import sys
+import os, signal, sys, time
 from pathlib import Path
 
 from frame_jax.run import preemption
@@ -70,7 +71,8 @@ from frame_jax.run.map_parts import map_parts
 from frame_jax.run.program_exit import report_error, run_main
 from tests.run import part_makers
 
-folder, function, address = Path(sys.argv[1]), getattr(part_makers, sys.argv[2]), sys.argv[3]
+folder, function = Path(os.path.relpath(sys.argv[1])), getattr(part_makers, sys.argv[2])
+address = sys.argv[3]
 
 def main():
     try:
@@ -81,6 +83,8 @@ def main():
         )
     except Exception as error:
         return report_error(error)
+    signal.raise_signal(signal.SIGTERM)  # later, as when a model is trained
+    time.sleep(30)
     return 0
 
 run_main(main)
@@ -192,7 +196,7 @@ def test_a_stop_ends_what_was_started_and_leaves_whole_parts(
     before = {name: (tmp_path / name).stat().st_mtime_ns for name in contents(tmp_path)}
     assert len(before) < len(NAMES)
     again = start(PROGRAM, tmp_path, "make", nodes[0])
-    assert again.communicate(timeout=120)[0] == "" and again.returncode == 0
+    assert again.communicate(timeout=120)[0] == "" and again.returncode == 75
     assert contents(tmp_path) == WHOLE
     assert before == {name: (tmp_path / name).stat().st_mtime_ns for name in before}
 
@@ -209,7 +213,7 @@ def test_parts_of_a_node_that_dies_are_made_by_another(
     assert cast(IO[str], cluster.stdout).readline() == "killed\n"
     assert len(contents(tmp_path)) < len(NAMES)
     _, errors = program.communicate(timeout=120)
-    assert program.returncode == 0, errors
+    assert program.returncode == 75, errors
     assert contents(tmp_path) == WHOLE
     begun = [log.read_text().splitlines() for log in tmp_path.glob("*.log")]
     assert max(map(len, begun)) == 2  # by one that was killed, and by one of the other node
