@@ -42,7 +42,7 @@ lock: .venv/bin/python
 	echo "torch; sys_platform == 'never'" > .venv/no-torch
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 \
 	  --overrides .venv/no-torch --no-emit-package torch \
-	  --extra dev --extra docs --extra bench --extra eval \
+	  --extra dev --extra docs --extra bench --extra eval --extra ray \
 	  --no-annotate --no-header --no-emit-index-url --output-file .venv/lock.txt pyproject.toml
 	sed -e "s/ ; python_full_version < '3.15' and (sys_platform == 'darwin' or sys_platform == 'linux')$$//" \
 	  -e "s/ and (sys_platform == 'darwin' or sys_platform == 'linux')$$//" \

@@ -190,7 +190,7 @@ COMMANDS = {
     # Minutes on a CPU; tests/tools has the checks.
     ".venv/bin/python tools/check_device.py": Entry(extra="--help", shows="--only"),
     "kubectl apply -f docs/launch/gke_tpu.yaml": Entry(shows="learning rate"),
-    "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm/frame-3b/tokens/part-*.parquet"),
+    "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm_gpu/frame-3b/tokens/part-*.parquet"),
     # docs/report.md
     f"{MAIN} --redo report": Entry(shows="report: runs/mine/report/index.html"),
     ".venv/bin/python -m frame_jax.compare runs/small runs/large --out runs/sizes": Entry(
@@ -215,6 +215,17 @@ COMMANDS = {
     f"{MAIN} --until tokenize": Entry(shows="nothing to do"),
     ".venv/bin/python docs/examples/simple_scores.py my_run.yaml simple.parquet": Entry(
         leaves="simple.parquet"
+    ),
+    # docs/workers.md
+    "sbatch docs/launch/slurm_cpu.sh": Entry(leaves="slurm_cpu/frame-3b/tokens/part-*.parquet"),
+    "kubectl apply -f docs/launch/kuberay_job.yaml": Entry(shows="tokenize"),
+    "python -m frame_jax.main --config configs/frame_3b.yaml --until tokenize "
+    "--workers.engine ray --workers.ray_address auto "
+    "--run_directory SHARED_FOLDER/frame-3b": Entry(
+        (("configs/frame_3b.yaml", "small.yaml"), ("SHARED_FOLDER", "by_ray"), ("auto", "local")),
+        leaves="by_ray/frame-3b/tokens/part-*.parquet",
+        needs=("ray",),
+        program=True,
     ),
     # docs/architecture.md
     ".venv/bin/python docs/examples/one_document.py": Entry(shows="gradient of embedding"),
@@ -241,20 +252,35 @@ COMMANDS = {
 KUBECTL = """
 import subprocess, sys, yaml
 (path,) = sys.argv[3:]
-spec = yaml.safe_load(open(path))["spec"]["replicatedJobs"][0]["template"]["spec"]
-(container,) = spec["template"]["spec"]["containers"]
-assert spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"] == 4 * 4 * 4
-sys.exit(subprocess.call([*container["command"], "--plan"]))
+spec = yaml.safe_load(open(path))["spec"]
+if "entrypoint" in spec:
+    command, cluster = spec["entrypoint"].split(), spec["rayClusterSpec"]
+    (workers,) = cluster["workerGroupSpecs"]
+    nodes = [group["template"]["spec"] for group in (cluster["headGroupSpec"], workers)]
+    first, second = [node["containers"][0] for node in nodes]
+    for key in ("image", "workingDir", "volumeMounts"):  # what nodes share
+        assert first[key] == second[key]
+    assert nodes[0]["volumes"] == nodes[1]["volumes"]
+else:
+    spec = spec["replicatedJobs"][0]["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert spec["parallelism"] * container["resources"]["limits"]["google.com/tpu"] == 4 * 4 * 4
+    command = container["command"]
+sys.exit(subprocess.call([*command, "--plan"]))
 """
 SRUN = """
 import os, subprocess, sys
 arguments = [{"configs/frame_3b.yaml": "small.yaml"}.get(a, a) for a in sys.argv[1:]]
-arguments = [a.replace("SHARED_FOLDER", "slurm") for a in arguments]
+arguments = [a.replace("SHARED_FOLDER", os.environ["SCRIPT"]) for a in arguments]
 slurm = {"SLURM_JOB_ID": PORT, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1",
          "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}
 sys.exit(subprocess.call([*arguments, "--until", "tokenize"], env={**os.environ, **slurm}))
 """
-SBATCH = "import subprocess, sys; sys.exit(subprocess.call(['bash', sys.argv[1]]))"
+SBATCH = """
+import os, pathlib, subprocess, sys
+script = {"SCRIPT": pathlib.Path(sys.argv[1]).stem}
+sys.exit(subprocess.call(["bash", sys.argv[1]], env={**os.environ, **script}))
+"""
 
 
 def blocks(path: Path, language: str) -> list[str]:
