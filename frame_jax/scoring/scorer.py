@@ -36,6 +36,7 @@ class Scorer:
         row_length: Tokens in a packed row: as many contexts as ROW_TOKENS and `rows` allow, because
             longer rows are filled better.
         models: The decoders, in the order of the results.
+        values: How many there are of a token.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Scorer:
         if devices[0].platform == "cpu":  # where devices are cores, which share one device's rows
             rows = max(1, rows // len(devices))
         self.models = tuple(decoder for decoder, _ in models)
+        self.values = len(models) * (2 if misses else 1)
         self.context, self.rows = context, rows * len(devices)
         joined = (n for n in range(1, rows + 1) if rows % n == 0 and n * context <= ROW_TOKENS)
         self.row_length = context * max(joined, default=1)
