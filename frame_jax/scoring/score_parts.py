@@ -103,11 +103,6 @@ def score_parts(
             write_scores(folder / part.name, index, scores)
 
 
-def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
-    """Path of the scores of a token part."""
-    return directory.scores / tokens_part.name
-
-
 def read_index(part: Path) -> pa.Table:
     """The scored documents of a token part: doc_id, row, bytes."""
     return pq.read_table(part, columns=["doc_id", "row", "bytes"], filters=SCORED_SPLITS)
