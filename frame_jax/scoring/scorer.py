@@ -22,7 +22,6 @@ from frame_jax.models.cross_entropy import chunk_count, likeliest_tokens, token_
 from frame_jax.models.layers import from_bits
 from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel import sharding
-from frame_jax.scoring.packing import Batch
 
 ROW_TOKENS = 2048
 
@@ -94,10 +93,10 @@ class Scorer:
         )
         return lambda *given: mapped(self._params, *jax.device_put(given, self._batch_sharding))
 
-    def __call__(self, batch: Batch) -> jax.Array:
+    def __call__(self, batch: Any) -> jax.Array:
         """Starts scoring a batch: [values, *shape of its arrays] float32, NLL in nats, ready later.
 
-        Compiles for each shape.
+        The batch has the arrays of a `packing.Batch`. Compiles for each shape.
         """
         return self._score(batch.inputs, batch.targets, batch.segment_ids, batch.positions)
 
