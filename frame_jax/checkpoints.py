@@ -58,7 +58,7 @@ class CheckpointMetadata:
     consumed_rows: dict[str, Any]
 
 
-def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> CheckpointMetadata:
+def read_metadata(orbax: ocp.training.Checkpointer, step: int) -> CheckpointMetadata:
     """Reads what is noted beside the arrays of a checkpoint.
 
     Raises:
@@ -73,7 +73,7 @@ def read_metadata(orbax: ocp.training.Checkpointer, step: int | None) -> Checkpo
         raise explain_restore_failure(orbax, step, what) from error
 
 
-def load_arrays(orbax: ocp.training.Checkpointer, step: int | None, like: dict[str, Any]) -> Any:
+def load_arrays(orbax: ocp.training.Checkpointer, step: int, like: dict[str, Any]) -> Any:
     """Loads the arrays of a checkpoint in the shapes of `like`."""
     try:
         found = orbax.load_checkpointables(step, like)
@@ -89,7 +89,7 @@ def load_arrays(orbax: ocp.training.Checkpointer, step: int | None, like: dict[s
 
 
 def explain_restore_failure(
-    orbax: ocp.training.Checkpointer, step: int | None, error: Exception
+    orbax: ocp.training.Checkpointer, step: int, error: Exception
 ) -> Exception:
     """Decides what Orbax's failure to read a checkpoint means: damage, or storage out of reach.
 
@@ -104,9 +104,8 @@ def explain_restore_failure(
             raise cause
     if (found := find_storage_error(error)) is not None:
         return UnreachableError(first_line(found))
-    folder = Path(orbax.directory, "" if step is None else str(step))
     try:
-        for file in folder.rglob("*"):
+        for file in Path(orbax.directory, str(step)).rglob("*"):
             if file.is_file():
                 file_sha256(file)  # which reads all of it
     except OSError as refused:
@@ -162,9 +161,9 @@ def saved_consumed_rows(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _opened(folder: Path, step: int | None) -> Iterator[ocp.training.Checkpointer]:
+def _opened(folder: Path, step: int) -> Iterator[ocp.training.Checkpointer]:
     """Context in which a checkpoint is read; what keeps it from being read is a `UserError`."""
-    path = folder if step is None else folder / str(step)
+    path = folder / str(step)
     try:
         with (
             local_checkpoint_folder(folder, step) as local_folder,
@@ -223,6 +222,7 @@ def load_params(
             lambda leaf, target: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target),
             *(decoder.shapes(), shardings),
         )
+    step = max(saved_steps(folder), default=0) if step is None else step
     with _opened(folder, step) as orbax:
         digests = read_metadata(orbax, step).digests
         if ema:
@@ -303,7 +303,7 @@ def mean_of_checkpoints(checkpoints: Iterable[Any], decay: float | None = None) 
     return mean
 
 
-def _load_ema(orbax: ocp.training.Checkpointer, step: int | None, like: Params) -> Params:
+def _load_ema(orbax: ocp.training.Checkpointer, step: int, like: Params) -> Params:
     """Loads the moving average alone, without the optimizer's other arrays.
 
     Raises:

@@ -87,7 +87,6 @@ def write_order(options: argparse.Namespace) -> None:
         return write_manifest(config, directory, trial_order, out)
     if options.distributed:
         raise UserError(f"--distributed is for --to manifest: one process writes {options.to}")
-    require_quadrants(directory, directory.quadrants / "rows.json")
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
     reads = FORMATS[options.to].DATA_FORMATS if options.to in FORMATS else tuple(TEXT)

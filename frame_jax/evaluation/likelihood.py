@@ -50,17 +50,14 @@ def request_windows(requests: Iterable[Request], context: int) -> Iterator[Windo
         yield Window(number, ids, len(ids) - 1 - counted, last=True)
 
 
-def continuation_sums(scorer: Scorer, requests: Iterable[Request], count: int) -> np.ndarray:
-    """Sums the scorer's values over the continuation of each of `count` requests, read as needed.
+def continuation_sums(scorer: Scorer, requests: Iterable[Request]) -> np.ndarray:
+    """Sums the scorer's values over the continuation of each request, which are read as needed.
 
     A `Scorer` gives the NLL in nats under each model.
 
     Returns:
-        [values, count] float64, in the order of the requests; [1, 0] where there is none.
+        [values, requests] float64, in the order of the requests.
     """
-    result, windows = np.zeros((1, count)), request_windows(requests, scorer.context)
-    for batch, sums in score_windows(scorer, windows, scorer.context):
-        if len(result) != len(sums):
-            result = np.zeros((len(sums), count))
-        result[:, [window.document for window in batch.windows]] = sums
-    return result
+    windows = request_windows(requests, scorer.context)
+    number, sums = score_windows(scorer, windows, scorer.context)
+    return sums[:, np.argsort(number)]

@@ -172,10 +172,7 @@ class FrameJaxModel(LM):
         """Log-likelihood and greediness of each; those of an empty continuation are 0 and true."""
         filled = [number for number, request in enumerate(requests) if request.continuation]
         answers = [(0.0, True)] * len(requests)
-        nll, misses = np.broadcast_to(
-            continuation_sums(self._scorer, [requests[i] for i in filled], len(filled)),
-            (2, len(filled)),
-        )
+        nll, misses = continuation_sums(self._scorer, (requests[i] for i in filled))
         for number, loss, missed in zip(filled, nll.tolist(), misses.tolist(), strict=True):
             answers[number] = (-loss, missed == 0)
         return answers

@@ -131,7 +131,7 @@ def score_items(
         for answer in choices
     ]
     requests = encode_requests(tokenizer, pairs)
-    nll = continuation_sums(scorer, requests, len(requests))[0]
+    nll = continuation_sums(scorer, requests)[0]
     ends = np.cumsum([len(choices) for choices in rated])
     truncated = [len(r.prompt) + len(r.continuation) > scorer.context + 1 for r in requests]
     return {

@@ -24,7 +24,6 @@ from frame_jax.evaluation.weights import Part, Weights, write_missing_parts
 from frame_jax.run.directory import RunDirectory, part_name
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
 from frame_jax.run.trial_record import load_trial_record
-from frame_jax.scoring.packing import Batch
 from frame_jax.scoring.scorer import Scorer
 from frame_jax.training.phases import trial_order
 from frame_jax.training.train_step import make_lm_batch
@@ -116,11 +115,8 @@ def score_rows(
         padded = np.full((at_once, length + 1), special_tokens.bos_id, np.int32)
         padded[: len(chunk)] = chunk
         seen = make_lm_batch(jax.numpy.asarray(padded), special_tokens, document_attention)
-        inputs, targets, segment_ids, positions, loss_mask = map(np.asarray, seen)
-        starts = np.zeros(0, np.int64)
-        batch = Batch(inputs, targets, segment_ids, positions, windows=[], starts=starts)
-        weights = loss_mask[: len(chunk)].astype(np.float64)
-        values = np.asarray(scorer(batch))[0, : len(chunk)].astype(np.float64)
+        weights = np.asarray(seen.loss_mask)[: len(chunk)].astype(np.float64)
+        values = np.asarray(scorer(seen))[0, : len(chunk)].astype(np.float64)
         tokens.append(weights.sum(1).astype(np.int64))
         nll.append((values * weights).sum(1))
     return np.concatenate(tokens), np.concatenate(nll)

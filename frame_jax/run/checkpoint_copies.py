@@ -98,22 +98,16 @@ class CheckpointCopies:
 
 
 @contextlib.contextmanager
-def local_checkpoint_folder(folder: Path, step: int | None) -> Iterator[Path]:
+def local_checkpoint_folder(folder: Path, step: int) -> Iterator[Path]:
     """Yields a folder with the checkpoint of a step: the run's own, or a temporary download.
 
-    `folder` is the `checkpoints` folder of a training run; without a step, the newest is meant.
+    `folder` is the `checkpoints` folder of a training run.
 
     Raises:
         UserError: if the bucket cannot be read, or the copy there is damaged.
     """
-    here = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
-    if step in here:
-        yield folder
-        return
-    copies = CheckpointCopies(folder, (), 1)
-    there = copies.steps()
-    step = max([*here, *there], default=None) if step is None else step
-    if step in here or step not in there:
+    copies = None if (folder / str(step)).exists() else CheckpointCopies(folder, (), 1)
+    if copies is None or step not in copies.steps():
         yield folder
         return
     fetched = folder.with_name(".tmp-fetched")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from frame_jax.scoring.packing import Batch, make_batches, pack_windows, window_sums
+from frame_jax.scoring.packing import make_batches, pack_windows, window_sums
 from frame_jax.scoring.scorer import Scorer
 from frame_jax.scoring.windows import Window, windows
 
@@ -61,25 +61,19 @@ def score_documents(
             predicted.append(len(tokens))
             yield from windows(document, tokens, bos_id, scorer.context, overlap)
 
-    owners: list[np.ndarray] = [np.zeros(0, np.int64)]
-    sums: list[np.ndarray] = [np.zeros((len(scorer.models), 0))]
-    for batch, batch_sums in score_windows(scorer, all_windows(), scorer.row_length):
-        owners.append(np.array([window.document for window in batch.windows], np.int64))
-        sums.append(batch_sums)
-        if report is not None:
-            counted = sum(window.length - window.num_overlap_targets for window in batch.windows)
-            ended = sum(window.last for window in batch.windows)
-            report(BatchScores(ended, counted, batch_sums.sum(axis=1)))
-
-    owner, nll = np.concatenate(owners), np.concatenate(sums, axis=1)
+    owner, nll = score_windows(scorer, all_windows(), scorer.row_length, report)
     totals = [np.bincount(owner, weights=model, minlength=len(predicted)) for model in nll]
     return Scores(np.array(predicted, np.int64), np.array(totals))
 
 
 def score_windows(
-    scorer: Scorer, windows: Iterable[Window], row_length: int
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Packs windows into batches; yields each with its windows' sums, [values, windows] float64.
+    scorer: Scorer,
+    windows: Iterable[Window],
+    row_length: int,
+    report: Callable[[BatchScores], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores windows in batches; returns the document of each, int64 [windows], and its sums,
+    float64 [values, windows], in the order in which they were packed.
 
     The host packs and starts the next batch while the devices work on the one before. Windows are
     read as needed; they have at most `row_length` tokens, those of a packed row, which divides
@@ -88,7 +82,14 @@ def score_windows(
     rows = pack_windows(windows, row_length, POOL_ROWS)
     batches = make_batches(rows, scorer.rows * scorer.context // row_length, row_length)
     started = ((batch, scorer(batch)) for batch in batches)
+    owners, sums = [np.zeros(0, np.int64)], [np.zeros((scorer.values, 0))]
     for current, _ in itertools.pairwise(itertools.chain(started, [None])):
         assert current is not None  # None comes last, in place of a next batch
         batch, values = current
-        yield batch, window_sums(np.asarray(values), batch)
+        owners.append(np.array([window.document for window in batch.windows], np.int64))
+        sums.append(window_sums(np.asarray(values), batch))
+        if report is not None:
+            counted = sum(window.length - window.num_overlap_targets for window in batch.windows)
+            ended = sum(window.last for window in batch.windows)
+            report(BatchScores(ended, counted, sums[-1].sum(axis=1)))
+    return np.concatenate(owners), np.concatenate(sums, axis=1)

@@ -34,7 +34,7 @@ from frame_jax.scoring.model_tokenizers import (
     write_model_tokens,
 )
 from frame_jax.scoring.running_totals import weak_is_better_warning
-from frame_jax.scoring.score_parts import ScoringPass, read_tokens, score_parts, scores_path
+from frame_jax.scoring.score_parts import ScoringPass, read_tokens, score_parts
 from frame_jax.scoring.scorer import Scorer
 
 Reference = tuple[str, int | None]  # the name of a model, and the step of its checkpoint
@@ -54,7 +54,7 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
             scored with.
     """
     parts = list_parts(directory.tokens, ".parquet")
-    missing = [part for part in parts if not scores_path(directory, part).exists()]
+    missing = [part for part in parts if not (directory.scores / part.name).exists()]
     models, summary = directory.scores / "models.json", directory.scores / "summary.json"
     # Every process sees the same missing parts, because none writes before all have looked.
     processes.barrier("score: parts listed")
@@ -177,7 +177,7 @@ def scores_summary(directory: RunDirectory, parts: list[Path], unit: str) -> dic
     counted = "predicted_tokens" if unit == "token" else "bytes"
     totals, negative = {"documents": 0, counted: 0, "nll_weak": 0.0, "nll_strong": 0.0}, 0
     for part in parts:
-        table = pq.read_table(scores_path(directory, part), columns=list(totals)[1:])
+        table = pq.read_table(directory.scores / part.name, columns=list(totals)[1:])
         totals["documents"] += table.num_rows
         negative += pc.sum(pc.less(table["nll_weak"], table["nll_strong"])).as_py() or 0
         for name in table.column_names:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError, print_warning
+from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.records import read_documents
 from frame_jax.run import progress
@@ -33,10 +33,8 @@ from frame_jax.scoring.model_tokenizers import (
     model_tokens_path,
     read_index,
 )
-from frame_jax.scoring.running_totals import RunningTotals, sample_warnings
+from frame_jax.scoring.running_totals import RunningTotals
 from frame_jax.scoring.scorer import Scorer
-
-SAMPLED_PARTS, SAMPLED_DOCUMENTS = 8, 64  # looked at before all else
 
 
 class ScoringPass(NamedTuple):
@@ -76,12 +74,6 @@ def score_parts(
     show, whole = processes.is_first(), most is None
     by_text = any(each.tokenizer.tokenizer is not None for each in passes)
     texts = DocumentTexts(config, directory) if by_text else None
-    if whole and len(passes) == 1:  # losses on the same tokens, which can be compared
-        [both] = passes
-        windows = sampled_documents(parts, config.scoring.context, both.vocab_sizes)
-        sample = score_documents(both.scorer, windows, bos_id=both.tokenizer.bos_id)
-        for line in sample_warnings(sample) if show else ():
-            print_warning(line)
     lengths = (spread_evenly(read_tokens(part), most) for part in parts)
     if len(passes) == 1:
         total, unit = sum(pc.sum(each).as_py() or 0 for each in lengths), "tokens"
@@ -108,13 +100,8 @@ def score_parts(
                 for each, running in zip(passes, totals, strict=True)
             ]
             for running in totals:
-                running.require_better_than_chance()
+                running.check_models()
             write_scores(folder / part.name, index, scores)
-
-
-def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
-    """Path of the scores of a token part."""
-    return directory.scores / tokens_part.name
 
 
 def read_tokens(part: Path) -> pa.ChunkedArray:
@@ -153,17 +140,6 @@ def checked_documents(
                 "models must share the run's tokenizer"
             )
         yield document
-
-
-def sampled_documents(
-    parts: list[Path], context: int, vocab_sizes: dict[str, int]
-) -> Iterator[np.ndarray]:
-    """Yields documents from all over `parts`, cut to one window, to judge the models by."""
-    chosen = spread_evenly(parts, SAMPLED_PARTS)
-    for part in chosen:
-        rows = spread_evenly(read_index(part)["row"].to_numpy(), SAMPLED_DOCUMENTS // len(chosen))
-        for document in checked_documents(part, rows, vocab_sizes):
-            yield document[:context]
 
 
 def spread_evenly(items: Any, most: int | None) -> Any:

@@ -22,7 +22,6 @@ from frame_jax.models.cross_entropy import chunk_count, likeliest_tokens, token_
 from frame_jax.models.layers import from_bits
 from frame_jax.models.transformer import Decoder, Params
 from frame_jax.parallel import sharding
-from frame_jax.scoring.packing import Batch
 
 ROW_TOKENS = 2048
 
@@ -36,6 +35,7 @@ class Scorer:
         row_length: Tokens in a packed row: as many contexts as ROW_TOKENS and `rows` allow, because
             longer rows are filled better.
         models: The decoders, in the order of the results.
+        values: How many there are of a token.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Scorer:
         if devices[0].platform == "cpu":  # where devices are cores, which share one device's rows
             rows = max(1, rows // len(devices))
         self.models = tuple(decoder for decoder, _ in models)
+        self.values = len(models) * (2 if misses else 1)
         self.context, self.rows = context, rows * len(devices)
         joined = (n for n in range(1, rows + 1) if rows % n == 0 and n * context <= ROW_TOKENS)
         self.row_length = context * max(joined, default=1)
@@ -92,10 +93,10 @@ class Scorer:
         )
         return lambda *given: mapped(self._params, *jax.device_put(given, self._batch_sharding))
 
-    def __call__(self, batch: Batch) -> jax.Array:
+    def __call__(self, batch: Any) -> jax.Array:
         """Starts scoring a batch: [values, *shape of its arrays] float32, NLL in nats, ready later.
 
-        Compiles for each shape.
+        The batch has the arrays of a `packing.Batch`. Compiles for each shape.
         """
         return self._score(batch.inputs, batch.targets, batch.segment_ids, batch.positions)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.config.run import RunConfig, Trial
-from frame_jax.config.training import InitialConfig, TrainingConfig
+from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum.selection import SelectionMap, trial_selection
 from frame_jax.curriculum.stages import shuffled_schedule
 from frame_jax.models.transformer import Decoder
@@ -39,7 +39,6 @@ def train_reference(
         config,
         directory,
         phase_step=f"reference-{replica or name}",
-        folder=directory.reference(replica or name),
         decoder=Decoder(reference.model, vocab_rows(directory)),
         training=training,
         selection=SelectionMap(schedule, config.seed + (replica is not None)),
@@ -64,15 +63,13 @@ def pretrain(config: RunConfig, directory: RunDirectory, name: str) -> dict[str,
         config,
         directory,
         phase_step=step,
-        folder=directory.pretrain(name),
         decoder=target_decoder(config, vocab_rows(directory)),
         training=config.training_of_arm(trial.arm),
         selection=selection,
         parts=parts,
         sequence_length=config.partition.rows.sequence_length,
-        initial=config.pretrain.initial,
     )
-    return train(job)
+    return train(dataclasses.replace(job, initial=config.pretrain.initial))
 
 
 def trial_order(
@@ -91,20 +88,18 @@ def make_job(
     directory: RunDirectory,
     *,
     phase_step: str,
-    folder: Path,
     decoder: Decoder,
     training: TrainingConfig,
     selection: SelectionMap,
     parts: dict[str, list[Path]],
     sequence_length: int,
-    initial: InitialConfig | None = None,
 ) -> TrainingJob:
     """Makes the job of a phase step that trains.
 
-    `phase_step` is such as `reference-weak`, `parts` are the files of rows by quadrant; `decoder`
-    has the model's shape.
+    `phase_step` is such as `reference-weak`, whose folder is RUN/reference/weak, `parts` are the
+    files of rows by quadrant; `decoder` has the model's shape.
     """
-    special_tokens = read_special_tokens(directory)
+    folder = directory.root.joinpath(*phase_step.split("-", 1))
     return TrainingJob(
         name=phase_step.replace("-", " "),
         folder=folder,
@@ -113,12 +108,11 @@ def make_job(
         ),
         training=training,
         parallel=config.parallel,
-        special_tokens=special_tokens,
+        special_tokens=read_special_tokens(directory),
         selection=selection,
         parts=parts,
         sequence_length=sequence_length,
         fingerprint=f"{read_fingerprint(directory, phase_step)}-{selection.schedule.fingerprint}",
-        initial=initial,
         profile=config.profile,
         make_tracker=tracker_opener(config, phase_step, folder),
     )

@@ -39,7 +39,7 @@ def test_sums_and_misses_of_packed_requests(model) -> None:
             likeliest = int(log_p(ids)[-1].argmax())
             ids.append(likeliest if len(requests) % 2 else int(rng.integers(0, VOCAB)))
         requests.append(Request(prompt, ids[len(prompt) :]))
-    nll, misses = continuation_sums(scorer, requests, len(requests))
+    nll, misses = continuation_sums(scorer, requests)
     for request, loss, missed in zip(requests, nll, misses, strict=True):
         rows = log_p([*request.prompt, *request.continuation][:-1])[len(request.prompt) - 1 :]
         places = range(len(request.continuation))
