@@ -122,6 +122,9 @@ class OpenFiles:
         self._held = 0
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type["OpenFiles"], tuple[()]]:
+        return OpenFiles, ()  # each worker opens files of its own
+
     def reader(self, path: Path) -> TokenReader:
         """The reader of a file. Nobody closes it: it is freed when its last user lets go of it."""
         with self._lock:

@@ -188,7 +188,14 @@ def write_quadrant_rows(
     scratch, number = folder / ".tmp-shuffled", config.parts
     shuffled = shuffle_tables(tables, conditions, left, number, seed, scratch, workers)
     map_parts(
-        RowFileWriter(config, read_special_tokens(directory), tokens, shuffled),
+        functools.partial(
+            write_row_file,
+            shuffled=shuffled,
+            token_files=tokens,
+            open_files=OpenFiles(),
+            config=config,
+            special_tokens=read_special_tokens(directory),
+        ),
         {f"{row_files[i].parent.name} {row_files[i].name}": (i, row_files[i]) for i in left},
         workers,
         name="rows",
@@ -300,37 +307,15 @@ def read_shuffled(paths: Sequence[Path], row_file: int) -> ShuffledDocuments:
     return ShuffledDocuments(*columns, doc_id)
 
 
-@dataclass(frozen=True)
-class RowFileWriter:
-    """Makes row files, each given by its number and its path, without a suffix.
-
-    Attributes:
-        config: How documents are packed.
-        special_tokens: Of the tokenizer.
-        token_files: By the part of a document.
-        shuffled: Files of `shuffle_slice`.
-    """
-
-    config: RowsConfig
-    special_tokens: SpecialTokens
-    token_files: Sequence[Path]
-    shuffled: Sequence[Path]
-
-    @functools.cached_property
-    def open_files(self) -> OpenFiles:
-        return OpenFiles()
-
-    def __call__(self, part: tuple[int, Path], advance: Advance) -> None:
-        number, path = part
-        counts = write_part(
-            read_shuffled(self.shuffled, number),
-            self.token_files,
-            self.open_files,
-            self.config,
-            self.special_tokens,
-            path.with_suffix(".arrayrecord"),
-        )
-        write_json(path.with_suffix(".json"), counts)
+def write_row_file(
+    part: tuple[int, Path], advance: Advance, *, shuffled: Sequence[Path], **settings: Any
+) -> None:
+    """Makes a row file, given by its number and its path without a suffix, from files of
+    `shuffle_slice`; `settings` are those of `write_part`."""
+    number, path = part
+    documents = read_shuffled(shuffled, number)
+    counts = write_part(documents, path=path.with_suffix(".arrayrecord"), **settings)
+    write_json(path.with_suffix(".json"), counts)
 
 
 def write_part(

@@ -14,7 +14,6 @@ import contextlib
 import functools
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +76,11 @@ def write_rows(
             )
             for number, first in enumerate(range(start, stop, at_once))
         }
+    quadrants = [directory.quadrants / name for name in trial_order.schedule.quadrants]
+    files = QuadrantRows([list_parts(quadrant, ".arrayrecord") for quadrant in quadrants])
     shards = {name: (name, rows) for own in stages.values() for name, rows in own.items()}
     map_parts(
-        RowWriter(directory, trial_order, folder),
+        functools.partial(write_row_shard, files=files, trial_order=trial_order, folder=folder),
         shards,
         workers,
         name="write rows",
@@ -95,29 +96,20 @@ def write_rows(
             write_json(folder / stage / "index.json", {"version": 2, "shards": entries})
 
 
-@dataclass(frozen=True)
-class RowWriter:
-    """Writes files of rows, each given by its name and its places in the order."""
-
-    directory: RunDirectory
-    trial_order: TrialOrder
-    folder: Path
-
-    @functools.cached_property
-    def files(self) -> QuadrantRows:
-        return QuadrantRows(
-            [
-                list_parts(self.directory.quadrants / name, ".arrayrecord")
-                for name in self.trial_order.schedule.quadrants
-            ]
-        )
-
-    def __call__(self, shard: tuple[str, range], advance: Advance) -> None:
-        name, places = shard
-        rows = read_rows(self.files, self.trial_order, places.start, places.stop)
-        write = write_mds if name.endswith(ROWS["mds"]) else write_npy
-        write(rows, self.folder / name)
-        advance(len(rows))
+def write_row_shard(
+    shard: tuple[str, range],
+    advance: Advance,
+    *,
+    files: QuadrantRows,
+    trial_order: TrialOrder,
+    folder: Path,
+) -> None:
+    """Writes a file of rows, given by its name and its places in the order."""
+    name, places = shard
+    rows = read_rows(files, trial_order, places.start, places.stop)
+    write = write_mds if name.endswith(ROWS["mds"]) else write_npy
+    write(rows, folder / name)
+    advance(len(rows))
 
 
 def read_rows(files: QuadrantRows, trial_order: TrialOrder, start: int, stop: int) -> np.ndarray:
