@@ -16,7 +16,7 @@ from frame_jax.run.directory import RunDirectory
 from frame_jax.run.phases import REFERENCES
 from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
 from frame_jax.scoring import tokenizers
-from frame_jax.scoring.model_tokenizers import bos_messages, load_own_tokenizer, require_corpus
+from frame_jax.scoring.model_tokenizers import bos_messages, load_own_tokenizer
 from frame_jax.scoring.table import check_table
 
 Tensors = dict[str, Path]
@@ -33,7 +33,7 @@ def check_references(
 
     Raises:
         UserError: for an imported model that `load_reference` would refuse once the corpus is
-            tokenized, for models that are the same, and for a corpus that has gone and is needed.
+            tokenized, and for models that are the same.
     """
     if config.scoring.table is not None:
         check_table(config)
@@ -41,8 +41,6 @@ def check_references(
     anew = tokenizer_anew or not special_tokens_path(directory).exists()
     found = {name: check_imported(config, directory, name, anew) for name in (*REFERENCES, "third")}
     require_other_models(config, found)
-    if not anew:
-        require_corpus(config, directory)
     processes.print_notes(bos_messages(config))
     if config.scoring.reliability and not (config.reference.trained or config.reference.third):
         alone = "imported models have no half or replica to compare with; reference.third takes one"

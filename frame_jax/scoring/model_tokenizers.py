@@ -16,8 +16,6 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.corpus import TokenizerConfig
 from frame_jax.config.run import RunConfig
-from frame_jax.corpus.documents import Document
-from frame_jax.corpus.parts import Chunk, list_inputs, plan_parts
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
 from frame_jax.corpus.tokenizer_training import (
     bos_tokens_named_in,
@@ -28,9 +26,8 @@ from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.packing import batch_by_size
 from frame_jax.records import read_documents, write_tokens
-from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.directory import RunDirectory
 from frame_jax.run.map_parts import Advance, map_parts
-from frame_jax.run.phases import REFERENCES
 from frame_jax.run.special_tokens import BOS_NAMES, EOS_NAMES, ChosenTokens, read_special_tokens
 from frame_jax.scoring import tokenizers
 
@@ -123,95 +120,19 @@ def bos_messages(config: RunConfig) -> Iterator[str]:
         yield "; but ".join([chosen_bos, *others])
 
 
-def require_corpus(config: RunConfig, directory: RunDirectory) -> None:
-    """Refuses a run whose corpus is gone although its texts must be read again.
-
-    Raises:
-        UserError: naming the source that is not there.
-    """
-    if config.scoring.unit == "token" or config.tokenizer.path is None:
-        return
-    if all(model_tokenizer(config, directory, name).tokenizer is None for name in REFERENCES):
-        return
-    for source in config.corpus.sources:
-        try:
-            list_inputs(source)
-        except UserError as error:
-            raise UserError(
-                "scoring.unit: byte reads the corpus again where tokenizer.path is given and a "
-                f"model has a tokenizer of its own. {error}, or put it back"
-            ) from error
-
-
 def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Yields the token ids of each text, in order, holding a few texts at a time."""
     for batch in batch_by_size(texts, len, TEXTS_CHARACTERS):
         yield from tokenizer.encode_arrays(batch)
 
 
-class DocumentTexts:
-    """Gives access to the texts of a run's documents.
-
-    The run's own tokens give them where it has trained its tokenizer, which loses nothing. One that
-    was given may compose characters (NFC), so then the corpus is read again.
-    """
-
-    def __init__(self, config: RunConfig, directory: RunDirectory):
-        self._tokenizer = load_tokenizer(directory)
-        self._parts = list_parts(directory.tokens, ".parquet")
-        self._corpus = None if config.tokenizer.path is None else config.corpus
-
-    @functools.cached_property
-    def _chunks(self) -> list[list[Chunk]]:
-        assert self._corpus is not None  # else the tokens give the texts
-        return plan_parts(self._corpus)
-
-    def read_part(self, part: Path, rows: np.ndarray, *, decoded: bool) -> Iterator[str]:
-        """The texts of all scored documents of a part (those at `rows`), in that order, or, of any
-        rows, what their token ids are `decoded` to.
-
-        Raises:
-            UserError: as `reread_texts`.
-        """
-        if decoded or self._corpus is None:
-            documents = read_documents(part.with_suffix(".arrayrecord"), rows)
-            return map(self._tokenizer.decode, documents)
-        return reread_texts(self._chunks[self._parts.index(part)], part)
-
-
-def reread_texts(chunks: list[Chunk], part: Path) -> Iterator[str]:
-    """Reads the texts of a part's scored documents from the corpus again, in the part's order.
-
-    `chunks` are what the part was made of, `part` is the table of its token shard.
-
-    Raises:
-        UserError: where the corpus is not what was tokenized.
-    """
-    columns = ["doc_id", "file", "line", "bytes", "split"]
-    wanted = (
-        row
-        for batch in pq.ParquetFile(part).iter_batches(columns=columns)
-        for row in batch.to_pylist()
-        if row["split"] in ("train", "held_out")
-    )
-    row = next(wanted, None)
-    for record in (record for chunk in chunks for record in chunk.read_records()):
-        if row is None:
-            return
-        if not isinstance(record, Document):
-            continue
-        key = record.id, record.file, record.line
-        if key == (row["doc_id"], row["file"], row["line"]):
-            if len(record.text.encode()) != row["bytes"]:
-                break
-            yield record.text
-            row = next(wanted, None)
-    if row is not None:
-        raise UserError(
-            f"{row['file']} line {row['line']}: document {row['doc_id']!r} is not what it was when "
-            "it was tokenized, and scoring.unit: byte reads the corpus again where tokenizer.path "
-            "is given: put it back, or leave tokenizer.path out in a new run directory"
-        )
+def encode_documents(
+    part: Path, rows: np.ndarray, spelling: Tokenizer, tokenizer: Tokenizer
+) -> Iterator[np.ndarray]:
+    """Encodes what the tokens at `rows` of a token part spell by the run's tokenizer, `spelling`,
+    which is what the target model is trained on, by another tokenizer."""
+    documents = read_documents(part.with_suffix(".arrayrecord"), rows)
+    return encode_texts(map(spelling.decode, documents), tokenizer)
 
 
 def read_index(part: Path) -> pa.Table:
@@ -228,11 +149,7 @@ def write_model_tokens(
     config: RunConfig, directory: RunDirectory, name: str, parts: list[Path]
 ) -> None:
     """Encodes the scored documents of token parts by a model's own tokenizer; every process calls
-    it. A record is a document, in the order of the part.
-
-    Raises:
-        UserError: as `reread_texts`.
-    """
+    it. A record is a document, in the order of the part."""
     map_parts(
         ModelTokenWriter(config, name),
         {part.stem: part for part in parts},
@@ -252,23 +169,16 @@ class ModelTokenWriter:
     name: str
 
     @functools.cached_property
-    def directory(self) -> RunDirectory:
-        return RunDirectory(self.config.run_directory)
-
-    @functools.cached_property
-    def texts(self) -> DocumentTexts:
-        return DocumentTexts(self.config, self.directory)
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        own = model_tokenizer(self.config, self.directory, self.name).tokenizer
+    def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
+        directory = RunDirectory(self.config.run_directory)
+        own = model_tokenizer(self.config, directory, self.name).tokenizer
         assert own is not None
-        return own
+        return load_tokenizer(directory), own
 
     def __call__(self, part: Path, advance: Advance) -> None:
         rows = read_index(part)["row"].to_numpy()
-        texts = self.texts.read_part(part, rows, decoded=False)
-        with write_tokens(model_tokens_path(self.directory, self.name, part)) as records:
-            for ids in encode_texts(texts, self.tokenizer):
+        path = model_tokens_path(RunDirectory(self.config.run_directory), self.name, part)
+        with write_tokens(path) as records:
+            for ids in encode_documents(part, rows, *self.tokenizers):
                 records.append(ids)
         advance(len(rows))

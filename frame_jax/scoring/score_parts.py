@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
+from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.records import read_documents
@@ -27,9 +28,8 @@ from frame_jax.run.phases import REFERENCES
 from frame_jax.scoring.documents import Scores, score_documents
 from frame_jax.scoring.model_tokenizers import (
     SCORED_SPLITS,
-    DocumentTexts,
     ModelTokenizer,
-    encode_texts,
+    encode_documents,
     model_tokens_path,
     read_index,
 )
@@ -72,8 +72,6 @@ def score_parts(
             one that does not know a token.
     """
     show, whole = processes.is_first(), most is None
-    by_text = any(each.tokenizer.tokenizer is not None for each in passes)
-    texts = DocumentTexts(config, directory) if by_text else None
     lengths = (spread_evenly(read_tokens(part), most) for part in parts)
     if len(passes) == 1:
         total, unit = sum(pc.sum(each).as_py() or 0 for each in lengths), "tokens"
@@ -87,12 +85,7 @@ def score_parts(
             scores = [
                 score_documents(
                     each.scorer,
-                    read_documents(
-                        model_tokens_path(directory, each.names[0], part), range(len(index))
-                    )
-                    if whole and each.tokenizer.tokenizer is not None
-                    # Texts from the corpus come for whole parts alone; the tokens' are near enough.
-                    else read_model_documents(part, index["row"].to_numpy(), each, texts),
+                    read_model_documents(directory, part, index["row"].to_numpy(), each, whole),
                     bos_id=each.tokenizer.bos_id,
                     overlap=config.scoring.overlap,
                     report=running.add_batch,
@@ -110,17 +103,16 @@ def read_tokens(part: Path) -> pa.ChunkedArray:
 
 
 def read_model_documents(
-    part: Path, rows: np.ndarray, models: ScoringPass, texts: DocumentTexts | None
+    directory: RunDirectory, part: Path, rows: np.ndarray, models: ScoringPass, whole: bool
 ) -> Iterator[np.ndarray]:
-    """Yields the token ids that the models of a pass read in the documents at `rows` of a part.
-
-    `rows` are those of a part of the run's tokens, `part` its table. `texts` are None where all
-    models read these tokens, else what the tokens decode to, which is near enough for a sample.
-    """
+    """Yields the token ids that the models of a pass read in the documents at `rows` of a part, of
+    which these are the `whole` or a sample; `part` is the table of the run's tokens."""
     own = models.tokenizer.tokenizer
-    if own is None or texts is None:
+    if own is None:
         return checked_documents(part, rows, models.vocab_sizes)
-    return encode_texts(texts.read_part(part, rows, decoded=True), own)
+    if whole:
+        return read_documents(model_tokens_path(directory, models.names[0], part), range(len(rows)))
+    return encode_documents(part, rows, load_tokenizer(directory), own)
 
 
 def checked_documents(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import unicodedata
@@ -16,7 +15,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from frame_jax.config.file import parse
 from frame_jax.config.models import ModelConfig
-from frame_jax.config.training import ReferenceModelConfig
 from frame_jax.export_scores import main as export_scores
 from frame_jax.main import main
 from frame_jax.models.hugging_face.export import export_checkpoint
@@ -100,36 +98,42 @@ def arguments(folder: Path, tmp_path: Path, **changed) -> list[str]:
     return [f"--{key}={value}" for key, value in settings.items()]
 
 
-def by_hand(model, text: str) -> tuple[int, float, float]:
-    """Tokens, NLL sum in nats, and nats a byte of the text."""
+def by_hand(model, text: str, size: int) -> tuple[int, float, float]:
+    """Tokens, NLL sum in nats, and nats a byte of the text as it was read, of this size."""
     tokenizer, bos_id, decoder, params = model
     tokenizer.encode_special_tokens = True
     ids = tokenizer.encode(text).ids
     nll = document_nll(decoder.config, params, ids, bos_id, CONTEXT, OVERLAP)
-    return len(ids), nll, nll / len(text.encode())
+    return len(ids), nll, nll / size
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("read_again", [False, True])
-def test_documents_rank_by_losses_a_byte(checkpoints, tmp_path, monkeypatch, read_again) -> None:
-    """With the run's own tokenizer, whose tokens give the text, and with one that composes."""
+@pytest.mark.parametrize("composes", [False, True])
+def test_documents_rank_by_losses_a_byte(checkpoints, tmp_path, monkeypatch, composes) -> None:
+    """With the run's own tokenizer, and with one whose tokens spell composed characters; the corpus
+    is gone by then, and workers encode the texts."""
     folder, found = checkpoints
-    path = folder / "composing/tokenizer.json" if read_again else "null"
+    path = folder / "composing/tokenizer.json" if composes else "null"
     monkeypatch.setattr(model_tokenizers, "TEXTS_CHARACTERS", 300)
-    assert main(arguments(folder, tmp_path, **{"tokenizer.path": path})) == 0
+    run = arguments(folder, tmp_path, **{"tokenizer.path": path, "workers.count": 1 + composes})
+    assert main([*run, "--until=tokenize"]) == 0
+    (tmp_path / "c.jsonl").unlink()
+    assert main(run) == 0
+    assert not list((tmp_path / "run/scores").glob(".tmp*"))
     table = tmp_path / "scores.parquet"
     assert export_scores([str(tmp_path / "run"), "--out", str(table)]) == 0
     rows = pq.read_table(table).to_pylist()
     assert {row["doc_id"] for row in rows} == DOCUMENTS.keys()
     for row in rows[::5]:
-        text = DOCUMENTS[row["doc_id"]]
-        hand = {name: by_hand(found[name], text) for name in ("weak", "strong")}
+        text, size = DOCUMENTS[row["doc_id"]], len(DOCUMENTS[row["doc_id"]].encode())
+        text = unicodedata.normalize("NFC", text) if composes else text
+        hand = {name: by_hand(found[name], text, size) for name in ("weak", "strong")}
         for name, (tokens, nll, loss) in hand.items():
             assert row[f"predicted_tokens_{name}"] == tokens
             np.testing.assert_allclose(row[f"nll_{name}"], nll, rtol=1e-4)
             np.testing.assert_allclose(row[f"loss_{name}"], nll / tokens, rtol=1e-4)
             np.testing.assert_allclose(row[f"bits_per_byte_{name}"], loss / np.log(2), rtol=1e-4)
-        assert row["bytes"] == len(text.encode())
+        assert row["bytes"] == size
         weak, strong = (np.exp(hand[name][2]) for name in ("weak", "strong"))
         np.testing.assert_allclose(row["ppl"], strong, rtol=1e-4)
         np.testing.assert_allclose(row["pd"], (weak - strong) / weak, rtol=1e-3, atol=1e-4)
@@ -142,8 +146,7 @@ def test_documents_rank_by_losses_a_byte(checkpoints, tmp_path, monkeypatch, rea
 
 
 @pytest.mark.slow
-def test_a_sample_is_read_without_the_corpus(checkpoints, tmp_path, monkeypatch) -> None:
-    """Whose texts come for whole parts alone; the sampled documents have their own scores."""
+def test_a_sample_has_the_scores_of_its_documents(checkpoints, tmp_path, monkeypatch) -> None:
     folder, _ = checkpoints
     given = arguments(folder, tmp_path, **{"tokenizer.path": folder / "composing/tokenizer.json"})
     assert main(given) == 0
@@ -157,9 +160,7 @@ def test_a_sample_is_read_without_the_corpus(checkpoints, tmp_path, monkeypatch)
         for place in (directory.scores, directory.reliability / "half")
     )
     assert 6 <= len(others) <= 12
-    same = [key for key in others if unicodedata.is_normalized("NFC", DOCUMENTS[key])]
-    assert same
-    for key in same:
+    for key in others:
         assert others[key]["nll_strong"] == pytest.approx(scores[key]["nll_strong"], rel=1e-4)
 
 
@@ -174,7 +175,7 @@ def test_a_third_model_reads_by_its_own_tokenizer(checkpoints, tmp_path, capsys)
     assert len(rows) > 60
     for row in rows[::9]:
         for role, name in {"weak": "weak", "strong": "composing"}.items():
-            tokens, nll, _ = by_hand(found[name], DOCUMENTS[row["doc_id"]])
+            tokens, nll, _ = by_hand(found[name], DOCUMENTS[row["doc_id"]], 1)
             assert row[f"predicted_tokens_{role}"] == tokens
             np.testing.assert_allclose(row[f"nll_{role}"], nll, rtol=1e-4)
 
@@ -300,38 +301,6 @@ def test_a_tokenizer_that_its_model_cannot_read_is_refused_before_the_corpus_is_
     said = capsys.readouterr().err
     assert said.startswith("error: reference.strong.checkpoint: ") and message in said
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_a_corpus_that_is_not_what_it_was_is_refused(checkpoints, tmp_path, capsys) -> None:
-    """Where its texts must be read again, because the run's tokenizer composes characters."""
-    folder, _ = checkpoints
-    given = {"tokenizer.path": folder / "composing/tokenizer.json"}
-    run = arguments(folder, tmp_path, **given)
-    assert main([*run, "--until=tokenize"]) == 0
-    path = tmp_path / "c.jsonl"
-    text = path.read_text()
-    assert text.count('"d30"') == 1
-    path.write_text(text.replace('"d30"', '"e30"'))  # the size is the same
-    assert main(run) == 2
-    assert "document 'd30' is not what it was when it was tokenized" in capsys.readouterr().err
-    path.unlink()
-    assert main(run) == 2
-    said = capsys.readouterr().err
-    assert "error: scoring.unit: byte reads the corpus again where tokenizer.path is given" in said
-    assert str(path) in said and "score begins" not in said  # before a reference is trained
-    # Without a tokenizer of its own, no model needs the corpus.
-    for name in ("weak", "strong"):
-        (tmp_path / name).mkdir()
-        for file in (folder / name).iterdir():
-            (tmp_path / name / file.name).write_bytes(file.read_bytes())
-        shutil.copy(folder / "composing/tokenizer.json", tmp_path / name)
-    config, _ = parse([r for r in run if not r.startswith("--until")])
-    both = {
-        name: ReferenceModelConfig(checkpoint=str(tmp_path / name)) for name in ("weak", "strong")
-    }
-    config = dataclasses.replace(config, reference=dataclasses.replace(config.reference, **both))
-    model_tokenizers.require_corpus(config, RunDirectory(config.run_directory))
 
 
 @pytest.mark.slow
