@@ -28,7 +28,7 @@ from frame_jax.parallel import processes
 from frame_jax.run.buckets import plan_slices, read_bucket, write_slice
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, remove
 from frame_jax.run.map_parts import Advance, map_parts
-from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.run.program_exit import run_on_first_process
 from frame_jax.sql import open_database, parquet_table, query, write_parquet
 
 SHOWN = 3  # records or reasons in a message
@@ -75,12 +75,9 @@ def reject_duplicates(directory: RunDirectory, workers: WorkersConfig = WorkersC
     found = {name: (bucket, scratch / f"{name}.parquet") for bucket, name in enumerate(ids)}
     work(find, found, name="duplicate ids")
     duplicates = [path for _, path in found.values()]
-    run_on_all_processes(
-        lambda: processes.is_first() and _list_rejected(directory, duplicates, scratch)
-    )
-    rows = {path.stem: (path, scratch / f"{path.stem}.npy") for path in tables}
-    marked = {name: part for name, part in rows.items() if part[1].exists()}
-    work(_mark_rejected, marked, name="rejected")
+    marked = run_on_first_process(lambda: _list_rejected(directory, duplicates, scratch))
+    rows = {tables[part].stem: (tables[part], scratch / f"{part}.npy") for part in marked}
+    work(_mark_rejected, rows, name="rejected")
     if processes.is_first():
         remove(scratch)
 
@@ -157,9 +154,10 @@ def _find_duplicates(
         database.execute(write_parquet(duplicates, temporary))
 
 
-def _list_rejected(directory: RunDirectory, found: Sequence[Path], scratch: Path) -> None:
-    """Writes rejected.jsonl, and the rows of duplicates in each part to a file in `scratch`."""
-    tables = list_parts(directory.tokens, ".parquet")
+def _list_rejected(directory: RunDirectory, found: Sequence[Path], scratch: Path) -> list[int]:
+    """Writes rejected.jsonl, and the rows of duplicates in each part that has some to a file in
+    `scratch`; returns these parts."""
+    parts = []
     with (
         open_database(scratch) as database,
         atomic_path(directory.rejected) as path,
@@ -176,7 +174,9 @@ def _list_rejected(directory: RunDirectory, found: Sequence[Path], scratch: Path
                 rows.append(row)
                 reason = f"duplicate id {doc_id!r}, first in {first_file} line {first_line}"
                 merged.write(rejection_line(Rejection(file, line, reason)))
-            np.save(scratch / f"{tables[part].stem}.npy", rows)
+            np.save(scratch / f"{part}.npy", rows)
+            parts.append(part)
+    return parts
 
 
 def _mark_rejected(marked: tuple[Path, Path], advance: Advance) -> None:
