@@ -234,6 +234,7 @@ def test_processes_share_the_parts(config, monkeypatch, tmp_path):
     monkeypatch.setattr(processes, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "barrier", lambda name: None)
     monkeypatch.setattr(processes, "failing_processes", lambda *_: {})
+    monkeypatch.setattr(processes, "broadcast_from_first", lambda value: value or [])
     for index in (0, 1, 0):
         monkeypatch.setattr(processes, "process_index", lambda index=index: index)
         summaries.append(tokenize.tokenize_corpus(shared, directory))
@@ -249,6 +250,7 @@ def test_one_process_alone_reads_all_tables(config, monkeypatch):
         "is_first": False,
         "barrier": None,
         "failing_processes": {},
+        "broadcast_from_first": [],
     }
     for name, value in answers.items():
         monkeypatch.setattr(tokenize.processes, name, lambda *_, value=value: value)
