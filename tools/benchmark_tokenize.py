@@ -54,9 +54,10 @@ from frame_jax.run.directory import RunDirectory, read_json
 
 REPOSITORY = Path(__file__).parents[1]
 CLIENTS = Path(__file__).with_name("clients").resolve()
-TRAINED_BYTES = 16_000_000
+TRAINED_BYTES = 24_000_000  # of all texts
 FILES = 4  # of a case, so that workers can share them
 TEXTS = {"english": "en", "chinese": "zh", "code": "code"}
+INSTALLED = {"english": "prose", "code": "code"}  # domains of what comes with Python
 KINDS = ("jsonl", "parquet", "arrow")
 PEERS = ("datatrove", "datasets")
 SUBREAPER = 36  # of Linux' prctl: orphans of a command become our children, whose time is counted
@@ -80,10 +81,11 @@ def read_texts(text: str, options: argparse.Namespace) -> Iterator[Document]:
     if glob.glob(pattern):
         source = SourceConfig("jsonl", pattern, language_field=None)
         documents = sample_documents(CorpusConfig([source]), left)
-    else:
+    elif text in INSTALLED:
         installed = sample_documents(CorpusConfig([SourceConfig("python_library")]), 1 << 40)
-        languages = {"english": "en", "code": "code"}
-        documents = (d for d in installed if d.language == languages.get(text))
+        documents = (d for d in installed if d.domain == INSTALLED[text])
+    else:
+        return
     for document in documents:
         yield document
         left -= len(document.text.encode())
@@ -219,7 +221,7 @@ def compare(
         for name in names:
 
             def make(folder: Path, out: Path, name: str = name) -> list[str]:
-                python = str(options.peers_python)
+                python = str(options.peers_python and options.peers_python.absolute())
                 return command(name, kind, folder, tokenizer, workers, python, out)
 
             found = [measure(name, functools.partial(make, folder)) for folder in folders]
@@ -239,7 +241,7 @@ def compare(
     return line
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peers_python", type=Path, help="the Python that has the peers")
     parser.add_argument("--corpus", type=Path, default=Path("../shared/corpus"))
@@ -252,7 +254,11 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json; default trains one")
     parser.add_argument("--vocab_size", type=int, default=32768, help="of one that is trained")
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = parser().parse_args()
     ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)

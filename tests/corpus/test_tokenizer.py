@@ -227,6 +227,126 @@ def test_more_than_a_leading_blank_lost_is_still_refused(tmp_path, make_config, 
         prepare(tmp_path, make_config, write_jsonl, backend, "   three")
 
 
+def changed(backend, change):
+    data = json.loads(backend.to_str())
+    change(data)
+    return make_tokenizer(tokenizers.Tokenizer.from_str(json.dumps(data)), 1, 2)
+
+
+def no_byte(data):
+    vocabulary = data["model"]["vocab"]
+    vocabulary["unused"] = vocabulary.pop("æ")
+    kept = [m for m in data["model"]["merges"] if "æ" not in "".join(m)]
+    data["model"]["merges"] = kept
+
+
+def one_id(data):
+    data["model"]["vocab"]["b"] = data["model"]["vocab"]["a"]
+
+
+def taken_id(data):
+    data["model"]["vocab"]["b"] = len(data["model"]["vocab"])
+    add(data, "<new>")
+
+
+def add(data, content, **rules):
+    names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    token = {"id": len(data["model"]["vocab"]), "content": content}
+    data["added_tokens"].append(token | dict.fromkeys(names, False) | rules)
+
+
+def put(data, *keys, value):
+    *path, last = keys
+    for key in path:
+        data = data[key]
+    data[last] = value
+
+
+REMOVED = {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}
+BLANKS = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": True}
+TWICE = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2,
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+    "special_tokens": {},
+}
+# What each changes in a byte-level tokenizer's file, and a text that it loses.
+CAUSES_OF_LOSS = {
+    "normalizer": (lambda d: put(d, "normalizer", value={"type": "Lowercase"}), "Text"),
+    "a cut away": (lambda d: put(d, "pre_tokenizer", "pretokenizers", 0, value=REMOVED), "a b"),
+    "no bytes": (lambda d: put(d, "pre_tokenizer", "pretokenizers", 1, value=BLANKS), "数 b"),
+    "a blank in front": (
+        lambda d: put(d, "pre_tokenizer", "pretokenizers", 1, "add_prefix_space", value=True),
+        "text",
+    ),
+    "no cutting": (lambda d: put(d, "pre_tokenizer", value=None), "数"),
+    "a byte is no token": (no_byte, "数"),
+    "an id of two": (one_id, "ab"),
+    "an id that an added token takes": (taken_id, "b"),
+    "prefix": (lambda d: d["model"].update(continuing_subword_prefix="##", merges=[]), "xyz"),
+    "suffix": (lambda d: put(d, "model", "end_of_word_suffix", value="</w>"), "xyz"),
+    "decoder": (
+        lambda d: put(d, "decoder", value={"type": "WordPiece", "prefix": "", "cleanup": True}),
+        "a b",
+    ),
+    "no decoder": (lambda d: put(d, "decoder", value=None), "a b"),
+    "twice": (lambda d: put(d, "post_processor", value=TWICE), "a"),
+    "blanks before": (lambda d: add(d, "<x>", lstrip=True), "a  <x>"),
+    "blanks after": (lambda d: add(d, "<x>", rstrip=True), "<x>  a"),
+    "spelled in bytes": (lambda d: add(d, "é"), "é"),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES_OF_LOSS)
+def test_what_may_lose_text_is_decoded_to_see(cause):
+    change, text = CAUSES_OF_LOSS[cause]
+    backend = train_tokenizer(TEXTS, 300)
+    assert make_tokenizer(backend, 1, 2).lossless
+    tokenizer = changed(backend, change)
+    assert not tokenizer.lossless
+    [loss] = tokenizer.losses([text], tokenizer.encode_arrays([text]))
+    assert loss is not None
+
+
+LOSSLESS = ("gpt2", "llama3", "o200k", "digits from the right", "no cutting")
+AFTER = {
+    "type": "Sequence",
+    "processors": [
+        {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        TWICE | {"single": [TWICE["single"][0]]},
+    ],
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    def change(data):
+        if request.param in LOSSLESS:
+            add(data, "<x>", lstrip=True, rstrip=True, special=True)
+            add(data, "<tool>", normalized=True)
+            add(data, "  ", single_word=True)
+            put(data, "post_processor", value=AFTER)
+
+    return request.param, changed(KINDS[request.param](), change)
+
+
+@settings(max_examples=60)
+@given(text=st.lists(any_text | st.sampled_from(["<x>", "  ", "<tool>", "<s>"])).map("".join))
+def test_only_what_spells_every_text_is_called_lossless(kind, text):
+    name, tokenizer = kind
+    assert tokenizer.lossless == (name in LOSSLESS)
+    [ids] = tokenizer.encode_arrays([text])
+    if tokenizer.lossless:
+        assert tokenizer.decode(ids) == text and tokenizer.losses([text], [ids]) == [None]
+
+
+def test_ids_of_bos_and_eos_are_seen_without_decoding(trained):
+    assert trained.lossless
+    for special in (trained.bos_id, trained.eos_id):
+        [loss] = trained.losses(["text"], [np.array([300, special], np.uint32)])
+        assert "BOS or EOS" in loss
+
+
 def notes_of(tmp_path):
     return read_json(RunDirectory(tmp_path / "run").tokenizer.with_name("special_tokens.json"))[
         "notes"

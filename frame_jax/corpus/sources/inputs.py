@@ -1,6 +1,7 @@
 """What a source is read from: inputs, slices of their records, and the files behind a path."""
 
 import contextlib
+import functools
 import io
 import os
 import re
@@ -46,7 +47,7 @@ class Input:
     members: tuple[File, ...] = ()
     ignored: str = ""
 
-    @property
+    @functools.cached_property
     def display_path(self) -> str:
         """`path` as text, for messages and tables: without the query of a web address, bytes that
         are not UTF-8 spelled out."""
