@@ -11,6 +11,7 @@ and ends when the process that it works for ends, however that happens.
 import collections
 import contextlib
 import ctypes
+import importlib
 import multiprocessing
 import os
 import signal
@@ -225,72 +226,51 @@ def _run_in_tasks(
 ) -> None:
     os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # without end otherwise
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        raise UserError(
-            "workers.engine: ray is not installed here: pip install 'frame-jax[ray]', on every "
-            "node, or leave workers.engine out"
-        ) from error
-    hide_copies_of_packages()
-    address = workers.ray_address or os.environ.get("RAY_ADDRESS") or "local"
-    asked = dict(workers.ray_resources)
+        missing = "workers.engine: ray is not installed here: pip install 'frame-jax[ray]'"
+        raise UserError(f"{missing}, on every node, or leave workers.engine out") from error
+    sys.path[:] = [path for path in sys.path if not path.endswith("thirdparty_files")]
+    asked, folder, left = dict(workers.ray_resources), str(Path.cwd()), {}
     named = {"num_cpus": asked.pop("CPU", 1), "memory": asked.pop("memory", None)}
-    # A main thread that starts Ray loses SIGTERM. A cluster of this program ends with the thread.
+    libc, handler = ctypes.CDLL(None), ctypes.create_string_buffer(1 << 10)  # a struct sigaction
+    libc.sigaction(signal.SIGTERM, None, handler)  # perhaps of JAX, and lost to Ray where it starts
+    # A cluster that Ray starts for this program ends with the thread that asked for it.
     with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as stack:
+        stack.callback(libc.sigaction, signal.SIGTERM, handler, None)  # once Ray has ended
+        address = workers.ray_address or os.environ.get("RAY_ADDRESS") or "local"
         try:
-            if not ray.is_initialized():
-                give_back = stack.callback(keep_handler(signal.SIGTERM))  # once Ray has ended
-                thread.submit(ray.init, address, logging_level="error").result()
-                stack.callback(ray.shutdown)
-                give_back()
+            thread.submit(ray.init, address, logging_level="error").result()
+            stack.callback(ray.shutdown)  # and with it of what is left of the tasks
+            libc.sigaction(signal.SIGTERM, handler, None)
             task = ray.remote(**named, resources=asked, max_retries=RETRIES)(_task)
-            shared, folder, left = ray.put(function), str(Path.cwd()), {}
+            shared = ray.put(function)
             for key, part in parts.items():
                 left[task.options(name=f"{name} {key}").remote(shared, part, folder)] = key
         except Exception as error:  # of many kinds
-            raise UserError(
-                f"workers: no tasks of Ray at workers.ray_address {address} with "
-                f"workers.ray_resources {workers.ray_resources}: {error}"
-            ) from error
-        try:
-            while left:
-                for ready in ray.wait(list(left), num_returns=len(left), timeout=1)[0]:
-                    try:
-                        (kind, text), amount = ray.get(ready)
-                    except ray.exceptions.RayError as error:
-                        cause, *_ = str(getattr(error, "cause", error)).strip(".\n").splitlines()
-                        raise UserError(
-                            f"{name}: Ray could not have {left[ready]} made, in up to "
-                            f"{1 + RETRIES} attempts: {cause}. Every node needs frame_jax as it "
-                            "is here and the run directory, and a task no more memory than "
-                            "workers.ray_resources asks for. Parts that are finished stay: run "
-                            "the same command again"
-                        ) from error
-                    raise_problem(kind, text)
-                    advance(amount)
-                    finish(left.pop(ready))
-        finally:
-            for reference in left:
-                ray.cancel(reference, force=True)
-
-
-def keep_handler(number: signal.Signals) -> Callable[[], object]:
-    """Returns what gives a signal to its present handler again, which may be of a C++ library."""
-    libc, action = ctypes.CDLL(None), ctypes.create_string_buffer(1 << 10)  # a struct sigaction
-    libc.sigaction(number, None, action)
-    return lambda: libc.sigaction(number, action, None)
+            raise UserError(f"Ray at {address}, {workers.ray_resources}: {error}") from error
+        while left:
+            for ready in ray.wait(list(left), num_returns=len(left), timeout=1)[0]:
+                try:
+                    (kind, text), amount = ray.get(ready)
+                except ray.exceptions.RayError as error:
+                    cause = str(getattr(error, "cause", error)).strip(".\n").partition("\n")[0]
+                    raise UserError(
+                        f"{name}: Ray could not have {left[ready]} made, in up to {1 + RETRIES} "
+                        f"attempts: {cause}. Nodes need frame_jax as it is here and the run's "
+                        "files, tasks no more memory than workers.ray_resources asks for"
+                    ) from error
+                raise_problem(kind, text)
+                advance(amount)
+                finish(left.pop(ready))
 
 
 def _task(function: Function, part: Any, folder: str) -> tuple[tuple[str, str], float]:
     """A part under Ray: what came of it, and the sum of what it advanced by."""
     os.chdir(folder)  # of relative paths
-    hide_copies_of_packages()
+    # Ray brings copies of others' packages, whose text is none of a corpus `python_library`.
+    sys.path[:] = [path for path in sys.path if not path.endswith("thirdparty_files")]
     log_to_stderr()
     use_one_thread(os.cpu_count() or 1)
     advanced: list[float] = []
     return call(function, part, advanced.append), sum(advanced)
-
-
-def hide_copies_of_packages() -> None:
-    """Takes what Ray brings of others' packages from the path: a `python_library` is without it."""
-    sys.path[:] = [path for path in sys.path if not path.endswith("thirdparty_files")]
