@@ -8,7 +8,6 @@ text), predicted_tokens_weak and predicted_tokens_strong.
 """
 
 from collections.abc import Iterator, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,8 +67,7 @@ def score_parts(
     `most` scores so many documents of each, evenly spaced, in place of all.
 
     Raises:
-        UserError: for a model worse than the uniform distribution, where `check` asks for that, or
-            one that does not know a token.
+        UserError: for a model worse than the uniform distribution, where `check` asks for that.
     """
     show, whole = processes.is_first(), most is None
     lengths = (spread_evenly(read_tokens(part), most) for part in parts)
@@ -109,29 +107,10 @@ def read_model_documents(
     which these are the `whole` or a sample; `part` is the table of the run's tokens."""
     own = models.tokenizer.tokenizer
     if own is None:
-        return checked_documents(part, rows, models.vocab_sizes)
+        return read_documents(part.with_suffix(".arrayrecord"), rows)
     if whole:
         return read_documents(model_tokens_path(directory, models.names[0], part), range(len(rows)))
     return encode_documents(part, rows, load_tokenizer(directory), own)
-
-
-def checked_documents(
-    part: Path, rows: np.ndarray, vocab_sizes: dict[str, int]
-) -> Iterator[np.ndarray]:
-    """Yields the documents at `rows` of a token part, their ids checked against the vocabularies.
-
-    Raises:
-        UserError: for an id that a model has no row for, which it would take for another.
-    """
-    name, smallest = min(vocab_sizes.items(), key=itemgetter(1))
-    for document in read_documents(part.with_suffix(".arrayrecord"), rows):
-        if len(document) and document.max() >= smallest:
-            raise UserError(
-                f"reference.{name}: a document of {part.name} holds "
-                f"token {document.max()}, but the model knows {smallest} tokens: both reference "
-                "models must share the run's tokenizer"
-            )
-        yield document
 
 
 def spread_evenly(items: Any, most: int | None) -> Any:

@@ -10,8 +10,7 @@ import pytest
 
 from frame_jax.config.quadrants import RowsConfig
 from frame_jax.errors import UserError
-from frame_jax.records import write_tokens
-from frame_jax.run.directory import list_parts, remove
+from frame_jax.run.directory import list_parts, read_json, remove, write_json
 from frame_jax.scoring import running_totals, score, score_parts
 from frame_jax.scoring.documents import BatchScores
 from tests.scoring.numpy_decoder import document_nll
@@ -180,16 +179,13 @@ def test_windows_longer_than_the_rows_that_trained_the_models_are_said(make_run,
         assert warning in capsys.readouterr().err
 
 
-def test_a_token_without_a_row_is_refused_and_not_taken_for_another(make_run):
+def test_a_model_without_a_row_for_a_token_is_refused(make_run):
     config, directory = make_run(models=[make_model(1), make_model(2, hidden_size=48)])
-    path = list_parts(directory.tokens, ".arrayrecord")[1]
-    documents = make_documents(seed=1)
-    documents[4][0] = VOCAB
-    with write_tokens(path) as writer:
-        for tokens in documents:
-            writer.append(tokens)
-    with pytest.raises(UserError, match=f"holds token {VOCAB}, but the model knows {VOCAB} tokens"):
+    path = directory.tokenizer.with_name("special_tokens.json")
+    write_json(path, read_json(path) | {"vocab_size": VOCAB + 1})
+    with pytest.raises(UserError, match=f"knows {VOCAB} tokens, but .* has {VOCAB + 1}: both ref"):
         score.score_corpus(config, directory)
+    assert not directory.scores.exists()
 
 
 def test_a_model_whose_perplexity_is_beyond_any_number_is_refused(make_run):

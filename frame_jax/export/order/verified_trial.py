@@ -5,8 +5,6 @@ from the rows on disk, which are read once for all trials, and from a manifest, 
 one.
 """
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,15 @@ import pyarrow.parquet as pq
 from frame_jax.checkpoints import saved_consumed_rows
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
-from frame_jax.errors import UserError, find_storage_error
+from frame_jax.errors import UserError
 from frame_jax.export.order.manifest import manifest_header
 from frame_jax.export.order.manifest_lines import digests_of
 from frame_jax.export.order.trial_order import (
-    RowFile,
     TrialOrder,
     list_row_files,
     make_trial_order,
     read_rows,
 )
-from frame_jax.records import TokenReader
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, file_sha256, read_json
 from frame_jax.run.trial_record import read_trial_record
@@ -103,9 +99,12 @@ def add_digests(sums: np.ndarray, steps: np.ndarray, digests: np.ndarray) -> Non
     sums[found] += np.add.reduceat(digests[order].astype(np.uint64), first, axis=0)
 
 
-def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTrial]) -> list[str]:
-    """Adds up the digests of the rows on disk for all trials; returns unreadable rows."""
-    damaged: list[str] = []
+def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTrial]) -> None:
+    """Adds up the digests of the rows on disk for all trials.
+
+    Raises:
+        UserError: if a file of rows is damaged or cannot be read.
+    """
     row_files = list_row_files(directory, trials[0].trial_order.schedule)
     total = sum(row_file.rows for row_file in row_files)
     with progress.progress_bar("rows", total, "rows") as update:
@@ -123,7 +122,7 @@ def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTri
                 indices_by_trial.append(np.where(trained, indices, -1))
             if not any((indices >= 0).any() for indices in indices_by_trial):
                 continue
-            for first, rows in readable_rows(row_file, damaged):
+            for first, rows in read_rows(row_file):
                 digests = digest.row_digests(rows)
                 for trial, indices in zip(trials, indices_by_trial, strict=True):
                     for line in indices[:, first : first + len(rows)]:
@@ -131,49 +130,6 @@ def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTri
                         each = digest.ordered_row_digests(line[used], digests[used])
                         add_digests(trial.disk, line[used] // trial.batch_size, each)
                 update(len(rows), row_file.path.stem)
-    return damaged
-
-
-def readable_rows(row_file: RowFile, damaged: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """As `read_rows`, with damaged rows as zeros and noted in `damaged`."""
-    done, ids = 0, 0
-    try:
-        for first, rows in read_rows(row_file):
-            yield first, rows
-            done, ids = first + len(rows), rows.shape[1]
-        return
-    except UserError as error:
-        if find_storage_error(error.__cause__):
-            raise
-    with contextlib.closing(TokenReader(row_file.path)) as reader:
-        for record in range(done, row_file.rows):
-            row = read_row(reader, record)
-            if row is None:
-                damaged.append(f"{row_name(row_file, record)} cannot be read")
-                row = np.zeros(max(ids, 1), np.uint32)
-            ids = len(row)
-            yield record, row[None]
-
-
-def read_row(reader: TokenReader, record: int) -> np.ndarray | None:
-    """Reads the ids of a row, uint32; None if it is damaged.
-
-    Raises:
-        UserError: where the storage fails, which says nothing of the row.
-    """
-    try:
-        return reader.read([record])[0]
-    except UserError as error:
-        if find_storage_error(error.__cause__):
-            raise
-        return None
-
-
-def row_name(row_file: RowFile, record: int) -> str:
-    """Names a row on disk for messages."""
-    return (
-        f"{row_file.quadrant_name} row {row_file.first + record} ({row_file.path}, record {record})"
-    )
 
 
 def read_row_digests_from_manifest(trial: VerifiedTrial) -> None:
