@@ -151,7 +151,8 @@ def _write_ids(part: tuple[str, Path], advance: Advance, *, buckets: int) -> Non
     table, path = part
     with open_database(path.parent, threads=1) as database:
         columns = f"{DUPLICATE_COLUMNS}, (hash(doc_id) % {buckets})::INTEGER AS bucket"
-        write_buckets(database.sql(f"SELECT {columns} FROM {table}"), buckets, path)
+        found = database.sql(f"SELECT {columns} FROM {table}").to_arrow_table()
+        write_buckets(found, buckets, path)
 
 
 def _find_duplicates(

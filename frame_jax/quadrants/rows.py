@@ -318,7 +318,7 @@ def shuffle_slice(
         documents = connection.sql(
             f"SELECT * RENAME (row_file AS bucket) FROM ({shuffled})", params=parameters
         )
-        write_buckets(documents, buckets, path)
+        write_buckets(documents.to_arrow_table(), buckets, path)
 
 
 def read_shuffled(paths: Sequence[Path], row_file: int) -> ShuffledDocuments:

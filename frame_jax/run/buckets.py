@@ -9,7 +9,6 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,10 +40,9 @@ def slice_tables(tables: Sequence[Path]) -> list[str]:
     return slices + ([parquet_table(*small)] if small else [])
 
 
-def write_buckets(lines: duckdb.DuckDBPyRelation, buckets: int, path: Path) -> None:
-    """Writes the lines of a query, whose column `bucket` is below `buckets`, to an Arrow file with
+def write_buckets(table: pa.Table, buckets: int, path: Path) -> None:
+    """Writes the lines of a table, whose column `bucket` is below `buckets`, to an Arrow file with
     a batch for each bucket."""
-    table = lines.to_arrow_table()
     table = table.take(np.argsort(table["bucket"].to_numpy(), kind="stable"))
     ends = np.searchsorted(table["bucket"].to_numpy(), np.arange(buckets + 1)).tolist()
     table = table.drop_columns("bucket").combine_chunks()

@@ -54,7 +54,7 @@ def test_a_bucket_holds_its_lines_of_all_slices(tmp_path: Path) -> None:
                 f"SELECT i AS line, 'text ' || i AS text, (i % 4)::INTEGER AS bucket "
                 f"FROM range({100 * number}, {100 * number + (100, 1, 0)[number]}) AS lines(i)"
             )
-            write_buckets(lines, 5, path)
+            write_buckets(lines.to_arrow_table(), 5, path)
     for bucket in range(5):
         found = read_bucket(paths, bucket)
         wanted = [line for line in range(101) if line % 4 == bucket]
