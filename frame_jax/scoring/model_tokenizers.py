@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -149,36 +149,6 @@ def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndar
         yield from tokenizer.encode_arrays(batch)
 
 
-class DocumentTexts:
-    """Gives access to the texts of a run's documents.
-
-    The run's own tokens give them where it has trained its tokenizer, which loses nothing. One that
-    was given may compose characters (NFC), so then the corpus is read again.
-    """
-
-    def __init__(self, config: RunConfig, directory: RunDirectory):
-        self._tokenizer = load_tokenizer(directory)
-        self._parts = list_parts(directory.tokens, ".parquet")
-        self._corpus = None if config.tokenizer.path is None else config.corpus
-
-    @functools.cached_property
-    def _chunks(self) -> list[list[Chunk]]:
-        assert self._corpus is not None  # else the tokens give the texts
-        return plan_parts(self._corpus)
-
-    def read_part(self, part: Path, rows: np.ndarray, *, decoded: bool) -> Iterator[str]:
-        """The texts of all scored documents of a part (those at `rows`), in that order, or, of any
-        rows, what their token ids are `decoded` to.
-
-        Raises:
-            UserError: as `reread_texts`.
-        """
-        if decoded or self._corpus is None:
-            documents = read_documents(part.with_suffix(".arrayrecord"), rows)
-            return map(self._tokenizer.decode, documents)
-        return reread_texts(self._chunks[self._parts.index(part)], part)
-
-
 def reread_texts(chunks: list[Chunk], part: Path) -> Iterator[str]:
     """Reads the texts of a part's scored documents from the corpus again, in the part's order.
 
@@ -214,9 +184,14 @@ def reread_texts(chunks: list[Chunk], part: Path) -> Iterator[str]:
         )
 
 
-def read_index(part: Path) -> pa.Table:
-    """The scored documents of a token part: doc_id, row, bytes."""
-    return pq.read_table(part, columns=["doc_id", "row", "bytes"], filters=SCORED_SPLITS)
+def spread_evenly(items: Any, most: int | None) -> Any:
+    """At most `most` items of a sequence, evenly spaced; None for all."""
+    return items if most is None else items[:: max(1, -(-len(items) // most))]
+
+
+def read_index(part: Path, *columns: str, most: int | None = None) -> pa.Table:
+    """Columns of a token part's scored documents, or of `most` of them, evenly spaced."""
+    return spread_evenly(pq.read_table(part, columns=[*columns], filters=SCORED_SPLITS), most)
 
 
 def model_tokens_path(directory: RunDirectory, name: str, part: Path) -> Path:
@@ -225,19 +200,26 @@ def model_tokens_path(directory: RunDirectory, name: str, part: Path) -> Path:
 
 
 def write_model_tokens(
-    config: RunConfig, directory: RunDirectory, name: str, parts: list[Path]
+    config: RunConfig, directory: RunDirectory, name: str, parts: list[Path], most: int | None
 ) -> None:
-    """Encodes the scored documents of token parts by a model's own tokenizer; every process calls
-    it. A record is a document, in the order of the part.
+    """Encodes the documents of token parts that `read_index` gives by a model's own tokenizer;
+    every process calls it. A record is a document, in their order.
+
+    The run's own tokens give the texts where it has trained its tokenizer, which loses nothing. One
+    that was given may compose characters (NFC), so then the corpus is read again; but for a sample,
+    to which what the tokens give is near enough.
 
     Raises:
         UserError: as `reread_texts`.
     """
+    chunks: dict[Path, list[Chunk]] = {}
+    if config.tokenizer.path is not None and most is None:
+        everything = list_parts(directory.tokens, ".parquet")
+        chunks = dict(zip(everything, plan_parts(config.corpus), strict=True))
     map_parts(
-        ModelTokenWriter(config, name),
-        {part.stem: part for part in parts},
+        ModelTokenWriter(config, name, most),
+        {part.stem: (part, chunks.get(part)) for part in parts},
         config.workers,
-        made=lambda stem: model_tokens_path(directory, name, Path(stem)).exists(),
         name=f"encode for {name}",
         unit="documents",
         work_bytes=sum(part.with_suffix(".arrayrecord").stat().st_size for part in parts),
@@ -246,29 +228,30 @@ def write_model_tokens(
 
 @dataclass(frozen=True)
 class ModelTokenWriter:
-    """Encodes token parts, each given by the path of its table, for one model."""
+    """Encodes token parts for one model, each given by the path of its table and, where the corpus
+    is read again, what it was made of."""
 
     config: RunConfig
     name: str
+    most: int | None
 
     @functools.cached_property
     def directory(self) -> RunDirectory:
         return RunDirectory(self.config.run_directory)
 
     @functools.cached_property
-    def texts(self) -> DocumentTexts:
-        return DocumentTexts(self.config, self.directory)
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizers(self) -> tuple[Tokenizer, Tokenizer | None]:
+        """The run's, and the model's own."""
         own = model_tokenizer(self.config, self.directory, self.name).tokenizer
-        assert own is not None
-        return own
+        return load_tokenizer(self.directory), own
 
-    def __call__(self, part: Path, advance: Advance) -> None:
-        rows = read_index(part)["row"].to_numpy()
-        texts = self.texts.read_part(part, rows, decoded=False)
-        with write_tokens(model_tokens_path(self.directory, self.name, part)) as records:
-            for ids in encode_texts(texts, self.tokenizer):
+    def __call__(self, part: tuple[Path, list[Chunk] | None], advance: Advance) -> None:
+        (table, chunks), (ours, own) = part, self.tokenizers
+        assert own is not None
+        rows = read_index(table, "row", most=self.most)["row"].to_numpy()
+        tokens = read_documents(table.with_suffix(".arrayrecord"), rows)
+        texts = map(ours.decode, tokens) if chunks is None else reread_texts(chunks, table)
+        with write_tokens(model_tokens_path(self.directory, self.name, table)) as records:
+            for ids in encode_texts(texts, own):
                 records.append(ids)
         advance(len(rows))

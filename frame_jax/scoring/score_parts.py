@@ -10,7 +10,7 @@ text), predicted_tokens_weak and predicted_tokens_strong.
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,16 +22,15 @@ from frame_jax.errors import UserError, print_warning
 from frame_jax.parallel import processes
 from frame_jax.records import read_documents
 from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.run.directory import RunDirectory, atomic_path, remove
 from frame_jax.run.phases import REFERENCES
 from frame_jax.scoring.documents import Scores, score_documents
 from frame_jax.scoring.model_tokenizers import (
-    SCORED_SPLITS,
-    DocumentTexts,
     ModelTokenizer,
-    encode_texts,
     model_tokens_path,
     read_index,
+    spread_evenly,
+    write_model_tokens,
 )
 from frame_jax.scoring.running_totals import RunningTotals, sample_warnings
 from frame_jax.scoring.scorer import Scorer
@@ -64,25 +63,27 @@ def score_parts(
     most: int | None = None,
     check: bool = True,
 ) -> None:
-    """Scores parts (paths of token tables), one after the other, into the same names in `folder`,
-    once `write_model_tokens` has encoded them for models with tokenizers of their own.
+    """Scores parts (paths of token tables) into the same names in `folder`: each process its share,
+    one after the other, once all have encoded them for models with tokenizers of their own.
 
     `most` scores so many documents of each, evenly spaced, in place of all.
 
     Raises:
         UserError: for a model worse than the uniform distribution, where `check` asks for that, or
-            one that does not know a token.
+            one that does not know a token; and as `reread_texts`.
     """
     show, whole = processes.is_first(), most is None
-    by_text = any(each.tokenizer.tokenizer is not None for each in passes)
-    texts = DocumentTexts(config, directory) if by_text else None
+    own = [each.names[0] for each in passes if each.tokenizer.tokenizer is not None]
+    for name in own:
+        write_model_tokens(config, directory, name, parts, most)
+    share = processes.local_share(parts)
     if whole and len(passes) == 1:  # losses on the same tokens, which can be compared
         [both] = passes
-        windows = sampled_documents(parts, config.scoring.context, both.vocab_sizes)
+        windows = sampled_documents(share, config.scoring.context, both.vocab_sizes)
         sample = score_documents(both.scorer, windows, bos_id=both.tokenizer.bos_id)
         for line in sample_warnings(sample) if show else ():
             print_warning(line)
-    lengths = (spread_evenly(read_tokens(part), most) for part in parts)
+    lengths = (read_index(part, "tokens", most=most)["tokens"] for part in share)
     if len(passes) == 1:
         total, unit = sum(pc.sum(each).as_py() or 0 for each in lengths), "tokens"
     else:
@@ -90,17 +91,16 @@ def score_parts(
     title = "score" if whole else f"score, {folder.name}"
     with progress.progress_bar(title, total, unit, show=show) as update:
         totals = [RunningTotals(update, each.vocab_sizes, check) for each in passes]
-        for part in parts:
-            index = spread_evenly(read_index(part), most)
+        for part in share:
+            index = read_index(part, "doc_id", "row", "bytes", most=most)
             scores = [
                 score_documents(
                     each.scorer,
                     read_documents(
                         model_tokens_path(directory, each.names[0], part), range(len(index))
                     )
-                    if whole and each.tokenizer.tokenizer is not None
-                    # Texts from the corpus come for whole parts alone; the tokens' are near enough.
-                    else read_model_documents(part, index["row"].to_numpy(), each, texts),
+                    if each.names[0] in own
+                    else checked_documents(part, index["row"].to_numpy(), each.vocab_sizes),
                     bos_id=each.tokenizer.bos_id,
                     overlap=config.scoring.overlap,
                     report=running.add_batch,
@@ -110,30 +110,14 @@ def score_parts(
             for running in totals:
                 running.require_better_than_chance()
             write_scores(folder / part.name, index, scores)
+    processes.barrier(f"{title}: parts written")
+    for name in own if show else ():
+        remove(model_tokens_path(directory, name, parts[0]).parent)
 
 
 def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
     """Path of the scores of a token part."""
     return directory.scores / tokens_part.name
-
-
-def read_tokens(part: Path) -> pa.ChunkedArray:
-    """Number of tokens of each scored document of a part."""
-    return pq.read_table(part, columns=["tokens"], filters=SCORED_SPLITS)["tokens"]
-
-
-def read_model_documents(
-    part: Path, rows: np.ndarray, models: ScoringPass, texts: DocumentTexts | None
-) -> Iterator[np.ndarray]:
-    """Yields the token ids that the models of a pass read in the documents at `rows` of a part.
-
-    `rows` are those of a part of the run's tokens, `part` its table. `texts` are None where all
-    models read these tokens, else what the tokens decode to, which is near enough for a sample.
-    """
-    own = models.tokenizer.tokenizer
-    if own is None or texts is None:
-        return checked_documents(part, rows, models.vocab_sizes)
-    return encode_texts(texts.read_part(part, rows, decoded=True), own)
 
 
 def checked_documents(
@@ -161,14 +145,9 @@ def sampled_documents(
     """Yields documents from all over `parts`, cut to one window, to judge the models by."""
     chosen = spread_evenly(parts, SAMPLED_PARTS)
     for part in chosen:
-        rows = spread_evenly(read_index(part)["row"].to_numpy(), SAMPLED_DOCUMENTS // len(chosen))
-        for document in checked_documents(part, rows, vocab_sizes):
+        index = read_index(part, "row", most=SAMPLED_DOCUMENTS // len(chosen))
+        for document in checked_documents(part, index["row"].to_numpy(), vocab_sizes):
             yield document[:context]
-
-
-def spread_evenly(items: Any, most: int | None) -> Any:
-    """At most `most` items of a sequence, evenly spaced; None for all."""
-    return items if most is None else items[:: max(1, -(-len(items) // most))]
 
 
 def write_scores(path: Path, index: pa.Table, scores: Sequence[Scores]) -> None:
