@@ -12,7 +12,7 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.errors import UserError
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, require_writable
-from frame_jax.run.partition_record import assignment_table, require_quadrants
+from frame_jax.run.partition_record import require_quadrants
 from frame_jax.run.program_exit import run_command, run_main
 from frame_jax.sql import open_database, parquet_table, write_json_lines, write_parquet
 
@@ -84,7 +84,7 @@ def scores_query(scoring: ScoringConfig, directory: RunDirectory) -> str:
     return f"""
         SELECT doc_id, split, source, domain, language, tokens, bytes, {models}, ppl, pd, {ranks},
             quadrant, copies
-        FROM {assignment_table(directory)} LEFT JOIN (
+        FROM {parquet_table(directory.assignment)} LEFT JOIN (
             SELECT doc_id, {stored.format(name="weak")}, {stored.format(name="strong")}
             FROM {parquet_table(*list_parts(directory.scores, ".parquet"))}) USING (doc_id)
         ORDER BY part, row

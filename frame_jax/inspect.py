@@ -17,8 +17,9 @@ from frame_jax.errors import UserError, printable
 from frame_jax.records import read_documents
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts
-from frame_jax.run.partition_record import assignment_table, axis_names, require_quadrants
+from frame_jax.run.partition_record import read_partition_record, require_quadrants
 from frame_jax.run.program_exit import positive, run_command, run_main
+from frame_jax.sql import parquet_table
 
 ORDERS = {
     "random": "md5(doc_id || $seed)",
@@ -61,7 +62,7 @@ def choose_documents(directory: RunDirectory, options: argparse.Namespace) -> li
     Raises:
         UserError: if the run is not partitioned, what was made then is damaged, or nothing matches.
     """
-    require_quadrants(directory, directory.assignment)
+    require_quadrants(directory, directory.partition)
     integrity.verify_checksums(directory, ["partition"], integrity.HASHED)
     wanted = {
         name: getattr(options, name)
@@ -70,7 +71,7 @@ def choose_documents(directory: RunDirectory, options: argparse.Namespace) -> li
     }
     conditions = " AND ".join(f"{name} = ${name}" for name in wanted)
     seed = {"seed": options.seed} if "$seed" in ORDERS[options.by] else {}
-    assignment = assignment_table(directory)
+    assignment = parquet_table(directory.assignment)
     with duckdb.connect() as connection:
         rows = connection.sql(
             f"SELECT {COLUMNS} FROM {assignment} "
@@ -93,7 +94,7 @@ def show_documents(options: argparse.Namespace) -> None:
     """Prints each document with its scores above the beginning of its text."""
     directory, console = RunDirectory(options.run), Console(highlight=False)
     rows = choose_documents(directory, options)
-    ppl, pd = axis_names(directory)
+    ppl, pd = read_partition_record(directory).names
     tokenizer = load_tokenizer(directory)
     parts = list_parts(directory.tokens, ".arrayrecord")
     for row in rows:

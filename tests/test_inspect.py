@@ -10,7 +10,9 @@ from frame_jax import inspect
 from frame_jax.main import main
 from frame_jax.run import integrity
 from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.partition_record import write_partition_record
 from tests.integration.small_run import write_config, write_corpus
+from tests.report.synthetic import make_partition
 
 ESCAPES = "\x1b[2J\x1b]0;title\x07\x9b31m\u202e\r\b"
 HOSTILE = {"id": f"{ESCAPES}-1", "text": f"{ESCAPES} seen [/bold] ", "domain": ESCAPES} | {
@@ -33,11 +35,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         "ppl": number,
         "pd": [-n for n in number],
         "quadrant": ["Q1" if n < 100 else "Q2" for n in number],
+        "copies": [int(split == "train") for split in table["split"].to_pylist()],
     }
     for name, values in columns.items():
         table = table.append_column(name, pa.array(values))
     directory.quadrants.mkdir()
     pq.write_table(table, directory.assignment)
+    write_partition_record(directory, make_partition())
     return directory
 
 

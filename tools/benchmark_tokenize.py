@@ -159,7 +159,7 @@ def measure(name: str, make_command: Callable[[Path], list[str]]) -> Spent:
         if process.returncode:
             raise RuntimeError(f"{name} failed:\n{(out / 'log').read_text()[-2000:]}")
         if name == "ours":
-            counts = read_json(RunDirectory(out / "run").tokens / "summary.json")["tokens"]
+            counts = read_json(RunDirectory(out / "run").marker("tokenize"))["summary"]["tokens"]
             tokens = sum(counts.values())
         else:
             tokens = int(said.split()[-1])

@@ -35,7 +35,7 @@ from frame_jax.export.order.shards import read_rows
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, make_trial_order
 from frame_jax.records import TokenReader
 from frame_jax.run.directory import RunDirectory, list_parts
-from frame_jax.run.partition_record import assignment_table
+from frame_jax.sql import parquet_table
 
 SCRIPTS = Path(__file__).with_name("clients")
 TORCH = ("torch==2.13.0",)
@@ -283,7 +283,8 @@ def promised(
 def known_places(run: RunDirectory, quadrants: tuple[str, ...]) -> tuple[np.ndarray, ...]:
     """All tokens of all training documents that are read, -2 after each, the quadrant of each and
     how often it is read: int64."""
-    query = f"SELECT quadrant, part, row, copies FROM {assignment_table(run)} WHERE copies > 0"
+    table = parquet_table(run.assignment)
+    query = f"SELECT quadrant, part, row, copies FROM {table} WHERE copies > 0"
     with duckdb.connect() as connection:
         lines = connection.sql(query).to_arrow_table().to_pylist()
     readers = [TokenReader(path) for path in list_parts(run.tokens, ".arrayrecord")]

@@ -9,11 +9,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from frame_jax.config.corpus import SourceConfig
 from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import flatten_settings
-from frame_jax.corpus.parts import corpus_signature, inputs_signature, list_inputs, tokenizer_bytes
-from frame_jax.corpus.sources.inputs import Input, escape_name
+from frame_jax.corpus.parts import corpus_signature, list_inputs, tokenizer_bytes
+from frame_jax.corpus.sources.inputs import escape_name
 from frame_jax.errors import UserError, print_note
 from frame_jax.files import is_remote
 from frame_jax.run.directory import RunDirectory, read_json, write_json
@@ -62,7 +63,7 @@ def keep_inventory(config: RunConfig, directory: RunDirectory) -> None:
     """Writes RUN/tokens/inputs.json, unless it is there: each source's files and their versions."""
     path = _path(directory)
     if not path.exists():
-        sources = [_versions(list_inputs(source)) for source in config.corpus.sources]
+        sources = [_versions(source) for source in config.corpus.sources]
         write_json(path, {"sources": sources, "tokenizer.path": _tokenizer_version(config)})
 
 
@@ -98,20 +99,19 @@ def compare_inventory(
         UserError: where the corpus is not there but still to be read.
     """
     marker = read_marker(directory, "tokenize")
-    if marker is None or redo == "tokenize" or not _same_settings(config, marker.settings):
+    same = marker is not None and _same_settings(config, marker.settings)
+    if marker is None or not same or redo == "tokenize" or not _path(directory).exists():
         return corpus_signature(config), []
-    kept = read_json(_path(directory)) if _path(directory).exists() else None
-    recorded = marker.inputs[CORPUS_FILES]
-    now: list[list[Input] | None] = []
-    gone = []
+    kept = read_json(_path(directory))
+    gone, changes = list[str](), list[str]()
     for index, source in enumerate(config.corpus.sources):
+        key, before = f"corpus.sources[{index}]", kept["sources"][index]
         try:
-            now.append(list_inputs(source))
+            changes += (f"{key}: {each}" for each in _changes(before, _versions(source)))
         except UserError as error:
             if not marker.complete:
                 raise
-            now.append(None)
-            gone.append(f"corpus.sources[{index}]: {error}")
+            gone.append(f"{key}: {error}")
     try:
         tokenizer = _tokenizer_version(config)
     except UserError:  # of a remote one
@@ -120,24 +120,11 @@ def compare_inventory(
         tokenizer = "absent"
     if tokenizer == "absent" and marker.complete:
         gone.append(f"tokenizer.path: {config.tokenizer.path} is not there")
-        tokenizer = None
+    elif tokenizer != kept["tokenizer.path"]:
+        changes.append(f"tokenizer.path: {config.tokenizer.path} has changed or gone")
     if gone:
         print_note(f"going on without the corpus, which is tokenized already ({gone[0]})")
-        if kept is None:
-            return recorded, []
-    else:
-        found = inputs_signature([items for items in now if items is not None], config)
-        if kept is None or found == recorded:
-            return found, []
-    changes = [
-        f"corpus.sources[{index}]: {change}"
-        for index, (items, before) in enumerate(zip(now, kept["sources"], strict=True))
-        if items is not None
-        for change in _changes(before, _versions(items))
-    ]
-    if tokenizer not in (None, kept["tokenizer.path"]):
-        changes.append(f"tokenizer.path: {config.tokenizer.path} has changed or gone")
-    return recorded, changes
+    return marker.inputs[CORPUS_FILES], changes
 
 
 def _path(directory: RunDirectory) -> Path:
@@ -152,10 +139,10 @@ def _same_settings(config: RunConfig, before: dict[str, Any]) -> bool:
     return {k: v for k, v in before.items() if k.startswith(("corpus.", "tokenizer."))} == now
 
 
-def _versions(items: list[Input]) -> dict[str, str]:
-    """Maps each file's name to its version."""
+def _versions(source: SourceConfig) -> dict[str, str]:
+    """Maps the name of each file that a source is read from to its version."""
     found: dict[str, str] = {}
-    for item in items:
+    for item in list_inputs(source):
         members = [(escape_name(file.name), str(file.size)) for file in item.members]
         found |= dict(members or [(item.name, item.version)])
     return found

@@ -86,15 +86,9 @@ def corpus_signature(config: RunConfig) -> str:
     Raises:
         UserError: where a source has nothing to read.
     """
-    return inputs_signature([list_inputs(source) for source in config.corpus.sources], config)
-
-
-def inputs_signature(sources: list[list[Input]], config: RunConfig) -> str:
-    """The signature of a corpus whose sources have these inputs."""
     digest = hashlib.blake2b(digest_size=8)
-    for source, items in zip(config.corpus.sources, sources, strict=True):
-        for item in items:
-            digest.update(f"{source.kind} {item.name} {item.version}\n".encode("utf-8", "replace"))
+    for source, item in _inputs(config.corpus):
+        digest.update(f"{source.kind} {item.name} {item.version}\n".encode("utf-8", "replace"))
     if config.tokenizer.path is not None:
         content = tokenizer_bytes(config)
         digest.update(b"absent" if content is None else content)

@@ -34,16 +34,9 @@ from frame_jax.corpus.tokenizer_training import prepare_tokenizer
 from frame_jax.packing import batch_by_size
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
-from frame_jax.run.directory import (
-    RunDirectory,
-    atomic_path,
-    part_name,
-    read_json,
-    remove_temporaries,
-    write_json,
-)
+from frame_jax.run.directory import RunDirectory, atomic_path, part_name, remove_temporaries
 from frame_jax.run.map_parts import map_parts
-from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.run.program_exit import run_on_first_process
 from frame_jax.run.special_tokens import read_special_tokens
 
 # `file` and `line` say where the record was read: which of several with one id came first.
@@ -65,7 +58,6 @@ COLUMNS = pa.schema(
 GROUP_ROWS = 1 << 16
 BATCH_BYTES = 2_000_000
 SHOWN = 3  # files in a message
-SUMMARY = "summary.json"  # so that one process alone reads all tables
 
 DocumentRow = tuple[Any, ...]  # of a value for each of COLUMNS
 
@@ -102,12 +94,9 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
         work_bytes=sum(item.size for item in {chunk.item for part in parts for chunk in part}),
     )
     # Of a file that grew meanwhile, some of what came late may be in the parts.
-    run_on_all_processes(lambda: processes.is_first() and expected_signature(config, directory))
+    run_on_first_process(lambda: expected_signature(config, directory))
     reject_duplicates(directory, config.workers)
-    if processes.is_first():
-        write_json(directory.tokens / SUMMARY, summarise(directory, config.corpus))
-    processes.barrier("rejected")
-    summary = read_json(directory.tokens / SUMMARY)
+    summary = run_on_first_process(lambda: summarise(directory, config.corpus))
     require_few_rejected(summary, config.corpus, directory)
     processes.print_notes(summary_messages(summary, directory))
     return {**summary, "tokenizer": messages}

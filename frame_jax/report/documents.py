@@ -11,8 +11,8 @@ from typing import Any, Literal
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.records import read_documents
 from frame_jax.run.directory import RunDirectory, list_parts
-from frame_jax.run.partition_record import PartitionRecord, assignment_table
-from frame_jax.sql import Row, query
+from frame_jax.run.partition_record import PartitionRecord
+from frame_jax.sql import Row, parquet_table, query
 
 GROUPS = 12  # drawn in the density figure, the largest first
 BINS = 40  # on each axis of the density
@@ -38,7 +38,7 @@ def query_documents(
     table = f"""
         WITH documents AS (
             SELECT *, tokens * copies AS read_tokens, concat_ws('{SEPARATOR}', {names}) AS label
-            FROM {assignment_table(directory)} WHERE copies > 0)
+            FROM {parquet_table(directory.assignment)} WHERE copies > 0)
         """
     return query(kind, table + sql, *parameters)
 

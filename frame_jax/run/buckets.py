@@ -57,11 +57,17 @@ def write_slice(
     buckets: int,
     parameters: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the result of a query, whose column `bucket` is below `buckets`, to an Arrow file with
-    a batch for each bucket."""
+    """Writes the result of a query, whose column `bucket` is below `buckets`, as `write_buckets`
+    does."""
     sql, path = part
     with open_database(path.parent) as connection:
         table = connection.sql(sql, params=parameters).to_arrow_table()
+    write_buckets(table, buckets, path)
+
+
+def write_buckets(table: pa.Table, buckets: int, path: Path) -> None:
+    """Writes the lines of a table, whose column `bucket` is below `buckets`, to an Arrow file with
+    a batch for each bucket."""
     table = table.take(np.argsort(table["bucket"].to_numpy(), kind="stable"))
     ends = np.searchsorted(table["bucket"].to_numpy(), np.arange(buckets + 1)).tolist()
     table = table.drop_columns("bucket").combine_chunks()

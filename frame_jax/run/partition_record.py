@@ -7,7 +7,6 @@ from typing import Any
 
 from frame_jax.errors import UserError
 from frame_jax.run.directory import RunDirectory, read_dataclass, write_json
-from frame_jax.sql import parquet_columns, parquet_table
 
 
 @dataclass(frozen=True)
@@ -252,22 +251,6 @@ def read_partition_record(directory: RunDirectory) -> PartitionRecord:
         UserError: if the file is damaged or another release's.
     """
     return read_dataclass(directory.partition, PartitionRecord)
-
-
-def assignment_table(directory: RunDirectory) -> str:
-    """A table expression of `assignment.parquet`, which in older runs has no column `copies`."""
-    table = parquet_table(directory.assignment)
-    if "copies" in parquet_columns(directory.assignment):
-        return table
-    copies = "(split = 'train' AND quadrant IS NOT NULL)::INTEGER"
-    return f"(SELECT *, {copies} AS copies FROM {table})"
-
-
-def axis_names(directory: RunDirectory) -> tuple[str, str]:
-    """Names of the numbers in the columns ppl and pd of `assignment.parquet`."""
-    if not directory.partition.exists():
-        return "PPL", "PD"
-    return read_partition_record(directory).names
 
 
 def require_quadrants(directory: RunDirectory, path: Path) -> None:

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -126,18 +126,14 @@ def encode_texts(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndar
         yield from tokenizer.encode_arrays(batch)
 
 
-def encode_documents(
-    part: Path, rows: np.ndarray, spelling: Tokenizer, tokenizer: Tokenizer
-) -> Iterator[np.ndarray]:
-    """Encodes what the tokens at `rows` of a token part spell by the run's tokenizer, `spelling`,
-    which is what the target model is trained on, by another tokenizer."""
-    documents = read_documents(part.with_suffix(".arrayrecord"), rows)
-    return encode_texts(map(spelling.decode, documents), tokenizer)
+def spread_evenly(items: Any, most: int | None) -> Any:
+    """At most `most` items of a sequence, evenly spaced; None for all."""
+    return items if most is None else items[:: max(1, -(-len(items) // most))]
 
 
-def read_index(part: Path) -> pa.Table:
-    """The scored documents of a token part: doc_id, row, bytes."""
-    return pq.read_table(part, columns=["doc_id", "row", "bytes"], filters=SCORED_SPLITS)
+def read_index(part: Path, *columns: str, most: int | None = None) -> pa.Table:
+    """Columns of a token part's scored documents, or of `most` of them, evenly spaced."""
+    return spread_evenly(pq.read_table(part, columns=[*columns], filters=SCORED_SPLITS), most)
 
 
 def model_tokens_path(directory: RunDirectory, name: str, part: Path) -> Path:
@@ -146,15 +142,17 @@ def model_tokens_path(directory: RunDirectory, name: str, part: Path) -> Path:
 
 
 def write_model_tokens(
-    config: RunConfig, directory: RunDirectory, name: str, parts: list[Path]
+    config: RunConfig, directory: RunDirectory, name: str, parts: list[Path], most: int | None
 ) -> None:
-    """Encodes the scored documents of token parts by a model's own tokenizer; every process calls
-    it. A record is a document, in the order of the part."""
+    """Encodes the documents of token parts that `read_index` gives by a model's own tokenizer;
+    every process calls it. A record is a document, in their order.
+
+    Texts are what the run's tokens spell, which is what the target model is trained on.
+    """
     map_parts(
-        ModelTokenWriter(config, name),
+        ModelTokenWriter(config, name, most),
         {part.stem: part for part in parts},
         config.workers,
-        made=lambda stem: model_tokens_path(directory, name, Path(stem)).exists(),
         name=f"encode for {name}",
         unit="documents",
         work_bytes=sum(part.with_suffix(".arrayrecord").stat().st_size for part in parts),
@@ -163,22 +161,27 @@ def write_model_tokens(
 
 @dataclass(frozen=True)
 class ModelTokenWriter:
-    """Encodes token parts, each given by the path of its table, for one model."""
+    """Encodes token parts for one model, each given by the path of its table and, where the corpus
+    is read again, what it was made of."""
 
     config: RunConfig
     name: str
+    most: int | None
 
     @functools.cached_property
     def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
+        """The run's, and the model's own."""
         directory = RunDirectory(self.config.run_directory)
         own = model_tokenizer(self.config, directory, self.name).tokenizer
         assert own is not None
         return load_tokenizer(directory), own
 
     def __call__(self, part: Path, advance: Advance) -> None:
-        rows = read_index(part)["row"].to_numpy()
+        ours, own = self.tokenizers
+        rows = read_index(part, "row", most=self.most)["row"].to_numpy()
+        texts = map(ours.decode, read_documents(part.with_suffix(".arrayrecord"), rows))
         path = model_tokens_path(RunDirectory(self.config.run_directory), self.name, part)
         with write_tokens(path) as records:
-            for ids in encode_documents(part, rows, *self.tokenizers):
+            for ids in encode_texts(texts, own):
                 records.append(ids)
         advance(len(rows))

@@ -23,18 +23,13 @@ from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.parallel import processes
-from frame_jax.run.directory import RunDirectory, list_parts, read_json, remove, write_json
+from frame_jax.run.directory import RunDirectory, list_parts, read_json, write_json
 from frame_jax.run.phases import REFERENCES, replica_name
 from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring.checks import check_imported, long_context_warning
-from frame_jax.scoring.model_tokenizers import (
-    bos_messages,
-    model_tokenizer,
-    model_tokens_path,
-    write_model_tokens,
-)
+from frame_jax.scoring.model_tokenizers import bos_messages, model_tokenizer, read_index
 from frame_jax.scoring.running_totals import weak_is_better_warning
-from frame_jax.scoring.score_parts import ScoringPass, read_tokens, score_parts
+from frame_jax.scoring.score_parts import ScoringPass, score_parts
 from frame_jax.scoring.scorer import Scorer
 
 Reference = tuple[str, int | None]  # the name of a model, and the step of its checkpoint
@@ -70,13 +65,7 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
             write_json(models, found)
         processes.barrier("score: models known")
         require_same_models(models, found)
-        own = [each.names[0] for each in passes if each.tokenizer.tokenizer is not None]
-        for name in own:
-            write_model_tokens(config, directory, name, missing)
-        score_parts(config, directory, passes, processes.local_share(missing), directory.scores)
-        processes.barrier("score: parts written")
-        for name in own if processes.is_first() else ():
-            remove(model_tokens_path(directory, name, missing[0]).parent)
+        score_parts(config, directory, passes, missing, directory.scores)
     if config.scoring.reliability > 0:
         score_under_others(config, directory, "half")
     if processes.is_first():
@@ -115,9 +104,8 @@ def score_under_others(config: RunConfig, directory: RunDirectory, name: str) ->
         require_same_models(directory.scores / "models.json", shared)
         most = -(-config.scoring.reliability // len(parts))
         # At half of its training a model may still be worse than a guess.
-        share, check = processes.local_share(missing), name != "half"
-        score_parts(config, directory, passes, share, folder, most=most, check=check)
-    processes.barrier(f"score, {name}: parts written")
+        check = name != "half"
+        score_parts(config, directory, passes, missing, folder, most=most, check=check)
     if directory.partition.exists():
         again = "these scores are compared when the quadrants are made again (--redo partition)"
         processes.print_notes([f"scoring.reliability: {again}"])
@@ -149,7 +137,8 @@ def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) 
         )
     if (warning := long_context_warning(config)) is not None:
         rows = config.reference.rows.sequence_length
-        longer = sum(pc.sum(pc.greater(read_tokens(part), rows)).as_py() or 0 for part in parts)
+        lengths = (read_index(part, "tokens")["tokens"] for part in parts)
+        longer = sum(pc.sum(pc.greater(each, rows)).as_py() or 0 for each in lengths)
         if longer:
             yield f"{longer:,} of {found['documents']:,} documents are longer. {warning}"
 

@@ -7,9 +7,9 @@ by itself, on the tokens that it reads, and in place of predicted_tokens stand b
 text), predicted_tokens_weak and predicted_tokens_strong.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,20 +17,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
-from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.records import read_documents
 from frame_jax.run import progress
-from frame_jax.run.directory import RunDirectory, atomic_path
+from frame_jax.run.directory import RunDirectory, atomic_path, remove
 from frame_jax.run.phases import REFERENCES
 from frame_jax.scoring.documents import Scores, score_documents
 from frame_jax.scoring.model_tokenizers import (
-    SCORED_SPLITS,
     ModelTokenizer,
-    encode_documents,
     model_tokens_path,
     read_index,
+    write_model_tokens,
 )
 from frame_jax.scoring.running_totals import RunningTotals
 from frame_jax.scoring.scorer import Scorer
@@ -61,8 +59,8 @@ def score_parts(
     most: int | None = None,
     check: bool = True,
 ) -> None:
-    """Scores parts (paths of token tables), one after the other, into the same names in `folder`,
-    once `write_model_tokens` has encoded them for models with tokenizers of their own.
+    """Scores parts (paths of token tables) into the same names in `folder`: each process its share,
+    one after the other, once all have encoded them for models with tokenizers of their own.
 
     `most` scores so many documents of each, evenly spaced, in place of all.
 
@@ -70,7 +68,11 @@ def score_parts(
         UserError: for a model worse than the uniform distribution, where `check` asks for that.
     """
     show, whole = processes.is_first(), most is None
-    lengths = (spread_evenly(read_tokens(part), most) for part in parts)
+    own = [each.names[0] for each in passes if each.tokenizer.tokenizer is not None]
+    for name in own:
+        write_model_tokens(config, directory, name, parts, most)
+    share = processes.local_share(parts)
+    lengths = (read_index(part, "tokens", most=most)["tokens"] for part in share)
     if len(passes) == 1:
         total, unit = sum(pc.sum(each).as_py() or 0 for each in lengths), "tokens"
     else:
@@ -78,12 +80,16 @@ def score_parts(
     title = "score" if whole else f"score, {folder.name}"
     with progress.progress_bar(title, total, unit, show=show) as update:
         totals = [RunningTotals(update, each.vocab_sizes, check) for each in passes]
-        for part in parts:
-            index = spread_evenly(read_index(part), most)
+        for part in share:
+            index = read_index(part, "doc_id", "row", "bytes", most=most)
             scores = [
                 score_documents(
                     each.scorer,
-                    read_model_documents(directory, part, index["row"].to_numpy(), each, whole),
+                    read_documents(
+                        model_tokens_path(directory, each.names[0], part), range(len(index))
+                    )
+                    if each.names[0] in own
+                    else read_documents(part.with_suffix(".arrayrecord"), index["row"].to_numpy()),
                     bos_id=each.tokenizer.bos_id,
                     overlap=config.scoring.overlap,
                     report=running.add_batch,
@@ -93,29 +99,9 @@ def score_parts(
             for running in totals:
                 running.check_models()
             write_scores(folder / part.name, index, scores)
-
-
-def read_tokens(part: Path) -> pa.ChunkedArray:
-    """Number of tokens of each scored document of a part."""
-    return pq.read_table(part, columns=["tokens"], filters=SCORED_SPLITS)["tokens"]
-
-
-def read_model_documents(
-    directory: RunDirectory, part: Path, rows: np.ndarray, models: ScoringPass, whole: bool
-) -> Iterator[np.ndarray]:
-    """Yields the token ids that the models of a pass read in the documents at `rows` of a part, of
-    which these are the `whole` or a sample; `part` is the table of the run's tokens."""
-    own = models.tokenizer.tokenizer
-    if own is None:
-        return read_documents(part.with_suffix(".arrayrecord"), rows)
-    if whole:
-        return read_documents(model_tokens_path(directory, models.names[0], part), range(len(rows)))
-    return encode_documents(part, rows, load_tokenizer(directory), own)
-
-
-def spread_evenly(items: Any, most: int | None) -> Any:
-    """At most `most` items of a sequence, evenly spaced; None for all."""
-    return items if most is None else items[:: max(1, -(-len(items) // most))]
+    processes.barrier(f"{title}: parts written")
+    for name in own if show else ():
+        remove(model_tokens_path(directory, name, parts[0]).parent)
 
 
 def write_scores(path: Path, index: pa.Table, scores: Sequence[Scores]) -> None:

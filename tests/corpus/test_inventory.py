@@ -141,6 +141,7 @@ def test_a_finished_run_needs_no_corpus_and_refuses_another(tmp_path, monkeypatc
         shutil.copy(path, tmp_path / ("run" if path.suffix == ".json" else ".") / path.name)
     monkeypatch.chdir(tmp_path)
     arguments, corpus = ["--config", "config.yaml", "--until", "evaluate"], Path("corpus.jsonl")
+    keep_inventory(load("config.yaml"), RunDirectory("run"))
     corpus.rename("archived.jsonl")
     assert main(arguments) == 0
     shown = capsys.readouterr().err
@@ -148,7 +149,6 @@ def test_a_finished_run_needs_no_corpus_and_refuses_another(tmp_path, monkeypatc
     assert main([*arguments, "--redo", "tokenize"]) == 2  # and nothing was removed
     assert "no file or folder" in capsys.readouterr().err and Path("run/tokenize.json").exists()
     Path("archived.jsonl").rename(corpus)
-    keep_inventory(load("config.yaml"), RunDirectory("run"))
     size = corpus.stat().st_size
     with corpus.open("a") as file:
         file.write("\n")

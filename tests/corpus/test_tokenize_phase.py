@@ -229,12 +229,18 @@ def test_processes_share_the_parts(config, monkeypatch, tmp_path):
     _, whole = run(config)
     shared = dataclasses.replace(config, run_directory=str(tmp_path / "shared"))
     directory = RunDirectory(shared.run_directory)
-    summaries = []
+    summaries, sent = [], []
+
+    def broadcast(value):
+        if processes.is_first():
+            sent.append(value)
+        return value if processes.is_first() else sent.pop(0)
+
     # Two processes, one after the other: the last barrier's work is done by process 0 at its end.
     monkeypatch.setattr(processes, "process_count", lambda: 2)
     monkeypatch.setattr(processes, "barrier", lambda name: None)
     monkeypatch.setattr(processes, "failing_processes", lambda *_: {})
-    monkeypatch.setattr(processes, "broadcast_from_first", lambda value: value or [])
+    monkeypatch.setattr(processes, "broadcast_from_first", broadcast)
     for index in (0, 1, 0):
         monkeypatch.setattr(processes, "process_index", lambda index=index: index)
         summaries.append(tokenize.tokenize_corpus(shared, directory))
@@ -250,7 +256,7 @@ def test_one_process_alone_reads_all_tables(config, monkeypatch):
         "is_first": False,
         "barrier": None,
         "failing_processes": {},
-        "broadcast_from_first": [],
+        "broadcast_from_first": summary,
     }
     for name, value in answers.items():
         monkeypatch.setattr(tokenize.processes, name, lambda *_, value=value: value)

@@ -123,7 +123,8 @@ def write_documents(directory: RunDirectory, documents: int, text: str) -> list[
         row["ppl"] = float(np.exp(generator.normal(3.0 + 0.3 * len(row["language"]), 0.6)))
         row["pd"] = float(generator.normal(0.2, 0.1))
         row["quadrant"] = QUADRANTS[2 * (row["ppl"] > 30) + (row["pd"] > 0.2)]
-    rows[0] |= {"ppl": None, "pd": None, "quadrant": None}
+        row["copies"] = int(row["split"] == "train")
+    rows[0] |= {"ppl": None, "pd": None, "quadrant": None, "copies": 0}
     directory.quadrants.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), directory.assignment)
     return rows

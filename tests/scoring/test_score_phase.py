@@ -104,8 +104,8 @@ def test_one_part_is_in_memory_at_a_time(make_run, monkeypatch):
     known, alive = [], []
     read, write = score_parts.read_index, score_parts.write_scores
 
-    def read_noted(part):
-        table = read(part)
+    def read_noted(part, *columns, most):
+        table = read(part, *columns, most=most)
         known.append(weakref.ref(table))
         return table
 

@@ -6,18 +6,16 @@ or not at all, and a run of the same command makes what is missing.
 """
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum import digest
 from frame_jax.errors import UserError
 from frame_jax.export.order import manifest_lines
-from frame_jax.export.order.manifest_lines import LinesWriter, write_part
-from frame_jax.export.order.trial_order import RowFile, TrialOrder, list_row_files
+from frame_jax.export.order.manifest_lines import describe_rows, write_part
+from frame_jax.export.order.trial_order import TrialOrder, list_row_files
 from frame_jax.parallel import processes
 from frame_jax.quadrants.rows import shuffle_training_documents
 from frame_jax.run.directory import (
@@ -29,7 +27,7 @@ from frame_jax.run.directory import (
     require_writable,
     write_json,
 )
-from frame_jax.run.map_parts import Advance, map_parts
+from frame_jax.run.map_parts import map_parts
 from frame_jax.run.markers import read_fingerprint
 from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.run.storage import prepare_on_all_processes
@@ -102,35 +100,35 @@ def write_manifest(
     )
     count = -(-trial_order.schedule.rows // manifest_lines.PART_ROWS)
     paths = [folder / part_name(index, count, ".parquet") for index in range(count)]
-
-    def made(name: str) -> bool:
-        return (folder / f"{name}.json").exists()
-
-    complete = all(made(path.stem) for path in paths)
-    processes.barrier("parts of the manifest listed")
-    scratch = folder / ".rows"
-    if not complete:
+    scratch, left = folder / ".rows", missing(path.with_suffix(".json") for path in paths)
+    if left:
         row_files = list_row_files(directory, trial_order.schedule)
-        gathered = [
-            scratch / f"{row_file.quadrant_name}-{row_file.part:05d}.arrow"
-            for row_file in row_files
-        ]
-        if not processes.broadcast_from_first(all(path.exists() for path in gathered)):
+        described = [scratch / f"{each.quadrant_name}-{each.part:05d}.arrow" for each in row_files]
+        if undescribed := missing(described):
             shuffled = shuffle_training_documents(config, directory, scratch, doc_ids=True)
             map_parts(
-                LinesWriter(config.partition.rows, trial_order, directory.assignment, shuffled),
-                {path.stem: (row_files[i], path) for i, path in enumerate(gathered)},
+                functools.partial(
+                    describe_rows,
+                    config=config.partition.rows,
+                    trial_order=trial_order,
+                    assignment=directory.assignment,
+                    shuffled=shuffled,
+                ),
+                {described[i].stem: (row_files[i], described[i]) for i in undescribed},
                 config.workers,
-                made=lambda name: (scratch / f"{name}.arrow").exists(),
                 name="rows",
                 unit="rows",
                 work_bytes=LINE_BYTES * trial_order.schedule.rows,
             )
         map_parts(
-            PartWriter(trial_order, expected["batch_size"], row_files, gathered),
-            {path.stem: (index, path) for index, path in enumerate(paths)},
+            functools.partial(
+                write_part,
+                trial_order=trial_order,
+                batch_size=expected["batch_size"],
+                described=described,
+            ),
+            {paths[i].stem: (i, paths[i]) for i in left},
             config.workers,
-            made=made,
             name="manifest",
             work_bytes=LINE_BYTES * trial_order.schedule.rows,
         )
@@ -145,21 +143,9 @@ def write_manifest(
     processes.barrier("the manifest is written")
 
 
-@dataclass(frozen=True)
-class PartWriter:
-    """Writes parts of a manifest, each given by its index and path, from files of sorted lines."""
-
-    trial_order: TrialOrder
-    batch_size: int
-    row_files: list[RowFile]
-    gathered: list[Path]
-
-    @functools.cached_property
-    def sources(self) -> list[pa.ipc.RecordBatchFileReader]:
-        return [pa.ipc.open_file(pa.OSFile(str(path))) for path in self.gathered]
-
-    def __call__(self, part: tuple[int, Path], advance: Advance) -> None:
-        write_part(self.trial_order, self.batch_size, self.row_files, self.sources, *part)
+def missing(paths: Iterable[Path]) -> list[int]:
+    """Which of these files process 0 does not see, by their number; the same on every process."""
+    return processes.broadcast_from_first([i for i, path in enumerate(paths) if not path.exists()])
 
 
 def make_folder(folder: Path, expected: dict[str, Any]) -> None:

@@ -1,13 +1,12 @@
 """Writes the lines and the parts of a manifest, quadrant by quadrant.
 
 Rows lie on disk by quadrant and come in training from anywhere. So each part of a quadrant is read
-once, from its beginning to its end, and its lines are sorted by where they go
-(`LinesWriter`); each part of the manifest then takes its own from all of them
-(`write_part`). Memory holds one part of a quadrant, or PART_ROWS lines.
+once, from its beginning to its end, and its lines go into buckets, the parts of the manifest
+(`describe_rows`); each of these then takes its own from all of them (`write_part`). Memory holds
+one part of a quadrant, or PART_ROWS lines.
 """
 
-import itertools
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,60 +25,51 @@ from frame_jax.quadrants.rows import (
     pack_documents,
     read_shuffled,
 )
+from frame_jax.run.buckets import read_bucket, write_buckets
 from frame_jax.run.directory import atomic_path, file_sha256, write_json
 from frame_jax.run.map_parts import Advance
 
 PART_ROWS = 1 << 18
 SPAN = {"doc_id": pa.large_string(), "start": pa.int32(), "stop": pa.int32(), "first": pa.int64()}
 SPANS = pa.list_(pa.struct(SPAN))
-LINES = pa.schema(
-    {
-        "row": pa.int64(),
-        "quadrant_row": pa.int64(),
-        "digest": pa.binary(digest.BYTES),
-        "documents": SPANS,
-    }
-)
 
 
-@dataclass(frozen=True)
-class LinesWriter:
-    """Sorts the lines of a row file into one batch for each part of the manifest.
+def describe_rows(
+    part: tuple[RowFile, Path],
+    advance: Advance,
+    *,
+    config: RowsConfig,
+    trial_order: TrialOrder,
+    assignment: Path,
+    shuffled: Sequence[Path],
+) -> None:
+    """Writes the lines of a row file to a file, in buckets of parts of the manifest.
 
-    Attributes:
-        assignment: The table of documents, for messages.
-        shuffled: Their order, with ids, from `shuffle_training_documents`.
+    `shuffled` is the order of documents, with ids, from `shuffle_training_documents`; `assignment`
+    is their table, for messages.
     """
-
-    rows: RowsConfig
-    trial_order: TrialOrder
-    assignment: Path
-    shuffled: list[Path]
-
-    def __call__(self, part: tuple[RowFile, Path], advance: Advance) -> None:
-        row_file, path = part
-        special_tokens = self.trial_order.special_tokens
-        number = row_file.quadrant * self.rows.parts + row_file.part
-        documents = read_shuffled(self.shuffled, number)
-        segments = pack_documents(documents, self.rows, special_tokens)
-        digests = np.empty((row_file.rows, digest.BYTES), np.uint8)
-        # What the rows' documents were is not kept with them, so it is found out again.
-        led = (segments.start == 0) | (segments.num_bos > 0)  # pieces that BOS begins, or leads
-        begins, begin_rows = segments.offset[led] - segments.num_bos, segments.row[led]
-        agree = segments.rows == row_file.rows
-        for first, rows in read_rows(row_file) if agree else ():
-            digests[first : first + len(rows)] = digest.row_digests(rows)
-            lo, hi = np.searchsorted(begin_rows, [first, first + len(rows)])
-            ids = rows[begin_rows[lo:hi] - first, begins[lo:hi]]
-            agree &= bool((ids == special_tokens.bos_id).all())
-            advance(len(rows))
-        if not agree:
-            raise UserError(
-                f"{row_file.path} does not hold the documents that {self.assignment} has for it: "
-                "one of them has changed since; redo the partition phase"
-            )
-        spans = document_spans(documents, segments)
-        write_lines(self.trial_order.selection, row_file, digests, spans, path)
+    row_file, path = part
+    special_tokens = trial_order.special_tokens
+    documents = read_shuffled(shuffled, row_file.quadrant * config.parts + row_file.part)
+    segments = pack_documents(documents, config, special_tokens)
+    digests = np.empty((row_file.rows, digest.BYTES), np.uint8)
+    # What the rows' documents were is not kept with them, so it is found out again.
+    led = (segments.start == 0) | (segments.num_bos > 0)  # pieces that BOS begins, or leads
+    begins, begin_rows = segments.offset[led] - segments.num_bos, segments.row[led]
+    agree = segments.rows == row_file.rows
+    for first, rows in read_rows(row_file) if agree else ():
+        digests[first : first + len(rows)] = digest.row_digests(rows)
+        lo, hi = np.searchsorted(begin_rows, [first, first + len(rows)])
+        ids = rows[begin_rows[lo:hi] - first, begins[lo:hi]]
+        agree &= bool((ids == special_tokens.bos_id).all())
+        advance(len(rows))
+    if not agree:
+        raise UserError(
+            f"{row_file.path} does not hold the documents that {assignment} has for it: "
+            "one of them has changed since; redo the partition phase"
+        )
+    spans = document_spans(documents, segments)
+    write_lines(trial_order.selection, row_file, digests, spans, path)
 
 
 def document_spans(documents: ShuffledDocuments, segments: PackedSegments) -> pa.ListArray:
@@ -107,46 +97,38 @@ def write_lines(
     documents: pa.ListArray,
     path: Path,
 ) -> None:
-    """Writes the lines of a part of a quadrant, of all epochs, one batch for each part."""
+    """Writes the lines of a part of a quadrant, of all epochs, in buckets."""
     rows = row_file.first + np.arange(row_file.rows)
     epochs = range(selection.schedule.epochs)
     row_index = np.concatenate(
         [selection.inverse(row_file.quadrant, rows, epoch) for epoch in epochs]
     )
-    order = np.argsort(row_index)
-    order = order[np.searchsorted(row_index[order], 0) :]  # -1 is of rows that are left out
-    row_index, row_in_file = row_index[order], order % max(row_file.rows, 1)
-    parts = -(-len(selection) // PART_ROWS)
-    edges = np.searchsorted(row_index, np.arange(parts + 1) * PART_ROWS)
-    with atomic_path(path) as temporary, pa.ipc.new_file(temporary, LINES) as writer:
-        for lo, hi in itertools.pairwise(edges):
-            chosen = row_in_file[lo:hi]
-            flat = pa.py_buffer(digests[chosen].tobytes())
-            columns = [
-                pa.array(row_index[lo:hi]),
-                pa.array(rows[chosen]),
-                pa.Array.from_buffers(LINES.field("digest").type, len(chosen), [None, flat]),
-                documents.take(pa.array(chosen)),
-            ]
-            writer.write_batch(pa.record_batch(columns, schema=LINES))
+    used = np.flatnonzero(row_index >= 0)  # -1 is of rows that are left out
+    row_index, chosen = row_index[used], used % max(row_file.rows, 1)
+    flat = pa.py_buffer(digests[chosen].tobytes())
+    columns = {
+        "row": row_index,
+        "quadrant": np.full(len(used), row_file.quadrant, np.int32),
+        "quadrant_row": rows[chosen],
+        "digest": pa.Array.from_buffers(pa.binary(digest.BYTES), len(used), [None, flat]),
+        "documents": documents.take(pa.array(chosen)),
+        "bucket": row_index // PART_ROWS,
+    }
+    write_buckets(pa.table(columns), -(-len(selection) // PART_ROWS), path)
 
 
 def write_part(
+    part: tuple[int, Path],
+    advance: Advance,
+    *,
     trial_order: TrialOrder,
     batch_size: int,
-    row_files: list[RowFile],
-    sources: list[pa.ipc.RecordBatchFileReader],
-    index: int,
-    path: Path,
+    described: Sequence[Path],
 ) -> None:
-    """Writes one part of the manifest and, beside it, its number of rows and its digests."""
-    batches = [source.get_batch(index) for source in sources]
-    table = pa.Table.from_batches(batches, LINES).combine_chunks()
-    quadrants = np.repeat(
-        [row_file.quadrant for row_file in row_files], [len(batch) for batch in batches]
-    )
-    order = np.argsort(table["row"].to_numpy())
-    table, quadrants = table.take(pa.array(order)), quadrants[order]
+    """Writes one part of the manifest, given by its index and path, from files of `describe_rows`
+    and, beside it, its number of rows and its digests."""
+    index, path = part
+    table = read_bucket(described, index).sort_by("row")
     rows, digests = table["row"].to_numpy(), digests_of(table["digest"])
     schedule = trial_order.schedule
     stops = np.array([stage.stop for stage in schedule.stages])
@@ -155,7 +137,7 @@ def write_part(
         "row": table["row"],
         "step": pa.array(rows // batch_size),
         "stage": name_column(stages, [stage.name for stage in schedule.stages]),
-        "quadrant": name_column(quadrants, schedule.quadrants),
+        "quadrant": name_column(table["quadrant"].to_numpy(), schedule.quadrants),
         **{name: table[name] for name in ("quadrant_row", "digest", "documents")},
     }
     with atomic_path(path) as temporary:
@@ -163,9 +145,9 @@ def write_part(
         pq.write_table(pa.table(columns), temporary, use_dictionary=names, compression="zstd")
         sha256 = file_sha256(temporary)
     total = digest.digest_value(digest.ordered_row_digests(rows, digests).sum(0, dtype=np.uint64))
-    described: dict[str, Any] = {"first_row": int(rows[0]), "rows": len(rows)}
-    described |= {"digest": digest.format_digest(total), "sha256": sha256}
-    write_json(path.with_suffix(".json"), described)
+    counts = {"first_row": int(rows[0]), "rows": len(rows)}
+    digests_found = {"digest": digest.format_digest(total), "sha256": sha256}
+    write_json(path.with_suffix(".json"), counts | digests_found)
 
 
 def name_column(indices: np.ndarray, names: Any) -> pa.DictionaryArray:

@@ -33,7 +33,6 @@ from frame_jax.records import TOKEN_DTYPE, OpenFiles
 from frame_jax.run import progress
 from frame_jax.run.directory import RunDirectory, list_parts, write_json
 from frame_jax.run.map_parts import Advance, map_parts
-from frame_jax.run.partition_record import assignment_table
 
 TEXT = {"jsonl": ".jsonl", "parquet": ".parquet", "arrayrecord": ".arrayrecord"}
 ROWS = {"npy": ".npy", "mds": ".mds"}
@@ -166,7 +165,7 @@ def write_documents(
     parts = config.partition.rows.parts
     query = f"""
         SELECT {", ".join(COLUMNS)}, part, row
-        FROM ({copies_sql(assignment_table(directory), parts, copied=True)})
+        FROM ({copies_sql(sql.parquet_table(directory.assignment), parts, copied=True)})
         WHERE split = 'train' AND quadrant = $quadrant
         ORDER BY row_part, {position_sql(parts)}, doc_id
         """

@@ -129,10 +129,10 @@ def test_a_run_of_the_same_command_makes_what_is_missing(
 
     write_part, done = manifest.write_part, []
 
-    def dying(*arguments: Any) -> None:
+    def dying(*part: Any, **settings: Any) -> None:
         if len(done) == 2:
             raise KeyboardInterrupt
-        done.append(write_part(*arguments))
+        done.append(write_part(*part, **settings))
 
     monkeypatch.setattr(manifest, "write_part", dying)
     with pytest.raises(KeyboardInterrupt):
