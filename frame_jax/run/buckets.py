@@ -62,6 +62,7 @@ def write_slice(
     a batch for each bucket."""
     sql, path = part
     with open_database(path.parent, threads) as connection:
+        connection.execute("SET arrow_large_buffer_size = true")  # of texts beyond 2 GiB in all
         table = connection.sql(sql, params=parameters).to_arrow_table()
     table = table.take(np.argsort(table["bucket"].to_numpy(), kind="stable"))
     ends = np.searchsorted(table["bucket"].to_numpy(), np.arange(buckets + 1)).tolist()
