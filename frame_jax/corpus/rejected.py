@@ -76,7 +76,7 @@ def reject_duplicates(directory: RunDirectory, workers: WorkersConfig = WorkersC
     work(find, found, name="duplicate ids")
     duplicates = [path for _, path in found.values()]
     run_on_all_processes(
-        lambda: processes.is_first() and _list_rejected(directory, duplicates, scratch)
+        lambda: _list_rejected(directory, duplicates, scratch) if processes.is_first() else None
     )
     rows = {path.stem: (path, scratch / f"{path.stem}.npy") for path in tables}
     marked = {name: part for name, part in rows.items() if part[1].exists()}

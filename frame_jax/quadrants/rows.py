@@ -279,9 +279,9 @@ def read_shuffled(paths: Sequence[Path], row_file: int) -> ShuffledDocuments:
     found = read_bucket(paths, row_file)
     position, part, row, tokens = (found[name].to_numpy() for name in found.column_names[:4])
     order = np.lexsort((row, part, position))
-    columns = (column[order].astype(np.int64) for column in (part, row, tokens))
+    part, row, tokens = (column[order].astype(np.int64) for column in (part, row, tokens))
     doc_id = found["doc_id"].take(order) if "doc_id" in found.column_names else None
-    return ShuffledDocuments(*columns, doc_id)
+    return ShuffledDocuments(part, row, tokens, doc_id)
 
 
 @dataclass(frozen=True)
