@@ -1,9 +1,9 @@
 """Writes training rows: a quadrant's documents in, records of sequence_length + 1 token ids out.
 
 Documents are shuffled by a hash of their id and the run's seed, and the range of the hash is cut
-into parts. Workers first list the documents of all parts, slice by slice of the tables, and then make
-parts, without looking at the others'. A document that is read several times has
-as many copies, each in the part after the last one's, so that no row holds two. A document enters
+into parts. Workers first list the documents of all parts, slice by slice of the tables, and then
+make part after part without looking at the others'. A document that is read several times has as
+many copies, each in the part after the last one's, so that no row holds two. A document enters
 framed as [bos] + tokens + [eos], or [bos] + tokens where the two are one. Every token of every copy
 is in exactly one row; where rows are not full they end in padding, which is bos repeated, and
 counted.
