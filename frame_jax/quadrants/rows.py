@@ -333,6 +333,7 @@ def list_training_documents(
     wanted, tables = [numbers[file] for file in row_files], [directory.assignment]
     chosen = tables, training_conditions(quadrants), wanted, parts, config.seed
     columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
+    scratch.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=scratch, prefix=".tmp-") as folder:
         write, slices = plan_shuffle(*chosen, Path(folder), columns)
         for part in slices.values():
