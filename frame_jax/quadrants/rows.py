@@ -276,11 +276,12 @@ def position_sql(parts: int) -> str:
 
 def read_shuffled(paths: Sequence[Path], row_file: int) -> ShuffledDocuments:
     """The documents of a row file in the files of `plan_shuffle`."""
-    found = read_bucket(paths, row_file)
-    position, part, row, tokens = (found[name].to_numpy() for name in found.column_names[:4])
-    order = np.lexsort((row, part, position))
-    part, row, tokens = (column[order].astype(np.int64) for column in (part, row, tokens))
-    doc_id = found["doc_id"].take(order) if "doc_id" in found.column_names else None
+    keys = [(name, "ascending") for name in ("position", "part", "row")]
+    found = read_bucket(paths, row_file).sort_by(keys)
+    part, row, tokens = (
+        found[name].to_numpy().astype(np.int64) for name in ("part", "row", "tokens")
+    )
+    doc_id = found["doc_id"] if "doc_id" in found.column_names else None
     return ShuffledDocuments(part, row, tokens, doc_id)
 
 
