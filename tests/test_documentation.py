@@ -204,8 +204,8 @@ COMMANDS = {
     ),
     # docs/mixtures.md
     f"{MAIN} --plan": Entry(shows="learning rate"),
-    ".venv/bin/python tools/benchmark_partition.py --documents 3000000 --mixture --turns 3": Entry(
-        (("--documents 3000000 --mixture --turns 3", "--help"),), shows="--mixture"
+    ".venv/bin/python tools/benchmark_partition.py --documents 3000000 --mixture": Entry(
+        (("--documents 3000000 --mixture", "--help"),), shows="--mixture"
     ),
     # docs/scoring.md
     ".venv/bin/python -m frame_jax.export_scores runs/mine --out scores.parquet": Entry(
@@ -233,8 +233,8 @@ COMMANDS = {
     ".venv/bin/python tools/benchmark_scale.py": Entry(
         extra="--only start step select --scale 0.01 --turns 1", shows='"name": "select"'
     ),
-    ".venv/bin/python tools/benchmark_partition.py --documents 3000000": Entry(
-        (("--documents 3000000", "--help"),), shows="--documents"
+    ".venv/bin/python tools/benchmark_partition.py --documents 1000000 10000000 100000000": Entry(
+        (("--documents 1000000 10000000 100000000", "--help"),), shows="--documents"
     ),
     # docs/tasks.md
     f"{MAIN} --redo evaluate": Entry(shows="Held-out loss after pretraining"),

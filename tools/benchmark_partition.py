@@ -44,9 +44,8 @@ from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.workers import WorkersConfig
 from frame_jax.corpus.rejected import METADATA, reject_duplicates, summarise
 from frame_jax.quadrants.partition import write_assignment
-from frame_jax.quadrants.rows import plan_shuffle, read_shuffled, training_conditions
+from frame_jax.quadrants.rows import read_shuffled, shuffle_tables, training_conditions
 from frame_jax.run.directory import RunDirectory, part_name
-from frame_jax.run.map_parts import map_parts
 from frame_jax.sql import sql_literal, write_parquet
 
 DOCUMENTS_A_PART = 500_000
@@ -121,11 +120,8 @@ def place(directory: RunDirectory, config: PartitionConfig) -> Line:
 def order(directory: RunDirectory, config: PartitionConfig) -> Line:
     parts, conditions = config.rows.parts, training_conditions(config.axes.quadrants)
     row_files, scratch = list(range(len(conditions) * parts)), directory.quadrants / ".tmp-shuffled"
-    write, slices = plan_shuffle([directory.assignment], conditions, row_files, parts, 0, scratch)
-    map_parts(
-        write, slices, WorkersConfig(), name="order", work_bytes=disk_bytes(directory.quadrants)
-    )
-    paths = [path for _, path in slices.values()]
+    listed = [directory.assignment], conditions, row_files, parts, 0, scratch, WorkersConfig()
+    paths = shuffle_tables(*listed)
     copies = sum(len(read_shuffled(paths, row_file).tokens) for row_file in row_files)
     return {"copies": copies, "files": len(paths)}
 

@@ -102,52 +102,40 @@ def write_labels(config: PartitionConfig, tokens: Sequence[Path], path: Path) ->
     return mixture
 
 
-def scored_documents_sql(
+def plan_documents(
     axes: Axes, tokens: Sequence[Path], scores: Sequence[Path], labels: Path
-) -> str:
-    """SQL for the labelled documents of some parts, with scores.
+) -> dict[str, tuple[str, Path]]:
+    """What to call `write_documents` with, by name: SQL for the labelled documents of a part, or of
+    all where they are few, and the path of a file beside `labels`.
 
     loss and gap are as `axes` says. status is an index into DOCUMENT_STATUSES; documents that are
     not scored have neither loss nor gap. copies is how often an epoch reads a document, 0 for one
     that is held out or not scored.
     """
     shown = f"{axes.ppl[0].format('loss')} + {axes.pd[0].format('gap')}"
-    return f"""
-        WITH scored AS NOT MATERIALIZED ({axes.query(*scores)}),
-        with_status AS NOT MATERIALIZED (
-            SELECT t.*, loss, gap, CASE
-                WHEN counted IS NULL THEN 1
-                WHEN counted = 0 OR tokens = 0 THEN 2
-                WHEN NOT coalesce(isfinite({shown} + loss + gap), false) THEN 3
-                ELSE 0 END AS status
-            FROM {parquet_table(*tokens)} t LEFT JOIN scored USING (doc_id))
-        SELECT doc_id, part::INTEGER AS part, row::BIGINT AS row, tokens::BIGINT AS tokens,
-            bytes::BIGINT AS bytes, label, status, CASE WHEN status = 0 THEN loss END AS loss,
-            CASE WHEN status = 0 THEN gap END AS gap,
-            CASE WHEN status > 0 OR d.split <> 'train' THEN 0 ELSE {COPIES} END AS copies
-        FROM with_status d JOIN {parquet_table(labels)} l ON d.split = l.split AND d.source IS NOT
-            DISTINCT FROM l.source AND d.domain IS NOT DISTINCT FROM l.domain AND d.language IS NOT
-            DISTINCT FROM l.language
-        """
-
-
-def plan_documents(
-    axes: Axes, tokens: Sequence[Path], scores: Sequence[Path], labels: Path
-) -> dict[str, tuple[str, Path]]:
-    """What to call `write_documents` with, by name: a query of `scored_documents_sql` for a part,
-    or for all where they are small, and the path of a file beside `labels`.
-
-    The join of a part fits into memory: tables of tokens and of scores share their part numbers.
-    """
-    small = sum(pq.read_metadata(path).num_rows for path in tokens) <= buckets.SLICE_LINES
-    size = len(tokens) if small else 1
-    return {
-        tokens[i].stem: (
-            scored_documents_sql(axes, tokens[i : i + size], scores[i : i + size], labels),
-            labels.with_name(tokens[i].name),
-        )
-        for i in range(0, len(tokens), size)
-    }
+    few = sum(pq.read_metadata(path).num_rows for path in tokens) <= buckets.SLICE_LINES
+    size, queries = len(tokens) if few else 1, {}
+    # Part by part, because the join then fits into memory: both tables share their part numbers.
+    for i in range(0, len(tokens), size):
+        sql = f"""
+            WITH scored AS NOT MATERIALIZED ({axes.query(*scores[i : i + size])}),
+            with_status AS NOT MATERIALIZED (
+                SELECT t.*, loss, gap, CASE
+                    WHEN counted IS NULL THEN 1
+                    WHEN counted = 0 OR tokens = 0 THEN 2
+                    WHEN NOT coalesce(isfinite({shown} + loss + gap), false) THEN 3
+                    ELSE 0 END AS status
+                FROM {parquet_table(*tokens[i : i + size])} t LEFT JOIN scored USING (doc_id))
+            SELECT doc_id, part::INTEGER AS part, row::BIGINT AS row, tokens::BIGINT AS tokens,
+                bytes::BIGINT AS bytes, label, status, CASE WHEN status = 0 THEN loss END AS loss,
+                CASE WHEN status = 0 THEN gap END AS gap,
+                CASE WHEN status > 0 OR d.split <> 'train' THEN 0 ELSE {COPIES} END AS copies
+            FROM with_status d JOIN {parquet_table(labels)} l ON d.split = l.split
+                AND d.source IS NOT DISTINCT FROM l.source AND d.domain IS NOT DISTINCT FROM
+                l.domain AND d.language IS NOT DISTINCT FROM l.language
+            """
+        queries[tokens[i].stem] = sql, labels.with_name(tokens[i].name)
+    return queries
 
 
 def write_documents(part: tuple[str, Path], advance: Advance) -> None:

@@ -1,9 +1,9 @@
 """Writes training rows: a quadrant's documents in, records of sequence_length + 1 token ids out.
 
 Documents are shuffled by a hash of their id and the run's seed, and the range of the hash is cut
-into parts. A process lists the documents of all its parts in one pass, on disk where they are many,
-and makes part after part without looking at the others'. A document that is read several times has
-as many copies, each in the part after the last one's, so that no row holds two. A document enters
+into parts. Workers first list the documents of all parts, slice by slice of the tables, and then
+make part after part without looking at the others'. A document that is read several times has as
+many copies, each in the part after the last one's, so that no row holds two. A document enters
 framed as [bos] + tokens + [eos], or [bos] + tokens where the two are one. Every token of every copy
 is in exactly one row; where rows are not full they end in padding, which is bos repeated, and
 counted.
@@ -299,19 +299,20 @@ def position_sql(parts: int) -> str:
 
 def read_shuffled(paths: Sequence[Path], row_file: int) -> ShuffledDocuments:
     """The documents of a row file in files of `shuffle_tables`."""
-    found = read_bucket(paths, row_file)
-    position, part, row, tokens = (column.to_numpy() for column in found.columns[:4])
-    order = np.lexsort((row, part, position))
-    doc_id = found["doc_id"].take(pa.array(order)) if "doc_id" in found.column_names else None
-    columns = (column[order].astype(np.int64) for column in (part, row, tokens))
-    return ShuffledDocuments(*columns, doc_id)
+    keys = [(name, "ascending") for name in ("position", "part", "row")]
+    found = read_bucket(paths, row_file).sort_by(keys)
+    part, row, tokens = (
+        found[name].to_numpy().astype(np.int64) for name in ("part", "row", "tokens")
+    )
+    doc_id = found["doc_id"] if "doc_id" in found.column_names else None
+    return ShuffledDocuments(part, row, tokens, doc_id)
 
 
 def write_row_file(
     part: tuple[int, Path], advance: Advance, *, shuffled: Sequence[Path], **settings: Any
 ) -> None:
     """Makes a row file, given by its number and its path without a suffix, from files of
-    `shuffle_slice`; `settings` are those of `write_part`."""
+    `shuffle_tables`; `settings` are those of `write_part`."""
     number, path = part
     documents = read_shuffled(shuffled, number)
     counts = write_part(documents, path=path.with_suffix(".arrayrecord"), **settings)

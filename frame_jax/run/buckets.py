@@ -61,6 +61,7 @@ def write_slice(
     does."""
     sql, path = part
     with open_database(path.parent) as connection:
+        connection.execute("SET arrow_large_buffer_size = true")  # of texts beyond 2 GiB in all
         table = connection.sql(sql, params=parameters).to_arrow_table()
     write_buckets(table, buckets, path)
 
