@@ -115,7 +115,7 @@ class OpenFiles:
     """
 
     def __init__(self, records: int | None = None, files: int | None = None):
-        self._records = records or memory_bytes() // READERS_SHARE // READER_BYTES
+        self._records = records
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._files = files or (sys.maxsize if limit == resource.RLIM_INFINITY else limit // 2)
         self._readers: OrderedDict[Path, TokenReader] = OrderedDict()
@@ -132,13 +132,14 @@ class OpenFiles:
                 self._readers.move_to_end(path)
                 return self._readers[path]
         reader = TokenReader(path)  # beside other threads: it takes a while
+        most = self._records or memory_bytes() // READERS_SHARE // READER_BYTES  # of a worker's
         with self._lock:
             known = self._readers.setdefault(path, reader)
             self._readers.move_to_end(path)
             if known is reader:
                 self._held += len(reader)
             while len(self._readers) > 1 and (
-                self._held > self._records or len(self._readers) > self._files
+                self._held > most or len(self._readers) > self._files
             ):
                 self._held -= len(self._readers.popitem(last=False)[1])
         return known
