@@ -140,6 +140,9 @@ COMMANDS = {
         for kind in ("experts", "mamba2")
     },
     # docs/performance.md: minutes, and PyTorch.
+    ".venv/bin/python tools/benchmark_tokenize.py --peers_python .venv/peers/bin/python": Entry(
+        extra="--help", shows="--megabytes"
+    ),
     ".venv/bin/python tools/benchmark_train.py": Entry(extra="--help", shows="quickstart"),
     ".venv/bin/python tools/benchmark_train.py --dtypes float32": Entry(
         (("--dtypes float32", "--help"),), shows="--dtypes"
