@@ -11,7 +11,6 @@ and ends when the process that it works for ends, however that happens.
 import collections
 import contextlib
 import ctypes
-import importlib
 import multiprocessing
 import os
 import signal
@@ -226,13 +225,14 @@ def _run_in_tasks(
 ) -> None:
     os.environ.setdefault("RAY_task_oom_retries", str(RETRIES))  # without end otherwise
     try:
-        ray: Any = importlib.import_module("ray")
+        import ray
     except ImportError as error:
         missing = "workers.engine: ray is not installed here: pip install 'frame-jax[ray]'"
         raise UserError(f"{missing}, on every node, or leave workers.engine out") from error
     sys.path[:] = [path for path in sys.path if not path.endswith("thirdparty_files")]
     asked, folder, left = dict(workers.ray_resources), str(Path.cwd()), {}
-    named = {"num_cpus": asked.pop("CPU", 1), "memory": asked.pop("memory", None)}
+    options: dict[str, Any] = {"num_cpus": asked.pop("CPU", 1), "max_retries": RETRIES}
+    options |= {"memory": asked.pop("memory", None), "resources": asked}
     libc, handler = ctypes.CDLL(None), ctypes.create_string_buffer(1 << 10)  # a struct sigaction
     libc.sigaction(signal.SIGTERM, None, handler)  # perhaps of JAX, and lost to Ray where it starts
     # A cluster that Ray starts for this program ends with the thread that asked for it.
@@ -240,15 +240,15 @@ def _run_in_tasks(
         stack.callback(libc.sigaction, signal.SIGTERM, handler, None)  # once Ray has ended
         address = workers.ray_address or os.environ.get("RAY_ADDRESS") or "local"
         try:
-            thread.submit(ray.init, address, logging_level="error").result()
+            thread.submit(ray.init, address, logging_level=40).result()  # errors alone
             stack.callback(ray.shutdown)  # and with it of what is left of the tasks
             libc.sigaction(signal.SIGTERM, handler, None)
-            task = ray.remote(**named, resources=asked, max_retries=RETRIES)(_task)
-            shared = ray.put(function)
+            task, shared = ray.remote(**options)(_task), ray.put(function)
             for key, part in parts.items():
                 left[task.options(name=f"{name} {key}").remote(shared, part, folder)] = key
         except Exception as error:  # of many kinds
-            raise UserError(f"Ray at {address}, {workers.ray_resources}: {error}") from error
+            asked_for = f"ray_address {address}, ray_resources {workers.ray_resources}"
+            raise UserError(f"workers: {asked_for}: {error}") from error
         while left:
             for ready in ray.wait(list(left), num_returns=len(left), timeout=1)[0]:
                 try:

@@ -71,8 +71,13 @@ from frame_jax.run.map_parts import map_parts
 from frame_jax.run.program_exit import report_error, run_main
 from tests.run import part_makers
 
-folder, function = Path(os.path.relpath(sys.argv[1])), getattr(part_makers, sys.argv[2])
-address = sys.argv[3]
+def tell_paths(part, advance):
+    part_makers.tell(part, advance)
+    with part.open("a") as file:
+        print([path for path in sys.path if "thirdparty" in path], file=file)
+
+folder, address = Path(os.path.relpath(sys.argv[1])), sys.argv[3]
+function = getattr(part_makers, sys.argv[2], tell_paths)
 
 def main():
     try:
@@ -83,6 +88,7 @@ def main():
         )
     except Exception as error:
         return report_error(error)
+    assert not [path for path in sys.path if "thirdparty" in path]
     signal.raise_signal(signal.SIGTERM)  # later, as when a model is trained
     time.sleep(30)
     return 0
@@ -161,21 +167,36 @@ def test_no_engine_and_no_number_of_workers_changes_a_byte(
 
 @with_ray
 @pytest.mark.parametrize(
-    ("function", "message"),
+    ("function", "address", "message"),
     [
-        ("make_but_refuse", "error: /data/x.jsonl line 7: is broken; mend it"),
-        ("die_always", "error: test: Ray could not have part-2 made, in up to 4 attempts: "),
+        ("make_but_refuse", None, "error: /data/x.jsonl line 7: is broken; mend it"),
+        ("die_always", None, "error: test: Ray could not have part-2 made, in up to 4 attempts: "),
+        ("make", "nowhere", "error: workers: ray_address nowhere, ray_resources {'CPU': 1.0}: "),
     ],
 )
-def test_what_ends_a_task_is_the_one_message(
-    tmp_path: Path, nodes: tuple[str, subprocess.Popen[str]], function: str, message: str
+def test_what_ends_the_work_is_the_one_message(
+    tmp_path: Path,
+    nodes: tuple[str, subprocess.Popen[str]],
+    function: str,
+    address: str | None,
+    message: str,
 ) -> None:
-    program = start(PROGRAM, tmp_path, function, nodes[0])
+    program = start(PROGRAM, tmp_path, function, address or nodes[0])
     _, errors = program.communicate(timeout=120)
     assert program.returncode == 2
     assert [line for line in errors.splitlines() if not line.startswith("test: ")] == [ANY]
     assert errors.splitlines()[-1].startswith(message)
     assert "part-2" not in contents(tmp_path)
+
+
+@with_ray
+def test_a_task_is_as_light_as_a_worker(
+    tmp_path: Path, nodes: tuple[str, subprocess.Popen[str]]
+) -> None:
+    program = start(PROGRAM, tmp_path, "tell_paths", nodes[0])
+    _, errors = program.communicate(timeout=120)
+    assert program.returncode == 75, errors
+    assert contents(tmp_path) == dict.fromkeys(NAMES, f"[] {os.cpu_count()}[]\n")
 
 
 @with_ray
