@@ -130,7 +130,7 @@ def write_assignment(
         work_bytes=sum(path.stat().st_size for path in [*tokens, *scores]),
     )
 
-    def place() -> None:
+    def partition_documents() -> None:
         assert mixture is not None
         with open_database(directory.quadrants) as connection:
             assign.load_documents(connection, labels, parts)
@@ -150,7 +150,7 @@ def write_assignment(
         write_partition_record(directory, record)
         remove(labels.parent)
 
-    run_on_all_processes(lambda: place() if processes.is_first() else None)
+    run_on_all_processes(lambda: partition_documents() if processes.is_first() else None)
     return read_partition_record(directory)
 
 
