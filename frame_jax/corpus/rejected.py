@@ -25,10 +25,10 @@ from frame_jax.config.workers import WorkersConfig
 from frame_jax.corpus.documents import Rejection
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-from frame_jax.run.buckets import read_bucket, slice_tables, write_buckets
+from frame_jax.run.buckets import bucket_query, read_bucket, slice_tables
 from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, part_name, remove
 from frame_jax.run.map_parts import Advance, map_parts
-from frame_jax.run.program_exit import run_on_all_processes
+from frame_jax.run.program_exit import run_on_first_process
 from frame_jax.sql import open_database, parquet_table, query, write_parquet
 
 SHOWN = 3  # records or reasons in a message
@@ -65,23 +65,24 @@ def reject_duplicates(directory: RunDirectory, workers: WorkersConfig = WorkersC
     tables, scratch = list_parts(directory.tokens, ".parquet"), directory.tokens / ".tmp-ids"
     slices, size = slice_tables(tables), sum(path.stat().st_size for path in tables)
     names = [part_name(index, len(slices), "") for index in range(len(slices))]
-    ids = [scratch / f"{name}.arrow" for name in names if len(slices) > 1]
+    ids, found = ([scratch / f"{name}{kind}" for name in names] for kind in (".arrow", ".parquet"))
+    columns = f"{DUPLICATE_COLUMNS}, (hash(doc_id) % {len(slices)})::INTEGER AS bucket"
+    queries = [f"SELECT {columns} FROM {table}" for table in slices]
     map_parts(
-        functools.partial(_write_ids, buckets=len(slices)),
-        {path.stem: (table, path) for table, path in zip(slices, ids, strict=False)},
+        functools.partial(bucket_query, buckets=len(slices)),
+        {path.stem: (query, path) for query, path in zip(queries, ids, strict=True)},
         workers,
         name="ids",
         work_bytes=size,
     )
-    found = [scratch / f"{name}.parquet" for name in names]
     map_parts(
-        functools.partial(_find_duplicates, ids=ids, tables=tables),
+        functools.partial(_find_duplicates, ids=ids),
         {path.stem: (bucket, path) for bucket, path in enumerate(found)},
         workers,
         name="duplicate ids",
         work_bytes=size,
     )
-    run_on_all_processes(lambda: processes.is_first() and _list_rejected(directory, found, scratch))
+    run_on_first_process(lambda: _list_rejected(directory, found, scratch))
     map_parts(
         _mark_rejected,
         {
@@ -146,26 +147,12 @@ def require_few_rejected(
     )
 
 
-def _write_ids(part: tuple[str, Path], advance: Advance, *, buckets: int) -> None:
-    """Writes the ids of a table's documents and where they come from, in buckets of ids."""
-    table, path = part
-    with open_database(path.parent, threads=1) as database:
-        columns = f"{DUPLICATE_COLUMNS}, (hash(doc_id) % {buckets})::INTEGER AS bucket"
-        found = database.sql(f"SELECT {columns} FROM {table}").to_arrow_table()
-        write_buckets(found, buckets, path)
-
-
-def _find_duplicates(
-    part: tuple[int, Path], advance: Advance, *, ids: Sequence[Path], tables: Sequence[Path]
-) -> None:
-    """Writes all but the first document of every id in a bucket of `ids`, or in `tables`, with the
-    first one's file and line."""
+def _find_duplicates(part: tuple[int, Path], advance: Advance, *, ids: Sequence[Path]) -> None:
+    """Writes all but the first document of every id in a bucket of `ids`, with the first one's file
+    and line."""
     bucket, path = part
     with open_database(path.parent, threads=1) as database, atomic_path(path) as temporary:
-        if ids:
-            database.register("documents", read_bucket(ids, bucket))
-        else:
-            database.execute(f"CREATE VIEW documents AS FROM {parquet_table(*tables)}")
+        database.register("documents", read_bucket(ids, bucket))
         duplicates = f"""
             WITH repeated AS (SELECT doc_id FROM documents GROUP BY doc_id HAVING count(*) > 1)
             SELECT {DUPLICATE_COLUMNS},

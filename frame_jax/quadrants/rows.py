@@ -25,7 +25,7 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.workers import WorkersConfig
 from frame_jax.parallel import processes
 from frame_jax.records import LENGTHS, OpenFiles, write_tokens
-from frame_jax.run.buckets import read_bucket, slice_tables, write_buckets
+from frame_jax.run.buckets import bucket_query, read_bucket, slice_tables
 from frame_jax.run.directory import (
     RunDirectory,
     list_parts,
@@ -36,7 +36,7 @@ from frame_jax.run.directory import (
 )
 from frame_jax.run.map_parts import Advance, map_parts
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
-from frame_jax.sql import open_database, parquet_columns, sql_literal
+from frame_jax.sql import parquet_columns, sql_literal
 
 # Ids of rows that are made together (64 MiB): documents lie in all token files, and where these
 # cannot all be kept open, each is opened again every time.
@@ -237,12 +237,9 @@ def shuffle_tables(
     copied = "copies" in parquet_columns(tables[0])
     columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
     queries = [shuffled_sql(table, conditions, parts, copied, columns) for table in slices]
+    parameters = {"seed": seed, "wanted": wanted}
     map_parts(
-        functools.partial(
-            shuffle_slice,
-            buckets=len(conditions) * parts,
-            parameters={"seed": seed, "wanted": wanted},
-        ),
+        functools.partial(bucket_query, buckets=len(conditions) * parts, parameters=parameters),
         {path.stem: (query, path) for query, path in zip(queries, paths, strict=True)},
         workers,
         name="order of documents",
@@ -268,7 +265,8 @@ def shuffle_training_documents(
 def shuffled_sql(
     table: str, conditions: Mapping[str, str], parts: int, copied: bool, columns: Sequence[str]
 ) -> str:
-    """SQL for row_file, position and some columns of the documents of the row files $wanted.
+    """SQL for bucket, which is the row file, position and some columns of the documents of the row
+    files $wanted.
 
     Row files have `parts` numbers for each condition, in their order; in one, documents are read in
     the order of position, part and row.
@@ -277,9 +275,9 @@ def shuffled_sql(
         f"WHEN {test} THEN {number * parts}" for number, test in enumerate(conditions.values())
     )
     return (
-        f"SELECT CASE {cases} END + row_part AS row_file, {position_sql(parts)} AS position, "
+        f"SELECT CASE {cases} END + row_part AS bucket, {position_sql(parts)} AS position, "
         f"{', '.join(columns)} FROM ({copies_sql(table, parts, copied=copied)}) "
-        "WHERE row_file IN (SELECT unnest($wanted::INTEGER[]))"
+        "WHERE bucket IN (SELECT unnest($wanted::INTEGER[]))"
     )
 
 
@@ -309,20 +307,8 @@ def position_sql(parts: int) -> str:
     return f"CASE copy WHEN 0 THEN hash ELSE row_part * {width}::UBIGINT + {own} // {parts} END"
 
 
-def shuffle_slice(
-    part: tuple[str, Path], advance: Advance, *, buckets: int, parameters: Mapping[str, Any]
-) -> None:
-    """Writes what a query of `shuffled_sql` gives to a file, in buckets of row files."""
-    shuffled, path = part
-    with open_database(path.parent, threads=1) as connection:
-        documents = connection.sql(
-            f"SELECT * RENAME (row_file AS bucket) FROM ({shuffled})", params=parameters
-        )
-        write_buckets(documents.to_arrow_table(), buckets, path)
-
-
 def read_shuffled(paths: Sequence[Path], row_file: int) -> ShuffledDocuments:
-    """The documents of a row file in files of `shuffle_slice`."""
+    """The documents of a row file in files of `shuffle_tables`."""
     found = read_bucket(paths, row_file)
     position, part, row, tokens = (column.to_numpy() for column in found.columns[:4])
     order = np.lexsort((row, part, position))
@@ -335,7 +321,7 @@ def write_row_file(
     part: tuple[int, Path], advance: Advance, *, shuffled: Sequence[Path], **settings: Any
 ) -> None:
     """Makes a row file, given by its number and its path without a suffix, from files of
-    `shuffle_slice`; `settings` are those of `write_part`."""
+    `shuffle_tables`; `settings` are those of `write_part`."""
     number, path = part
     documents = read_shuffled(shuffled, number)
     counts = write_part(documents, path=path.with_suffix(".arrayrecord"), **settings)

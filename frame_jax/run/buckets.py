@@ -6,15 +6,17 @@ holds, sorts or reads a whole table, and a file is made for a slice, not for eac
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from frame_jax.run.directory import atomic_path
-from frame_jax.sql import parquet_table
+from frame_jax.run.map_parts import Advance
+from frame_jax.sql import open_database, parquet_table
 
 SLICE_LINES = 1 << 21
 
@@ -38,6 +40,19 @@ def slice_tables(tables: Sequence[Path]) -> list[str]:
         small.append(path)
         held += lines
     return slices + ([parquet_table(*small)] if small else [])
+
+
+def bucket_query(
+    part: tuple[str, Path],
+    advance: Advance,
+    *,
+    buckets: int,
+    parameters: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what a query gives to a file, both the `part`, as `write_buckets` does."""
+    query, path = part
+    with open_database(path.parent, threads=1) as connection:
+        write_buckets(connection.sql(query, params=parameters).to_arrow_table(), buckets, path)
 
 
 def write_buckets(table: pa.Table, buckets: int, path: Path) -> None:

@@ -225,18 +225,15 @@ def arrayrecord_writer(path: Path) -> Iterator[Append]:
     """Opens a writer of ArrayRecord files of tf.train.Example."""
     from tensorflow_datasets.proto import tf_example_pb2
 
-    writer = ArrayRecordWriter(str(path), "group_size:1,zstd:1")
+    with contextlib.closing(ArrayRecordWriter(str(path), "group_size:1,zstd:1")) as writer:
 
-    def append(documents: list[DocumentRow]) -> None:
-        for document in documents:
-            example = tf_example_pb2.Example()
-            example.features.feature["text"].bytes_list.value.append(document["text"].encode())
-            writer.write(example.SerializeToString())
+        def append(documents: list[DocumentRow]) -> None:
+            for document in documents:
+                example = tf_example_pb2.Example()
+                example.features.feature["text"].bytes_list.value.append(document["text"].encode())
+                writer.write(example.SerializeToString())
 
-    try:
         yield append
-    finally:
-        writer.close()
 
 
 WRITERS = {"jsonl": jsonl_writer, "parquet": parquet_writer, "arrayrecord": arrayrecord_writer}
