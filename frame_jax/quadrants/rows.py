@@ -34,7 +34,7 @@ from frame_jax.run.directory import (
     remove,
     write_json,
 )
-from frame_jax.run.map_parts import Advance, map_parts
+from frame_jax.run.map_parts import Advance, map_parts, missing
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
 from frame_jax.sql import parquet_columns, sql_literal
 
@@ -182,8 +182,7 @@ def write_quadrant_rows(
     """
     names = [part_name(index, config.parts, "") for index in range(config.parts)]
     row_files = [folder / quadrant / name for quadrant in conditions for name in names]
-    left = [file for file, path in enumerate(row_files) if not path.with_suffix(".json").exists()]
-    left = processes.broadcast_from_first(left)  # a file system may show names late
+    left = missing(path.with_suffix(".json") for path in row_files)
     tokens = list_parts(directory.tokens, ".arrayrecord")
     scratch, number = folder / ".tmp-shuffled", config.parts
     shuffled = shuffle_tables(tables, conditions, left, number, seed, scratch, workers)

@@ -16,8 +16,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 from frame_jax.config.workers import WorkersConfig
@@ -48,12 +49,11 @@ def map_parts(
     parts: Mapping[str, Part],
     workers: WorkersConfig,
     *,
-    made: Callable[[str], bool] = lambda name: False,
     name: str,
     unit: str = "parts",
     work_bytes: float,
 ) -> None:
-    """Calls `function(part, advance)` for each of `parts`, by name, that is not `made` already.
+    """Calls `function(part, advance)` for each of `parts`, which have names.
 
     Called on every process of a run: each takes a share; with Ray the first one hands out all.
     Function and parts are pickled. The function calls `advance` with an amount of `unit` now and
@@ -66,7 +66,7 @@ def map_parts(
     mine = processes.local_share(list(parts))
     if workers.engine == "ray":
         mine = list(parts) if processes.is_first() else []
-    share = {key: parts[key] for key in mine if not made(key)}
+    share = {key: parts[key] for key in mine}
     total, counted = len(share), unit == "parts"
     show = processes.is_first() and total > counted  # one part has no progress to show
     done = 0
@@ -94,6 +94,12 @@ def map_parts(
                     finish(key)
 
     run_on_all_processes(run)
+
+
+def missing(paths: Iterable[Path]) -> list[int]:
+    """Which of these files are not there, by their numbers, as process 0 sees it: a file system may
+    show names late to others, and others may be making some already. Called on every process."""
+    return processes.broadcast_from_first([i for i, path in enumerate(paths) if not path.exists()])
 
 
 def worker_count(workers: WorkersConfig, parts: int, work_bytes: float) -> int:
