@@ -233,9 +233,10 @@ def shuffle_tables(
     """
     slices = slice_tables(tables) if wanted else []
     paths = [scratch / part_name(index, len(slices), ".arrow") for index in range(len(slices))]
-    copied = "copies" in parquet_columns(tables[0])
+    if "copies" not in parquet_columns(tables[0]):
+        slices = [f"(SELECT *, 1 AS copies FROM {table})" for table in slices]
     columns = ["part", "row", "tokens", *(["doc_id"] if doc_ids else [])]
-    queries = [shuffled_sql(table, conditions, parts, copied, columns) for table in slices]
+    queries = [shuffled_sql(table, conditions, parts, columns) for table in slices]
     parameters = {"seed": seed, "wanted": wanted}
     map_parts(
         functools.partial(bucket_query, buckets=len(conditions) * parts, parameters=parameters),
@@ -252,17 +253,15 @@ def shuffle_training_documents(
 ) -> list[Path]:
     """As `shuffle_tables`, of all row files of a partitioned run: part p of quadrant q, by their
     numbers, is row file q * rows.parts + p."""
-    conditions, parts = (
-        training_conditions(config.partition.axes.quadrants),
-        config.partition.rows.parts,
-    )
+    conditions = training_conditions(config.partition.axes.quadrants)
+    parts = config.partition.rows.parts
     wanted = list(range(len(conditions) * parts))
     listed = [directory.assignment], conditions, wanted, parts, config.seed
     return shuffle_tables(*listed, scratch, config.workers, doc_ids=doc_ids)
 
 
 def shuffled_sql(
-    table: str, conditions: Mapping[str, str], parts: int, copied: bool, columns: Sequence[str]
+    table: str, conditions: Mapping[str, str], parts: int, columns: Sequence[str]
 ) -> str:
     """SQL for bucket, which is the row file, position and some columns of the documents of the row
     files $wanted.
@@ -275,23 +274,21 @@ def shuffled_sql(
     )
     return (
         f"SELECT CASE {cases} END + row_part AS bucket, {position_sql(parts)} AS position, "
-        f"{', '.join(columns)} FROM ({copies_sql(table, parts, copied=copied)}) "
+        f"{', '.join(columns)} FROM ({copies_sql(table, parts)}) "
         "WHERE bucket IN (SELECT unnest($wanted::INTEGER[]))"
     )
 
 
-def copies_sql(table: str, parts: int, *, copied: bool) -> str:
+def copies_sql(table: str, parts: int) -> str:
     """SQL for the copies of the documents with tokens in a table, shuffled by the parameter $seed.
 
     Columns: those of the table, hash (of the first copy), row_part (of `parts` parts of rows) and
-    copy, from 0. Where the table is not `copied`, having no column `copies`, each has one.
+    copy, from 0.
     """
     hashed = (
         "SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS hash, "
         f"((hash::HUGEINT * {parts}) >> 64)::INTEGER AS row_part FROM {table} WHERE tokens > 0"
     )
-    if not copied:
-        return f"SELECT *, 0 AS copy FROM ({hashed})"
     return (
         f"SELECT *, 0 AS copy FROM ({hashed} AND copies = 1) UNION ALL "
         f"SELECT * REPLACE ((row_part + copy) % {parts} AS row_part) FROM ("
