@@ -68,10 +68,8 @@ def reject_duplicates(directory: RunDirectory, workers: WorkersConfig = WorkersC
     work = functools.partial(map_parts, workers=workers, work_bytes=size)
     ids = plan_slices(tables, lambda table: f"SELECT {COLUMNS}, {BUCKET} FROM {table}", scratch)
     write = functools.partial(write_slice, buckets=len(ids), parameters={"buckets": len(ids)})
-    work(write, ids if len(ids) > 1 else {}, name="ids")
-    find = functools.partial(
-        _find_duplicates, ids=[path for _, path in ids.values()], tables=tables
-    )
+    work(write, ids, name="ids")
+    find = functools.partial(_find_duplicates, ids=[path for _, path in ids.values()])
     found = {name: (bucket, scratch / f"{name}.parquet") for bucket, name in enumerate(ids)}
     work(find, found, name="duplicate ids")
     duplicates = [path for _, path in found.values()]
@@ -131,17 +129,12 @@ def require_few_rejected(
     )
 
 
-def _find_duplicates(
-    part: tuple[int, Path], advance: Advance, *, ids: Sequence[Path], tables: Sequence[Path]
-) -> None:
+def _find_duplicates(part: tuple[int, Path], advance: Advance, *, ids: Sequence[Path]) -> None:
     """Writes all but the first document of every id in a bucket of `ids`, with the first one's file
-    and line; of all `tables` where there is one bucket."""
+    and line."""
     bucket, path = part
     with open_database(path.parent) as database, atomic_path(path) as temporary:
-        if len(ids) > 1:
-            database.register("documents", read_bucket(ids, bucket))
-        else:
-            database.execute(f"CREATE VIEW documents AS FROM {parquet_table(*tables)}")
+        database.register("documents", read_bucket(ids, bucket))
         duplicates = f"""
             WITH repeated AS (SELECT doc_id FROM documents GROUP BY doc_id HAVING count(*) > 1)
             SELECT {COLUMNS},

@@ -35,7 +35,7 @@ from frame_jax.packing import batch_by_size
 from frame_jax.parallel import processes
 from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, atomic_path, part_name, remove_temporaries
-from frame_jax.run.map_parts import map_parts
+from frame_jax.run.map_parts import map_parts, missing
 from frame_jax.run.program_exit import run_on_first_process
 from frame_jax.run.special_tokens import read_special_tokens
 
@@ -83,12 +83,11 @@ def tokenize_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any
     processes.print_notes(f"tokenizer: {line}" for line in messages)
     parts = plan_parts(config.corpus)
     processes.print_notes(ignored_inputs_message(parts))
-    names = [part_name(number, len(parts), "") for number in range(len(parts))]
+    tables = [_part_path(directory, number, config, ".parquet") for number in range(len(parts))]
     map_parts(
         PartWriter(config),
-        dict(zip(names, enumerate(parts), strict=True)),
+        {tables[number].stem: (number, parts[number]) for number in missing(tables)},
         config.workers,
-        made=lambda name: (directory.tokens / f"{name}.parquet").exists(),
         name="tokenize",
         unit="documents",
         work_bytes=sum(item.size for item in {chunk.item for part in parts for chunk in part}),

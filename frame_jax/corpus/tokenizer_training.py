@@ -215,8 +215,8 @@ def tokenizer_messages(
         f"{chosen.eos!r} (id {eos}), {chosen.eos_reason}"
     )
     if config.tokenizer.path is not None:
-        for file, named in bos_tokens_named_by_files(config):
-            yield from other_bos_messages(tokenizer, chosen, file, named)
+        for folder in dict.fromkeys(folders_that_name_bos(config)):
+            yield from other_bos_messages(tokenizer, chosen, folder)
     if tokenizer.strips_blank:
         yield (
             "a document that begins with exactly one blank loses it: this tokenizer gives it the "
@@ -224,42 +224,37 @@ def tokenizer_messages(
         )
 
 
-def other_bos_messages(
-    tokenizer: Tokenizer, chosen: ChosenTokens, file: Path, named: int | str
-) -> Iterator[str]:
-    """Says that a file names another BOS, an id or a token, than the chosen one."""
-    token = named if isinstance(named, str) else tokenizer.backend.id_to_token(named)
-    token_id = None if token is None else tokenizer.backend.token_to_id(token)
-    if token_id is None:
-        yield f"{file} names a start of text that the tokenizer does not have: {named!r}"
-    elif token != chosen.bos:
-        yield (
-            f"{file} names another start of text, {token!r} (id {token_id}): a "
-            f"model is best scored with what it was trained on; tokenizer.bos_token: {token!r} "
-            "takes it"
-        )
+def other_bos_messages(tokenizer: Tokenizer, chosen: ChosenTokens, folder: Path) -> Iterator[str]:
+    """Says which files of a model's or tokenizer's folder name another BOS, by an id or as a token,
+    than the chosen one.
+
+    Raises:
+        UserError: for a damaged file.
+    """
+    files = (("tokenizer_config.json", "bos_token", str), ("config.json", "bos_token_id", int))
+    for name, key, kind in files:
+        path = folder / name
+        named = read_object(path).get(key) if path.is_file() else None
+        if isinstance(named, dict):  # an added token with its rules
+            named = named.get("content")
+        if not isinstance(named, kind):
+            continue
+        token = named if isinstance(named, str) else tokenizer.backend.id_to_token(named)
+        token_id = None if token is None else tokenizer.backend.token_to_id(token)
+        if token_id is None:
+            yield f"{path} names a start of text that the tokenizer does not have: {named!r}"
+        elif token != chosen.bos:
+            yield (
+                f"{path} names another start of text, {token!r} (id {token_id}): a "
+                "model is best scored with what it was trained on; tokenizer.bos_token: "
+                f"{token!r} takes it"
+            )
 
 
-def bos_tokens_named_by_files(config: RunConfig) -> Iterator[tuple[Path, int | str]]:
-    """Yields (file, BOS as an id or a token) for each file beside a tokenizer or checkpoint that
-    names one."""
-    folders = [local_copy(str(config.tokenizer.path)).parent]  # of a remote one, this file alone
+def folders_that_name_bos(config: RunConfig) -> Iterator[Path]:
+    """Folders of the given tokenizer and of the checkpoints that read by it."""
+    yield local_copy(str(config.tokenizer.path)).parent  # of a remote one, this file alone
     given = [config.pretrain.initial.checkpoint] if config.pretrain.initial else []
     if config.scoring.unit == "token":  # by the byte, a model reads with its own tokenizer
         given += [checkpoint for _, checkpoint in config.reference.imported.values()]
-    folders += [local_copy(path, is_checkpoint) for path in given if path is not None]
-    for folder in dict.fromkeys(folders):
-        yield from bos_tokens_named_in(folder)
-
-
-def bos_tokens_named_in(folder: Path) -> Iterator[tuple[Path, int | str]]:
-    """(file, BOS as an id or a token) for each file of a model's or tokenizer's folder that names
-    one."""
-    files = (("tokenizer_config.json", "bos_token", str), ("config.json", "bos_token_id", int))
-    for name, key, kind in files:
-        if (path := folder / name).is_file():
-            named = read_object(path).get(key)
-            if isinstance(named, dict):  # an added token with its rules
-                named = named.get("content")
-            if isinstance(named, kind):
-                yield path, named
+    yield from (local_copy(path, is_checkpoint) for path in given if path is not None)

@@ -34,7 +34,7 @@ from frame_jax.run.directory import (
     remove,
     write_json,
 )
-from frame_jax.run.map_parts import Advance, map_parts
+from frame_jax.run.map_parts import Advance, map_parts, missing
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
 from frame_jax.sql import parquet_columns, sql_literal
 
@@ -182,8 +182,7 @@ def write_quadrant_rows(
     """
     names = [part_name(index, config.parts, "") for index in range(config.parts)]
     row_files = [folder / quadrant / name for quadrant in conditions for name in names]
-    left = [file for file, path in enumerate(row_files) if not path.with_suffix(".json").exists()]
-    left = processes.broadcast_from_first(left)  # a file system may show names late
+    left = missing(path.with_suffix(".json") for path in row_files)
     tokens = list_parts(directory.tokens, ".arrayrecord")
     scratch, number = folder / ".tmp-shuffled", config.parts
     shuffled = shuffle_tables(tables, conditions, left, number, seed, scratch, workers)
@@ -239,9 +238,10 @@ def shuffle_tables(
     copied = "copies" in parquet_columns(tables[0])
 
     def sql(table: str) -> str:
+        table = table if copied else f"(SELECT *, 1 AS copies FROM {table})"
         return (
             f"SELECT CASE {cases} END + row_part AS bucket, {position_sql(parts)} AS position, "
-            f"{', '.join(columns)} FROM ({copies_sql(table, parts, copied=copied)}) "
+            f"{', '.join(columns)} FROM ({copies_sql(table, parts)}) "
             "WHERE bucket IN (SELECT unnest($wanted::INTEGER[]))"
         )
 
@@ -262,27 +262,23 @@ def shuffle_training_documents(
 ) -> list[Path]:
     """As `shuffle_tables`, of all row files of a partitioned run: part p of quadrant q, by their
     numbers, is row file q * rows.parts + p."""
-    conditions, parts = (
-        training_conditions(config.partition.axes.quadrants),
-        config.partition.rows.parts,
-    )
+    conditions = training_conditions(config.partition.axes.quadrants)
+    parts = config.partition.rows.parts
     wanted = list(range(len(conditions) * parts))
     listed = [directory.assignment], conditions, wanted, parts, config.seed
     return shuffle_tables(*listed, scratch, config.workers, doc_ids=doc_ids)
 
 
-def copies_sql(table: str, parts: int, *, copied: bool) -> str:
+def copies_sql(table: str, parts: int) -> str:
     """SQL for the copies of the documents with tokens in a table, shuffled by the parameter $seed.
 
     Columns: those of the table, hash (of the first copy), row_part (of `parts` parts of rows) and
-    copy, from 0. Where the table is not `copied`, having no column `copies`, each has one.
+    copy, from 0.
     """
     hashed = (
         "SELECT *, md5_number_lower(concat($seed, ' ', doc_id)) AS hash, "
         f"((hash::HUGEINT * {parts}) >> 64)::INTEGER AS row_part FROM {table} WHERE tokens > 0"
     )
-    if not copied:
-        return f"SELECT *, 0 AS copy FROM ({hashed})"
     return (
         f"SELECT *, 0 AS copy FROM ({hashed} AND copies = 1) UNION ALL "
         f"SELECT * REPLACE ((row_part + copy) % {parts} AS row_part) FROM ("

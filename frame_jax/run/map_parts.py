@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import connection
 from pathlib import Path
@@ -51,12 +51,11 @@ def map_parts(
     parts: Mapping[str, Part],
     workers: WorkersConfig,
     *,
-    made: Callable[[str], bool] = lambda name: False,
     name: str,
     unit: str = "parts",
     work_bytes: float,
 ) -> None:
-    """Calls `function(part, advance)` for each of `parts`, by name, that is not `made` already.
+    """Calls `function(part, advance)` for each of `parts`, which have names.
 
     Called on every process of a run: each takes a share; with Ray the first one hands out all.
     Function and parts are pickled. The function may call `advance` with an amount of `unit`, which
@@ -70,7 +69,7 @@ def map_parts(
     mine = processes.local_share(list(parts))
     if workers.engine == "ray":
         mine = list(parts) if processes.is_first() else []
-    share = {key: parts[key] for key in mine if not made(key)}
+    share = {key: parts[key] for key in mine}
     total, counted = len(share), unit == "parts"
     show = processes.is_first() and total > counted  # one part has no progress to show
     done = 0
@@ -98,6 +97,12 @@ def map_parts(
                     finish(key)
 
     run_on_all_processes(run)
+
+
+def missing(paths: Iterable[Path]) -> list[int]:
+    """Which of these files are not there, by their numbers, as process 0 sees it: a file system may
+    show names late to others, and others may be making some already. Called on every process."""
+    return processes.broadcast_from_first([i for i, path in enumerate(paths) if not path.exists()])
 
 
 def worker_count(workers: WorkersConfig, parts: int, work_bytes: float) -> int:

@@ -17,11 +17,7 @@ import pyarrow.parquet as pq
 from frame_jax.config.corpus import TokenizerConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.corpus.tokenizer import Tokenizer, load_tokenizer, make_tokenizer
-from frame_jax.corpus.tokenizer_training import (
-    bos_tokens_named_in,
-    load_given_tokenizer,
-    other_bos_messages,
-)
+from frame_jax.corpus.tokenizer_training import load_given_tokenizer, other_bos_messages
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.packing import batch_by_size
@@ -108,11 +104,7 @@ def bos_messages(config: RunConfig) -> Iterator[str]:
     for name, (key, checkpoint) in config.reference.imported.items():
         folder = local_copy(checkpoint, is_checkpoint)
         tokenizer, chosen = load_own_tokenizer(folder, key, config.tokenizer.bos_token)
-        others = [
-            other
-            for file, named in bos_tokens_named_in(folder)
-            for other in other_bos_messages(tokenizer, chosen, file, named)
-        ]
+        others = other_bos_messages(tokenizer, chosen, folder)
         chosen_bos = (
             f"{key}: the {name} model starts documents with {chosen.bos!r} (id "
             f"{tokenizer.bos_id}), {chosen.bos_reason}"

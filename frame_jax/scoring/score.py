@@ -24,6 +24,7 @@ from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, list_parts, read_json, write_json
+from frame_jax.run.map_parts import missing
 from frame_jax.run.phases import REFERENCES, replica_name
 from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring.checks import check_imported, long_context_warning
@@ -49,11 +50,9 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
             scored with.
     """
     parts = list_parts(directory.tokens, ".parquet")
-    missing = [part for part in parts if not (directory.scores / part.name).exists()]
+    left = [parts[i] for i in missing(directory.scores / part.name for part in parts)]
     models, summary = directory.scores / "models.json", directory.scores / "summary.json"
-    # Every process sees the same missing parts, because none writes before all have looked.
-    processes.barrier("score: parts listed")
-    if missing:
+    if left:
         passes, found = load_passes(config, directory, [(name, None) for name in REFERENCES])
         if len(set(found.values())) == 1:
             raise UserError(
@@ -61,11 +60,11 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
                 "difference of every document would be 0: the weak model must be a smaller or a "
                 "less trained one"
             )
-        if processes.is_first() and len(missing) == len(parts):
+        if processes.is_first() and len(left) == len(parts):
             write_json(models, found)
         processes.barrier("score: models known")
         require_same_models(models, found)
-        score_parts(config, directory, passes, missing, directory.scores)
+        score_parts(config, directory, passes, left, directory.scores)
     if config.scoring.reliability > 0:
         score_under_others(config, directory, "half")
     if processes.is_first():
@@ -95,9 +94,8 @@ def score_under_others(config: RunConfig, directory: RunDirectory, name: str) ->
     """
     parts, folder = list_parts(directory.tokens, ".parquet"), directory.reliability / name
     others = other_references(config, directory, name)
-    missing = [part for part in parts if not (folder / part.name).exists()]
-    processes.barrier(f"score, {name}: parts listed")
-    if others and missing:
+    left = [parts[i] for i in missing(folder / part.name for part in parts)]
+    if others and left:
         named = [others.get(model, (model, None)) for model in REFERENCES]
         passes, found = load_passes(config, directory, named)
         shared = {model: digest for model, digest in found.items() if model not in others}
@@ -105,7 +103,7 @@ def score_under_others(config: RunConfig, directory: RunDirectory, name: str) ->
         most = -(-config.scoring.reliability // len(parts))
         # At half of its training a model may still be worse than a guess.
         check = name != "half"
-        score_parts(config, directory, passes, missing, folder, most=most, check=check)
+        score_parts(config, directory, passes, left, folder, most=most, check=check)
     if directory.partition.exists():
         again = "these scores are compared when the quadrants are made again (--redo partition)"
         processes.print_notes([f"scoring.reliability: {again}"])

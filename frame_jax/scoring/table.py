@@ -272,16 +272,12 @@ def table_errors(connection: duckdb.DuckDBPyConnection, table: TableConfig) -> I
 
 def table_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, Any]:
     """The content of table.json: counts of documents and lines, and a digest of the numbers."""
-    [found] = (
-        connection.sql(
-            """
+    found = connection.sql(
+        """
         SELECT count(*) FILTER (fine) AS documents, count(*) FILTER (NOT fine) AS held_out_without,
             (SELECT count(*) FROM given) - sum(lines)::BIGINT AS ignored,
             format('{:016x}', bit_xor(md5_number_lower(concat_ws(' ', doc_id, ppl, pd)))) AS digest
         FROM joined
         """
-        )
-        .to_arrow_table()
-        .to_pylist()
     )
-    return found
+    return found.to_arrow_table().to_pylist()[0]

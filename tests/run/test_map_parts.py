@@ -27,9 +27,8 @@ def run(folder: Path, function: map_parts.Function, count: int | None, unit: str
     folder.mkdir(exist_ok=True)
     map_parts.map_parts(
         function,
-        {name: folder / name for name in NAMES},
+        {NAMES[i]: folder / NAMES[i] for i in map_parts.missing(folder / name for name in NAMES)},
         WorkersConfig(count=count),
-        made=lambda name: (folder / name).exists(),
         name="test",
         unit=unit,
         work_bytes=LARGE,
@@ -140,14 +139,14 @@ from collections.abc import Callable
 from pathlib import Path
 from frame_jax.config.workers import WorkersConfig
 from frame_jax.run import preemption
-from frame_jax.run.map_parts import map_parts
+from frame_jax.run.map_parts import map_parts, missing
 from tests.run import part_makers
 
 preemption.install_handler()
-folder = Path(sys.argv[1])
+paths = [Path(sys.argv[1], f"part-{number}") for number in range(4)]
 map_parts(
-    part_makers.make_slowly, {n: folder / n for n in ("part-0", "part-1", "part-2", "part-3")},
-    WorkersConfig(count=2), made=lambda n: (folder / n).exists(), name="test", work_bytes=1,
+    part_makers.make_slowly, {paths[i].name: paths[i] for i in missing(paths)},
+    WorkersConfig(count=2), name="test", work_bytes=1,
 )
 """
 

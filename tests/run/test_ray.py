@@ -35,7 +35,6 @@ def test_ray_that_is_not_installed_is_named(
             part_makers.make,
             {"part-0": tmp_path / "part-0"},
             WorkersConfig(engine="ray"),
-            made=lambda name: False,
             name="test",
             work_bytes=1,
         )
@@ -84,7 +83,7 @@ def main():
         map_parts(
             function, {f"part-{n}": folder / f"part-{n}" for n in range(5)},
             WorkersConfig("ray", ray_address=address or None),
-            made=lambda n: (folder / n).exists(), name="test", unit="pieces", work_bytes=1,
+            name="test", unit="pieces", work_bytes=1,
         )
     except Exception as error:
         return report_error(error)

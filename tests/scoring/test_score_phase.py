@@ -73,6 +73,7 @@ def test_one_process_alone_reads_all_scores(make_run, monkeypatch):
         ("process_count", 2),
         ("is_first", False),
         ("barrier", None),
+        ("broadcast_from_first", []),
     ):
         monkeypatch.setattr(score.processes, name, lambda *_, value=value: value)
     for name in ("scores_summary", "score_warnings"):

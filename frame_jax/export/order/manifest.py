@@ -6,7 +6,6 @@ or not at all, and a run of the same command makes what is missing.
 """
 
 import functools
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from frame_jax.run.directory import (
     require_writable,
     write_json,
 )
-from frame_jax.run.map_parts import map_parts
+from frame_jax.run.map_parts import map_parts, missing
 from frame_jax.run.markers import read_fingerprint
 from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.run.storage import prepare_on_all_processes
@@ -141,11 +140,6 @@ def write_manifest(
             {**expected, "digest": digest.format_digest(whole), "parts": parts},
         )
     processes.barrier("the manifest is written")
-
-
-def missing(paths: Iterable[Path]) -> list[int]:
-    """Which of these files process 0 does not see, by their number; the same on every process."""
-    return processes.broadcast_from_first([i for i, path in enumerate(paths) if not path.exists()])
 
 
 def make_folder(folder: Path, expected: dict[str, Any]) -> None:

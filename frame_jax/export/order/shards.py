@@ -106,8 +106,10 @@ def write_row_shard(
     """Writes a file of rows, given by its name and its places in the order."""
     name, places = shard
     rows = read_rows(files, trial_order, places.start, places.stop)
-    write = write_mds if name.endswith(ROWS["mds"]) else write_npy
-    write(rows, folder / name)
+    if name.endswith(ROWS["mds"]):
+        write_mds(rows, folder / name)
+    else:
+        (folder / name).write_bytes(rows.tobytes())
     advance(len(rows))
 
 
@@ -118,11 +120,6 @@ def read_rows(files: QuadrantRows, trial_order: TrialOrder, start: int, stop: in
         rows, np.arange(len(rows)), *trial_order.selection.select(np.arange(start, stop))
     )
     return rows
-
-
-def write_npy(rows: np.ndarray, path: Path) -> None:
-    """Writes the ids of rows, one after the other."""
-    path.write_bytes(rows.tobytes())
 
 
 def mds_settings(ids: int) -> dict[str, Any]:
@@ -165,7 +162,7 @@ def write_documents(
     parts = config.partition.rows.parts
     query = f"""
         SELECT {", ".join(COLUMNS)}, part, row
-        FROM ({copies_sql(sql.parquet_table(directory.assignment), parts, copied=True)})
+        FROM ({copies_sql(sql.parquet_table(directory.assignment), parts)})
         WHERE split = 'train' AND quadrant = $quadrant
         ORDER BY row_part, {position_sql(parts)}, doc_id
         """

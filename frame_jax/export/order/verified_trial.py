@@ -90,15 +90,6 @@ def read_verified_trial(
     return VerifiedTrial(name, trial_order, batch_size, folder, records, disk, manifest)
 
 
-def add_digests(sums: np.ndarray, steps: np.ndarray, digests: np.ndarray) -> None:
-    """Adds digests, uint8 [n, 16], to the lines `steps` of `sums`, uint64 [steps, 16]."""
-    if len(steps) == 0:
-        return
-    order = np.argsort(steps, kind="stable")
-    found, first = np.unique(steps[order], return_index=True)
-    sums[found] += np.add.reduceat(digests[order].astype(np.uint64), first, axis=0)
-
-
 def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTrial]) -> None:
     """Adds up the digests of the rows on disk for all trials.
 
@@ -128,7 +119,7 @@ def read_row_digests_from_disk(directory: RunDirectory, trials: list[VerifiedTri
                     for line in indices[:, first : first + len(rows)]:
                         used = line >= 0
                         each = digest.ordered_row_digests(line[used], digests[used])
-                        add_digests(trial.disk, line[used] // trial.batch_size, each)
+                        np.add.at(trial.disk, line[used] // trial.batch_size, each)
                 update(len(rows), row_file.path.stem)
 
 
@@ -148,7 +139,7 @@ def read_row_digests_from_manifest(trial: VerifiedTrial) -> None:
         rows, digests = table["row"].to_numpy(), digests_of(table["digest"])
         read = rows < trial.steps * trial.batch_size
         each = digest.ordered_row_digests(rows[read], digests[read])
-        add_digests(listed, rows[read] // trial.batch_size, each)
+        np.add.at(listed, rows[read] // trial.batch_size, each)
     trial.listed = None if trial.problems else listed
 
 
