@@ -6,14 +6,17 @@ that are complete and resumes the one that was interrupted. On several hosts, ru
 
 import contextlib
 import os
-import resource
 import sys
 from typing import Any
 
+from frame_jax.parallel import host
 from frame_jax.run import preemption
 
-if __name__ == "__main__":
-    preemption.install_handler()  # before the imports that take long
+if __name__ == "__main__":  # before the imports that take long
+    preemption.hold()
+    host.allow_open_files()
+    host.prefer_huge_pages()
+    preemption.install_handler()
 
 from frame_jax.config.file import make_parser, parse
 from frame_jax.config.run import RunConfig
@@ -247,27 +250,5 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def prefer_huge_pages() -> None:
-    """Restarts this program, once, with glibc asking for huge pages.
-
-    XLA on the CPU maps its working memory afresh at every step, and touching it a small page at a
-    time was a third of a training step. glibc reads the setting only when a program starts.
-    """
-    name, value = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
-    if sys.platform == "linux" and name not in os.environ:
-        os.environ[name] = value
-        preemption.hold()
-        os.execv(sys.executable, sys.orig_argv)
-
-
-def allow_open_files() -> None:
-    """Raises this process's limit of open files as far as it may: it opens a file for each part."""
-    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if sys.platform == "linux" and limit < highest:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))
-
-
 if __name__ == "__main__":
-    allow_open_files()
-    prefer_huge_pages()
     run_main(main)

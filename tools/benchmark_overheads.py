@@ -30,8 +30,8 @@ from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.selection import SelectionMap
 from frame_jax.curriculum.stages import resolve_curriculum
-from frame_jax.main import prefer_huge_pages
 from frame_jax.models.transformer import Decoder
+from frame_jax.parallel.host import prefer_huge_pages
 from frame_jax.records import write_tokens
 from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.training.trainer import train

@@ -33,12 +33,11 @@ from processor import processor
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.training import LRScheduleConfig, TrainingConfig
-from frame_jax.main import prefer_huge_pages
 from frame_jax.models.hugging_face.export import model_config, write_weights
 from frame_jax.models.transformer import Decoder
 from frame_jax.parallel.cpu_devices import set_cpu_devices
 from frame_jax.parallel.hardware import multiplies_bfloat16
-from frame_jax.parallel.host import available_cores
+from frame_jax.parallel.host import available_cores, prefer_huge_pages
 from frame_jax.parallel.sharding import batch_sharding, make_mesh, param_shardings
 from frame_jax.run.directory import write_json
 from frame_jax.run.special_tokens import SpecialTokens

@@ -1,6 +1,8 @@
-"""What this process may use of its machine: cores and memory, a share of them in a worker."""
+"""What this process may use of its machine: cores, memory, open files; a share in a worker."""
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 SHARING = "FRAME_JAX_WORKERS"  # how many workers share this host; set in each of them
@@ -27,3 +29,22 @@ def memory_bytes() -> int:
     if MEMORY_LIMIT.exists() and (limit := MEMORY_LIMIT.read_text().strip()) != "max":
         memory = min(memory, int(limit))
     return memory // int(os.environ.get(SHARING, 1))
+
+
+def prefer_huge_pages() -> None:
+    """Restarts this program, once, with glibc asking for huge pages.
+
+    XLA on the CPU maps its working memory afresh at every step, and touching it a small page at a
+    time was a third of a training step. glibc reads the setting only when a program starts.
+    """
+    name, value = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+    if sys.platform == "linux" and name not in os.environ:
+        os.environ[name] = value
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def allow_open_files() -> None:
+    """Raises this process's limit of open files as far as it may: it opens a file for each part."""
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if sys.platform == "linux" and limit < highest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest, highest))

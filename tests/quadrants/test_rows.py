@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from frame_jax.config.quadrants import MixtureConfig, RowsConfig
 from frame_jax.errors import UserError
-from frame_jax.main import allow_open_files
 from frame_jax.parallel import processes
+from frame_jax.parallel.host import allow_open_files
 from frame_jax.quadrants import partition
 from frame_jax.quadrants import rows as row_files
 from frame_jax.quadrants.partition import write_reference_rows
