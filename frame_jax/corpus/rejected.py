@@ -83,10 +83,11 @@ def reject_duplicates(directory: RunDirectory, workers: WorkersConfig = WorkersC
 def summarise(directory: RunDirectory, corpus: CorpusConfig) -> dict[str, Any]:
     """Counts documents, tokens and UTF-8 bytes by split, rejected records by reason, and parts;
     and says which fields no record has."""
+    parts = list_parts(directory.tokens, ".parquet")
     rows = query(
         lambda *row: row,
         f"SELECT split, count(*), sum(tokens)::BIGINT, sum(bytes)::BIGINT "
-        f"FROM {_documents(directory)} WHERE split != 'rejected' GROUP BY split ORDER BY split",
+        f"FROM {parquet_table(*parts)} WHERE split != 'rejected' GROUP BY split ORDER BY split",
     )
     reasons = rejection_reasons(directory.rejected)
     return {
@@ -94,7 +95,7 @@ def summarise(directory: RunDirectory, corpus: CorpusConfig) -> dict[str, Any]:
         "tokens": {split: tokens for split, _, tokens, _ in rows},
         "bytes": {split: size for split, _, _, size in rows},
         "rejected": sum(reasons.values()),
-        "parts": len(list_parts(directory.tokens, ".parquet")),
+        "parts": len(parts),
         "rejected_for": reasons,
         "fields_never_found": absent_field_warnings(directory, corpus),
     }
@@ -178,27 +179,20 @@ def _mark_rejected(marked: tuple[Path, Path], advance: Advance) -> None:
     path, rows = marked[0], np.load(marked[1])
     with pq.ParquetFile(path) as part:
         schema = part.schema_arrow
-        groups = range(part.num_row_groups)
-        splits = np.concatenate(
-            [np.asarray(part.read_row_group(g, ["split"])["split"]) for g in groups]
-        )
+        splits = np.array(part.read(["split"])["split"])
         if (splits[rows] == "rejected").all():
             return
         splits[rows] = "rejected"
         column = schema.get_field_index("split")
         done = 0
         with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-            for group in groups:
+            for group in range(part.num_row_groups):
                 table = part.read_row_group(group)
                 split = pa.array(splits[done : done + len(table)], pa.string())
                 writer.write_table(table.set_column(column, schema.field("split"), split))
                 done += len(table)
             kept = part.metadata.metadata or {}
             writer.add_key_value_metadata({k: v for k, v in kept.items() if k != ARROW_SCHEMA})
-
-
-def _documents(directory: RunDirectory) -> str:
-    return parquet_table(*list_parts(directory.tokens, ".parquet"))
 
 
 def absent_field_warnings(directory: RunDirectory, corpus: CorpusConfig) -> list[str]:

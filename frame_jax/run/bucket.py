@@ -29,10 +29,6 @@ ADVICE = (
 )
 
 
-class CopyError(Exception):
-    """A copy in the bucket does not hold what was put there."""
-
-
 class Bucket:
     """The copies of one training run's checkpoints under `url`.
 
@@ -93,12 +89,9 @@ class Bucket:
         content = json.dumps(whole, indent=1).encode()
         self._write(f"{step}/{WHOLE}", lambda key: self._files.pipe_file(key, content))
 
-    def get(self, step: int, folder: Path) -> None:
-        """Makes `folder` from the copy of a step; it appears when it is whole.
-
-        Raises:
-            CopyError: if something else came out than was put in.
-        """
+    def get(self, step: int, folder: Path) -> str | None:
+        """Makes `folder` from the copy of a step; it appears when it is whole. Returns what is
+        wrong with a copy that does not hold what was put there."""
         try:
             with new_folder(folder, "--run_directory") as temporary:
                 whole = json.loads(self._try(f"{step}/{WHOLE}", self._files.cat_file))
@@ -107,9 +100,10 @@ class Bucket:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     self._try(f"{step}/{name}", partial(self._files.get_file, lpath=str(file)))
                     if [file.stat().st_size, file_sha256(file)] != described:
-                        raise CopyError(f"{self.url}/{step}/{name} is not what was put there")
+                        raise ValueError(f"{name} is not what was put there")
         except (AbsentError, ValueError) as error:
-            raise CopyError(f"{self.url}/{step} lacks a file: {error}") from error
+            return f"the copy in {self.url}/{step} is not whole: {error}"
+        return None
 
     def remove(self, step: int) -> None:
         """Removes a copy, beginning with the file that makes it count."""

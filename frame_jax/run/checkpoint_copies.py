@@ -11,7 +11,7 @@ from pathlib import Path
 
 from frame_jax.errors import UserError
 from frame_jax.parallel import processes
-from frame_jax.run.bucket import Bucket, CopyError, bucket_of
+from frame_jax.run.bucket import Bucket, bucket_of
 from frame_jax.run.directory import remove
 from frame_jax.run.program_exit import run_on_first_process
 
@@ -81,15 +81,7 @@ class CheckpointCopies:
         """
         bucket = self._bucket
         assert bucket is not None
-
-        def get() -> str | None:
-            try:
-                bucket.get(step, folder)
-            except CopyError as error:
-                return str(error)
-            return None
-
-        return run_on_first_process(get)
+        return run_on_first_process(lambda: bucket.get(step, folder))
 
     def set_aside(self, step: int) -> None:
         """Makes a damaged copy no longer count; process 0 only."""
