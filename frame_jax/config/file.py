@@ -21,25 +21,6 @@ from frame_jax.config.run import BASELINE, RunConfig, default_curricula
 from frame_jax.config.training import LRScheduleConfig
 from frame_jax.errors import UserError
 
-# Old names of settings and new ones that they do not resemble, for the message about an old config
-# file.
-RENAMED_KEYS = {
-    "average": "ema",
-    "balance_bias": "router_bias",
-    "chunk": "chunk_size",
-    "clip_norm": "max_grad_norm",
-    "conv_width": "conv_kernel",
-    "count": "num_experts",
-    "original_context": "original_max_position_embeddings",
-    "per_token": "num_experts_per_token",
-    "renormalise": "norm_topk_prob",
-    "rotary_fraction": "partial_rotary_factor",
-    "rows_per_device": "per_device_batch_size",
-    "scaling": "routed_scaling_factor",
-    "shared_size": "shared_expert_intermediate_size",
-    "shots": "num_fewshot",
-}
-
 
 def make_parser(**kwargs: Any) -> Any:
     """The jsonargparse parser of a run: `--config FILE` and one dotted option for each setting."""
@@ -155,8 +136,7 @@ def explain_parser_error(message: str, arguments: list[str]) -> str:
         names = {f.name for cls in dataclass_types(RunConfig) for f in dataclasses.fields(cls)}
         keys = (found.group(1) or found.group(2)).split("=")[0].split(".")
         error = next((key for key in keys if key not in names), keys[-1])
-        near = [RENAMED_KEYS[error]] if error in RENAMED_KEYS else []
-        near = near or difflib.get_close_matches(error, sorted(names), n=1, cutoff=0.5)
+        near = difflib.get_close_matches(error, sorted(names), n=1, cutoff=0.5)
         message += f" (did you mean `{near[0]}`?)" if near else ""
     return f"{config_origin(arguments)}: {message}"
 
