@@ -14,14 +14,7 @@ from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig
 from frame_jax.errors import UserError
 from frame_jax.export.order.documents import write_documents
-from frame_jax.export.order.formats import (
-    levanter,
-    maxtext,
-    megatron,
-    mosaicml,
-    nanotron,
-    olmo_core,
-)
+from frame_jax.export.order.formats import levanter, maxtext, megatron, mosaicml, olmo_core
 from frame_jax.export.order.manifest import write_manifest
 from frame_jax.export.order.shards import KINDS, ROWS, TEXT, write_shards
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, make_trial_order
@@ -34,7 +27,7 @@ from frame_jax.run.program_exit import positive, run_command, run_main, run_on_a
 
 # Each module's `files` makes the trainer's configuration and a note on its use from an order; its
 # `DATA_FORMATS` are the kinds of data that the trainer reads.
-MODULES = (levanter, maxtext, megatron, mosaicml, nanotron, olmo_core)
+MODULES = (levanter, maxtext, megatron, mosaicml, olmo_core)
 FORMATS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 PROCESSES = ("distributed", "coordinator_address", "num_processes", "process_id")
 

@@ -52,7 +52,7 @@ class Client:
         package: Its name in the package index.
         shards: Kind of data that it reads here.
         install: Arguments of `pip install`, one after the other.
-        yields: "rows" of the run, "sequences" of its own, or "counts" of documents and tokens.
+        yields: "rows" of the run, or "sequences" of its own.
         smooth: Whether its stages keep the curriculum's transitions.
         python: Version it needs, where this interpreter's is older and another is installed.
     """
@@ -94,12 +94,6 @@ CLIENTS = {
             ("pillow", "pathwaysutils", "pyyaml", "pydantic"),
         ),
         python="3.12",
-    ),
-    "nanotron": Client(
-        "nanotron",
-        "jsonl",
-        (("--no-deps", "nanotron"), ("datatrove[io,processing]",)),
-        yields="counts",
     ),
 }
 
@@ -178,9 +172,6 @@ def check(name: str, run: RunDirectory, curriculum: str, environments: Path) -> 
         yielded = np.load(found)
     if client.yields == "rows":
         good, text = compare_rows(yielded, run, plan, trainer)
-    elif client.yields == "counts":
-        good, text = compare_counts(yielded, plan)
-        return good, f"{title} has no reader of tokenized folders: not checked; {text}"
     else:
         good, text = compare_tokens(yielded, run, plan, trainer, client.smooth)
     return good, f"{title} accepted; {text}"
@@ -200,15 +191,6 @@ def compare_rows(
     equal = (yielded[:count] == wanted[:count]).all(axis=1)
     text = f"{int(equal.sum()):,} of {len(wanted):,} rows in their place, all their tokens equal"
     return bool(equal.all() and len(wanted) - count < trainer.batch_size), text
-
-
-def compare_counts(yielded: np.ndarray, plan: TrialOrder) -> tuple[bool, str]:
-    """Whether each quadrant has its documents, each with EOS, and what to say of them."""
-    counts = [plan.counts[quadrant] for quadrant in sorted(plan.counts)]
-    wanted = np.array([(c["documents"], c["tokens"] + c["documents"]) for c in counts])
-    texts = [f"{a:,} of {b:,}" for a, b in zip(yielded.sum(0), wanted.sum(0), strict=True)]
-    text = f"its tokenizer writes {texts[0]} documents, {texts[1]} tokens with EOS"
-    return bool((yielded == wanted).all()), text
 
 
 def compare_tokens(

@@ -249,31 +249,6 @@ def test_trainers_that_restart_a_stage_s_data_get_hard_stages(run) -> None:
     assert "--workers" in blends["tokenize.sh"]
 
 
-@pytest.mark.parametrize(("curriculum", "batch_size"), [("twice", 4), ("hard", 60)])
-def test_nanotron_accepts_the_stages(run, curriculum, batch_size) -> None:
-    """Its rules: unique names, rising first steps of which the lowest is 1, weights by folder.
-
-    It reads the last stage of a config only: one launch a stage, each going on after the other.
-    """
-    plan = make_trial_order(*run, curriculum)
-    trainer = Trainer(batch_size, LENGTH, "data", ".jsonl")
-    files = FORMATS["nanotron"].files(plan, trainer)
-    configs = [yaml.safe_load(files[name]) for name in sorted(files) if name.endswith(".yaml")]
-    assert len(configs) == len(stage_spans(plan, trainer, smooth=True))
-    done = 0
-    for number, config in enumerate(configs, 1):
-        found = config["data_stages"]
-        assert len(found) == number == len({stage["name"] for stage in found})
-        assert found[:-1] == (configs[number - 2]["data_stages"] if number > 1 else [])
-        assert found[-1]["start_training_step"] == done + 1
-        done = config["tokens"]["train_steps"]
-        assert done >= found[-1]["start_training_step"]
-        for dataset in (stage["data"]["dataset"] for stage in found):
-            assert len(dataset["dataset_folder"]) == len(dataset["dataset_weights"])
-    assert done == trainer.step(plan, plan.schedule.rows)
-    compile(files["tokenize_documents.py"], "tokenize_documents.py", "exec")
-
-
 def test_maxtext_finds_every_component_in_every_stage(run) -> None:
     plan = make_trial_order(*run, "frame")
     files = FORMATS["maxtext"].files(plan, Trainer(BATCH, LENGTH, "data", ".arrayrecord"))
@@ -409,7 +384,6 @@ def test_what_cannot_be_exported_is_said(run, tmp_path, capsys) -> None:
         ([root, "--trial", "nothing", "--to", "levanter"], "there are: frame, hard"),
         ([root, "--to", "maxtext", "--shards", "jsonl"], "choose --shards arrayrecord"),
         ([str(tmp_path), "--to", "levanter"], "up to partition first"),
-        ([root, "--to", "nanotron", "--batch_size", "100000"], "lower --batch_size"),
         ([root, "--to", "levanter", "--batch_size", "100000"], "lower --batch_size"),
         ([root, "--to", "olmo_core", "--sequence_length", "64"], "leave out --sequence_length"),
         ([root, "--to", "parquet", "--shards", "mds"], "choose --shards jsonl or"),

@@ -1,6 +1,8 @@
 """Levanter: one config whose mixture changes over the run."""
 
-from frame_jax.export.order.formats.notes import Files, as_yaml, format_notes
+import yaml
+
+from frame_jax.export.order.formats.notes import Files, format_notes
 from frame_jax.export.order.trial_order import Trainer, TrialOrder, mixture_spans, stage_spans
 
 DATA_FORMATS = ("jsonl", "parquet")
@@ -34,6 +36,6 @@ def files(trial_order: TrialOrder, trainer: Trainer) -> Files:
         "trainer": {"train_batch_size": trainer.batch_size, "num_train_steps": parts[-1].stop},
     }
     return {
-        "levanter.yaml": as_yaml(config),
+        "levanter.yaml": yaml.safe_dump(config, sort_keys=False, allow_unicode=True),
         "NOTES.md": format_notes("levanter", trial_order, trainer, spans),
     }

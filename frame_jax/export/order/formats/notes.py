@@ -1,4 +1,4 @@
-"""What the formats share: YAML, scripts and NOTES.md.
+"""What the formats share: scripts and NOTES.md.
 
 Field names of all formats are those of the trainers' public sources, late 2026;
 `tools/check_exports.py` feeds what is written to their own code. OLMo-core and MosaicML read the
@@ -9,16 +9,9 @@ the rows here; quadrants, order and lengths are the same.
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from frame_jax.export.order.trial_order import Span, Trainer, TrialOrder, row_stages, stage_spans
 
 Files = dict[str, str]
-
-
-def as_yaml(value: Any) -> str:
-    """Formats a value as YAML."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
 
 
 def fill_text(file: str, trial_order: TrialOrder, trainer: Trainer, **values: Any) -> str:
