@@ -55,15 +55,6 @@ class WeightsResult:
 
 
 @dataclass(frozen=True)
-class SubjectScore:
-    """The score of a task on the items of one subject; see `TaskScore`."""
-
-    items: int
-    accuracy: float
-    accuracy_norm: float
-
-
-@dataclass(frozen=True)
 class TaskScore:
     """The score of a multiple-choice task under a checkpoint or a mean of checkpoints.
 
@@ -83,7 +74,6 @@ class TaskScore:
         accuracy: Share of items whose right choice has the largest log-likelihood.
         accuracy_norm: Share of items whose right choice has the largest log-likelihood a byte.
         truncated: Items whose prompt lost its beginning.
-        subjects: Scores by subject; empty where there is only one.
     """
 
     weights: str
@@ -103,31 +93,19 @@ class TaskScore:
     accuracy_norm: float
     accuracy_norm_stderr: float | None
     truncated: int
-    subjects: dict[str, SubjectScore]
-
-
-@dataclass(frozen=True)
-class LossBin:
-    """The final loss, in nats, on those rows of a sample that were trained on in one span."""
-
-    first_step: int
-    rows: int
-    nll_per_token: float
 
 
 @dataclass(frozen=True)
 class TrainingRowsResult:
-    """The final loss on a sample of training rows.
+    """Where the final losses on a sample of training rows are.
 
     Attributes:
         rows: How many.
         folder: The Parquet files of single rows, relative to the run directory.
-        bins: By when the rows were trained on; spans without rows are left out.
     """
 
     rows: int
     folder: str
-    bins: tuple[LossBin, ...]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from frame_jax.evaluation.items import (
     spread_items,
 )
 from frame_jax.evaluation.likelihood import continuation_sums, encode_requests
-from frame_jax.evaluation.results import SubjectScore, TaskScore, scores_folder
+from frame_jax.evaluation.results import TaskScore, scores_folder
 from frame_jax.evaluation.weights import Part, Weights, write_missing_parts
 from frame_jax.run.directory import RunDirectory, file_sha256, part_name
 from frame_jax.run.trial_record import TrialRecord
@@ -152,13 +152,12 @@ def task_score(
 ) -> TaskScore:
     """Computes a task's accuracies under some weights from its parts at `paths`."""
     rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
-    answers, subjects = (np.array([row[key] for row in rows]) for key in ("answer", "subject"))
+    answers = np.array([row["answer"] for row in rows])
     nll, sizes = ([np.array(row[key]) for row in rows] for key in ("nll", "bytes"))
     right = np.array([choice.argmin() for choice in nll]) == answers
     norm = np.array([(n / b).argmin() for n, b in zip(nll, sizes, strict=True)]) == answers
     bits = np.array([n[answer] for n, answer in zip(nll, answers, strict=True)]) / math.log(2)
     size = np.array([b[answer] for b, answer in zip(sizes, answers, strict=True)])
-    names = sorted(set(subjects.tolist()))
     return TaskScore(
         weights=weights.name,
         step=weights.step,
@@ -177,14 +176,6 @@ def task_score(
         accuracy_norm=float(norm.mean()),
         accuracy_norm_stderr=standard_error(norm),
         truncated=sum(row["truncated"] for row in rows),
-        subjects={
-            name: SubjectScore(
-                items=int((subjects == name).sum()),
-                accuracy=float(right[subjects == name].mean()),
-                accuracy_norm=float(norm[subjects == name].mean()),
-            )
-            for name in (names if len(names) > 1 else [])
-        },
     )
 
 

@@ -8,18 +8,15 @@ and what is left is when each was trained on it (the question of arXiv 2509.2538
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
 from frame_jax.curriculum.loader import QuadrantRows
 from frame_jax.curriculum.selection import SelectionMap
-from frame_jax.evaluation.results import LossBin, TrainingRowsResult, scores_folder
+from frame_jax.evaluation.results import TrainingRowsResult, scores_folder
 from frame_jax.evaluation.weights import Part, Weights, write_missing_parts
 from frame_jax.run.directory import RunDirectory, part_name
 from frame_jax.run.special_tokens import SpecialTokens, read_special_tokens
@@ -30,7 +27,7 @@ from frame_jax.training.train_step import make_lm_batch
 
 ROWS_PER_PART = 256
 SELECTED_AT_ONCE = 1 << 18
-BINS = 20  # of a run, in the summary
+BINS = 20  # of a run, in the report
 
 
 class Sample(NamedTuple):
@@ -76,9 +73,7 @@ def measure_training_rows(
 
     title = f"training rows {trial}"
     write_missing_parts(config, directory, trial, parts, measure, title=title, unit="parts")
-    root = str(folder.relative_to(directory.root))
-    bins = loss_bins([part.path for part in parts], record.steps)
-    return TrainingRowsResult(len(sample.row), root, bins)
+    return TrainingRowsResult(len(sample.row), str(folder.relative_to(directory.root)))
 
 
 def choose_rows(selection: SelectionMap, count: int, batch_size: int) -> Sample:
@@ -120,19 +115,3 @@ def score_rows(
         tokens.append(weights.sum(1).astype(np.int64))
         nll.append((values * weights).sum(1))
     return np.concatenate(tokens), np.concatenate(nll)
-
-
-def loss_bins(paths: list[Path], steps: int) -> tuple[LossBin, ...]:
-    """Averages the losses in parts over `BINS` equal spans of a run of `steps` steps."""
-    table = pa.concat_tables([pq.read_table(path) for path in paths])
-    step, tokens, nll = (table[c].to_numpy() for c in ("step", "predicted_tokens", "nll"))
-    number = step * BINS // steps
-    return tuple(
-        LossBin(
-            first_step=int(-(-n * steps // BINS)),
-            rows=int((number == n).sum()),
-            nll_per_token=float(nll[number == n].sum() / tokens[number == n].sum()),
-        )
-        for n in range(BINS)
-        if tokens[number == n].sum() > 0
-    )

@@ -307,7 +307,6 @@ def make_score(
         accuracy_norm=accuracy,
         accuracy_norm_stderr=error,
         truncated=0,
-        subjects={},
     )
     return dataclasses.replace(found, **values)
 

@@ -39,7 +39,7 @@ def write_rows(
             "nll": pa.array([row[3] for row in own], pa.float64()),
         }
         pq.write_table(pa.table(columns), folder / part_name(part, 2, ".parquet"))
-    result = TrainingRowsResult(4, str(folder.relative_to(directory.root)), ())
+    result = TrainingRowsResult(4, str(folder.relative_to(directory.root)))
     measured = dataclasses.replace(read_result(directory, trial), training_rows=result)
     write_result(directory, measured)
 
