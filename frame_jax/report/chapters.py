@@ -30,7 +30,6 @@ LIBRARIES = (
 
 TASK_PANELS = 12  # drawn; the table has them all
 MESSAGES = {"tokenize": "tokenizer", "score": "warnings", "partition": "warnings"}  # in summaries
-SPEED_POINTS = 120  # of a curve: speed jitters more than it says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,15 +194,8 @@ def speed_chapter(data: ReportData, directory: RunDirectory) -> list[Piece]:
         (run, read_description(run.folder), training_curves.training_speed(run))
         for run in (*references, *data.arms)
     ]
-    curves = [
-        point for arm in data.arms for point in training_curves.thinned_curve(arm, SPEED_POINTS)
-    ]
-    return [
-        tag("h2", "Models and speed"),
-        Figure("throughput", [figures.throughput(curves, data.names)]),
-        sections.models_table(models),
-        note(notes.SPEED),
-    ]
+    speeds = sections.models_table(models)
+    return [tag("h2", "Models and speed"), speeds, note(notes.SPEED)]
 
 
 def phase_messages(directory: RunDirectory) -> list[str]:

@@ -240,14 +240,6 @@ def training_rows(rows: Sequence[TrainingRowPoint], arms: Sequence[str], baselin
     return _layer(_zero_line("y"), lines, arms=arms, height=260)
 
 
-def throughput(curves: Sequence[CurvePoint], arms: Sequence[str]) -> Panel:
-    """Tokens a second of every arm."""
-    timed = [point for point in curves if point.tokens_per_second is not None]
-    y = alt.Y("tokens_per_second:Q", title="tokens / second", axis=alt.Axis(format="~s"))
-    lines = _arms_chart(timed, arms).mark_line(strokeWidth=1.2).encode(y=y)
-    return _layer(lines, arms=arms, height=220)
-
-
 def accuracy(scores: Sequence[tuple[str, TaskScore]], arms: Sequence[str]) -> Panel:
     """Accuracy in one task at the checkpoints that did it, over the accuracy of a guess."""
     keys = ("step", "tokens", "accuracy", "accuracy_norm", "accuracy_stderr", "chance")

@@ -85,7 +85,7 @@ def test_the_policy_forbids_foreign_scripts_and_eval(page: Page) -> None:
 def test_pressing_an_arm_hides_it_in_every_figure_of_arms_and_again_shows_it(page: Page) -> None:
     session = page.session
     frame, other = ARM_COLOURS[:2]
-    panels = ("training-loss-0", "held-out-loss-0", "tasks-0", "throughput-0")
+    panels = ("training-loss-0", "held-out-loss-0", "tasks-0")
 
     def shows(colour: str) -> list[bool]:
         return [colour in colours(session, panel) for panel in panels]
