@@ -88,7 +88,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         UserError: if the disk is full, with what is known of the bytes needed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".tmp-{os.uname().nodename}-{os.getpid()}-{path.name}")
     try:
         with explain_full_disk(path, written=temporary):
             yield temporary
