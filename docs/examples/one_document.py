@@ -44,7 +44,7 @@ from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.scoring.documents import score_documents
 from frame_jax.scoring.packing import make_batches, pack_windows, window_sums
-from frame_jax.scoring.score_parts import read_index, scores_path, write_scores
+from frame_jax.scoring.score_parts import read_index, write_scores
 from frame_jax.scoring.scorer import Scorer
 from frame_jax.scoring.windows import windows
 from frame_jax.training.train_step import loss_fn, make_lm_batch
@@ -85,7 +85,7 @@ def follow(topic: str, root: Path) -> None:
     [ids] = tokenizer.encode_arrays([document.text])
     show("token ids", f"{ids.dtype} {ids.shape}: {ids[:6]} ...")
     [part] = list_parts(directory.tokens, ".parquet")
-    index = read_index(part)
+    index = read_index(part, "doc_id")
     row = index["doc_id"].to_pylist().index(topic)
     stored = TokenReader(part.with_suffix(".arrayrecord")).read(range(len(index)))
     assert np.array_equal(stored[row], ids)
@@ -108,7 +108,7 @@ def follow(topic: str, root: Path) -> None:
     assert np.allclose(by_hand, scores.nll[:, row])
     weak, strong = scores.nll[:, row] / scores.predicted_tokens[row]
     show("NLL a token, weak and strong", f"{weak:.4f}, {strong:.4f} nats")
-    write_scores(scores_path(directory, part), index, [scores])
+    write_scores(directory.scores / part.name, index, [scores])
 
     # quadrants: NLL to PPL, PD and a quadrant, and the quadrant's documents to training rows
     write_assignment(config.partition, config.scoring, directory)
@@ -124,6 +124,7 @@ def follow(topic: str, root: Path) -> None:
         [directory.assignment],
         training_conditions(names),
         config.seed,
+        config.workers,
     )
     parts = {name: list_parts(directory.quadrants / name, ".arrayrecord") for name in names}
     counts = {name: int(record_counts(files).sum()) for name, files in parts.items()}

@@ -15,13 +15,12 @@ from frame_jax.quadrants.mixture import count_read, mixture_table, resolve_mixtu
 from frame_jax.quadrants.reliability import measure_reliability, reliability_warnings
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
-from frame_jax.run.directory import RunDirectory, atomic_path, list_parts
+from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, write_json
 from frame_jax.run.partition_record import (
     RELIABILITY_HEADER,
     Mixture,
     PartitionRecord,
     read_partition_record,
-    write_partition_record,
 )
 from frame_jax.run.progress import wide_console
 from frame_jax.sql import open_database, parquet_table
@@ -130,7 +129,7 @@ def write_assignment(
         compared = tuple(measure_reliability(connection, config, axes, others))
         record = dataclasses.replace(record, reliability=compared)
     record = dataclasses.replace(record, warnings=tuple(partition_warnings(record)))
-    write_partition_record(directory, record)
+    write_json(directory.partition, record.to_json())
     return record
 
 

@@ -209,7 +209,7 @@ def write_model_tokens(
         everything = list_parts(directory.tokens, ".parquet")
         chunks = dict(zip(everything, plan_parts(config.corpus), strict=True))
     map_parts(
-        ModelTokenWriter(config, name, most),
+        ModelTokenWriter(config, directory, name, most),
         {part.stem: (part, chunks.get(part)) for part in parts},
         config.workers,
         name=f"encode for {name}",
@@ -224,12 +224,9 @@ class ModelTokenWriter:
     is read again, what it was made of."""
 
     config: RunConfig
+    directory: RunDirectory
     name: str
     most: int | None
-
-    @functools.cached_property
-    def directory(self) -> RunDirectory:
-        return RunDirectory(self.config.run_directory)
 
     @functools.cached_property
     def tokenizers(self) -> tuple[Tokenizer, Tokenizer | None]:

@@ -30,7 +30,7 @@ from frame_jax.run.special_tokens import read_special_tokens
 from frame_jax.scoring.checks import check_imported, long_context_warning
 from frame_jax.scoring.model_tokenizers import bos_messages, model_tokenizer, read_index
 from frame_jax.scoring.running_totals import weak_is_better_warning
-from frame_jax.scoring.score_parts import ScoringPass, score_parts, scores_path
+from frame_jax.scoring.score_parts import ScoringPass, score_parts
 from frame_jax.scoring.scorer import Scorer
 
 Reference = tuple[str, int | None]  # the name of a model, and the step of its checkpoint
@@ -50,7 +50,7 @@ def score_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
             scored with.
     """
     parts = list_parts(directory.tokens, ".parquet")
-    left = [parts[i] for i in missing(scores_path(directory, part) for part in parts)]
+    left = [parts[i] for i in missing(directory.scores / part.name for part in parts)]
     models, summary = directory.scores / "models.json", directory.scores / "summary.json"
     if left:
         passes, found = load_passes(config, directory, [(name, None) for name in REFERENCES])
@@ -164,7 +164,7 @@ def scores_summary(directory: RunDirectory, parts: list[Path], unit: str) -> dic
     counted = "predicted_tokens" if unit == "token" else "bytes"
     totals, negative = {"documents": 0, counted: 0, "nll_weak": 0.0, "nll_strong": 0.0}, 0
     for part in parts:
-        table = pq.read_table(scores_path(directory, part), columns=list(totals)[1:])
+        table = pq.read_table(directory.scores / part.name, columns=list(totals)[1:])
         totals["documents"] += table.num_rows
         negative += pc.sum(pc.less(table["nll_weak"], table["nll_strong"])).as_py() or 0
         for name in table.column_names:

@@ -115,11 +115,6 @@ def score_parts(
         remove(model_tokens_path(directory, name, parts[0]).parent)
 
 
-def scores_path(directory: RunDirectory, tokens_part: Path) -> Path:
-    """Path of the scores of a token part."""
-    return directory.scores / tokens_part.name
-
-
 def checked_documents(
     part: Path, rows: np.ndarray, vocab_sizes: dict[str, int]
 ) -> Iterator[np.ndarray]:
