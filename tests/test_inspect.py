@@ -9,8 +9,7 @@ import pytest
 from frame_jax import inspect
 from frame_jax.main import main
 from frame_jax.run import integrity
-from frame_jax.run.directory import RunDirectory, list_parts
-from frame_jax.run.partition_record import write_partition_record
+from frame_jax.run.directory import RunDirectory, list_parts, write_json
 from tests.integration.small_run import write_config, write_corpus
 from tests.report.synthetic import make_partition
 
@@ -41,7 +40,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         table = table.append_column(name, pa.array(values))
     directory.quadrants.mkdir()
     pq.write_table(table, directory.assignment)
-    write_partition_record(directory, make_partition())
+    write_json(directory.partition, make_partition().to_json())
     return directory
 
 

@@ -85,7 +85,7 @@ def follow(topic: str, root: Path) -> None:
     [ids] = tokenizer.encode_arrays([document.text])
     show("token ids", f"{ids.dtype} {ids.shape}: {ids[:6]} ...")
     [part] = list_parts(directory.tokens, ".parquet")
-    index = read_index(part)
+    index = read_index(part, "doc_id")
     row = index["doc_id"].to_pylist().index(topic)
     stored = TokenReader(part.with_suffix(".arrayrecord")).read(range(len(index)))
     assert np.array_equal(stored[row], ids)
@@ -124,6 +124,7 @@ def follow(topic: str, root: Path) -> None:
         [directory.assignment],
         training_conditions(names),
         config.seed,
+        config.workers,
     )
     parts = {name: list_parts(directory.quadrants / name, ".arrayrecord") for name in names}
     counts = {name: int(record_counts(files).sum()) for name, files in parts.items()}

@@ -16,13 +16,12 @@ from frame_jax.quadrants.mixture import count_read, mixture_table, terminal_tabl
 from frame_jax.quadrants.reliability import measure_reliability, reliability_warnings
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
-from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, remove
+from frame_jax.run.directory import RunDirectory, atomic_path, list_parts, remove, write_json
 from frame_jax.run.map_parts import map_parts
 from frame_jax.run.partition_record import (
     RELIABILITY_HEADER,
     PartitionRecord,
     read_partition_record,
-    write_partition_record,
 )
 from frame_jax.run.program_exit import run_on_all_processes
 from frame_jax.run.progress import wide_console
@@ -147,7 +146,7 @@ def write_assignment(
             compared = tuple(measure_reliability(connection, config, axes, others))
             record = dataclasses.replace(record, reliability=compared)
         record = dataclasses.replace(record, warnings=tuple(partition_warnings(record)))
-        write_partition_record(directory, record)
+        write_json(directory.partition, record.to_json())
         remove(labels.parent)
 
     run_on_all_processes(lambda: partition_documents() if processes.is_first() else None)

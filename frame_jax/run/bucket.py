@@ -8,6 +8,7 @@ file of a copy with its size and hash, and is written last: a copy without it do
 `RUN/<phase step's folder>/checkpoints.txt` says where the copies are, for every later reader.
 """
 
+import contextlib
 import json
 import secrets
 from collections.abc import Callable, Sequence
@@ -108,10 +109,8 @@ class Bucket:
     def remove(self, step: int) -> None:
         """Removes a copy, beginning with the file that makes it count."""
         for name in (WHOLE, ""):
-            try:
+            with contextlib.suppress(AbsentError):
                 self._try(f"{step}/{name}", lambda key: self._files.rm(key, recursive=True))
-            except AbsentError:
-                continue
 
     def set_aside(self, step: int) -> None:
         """Makes a copy no longer count, without removing it."""

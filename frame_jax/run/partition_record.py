@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from frame_jax.errors import UserError
-from frame_jax.run.directory import RunDirectory, read_dataclass, write_json
+from frame_jax.run.directory import RunDirectory, read_dataclass
 
 
 @dataclass(frozen=True)
@@ -237,11 +237,6 @@ class PartitionRecord:
         """The object in the file, whose groups have the columns of `group_by` alone."""
         value, keys = dataclasses.asdict(self), (*self.group_by, "thresholds", "quadrants")
         return value | {"groups": [{key: g[key] for key in keys} for g in value["groups"]]}
-
-
-def write_partition_record(directory: RunDirectory, record: PartitionRecord) -> None:
-    """Writes the record of a run's partition."""
-    write_json(directory.partition, record.to_json())
 
 
 def read_partition_record(directory: RunDirectory) -> PartitionRecord:

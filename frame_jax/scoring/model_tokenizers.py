@@ -142,7 +142,7 @@ def write_model_tokens(
     Texts are what the run's tokens spell, which is what the target model is trained on.
     """
     map_parts(
-        ModelTokenWriter(config, name, most),
+        ModelTokenWriter(config, directory, name, most),
         {part.stem: part for part in parts},
         config.workers,
         name=f"encode for {name}",
@@ -157,23 +157,22 @@ class ModelTokenWriter:
     is read again, what it was made of."""
 
     config: RunConfig
+    directory: RunDirectory
     name: str
     most: int | None
 
     @functools.cached_property
     def tokenizers(self) -> tuple[Tokenizer, Tokenizer]:
         """The run's, and the model's own."""
-        directory = RunDirectory(self.config.run_directory)
-        own = model_tokenizer(self.config, directory, self.name).tokenizer
+        own = model_tokenizer(self.config, self.directory, self.name).tokenizer
         assert own is not None
-        return load_tokenizer(directory), own
+        return load_tokenizer(self.directory), own
 
     def __call__(self, part: Path, advance: Advance) -> None:
         ours, own = self.tokenizers
         rows = read_index(part, "row", most=self.most)["row"].to_numpy()
         texts = map(ours.decode, read_documents(part.with_suffix(".arrayrecord"), rows))
-        path = model_tokens_path(RunDirectory(self.config.run_directory), self.name, part)
-        with write_tokens(path) as records:
+        with write_tokens(model_tokens_path(self.directory, self.name, part)) as records:
             for ids in encode_texts(texts, own):
                 records.append(ids)
         advance(len(rows))

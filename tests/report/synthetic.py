@@ -37,7 +37,6 @@ from frame_jax.run.partition_record import (
     SmallGroups,
     ThinGroups,
     Thresholds,
-    write_partition_record,
 )
 from frame_jax.run.trial_record import (
     StageRecord,
@@ -323,7 +322,7 @@ def make_run(
     """A finished run, but for its report."""
     directory = RunDirectory(root)
     rows = write_documents(directory, documents, text)
-    write_partition_record(directory, make_partition())
+    write_json(directory.partition, make_partition().to_json())
     config = make_config(root, list(arms), seeds)
     for trial in config.trials:
         write_arm(directory, trial.name, steps)

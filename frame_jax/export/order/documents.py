@@ -5,14 +5,14 @@ other shuffles. Documents that a shortened run does not reach are left out. docs
 the columns hold, how far a trainer that follows the order deviates, and why.
 """
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from frame_jax.config.quadrants import RowsConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.export.order.trial_order import RowFile, TrialOrder, list_row_files
 from frame_jax.quadrants.rows import (
@@ -23,10 +23,8 @@ from frame_jax.quadrants.rows import (
 )
 from frame_jax.run.directory import RunDirectory, remove
 from frame_jax.run.map_parts import Advance, map_parts
-from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.sql import open_database, parquet_table, write_parquet
 
-ROWS_AT_ONCE = 1 << 20
 LINE_BYTES = 100  # read for a row, about
 
 NOTES = """# Curriculum {curriculum}
@@ -63,22 +61,19 @@ def write_documents(
     """Writes order.parquet and NOTES.md to `folder`; memory does not grow with the corpus."""
     scratch, order = folder / ".rows", folder / "order.parquet"
     scratch.mkdir(parents=True)
-    write_first_rows(config, directory, trial_order, scratch)
-    write_row_positions(trial_order, config.pretrain.training.batch_size, scratch)
-    documents, rows, positions = (
-        parquet_table(*sorted(scratch.glob(f"{name}-*.parquet")))
-        for name in ("documents", "rows", "positions")
+    write_places(config, directory, trial_order, scratch)
+    documents, rows = (
+        parquet_table(*sorted(scratch.glob(f"{name}-*.parquet"))) for name in ("documents", "rows")
     )
     with open_database(folder) as connection:
         connection.execute("SET preserve_insertion_order = true")
         query = f"""
-            SELECT row_number() OVER (ORDER BY positions.position, first_rows.number) - 1 AS rank,
+            SELECT row_number() OVER (ORDER BY position, number) - 1 AS rank,
                 doc_id, quadrant, stage, weight, step, tokens, source, domain, language, ppl,
                 pd, part, row
-            FROM {documents} first_rows
-            JOIN {positions} positions USING (quadrant_index, quadrant_row)
+            FROM {documents} placed
             JOIN {parquet_table(directory.assignment)} USING (part, row)
-            ORDER BY rank
+            WHERE position >= 0 ORDER BY rank
             """
         connection.execute(write_parquet(query, order, "zstd"))
         by_quadrant = connection.execute(
@@ -88,10 +83,7 @@ def write_documents(
             dict(
                 connection.execute(f"SELECT stage, sum(tokens) FROM {table} GROUP BY 1").fetchall()
             )
-            for table in (
-                f"{rows} JOIN {positions} USING (quadrant_index, quadrant_row)",
-                parquet_table(order),
-            )
+            for table in (f"{rows} WHERE position >= 0", parquet_table(order))
         )
     remove(scratch)
     schedule = trial_order.schedule
@@ -109,19 +101,22 @@ def write_documents(
     (folder / "NOTES.md").write_text(notes, "utf-8")
 
 
-def write_first_rows(
+def write_places(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, scratch: Path
 ) -> None:
-    """Writes the row of its quadrant in which each document begins.
-
-    And of each row: quadrant_index, quadrant_row, tokens (of text), cut (those of documents that
-    begin in another row).
-    """
+    """Writes to `scratch` the `row_places` of the row in which each document begins, with part, row
+    and its number among those of its row file; and those of each row, with quadrant_index, tokens
+    (of text) and cut (those of documents that begin in another row)."""
     row_files = list_row_files(directory, trial_order.schedule)
     listed = scratch.with_name(".listed")
-    shuffled = shuffle_training_documents(config, directory, listed)
     map_parts(
-        FirstRowWriter(config.partition.rows, trial_order.special_tokens, shuffled, scratch),
+        functools.partial(
+            write_row_file_places,
+            trial_order=trial_order,
+            config=config,
+            shuffled=shuffle_training_documents(config, directory, listed),
+            scratch=scratch,
+        ),
         {f"{row_file.quadrant_name} {row_file.part}": row_file for row_file in row_files},
         config.workers,
         name="rows",
@@ -130,75 +125,59 @@ def write_first_rows(
     remove(listed)
 
 
-@dataclass(frozen=True)
-class FirstRowWriter:
-    """Writes what `write_first_rows` does of a row file; `shuffled` is the order of documents."""
-
-    rows: RowsConfig
-    special_tokens: SpecialTokens
-    shuffled: list[Path]
-    scratch: Path
-
-    def __call__(self, row_file: RowFile, advance: Advance) -> None:
-        index, part = row_file.quadrant, row_file.part
-        documents = read_shuffled(self.shuffled, index * self.rows.parts + part)
-        packed = pack_documents(documents, self.rows, self.special_tokens)
-        first = np.full(len(documents.tokens), np.iinfo(np.int64).max)
-        np.minimum.at(first, packed.document, packed.row)
-        write_columns(
-            self.scratch / f"documents-{index}-{part:05d}.parquet",
-            quadrant_index=np.full(len(first), index, np.int32),
-            quadrant_row=row_file.first + first,
-            number=np.arange(len(first)),
-            part=documents.part.astype(np.int32),
-            row=documents.row,
-        )
-        tokens, cut = row_tokens(packed, documents.tokens)
-        write_columns(
-            self.scratch / f"rows-{index}-{part:05d}.parquet",
-            quadrant_index=np.full(packed.rows, index, np.int32),
-            quadrant_row=row_file.first + np.arange(packed.rows),
-            tokens=tokens,
-            cut=cut,
-        )
+def write_row_file_places(
+    row_file: RowFile,
+    advance: Advance,
+    *,
+    trial_order: TrialOrder,
+    config: RunConfig,
+    shuffled: Sequence[Path],
+    scratch: Path,
+) -> None:
+    """Writes what `write_places` does of a row file; `shuffled` is the order of documents."""
+    index, part, rows = row_file.quadrant, row_file.part, config.partition.rows
+    documents = read_shuffled(shuffled, index * rows.parts + part)
+    packed = pack_documents(documents, rows, trial_order.special_tokens)
+    places = row_places(trial_order, row_file, config.pretrain.training.batch_size)
+    begins = np.full(len(documents.tokens), packed.rows)
+    np.minimum.at(begins, packed.document, packed.row)
+    first = {name: column[begins] for name, column in places.items()}
+    first |= {"number": np.arange(len(begins)), "row": documents.row}
+    first["part"] = documents.part.astype(np.int32)
+    pq.write_table(pa.table(first), scratch / f"documents-{index}-{part:05d}.parquet")
+    tokens, cut = row_tokens(packed, documents.tokens, begins)
+    places |= {"quadrant_index": np.full(packed.rows, index), "tokens": tokens, "cut": cut}
+    pq.write_table(pa.table(places), scratch / f"rows-{index}-{part:05d}.parquet")
 
 
-def write_columns(path: Path, **columns: np.ndarray) -> None:
-    """Writes a Parquet file of these columns."""
-    pq.write_table(pa.table(columns), path)
-
-
-def row_tokens(packed: PackedSegments, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def row_tokens(
+    packed: PackedSegments, tokens: np.ndarray, begins: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Counts text tokens of each row, and those whose document begins in another: two int64 [rows].
 
-    `tokens` are the text tokens of each document.
+    `tokens` are the text tokens of each document, `begins` the row in which it begins.
     """
     first, stop = packed.text_spans(tokens)
-    begins = np.full(len(tokens), packed.rows)
-    np.minimum.at(begins, packed.document, packed.row)
     cut = np.where(packed.row == begins[packed.document], 0, stop - first)
     whole, others = (np.bincount(packed.row, n, packed.rows) for n in (stop - first, cut))
     return whole.astype(np.int64), others.astype(np.int64)
 
 
-def write_row_positions(trial_order: TrialOrder, batch_size: int, scratch: Path) -> None:
-    """Writes where the first epoch uses each row: quadrant_index, quadrant_row, position, stage,
-    weight, step."""
+def row_places(
+    trial_order: TrialOrder, row_file: RowFile, batch_size: int
+) -> dict[str, np.ndarray]:
+    """Where the first epoch uses the rows of a file: position (-1 for a row that is left out, whose
+    other columns say nothing), stage, weight and step."""
     schedule, selection = trial_order.schedule, trial_order.selection
+    rows = row_file.first + np.arange(row_file.rows)
+    positions = selection.inverse(row_file.quadrant, rows, epoch=0)
     names = np.array([stage.name for stage in schedule.stages])
     stops = np.array([stage.stop for stage in schedule.stages])
-    asked = np.diff(schedule.cumulative(selection.edges), axis=0)
-    weights = asked / np.diff(selection.edges)[:, None]
-    for start in range(0, schedule.epoch_rows, ROWS_AT_ONCE):
-        row_index = np.arange(start, min(start + ROWS_AT_ONCE, schedule.epoch_rows))
-        quadrants, rows = selection.select(row_index)
-        block = np.searchsorted(selection.edges, row_index, side="right") - 1
-        write_columns(
-            scratch / f"positions-{start:012d}.parquet",
-            quadrant_index=quadrants.astype(np.int32),
-            quadrant_row=rows,
-            position=row_index,
-            stage=names[np.searchsorted(stops, row_index, side="right")],
-            weight=weights[block, quadrants],
-            step=row_index // batch_size,
-        )
+    asked = np.diff(schedule.cumulative(selection.edges), axis=0)[:, row_file.quadrant]
+    block = np.searchsorted(selection.edges, positions, side="right") - 1
+    return {
+        "position": positions,
+        "stage": names[np.searchsorted(stops, positions, side="right")],
+        "weight": (asked / np.diff(selection.edges))[block],
+        "step": positions // batch_size,
+    }

@@ -12,6 +12,7 @@ DIR/01/shard.00000.mds and index.json are what MosaicML streaming reads.
 
 import contextlib
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -64,34 +65,27 @@ def write_rows(
     folder: Path,
 ) -> None:
     """Writes the rows of every stage, in order."""
-    row_bytes = TOKEN_DTYPE.itemsize * (trial_order.sequence_length + 1)
-    at_once = max(1, ROW_BYTES // row_bytes)
-    stages: dict[str, dict[str, range]] = {}
+    ids, beginning = trial_order.sequence_length + 1, "shard." if kind == "mds" else ""
+    at_once = max(1, ROW_BYTES // (TOKEN_DTYPE.itemsize * ids))
+    shards: dict[str, tuple[str, range]] = {}
     for stage, start, stop in row_stages(trial_order):
         (folder / stage).mkdir(parents=True)
-        stages[stage] = {
-            f"{stage}/{'shard.' * (kind == 'mds')}{number:05d}{KINDS[kind]}": range(
-                first, min(first + at_once, stop)
-            )
-            for number, first in enumerate(range(start, stop, at_once))
-        }
+        for number, first in enumerate(range(start, stop, at_once)):
+            name = f"{stage}/{beginning}{number:05d}{KINDS[kind]}"
+            shards[name] = name, range(first, min(first + at_once, stop))
     quadrants = [directory.quadrants / name for name in trial_order.schedule.quadrants]
     files = QuadrantRows([list_parts(quadrant, ".arrayrecord") for quadrant in quadrants])
-    shards = {name: (name, rows) for own in stages.values() for name, rows in own.items()}
     map_parts(
         functools.partial(write_row_shard, files=files, trial_order=trial_order, folder=folder),
         shards,
         workers,
         name="write rows",
         unit="rows",
-        work_bytes=row_bytes * trial_order.schedule.rows,
+        work_bytes=TOKEN_DTYPE.itemsize * ids * trial_order.schedule.rows,
     )
     if kind == "mds":
-        for stage, own in stages.items():
-            entries = [
-                mds_entry(folder / name, len(rows), trial_order.sequence_length + 1)
-                for name, rows in own.items()
-            ]
+        for stage, own in itertools.groupby(shards.values(), lambda shard: Path(shard[0]).parent):
+            entries = [mds_entry(folder / name, len(rows), ids) for name, rows in own]
             write_json(folder / stage / "index.json", {"version": 2, "shards": entries})
 
 

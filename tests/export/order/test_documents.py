@@ -32,9 +32,9 @@ def test_after_any_row_no_more_than_the_cut_tokens_are_early_or_late(
 ) -> None:
     tokens = np.array(lengths)
     pieces = pack(tokens + framing, row_ids)
-    whole, cut = row_tokens(pieces, tokens)
-    assert whole.sum() == tokens.sum()
     begins = [pieces.row[pieces.document == d].min() for d in range(len(tokens))]
+    whole, cut = row_tokens(pieces, tokens, np.array(begins))
+    assert whole.sum() == tokens.sum()
     here = by_documents = 0
     for row in np.random.default_rng(seed).permutation(pieces.rows):
         here += whole[row]
