@@ -147,7 +147,8 @@ def _run_in_workers(
         for _ in range(count):
             start()
         while busy:
-            for here in connection.wait(list(busy)):
+            ready: list[Any] = connection.wait(list(busy))
+            for here in ready:
                 process, part = busy[here]
                 try:
                     kind, value = here.recv()

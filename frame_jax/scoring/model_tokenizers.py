@@ -153,8 +153,7 @@ def write_model_tokens(
 
 @dataclass(frozen=True)
 class ModelTokenWriter:
-    """Encodes token parts for one model, each given by the path of its table and, where the corpus
-    is read again, what it was made of."""
+    """Encodes token parts, each given by the path of its table, for one model."""
 
     config: RunConfig
     directory: RunDirectory

@@ -84,9 +84,9 @@ def write_rows(
         work_bytes=TOKEN_DTYPE.itemsize * ids * trial_order.schedule.rows,
     )
     if kind == "mds":
-        for stage, own in itertools.groupby(shards.values(), lambda shard: Path(shard[0]).parent):
+        for path, own in itertools.groupby(shards.values(), lambda shard: Path(shard[0]).parent):
             entries = [mds_entry(folder / name, len(rows), ids) for name, rows in own]
-            write_json(folder / stage / "index.json", {"version": 2, "shards": entries})
+            write_json(folder / path / "index.json", {"version": 2, "shards": entries})
 
 
 def write_row_shard(
