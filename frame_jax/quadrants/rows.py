@@ -310,7 +310,7 @@ def read_shuffled(paths: Sequence[Path], row_file: int) -> ShuffledDocuments:
     order = np.lexsort((row, part, position))
     doc_id = found["doc_id"].take(pa.array(order)) if "doc_id" in found.column_names else None
     columns = (column[order].astype(np.int64) for column in (part, row, tokens))
-    return ShuffledDocuments(*columns, doc_id)
+    return ShuffledDocuments(*columns, doc_id=doc_id)
 
 
 def write_row_file(
