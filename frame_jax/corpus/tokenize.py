@@ -155,8 +155,8 @@ def write_part(
                     continue
                 split = assign_split(document.id, config.seed, *shares)
                 labels = document.source, document.domain, document.language
-                place = document.file, document.line
-                add((document.id, part, records.records, split, *labels, len(ids), size, *place))
+                origin = document.file, document.line
+                add((document.id, part, records.records, split, *labels, len(ids), size, *origin))
                 records.append(ids)
             advance(len(documents))
 
