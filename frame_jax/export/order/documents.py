@@ -61,7 +61,7 @@ def write_documents(
     """Writes order.parquet and NOTES.md to `folder`; memory does not grow with the corpus."""
     scratch, order = folder / ".rows", folder / "order.parquet"
     scratch.mkdir(parents=True)
-    write_places(config, directory, trial_order, scratch)
+    write_positions(config, directory, trial_order, scratch)
     documents, rows = (
         parquet_table(*sorted(scratch.glob(f"{name}-*.parquet"))) for name in ("documents", "rows")
     )
@@ -71,7 +71,7 @@ def write_documents(
             SELECT row_number() OVER (ORDER BY position, number) - 1 AS rank,
                 doc_id, quadrant, stage, weight, step, tokens, source, domain, language, ppl,
                 pd, part, row
-            FROM {documents} placed
+            FROM {documents} positions
             JOIN {parquet_table(directory.assignment)} USING (part, row)
             WHERE position >= 0 ORDER BY rank
             """
@@ -101,17 +101,17 @@ def write_documents(
     (folder / "NOTES.md").write_text(notes, "utf-8")
 
 
-def write_places(
+def write_positions(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, scratch: Path
 ) -> None:
-    """Writes to `scratch` the `row_places` of the row in which each document begins, with part, row
-    and its number among those of its row file; and those of each row, with quadrant_index, tokens
-    (of text) and cut (those of documents that begin in another row)."""
+    """Writes to `scratch` the `row_positions` of the row in which each document begins, with part,
+    row and its number among those of its row file; and those of each row, with quadrant_index,
+    tokens (of text) and cut (those of documents that begin in another row)."""
     row_files = list_row_files(directory, trial_order.schedule)
     listed = scratch.with_name(".listed")
     map_parts(
         functools.partial(
-            write_row_file_places,
+            write_row_file_positions,
             trial_order=trial_order,
             config=config,
             shuffled=shuffle_training_documents(config, directory, listed),
@@ -125,7 +125,7 @@ def write_places(
     remove(listed)
 
 
-def write_row_file_places(
+def write_row_file_positions(
     row_file: RowFile,
     advance: Advance,
     *,
@@ -134,20 +134,20 @@ def write_row_file_places(
     shuffled: Sequence[Path],
     scratch: Path,
 ) -> None:
-    """Writes what `write_places` does of a row file; `shuffled` is the order of documents."""
+    """Writes what `write_positions` does of a row file; `shuffled` is the order of documents."""
     index, part, rows = row_file.quadrant, row_file.part, config.partition.rows
     documents = read_shuffled(shuffled, index * rows.parts + part)
     packed = pack_documents(documents, rows, trial_order.special_tokens)
-    places = row_places(trial_order, row_file, config.pretrain.training.batch_size)
+    columns = row_positions(trial_order, row_file, config.pretrain.training.batch_size)
     begins = np.full(len(documents.tokens), packed.rows)
     np.minimum.at(begins, packed.document, packed.row)
-    first = {name: column[begins] for name, column in places.items()}
+    first = {name: column[begins] for name, column in columns.items()}
     first |= {"number": np.arange(len(begins)), "row": documents.row}
     first["part"] = documents.part.astype(np.int32)
     pq.write_table(pa.table(first), scratch / f"documents-{index}-{part:05d}.parquet")
     tokens, cut = row_tokens(packed, documents.tokens, begins)
-    places |= {"quadrant_index": np.full(packed.rows, index), "tokens": tokens, "cut": cut}
-    pq.write_table(pa.table(places), scratch / f"rows-{index}-{part:05d}.parquet")
+    columns |= {"quadrant_index": np.full(packed.rows, index), "tokens": tokens, "cut": cut}
+    pq.write_table(pa.table(columns), scratch / f"rows-{index}-{part:05d}.parquet")
 
 
 def row_tokens(
@@ -163,7 +163,7 @@ def row_tokens(
     return whole.astype(np.int64), others.astype(np.int64)
 
 
-def row_places(
+def row_positions(
     trial_order: TrialOrder, row_file: RowFile, batch_size: int
 ) -> dict[str, np.ndarray]:
     """Where the first epoch uses the rows of a file: position (-1 for a row that is left out, whose

@@ -97,9 +97,9 @@ def write_row_shard(
     trial_order: TrialOrder,
     folder: Path,
 ) -> None:
-    """Writes a file of rows, given by its name and its places in the order."""
-    name, places = shard
-    rows = read_rows(files, trial_order, places.start, places.stop)
+    """Writes a file of rows, given by its name and its positions in the order."""
+    name, positions = shard
+    rows = read_rows(files, trial_order, positions.start, positions.stop)
     if name.endswith(ROWS["mds"]):
         write_mds(rows, folder / name)
     else:
