@@ -259,7 +259,7 @@ def test_one_process_alone_reads_all_tables(config, monkeypatch):
     }
     for name, value in answers.items():
         monkeypatch.setattr(tokenize.processes, name, lambda *_, value=value: value)
-    sent = iter([[], "signature", None, summary])
+    sent = iter([[], "signature", [], summary])
     monkeypatch.setattr(tokenize.processes, "broadcast_from_first", lambda _: next(sent))
     monkeypatch.setattr(tokenize, "summarise", None)
     assert run(config)[0] == summary

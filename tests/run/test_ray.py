@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import Any, IO, cast
 from unittest.mock import ANY
 
 import numpy as np
@@ -83,7 +83,8 @@ function = getattr(part_makers, sys.argv[2], tell_paths)
 def main():
     try:
         map_parts(
-            function, {f"part-{n}": folder / f"part-{n}" for n in range(5)},
+            function,
+            {f"part-{n}": path for n in range(5) if not (path := folder / f"part-{n}").exists()},
             WorkersConfig("ray", ray_address=address or None),
             name="test", unit="pieces", work_bytes=1,
         )
@@ -132,6 +133,13 @@ def nodes() -> Iterator[tuple[str, subprocess.Popen[str]]]:
         program.communicate(timeout=60)
 
 
+def read(path: Path) -> Any:
+    """The bytes of a file, or the lines of the one table that has them in no particular order."""
+    if path.name == "assignment.parquet":
+        return pq.read_table(path).sort_by("doc_id").to_pylist()
+    return path.read_bytes()
+
+
 @with_ray
 def test_no_engine_and_no_number_of_workers_changes_a_byte(
     tmp_path: Path, nodes: tuple[str, subprocess.Popen[str]]
@@ -155,7 +163,7 @@ def test_no_engine_and_no_number_of_workers_changes_a_byte(
         ((code, output),) = side_by_side([*command, "--run_directory", str(root), *options])
         assert code == 0 and output.count("\n") < 40, output
         found[name] = {
-            str(path.relative_to(root)): path.read_bytes()
+            str(path.relative_to(root)): read(path)
             for folder in ("tokens", "quadrants")
             for path in sorted((root / folder).rglob("*"))
             if path.is_file()
