@@ -166,11 +166,7 @@ def quadrants_chapter(directory: RunDirectory, partition: PartitionRecord) -> li
         sections.quadrant_table(partition.quadrants, meanings, names),
         *reliability_tables(partition),
         Figure("balance", [figures.balance(balance, quadrants)], notes.BALANCE),
-        folded_section("Tokens by group", sections.balance_table(balance, quadrants)),
         *read_table,
-        tag("h2", "Example documents"),
-        note(notes.EXAMPLES),
-        *sections.example_documents(documents.choose_examples(directory, columns), meanings, names),
     ]
 
 

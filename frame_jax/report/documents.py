@@ -1,4 +1,4 @@
-"""Reads what the report shows of the documents: density, token balance, example documents.
+"""Reads what the report shows of the documents: density and token balance.
 
 DuckDB does the counting, so memory does not grow with the corpus.
 """
@@ -8,16 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.records import read_documents
-from frame_jax.run.directory import RunDirectory, list_parts
+from frame_jax.run.directory import RunDirectory
 from frame_jax.run.partition_record import PartitionRecord
 from frame_jax.sql import Row, parquet_table, query
 
 GROUPS = 12  # drawn in the density figure, the largest first
 BINS = 40  # on each axis of the density
-EXAMPLES = 4  # documents of each quadrant
-EXAMPLE_TOKENS = 220
 SEPARATOR, NO_NAME = " / ", "none"  # in labels
 
 
@@ -119,62 +115,6 @@ def token_balance(directory: RunDirectory, columns: Sequence[str]) -> list[Group
         """,
         directory,
         columns,
-    )
-
-
-@dataclass(frozen=True)
-class Example:
-    """A training document as the report shows it.
-
-    `text` is its beginning, `truncated` whether it goes on, and `tokens` the length of the whole.
-    """
-
-    text: str
-    truncated: bool
-    quadrant: str
-    doc_id: str
-    source: str
-    label: str
-    ppl: float
-    pd: float
-    tokens: int
-
-
-def choose_examples(
-    directory: RunDirectory, columns: Sequence[str], count: int = EXAMPLES
-) -> list[Example]:
-    """Chooses `count` training documents of each quadrant by a hash of their ids.
-
-    The largest groups give one each before any gives a second, so that a quadrant shows what it
-    holds and the choice does not depend on the text.
-    """
-    tokenizer = load_tokenizer(directory)
-    parts = list_parts(directory.tokens, ".arrayrecord")
-
-    def read_example(part: int, row: int, *about: Any) -> Example:
-        [ids] = read_documents(parts[part], [row])
-        truncated = len(ids) > EXAMPLE_TOKENS
-        text = tokenizer.decode(ids[:EXAMPLE_TOKENS].tolist())
-        text = text.rstrip("\ufffd") if truncated else text  # half a character at the end
-        return Example(text, truncated, *about)
-
-    return query_documents(
-        read_example,
-        """
-        , best AS (SELECT quadrant, label, sum(tokens) AS size,
-                          arg_min({doc_id: doc_id, source: source, ppl: ppl, pd: pd,
-                                   tokens: tokens, part: part, "row": "row"}, md5(doc_id), ?) AS few
-                   FROM documents GROUP BY quadrant, label),
-        flat AS (SELECT quadrant, label, size, unnest(few) AS d,
-                        unnest(range(len(few))) AS turn FROM best)
-        SELECT d.part, d.row, quadrant, d.doc_id, d.source, label, d.ppl, d.pd, d.tokens
-        FROM flat QUALIFY row_number() OVER (
-            PARTITION BY quadrant ORDER BY turn, size DESC, label) <= ?
-        ORDER BY quadrant, turn, size DESC, label
-        """,
-        directory,
-        columns,
-        *(count, count),
     )
 
 

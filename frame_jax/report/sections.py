@@ -1,4 +1,4 @@
-"""Makes the parts of a page: tables, buttons and example documents."""
+"""Makes the parts of a page: tables and buttons."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from frame_jax.evaluation.results import HeldOutLoss, WeightsResult
 from frame_jax.models.flops import training_flops_per_token
 from frame_jax.models.transformer import Decoder
-from frame_jax.report.documents import Example, GroupTokens
 from frame_jax.report.figures import ARM_COLOURS
-from frame_jax.report.html import Html, folded_section, join_html, table, tag
+from frame_jax.report.html import Html, join_html, table, tag
 from frame_jax.report.study_results import DASH, StageLosses, number, si
 from frame_jax.report.training_curves import TrainingRun, TrainingSpeed
 from frame_jax.run.partition_record import QuadrantContents
@@ -83,36 +82,6 @@ def held_out_table(measured: dict[str, WeightsResult]) -> Html:
 def _loss_cell(loss: HeldOutLoss, best: HeldOutLoss) -> Html:
     nll = tag("span", f"{loss.nll_per_token:.4f}", class_="best" if loss is best else None)
     return join_html([nll, f" ({loss.bits_per_byte:.3f})"])
-
-
-def balance_table(rows: Sequence[GroupTokens], quadrants: Sequence[str]) -> Html:
-    """Training tokens of every group in every quadrant, and how far the quadrants are apart."""
-    groups: dict[str, dict[str, int]] = {}
-    for row in rows:
-        groups.setdefault(row.label, {})[row.quadrant] = row.tokens
-    totals = {q: sum(cells.get(q, 0) for cells in groups.values()) for q in quadrants}
-    lines = []
-    for label, cells in [("all", totals), *groups.items()]:
-        tokens = [cells.get(q, 0) for q in quadrants]
-        spread = (max(tokens) - min(tokens)) / (sum(tokens) / len(tokens))
-        lines.append([label, *(f"{t:,}" for t in tokens), f"{spread:.2%}"])
-    return table(["group", *quadrants, "largest minus smallest"], lines)
-
-
-def example_documents(
-    examples: Sequence[Example], meanings: dict[str, str], names: tuple[str, str]
-) -> list[Html]:
-    """The beginnings of a few documents of each quadrant."""
-    found = []
-    for quadrant, own in itertools.groupby(examples, lambda example: example.quadrant):
-        found.append(tag("h3", f"{quadrant}{meanings.get(quadrant, '')}"))
-        for example in own:
-            numbers = f"{names[0]} {example.ppl:.4g} · {names[1]} {example.pd:+.3f}"
-            about = f" {example.label} · {example.source} · {numbers} · {example.tokens:,} tokens"
-            title = join_html([example.doc_id, tag("span", about, class_="note")])
-            text = example.text + (" […]" if example.truncated else "")
-            found.append(folded_section(title, tag("pre", text, dir="auto")))
-    return found
 
 
 def quadrant_table(

@@ -31,7 +31,7 @@ from frame_jax.report.study_results import (
     StepsToBaseline,
     Study,
 )
-from frame_jax.report.training_curves import StageBoundary, read_training_run, training_drops
+from frame_jax.report.training_curves import TrainingDrop, read_training_run, training_drops
 from frame_jax.report.verdict import RULE, verdict_sentence
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.markers import read_complete_marker
@@ -271,13 +271,13 @@ def stage_losses(
     return found
 
 
-def losses_around(drop: StageBoundary, result: TrialResult | None) -> StageLosses:
+def losses_around(drop: TrainingDrop, result: TrialResult | None) -> StageLosses:
     """The losses of one trial where one of its stages begins."""
     points = checkpoints_around(result, drop.step) if result else (None, None)
     return StageLosses(
         drop.stage,
         drop.step,
-        training=(drop.before.loss, drop.after.loss),
+        training=(drop.before, drop.after),
         held_out=tuple(None if p is None else p.overall.nll_per_token for p in points),
         held_out_steps=tuple(None if p is None else p.step for p in points),
     )

@@ -1,11 +1,9 @@
 """Makes the chapters of a report that are about its study: verdicts, forgetting, cost."""
 
-from collections.abc import Sequence
-
-from frame_jax.report import figures, notes, sections, training_curves
-from frame_jax.report.chapters import ReportData, stage_tables
+from frame_jax.report import figures, notes, sections
+from frame_jax.report.chapters import ReportData
 from frame_jax.report.held_out_curves import LossPoint, loss_curves
-from frame_jax.report.html import Html, folded_section, note, table, tag
+from frame_jax.report.html import folded_section, note, table, tag
 from frame_jax.report.page import Figure, Piece
 from frame_jax.report.study_results import (
     FINAL,
@@ -15,7 +13,6 @@ from frame_jax.report.study_results import (
     table_rows,
     verdict_cells,
 )
-from frame_jax.report.training_curves import StageBoundary
 
 FOREST_LINES = 40  # drawn; the table has them all
 
@@ -92,29 +89,7 @@ def forgetting_chapter(data: ReportData) -> list[Piece]:
         panel = figures.training_rows(data.training_rows, data.names, baseline)
         caption = notes.TRAINING_ROWS.format(baseline=baseline)
         found.append(Figure("training-rows", [panel], caption))
-    boundaries = stage_tables(
-        data, lambda arm: boundary_table(training_curves.stage_boundaries(arm))
-    )
-    if boundaries:
-        title = tag("h3", "Gradients and updates where a stage begins")
-        window = note(notes.BOUNDARIES.format(window=training_curves.WINDOW))
-        found += [title, *boundaries, window]
     return found
-
-
-def boundary_table(boundaries: Sequence[StageBoundary]) -> Html:
-    """Gradient norm and size of updates before and after each stage of one arm begins."""
-    rows = [
-        [
-            f"into {b.stage}",
-            f"{b.step:,}",
-            *(number(side.grad_norm, ".3g") for side in (b.before, b.after)),
-            *(number(side.update_norm, ".3g") for side in (b.before, b.after)),
-        ]
-        for b in boundaries
-    ]
-    header = ["", "at step", "gradient norm before", "after", "update norm before", "after"]
-    return table(header, rows)
 
 
 def cost_chapter(data: ReportData) -> list[Piece]:

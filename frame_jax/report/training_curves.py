@@ -4,9 +4,8 @@ DuckDB streams the metrics, so a run of a million steps needs no more memory, an
 page, than a run of a thousand.
 """
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,62 +123,36 @@ def mixture_curve(run: TrainingRun, points: int = 160) -> list[MixturePoint]:
 
 
 @dataclass(frozen=True)
-class WindowMeans:
-    """Means of the finite values in a window of steps; None where there is none."""
-
-    loss: float | None
-    grad_norm: float | None
-    update_norm: float | None
-
-
-def window_means(run: TrainingRun, windows: Sequence[tuple[int, int]]) -> list[WindowMeans]:
-    """Averages loss (nats per token) and norms over steps [start, stop), reading the file once."""
-    names = ("loss", "grad_norm", "update_norm")
-    means = ", ".join(f"avg({name}) FILTER (isfinite({name}))" for name in names)
-    rows = ", ".join(f"({number}, {start}, {stop})" for number, (start, stop) in enumerate(windows))
-    asked = f"(VALUES {rows}) asked(number, start, stop)"
-    sql = f"SELECT {means} FROM {asked} LEFT JOIN metrics ON step >= start AND step < stop"
-    return run.query(WindowMeans, f"{sql} GROUP BY number ORDER BY number")
-
-
-@dataclass(frozen=True)
-class StageBoundary:
-    """Means over windows of steps before and after `stage` begins, when `step` updates are made."""
+class TrainingDrop:
+    """Mean loss, nats per token, before and after `stage` begins, when `step` updates are made;
+    None where no loss is finite."""
 
     stage: str
     step: int
-    before: WindowMeans
-    after: WindowMeans
+    before: float | None
+    after: float | None
 
 
-def stage_boundaries(run: TrainingRun, gap: float = 0.0) -> list[StageBoundary]:
-    """Averages metrics on both sides of where each stage but the first begins. [ours]
+def training_drops(run: TrainingRun) -> list[TrainingDrop]:
+    """Measures how the training loss changes where each stage begins, reading the file once. [ours]
 
-    The windows are `WINDOW` of the run long and lie `gap` of it away from the boundary, because a
+    The windows are `WINDOW` of the run long and lie `GAP` of it away from the boundary, because a
     smooth transition mixes both stages beside it; neither is more than a quarter of its stage.
-    """
-    windows = []
-    for previous, stage in itertools.pairwise(run.stages):
-        (left, left_gap), (right, right_gap) = (
-            (max(s.span(WINDOW, run.record.steps), 1), s.span(gap, run.record.steps))
-            for s in (previous, stage)
-        )
-        stop, start = stage.start - left_gap, stage.start + right_gap
-        windows += [(stop - left, stop), (start, start + right)]
-    means = iter(window_means(run, windows) if windows else [])
-    return [StageBoundary(s.name, s.start, next(means), next(means)) for s in run.stages[1:]]
-
-
-def training_drops(run: TrainingRun) -> list[StageBoundary]:
-    """Measures how the training loss changes where each stage begins. [ours]
-
     Before the first stage stands the very first step.
     """
-    first, steps = run.stages[0], run.record.steps
-    start = first.start + first.span(GAP, steps)
-    windows = [(0, 1), (start, start + max(first.span(WINDOW, steps), 1))]
-    begins = StageBoundary(first.name, first.start, *window_means(run, windows))
-    return [begins, *stage_boundaries(run, GAP)]
+    steps, windows = run.record.steps, list[tuple[int, int]]()
+    before = 0, 1
+    for stage in run.stages:
+        length, gap = max(stage.span(WINDOW, steps), 1), stage.span(GAP, steps)
+        start, stop = stage.start + gap, stage.stop - gap
+        windows += [before, (start, start + length)]
+        before = stop - length, stop
+    rows = ", ".join(f"({number}, {start}, {stop})" for number, (start, stop) in enumerate(windows))
+    asked = f"(VALUES {rows}) asked(number, start, stop)"
+    sql = f"SELECT avg(loss) FILTER (isfinite(loss)) FROM {asked} LEFT JOIN metrics "
+    sql += "ON step >= start AND step < stop GROUP BY number ORDER BY number"
+    means = iter(run.query(lambda mean: mean, sql))
+    return [TrainingDrop(s.name, s.start, next(means), next(means)) for s in run.stages]
 
 
 @dataclass(frozen=True)

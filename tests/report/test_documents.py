@@ -1,4 +1,4 @@
-"""What DuckDB counts in `assignment.parquet` against NumPy, and the choice of example documents."""
+"""What DuckDB counts in `assignment.parquet` against NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from frame_jax.report import documents
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.partition_record import BinStart, GroupRecord, Thresholds
-from tests.report.synthetic import QUADRANTS, make_partition, write_documents
+from tests.report.synthetic import make_partition, write_documents
 
 COLUMNS = ["domain", "language"]
 Rows = list[dict[str, Any]]
@@ -57,27 +57,6 @@ def test_balance_counts_training_tokens_of_each_label(corpus: Any) -> None:
             expected[" / ".join(row[c] for c in columns), row["quadrant"]] += row["tokens"]
         found = documents.token_balance(directory, columns)
         assert {(group.label, group.quadrant): group.tokens for group in found} == expected
-
-
-def test_examples_are_training_documents_spread_over_groups(corpus: Any) -> None:
-    directory, rows = corpus
-    by_id = {row["doc_id"]: row for row in rows}
-    found = documents.choose_examples(directory, COLUMNS, count=3)
-    assert found == documents.choose_examples(directory, COLUMNS, count=3)
-    for quadrant in QUADRANTS:
-        mine = [example for example in found if example.quadrant == quadrant]
-        present = {row["language"] for row in rows if row["quadrant"] == quadrant}
-        assert len(mine) == 3 and len({e.label for e in mine}) == min(3, len(present))
-        for example in mine:
-            row = by_id[example.doc_id]
-            index = row["part"] * 200 + row["row"]
-            line = f"document {index}: text <b> 漢字\n"
-            assert line.startswith(example.text) or example.text.startswith(line)
-            assert "\ufffd" not in example.text
-            assert example.truncated == (row["tokens"] > documents.EXAMPLE_TOKENS)
-            assert (example.ppl, example.pd, example.quadrant) == (
-                row["ppl"], row["pd"], row["quadrant"],
-            )  # fmt: skip
 
 
 def cut(value: float) -> BinStart:

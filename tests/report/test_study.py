@@ -140,7 +140,7 @@ def test_losses_where_stages_begin_are_means_over_seeds(
     for index, losses in enumerate(study.stages["frame"]):
         own = [found[index] for found in drops]
         assert (losses.stage, losses.step) == (own[0].stage, own[0].step)
-        sides = [[d.before.loss, d.after.loss] for d in own]
+        sides = [[d.before, d.after] for d in own]
         np.testing.assert_allclose(losses.training, np.mean(sides, axis=0), rtol=1e-12)
         for loss, step in zip(losses.held_out, losses.held_out_steps, strict=True):
             kept = [

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, IO, cast
+from typing import IO, Any, cast
 from unittest.mock import ANY
 
 import numpy as np
