@@ -3,16 +3,13 @@
 Reads RUN/pretrain/<trial>/, RUN/tokens and RUN/quadrants/assignment.parquet. Writes
 RUN/evaluation/<trial>/<weights>/part-*.parquet (one row a held-out document: doc_id,
 predicted_tokens, nll, a sum in nats; weights are a step, or `average-...`) and from them
-RUN/evaluation/<trial>.json and RUN/evaluation/<trial>/tensorboard. Every trial is scored on
-the same documents, from their own starts, as in `frame_jax.scoring`. The same file holds the scores
-of multiple-choice tasks (`evaluation.tasks`) and losses on training rows
-(`evaluation.training_rows`) where the config asks for them.
+RUN/evaluation/<trial>.json. Every trial is scored on the same documents, from their own starts, as
+in `frame_jax.scoring`. The same file holds the scores of multiple-choice tasks (`evaluation.tasks`)
+and losses on training rows (`evaluation.training_rows`) where the config asks for them.
 """
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -60,7 +57,6 @@ def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> di
         )
         ema = config.evaluation.ema
         result = results.TrialResult(trial, ema, checkpoints_, averages, tuple(scores), rows)
-        write_tensorboard(results.scores_folder(directory, trial), result)
         results.write_result(directory, result)
     processes.barrier(f"evaluate {trial}: result written")
     final = results.read_result(directory, trial).final
@@ -174,21 +170,3 @@ def held_out_result(
     }
     tokens_seen = weights.step * record.tokens_per_step
     return results.WeightsResult(weights.name, weights.steps, weights.step, tokens_seen, slices)
-
-
-def write_tensorboard(folder: Path, result: results.TrialResult) -> None:
-    """Writes `folder`/tensorboard anew, where `folder` is that of the trial's scores."""
-    from tensorboardX import SummaryWriter
-
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    with SummaryWriter(str(folder / "tensorboard")) as writer:
-        for checkpoint in result.checkpoints:
-            step, overall = checkpoint.step, checkpoint.overall
-            writer.add_scalar("evaluate/nll_per_token", overall.nll_per_token, step)
-            writer.add_scalar("evaluate/bits_per_byte", overall.bits_per_byte, step)
-            for name, loss in checkpoint.slices.items():
-                dimension, _, value = name.partition(": ")
-                if dimension == "quadrant":
-                    writer.add_scalar(f"evaluate.quadrant/{value}", loss.nll_per_token, step)
-        for score in result.checkpoint_tasks():
-            writer.add_scalar(f"evaluate.tasks/{score.task}", score.accuracy, score.step)

@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import TrainingConfig
@@ -32,9 +31,6 @@ from frame_jax.run.progress import wide_console
 from frame_jax.run.trial_record import load_trial_record
 from frame_jax.training.initial_digest import recorded_digest
 from frame_jax.training.optimizer import learning_rate
-
-SHADES, LEVELS = " ░▒▓█", " ▁▂▃▄▅▆▇█"
-COLUMNS = 60
 
 
 class PhaseStepState(NamedTuple):
@@ -208,7 +204,7 @@ def trial_schedule(config: RunConfig, corpus: Corpus, name: str) -> tuple[DataSc
 
 
 def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> RenderableType:
-    """Formats the stages and mixture of one curriculum."""
+    """Formats the stages of one curriculum."""
     training, length = config.training_of_arm(name), config.partition.rows.sequence_length
     steps = schedule.steps(training.batch_size)
     header = ["stage", "rows", "tokens", "first step", "last step", "learning rate", "time scale"]
@@ -225,7 +221,7 @@ def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> Rendera
     table = terminal_table(f"{name}: {steps:,} steps", lines)
     table.caption = "time scale: 1 / (learning rate x weight decay), the optimizer's memory"
     table.caption_justify = "left"
-    return Group(table, plot_order(schedule, training))
+    return table
 
 
 def memory_in_stages(
@@ -242,27 +238,3 @@ def memory_in_stages(
     if fading == 0:
         return "endless"
     return f"{1 / fading:,.0f} steps, {1 / fading / max(last - first + 1, 1):.1f} stages"
-
-
-def plot_order(schedule: DataSchedule, training: TrainingConfig) -> Text:
-    """Draws the run from left to right: the share of each quadrant, and the learning rate."""
-    epochs, edges = np.divmod(
-        np.linspace(0, schedule.rows, COLUMNS + 1).astype(np.int64), schedule.epoch_rows
-    )
-    asked = epochs[:, None] * schedule.cumulative(np.array([schedule.epoch_rows]))
-    asked = np.diff(asked + schedule.cumulative(edges), axis=0)
-    shares = asked / np.maximum(asked.sum(axis=1, keepdims=True), 1e-9)
-    steps = schedule.steps(training.batch_size)
-    middles = ((np.arange(COLUMNS) + 0.5) / COLUMNS * steps).astype(np.int64)
-    stage_starts = schedule.stage_starts(training.batch_size)
-    rates = learning_rate(training.lr_schedule, middles, steps, stage_starts)
-    bars = np.asarray(rates) / np.max(rates)
-    lines = [
-        *((quadrant, SHADES, shares[:, c]) for c, quadrant in enumerate(schedule.quadrants)),
-        ("rate", LEVELS, bars),
-    ]
-    text = (
-        f"{name:>8} |{''.join(marks[round(v * (len(marks) - 1))] for v in values.tolist())}|"
-        for name, marks, values in lines
-    )
-    return Text("\n".join(text) + "\n")

@@ -58,18 +58,16 @@ def map_parts(
     """Calls `function(part, advance)` for each of `parts`, which have names.
 
     Called on every process of a run: each takes a share; with Ray the first one hands out all.
-    Function and parts are pickled. The function may call `advance` with an amount of `unit`, which
-    is the parts themselves unless given. `work_bytes` is about what is read in all: a little is
-    done here.
+    Function and parts are pickled. The function may call `advance` with an amount of `unit`, unless
+    that is parts. `work_bytes` is about what is read in all: a little is done right here.
 
     Raises:
         UserError: on every process: the first of any part, after which the others are given up; or
             naming a part whose workers are killed.
     """
-    mine = processes.local_share(list(parts))
+    share = {key: parts[key] for key in processes.local_share(list(parts))}
     if workers.engine == "ray":
-        mine = list(parts) if processes.is_first() else []
-    share = {key: parts[key] for key in mine}
+        share = dict(parts) if processes.is_first() else {}
     total, counted = len(share), unit == "parts"
     show = processes.is_first() and total > counted  # one part has no progress to show
     done = 0

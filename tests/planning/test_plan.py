@@ -164,11 +164,7 @@ def test_epochs_are_planned_and_paid_for(tmp_path: Path, capsys) -> None:
         count * 16 * 64 for count in steps
     ]
     assert float(once[7].split()[0]) == pytest.approx(steps[0] * 16 * 64 / 1000 / 3600, abs=0.006)
-    plot = shown[shown.index("twice:") :]
-    (q3,) = re.findall(r"Q3 \|(.*)\|", plot[: plot.index("cost")])
-    assert q3[1] == q3[31] == "█" and q3[16] == q3[46] == " "
-    assert re.findall(r"rate \|(.*)\|", plot) == ["█" * 60]
-    assert plot.count("3.00e-03 to 3.00e-03") == 8
+    assert shown[shown.index("twice:") :].count("3.00e-03 to 3.00e-03") == 8
 
 
 def test_steps_that_the_corpus_cannot_fill_are_said_before_anything_is_paid(

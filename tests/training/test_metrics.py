@@ -14,15 +14,12 @@ import pytest
 
 from frame_jax.config.training import TrainingConfig
 from frame_jax.errors import UserError
-from frame_jax.evaluation.held_out import write_tensorboard
-from frame_jax.evaluation.results import HeldOutLoss, TrialResult, WeightsResult
 from frame_jax.main import main
 from frame_jax.parallel import processes
 from frame_jax.training.metrics import MetricsLog, import_function
 from frame_jax.training.trainer import train
 from frame_jax.training.training_job import TrainingJob
 from tests.integration.small_run import write_config
-from tests.report.synthetic import make_score
 from tests.training.rows import make_job, write_rows
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -247,27 +244,3 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything(
         assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match="cannot be imported"):
         import_function("json:make")
-
-
-def test_the_board_of_an_evaluation_is_written_anew(tmp_path: Path) -> None:
-    checkpoints = [
-        WeightsResult(
-            *(str(step), (step,), step, step),
-            {
-                "all": HeldOutLoss(1, 1, 1, 1.0, 9.0 - step, 1.0),
-                "domain: code": HeldOutLoss(1, 1, 1, 1.0, 0.7, 1.0),
-                "quadrant: Q2": HeldOutLoss(1, 1, 1, 1.0, 0.5, 1.0),
-            },
-        )
-        for step in (3, 6)
-    ]
-    mean = dataclasses.replace(checkpoints[-1], name="average-last2")
-    tasks = make_score("piqa", 6, 0.75, None), make_score("piqa", 6, 0.5, None, weights=mean.name)
-    measured = TrialResult("frame", False, tuple(checkpoints), (mean,), tasks)
-    for _ in range(2):
-        write_tensorboard(tmp_path, measured)
-    found = points(tmp_path / "tensorboard")
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
-    assert found["evaluate/nll_per_token"] == {3: 6.0, 6: 3.0}
-    assert found["evaluate.quadrant/Q2"] == {3: 0.5, 6: 0.5}
-    assert found["evaluate.tasks/piqa"] == {6: 0.75}
