@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 SHARING = "FRAME_JAX_WORKERS"  # how many workers share this host; set in each of them
-MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container or a Slurm job
+MEMORY_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
 def in_worker() -> bool:
