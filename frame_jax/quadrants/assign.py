@@ -132,7 +132,7 @@ def plan_documents(
                 CASE WHEN status > 0 OR d.split <> 'train' THEN 0 ELSE {COPIES} END AS copies
             FROM with_status d JOIN {parquet_table(labels)} l ON d.split = l.split
                 AND d.source IS NOT DISTINCT FROM l.source AND d.domain IS NOT DISTINCT FROM
-                l.domain AND d.language IS NOT DISTINCT FROM l.language
+                l.domain AND d.language IS NOT DISTINCT FROM l.language ORDER BY part, row
             """
         queries[tokens[i].stem] = sql, labels.with_name(tokens[i].name)
     return queries

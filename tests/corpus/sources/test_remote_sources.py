@@ -16,7 +16,7 @@ from frame_jax.config.corpus import SourceConfig, TokenizerConfig
 from frame_jax.config.settings import flatten_settings
 from frame_jax.corpus import tokenize
 from frame_jax.corpus.documents import Document
-from frame_jax.corpus.inventory import expected_signature
+from frame_jax.corpus.inventory import expected_signature, keep_inventory
 from frame_jax.corpus.parts import corpus_signature
 from frame_jax.errors import UserError, print_error
 from frame_jax.run import markers, phases
@@ -147,6 +147,7 @@ def test_a_bucket_out_of_reach_stops_tokenize_and_nothing_after_it(
     expected = markers.expected_markers(config, [phases.TOKENIZE], before)["tokenize"]
     marker = {"settings": expected.settings, "inputs": expected.inputs, "complete": False}
     directory.root.mkdir()
+    keep_inventory(config, directory)
     directory.marker("tokenize").write_text(json.dumps(marker))
     s3.fault = lambda request: 503
     with pytest.raises(UserError, match=rf"{url}/jsonl: cannot be listed after 6 attempts"):
