@@ -27,6 +27,11 @@ def make_slowly(part: Path, advance: Advance) -> None:
     make(part, lambda amount: time.sleep(0.4))
 
 
+def begin_and_sleep(part: Path, advance: Advance) -> None:
+    make(part.with_suffix(".begun"), advance)
+    time.sleep(60)
+
+
 def make_but_refuse(part: Path, advance: Advance) -> None:
     if part.name == "part-2":
         raise UserError("/data/x.jsonl line 7: is broken; mend it")

@@ -151,6 +151,30 @@ map_parts(
 """
 
 
+def start(folder: Path, function: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder), function],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def alive(pids: set[str]) -> list[str]:
+    return [pid for pid in pids if Path(f"/proc/{pid}/stat").exists()]
+
+
+@pytest.mark.processes
+def test_workers_end_with_their_program_in_the_middle_of_a_part(tmp_path: Path) -> None:
+    program = start(tmp_path, "begin_and_sleep")
+    wait_for(lambda: len(makers(tmp_path)) == 2)
+    program.kill()
+    wait_for(lambda: not alive(makers(tmp_path)), 10)
+    program.communicate()
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("signals", "code"), [([signal.SIGTERM], 75), ([signal.SIGINT], 130), ([signal.SIGKILL], -9)]
@@ -158,21 +182,14 @@ map_parts(
 def test_a_stop_ends_workers_and_leaves_whole_parts(
     tmp_path: Path, signals: list[signal.Signals], code: int
 ) -> None:
-    program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)],
-        cwd=REPOSITORY,
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
-        start_new_session=True,
-        stderr=subprocess.DEVNULL,
-    )
+    program = start(tmp_path, "make_slowly")
     wait_for(lambda: (tmp_path / "part-0").exists() and len(makers(tmp_path)) == 2)
     for number in signals:
         # As a terminal and Slurm have it: to every process of the group.
         send = os.killpg if number == signal.SIGINT else os.kill
         send(program.pid, number)
-    assert program.wait(20) == code
-    pids = [int(pid) for pid in makers(tmp_path)]
-    wait_for(lambda: not any(Path(f"/proc/{pid}/stat").exists() for pid in pids))
+    assert "Traceback" not in program.communicate(timeout=20)[1] and program.returncode == code
+    wait_for(lambda: not alive(makers(tmp_path)))
     for name, text in contents(tmp_path).items():
         assert text == "".join(f"{name} {piece}\n" for piece in range(3))
     assert len(contents(tmp_path)) < 4
