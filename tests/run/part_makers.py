@@ -27,6 +27,12 @@ def make_slowly(part: Path, advance: Advance) -> None:
     make(part, lambda amount: time.sleep(0.4))
 
 
+def make_despite_signals(part: Path, advance: Advance) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(os.getpid(), number)
+    make(part, advance)
+
+
 def begin_and_sleep(part: Path, advance: Advance) -> None:
     make(part.with_suffix(".begun"), advance)
     time.sleep(60)
