@@ -27,6 +27,10 @@ def make_slowly(part: Path, advance: Advance) -> None:
     make(part, lambda amount: time.sleep(0.4))
 
 
+def make_very_slowly(part: Path, advance: Advance) -> None:
+    make(part, lambda amount: time.sleep(1.5))
+
+
 def make_despite_signals(part: Path, advance: Advance) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(os.getpid(), number)
