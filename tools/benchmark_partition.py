@@ -1,6 +1,6 @@
 """Time, memory and disk of what a run does with tables of documents, step by step; JSON lines.
 
-    python tools/benchmark_partition.py --documents 1000000 10000000 100000000 --folder /tmp/space
+    python tools/benchmark_partition.py --documents 1000000 10000000 100000000 --folder SPACE
 
 Makes token tables and scores of synthetic documents in 40 groups (20 domains, 2 languages; a share
 of ids given again), without tokens, and runs in a process of its own each of
@@ -103,7 +103,7 @@ def generate(directory: RunDirectory, documents: int, duplicates: float) -> None
 
 
 def find_duplicates(directory: RunDirectory, config: PartitionConfig) -> Line:
-    reject_duplicates(directory)
+    reject_duplicates(directory, WorkersConfig())
     with directory.rejected.open(encoding="utf-8") as lines:
         return {"rejected": sum(1 for _ in lines)}
 

@@ -56,7 +56,7 @@ def rejection_line(rejection: Rejection) -> str:
     return json.dumps(dataclasses.asdict(rejection), ensure_ascii=False) + "\n"
 
 
-def reject_duplicates(directory: RunDirectory, workers: WorkersConfig = WorkersConfig()) -> None:
+def reject_duplicates(directory: RunDirectory, workers: WorkersConfig) -> None:
     """Keeps the first document of every id, by file and line, and lists the rejected ones.
 
     The others keep their record but get the split `rejected`; parts that have some are written

@@ -231,8 +231,8 @@ def _run_in_tasks(
     try:
         import ray
     except ImportError as error:
-        missing = "workers.engine: ray is not installed here: pip install 'frame-jax[ray]'"
-        raise UserError(f"{missing}, on every node, or leave workers.engine out") from error
+        absent = "workers.engine: ray is not installed here: pip install 'frame-jax[ray]'"
+        raise UserError(f"{absent}, on every node, or leave workers.engine out") from error
     sys.path[:] = [path for path in sys.path if not path.endswith("thirdparty_files")]
     asked, folder, left = dict(workers.ray_resources), str(Path.cwd()), {}
     options: dict[str, Any] = {"num_cpus": asked.pop("CPU", 1), "max_retries": RETRIES}

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from frame_jax.config.workers import WorkersConfig
 from frame_jax.corpus import tokenize
 from frame_jax.corpus.rejected import METADATA, reject_duplicates
 from frame_jax.run import buckets
@@ -77,7 +78,7 @@ def test_the_first_of_each_id_stays_whatever_the_slices(
     directory, documents = write_tables(tmp_path, ids)
     lines, again = expected(documents)
     for _ in range(2):  # a killed run does it again
-        reject_duplicates(directory)
+        reject_duplicates(directory, WorkersConfig())
         assert list(map(json.loads, directory.rejected.read_text().splitlines())) == lines
         tables = [pq.read_table(path) for path in list_parts(directory.tokens, ".parquet")]
         assert all((table.schema.metadata or {})[METADATA] for table in tables)

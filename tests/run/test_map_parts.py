@@ -177,9 +177,13 @@ def test_stop_signals_are_for_the_program_and_not_for_its_workers(
 def test_workers_end_with_their_program_in_the_middle_of_a_part(tmp_path: Path) -> None:
     program = start(tmp_path, "begin_and_sleep")
     wait_for(lambda: len(makers(tmp_path)) == 2)
+    begun = makers(tmp_path)
+    assert len(alive(begun)) == 2  # in the middle of their parts, for a minute
     program.kill()
-    wait_for(lambda: not alive(makers(tmp_path)), 10)
+    wait_for(lambda: not alive(begun), 10)
+    assert alive(begun) == []
     program.communicate()
+    assert program.returncode == -signal.SIGKILL
 
 
 @pytest.mark.processes
