@@ -2,10 +2,13 @@
 
 Choices are sorted by expert, and each expert's rows are padded to whole tiles, so that a tile meets
 one expert's matrix. Moving tokens to rows and back are gathers, each the other's transpose.
-The product of tiles and matrices has one body for each backend: Pallas megablox on TPU,
-`jax.lax.ragged_dot` on GPU, a loop over tiles elsewhere.
+The product of tiles and matrices has one body for each backend: Pallas megablox on TPU, Pallas
+through Triton on GPU (`grouped_product_triton`), a loop over tiles elsewhere.
 """
 
+import functools
+import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,8 +24,10 @@ from frame_jax.models.layers import (
 )
 from frame_jax.parallel.sharding import platform
 
-CPU_TILE = 64
-TPU_TILES = (512, 256, 128)  # rows of a tile, the largest that an expert's mean load fills
+# Rows of a tile: the largest that an expert's mean load fills, else the last.
+TILES = {"tpu": (512, 256, 128), "gpu": (128, 64, 32, 16), "cpu": (64,)}
+# Of the rows that a shard of experts has at one time, over those of even choices.
+ROOM = 1.25
 # What is multiplied at one time, with tiles of 512 rows, fits in the 16 MiB that a v5e's compiler
 # gives a kernel; operands of 1024 columns keep the matrix unit busier than memory.
 TPU_BLOCK_BYTES = 2048  # of a row of operands
@@ -45,13 +50,30 @@ class ExpertWeights(NamedTuple):
     down: Array
 
 
+class SortedChoices(NamedTuple):
+    """Choices of experts in the order of their rows, int32: sorted by expert, each expert's rows
+    padded to whole tiles.
+
+    Attributes:
+        order: [M * k] the choices, counted m * k + j for the j-th choice of token m, sorted by
+            expert; behind them those whose expert is absent.
+        starts: [E + 1] where each expert's choices begin in `order`, and where the last's end.
+        ends: [E] where each expert's rows end.
+        row: [M, k] row of each choice, -1 where its expert is absent.
+    """
+
+    order: Array
+    starts: Array
+    ends: Array
+    row: Array
+
+
 class Placement(NamedTuple):
     """Which choice of an expert each row holds, int32; nothing is differentiated through it.
 
     Attributes:
-        source: [R] choice of a row, counted m * k + j for the j-th choice of token m; M * k where
-            the row is empty.
-        row: [M, k] row of each choice; R where its expert is absent.
+        source: [R] choice of a row, as in `SortedChoices.order`; M * k where the row is empty.
+        row: [M, k] row of each choice; R where it has none here.
         tile_expert: [tiles] expert of each tile of R / tiles rows, ascending; E where no expert
             needs the tile.
     """
@@ -63,48 +85,44 @@ class Placement(NamedTuple):
 
 def rows_per_tile(choices: int, experts: int) -> int:
     """Rows of a tile for so many choices among so many experts."""
-    if platform() == "tpu":
-        return next((size for size in TPU_TILES if size <= choices // experts), TPU_TILES[-1])
-    return 1 if platform() == "gpu" else CPU_TILE  # `ragged_dot` takes groups of any size
+    sizes = TILES[platform()]
+    return next((size for size in sizes if size <= choices // experts), sizes[-1])
 
 
-def place_choices(experts: Array, num_experts: int, tile: int) -> Placement:
-    """Assigns rows to all choices, sorted by expert, each expert's rows padded to whole tiles.
+def sort_choices(experts: Array, num_experts: int, tile: int) -> SortedChoices:
+    """Sorts choices by expert, and gives each a row; an expert's rows are whole tiles.
 
-    Args:
-        experts: [M, k] int32, different for each choice of a token; choices outside [0, E) are of
-            experts that are not here, and get no row.
-        num_experts: E, experts here.
-        tile: Rows of a tile.
-
-    Returns:
-        Placement of R rows, enough for any choices: a multiple of `tile`, at most
-        M * min(k, E) + E * (tile - 1).
+    `experts`, [M, k] int32, are different for each choice of a token; choices outside
+    [0, num_experts) are of experts that are not here, and get no row.
     """
-    M, k = experts.shape
-    most = M * min(k, num_experts)
-    tiles = (most + min(num_experts, most) * (tile - 1)) // tile
-    rows = jnp.arange(tiles * tile, dtype=jnp.int32)
     chosen = jnp.where((experts >= 0) & (experts < num_experts), experts, num_experts).reshape(-1)
     order = jnp.argsort(chosen, stable=True).astype(jnp.int32)
     sorted_choices = chosen[order]
     starts = jnp.searchsorted(sorted_choices, jnp.arange(num_experts + 1)).astype(jnp.int32)
-    lengths = jnp.diff(starts)
-    ends = jnp.cumsum(-(-lengths // tile) * tile)  # [E] where the experts' padded rows end
-    shift = jnp.concatenate([jnp.zeros(1, jnp.int32), ends[:-1]]) - starts[:-1]
+    ends = jnp.cumsum(-(-jnp.diff(starts) // tile) * tile)
+    shift = _padding_before(starts, ends).at[sorted_choices].get(mode="clip")
+    row = jnp.where(sorted_choices < num_experts, jnp.arange(chosen.size) + shift, -1)
+    _, row = jax.lax.sort((order, row.astype(jnp.int32)), num_keys=1)  # back to tokens' order
+    return SortedChoices(order, starts, ends, row.reshape(experts.shape))
 
-    tile_expert = jnp.searchsorted(ends, rows[::tile], side="right").astype(jnp.int32)
+
+def _padding_before(starts: Array, ends: Array) -> Array:
+    """[E] what rows an expert's first has more before it than it has choices."""
+    return jnp.pad(ends[:-1], (1, 0)) - starts[:-1]
+
+
+def place_rows(choices: SortedChoices, first: int | Array, rows: int, tile: int) -> Placement:
+    """The choices in the rows [first, first + rows), whole tiles, renumbered from 0."""
+    number, experts = choices.order.size, len(choices.ends)
+    index = first + jnp.arange(rows, dtype=jnp.int32)
+    tile_expert = jnp.searchsorted(choices.ends, index[::tile], side="right").astype(jnp.int32)
     expert = jnp.repeat(tile_expert, tile)
-    index = rows - shift.at[expert].get(mode="clip")  # among the sorted choices
-    filled = (expert < num_experts) & (index < starts[1:].at[expert].get(mode="clip"))
-    source = jnp.where(filled, order.at[index].get(mode="clip"), M * k)
-
-    row = jnp.arange(M * k, dtype=jnp.int32) + shift.at[sorted_choices].get(mode="clip")
-    row = jnp.where(sorted_choices < num_experts, row, rows.size)
-    _, row = jax.lax.sort((order, row), num_keys=1)  # back in the order of the tokens
-    return Placement(
-        save_activation(source), save_activation(row.reshape(M, k)), save_activation(tile_expert)
-    )
+    index -= _padding_before(choices.starts, choices.ends).at[expert].get(mode="clip")
+    filled = (expert < experts) & (index < choices.starts[1:].at[expert].get(mode="clip"))
+    source = jnp.where(filled, choices.order.at[index].get(mode="clip"), number)
+    here = (choices.row >= first) & (choices.row < first + rows)
+    row = jnp.where(here, choices.row - first, rows)
+    return Placement(*map(save_activation, (source, row, tile_expert)))
 
 
 def _take_or_zero(x: Array, indices: Array) -> Array:
@@ -161,13 +179,13 @@ def grouped_matmul(x: Array, w: Array, tile_expert: Array) -> Array:
         [R, F], dtype of `x`. Rows of tiles without an expert are undefined, here and in the
         derivative with respect to `x`; they count for nothing in the one with respect to `w`.
     """
-    tile_products, _ = KERNELS.get(platform(), KERNELS["cpu"])
+    tile_products, _ = product_kernels()
     return tile_products(x, w.astype(x.dtype), tile_expert, False)
 
 
 def _backward(residuals: tuple[Array, Array, Array], grad: Array) -> tuple[Array, Array, None]:
     x, w, tile_expert = residuals
-    tile_products, outer_products = KERNELS.get(platform(), KERNELS["cpu"])
+    tile_products, outer_products = product_kernels()
     grad = grad.astype(x.dtype)
     grad_x = tile_products(grad, w.astype(x.dtype), tile_expert, True)
     return grad_x, outer_products(x, grad, tile_expert, len(w)).astype(w.dtype), None
@@ -256,37 +274,23 @@ def megablox_outer_products(
     )
 
 
-def ragged_products(x: Array, w: Array, tile_expert: Array, transposed: bool) -> Array:
-    """`tile_products` in `jax.lax.ragged_dot_general`, which compiles on a GPU but is not fast
-    there (by public reports, and in JAX's own fallback, every expert multiplies every row)."""
-    lengths = _rows_per_expert(tile_expert, len(x), len(w))
-    return _ragged_dot(x, w, lengths, (1, 2 if transposed else 1), [0]).astype(x.dtype)
+def product_kernels() -> tuple[Callable[..., Array], Callable[..., Array]]:
+    """What computes products on this backend, two functions.
 
-
-def ragged_outer_products(x: Array, y: Array, tile_expert: Array, num_experts: int) -> Array:
-    """`outer_products` in `jax.lax.ragged_dot_general`."""
-    return _ragged_dot(x, y, _rows_per_expert(tile_expert, len(x), num_experts), (0, 0), [])
-
-
-def _ragged_dot(
-    x: Array, y: Array, lengths: Array, axes: tuple[int, int], groups: list[int]
-) -> Array:
-    """The sum over an axis of both, in float32, for groups of rows of `x` of these lengths."""
-    numbers = jax.lax.RaggedDotDimensionNumbers(
-        dot_dimension_numbers=(((axes[0],), (axes[1],)), ((), ())),
-        lhs_ragged_dimensions=[0],
-        rhs_group_dimensions=groups,
-    )
-    return jax.lax.ragged_dot_general(x, y, lengths, numbers, preferred_element_type=jnp.float32)
-
-
-# Backend -> two functions: the tiles times `w` [E, D, F], or times its transpose, in the dtype of
-# `x`; and [R, D] and [R, F] to [E, D, F] float32, the sum of x_d * y_f over the rows of an expert.
-KERNELS = {
-    "tpu": (megablox_products, megablox_outer_products),
-    "gpu": (ragged_products, ragged_outer_products),
-    "cpu": (looped_products, looped_outer_products),
-}
+    `tile_products(x, w, tile_expert, transposed)`: the tiles times `w` [E, D, F], or times its
+    transpose, in the dtype of `x`. `outer_products(x, y, tile_expert, num_experts)`: [R, D] and
+    [R, F] to [E, D, F] float32, the sum of x_d * y_f over the rows of an expert.
+    """
+    if platform() == "tpu":
+        return megablox_products, megablox_outer_products
+    if platform() == "gpu":
+        try:
+            from frame_jax.models import grouped_product_triton as kernels
+        except ImportError:
+            warnings.warn("experts run a tile at a time: no Pallas for Triton here", stacklevel=2)
+        else:
+            return kernels.tile_products, kernels.outer_products
+    return looped_products, looped_outer_products
 
 
 @recompute_in_backward
@@ -298,10 +302,15 @@ def _gate_and_up(x: Array, placement: Placement, gate: Array, up: Array) -> tupl
 
 
 @recompute_in_backward
-def _weighted_swiglu(gate: Array, up: Array, weights: Array) -> Array:
-    """`layers.swiglu` of [R, F], each row times its weight before the one rounding."""
-    hidden = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
-    return (hidden * weights[:, None]).astype(gate.dtype)
+def _down(gate: Array, up: Array, weights: Array, down: Array, tile_expert: Array) -> Array:
+    """`layers.swiglu` of [R, F], each row times its weight before the one rounding, and the last
+    product, to [R, D].
+
+    A weight on the way into `down` counts for the same as one on the way out, and spares the
+    backward pass what comes out; it makes what goes in again.
+    """
+    hidden = jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32) * weights[:, None]
+    return grouped_matmul(hidden.astype(gate.dtype), down, tile_expert)
 
 
 def local_expert_sum(
@@ -310,20 +319,59 @@ def local_expert_sum(
     """The weighted sum of the outputs of each token's experts, SwiGLU each, on one device.
 
     A device that holds some of the experts, or some of the columns F, gives its part of the sum;
-    the caller adds the parts. Products cost what the choices of the experts here cost, up to a tile
-    an expert; memory is for the worst case, that all tokens choose experts which are here: those
-    numbered `first` + [0, E), of `count` on all devices. The result has the shape and dtype of
-    `routed.x`.
+    the caller adds the parts. Experts here are those numbered `first` + [0, E), of `count` on all
+    devices. Products cost what the choices of these cost, up to a tile an expert. The result has
+    the shape and dtype of `routed.x`.
+
+    Memory is for any choices where all experts are here, else for `ROOM` times the rows of even
+    choices: what arrives beyond is computed afterwards, as many rows at a time, and once more in
+    the backward pass.
     """
     x, experts, weights = (array.reshape(-1, array.shape[-1]) for array in routed)
-    placement = place_choices(
-        experts - first, len(matrices.gate), rows_per_tile(experts.size, count)
-    )
-    gate, up = _gate_and_up(x, placement, matrices.gate, matrices.up)
-    # A weight on the way into `down` counts for the same as one on the way out, and spares the
-    # backward pass what comes out.
-    hidden = _weighted_swiglu(
-        save_activation(gate), save_activation(up), choices_to_rows(weights, placement)
-    )
-    out = rows_to_tokens(grouped_matmul(hidden, matrices.down, placement.tile_expert), placement)
+    (M, k), E = experts.shape, len(matrices.gate)
+    tile = rows_per_tile(experts.size, count)
+    most = M * min(k, E)
+    enough = (most + min(E, most) * (tile - 1)) // tile  # tiles for any choices
+    tiles = min(enough, -(-int(ROOM * M * k * E / count) // tile) + E)
+    choices, size = sort_choices(experts - first, E, tile), (tiles * tile, tile)
+    out = _sum_of_rows(x, weights, matrices, place_rows(choices, 0, *size))
+    if tiles < enough:
+        out += _sum_of_further_rows(size, x, weights, matrices, choices)
     return out.reshape(routed.x.shape)
+
+
+def _sum_of_rows(x: Array, weights: Array, matrices: ExpertWeights, placement: Placement) -> Array:
+    """The part of `local_expert_sum` of the choices that have a row: [M, D]."""
+    gate, up = map(save_activation, _gate_and_up(x, placement, matrices.gate, matrices.up))
+    by_row = choices_to_rows(weights, placement)
+    return rows_to_tokens(_down(gate, up, by_row, matrices.down, placement.tile_expert), placement)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum_of_further_rows(
+    size: tuple[int, int], x: Array, weights: Array, matrices: ExpertWeights, choices: SortedChoices
+) -> Array:
+    """The part of all rows but the first `size[0]`, as many at one time; tiles of `size[1]`."""
+
+    def add(i: Array, total: Array) -> Array:
+        placement = place_rows(choices, i * size[0], *size)
+        return total + _sum_of_rows(x, weights, matrices, placement)
+
+    return jax.lax.fori_loop(1, -(-choices.ends[-1] // size[0]), add, jnp.zeros_like(x))
+
+
+def _further_backward(size: tuple[int, int], residuals: tuple, grad: Array) -> tuple:
+    *inputs, choices = residuals
+
+    def add(i: Array, total: list) -> list:
+        placement = place_rows(choices, i * size[0], *size)
+        _, pull_back = jax.vjp(functools.partial(_sum_of_rows, placement=placement), *inputs)
+        return jax.tree.map(jnp.add, total, list(pull_back(grad)))
+
+    zeros = jax.tree.map(jnp.zeros_like, inputs)
+    return *jax.lax.fori_loop(1, -(-choices.ends[-1] // size[0]), add, zeros), None
+
+
+_sum_of_further_rows.defvjp(
+    lambda size, *inputs: (_sum_of_further_rows(size, *inputs), inputs), _further_backward
+)

@@ -1,24 +1,30 @@
 """Experts against the dense sum over all experts in NumPy float64, on every body of the product."""
 
 import functools
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled_programs.chips import CHIPS
 
+from frame_jax import models
 from frame_jax.models import grouped_product as module
+from frame_jax.models import grouped_product_triton as triton
 from frame_jax.models.grouped_product import (
     ExpertWeights,
     RoutedTokens,
     grouped_matmul,
     local_expert_sum,
-    place_choices,
+    place_rows,
     rows_per_tile,
     rows_to_tokens,
+    sort_choices,
     tokens_to_rows,
 )
+from tests.gpu_compiler import compiled_for, needs_gpu_compiler
 
 pytestmark = pytest.mark.slow
 M, D, F = 37, 16, 12
@@ -28,11 +34,14 @@ Arrays = list[np.ndarray]
 def use(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A backend's product, the Pallas kernels interpreted; tiles small enough to matter."""
     monkeypatch.setattr(module, "platform", lambda: backend)
-    monkeypatch.setattr(module, "CPU_TILE", 8)
-    monkeypatch.setattr(module, "TPU_TILES", (8,))
+    monkeypatch.setattr(module, "TILES", dict.fromkeys(module.TILES, (8,)))
     monkeypatch.setattr(module, "TPU_BLOCK_BYTES", 32)  # several blocks, and a remainder
-    interpreted = [functools.partial(f, interpret=True) for f in module.KERNELS["tpu"]]
-    monkeypatch.setitem(module.KERNELS, "tpu", tuple(interpreted))
+    monkeypatch.setattr(triton, "BLOCK", 8)
+    monkeypatch.setattr(triton, "STEP_BYTES", 16)
+    kernels = module.product_kernels()
+    if backend != "cpu":
+        kernels = tuple(functools.partial(kernel, interpret=True) for kernel in kernels)  # type: ignore[assignment]
+    monkeypatch.setattr(module, "product_kernels", lambda: kernels)
 
 
 @pytest.fixture(params=["cpu", "gpu", "tpu"])
@@ -61,12 +70,17 @@ def make(experts: np.ndarray, num_experts: int) -> Arrays:
 
 
 def weighted_sum(
-    x: jax.Array, experts: jax.Array, weights: jax.Array, *matrices: jax.Array, first: int = 0
+    x: jax.Array,
+    experts: jax.Array,
+    weights: jax.Array,
+    *matrices: jax.Array,
+    first: int = 0,
+    count: int | None = None,
 ) -> jax.Array:
     return local_expert_sum(
         RoutedTokens(x, experts, weights),
         ExpertWeights(*matrices),
-        count=len(matrices[0]),
+        count=count or len(matrices[0]),
         first=first,
     )
 
@@ -92,13 +106,20 @@ def dense(experts: np.ndarray, arrays: Arrays, cotangent: np.ndarray) -> tuple[n
     return out, grads
 
 
-@functools.partial(jax.jit, static_argnames="body")
+@functools.partial(jax.jit, static_argnames=("count", "body"))
 def value_and_derivatives(
-    experts: jax.Array, first: int, cotangent: jax.Array, *arrays: jax.Array, body: object
+    experts: jax.Array,
+    first: int,
+    cotangent: jax.Array,
+    *arrays: jax.Array,
+    count: int | None,
+    body: object,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """`body` keeps programs of different backends apart."""
     out, pull_back = jax.vjp(
-        lambda x, weights, *matrices: weighted_sum(x, experts, weights, *matrices, first=first),
+        lambda x, weights, *matrices: weighted_sum(
+            x, experts, weights, *matrices, first=first, count=count
+        ),
         *arrays,
     )
     return out, pull_back(cotangent)
@@ -110,11 +131,14 @@ def with_derivatives(
     cotangent: np.ndarray,
     dtype: str = "float32",
     first: int = 0,
+    count: int | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     x, *others = (jnp.asarray(a, jnp.float32) for a in arrays)
     out = jnp.asarray(cotangent, dtype)
-    body = module.platform()
-    return value_and_derivatives(experts, first, out, x.astype(dtype), *others, body=body)
+    body = module.platform(), module.ROOM
+    return value_and_derivatives(
+        experts, first, out, x.astype(dtype), *others, count=count, body=body
+    )
 
 
 CASES = {
@@ -205,7 +229,12 @@ def test_neighbours_change_no_bit_of_a_token(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["nine", "first and last take all"])
-def test_shards_of_experts_and_of_columns_add_up(case: str, body: str) -> None:
+@pytest.mark.parametrize("room", [1.25, 0.25])
+def test_shards_of_experts_and_of_columns_add_up(
+    case: str, room: float, body: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With little room, what arrives at a shard is computed in several goes."""
+    monkeypatch.setattr(module, "ROOM", room)
     experts, E = CASES[case]
     arrays = make(experts, E)
     x, weights, gate, up, down = arrays
@@ -216,7 +245,7 @@ def test_shards_of_experts_and_of_columns_add_up(case: str, body: str) -> None:
             here, columns = slice(first, first + 3), slice(column, column + 6)
             wide, narrow = (here, slice(None), columns), (here, columns)
             shard = [x, weights, gate[wide], up[wide], down[narrow]]
-            part, pieces = with_derivatives(experts, shard, cotangent, first=first)
+            part, pieces = with_derivatives(experts, shard, cotangent, first=first, count=E)
             out += np.asarray(part)
             for grad, piece, place in zip(grads, pieces, ((), (), wide, wide, narrow), strict=True):
                 grad[place] += np.asarray(piece)
@@ -228,12 +257,21 @@ def test_shards_of_experts_and_of_columns_add_up(case: str, body: str) -> None:
 def test_every_choice_has_one_row_of_a_tile_of_its_expert(case: str, tile: int, first: int) -> None:
     experts, E = CASES[case]
     experts, E = experts - first, E - 2 * first  # the experts outside are absent
-    placement = jax.jit(place_choices, static_argnums=(1, 2))(jnp.asarray(experts), E, tile)
+    rows, choices = tile * (experts.size + E), experts.size
+    sorted_choices = sort_choices(jnp.asarray(experts), E, tile)
+    placement = place_rows(sorted_choices, 0, rows, tile)
+    for some in (tile, 3 * tile):  # the same, a piece at a time
+        pieces = [place_rows(sorted_choices, i, some, tile) for i in range(0, rows, some)]
+        for name in ("source", "tile_expert"):
+            joined = np.concatenate([getattr(piece, name) for piece in pieces])
+            np.testing.assert_array_equal(
+                joined[: len(getattr(placement, name))], getattr(placement, name)
+            )
+        for i, piece in enumerate(pieces):
+            here = (placement.row >= i * some) & (placement.row < min(rows, (i + 1) * some))
+            np.testing.assert_array_equal(piece.row, np.where(here, placement.row - i * some, some))
     source, place, tile_expert = (np.asarray(a) for a in placement)
-    rows, choices, here = len(source), experts.size, (experts >= 0) & (experts < E)
-    assert rows % tile == 0
-    assert rows == len(tile_expert) * tile
-    assert rows <= len(experts) * min(experts.shape[1], E) + E * (tile - 1)
+    here = (experts >= 0) & (experts < E)
     assert np.all(place[~here] == rows)
     filled = np.flatnonzero(source < choices)
     assert sorted(source[filled]) == list(np.flatnonzero(here))
@@ -244,7 +282,7 @@ def test_every_choice_has_one_row_of_a_tile_of_its_expert(case: str, tile: int, 
     assert np.sum(tile_expert < E) == used  # no tile for an expert that nobody chose
 
 
-def test_an_expert_nobody_chose_is_not_touched() -> None:
+def test_an_expert_nobody_chose_is_not_touched(body: str) -> None:
     experts = np.tile(np.int32([3, 1]), (M, 1))
     arrays = make(experts, 5)
     for w in arrays[2:]:
@@ -258,7 +296,7 @@ def test_moving_rows_needs_no_scatter() -> None:
     experts = jnp.asarray(CASES["skewed"][0])
 
     def moved(x: jax.Array) -> jax.Array:
-        placement = place_choices(experts, 7, 8)
+        placement = place_rows(sort_choices(experts, 7, 8), 0, 128, 8)
         return rows_to_tokens(tokens_to_rows(x, placement), placement)
 
     text = jax.jit(jax.grad(lambda x: jnp.sum(moved(x) ** 2))).lower(jnp.ones((M, D))).as_text()
@@ -268,10 +306,63 @@ def test_moving_rows_needs_no_scatter() -> None:
 
 @pytest.mark.parametrize(
     ("backend", "choices", "rows"),
-    [("cpu", 10, 64), ("gpu", 10**6, 1), ("tpu", 10, 128), ("tpu", 2100, 256), ("tpu", 10**6, 512)],
+    [
+        ("cpu", 10, 64),
+        ("gpu", 10, 16),
+        ("gpu", 300, 32),
+        ("gpu", 10**6, 128),
+        ("tpu", 10, 128),
+        ("tpu", 2100, 256),
+        ("tpu", 10**6, 512),
+    ],
 )
 def test_tiles_of_each_backend(
     backend: str, choices: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "platform", lambda: backend)
     assert rows_per_tile(choices, 8) == rows
+
+
+def test_further_rows_cost_memory_of_their_room_only() -> None:
+    """Of a program for one of eight shards, to which all tokens' choices may go."""
+    tokens, k, E, F = 4096, 2, 8, 1024
+    x = jnp.zeros((tokens, 64), jnp.bfloat16)
+    experts, weights = jnp.zeros((tokens, k), jnp.int32), jnp.ones((tokens, k))
+    matrices = [jnp.zeros((1, *shape)) for shape in ((64, F), (64, F), (F, 64))]
+
+    def temporary(count: int) -> int:
+        def loss(*arrays: jax.Array) -> jax.Array:
+            return jnp.sum(weighted_sum(arrays[0], experts, *arrays[1:], count=count))
+
+        compiled = jax.jit(jax.grad(loss, range(5))).lower(x, weights, *matrices).compile()
+        return int(compiled.memory_analysis().temp_size_in_bytes)
+
+    assert temporary(E) < 0.6 * temporary(1)
+
+
+@needs_gpu_compiler
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("chip", CHIPS)
+def test_kernels_compile_for_gpus(chip: str, dtype: str) -> None:
+    """Widths that no block divides; a tile of every size."""
+
+    def run(x: Any, y: Any, w: Any, tiles: Any) -> Any:
+        return (
+            triton.tile_products(x, w, tiles, False),
+            triton.tile_products(y, w, tiles, True),
+            triton.outer_products(x, y, tiles, len(w)),
+        )
+
+    for tile in module.TILES["gpu"]:
+        x, y, w = ((16 * tile, 136), dtype), ((16 * tile, 72), dtype), ((4, 136, 72), dtype)
+        text = compiled_for(chip, run, x, y, w, ((16,), "int32")).as_text()
+        assert text.count("__gpu$xla.gpu.triton") == 3
+
+
+def test_without_triton_experts_run_a_tile_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "platform", lambda: "gpu")
+    monkeypatch.setitem(sys.modules, "frame_jax.models.grouped_product_triton", None)
+    monkeypatch.delattr(models, "grouped_product_triton")
+    with pytest.warns(UserWarning, match="a tile at a time"):
+        kernels = module.product_kernels()
+    assert kernels == (module.looped_products, module.looped_outer_products)

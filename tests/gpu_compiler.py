@@ -1,0 +1,31 @@
+"""NVIDIA GPUs that are not there, for tests of what is compiled for them."""
+
+import importlib.util
+from typing import Any
+
+import jax
+import pytest
+from compiled_programs.chips import CHIPS
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+needs_gpu_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs XLA's compiler for GPUs"
+)
+
+
+def gpus(chip: str, count: int = 1) -> list[jax.Device]:
+    """So many devices of one host; `chip` is a name of `compiled_programs.chips`."""
+    return topologies.get_topology_desc(
+        platform="cuda",
+        topology_name="",
+        topology=f"1x1x{count}",
+        target_config=CHIPS[chip].target_config(),
+    ).devices
+
+
+def compiled_for(chip: str, function: Any, *arrays: tuple[tuple[int, ...], str]) -> Any:
+    """A function compiled for one GPU and arrays of these shapes and dtypes."""
+    there = SingleDeviceSharding(gpus(chip)[0])
+    described = (jax.ShapeDtypeStruct(*array, sharding=there) for array in arrays)
+    return jax.jit(function).lower(*described).compile()
