@@ -172,8 +172,8 @@ def apply(
 def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> Array:
     """The weighted sum of the chosen experts' outputs for each token, on any mesh: [B, T, D].
 
-    A device gathers the tokens of its group of the `expert` axis, applies its experts and scatters
-    the sums: no exchange has a size that depends on the routing.
+    A device gathers the tokens of its group of the `expert` axis, applies its experts and sends
+    every other its part of the sums: no exchange has a size that depends on the routing.
     """
     mesh, count = context_mesh(), len(matrices.gate)
     if mesh is None or mesh.are_all_axes_manual:
@@ -186,19 +186,18 @@ def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> Array:
     def expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> Array:
         """The part of one device, which has some of the experts, or of their columns."""
         first = 0 if shards is None else jax.lax.axis_index(shards) * len(matrices.gate)
+        shape = routed.x.shape
         if gathered:
             routed = jax.tree.map(
                 lambda a: jax.lax.all_gather(a, shards, axis=0, tiled=True), routed
             )
-        # Sums over devices in float32, as inside a product.
-        partial = local_expert_sum(routed, matrices, count=count, first=first).astype(jnp.float32)
-        if columns is not None:
-            partial = jax.lax.psum(partial, columns)
+        parts = local_expert_sum(routed, matrices, count=count, first=first).reshape(-1, *shape)
         if gathered:
-            partial = jax.lax.psum_scatter(partial, shards, scatter_dimension=0, tiled=True)
-        elif shards is not None:
-            partial = jax.lax.psum(partial, shards)
-        return partial.astype(routed.x.dtype)
+            parts = jax.lax.all_to_all(parts, shards, 0, 0)
+        # Sums over devices in float32, as inside a product.
+        total = jnp.sum(parts, axis=0, dtype=jnp.float32)
+        left = [axes for axes in (columns, None if gathered else shards) if axes is not None]
+        return (jax.lax.psum(total, left) if left else total).astype(routed.x.dtype)
 
     split, columnwise = PartitionSpec(rows), PartitionSpec(shards, None, columns)
     return jax.shard_map(
