@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 from compiled_programs.hlo_program import (
@@ -159,3 +160,50 @@ def test_attention_by_cudnn_is_counted_as_one_document_a_row() -> None:
     machine = MachineLimits(1.0, math.inf, math.inf, math.inf, 1, 1)
     assert estimate_step_time(program, machine).matrix_flops == 7 * 2 * 2 * 4 * 64 * 64 / 2 * 8
     assert library_workspace(program) == 2 * 2 * 64 * 4 * (8 * 8 + 4)
+
+
+# What JAX 0.10.2 makes of a Pallas kernel through Triton, compiled for an H100: four products of
+# [16, 16] each. The kernel's own program stands in the line, with brackets and control characters.
+KERNEL = r"""
+ENTRY %main.1 (x.1: bf16[64,16], w.1: bf16[16,16]) -> f32[64,16] {
+  %w.1 = bf16[16,16]{1,0} parameter(1), sharding={replicated}, frontend_attributes={xla.sdy.sharding="#sdy.sharding<@empty_mesh, [{}, {}]>"}, metadata={op_name="w" scheduling_name="w.1"}
+  %x.1 = bf16[64,16]{1,0} parameter(0), sharding={replicated}, frontend_attributes={xla.sdy.sharding="#sdy.sharding<@empty_mesh, [{}, {}]>"}, metadata={op_name="x" scheduling_name="x.1"}
+  ROOT %pallas_call.1 = f32[64,16]{1,0} custom-call(%x.1, %w.1), custom_call_target="__gpu$xla.gpu.triton", operand_layout_constraints={bf16[64,16]{1,0}, bf16[16,16]{1,0}}, api_version=API_VERSION_TYPED_FFI, metadata={op_name="jit(f)/grouped_product/pallas_call" scheduling_name="pallas_call.1" stack_frame_id=2}, backend_config={debug = false, grid_x = 4 : i32, grid_y = 1 : i32, grid_z = 1 : i32, ir = "ML\EFR\0DMLIR23.0.0git\00\015\07\01\05\09\1F\01\03\0F\03\17\13\17\1B\1F#'+/37;\05\07?CG\03\7FM\1F\01K\0F\07\0F\0F\0F\0F\0F\0B\0B\13\0F\0F\0B\0B\0B\17\0B\0F\0B\0B\0F\0F\1B\0F\0F\1B\0F\0B\0F\0B\0F\1B\0B\0F\0B\0F\1B\05\03Y\01\1B\17\0F\13\17\17\17\07\17\17\17\1B\07\0B\03\0595\02V\03\1DAC\1F\1D\1B)\1D\1B/\11\03\01\11\03A\11\03\05\05%\05'\03\03!#\11\19\00\1D79\05)\05+\05-\01\07\13\13\13\05/\11\03\81\0D\15\051\1D\1D+\1D\0F--\11\07\09EQ\1D\1D1\1D\0F3-\11\07\09S_\13\0D\01\053\1D;=\055\1D\0F?-\11\07\095a\057\1DEG\059\1D\0FI-\11\07\09'3#arith.overflow<none>\00\1B\05AA\03\01\02\02\1B\03A\03\1B\05AA\1B\1B\05A\05\03\1B\05\05A\03\0B\1B\05AA\0D\1B\05AA\17\1B\05AA\1D\05\07\1B\1B\1D\01\07\01\09!tt.ptr<bf16>\00!tt.ptr<f32>\00\04\EA\0A\05\01P\03\01\07\04\C6\0A\03\01\05\0FP\03\03\07\04\9A\0A\03\B9\DE\02\07559\00\11B\03\05\03\03\19B\03\05\03\03\19B\03\07\03\03\1BF\03\09\03\03\05\07\0B\19B\03\07\03\03\1BF\03\09\03\03\05\09\0F\19B\03\05\03\03\19B\03\05\03\03\19B\03\07\03\03\1BF\03\09\03\03\05\13\17\19B\03\07\03\03\1BF\03\09\03\03\05\15\1B\19B\03\05\03\03\19B\03\07\03\03\1BF\03\09\03\03\05\07!\19B\03\07\03\03\1BF\03\09\03\03\05\1F%\19B\05\05\03\03\03\06\05\03\01\03)\05B\05\0B\03\05\07F\05\0D\03\09\03-\09\06\05\03\01\03/\03\06\05\03\01\03\0D\1DF\05\09\03\01\0513\19B\05\07\03\03\03\06\05\03\01\037\1BF\05\09\03\01\0559\1DF\05\09\03\01\05+;\05B\05\0B\03\05\07F\05\05\03\0B\03?\09\06\05\03\01\03A\03\06\05\03\01\03\11\1DF\05\09\03\01\05CE\19B\05\0D\03\03\03\06\05\03\01\03I\1BF\05\09\03\01\05GK\1DF\05\09\03\01\05=M\03\06\05\03\07\03\01\0B\06\05\03\07\05QO\0DF\05\0F\03\11\03S\19B\07\05\03\03\03\06\07\03\01\03W\05B\07\0B\03\05\07F\07\0D\03\09\03[\09\06\07\03\01\03]\03\06\07\03\01\03\19\1DF\07\09\03\01\05_a\19B\07\07\03\03\03\06\07\03\01\03e\1BF\07\09\03\01\05cg\1DF\07\09\03\01\05Yi\05B\07\0B\03\05\07F\07\05\03\0B\03m\09\06\07\03\01\03o\03\06\07\03\01\03\1D\1DF\07\09\03\01\05qs\19B\07\0D\03\03\03\06\07\03\01\03w\1BF\07\09\03\01\05uy\1DF\07\09\03\01\05k{\03\06\07\03\07\03\03\0B\06\07\03\07\05\7F}\0DF\07\0F\03\11\03\81\19B\17\11\03\0D\03\06\17\03\0F\03\85\13F\17\13\03\0F\07U\83\87\19B\01\05\03\03\03\06\01\03\01\03\8B\05B\01\0B\03\05\07F\01\0D\03\09\03\8F\09\06\01\03\01\03\91\03\06\01\03\01\03#\1DF\01\09\03\01\05\93\95\19B\01\07\03\03\03\06\01\03\01\03\99\1BF\01\09\03\01\05\97\9B\1DF\01\09\03\01\05\8D\9D\05B\01\0B\03\05\07F\01\05\03\0B\03\A1\09\06\01\03\01\03\A3\03\06\01\03\01\03'\1DF\01\09\03\01\05\A5\A7\19B\01\0D\03\03\03\06\01\03\01\03\AB\1BF\01\09\03\01\05\A9\AD\1DF\01\09\03\01\05\9F\AF\03\06\01\03\13\03\05\0B\06\01\03\13\05\B3\B1\0DF\01\0F\03\0F\03\B5\15D\01\15\05\B5\89\17\00\03\06\03\01\05\01\00\1A\04;\0B\0D\19\1B\0F!\09\0B!\15\0F\0B\0B\13\0F\0D\09\1F\0B\0B\0F\15\19\17\0D\0F\0D\07\11builtin\00tt\00arith\00module\00splat\00make_range\00expand_dims\00broadcast\00addptr\00load\00func\00get_program_id\00dot\00store\00return\00constant\00muli\00addi\00kernel\00kernel.py\00grouped_product\00get:\00get\00tt.divisibility\00public\00dot_general:\00dot_general\00swap:\00swap\00\08K\17\053\01\0B?%\01\19O\03\09\03\0B\03\97\05\0B\09\03\0D\0D\1B\1B+\07\01\03\035\05\13\13\07\1B\1B\01", name = "grouped_product", num_stages = 2 : i32, num_warps = 4 : i32, serialized_metadata = "{\22flops\22: \2232768\22}"}
+}
+"""  # noqa: E501
+
+
+def test_a_kernel_through_triton_says_its_name_and_its_flops() -> None:
+    """Also where its program, of bytes, looks like attributes of the line around it."""
+    machine = MachineLimits(1.0, 1.0, math.inf, math.inf, 1, 1)
+    hostile = KERNEL.replace(' ir = "', r' ir = "}), calls=%gone, body=%gone, name = \22x\22 (\5C')
+    for text in (KERNEL, hostile):
+        program = HloProgram(text)
+        assert program.kernels() == {"grouped_product": 1}
+        bound = estimate_step_time(program, machine)
+        assert bound.matrix_flops == 2 * 64 * 16 * 16
+        assert bound.memory_bytes == 2 * (64 * 16 + 16 * 16) + 4 * 64 * 16  # each once
+    silent = re.sub(r", serialized_metadata = \".*?\"", "", KERNEL)
+    assert estimate_step_time(HloProgram(silent), machine).matrix_flops == 0
+    unnamed = HloProgram(silent.replace('name = "grouped_product", ', ""))
+    assert unnamed.kernels() == {"__gpu$xla.gpu.triton": 1}
+
+
+# A kernel for TPUs may have attributes of several lines; what follows it is still the program.
+SEVERAL_LINES = r"""
+ENTRY %main (x: bf16[8]) -> bf16[32] {
+  %x = bf16[8]{0} parameter(0)
+  %kernel = bf16[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\"block_q\": 1024}"
+}}, metadata={op_name="jit(f)/pallas_call"}, backend_config={"custom_call_config":{"body":"TUzv=="}}
+  ROOT %gather = bf16[32]{0} all-gather(%kernel), replica_groups=[1,4]<=[4], dimensions={0}
+}
+"""  # noqa: E501
+
+
+def test_an_operation_may_take_several_lines() -> None:
+    program = HloProgram(SEVERAL_LINES)
+    assert program.kernels() == {"tpu_custom_call": 1}
+    assert "custom_call_config" in program.computations["main"]["kernel"].rest
+    machine = MachineLimits(1.0, 1.0, 1.0, 1.0, 4, 4)
+    assert estimate_step_time(program, machine).transfers["all-gather"].bytes == 2 * 24

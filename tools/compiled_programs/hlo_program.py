@@ -8,6 +8,8 @@ they run; a loop whose turns are known only at run time counts once.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import math
 import re
 from collections import Counter
@@ -24,10 +26,12 @@ NO_WORK = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "iota", "opt-barrier", "domain", "rng-get-and-update-state",
 }  # fmt: skip
+TRITON = "__gpu$xla.gpu.triton"
 PART_READERS = {"dynamic-slice", "slice", "gather"}
 ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
-LINE = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*)$")
+LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$", re.DOTALL)
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+QUOTED = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +54,52 @@ class Operation:
     rest: str
     root: bool
 
+    @functools.cached_property
+    def attributes(self) -> str:
+        """`rest` without what stands in quotation marks: kernels hold whole programs there."""
+        return QUOTED.sub('""', self.rest)
+
     def called(self, attribute: str = "calls") -> str | None:
         """The computation it names as that."""
-        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
+        found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
         return found[1] if found else None
+
+    def target(self) -> str:
+        """What a custom call runs; empty for anything else."""
+        is_call = self.kind == "custom-call"
+        found = re.search(r'custom_call_target="([^"]+)"', self.rest) if is_call else None
+        return found[1] if found else ""
+
+    def kernel(self) -> dict[str, str]:
+        """Of a Pallas kernel through Triton, its `name`, and what its author says of it (`flops`).
+
+        Both stand beside the kernel's program, in which a quotation mark is written as `\\22`.
+        """
+        if self.target() != TRITON:
+            return {}
+        name = re.search(r'\bname = "([^"]*)"', self.rest)
+        metadata = re.search(r'\bserialized_metadata = "([^"]*)"', self.rest)
+        return (json.loads(unescaped(metadata[1])) if metadata else {}) | {
+            "name": name[1] if name else TRITON
+        }
 
 
 Computation = dict[str, Operation]
 
 
+def unescaped(text: str) -> str:
+    r"""Text whose odd characters MLIR has written as hexadecimal bytes.
+
+    >>> unescaped(r"{\22flops\22: \2265536\22}")
+    '{"flops": "65536"}'
+    """
+    return re.sub(r"\\([0-9A-F]{2})", lambda found: chr(int(found[1], 16)), text)
+
+
 def shape_bytes(shape: str) -> float:
     """Bytes of all arrays in the text of a shape.
 
-    >>> size("(bf16[2,3]{1,0}, f32[], pred[8]{0})")
+    >>> shape_bytes("(bf16[2,3]{1,0}, f32[], pred[8]{0})")
     24.0
     """
     return float(sum(type_bytes(kind) * math.prod(dims) for kind, dims in shape_arrays(shape)))
@@ -98,6 +135,21 @@ def closing_bracket(text: str, start: int) -> int:
     raise ValueError(f"no closing bracket: {text[:80]}")
 
 
+def whole_lines(text: str) -> Iterator[str]:
+    """The lines of all computations: each header, and each operation with all its attributes.
+
+    Attributes of a kernel for TPUs may go on in further lines, which may start with a bracket.
+    """
+    lines: list[str] = []
+    for line in text.split("\n"):
+        header = HEADER.match(line)
+        if header or line == "}" or LINE.match(line):
+            yield from ("\n".join(lines),) if lines else ()
+            lines = [] if line == "}" else [line]
+        elif lines:
+            lines.append(line)
+
+
 class HloProgram:
     """A compiled program.
 
@@ -109,14 +161,12 @@ class HloProgram:
     def __init__(self, text: str):
         self.computations: dict[str, Computation] = {}
         self.entry = ""
-        inside: Computation | None = None
-        for line in text.splitlines():
+        inside: Computation = {}
+        for line in whole_lines(text):
             if header := HEADER.match(line):
                 inside = self.computations.setdefault(header[2], {})
                 self.entry = header[2] if header[1] else self.entry
-            elif line.startswith("}"):
-                inside = None
-            elif inside is not None and (found := LINE.match(line)):
+            elif found := LINE.match(line):
                 shape, kind, operands, rest = split_line(found[3])
                 names = tuple(re.findall(r"%([\w.\-]+)", operands))
                 operation = Operation(found[2], kind, shape, names, rest, bool(found[1]))
@@ -153,13 +203,13 @@ class HloProgram:
         return 1
 
     def kernels(self) -> Counter[str]:
-        """Library kernels in the program's text, and how often each stands there."""
-        targets = Counter(
-            found[1]
+        """Kernels in the program's text, and how often each stands there: a library's by what is
+        called, Pallas's through Triton by their own names."""
+        return Counter(
+            operation.kernel().get("name", operation.target())
             for _, operation, _ in self.walk_operations()
-            if (found := re.search(r'custom_call_target="([^"]+)"', operation.rest))
+            if operation.target()
         )
-        return targets
 
     def operand_sizes(self, name: str, operation: Operation) -> list[float]:
         """Bytes of what an operation of that computation reads."""
@@ -179,7 +229,7 @@ class HloProgram:
 
     def read_and_written(self, name: str, operation: Operation) -> float:
         """Bytes between device and memory: operands once, results once; of a slice or an update,
-        the part."""
+        the part. A kernel that reads a part of an operand counts with all of it."""
         sizes = self.operand_sizes(name, operation)
         if operation.kind in PART_READERS:
             return 2 * shape_bytes(operation.shape)
@@ -187,7 +237,8 @@ class HloProgram:
             return 2 * sizes[1]
         called = operation.called() if operation.kind == "fusion" else None
         if called is None:
-            return sum(sizes) + shape_bytes(operation.shape)
+            read = dict(zip(operation.operands, sizes, strict=True))
+            return sum(read.values()) + shape_bytes(operation.shape)
         inside = self.computations[called]
         users: dict[str, list[Operation]] = {}
         for inner in inside.values():

@@ -20,14 +20,16 @@ from compiled_programs.hlo_program import (
 
 
 def matrix_flops(inside: Computation, operation: Operation) -> float:
-    """FLOPs of a matrix product, or of attention by cuDNN over rows of one document each."""
-    target = re.search(r'custom_call_target="([^"]+)"', operation.rest)
-    if target and "fmha" in target[1]:
+    """FLOPs of a matrix product, of attention by cuDNN over rows of one document each, or of a
+    Pallas kernel through Triton that says them in its metadata as `flops`."""
+    target = operation.target()
+    if "fmha" in target:
         _, (rows, length, heads, head_dim) = shape_arrays(inside[operation.operands[0]].shape)[0]
-        products = 5 if "Backward" in target[1] else 2
+        products = 5 if "Backward" in target else 2
         return products * 2 * rows * heads * length * length / 2 * head_dim
-    is_library = bool(target and "gemm" in target[1]) or (target and "$matmul" in target[1])
-    if operation.kind != "dot" and not is_library:
+    if flops := operation.kernel().get("flops"):
+        return float(flops)
+    if operation.kind != "dot" and "gemm" not in target and "$matmul" not in target:
         return 0.0
     contracted = re.search(r'lhs_contracting_dim(?:s=\{|ensions":\[)([\d,"]*)', operation.rest)
     left = shape_arrays(inside[operation.operands[0]].shape)[0][1]
@@ -271,7 +273,7 @@ def library_workspace(program: HloProgram) -> float:
     """
     largest = 0.0
     for name, operation, _ in program.walk_operations():
-        if "fmha" in operation.rest and "Backward" in operation.rest.partition("metadata")[0]:
+        if "fmha" in (target := operation.target()) and "Backward" in target:
             inside = program.computations[name]
             _, (rows, length, heads, head_dim) = shape_arrays(inside[operation.operands[0]].shape)[
                 0
