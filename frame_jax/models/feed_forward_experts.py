@@ -180,8 +180,9 @@ def weighted_expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> Array:
         return local_expert_sum(routed, matrices, count=count)
     # Mesh axes over which tokens, experts and the experts' columns F are split.
     (rows,) = partition_spec(("batch",), routed.x.shape[:1], mesh)
-    shards, _, columns = partition_spec(("expert", None, "mlp"), matrices.gate.shape, mesh)
-    gathered = shards is not None and rows is not None
+    (columns,) = partition_spec(("mlp",), matrices.gate.shape[2:], mesh)
+    shards = "expert" if count % mesh.shape["expert"] == 0 else None
+    gathered = shards is not None and shards in (rows or ())
 
     def expert_sum(routed: RoutedTokens, matrices: ExpertWeights) -> Array:
         """The part of one device, which has some of the experts, or of their columns."""

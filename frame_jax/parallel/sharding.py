@@ -19,14 +19,14 @@ from frame_jax.config.parallel import ParallelConfig
 from frame_jax.errors import UserError
 
 AXES = ("slice", "data", "fsdp", "expert", "tensor")
-RULES: dict[str | None, str | tuple[str, ...] | None] = {
+RULES: dict[str | None, tuple[str, ...]] = {
     "batch": ("slice", "data", "fsdp", "expert"),
-    "embed": "fsdp",
-    "expert": "expert",
-    "heads": "tensor",
-    "mlp": "tensor",
-    "vocab": "tensor",
-    **dict.fromkeys(("layer", "norm", "conv", "router", "state", None)),  # never split
+    "embed": ("fsdp",),
+    "expert": ("expert", "fsdp"),  # whole matrices are gathered without a new layout
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    **dict.fromkeys(("layer", "norm", "conv", "router", "state", None), ()),  # never split
 }
 
 
@@ -99,13 +99,14 @@ def constrain_sharding(x: jax.Array, *axes: str | None) -> jax.Array:
 def partition_spec(
     axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
-    """Mesh axes for an array's logical axes; an axis that does not divide evenly is not split."""
-    names = []
+    """Mesh axes for an array's logical axes: of those in RULES, as many from the first as its size
+    divides by and no earlier axis has taken."""
+    names: list[tuple[str, ...] | None] = []
     for axis, size in zip(axes, shape, strict=True):
-        mesh_axes = RULES[axis]
-        group = (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes or ()
-        parts = math.prod(mesh.shape[name] for name in group)
-        names.append(mesh_axes if size % parts == 0 else None)
+        group = [name for name in RULES[axis] if all(name not in (taken or ()) for taken in names)]
+        while size % math.prod(mesh.shape[name] for name in group):
+            group.pop()
+        names.append(tuple(group) or None)
     return PartitionSpec(*names)
 
 

@@ -142,9 +142,10 @@ def all_gather_params(params: Params, specs: Any) -> Params:
 
     def whole(leaf: jax.Array, spec: PartitionSpec) -> jax.Array:
         leaf = from_bits(leaf)
-        if "fsdp" not in spec or jax.lax.axis_size("fsdp") == 1:
+        split = [axis for axis, names in enumerate(spec) if "fsdp" in (names or ())]
+        if not split or jax.lax.axis_size("fsdp") == 1:
             return leaf
-        return jax.lax.all_gather(leaf, "fsdp", axis=spec.index("fsdp"), tiled=True)
+        return jax.lax.all_gather(leaf, "fsdp", axis=split[0], tiled=True)
 
     return jax.tree.map(whole, params, specs)
 

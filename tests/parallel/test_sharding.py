@@ -27,6 +27,14 @@ def test_an_axis_that_does_not_divide_stays_whole(use_devices: Callable[[int], N
     assert tuple(partition_spec(("embed", "heads"), (64, 64), mesh)) == ("fsdp", "tensor")
     assert tuple(partition_spec(("embed", "heads"), (63, 64), mesh)) == (None, "tensor")
     assert partition_spec(("batch",), (4,), mesh)[0] == ("slice", "data", "fsdp", "expert")
+    assert partition_spec(("batch",), (2,), mesh)[0] == ("slice", "data")
+    matrices = ("expert", "embed", "mlp")
+    assert tuple(partition_spec(matrices, (4, 64, 64), mesh)) == (
+        ("expert", "fsdp"),
+        None,
+        "tensor",
+    )
+    assert tuple(partition_spec(matrices, (3, 64, 64), mesh)) == ("expert", "fsdp", "tensor")
 
 
 def test_the_unembedding_derivative_crosses_devices_once(
