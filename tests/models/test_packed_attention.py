@@ -207,7 +207,7 @@ def test_compiled_for_an_h100_one_kernel_runs_each_way_without_a_mask() -> None:
             return layer(q, k, v, ids).astype(jnp.float32).sum()
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, ids)
+            lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(q, k, k, ids)
         compiled = lowered.compile()
         program = HloProgram(compiled.as_text())
         assert program.kernels() == {"__cudnn$fmhaSoftmax": 1, "__cudnn$fmhaSoftmaxBackward": 1}

@@ -114,7 +114,7 @@ def compiled_text(chip: Chip, head_dim: int, length: int) -> str:
         jax.sharding.use_abstract_mesh(mesh.abstract_mesh),
         pytest.warns(UserWarning, match="through Triton"),
     ):
-        lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, ids)
+        lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(q, k, k, ids)
     return lowered.compile().as_text()
 
 
