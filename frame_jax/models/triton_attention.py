@@ -19,17 +19,14 @@ from jax.experimental import pallas as pl
 from frame_jax.models.layers import contract_f32, save_activation
 from frame_jax.parallel.sharding import platform
 
-LARGEST_HEAD = 256
 ROW_MULTIPLE = 128  # T is padded to it; a multiple of every tile
 LOG2_E = math.log2(math.e)  # a GPU has an instruction for powers of two
 
 
 def unsupported_reason(q: Array) -> str | None:
     """Why `triton_attention` cannot take these queries; None if it can."""
-    if q.dtype != jnp.bfloat16:
-        return f"kernels for GPUs compute in bfloat16, not {q.dtype}"
-    if q.shape[3] > LARGEST_HEAD:
-        return f"kernels for GPUs take heads of up to {LARGEST_HEAD} numbers, not {q.shape[3]}"
+    if q.dtype != jnp.bfloat16 or q.shape[3] > 256:
+        return f"kernels take up to 256 numbers a head, in bfloat16, not {q.shape[3]} in {q.dtype}"
     try:
         from jax.experimental.pallas import triton  # noqa: F401
     except ImportError as error:
@@ -64,7 +61,7 @@ def _forward(
 ) -> tuple[Array, tuple[Array, ...]]:
     B, T, H, _ = q.shape
     out = [q, jax.ShapeDtypeStruct((B, H, T), jnp.float32)]
-    mixed, log_total = _call(attention_forward, scale, 2 * T * q.size, q, [starts, q, k, v], out)
+    mixed, log_total = _call(attention_forward, scale, 2 * T * q.size, [starts, q, k, v], out)
     mixed, log_total = save_activation(mixed), save_activation(log_total)
     return mixed, (q, k, v, save_activation(starts), save_activation(ends), mixed, log_total)
 
@@ -73,9 +70,9 @@ def _backward(scale: float, residuals: tuple[Array, ...], grad: Array) -> tuple[
     q, k, v, starts, ends, mixed, log_total = residuals
     grad, flops = grad.astype(q.dtype), q.shape[1] * q.size  # of a product, below the diagonal
     operands, out = [starts, q, k, v, mixed, grad, log_total], [q, log_total]
-    grad_q, inner = _call(attention_query_grad, scale, 2 * flops, q, operands, out)
+    grad_q, inner = _call(attention_query_grad, scale, 2 * flops, operands, out)
     operands = [ends, q, k, v, grad, log_total, inner]
-    grad_k, grad_v = _call(attention_key_grad, scale, 3 * flops, k, operands, [k, v])
+    grad_k, grad_v = _call(attention_key_grad, scale, 3 * flops, operands, [k, v])
     return grad_q, grad_k, grad_v, None, None
 
 
@@ -83,14 +80,12 @@ _attend = jax.custom_vjp(lambda *inputs: _forward(*inputs)[0], nondiff_argnums=(
 _attend.defvjp(_forward, _backward)
 
 
-def _call(
-    kernel: Callable[..., None], scale: float, flops: int, tiled: Array, operands: Any, out: Any
-) -> Any:
-    """Runs a kernel for each tile of a row and head of `tiled`, [B, T, heads, head_dim]. Its refs
-    are of whole arrays, of which it loads what it indexes."""
+def _call(kernel: Callable[..., None], scale: float, flops: int, operands: Any, out: Any) -> Any:
+    """Runs a kernel for each tile of a row and head of its first result, [B, T, heads, head_dim].
+    Its refs are of whole arrays, of which it loads what it indexes."""
     from jax.experimental.pallas import triton
 
-    B, T, heads, head_dim = tiled.shape
+    B, T, heads, head_dim = out[0].shape
     return pl.pallas_call(
         partial(kernel, scale),
         grid=(T // _tiles(head_dim)[0], heads, B),
