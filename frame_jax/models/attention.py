@@ -2,8 +2,9 @@
 
 Projections, norms of queries and keys and rotary positions come before the fastest kernel of each
 backend: Pallas splash attention on TPU, cuDNN by the documents' offsets on GPU
-(`packed_attention`), blocks that skip other documents on CPU (`segment_attention`); for shapes that
-a kernel does not take, plain XLA that never holds all scores.
+(`packed_attention`), before Hopper Pallas through Triton (`triton_attention`), blocks that skip
+other documents on CPU (`segment_attention`); for shapes that a kernel does not take, plain XLA that
+never holds all scores.
 """
 
 import warnings
@@ -17,7 +18,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models import packed_attention, segment_attention
+from frame_jax.models import packed_attention, segment_attention, triton_attention
 from frame_jax.models.layers import (
     SAVED_NAME,
     LayerContext,
@@ -140,11 +141,11 @@ def _kernel_for(q: Array, k: Array) -> Callable[..., Array]:
         reason = packed_attention.unsupported_reason(q, k)
         if reason is None:
             return packed_attention.packed_attention
-        dense = q.dtype == jnp.bfloat16
-        instead = "cuDNN with a mask of all pairs" if dense else "plain XLA"
-        warnings.warn(f"attention runs in {instead}: {reason}", stacklevel=2)
-        if dense:
-            return masked_cudnn_attention
+        missing = triton_attention.unsupported_reason(q)
+        instead = "plain XLA" if missing else "kernels through Triton"
+        warnings.warn(f"attention runs in {instead}: {missing or reason}", stacklevel=2)
+        if missing is None:
+            return triton_attention.triton_attention
     return lean_attention
 
 
@@ -166,14 +167,6 @@ def splash_attention(
     q, k, v = (x.transpose(0, 2, 1, 3) for x in (q * q.dtype.type(head_dim**-0.5), k, v))
     mixed = jax.vmap(kernel)(q, k, v, splash.SegmentIds(segment_ids, segment_ids))
     return mixed.transpose(0, 2, 1, 3)
-
-
-def masked_cudnn_attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
-    """`attention` in cuDNN, with a mask of all pairs."""
-    same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    return save_activation(
-        jax.nn.dot_product_attention(q, k, v, mask=same, is_causal=True, implementation="cudnn")
-    )
 
 
 def lean_attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:

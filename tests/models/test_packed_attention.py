@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
+import sys
 from typing import Any
 
 import jax
@@ -22,8 +23,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.models import packed_attention as module
 from frame_jax.models.attention import _kernel_for as kernel_for
-from frame_jax.models.attention import attention, lean_attention, masked_cudnn_attention
+from frame_jax.models.attention import attention, lean_attention
 from frame_jax.models.transformer import REMAT_POLICIES
+from frame_jax.models.triton_attention import triton_attention
 from tests.models.test_attention import HEAD, B, H, K, T, reference
 
 
@@ -160,11 +162,20 @@ def test_the_fallback_is_chosen_with_its_reason(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(module, "device_kind", lambda: "NVIDIA H100 80GB HBM3")
     q = jax.ShapeDtypeStruct((2, 256, 4, 128), jnp.bfloat16)
     assert kernel_for(q, q) is module.packed_attention
+    odd = q.update(shape=(2, 256, 4, 100))
+    with pytest.warns(UserWarning, match="kernels through Triton: .*not 100"):
+        assert kernel_for(odd, odd) is triton_attention
     monkeypatch.setattr(module, "device_kind", lambda: "NVIDIA A100-SXM4-80GB")
-    with pytest.warns(UserWarning, match="mask of all pairs: .*Hopper or Blackwell"):
-        assert kernel_for(q, q) is masked_cudnn_attention
-    with pytest.warns(UserWarning, match="plain XLA"):
+    with pytest.warns(UserWarning, match="kernels through Triton: .*Hopper or Blackwell"):
+        assert kernel_for(q, q) is triton_attention
+    with pytest.warns(UserWarning, match="plain XLA: .*128 in float32"):
         assert kernel_for(q.update(dtype=jnp.float32), q) is lean_attention
+    with pytest.warns(UserWarning, match="plain XLA: .*up to 256 numbers .*512 in bfloat16"):
+        assert kernel_for(q.update(shape=(2, 256, 4, 512)), q) is lean_attention
+    monkeypatch.setitem(sys.modules, "jax.experimental.pallas.triton", None)
+    monkeypatch.delattr("jax.experimental.pallas.triton", raising=False)
+    with pytest.warns(UserWarning, match="plain XLA: .*has no Triton"):
+        assert kernel_for(q, q) is lean_attention
 
 
 @pytest.mark.skipif(
@@ -196,7 +207,7 @@ def test_compiled_for_an_h100_one_kernel_runs_each_way_without_a_mask() -> None:
             return layer(q, k, v, ids).astype(jnp.float32).sum()
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, k, ids)
+            lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(q, k, k, ids)
         compiled = lowered.compile()
         program = HloProgram(compiled.as_text())
         assert program.kernels() == {"__cudnn$fmhaSoftmax": 1, "__cudnn$fmhaSoftmaxBackward": 1}
