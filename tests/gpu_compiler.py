@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import pytest
-from compiled_programs.chips import CHIPS
+from compiled_programs.chips import CHIPS, Chip
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
@@ -14,18 +14,19 @@ needs_gpu_compiler = pytest.mark.skipif(
 )
 
 
-def gpus(chip: str, count: int = 1) -> list[jax.Device]:
-    """So many devices of one host; `chip` is a name of `compiled_programs.chips`."""
+def gpus(chip: Chip, count: int) -> list[jax.Device]:
+    """So many devices of one host."""
     return topologies.get_topology_desc(
         platform="cuda",
         topology_name="",
         topology=f"1x1x{count}",
-        target_config=CHIPS[chip].target_config(),
+        target_config=chip.target_config(),
     ).devices
 
 
 def compiled_for(chip: str, function: Any, *arrays: tuple[tuple[int, ...], str]) -> Any:
-    """A function compiled for one GPU and arrays of these shapes and dtypes."""
-    there = SingleDeviceSharding(gpus(chip)[0])
+    """A function compiled for one GPU, by its name in `CHIPS`, and arrays of these shapes and
+    dtypes."""
+    there = SingleDeviceSharding(gpus(CHIPS[chip], 1)[0])
     described = (jax.ShapeDtypeStruct(*array, sharding=there) for array in arrays)
     return jax.jit(function).lower(*described).compile()

@@ -3,7 +3,7 @@
 Choices are sorted by expert, and each expert's rows are padded to whole tiles, so that a tile meets
 one expert's matrix. Moving tokens to rows and back are gathers, each the other's transpose.
 The product of tiles and matrices has one body for each backend: Pallas megablox on TPU, Pallas
-through Triton on GPU (`grouped_product_triton`), a loop over tiles elsewhere.
+through Triton on GPU (`triton_grouped_product`), a loop over tiles elsewhere.
 """
 
 import functools
@@ -285,7 +285,7 @@ def product_kernels() -> tuple[Callable[..., Array], Callable[..., Array]]:
         return megablox_products, megablox_outer_products
     if platform() == "gpu":
         try:
-            from frame_jax.models import grouped_product_triton as kernels
+            from frame_jax.models import triton_grouped_product as kernels
         except ImportError:
             warnings.warn("experts run a tile at a time: no Pallas for Triton here", stacklevel=2)
         else:

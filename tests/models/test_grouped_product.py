@@ -12,7 +12,7 @@ from compiled_programs.chips import CHIPS
 
 from frame_jax import models
 from frame_jax.models import grouped_product as module
-from frame_jax.models import grouped_product_triton as triton
+from frame_jax.models import triton_grouped_product as triton
 from frame_jax.models.grouped_product import (
     ExpertWeights,
     RoutedTokens,
@@ -361,8 +361,8 @@ def test_kernels_compile_for_gpus(chip: str, dtype: str) -> None:
 
 def test_without_triton_experts_run_a_tile_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "platform", lambda: "gpu")
-    monkeypatch.setitem(sys.modules, "frame_jax.models.grouped_product_triton", None)
-    monkeypatch.delattr(models, "grouped_product_triton")
+    monkeypatch.setitem(sys.modules, "frame_jax.models.triton_grouped_product", None)
+    monkeypatch.delattr(models, "triton_grouped_product")
     with pytest.warns(UserWarning, match="a tile at a time"):
         kernels = module.product_kernels()
     assert kernels == (module.looped_products, module.looped_outer_products)

@@ -8,7 +8,6 @@ which segment is in which call, what becomes of the parts, the derivatives.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import re
 import sys
 from typing import Any
@@ -26,6 +25,7 @@ from frame_jax.models.attention import _kernel_for as kernel_for
 from frame_jax.models.attention import attention, lean_attention
 from frame_jax.models.transformer import REMAT_POLICIES
 from frame_jax.models.triton_attention import triton_attention
+from tests.gpu_compiler import gpus, needs_gpu_compiler
 from tests.models.test_attention import HEAD, B, H, K, T, reference
 
 
@@ -178,21 +178,13 @@ def test_the_fallback_is_chosen_with_its_reason(monkeypatch: pytest.MonkeyPatch)
         assert kernel_for(q, q) is lean_attention
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs XLA's compiler for GPUs"
-)
+@needs_gpu_compiler
 def test_compiled_for_an_h100_one_kernel_runs_each_way_without_a_mask() -> None:
     """Under remat `minimal`, on two devices; memory grows as the row does."""
-    from jax.experimental import topologies
-
     from frame_jax.parallel.sharding import AXES
 
-    target = CHIPS["h100"].target_config()
-    devices = topologies.get_topology_desc(
-        platform="cuda", topology_name="", topology="1x1x2", target_config=target
-    ).devices
     auto = (AxisType.Auto,) * len(AXES)
-    mesh = Mesh(np.array(devices).reshape(1, 1, 2, 1, 1), AXES, axis_types=auto)
+    mesh = Mesh(np.array(gpus(CHIPS["h100"], 2)).reshape(1, 1, 2, 1, 1), AXES, axis_types=auto)
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))
     held = []
     for length in (4096, 8192):

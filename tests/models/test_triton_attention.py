@@ -4,7 +4,6 @@ that are not there."""
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,12 +19,10 @@ from frame_jax.models.attention import attention
 from frame_jax.models.transformer import REMAT_POLICIES
 from frame_jax.models.triton_attention import document_bounds, triton_attention
 from frame_jax.parallel.sharding import AXES
+from tests.gpu_compiler import gpus, needs_gpu_compiler
 from tests.models.test_attention import reference
 
 KERNELS = {"attention_forward": 1, "attention_query_grad": 1, "attention_key_grad": 1}
-needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="needs XLA's compiler for GPUs"
-)
 # Tiles are of 128 tokens and 64, for heads above 128 of 64 and 16.
 MANY = [1, 1, 62, 64, 65, 63, 30, 3, 1, 94]
 CASES = {
@@ -92,13 +89,8 @@ def test_bounds_are_those_of_documents_whatever_their_ids() -> None:
 
 def compiled_text(chip: Chip, head_dim: int, length: int) -> str:
     """The gradient of `attention` on two such chips under remat `minimal`, compiled."""
-    from jax.experimental import topologies
-
-    devices = topologies.get_topology_desc(
-        platform="cuda", topology_name="", topology="1x1x2", target_config=chip.target_config()
-    ).devices
     auto = (AxisType.Auto,) * len(AXES)
-    mesh = Mesh(np.array(devices).reshape(1, 1, 2, 1, 1), AXES, axis_types=auto)
+    mesh = Mesh(np.array(gpus(chip, 2)).reshape(1, 1, 2, 1, 1), AXES, axis_types=auto)
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))
     q, k = (
         jax.ShapeDtypeStruct((4, length, heads, head_dim), jnp.bfloat16, sharding=rows)
@@ -118,7 +110,7 @@ def compiled_text(chip: Chip, head_dim: int, length: int) -> str:
     return lowered.compile().as_text()
 
 
-@needs_compiler
+@needs_gpu_compiler
 @pytest.mark.parametrize(("chip", "head_dim"), [("a100", 128), ("h100", 100), ("b200", 100)])
 def test_compiled_each_kernel_runs_once_without_a_mask(chip: str, head_dim: int) -> None:
     text = compiled_text(CHIPS[chip], head_dim, 4096)
@@ -129,7 +121,7 @@ def test_compiled_each_kernel_runs_once_without_a_mask(chip: str, head_dim: int)
     assert not re.search(r"\[[\d,]*4096,4096\]", text)
 
 
-@needs_compiler
+@needs_gpu_compiler
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_kernels_fit_in_the_smallest_memory_on_a_chip(head_dim: int) -> None:
     """Of chips between the A100 and the H100, such as L4, L40S and RTX 4090."""
