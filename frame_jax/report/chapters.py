@@ -26,9 +26,6 @@ LIBRARIES = (
     *("frame-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record"),
     *("tokenizers", "numpy", "duckdb", "pyarrow", "altair", "vl-convert-python"),
 )
-
-
-TASK_PANELS = 12  # drawn; the table has them all
 MESSAGES = {"tokenize": "tokenizer", "score": "warnings", "partition": "warnings"}  # in summaries
 
 
@@ -117,17 +114,13 @@ def tasks_chapter(data: ReportData) -> list[Piece]:
     if not finals:
         return []
     arms = list(data.results)
-    found: list[Piece] = [
+    return [
         tag("h2", "Tasks"),
         task_results.answer_table(finals, arms),
         note(notes.ANSWERS),
         task_results.task_table(finals, arms),
         note(f"{notes.TASKS} {task_results.truncated_prompts(finals)}"),
     ]
-    if drawn := list(task_results.task_curves(data.results).values())[:TASK_PANELS]:
-        panels = [figures.accuracy(scores, data.names) for scores in drawn]
-        found.append(Figure("tasks", panels, notes.TASK_CURVES))
-    return found
 
 
 def mixtures_chapter(data: ReportData, quadrants: list[str]) -> list[Piece]:
