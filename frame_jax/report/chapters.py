@@ -76,7 +76,6 @@ def training_loss_chapter(data: ReportData) -> list[Piece]:
     caption = notes.LOSS.format(arm=data.shaded.name, smooth=(2 * figures.SMOOTH + 1) / points)
     panel = figures.training_loss(data.curves, data.shaded, data.names)
     found: list[Piece] = [tag("h2", "Training loss"), Figure("training-loss", [panel], caption)]
-    found.append(sections.zoom_buttons("training-loss"))
     drops = stage_tables(data, lambda arm: sections.drops_table(data.study.stages[arm.name]))
     if drops:
         windows = notes.DROPS_WINDOWS.format(window=training_curves.WINDOW, gap=training_curves.GAP)
