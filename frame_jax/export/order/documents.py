@@ -22,17 +22,6 @@ from frame_jax.sql import open_database, parquet_table, write_parquet
 
 LINE_BYTES = 100  # read for a row, about
 
-NOTES = """# Curriculum {curriculum}
-
-`order.parquet`: the training documents in the order in which this run's training comes to their
-first tokens, each as often as an epoch reads it, with rank, quadrant, stage, weight (the share of
-the quadrant at that place), PPL, PD and step. Join your texts on `doc_id`; `part` and `row` say
-where the tokens lie in the run directory (`tokens/part-*.arrayrecord`), and `--shards` writes
-texts. To use the order elsewhere, keep it: read documents by `rank`, pack them in that order and do
-not shuffle across stages. Another tokenizer changes the lengths of documents, not their order: let
-the stages be those of `stage`, not counts of tokens.
-"""
-
 
 def write_documents(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, folder: Path
@@ -54,7 +43,8 @@ def write_documents(
             """
         connection.execute(write_parquet(query, order, "zstd"))
     remove(scratch)
-    (folder / "NOTES.md").write_text(NOTES.format(curriculum=trial_order.trial), "utf-8")
+    notes = Path(__file__).with_suffix(".md").read_text("utf-8")
+    (folder / "NOTES.md").write_text(notes.format(curriculum=trial_order.trial), "utf-8")
 
 
 def write_positions(
