@@ -165,12 +165,6 @@ def partition_warnings(record: PartitionRecord) -> Iterator[str]:
                 "threshold's, as others' is: on which side they come is decided by their ids, in "
                 f"alphabetical order. Numbers with more different values than {name} has tell more"
             )
-    if record.ppl_model is not None and 2 * record.negative_pd > record.documents:
-        yield (
-            f"PD is negative for {record.negative_pd:,} of {record.documents:,} training "
-            "documents: the weak reference model predicts them better than the strong one. Are "
-            "reference.weak and reference.strong exchanged?"
-        )
     yield from reliability_warnings(record.reliability, record.names[1])
 
 
