@@ -21,9 +21,9 @@ from frame_jax.models.flops import (
 )
 from frame_jax.models.hugging_face.weights import read_decoder
 from frame_jax.models.transformer import Decoder
-from frame_jax.quadrants.mixture import terminal_table
 from frame_jax.run import phases
 from frame_jax.run.directory import RunDirectory
+from frame_jax.run.progress import text_table
 from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
 from frame_jax.training.initial import target_decoder
 from frame_jax.training.optimizer import make_optimizer
@@ -321,4 +321,4 @@ def cost_table(
             f"time: at {tokens_per_second:,.0f} tokens a second in pretraining, all else at the "
             "FLOPs a second that this is; small models reach fewer"
         )
-    return Group(terminal_table("cost", [header, *lines]), Text("\n".join(notes), style="dim"))
+    return Group(text_table("cost", [header, *lines]), Text("\n".join(notes), style="dim"))
