@@ -17,8 +17,10 @@ def final_scores(results: dict[str, TrialResult]) -> FinalScores:
     """The scores of every task at the last checkpoint that did it."""
     found: FinalScores = {}
     for arm, result in results.items():
-        for score in sorted(result.checkpoint_tasks(), key=lambda score: score.step):
-            found.setdefault(score.task, {})[arm] = score
+        averages = {average.name for average in result.averages}
+        for score in sorted(result.tasks, key=lambda score: score.step):
+            if score.weights not in averages:
+                found.setdefault(score.task, {})[arm] = score
     return found
 
 

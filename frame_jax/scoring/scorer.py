@@ -5,7 +5,6 @@ parameters are replicated, or, for models larger than a device, sharded over `fs
 gathered layer by layer while the call runs.
 """
 
-import contextlib
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -184,16 +183,12 @@ def score_rows(
     chunks = chunk_count(inputs.shape[0], inputs.shape[1], loss_chunk)
     values = []
     for decoder, shards, spec in zip(models, params, specs, strict=True):
-        with matmul_precision(decoder):
+        # Left alone, a TPU rounds float32 operands to bfloat16, a GPU to TF32.
+        precision = "highest" if decoder.compute_dtype == "float32" else None
+        with jax.default_matmul_precision(precision):
             computed = hidden_states(decoder, shards, spec, inputs, segment_ids, positions)
             values.append(token_nll(*computed, targets, chunks))
             if misses:
                 likeliest = likeliest_tokens(*computed, chunks)
                 values.append((likeliest != targets).astype(jnp.float32))
     return jnp.stack(values)
-
-
-def matmul_precision(decoder: Decoder) -> contextlib.AbstractContextManager[None]:
-    """Context in which float32 operands stay it: left alone, a TPU rounds them to bfloat16, a GPU
-    to TF32."""
-    return jax.default_matmul_precision("highest" if decoder.compute_dtype == "float32" else None)

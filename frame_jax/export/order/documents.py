@@ -27,9 +27,23 @@ def write_documents(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, folder: Path
 ) -> None:
     """Writes order.parquet and NOTES.md to `folder`; memory does not grow with the corpus."""
-    scratch, order = folder / ".rows", folder / "order.parquet"
+    scratch, listed, order = (folder / name for name in (".rows", ".listed", "order.parquet"))
     scratch.mkdir(parents=True)
-    write_positions(config, directory, trial_order, scratch)
+    row_files = list_row_files(directory, trial_order.schedule)
+    map_parts(
+        functools.partial(
+            write_row_file_positions,
+            trial_order=trial_order,
+            config=config,
+            shuffled=shuffle_training_documents(config, directory, listed),
+            scratch=scratch,
+        ),
+        {f"{row_file.quadrant_name} {row_file.part}": row_file for row_file in row_files},
+        config.workers,
+        name="rows",
+        work_bytes=LINE_BYTES * trial_order.schedule.rows,
+    )
+    remove(listed)
     documents = parquet_table(*sorted(scratch.iterdir()))
     with open_database(folder) as connection:
         connection.execute("SET preserve_insertion_order = true")
@@ -47,29 +61,6 @@ def write_documents(
     (folder / "NOTES.md").write_text(notes.format(curriculum=trial_order.trial), "utf-8")
 
 
-def write_positions(
-    config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, scratch: Path
-) -> None:
-    """Writes to `scratch` the `row_positions` of the row in which each document begins, with part,
-    row and its number among those of its row file."""
-    row_files = list_row_files(directory, trial_order.schedule)
-    listed = scratch.with_name(".listed")
-    map_parts(
-        functools.partial(
-            write_row_file_positions,
-            trial_order=trial_order,
-            config=config,
-            shuffled=shuffle_training_documents(config, directory, listed),
-            scratch=scratch,
-        ),
-        {f"{row_file.quadrant_name} {row_file.part}": row_file for row_file in row_files},
-        config.workers,
-        name="rows",
-        work_bytes=LINE_BYTES * trial_order.schedule.rows,
-    )
-    remove(listed)
-
-
 def write_row_file_positions(
     row_file: RowFile,
     advance: Advance,
@@ -79,7 +70,8 @@ def write_row_file_positions(
     shuffled: Sequence[Path],
     scratch: Path,
 ) -> None:
-    """Writes what `write_positions` does of a row file; `shuffled` is the order of documents."""
+    """Writes of each document of a row file, to `scratch`, part, row, its number among them and the
+    `row_positions` of the row in which it begins; `shuffled` is the order of documents."""
     index, part, rows = row_file.quadrant, row_file.part, config.partition.rows
     documents = read_shuffled(shuffled, index * rows.parts + part)
     packed = pack_documents(documents, rows, trial_order.special_tokens)
