@@ -1,4 +1,4 @@
-"""Progress on long work: one rich bar on a terminal, a plain line now and then elsewhere."""
+"""Tables, and progress on long work: one rich bar on a terminal, else a plain line now and then."""
 
 import contextlib
 import sys
@@ -31,8 +31,8 @@ def text_table(title: str, lines: Sequence[Sequence[str]], notes: Sequence[str] 
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for number, name in enumerate(lines[0]):
         left = number == 0 or name in WORDS
-        style = "" if number else "bold"
-        table.add_column(name, style, justify="left" if left else "right", overflow="fold")
+        justify: Any = "left" if left else "right"
+        table.add_column(name, style="" if number else "bold", justify=justify, overflow="fold")
     for line in lines[1:]:
         table.add_row(*(Text(printable(text)) for text in line))  # a name is no markup
     return table
