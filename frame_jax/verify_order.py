@@ -1,6 +1,6 @@
 """Verifies that each trial trained on the expected rows.
 
-Where two of a trial's three witnesses (`trained_rows`) differ, the steps are named; where the
+Where two of a trial's three witnesses (`verified_trial`) differ, the steps are named; where the
 manifest and the disk differ, the rows are.
 """
 

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from frame_jax.config.curriculum import CurriculumConfig
 from frame_jax.config.file import load
 from frame_jax.curriculum.presets import expand_curriculum
 from frame_jax.curriculum.stages import resolve_curriculum
@@ -154,8 +155,6 @@ COMMANDS = {
     ".venv/bin/python tools/benchmark_train.py --shapes experts mamba2": Entry(
         (("--shapes experts mamba2", "--help"),), shows="--peers"
     ),
-    # docs/curricula.md
-    ".venv/bin/python -m frame_jax.curriculum.presets frame": Entry(shows="weights: {Q3: 1.0}"),
     # docs/exports.md; tests/tools checks what it does without a package index.
     ".venv/bin/python tools/check_exports.py runs/mine --trial frame --environments clients": Entry(
         (("runs/mine --trial frame --environments clients", "--help"),), shows="--trial"
@@ -336,6 +335,16 @@ def test_every_curriculum_of_the_docs_has_a_schedule(tmp_path: Path) -> None:
     assert config.training_of_arm("frame").lr_schedule == rate
     own = config.training_of_arm("frame_constant").lr_schedule
     assert own == dataclasses.replace(rate, kind="constant") != rate
+
+
+def test_the_docs_spell_out_frame(tmp_path: Path) -> None:
+    _, block, *_ = blocks(REPOSITORY / "docs" / "curricula.md", "yaml")
+    path = tmp_path / "run.yaml"
+    path.write_text(f"run_directory: x\ncorpus: {{sources: [{{kind: text, path: x}}]}}\n{block}")
+    config = load(path)
+    axes = config.partition.axes
+    preset = expand_curriculum(CurriculumConfig(preset="frame"), axes)
+    assert expand_curriculum(config.curricula["mine"], axes) == preset
 
 
 def test_every_example_of_scores_made_elsewhere_is_a_config(tmp_path: Path) -> None:

@@ -61,13 +61,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`. Special tokens among them are spelled out."""
-        return self._restored(self.decode_plain(ids))
-
-    def decode_plain(
-        self, ids: Sequence[int] | np.ndarray, *, skip_special_tokens: bool = False
-    ) -> str:
-        """The text as `transformers` decodes it: of some tokenizers without the first blank."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+        return self._restored(self.backend.decode([int(i) for i in ids], skip_special_tokens=False))
 
     def _restored(self, text: str) -> str:
         return f" {text}" if self.strips_blank and text.startswith(" ") else text

@@ -1,22 +1,14 @@
 """Named orders, and how they are spelled out as stages.
 
-    python -m frame_jax.curriculum.presets frame
-
-prints one as the YAML that stands for it.
-
 Only the FRAME order, high-to-low PPL and low-to-high PD come from the papers; widths, folds and the
 other arms are this project's.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 
-import yaml
-
 from frame_jax.config.curriculum import CurriculumConfig, StageConfig
 from frame_jax.config.quadrants import AxesConfig
-from frame_jax.run.program_exit import run_command, run_main
 
 WIDTH = 0.05  # of a sigmoid transition, in epochs
 
@@ -69,40 +61,3 @@ def expand_curriculum(curriculum: CurriculumConfig, axes: AxesConfig) -> Curricu
         folds=curriculum.folds or base.folds or 1,
         shuffle=curriculum.shuffle or base.shuffle,
     )
-
-
-def curricula_as_yaml(curricula: dict[str, CurriculumConfig]) -> str:
-    """Formats curricula as the YAML of a config file, unset keys left out."""
-
-    def tidy(value: object) -> object:
-        if isinstance(value, dict):
-            given = {k: v for k, v in value.items() if v is not None and v != []}
-            return {k: tidy(v) for k, v in given.items() if (k, v) != ("shuffle", 0)}
-        return [tidy(v) for v in value] if isinstance(value, list) else value
-
-    settings = {name: tidy(dataclasses.asdict(each)) for name, each in curricula.items()}
-    return yaml.safe_dump({"curricula": settings}, sort_keys=False, default_flow_style=None)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Prints presets as stages to start a config from; returns the exit code."""
-    options = argparse.ArgumentParser(
-        prog="python -m frame_jax.curriculum.presets",
-        description="Print curricula by name as the stages they stand for.",
-    )
-    names = list(preset_stages(AxesConfig()))
-    options.add_argument("names", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
-    options.add_argument("--ppl", type=int, default=2, help="partition.axes.ppl (default: 2)")
-    options.add_argument("--pd", type=int, default=2, help="partition.axes.pd (default: 2)")
-
-    def command(given: argparse.Namespace) -> None:
-        axes = AxesConfig(given.ppl, given.pd)
-        presets = {name: CurriculumConfig(preset=name) for name in given.names}
-        expanded = {name: expand_curriculum(preset, axes) for name, preset in presets.items()}
-        print(curricula_as_yaml(expanded), end="")
-
-    return run_command(options, command, arguments)
-
-
-if __name__ == "__main__":
-    run_main(main)

@@ -11,13 +11,9 @@ from typing import Any, NamedTuple
 from frame_jax.config.evaluation import TaskConfig
 from frame_jax.config.paths import user_path
 from frame_jax.corpus.documents import RecordError, decode_utf8
-from frame_jax.corpus.sources.compressed import (
-    BYTE_ORDER_MARK,
-    HEAD_BYTES,
-    DecompressedStream,
-    other_format,
-)
-from frame_jax.errors import UserError, find_storage_error, storage_error
+from frame_jax.corpus.sources.compressed import BYTE_ORDER_MARK, HEAD_BYTES, other_format
+from frame_jax.corpus.sources.inputs import Input, open_decompressed
+from frame_jax.errors import UserError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -42,13 +38,8 @@ def read_items(path: Path) -> list[Item]:
     """
     if not path.is_file():
         raise UserError(f"evaluation.tasks: there is no file {path}")
-    try:
-        with path.open("rb") as file:
-            content = DecompressedStream(file).readall().removeprefix(BYTE_ORDER_MARK)
-    except OSError as error:
-        if find_storage_error(error):
-            raise storage_error(path, error) from error
-        raise UserError(f"{path}: cannot be read ({error}): replace it") from error
+    with open_decompressed(Input(str(path), path.name, 0, "")) as stream:
+        content = stream.read().removeprefix(BYTE_ORDER_MARK)
     if (other := other_format(content[:HEAD_BYTES])) is not None:
         raise UserError(f"{path}: is {other[0]}, not JSON lines: {other[1]}")
     lines = content.split(b"\n")

@@ -15,11 +15,6 @@ try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
-    from lm_eval.models.utils import (
-        handle_stop_sequences,
-        normalize_gen_kwargs,
-        postprocess_generated_text,
-    )
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise ImportError("this needs lm-eval: pip install 'frame-jax[eval]'") from error
@@ -27,18 +22,13 @@ except ImportError as error:
 from frame_jax import checkpoints
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
-from frame_jax.errors import UserError, print_note
-from frame_jax.evaluation.greedy import generate_greedily, make_greedy_scorer
+from frame_jax.errors import UserError
 from frame_jax.evaluation.likelihood import Request, continuation_sums, encode_requests
 from frame_jax.models.transformer import read_description
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.program_exit import report_error, run_main
 from frame_jax.run.trial_record import choose_checkpoint_step, read_trial_record
-
-GENERATED = 256  # tokens written where a task does not say
-# Settings that change nothing of greedy decoding: of sampling alone, and these values.
-OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-GREEDY = {"do_sample": False, "num_beams": 1}
+from frame_jax.scoring.scorer import Scorer
 
 
 @register_model("frame_jax")
@@ -86,7 +76,7 @@ class FrameJaxModel(LM):
         scoring = ScoringConfig(
             self.max_length, per_device_batch_size=per_device_batch_size, loss_chunk=2048, fsdp=fsdp
         )
-        self._scorer, self._next_tokens = make_greedy_scorer(decoder, params, scoring)
+        self._scorer = Scorer([(decoder, params)], scoring, misses=True)
         self._tokenizer = load_tokenizer(directory)
         self.tokenizer_path = directory.tokenizer
 
@@ -125,48 +115,17 @@ class FrameJaxModel(LM):
         return sums
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """The greedy continuation of each prompt, up to the first of its stop strings.
-
-        Settings mean what they mean to the harness's own Hugging Face backend.
+        """Refuses tasks in which a model writes text.
 
         Raises:
-            UserError: for a task that asks for more than greedy decoding, or for as many tokens as
-                the model reads.
+            UserError: naming them.
         """
-        tokenizer = self._tokenizer
-        eos = tokenizer.decode_plain([tokenizer.eos_id])
-        encoded = tokenizer.encode_batch([request.args[0] for request in requests])
-        prompts, limits, stops, shortened = [], [], [], 0
-        for request, ids in zip(requests, encoded, strict=True):
-            until, limit = read_generation(request.args[1], self.max_length)
-            whole = [tokenizer.bos_id, *ids]
-            prompts.append(whole[-(self.max_length - limit) :])
-            shortened += len(prompts[-1]) < len(whole)
-            limits.append(limit)
-            stops.append(handle_stop_sequences(until, eos))
-        if shortened:
-            print_note(
-                f"{shortened} of {len(requests)} prompts have lost their beginning: prompt and "
-                f"max_gen_toks together may have {self.max_length} tokens"
-            )
-        # The backend looks for a stop string in so many of the last tokens.
-        texts = list(dict.fromkeys(stop for until in stops for stop in until))
-        lengths = map(len, tokenizer.encode_batch(texts))
-        window = {text: length + 2 for text, length in zip(texts, lengths, strict=True)}
-
-        def is_finished(number: int, written: list[int]) -> bool:
-            return written[-1] == tokenizer.eos_id or any(
-                stop in tokenizer.decode_plain(written[-window[stop] :]) for stop in stops[number]
-            )
-
-        generated = generate_greedily(self._scorer, self._next_tokens, prompts, limits, is_finished)
-        answers = []
-        for request, written, until in zip(requests, generated, stops, strict=True):
-            text_ids = [i for i in written if i not in (tokenizer.bos_id, tokenizer.eos_id)]
-            text = tokenizer.decode_plain(text_ids, skip_special_tokens=True)
-            answers.append(postprocess_generated_text(text, until, None))
-            self.cache_hook.add_partial("generate_until", request.args, answers[-1])
-        return answers
+        names = ", ".join(sorted({str(request.task_name) for request in requests}))
+        raise UserError(
+            f"{names}: the model would write text, and only log-likelihoods are computed here "
+            "(multiple choice, loglikelihood, loglikelihood_rolling); leave such tasks out, or "
+            "export the trial with frame_jax.export and give them to the harness's --model hf"
+        )
 
     def _rate(self, requests: list[Request]) -> list[tuple[float, bool]]:
         """Log-likelihood and greediness of each; those of an empty continuation are 0 and true."""
@@ -176,31 +135,6 @@ class FrameJaxModel(LM):
         for number, loss, missed in zip(filled, nll.tolist(), misses.tolist(), strict=True):
             answers[number] = (-loss, missed == 0)
         return answers
-
-
-def read_generation(settings: dict[str, Any], max_length: int) -> tuple[list[str], int]:
-    """The stop strings of a task's `generation_kwargs`, and how many tokens it has written at most.
-
-    Raises:
-        UserError: naming what is malformed or not computed.
-    """
-    try:
-        rest: dict[str, Any] = dict(normalize_gen_kwargs(settings, GENERATED))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"generation_kwargs {settings}: {error}") from error
-    until, limit = rest.pop("until"), rest.pop("max_gen_toks")
-    for key, value in rest.items():
-        if key not in OF_SAMPLING and (key not in GREEDY or value != GREEDY[key]):
-            raise UserError(
-                f"generation_kwargs: {key} = {value!r} is not computed, only greedy decoding is; "
-                "--gen_kwargs changes what a task says, as in --gen_kwargs do_sample=false"
-            )
-    if not 0 < limit < max_length:
-        raise UserError(
-            f"generation_kwargs: max_gen_toks is {limit}, must be at least 1 and below max_length "
-            f"({max_length}), for a prompt to have room: --gen_kwargs max_gen_toks=N"
-        )
-    return [stop for stop in until if stop is not None], limit
 
 
 def main() -> int:

@@ -1,6 +1,5 @@
 """Reads and writes `RUN/evaluation/<trial>.json`, what the evaluate phase measured of a trial."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,11 +128,6 @@ class TrialResult:
     def final(self) -> WeightsResult:
         """The losses of the last checkpoint."""
         return self.checkpoints[-1]
-
-    def checkpoint_tasks(self) -> Iterator[TaskScore]:
-        """The task scores of single checkpoints."""
-        averages = {average.name for average in self.averages}
-        return (score for score in self.tasks if score.weights not in averages)
 
 
 def scores_folder(directory: RunDirectory, trial: str, weights: str = "") -> Path:

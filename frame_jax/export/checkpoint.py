@@ -149,7 +149,6 @@ def model_card(
 ) -> str:
     """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
     vocab_size, step = read_special_tokens(directory).vocab_size, weights.step
-    tokens = step * trial_record.tokens_per_step
     stages = "\n".join(
         f"| {item.name} | {item.first_step:,} | {item.last_step:,} | "
         f"{(item.last_row - item.first_row) * trial_record.sequence_length:,} |"
@@ -163,38 +162,31 @@ def model_card(
     rows = f"The embedding has {decoder.vocab_size:,} rows, the tokenizer {vocab_size:,} tokens"
     rest = "the rest is padding, which the model has learned never to predict"
     rows = f"{rows}: {rest}." if decoder.vocab_size > vocab_size else f"{rows}."
-    began = initial_model(directory)
     framing = "BOS stands before every text, and special tokens that a text spells out stay text."
     comment = "  # begins with BOS"
     if continued:
         comment = ""
         framing = "Tokenizer, generation settings and chat template are those of that model."
-    return f"""# {trial}, step {step:,} of {trial_record.steps:,}
-
-A base language model of {decoder.parameter_count():,} parameters, {began} on about
-{tokens:,} tokens with frame_jax {__version__}, curriculum `{trial}`, in sequences of
-{trial_record.sequence_length:,} tokens. It is not tuned to follow instructions, and nothing was
-done to make its output safe.{about}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model = AutoModelForCausalLM.from_pretrained("FOLDER")
-ids = tokenizer("Once upon a time", return_tensors="pt").input_ids{comment}
-print(tokenizer.decode(model.generate(ids, max_new_tokens=50)[0]))
-```
-
-{rows} {framing}
-
-## Order of the data
-
-| stage | from step | to step | tokens |
-|---|---:|---:|---:|
-{stages}
-
-Stages with a smooth transition overlap: around a boundary both neighbours are mixed.
-{data_section(directory)}{held_out_section(directory, trial, weights, ema)}"""
+    card = (
+        Path(__file__)
+        .with_name("model_card.md")
+        .read_text("utf-8")
+        .format(
+            trial=trial,
+            record=trial_record,
+            step=step,
+            tokens=step * trial_record.tokens_per_step,
+            parameters=decoder.parameter_count(),
+            version=__version__,
+            began=initial_model(directory),
+            about=about,
+            comment=comment,
+            rows=rows,
+            framing=framing,
+            stages=stages,
+        )
+    )
+    return card + data_section(directory) + held_out_section(directory, trial, weights, ema)
 
 
 def initial_model(directory: RunDirectory) -> str:

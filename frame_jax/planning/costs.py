@@ -9,12 +9,10 @@ import jax
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from frame_jax.config.paths import user_path
 from frame_jax.config.run import RunConfig, Trial
 from frame_jax.config.training import TrainingConfig
 from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError, without_secrets
-from frame_jax.evaluation.items import answers_to_rate, make_prompts, read_items, spread_items
 from frame_jax.files import is_remote, local_copy
 from frame_jax.models.flops import (
     active_parameter_count,
@@ -23,14 +21,14 @@ from frame_jax.models.flops import (
 )
 from frame_jax.models.hugging_face.weights import read_decoder
 from frame_jax.models.transformer import Decoder
-from frame_jax.quadrants.mixture import terminal_table
 from frame_jax.run import phases
 from frame_jax.run.directory import RunDirectory
+from frame_jax.run.progress import text_table
 from frame_jax.run.special_tokens import read_special_tokens, special_tokens_path
 from frame_jax.training.initial import target_decoder
 from frame_jax.training.optimizer import make_optimizer
 from frame_jax.training.phases import padded_vocab_size
-from frame_jax.training.training_job import kept_steps, stage_ends
+from frame_jax.training.training_job import kept_steps
 
 TRAINED, SCORED = 4, 2  # bytes of a weight: float32 where it is trained, bfloat16 where it scores
 BYTES_PER_TOKEN = 4.0  # of text that is not tokenized yet
@@ -96,22 +94,18 @@ def scoring_cost(
 
 
 def evaluation_costs(
-    config: RunConfig, corpus: Corpus, trial: Trial, schedule: DataSchedule, task_tokens: int
+    config: RunConfig, corpus: Corpus, trial: Trial, schedule: DataSchedule
 ) -> CostLine:
-    """Cost of everything measured on a trial that was trained in the order of `schedule`.
+    """Cost of what is measured on a trial that was trained in the order of `schedule`, but tasks.
 
-    That is every kept checkpoint and every average on the held-out documents, some of them on the
-    tasks (`task_tokens` tokens all together), and the final weights on a sample of training rows.
+    That is every kept checkpoint and every average on the held-out documents, and the final weights
+    on a sample of training rows.
     """
     training, evaluation = config.training_of_arm(trial.arm), config.evaluation
     averages, continued = len(evaluation.averages), config.pretrain.initial is not None
     decoder = planned_target(config)[0]
-    doing_tasks = {schedule.steps(training.batch_size), *([0] if continued else [])}
-    if evaluation.tasks_at == "stage_ends":
-        doing_tasks |= stage_ends(schedule, training)
     held_out = corpus.held_out if corpus.measured is None else corpus.measured
     tokens = held_out * (len(kept_steps(schedule, training, continued)) + averages)
-    tokens += task_tokens * (len(doing_tasks) + averages)
     name = (f"evaluate {trial.name}", f"evaluate-{trial.name}")
     work = scoring_cost(*name, decoder, tokens, config.scoring.context)
     if evaluation.training_rows == 0:
@@ -120,28 +114,6 @@ def evaluation_costs(
     rows = used // max(1, used // evaluation.training_rows)
     sample = scoring_cost("", "", decoder, rows * length, length)
     return replace(work, tokens=tokens + sample.tokens, flops=work.flops + sample.flops)
-
-
-def answer_tokens(config: RunConfig) -> tuple[int, list[str]]:
-    """Tokens that a model reads to answer every task, estimated from text size; and notes.
-
-    Raises:
-        UserError: for a file that holds something else than items, or has too few examples.
-    """
-    total, notes = 0.0, []
-    for task in config.evaluation.tasks:
-        paths = [path for path in (task.path, task.examples) if path is not None]
-        if absent := [path for path in paths if not user_path(path).is_file()]:
-            notes.append(f"task {task.name}: {absent[0]} is not there, and its cost not counted")
-            continue
-        items = spread_items(read_items(user_path(task.path)), task.max_items)
-        for prompt, item in zip(make_prompts(task, items), items, strict=True):
-            for answer in answers_to_rate(task, item):
-                size = len((prompt + task.separator + answer).encode()) / BYTES_PER_TOKEN
-                total += min(size, config.scoring.context)
-    if total:
-        notes.append(f"tasks: counted at {BYTES_PER_TOKEN:g} bytes a token")
-    return round(total), notes
 
 
 def vocab_rows(config: RunConfig) -> int:
@@ -242,7 +214,7 @@ def list_costs(
     """Lists the costs of everything that computes, and notes on them.
 
     Raises:
-        UserError: for a reference model or a task that could not be computed.
+        UserError: for a reference model that could not be computed.
     """
     work: list[CostLine] = []
     notes: list[str] = []
@@ -283,15 +255,15 @@ def list_costs(
         count, line = schedule.steps(training.batch_size), (f"pretrain {name}", f"pretrain-{name}")
         work.append(training_cost(*line, decoder, training, count, length))
     if schedules:
-        tokens, more = answer_tokens(config)
-        notes += more
+        if config.evaluation.tasks:
+            notes.append("evaluate: without the tasks")
         if corpus.measured is None and config.evaluation.max_documents is not None:
             notes.append(
                 "evaluate: at most; how long the documents of evaluation.max_documents are is "
                 "known once the corpus is tokenized, and the whole held-out split stands for them"
             )
         work += [
-            evaluation_costs(config, corpus, config.trial(name), schedule, tokens)
+            evaluation_costs(config, corpus, config.trial(name), schedule)
             for name, schedule in schedules.items()
         ]
     return work, notes
@@ -349,4 +321,4 @@ def cost_table(
             f"time: at {tokens_per_second:,.0f} tokens a second in pretraining, all else at the "
             "FLOPs a second that this is; small models reach fewer"
         )
-    return Group(terminal_table("cost", [header, *lines]), Text("\n".join(notes), style="dim"))
+    return Group(text_table("cost", [header, *lines]), Text("\n".join(notes), style="dim"))

@@ -22,12 +22,12 @@ from frame_jax.curriculum.stages import DataSchedule
 from frame_jax.errors import UserError
 from frame_jax.evaluation.held_out import held_out_documents
 from frame_jax.planning.costs import BYTES_PER_TOKEN, Corpus, cost_table
-from frame_jax.quadrants.mixture import mixture_table, terminal_table, tokenized_mixture
+from frame_jax.quadrants.mixture import mixture_table, tokenized_mixture
 from frame_jax.run import compute_dtype, markers, phases
 from frame_jax.run.directory import RunDirectory, list_parts, read_json
 from frame_jax.run.partition_record import Mixture, read_partition_record
 from frame_jax.run.phases import PhaseStep
-from frame_jax.run.progress import wide_console
+from frame_jax.run.progress import text_table, wide_console
 from frame_jax.run.trial_record import load_trial_record
 from frame_jax.training.initial_digest import recorded_digest
 from frame_jax.training.optimizer import learning_rate
@@ -218,10 +218,8 @@ def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> Rendera
         rate = f"{rates[0]:.2e} to {rates[1]:.2e}"
         memory = memory_in_stages(training, first, last, steps, stage_starts)
         lines.append([stage, *(f"{number:,}" for number in numbers), rate, memory])
-    table = terminal_table(f"{name}: {steps:,} steps", lines)
-    table.caption = "time scale: 1 / (learning rate x weight decay), the optimizer's memory"
-    table.caption_justify = "left"
-    return table
+    note = "time scale: 1 / (learning rate x weight decay), the optimizer's memory"
+    return text_table(f"{name}: {steps:,} steps", lines, [note])
 
 
 def memory_in_stages(

@@ -9,18 +9,18 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
-from rich.table import Table
-from rich.text import Text
 
 from frame_jax.config.quadrants import PartitionConfig
 from frame_jax.config.run import RunConfig
-from frame_jax.errors import UserError, printable
+from frame_jax.errors import UserError
 from frame_jax.parallel import processes
 from frame_jax.run.directory import RunDirectory, list_parts
 from frame_jax.run.partition_record import Mixture, MixtureGroup
+from frame_jax.run.progress import text_table
 from frame_jax.sql import parquet_table, query
 
 NAMED = 40  # groups that a message names
@@ -144,17 +144,6 @@ def count_read(
     return dataclasses.replace(mixture, groups=tuple(groups))
 
 
-def mixture_table(mixture: Mixture) -> Table:
+def mixture_table(mixture: Mixture) -> Any:
     """Formats a mixture for the terminal."""
-    return terminal_table(f"what an epoch reads, by {mixture.by}", mixture.lines())
-
-
-def terminal_table(title: str, lines: list[list[str]]) -> Table:
-    """Formats lines of texts, a header first, for the terminal."""
-    header, *lines = lines
-    table = Table(title=title, title_justify="left")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*(Text(printable(text)) for text in line))
-    return table
+    return text_table(f"what an epoch reads, by {mixture.by}", mixture.lines())

@@ -12,7 +12,7 @@ from frame_jax.errors import UserError, print_warning
 from frame_jax.parallel import processes
 from frame_jax.quadrants import assign
 from frame_jax.quadrants.assign import make_axes
-from frame_jax.quadrants.mixture import count_read, mixture_table, terminal_table
+from frame_jax.quadrants.mixture import count_read, mixture_table
 from frame_jax.quadrants.reliability import measure_reliability, reliability_warnings
 from frame_jax.quadrants.rows import training_conditions, write_quadrant_rows
 from frame_jax.quadrants.summary import summarise_partition
@@ -24,7 +24,7 @@ from frame_jax.run.partition_record import (
     read_partition_record,
 )
 from frame_jax.run.program_exit import run_on_all_processes
-from frame_jax.run.progress import wide_console
+from frame_jax.run.progress import text_table, wide_console
 from frame_jax.sql import open_database, parquet_table
 
 WARN_DOCUMENT_SHARE = 0.1  # share of the documents that is worth a word
@@ -86,7 +86,7 @@ def partition_corpus(config: RunConfig, directory: RunDirectory) -> dict[str, An
             console.print(mixture_table(record.mixture))
         if record.reliability:
             lines = [RELIABILITY_HEADER, *(each.line() for each in record.reliability)]
-            console.print(terminal_table("the same documents under other reference models", lines))
+            console.print(text_table("the same documents under other reference models", lines))
     rows = write_quadrant_rows(
         config.partition.rows,
         directory,
@@ -165,12 +165,6 @@ def partition_warnings(record: PartitionRecord) -> Iterator[str]:
                 "threshold's, as others' is: on which side they come is decided by their ids, in "
                 f"alphabetical order. Numbers with more different values than {name} has tell more"
             )
-    if record.ppl_model is not None and 2 * record.negative_pd > record.documents:
-        yield (
-            f"PD is negative for {record.negative_pd:,} of {record.documents:,} training "
-            "documents: the weak reference model predicts them better than the strong one. Are "
-            "reference.weak and reference.strong exchanged?"
-        )
     yield from reliability_warnings(record.reliability, record.names[1])
 
 

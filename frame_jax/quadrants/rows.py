@@ -98,16 +98,6 @@ class PackedSegments:
         first = np.searchsorted(self.row, self.row)  # the first piece of the row
         return before - before[first] + self.num_bos
 
-    def text_spans(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The text tokens [first, stop) of its document that each segment holds: two int64
-        [segments].
-
-        `tokens` are the text tokens of every document. Both are the same where a piece holds BOS
-        or EOS alone.
-        """
-        first = np.maximum(self.start, 1) - 1  # BOS is before the text
-        return first, np.maximum(np.minimum(self.stop - 1, tokens[self.document]), first)
-
 
 def concat(lengths: np.ndarray, row_ids: int) -> PackedSegments:
     """Joins the documents to one stream and cuts it every `row_ids` ids; only the last row has room

@@ -16,7 +16,6 @@ from frame_jax.run.partition_record import (
     GroupRecord,
     PartitionRecord,
     QuadrantContents,
-    SmallGroups,
     ThinGroups,
     Thresholds,
 )
@@ -60,13 +59,9 @@ def summarise_partition(
             "SELECT threshold_group, count(*)::BIGINT FROM training GROUP BY ALL"
         ).fetchall()
     )
-    small = [lines for (_, number), lines in groups.items() if number % 2]
     thin = [
         lines for (_, number), lines in groups.items() if 0 < sizes.get(number, 0) < len(quadrants)
     ]
-    [(negative_pd,)] = connection.execute(
-        "SELECT count(*) FROM documents WHERE copies > 0 AND gap < 0"
-    ).fetchall()
     return PartitionRecord(
         ppl_model=ppl_model,
         mode=config.mode,
@@ -74,14 +69,8 @@ def summarise_partition(
         names=axes.names,
         group_by=tuple(config.group_by),
         without_quadrant=without_quadrant(connection),
-        small_groups=SmallGroups(
-            config.min_group_tokens,
-            len(small),
-            *(sum(total(lines, key) for lines in small) for key in ("documents", "tokens")),
-        ),
         thin_groups=ThinGroups(len(thin), sum(total(lines, "documents") for lines in thin)),
         tied=tied_shares(connection, config),
-        negative_pd=negative_pd,
         quadrants=quadrant_contents(
             [line for lines in groups.values() for line in lines], quadrants, axes
         ),

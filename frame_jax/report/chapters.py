@@ -26,9 +26,6 @@ LIBRARIES = (
     *("frame-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "array_record"),
     *("tokenizers", "numpy", "duckdb", "pyarrow", "altair", "vl-convert-python"),
 )
-
-
-TASK_PANELS = 12  # drawn; the table has them all
 MESSAGES = {"tokenize": "tokenizer", "score": "warnings", "partition": "warnings"}  # in summaries
 
 
@@ -79,7 +76,6 @@ def training_loss_chapter(data: ReportData) -> list[Piece]:
     caption = notes.LOSS.format(arm=data.shaded.name, smooth=(2 * figures.SMOOTH + 1) / points)
     panel = figures.training_loss(data.curves, data.shaded, data.names)
     found: list[Piece] = [tag("h2", "Training loss"), Figure("training-loss", [panel], caption)]
-    found.append(sections.zoom_buttons("training-loss"))
     drops = stage_tables(data, lambda arm: sections.drops_table(data.study.stages[arm.name]))
     if drops:
         windows = notes.DROPS_WINDOWS.format(window=training_curves.WINDOW, gap=training_curves.GAP)
@@ -117,17 +113,13 @@ def tasks_chapter(data: ReportData) -> list[Piece]:
     if not finals:
         return []
     arms = list(data.results)
-    found: list[Piece] = [
+    return [
         tag("h2", "Tasks"),
         task_results.answer_table(finals, arms),
         note(notes.ANSWERS),
         task_results.task_table(finals, arms),
         note(f"{notes.TASKS} {task_results.truncated_prompts(finals)}"),
     ]
-    if drawn := list(task_results.task_curves(data.results).values())[:TASK_PANELS]:
-        panels = [figures.accuracy(scores, data.names) for scores in drawn]
-        found.append(Figure("tasks", panels, notes.TASK_CURVES))
-    return found
 
 
 def mixtures_chapter(data: ReportData, quadrants: list[str]) -> list[Piece]:

@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.table import Table
+from typing import Any
 
 from frame_jax.config.file import load
 from frame_jax.config.paths import user_path
@@ -31,6 +30,7 @@ from frame_jax.run.directory import RunDirectory, read_dataclass, read_json
 from frame_jax.run.markers import read_complete_marker
 from frame_jax.run.partition_record import Reliability, read_partition_record
 from frame_jax.run.phases import REFERENCES
+from frame_jax.run.progress import text_table
 
 FILE = "compare.json"
 
@@ -211,11 +211,12 @@ def table_rows(
     return header + more if whole else header, rows
 
 
-def terminal_table(runs: Sequence[ComparedRun]) -> Table:
+def terminal_table(runs: Sequence[ComparedRun]) -> Any:
     """Makes the table of all differences for a terminal, with what a reader must know of it."""
     baselines = ", ".join(dict.fromkeys(run.study.baseline for run in runs))
     title = f"Held-out {runs[0].study.unit} minus those of {baselines}"
-    return study_results.rich_table(title, *table_rows(runs), comparison_notes(runs))
+    header, rows = table_rows(runs)
+    return text_table(title, [header, *rows], comparison_notes(runs))
 
 
 def summary_sentences(runs: Sequence[ComparedRun]) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import altair as alt
 import numpy as np
 
-from frame_jax.evaluation.results import TaskScore
 from frame_jax.report.documents import DensityTile, GroupTokens, ThresholdLine
 from frame_jax.report.held_out_curves import LossPoint, TrainingRowPoint
 from frame_jax.report.study_results import BETTER, WORSE, Verdict
@@ -238,34 +237,6 @@ def training_rows(rows: Sequence[TrainingRowPoint], arms: Sequence[str], baselin
     lines = _arms_chart(rows, arms).mark_line(**_points(30))
     lines = lines.encode(x=x, y=alt.Y("difference:Q", title=title))
     return _layer(_zero_line("y"), lines, arms=arms, height=260)
-
-
-def accuracy(scores: Sequence[tuple[str, TaskScore]], arms: Sequence[str]) -> Panel:
-    """Accuracy in one task at the checkpoints that did it, over the accuracy of a guess."""
-    keys = ("step", "tokens", "accuracy", "accuracy_norm", "accuracy_stderr", "chance")
-    rows = [
-        {"arm": arm, "stages": ", ".join(score.stages), **{k: getattr(score, k) for k in keys}}
-        for arm, score in scores
-    ]
-    axis = alt.Axis(format="%", tickCount=4)
-    base = _arms_chart(rows, arms).transform_calculate(
-        low="datum.accuracy - datum.accuracy_stderr",  # an error of null counts as 0
-        high="datum.accuracy + datum.accuracy_stderr",
-    )
-    lines = base.mark_line(**_points(45)).encode(
-        y=alt.Y("accuracy:Q", title="accuracy", axis=axis, scale=alt.Scale(zero=False)),
-        tooltip=[
-            ORDER,
-            alt.Tooltip("stages:N", title="end of stage"),
-            COUNTS[0],
-            *(alt.Tooltip(f"{key}:Q", format=".2%") for key in ("accuracy", "accuracy_norm")),
-            alt.Tooltip("accuracy_stderr:Q", title="standard error", format=".2%"),
-        ],
-    )
-    errors = base.mark_rule(strokeWidth=1, opacity=0.6).encode(y="low:Q", y2="high:Q")
-    guess = _chart(rows[:1]).mark_rule(strokeDash=[4, 4]).encode(y="chance:Q")
-    title = scores[0][1].task
-    return _layer(guess, errors, lines, arms=arms, height=160).properties(title=title)
 
 
 def _quadrant_colour(quadrants: Sequence[str]) -> alt.Color:

@@ -1,5 +1,5 @@
 // Draws every figure of the page, keeps them in the reader's light or dark mode, and lets the
-// buttons show and hide arms in all of them and zoom the loss.
+// buttons show and hide arms in all of them.
 "use strict";
 (() => {
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
@@ -56,19 +56,6 @@
   }
 
   for (const select of choices) select.addEventListener("change", showChosen);
-
-  for (const button of document.querySelectorAll("button[data-zoom]")) {
-    button.addEventListener("click", () => {
-      const { view } = views.get(document.getElementById(button.dataset.target));
-      const factor = Number(button.dataset.zoom);
-      const scaled = (scale) => {
-        const [low, high] = view.scale(scale).domain();
-        const [middle, half] = [(low + high) / 2, ((high - low) / 2) * factor];
-        return factor ? [middle - half, middle + half] : null;
-      };
-      setSignals(view, { zoom_tokens: scaled("x"), zoom_loss: scaled("y") });
-    });
-  }
 
   dark.addEventListener("change", drawAll);
   drawAll();

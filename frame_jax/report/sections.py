@@ -1,4 +1,4 @@
-"""Makes the parts of a page: tables and buttons."""
+"""Makes the parts of a page: tables and choices."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,16 +11,6 @@ from frame_jax.report.html import Html, join_html, table, tag
 from frame_jax.report.study_results import DASH, StageLosses, number, si
 from frame_jax.report.training_curves import TrainingRun, TrainingSpeed
 from frame_jax.run.partition_record import QuadrantContents
-
-
-def zoom_buttons(name: str) -> Html:
-    """Buttons that zoom the only panel of the figure `name`, for screens without a mouse."""
-    factors = {"Zoom in": "0.6", "Zoom out": "1.6667", "Reset": "0"}
-    buttons = (
-        tag("button", label, type="button", data_zoom=factor, data_target=f"{name}-0")
-        for label, factor in factors.items()
-    )
-    return tag("p", *buttons, class_="controls")
 
 
 def arm_buttons(arms: Sequence[str]) -> Html:

@@ -31,7 +31,7 @@ from frame_jax.report.study_results import (
     StepsToBaseline,
     Study,
 )
-from frame_jax.report.training_curves import TrainingDrop, read_training_run, training_drops
+from frame_jax.report.training_curves import StageSteps, read_training_run, training_drops
 from frame_jax.report.verdict import RULE, verdict_sentence
 from frame_jax.run.directory import RunDirectory
 from frame_jax.run.markers import read_complete_marker
@@ -260,7 +260,10 @@ def stage_losses(
     found = {}
     for arm in config.curricula:
         seeds = [
-            [losses_around(drop, results.get(trial)) for drop in training_drops(run)]
+            [
+                losses_around(stage, losses, results.get(trial))
+                for stage, losses in zip(run.stages, training_drops(run), strict=True)
+            ]
             for trial in config.trials
             if trial.arm == arm
             and (run := read_training_run(directory.pretrain(trial.name), arm)) is not None
@@ -271,13 +274,15 @@ def stage_losses(
     return found
 
 
-def losses_around(drop: TrainingDrop, result: TrialResult | None) -> StageLosses:
+def losses_around(
+    stage: StageSteps, training: tuple[float | None, float | None], result: TrialResult | None
+) -> StageLosses:
     """The losses of one trial where one of its stages begins."""
-    points = checkpoints_around(result, drop.step) if result else (None, None)
+    points = checkpoints_around(result, stage.start) if result else (None, None)
     return StageLosses(
-        drop.stage,
-        drop.step,
-        training=(drop.before, drop.after),
+        stage.name,
+        stage.start,
+        training=training,
         held_out=tuple(None if p is None else p.overall.nll_per_token for p in points),
         held_out_steps=tuple(None if p is None else p.step for p in points),
     )

@@ -5,14 +5,11 @@ Imports nothing heavy: a finished run shows its table at once.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from frame_jax.errors import printable
 from frame_jax.run.directory import RunDirectory, read_dataclass
+from frame_jax.run.progress import text_table
 
 BETTER, WORSE = "better", "worse"
 NONE, UNTESTED = "no difference that this study could see", "not tested: one seed"
@@ -254,22 +251,11 @@ def verdict_cells(verdict: Verdict) -> list[str]:
     return [f"{verdict.mean:+.4f}", interval, f"{verdict.document_error:.4f}", word]
 
 
-def rich_table(title: str, header: list[str], rows: list[list[str]], notes: Sequence[str]) -> Table:
-    """Makes a table for the terminal, words to the left and numbers to the right, over notes."""
-    table = Table(title=title, title_justify="left", caption=Text(printable("\n".join(notes))))
-    for number, name in enumerate(header):
-        left = name in ("order", "minus", "verdict", "run", "scores")
-        style = "bold" if number == 0 else ""
-        table.add_column(name, style=style, justify="left" if left else "right")
-    for row in rows:
-        table.add_row(*(Text(printable(text)) for text in row))  # a name is no markup
-    return table
-
-
-def terminal_table(study: Study) -> Table:
+def terminal_table(study: Study) -> Any:
     """Makes the table that ends a run on the terminal: the report's first table."""
     caption = f"{study.comparisons_made} comparisons made; the rule is in the report"
     if len(study.seeds) == 1:
         caption = "one seed: nothing here tells an effect of the order from chance (seeds: 3)"
     notes = [caption, *forgetting_sentences(study)]
-    return rich_table("Held-out loss after pretraining", *table_rows(study), notes)
+    header, rows = table_rows(study)
+    return text_table("Held-out loss after pretraining", [header, *rows], notes)

@@ -1,4 +1,4 @@
-"""Tables and curves of the scores in multiple-choice tasks."""
+"""Tables of the scores in multiple-choice tasks."""
 
 import dataclasses
 import math
@@ -17,18 +17,11 @@ def final_scores(results: dict[str, TrialResult]) -> FinalScores:
     """The scores of every task at the last checkpoint that did it."""
     found: FinalScores = {}
     for arm, result in results.items():
-        for score in sorted(result.checkpoint_tasks(), key=lambda score: score.step):
-            found.setdefault(score.task, {})[arm] = score
+        averages = {average.name for average in result.averages}
+        for score in sorted(result.tasks, key=lambda score: score.step):
+            if score.weights not in averages:
+                found.setdefault(score.task, {})[arm] = score
     return found
-
-
-def task_curves(results: dict[str, TrialResult]) -> dict[str, list[tuple[str, TaskScore]]]:
-    """Arms and scores of the tasks that were done at two checkpoints or more."""
-    scores: dict[str, list[tuple[str, TaskScore]]] = {}
-    for arm, result in results.items():
-        for score in result.checkpoint_tasks():
-            scores.setdefault(score.task, []).append((arm, score))
-    return {task: own for task, own in scores.items() if len({score.step for _, score in own}) >= 2}
 
 
 def mean_score(scores: list[TaskScore]) -> TaskScore:

@@ -65,19 +65,12 @@ def read_training_run(folder: Path, name: str) -> TrainingRun | None:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A span of a run.
-
-    Attributes:
-        arm: Name of the run.
-        tokens: Training tokens seen at its end.
-        loss: Mean of the finite losses, nats per token.
-        tokens_per_second: Of the median step; None where no step was timed.
-    """
+    """A span of the run `arm` that ends at `tokens`; `loss` is the mean of the finite ones, in nats
+    per token."""
 
     arm: str
     tokens: int
     loss: float
-    tokens_per_second: float | None
 
 
 def thinned_curve(run: TrainingRun, points: int = POINTS) -> list[CurvePoint]:
@@ -86,8 +79,7 @@ def thinned_curve(run: TrainingRun, points: int = POINTS) -> list[CurvePoint]:
         CurvePoint,
         """
         SELECT ? AS arm, CAST(max(tokens) AS BIGINT) AS tokens,
-               avg(loss) FILTER (isfinite(loss)) AS loss,
-               median(tokens_per_second) FILTER (isfinite(tokens_per_second)) AS tokens_per_second
+               avg(loss) FILTER (isfinite(loss)) AS loss
         FROM metrics GROUP BY step * ? // ? HAVING loss IS NOT NULL ORDER BY tokens
         """,
         run.name,
@@ -122,19 +114,9 @@ def mixture_curve(run: TrainingRun, points: int = 160) -> list[MixturePoint]:
     )
 
 
-@dataclass(frozen=True)
-class TrainingDrop:
-    """Mean loss, nats per token, before and after `stage` begins, when `step` updates are made;
-    None where no loss is finite."""
-
-    stage: str
-    step: int
-    before: float | None
-    after: float | None
-
-
-def training_drops(run: TrainingRun) -> list[TrainingDrop]:
-    """Measures how the training loss changes where each stage begins, reading the file once. [ours]
+def training_drops(run: TrainingRun) -> list[tuple[float | None, float | None]]:
+    """Mean training loss, nats per token, before and after each stage begins; None where no loss is
+    finite. Reads the file once. [ours]
 
     The windows are `WINDOW` of the run long and lie `GAP` of it away from the boundary, because a
     smooth transition mixes both stages beside it; neither is more than a quarter of its stage.
@@ -152,7 +134,7 @@ def training_drops(run: TrainingRun) -> list[TrainingDrop]:
     sql = f"SELECT avg(loss) FILTER (isfinite(loss)) FROM {asked} LEFT JOIN metrics "
     sql += "ON step >= start AND step < stop GROUP BY number ORDER BY number"
     means = iter(run.query(lambda mean: mean, sql))
-    return [TrainingDrop(s.name, s.start, next(means), next(means)) for s in run.stages]
+    return list(zip(means, means, strict=True))
 
 
 @dataclass(frozen=True)

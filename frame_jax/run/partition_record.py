@@ -70,16 +70,6 @@ class DocumentCount:
 
 
 @dataclass(frozen=True)
-class SmallGroups:
-    """Groups below `min_group_tokens`, with their training documents and tokens."""
-
-    min_group_tokens: int
-    groups: int
-    documents: int
-    tokens: int
-
-
-@dataclass(frozen=True)
 class ThinGroups:
     """Groups with fewer training documents than there are quadrants, and these documents."""
 
@@ -204,10 +194,8 @@ class PartitionRecord:
         names: What the two axes are called.
         group_by: Columns whose combinations are the groups.
         without_quadrant: Documents without a quadrant, by split and reason.
-        small_groups: Groups that share the thresholds of their language.
         thin_groups: Groups whose thresholds say little.
         tied: Share of the training tokens in documents whose value equals a threshold, by axis.
-        negative_pd: Training documents with a PD below 0.
         quadrants: Contents of all groups together.
         mixture: How often documents are read; None where each is read once.
     """
@@ -218,10 +206,8 @@ class PartitionRecord:
     names: tuple[str, str]
     group_by: tuple[str, ...]
     without_quadrant: dict[str, dict[str, DocumentCount]]
-    small_groups: SmallGroups
     thin_groups: ThinGroups
     tied: dict[str, float]
-    negative_pd: int
     quadrants: dict[str, QuadrantContents]
     groups: tuple[GroupRecord, ...]
     warnings: tuple[str, ...] = ()

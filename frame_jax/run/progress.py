@@ -1,13 +1,16 @@
-"""Progress on long work: one rich bar on a terminal, a plain line now and then elsewhere."""
+"""Tables, and progress on long work: one rich bar on a terminal, else a plain line now and then."""
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from frame_jax.errors import printable
 
 Update = Callable[..., None]
 PIPED_WIDTH = 160  # of tables where there is no terminal
+WORDS = ("order", "minus", "verdict", "scores")  # columns of a table that hold no numbers
 
 
 def wide_console(**options: Any) -> Any:
@@ -16,6 +19,23 @@ def wide_console(**options: Any) -> Any:
 
     terminal = (sys.stderr if options.get("stderr") else sys.stdout).isatty()
     return Console(width=None if terminal else PIPED_WIDTH, **options)
+
+
+def text_table(title: str, lines: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> Any:
+    """Makes a `rich` table of texts, a header first, for the terminal, over notes; numbers are to
+    the right, words to the left."""
+    from rich.table import Table
+    from rich.text import Text
+
+    caption = Text(printable("\n".join(notes)))
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for number, name in enumerate(lines[0]):
+        left = number == 0 or name in WORDS
+        justify: Any = "left" if left else "right"
+        table.add_column(name, style="" if number else "bold", justify=justify, overflow="fold")
+    for line in lines[1:]:
+        table.add_row(*(Text(printable(text)) for text in line))  # a name is no markup
+    return table
 
 
 @contextlib.contextmanager

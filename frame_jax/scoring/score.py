@@ -129,7 +129,8 @@ def other_references(config: RunConfig, directory: RunDirectory, name: str) -> d
 
 def score_warnings(config: RunConfig, found: dict[str, Any], parts: list[Path]) -> Iterator[str]:
     """Yields a warning for everything in a `scores_summary` that makes scores of little use."""
-    if found["mean_nll_weak"] < found["mean_nll_strong"]:
+    mostly_negative = 2 * found["negative_pd"] > found["documents"]
+    if mostly_negative or found["mean_nll_weak"] < found["mean_nll_strong"]:
         yield weak_is_better_warning(
             f"{found['negative_pd']:,} of {found['documents']:,} documents have a negative PD"
         )

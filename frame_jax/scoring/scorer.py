@@ -5,9 +5,8 @@ parameters are replicated, or, for models larger than a device, sharded over `fs
 gathered layer by layer while the call runs.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -68,37 +67,25 @@ class Scorer:
         self._mesh = sharding.make_mesh(ParallelConfig(data=-1, fsdp=fsdp, tensor=1), devices)
         self._batch_sharding = sharding.batch_sharding(self._mesh)
         self.replace_params(*(params for _, params in models))
+        rows_spec = self._batch_sharding.spec
         score = functools.partial(score_rows, loss_chunk=scoring.loss_chunk, misses=misses)
-        self._score = self.map_rows(score, 4, PartitionSpec(None, *self._batch_sharding.spec))
-
-    def map_rows(
-        self, function: Callable[..., jax.Array], arrays: int, result: PartitionSpec | None = None
-    ) -> Callable[..., jax.Array]:
-        """Compiles what one device computes of its rows into a function of all rows, which computes
-        under the parameters of the time of the call.
-
-        `function` takes the models, the specs of their parameters, this device's shards of these
-        and of so many `arrays`, [rows, ...] each. `result` is how the result is split, None for a
-        first axis of rows.
-        """
-        rows = self._batch_sharding.spec
-        mapped = jax.jit(
+        self._score = jax.jit(
             jax.shard_map(
-                functools.partial(function, self.models, self._specs),
+                functools.partial(score, self.models, self._specs),
                 mesh=self._mesh,
-                in_specs=(self._specs, *[rows] * arrays),
-                out_specs=result or rows,
+                in_specs=(self._specs, *[rows_spec] * 4),
+                out_specs=PartitionSpec(None, *rows_spec),
                 check_vma=False,  # the mesh's third axis, `tensor`, has one device here
             )
         )
-        return lambda *given: mapped(self._params, *jax.device_put(given, self._batch_sharding))
 
     def __call__(self, batch: Any) -> jax.Array:
         """Starts scoring a batch: [values, *shape of its arrays] float32, NLL in nats, ready later.
 
         The batch has the arrays of a `packing.Batch`. Compiles for each shape.
         """
-        return self._score(batch.inputs, batch.targets, batch.segment_ids, batch.positions)
+        arrays = (batch.inputs, batch.targets, batch.segment_ids, batch.positions)
+        return self._score(self._params, *jax.device_put(arrays, self._batch_sharding))
 
     def replace_params(self, *params: Params) -> None:
         """Replaces the parameters by others of the same models; nothing is compiled again."""
@@ -197,16 +184,12 @@ def score_rows(
     chunks = chunk_count(inputs.shape[0], inputs.shape[1], loss_chunk)
     values = []
     for decoder, shards, spec in zip(models, params, specs, strict=True):
-        with matmul_precision(decoder):
+        # Left alone, a TPU rounds float32 operands to bfloat16, a GPU to TF32.
+        precision = "highest" if decoder.compute_dtype == "float32" else None
+        with jax.default_matmul_precision(precision):
             computed = hidden_states(decoder, shards, spec, inputs, segment_ids, positions)
             values.append(token_nll(*computed, targets, chunks))
             if misses:
                 likeliest = likeliest_tokens(*computed, chunks)
                 values.append((likeliest != targets).astype(jnp.float32))
     return jnp.stack(values)
-
-
-def matmul_precision(decoder: Decoder) -> contextlib.AbstractContextManager[None]:
-    """Context in which float32 operands stay it: left alone, a TPU rounds them to bfloat16, a GPU
-    to TF32."""
-    return jax.default_matmul_precision("highest" if decoder.compute_dtype == "float32" else None)

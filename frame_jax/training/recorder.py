@@ -66,27 +66,13 @@ class BadSteps:
                 "step": step,
                 "loss": str(values["loss"]),
                 "grad_norm": str(values["grad_norm"]),
-                "rows": self._rows_of(step),
             }
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             print_warning(
                 f"step {step} is not applied (loss {line['loss']}, gradient norm "
-                f"{line['grad_norm']}); its rows are in {self._path}"
+                f"{line['grad_norm']}); a manifest (frame_jax.export_order) names its rows"
             )
-
-    def _rows_of(self, step: int) -> dict[str, list[int]]:
-        """The rows of a step by quadrant, numbered across the quadrant's parts."""
-        selection, batch_size = self._job.selection, self._job.training.batch_size
-        first = step * batch_size
-        quadrants, rows = selection.select(
-            np.arange(first, min(first + batch_size, len(selection)))
-        )
-        names = selection.schedule.quadrants
-        return {
-            names[number]: sorted(rows[quadrants == number].tolist())
-            for number in np.unique(quadrants)
-        }
 
     def are_too_many(self) -> bool:
         """Whether so many steps in a row were bad that training must stop."""
@@ -96,7 +82,7 @@ class BadSteps:
         """The error to raise after too many."""
         return UserError(
             f"{self._in_a_row} steps in a row had a loss or gradient that is not a number; "
-            f"none of them was applied, and the state is saved. {self._path} lists their rows. If "
+            f"none of them was applied, and the state is saved. {self._path} lists them. If "
             "training has diverged, lower training.lr_schedule.peak and start the model again "
             "(--redo); to try the rows that follow, run the same command"
         )

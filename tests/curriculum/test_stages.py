@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +13,7 @@ from frame_jax.config.curriculum import CurriculumConfig, StageConfig
 from frame_jax.config.file import load
 from frame_jax.config.quadrants import AxesConfig
 from frame_jax.curriculum.allotment import allot_rows, split_proportionally
-from frame_jax.curriculum.presets import curricula_as_yaml, expand_curriculum, main, preset_stages
+from frame_jax.curriculum.presets import expand_curriculum, preset_stages
 from frame_jax.curriculum.stages import DataSchedule, resolve_curriculum, shuffled_schedule
 from frame_jax.errors import UserError
 from tests.curriculum.orders import PRESETS
@@ -101,32 +100,6 @@ def test_folded_passes_through_the_order_with_equal_shares() -> None:
     )
     assert [stage.name[:2] for stage in schedule.stages] == ["Q3", "Q4", "Q1", "Q2"] * 3
     assert {stage.stop - stage.start for stage in schedule.stages} == {333, 334}
-
-
-@pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("changes", [{}, {"transition": "hard"}, {"width": 0.2, "epochs": 2}])
-def test_a_printed_preset_is_a_config(name: str, changes: dict, tmp_path: Path) -> None:
-    curriculum = expand_curriculum(CurriculumConfig(preset=name, **changes), AxesConfig())
-    settings = {
-        "run_directory": "runs/x",
-        "corpus": {"sources": [{"kind": "python_library"}]},
-        **yaml.safe_load(curricula_as_yaml({"printed": curriculum})),
-    }
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(settings), "utf-8")
-    assert load(path).curricula["printed"] == curriculum
-    assert len(curricula_as_yaml({"printed": curriculum}).splitlines()) <= 8 + len(
-        curriculum.stages
-    )
-
-
-def test_presets_are_printed_for_the_grid_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["reverse", "pdpc", "--ppl", "3"]) == 0
-    shown = yaml.safe_load(capsys.readouterr().out)["curricula"]
-    assert [*shown["reverse"]["stages"][0]["weights"]] == ["P1D2"]
-    assert [*shown["pdpc"]["stages"][1]["weights"]] == ["P1D2", "P2D2", "P3D2"]
-    assert main(["reverse", "--pd", "0"]) == 2
-    assert "at least 1" in capsys.readouterr().err
 
 
 def test_lengths_in_any_unit_and_one_stage_takes_the_rest() -> None:

@@ -5,10 +5,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tokenizers
 import yaml
 
 from frame_jax.errors import UserError
@@ -129,7 +127,7 @@ def ours(prepared):
 
 @pytest.fixture(scope="module")
 def mine(prepared, ours) -> dict[str, list]:
-    return answers(ours, prepared[2], [*CHOICE, "local_rolling", "local_generation"])
+    return answers(ours, prepared[2], [*CHOICE, "local_rolling"])
 
 
 def theirs(folder: Path, **settings):
@@ -143,7 +141,7 @@ def theirs(folder: Path, **settings):
 @pytest.fixture(scope="module")
 def reference(prepared) -> dict[str, list]:
     root, _, tasks = prepared
-    found = answers(theirs(root / "exported"), tasks, [*CHOICE, "local_generation"])
+    found = answers(theirs(root / "exported"), tasks, [*CHOICE])
     # For a rolling likelihood their backend puts a BOS before every window and, with a tokenizer
     # that adds one by itself, a second one that it counts as text. We write exactly one, as theirs
     # does when told not to add it.
@@ -185,78 +183,14 @@ def test_the_harness_agrees_only_where_it_writes_one_start(prepared, mine, refer
         assert abs(a - b[0]) < 1e-3
 
 
-def test_greedy_text_agrees(mine, reference) -> None:
-    assert mine["local_generation"] == reference["local_generation"]
-    assert any(mine["local_generation"])
-    assert all("\n\n" not in text for text in mine["local_generation"])
+def test_a_task_that_generates_is_refused_by_name(prepared, ours) -> None:
+    with pytest.raises(UserError, match=r"local_generation: .*multiple choice, loglikelihood"):
+        answers(ours, prepared[2], ["local_choice", "local_generation"])
 
 
-# Settings of tasks as they are spelled, and what they are to the backend.
-SETTINGS: list[dict[str, Any]] = [
-    *({"until": ["\n\n"], key: 9} for key in ("max_gen_toks", "max_new_tokens", "max_tokens")),
-    {"max_gen_toks": 5, "max_new_tokens": 9},
-    {"max_new_tokens": "7", "max_tokens": 3},
-    {"until": "e", "max_gen_toks": 12},
-    {"until": ["", " in", "th"], "max_gen_toks": 12},
-    {"until": ["\ufffd", "<|bos|>"], "max_gen_toks": 12},
-    {"max_gen_toks": 9, "do_sample": False, "temperature": 1},
-    {"max_gen_toks": 9, "do_sample": False, "temperature": 0.7, "top_p": 0.9},
-    {"max_gen_toks": 9.0, "temperature": 0, "num_beams": 1},
-    {"max_gen_toks": 1},
-    {"max_gen_toks": CONTEXT - 1},
-]
-PROMPTS = ["", "四象限", "  lead", TEXT[:600], *(TEXT[i * 50 : i * 51 + 40] for i in range(4))]
-
-
-def written(model, settings: dict[str, Any]) -> list[str]:
-    requests = [Instance("generate_until", {}, (text, settings), 0) for text in PROMPTS]
-    return model.generate_until(requests, disable_tqdm=True)
-
-
-@pytest.mark.parametrize("eos", [None, "Ġth"])
-def test_settings_of_generation_mean_what_they_mean_to_the_backend(tmp_path, eos) -> None:
-    """With an EOS that the model writes often, too."""
-    directory, _, _ = make_arm(tmp_path / "run")
-    if eos:
-        path = directory.tokenizer.with_name("special_tokens.json")
-        eos_id = tokenizers.Tokenizer.from_file(str(directory.tokenizer)).token_to_id(eos)
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_id": eos_id}))
-    export_trial(directory, "frame", tmp_path / "exported")
-    from frame_jax.evaluation.lm_eval_adapter import FrameJaxModel
-
-    model = FrameJaxModel(str(directory.root), per_device_batch_size=3)
-    backend = theirs(tmp_path / "exported", batch_size=1)
-    for settings in SETTINGS:
-        assert written(model, settings) == written(backend, settings), settings
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"max_gen_toks": CONTEXT}, {"max_tokens": CONTEXT + 1}, {"max_gen_toks": 0}]
-    + [{"max_gen_toks": 9} | more for more in ({"do_sample": True}, {"temperature": 0.5})]
-    + [{"max_gen_toks": 9} | more for more in ({"num_beams": 3}, {"repetition_penalty": 1.3})]
-    + [{"max_gen_toks": "many"}],
-)
-def test_what_greedy_decoding_does_not_give_is_refused(ours, settings) -> None:
-    with pytest.raises(UserError, match="generation_kwargs"):
-        written(ours, settings)
-
-
-def test_prompts_that_lose_their_beginning_are_counted(ours, capsys) -> None:
-    written(ours, {"max_gen_toks": 9})
-    assert f"1 of {len(PROMPTS)} prompts" in capsys.readouterr().err
-
-
-def test_greedy_continuations_are_recognised(ours) -> None:
-    model = ours
-    prompt = "The standard "
-    settings = {"until": [], "max_gen_toks": 4, "do_sample": False}
-    (text,) = model.generate_until([Instance("generate_until", {}, (prompt, settings), 0)])
-    (answer,) = model.loglikelihood([Instance("loglikelihood", {}, (prompt.rstrip(), text), 0)])
-    other = model.loglikelihood([Instance("loglikelihood", {}, (prompt, "xyz"), 0)])[0]
-    assert answer[0] > other[0] and not other[1]
-    empty = model.loglikelihood([Instance("loglikelihood", {}, ("def", ""), 0)])
-    assert empty == [(0.0, True)] and model.max_length == CONTEXT
+def test_an_empty_continuation_is_certain(ours) -> None:
+    assert ours.loglikelihood([Instance("loglikelihood", {}, ("def", ""), 0)]) == [(0.0, True)]
+    assert ours.max_length == CONTEXT
 
 
 def test_the_command_line_runs_tasks_by_name(prepared, tmp_path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shlex
 from pathlib import Path
@@ -106,25 +105,12 @@ def test_training_rows_are_read_once_under_the_final_weights() -> None:
     assert flops == pytest.approx(extra * forward(run, LENGTH))
 
 
-def test_tasks_are_counted_by_their_text_where_they_are_done(tmp_path: Path) -> None:
-    item = {"question": "q" * 5, "choices": ["a" * 7, "b" * 3, "c" * 4000], "answer": 1}
-    path = tmp_path / "items.jsonl"
-    path.write_text(2 * (json.dumps(item) + "\n"))
-    task = TaskConfig("cloze", str(path), prompt="{question}\nAnswer:")
-    prompt = len("qqqqq\nAnswer: ")
-    each = 2 * ((prompt + 7) / 4 + (prompt + 3) / 4 + CONTEXT)  # the longest is cut
-    (plain, _) = evaluate(config(EvaluationConfig()))
-    averages = [AverageConfig(2)]
-    last, said = evaluate(config(EvaluationConfig(tasks=[task], averages=averages)))
-    own = last["frame"].tokens - plain["frame"].tokens - 5_000
-    assert own == 2 * round(each) and "tasks: counted at 4 bytes a token" in said
-    ends, _ = evaluate(config(EvaluationConfig(tasks=[task], tasks_at="stage_ends")))
-    assert ends["frame"].tokens - plain["frame"].tokens == 4 * round(each)
-    assert ends["random"].tokens - plain["random"].tokens == round(each)
-    absent = dataclasses.replace(task, path=str(tmp_path / "absent.jsonl"))
-    without, said = evaluate(config(EvaluationConfig(tasks=[absent])))
-    assert without["frame"].tokens == plain["frame"].tokens
-    assert "absent.jsonl is not there, and its cost not counted" in said
+def test_tasks_are_not_counted_and_the_plan_says_so() -> None:
+    (plain, silent) = evaluate(config(EvaluationConfig()))
+    tasks = [TaskConfig("cloze", "absent.jsonl", prompt="{question}\nAnswer:")]
+    given, said = evaluate(config(EvaluationConfig(tasks=tasks)))
+    assert given["frame"].tokens == plain["frame"].tokens
+    assert "without the tasks" in said and "tasks" not in silent
 
 
 def test_a_third_model_costs_its_sample_and_the_weak_ones(tmp_path: Path) -> None:

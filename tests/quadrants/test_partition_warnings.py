@@ -11,7 +11,7 @@ from frame_jax.errors import UserError
 from frame_jax.quadrants import partition
 from frame_jax.quadrants.partition import write_assignment
 from frame_jax.run.directory import read_json
-from tests.quadrants.corpus import make_corpus, run_config, stored, write
+from tests.quadrants.corpus import make_corpus, run_config, write
 
 
 def test_groups_of_one_document_are_refused_and_the_ways_on_are_named(tmp_path: Path) -> None:
@@ -50,22 +50,6 @@ def test_some_groups_of_few_documents_are_said(tmp_path: Path, capsys) -> None:
     assert warning.startswith(f"{few} of ") and "partition.min_group_tokens" in warning
     assert f"warning: {warning}" in capsys.readouterr().err
     assert read_json(directory.partition)["thin_groups"] == {"groups": few, "documents": few}
-
-
-def test_negative_pd_of_most_documents_is_said(tmp_path: Path) -> None:
-    corpus = make_corpus(400)
-    directory = write(corpus, tmp_path / "right")
-    write_assignment(PartitionConfig(), ScoringConfig(), directory)
-    summary = read_json(directory.partition)
-    trains = corpus.split == "train"
-    assert summary["negative_pd"] == int((trains & (stored(corpus).gap < 0)).sum())
-    assert summary["warnings"] == []
-    corpus.loss, corpus.gap = corpus.loss + corpus.gap, -corpus.gap  # the models exchanged
-    directory = write(corpus, tmp_path / "exchanged")
-    write_assignment(PartitionConfig(), ScoringConfig(), directory)
-    summary = read_json(directory.partition)
-    [warning] = summary["warnings"]
-    assert f"negative for {summary['negative_pd']} of" in warning and "exchanged?" in warning
 
 
 def tokens_tied(values: np.ndarray, corpus, quadrants: np.ndarray) -> float:

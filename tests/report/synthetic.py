@@ -34,7 +34,6 @@ from frame_jax.run.partition_record import (
     GroupRecord,
     PartitionRecord,
     QuadrantContents,
-    SmallGroups,
     ThinGroups,
     Thresholds,
 )
@@ -144,10 +143,8 @@ def make_partition(**changes: Any) -> PartitionRecord:
         names=("PPL", "PD"),
         group_by=("domain", "language"),
         without_quadrant={"train": {}, "held_out": {}},
-        small_groups=SmallGroups(0, 0, 0, 0),
         thin_groups=ThinGroups(0, 0),
         tied={"ppl": 0.0, "pd": 0.0},
-        negative_pd=0,
         quadrants=dict.fromkeys(QUADRANTS, contents),
         groups=tuple(groups),
     )

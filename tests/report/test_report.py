@@ -38,9 +38,7 @@ def test_the_page_stays_small_and_every_figure_is_a_png(tmp_path: Path) -> None:
     config, directory = make_run(tmp_path / "run", arms=("frame", "random"), steps=20_000)
     summary = report.write_report(config, directory)
     assert (directory.root / summary["page"]).stat().st_size < 2_000_000
-    assert {"training-loss", "held-out-loss", "tasks", "density", "balance"} <= set(
-        summary["figures"]
-    )
+    assert {"training-loss", "held-out-loss", "density", "balance"} <= set(summary["figures"])
     pictures = {path.stem: path.read_bytes() for path in directory.report.glob("*.png")}
     assert set(pictures) == set(summary["figures"])
     for name, data in pictures.items():
@@ -117,12 +115,6 @@ def test_an_arm_without_a_task_has_a_dash() -> None:
     assert '<span class="best">90.0' in html and '<span class="best">60.0' not in html
     assert quadrants(html, "b")[1:] == ["75.0", "50.0", "–", "–"]
     assert quadrants(html, "mean")[1:] == ["75.0", "70.0", "–", "–"]
-    (curve,) = task_results.task_curves(results).values()
-    assert [(arm, score.task, score.step) for arm, score in curve] == [
-        ("frame", "a", 9),
-        ("frame", "a", 3),
-        ("random", "a", 9),
-    ]
 
 
 def test_what_the_phases_decided_is_in_the_report(tmp_path: Path) -> None:

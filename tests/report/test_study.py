@@ -139,9 +139,10 @@ def test_losses_where_stages_begin_are_means_over_seeds(
     assert set(study.stages) == {"frame"} and len(drops) == SEEDS
     for index, losses in enumerate(study.stages["frame"]):
         own = [found[index] for found in drops]
-        assert (losses.stage, losses.step) == (own[0].stage, own[0].step)
-        sides = [[d.before, d.after] for d in own]
-        np.testing.assert_allclose(losses.training, np.mean(sides, axis=0), rtol=1e-12)
+        assert runs[0] is not None
+        stage = runs[0].stages[index]
+        assert (losses.stage, losses.step) == (stage.name, stage.start)
+        np.testing.assert_allclose(losses.training, np.mean(own, axis=0), rtol=1e-12)
         for loss, step in zip(losses.held_out, losses.held_out_steps, strict=True):
             kept = [
                 {c.step: c for c in read_result(directory, name).checkpoints} for name in trials

@@ -158,6 +158,15 @@ def test_exchanged_models_are_said_early_and_late(make_run, capsys):
     assert "nats a token over" in early and said in late
 
 
+def test_documents_of_which_most_have_a_negative_pd_are_said(make_run):
+    """Also where a few long ones make the weak model the worse one in the mean."""
+    config, _ = make_run(models=[make_model(1), make_model(2)])
+    found = {"documents": 100, "mean_nll_weak": 3.0, "mean_nll_strong": 2.9}
+    [warning] = score.score_warnings(config, found | {"negative_pd": 51}, [])
+    assert "51 of 100 documents have a negative PD" in warning
+    assert not list(score.score_warnings(config, found | {"negative_pd": 50}, []))
+
+
 def test_one_model_in_both_places_is_refused_before_scoring(make_run):
     config, directory = make_run(models=[make_model(1), make_model(1)])
     with pytest.raises(UserError, match=r"reference.weak and reference.strong hold the same weig"):

@@ -15,100 +15,21 @@ import pyarrow.parquet as pq
 
 from frame_jax.config.run import RunConfig
 from frame_jax.export.order.trial_order import RowFile, TrialOrder, list_row_files
-from frame_jax.quadrants.rows import (
-    PackedSegments,
-    pack_documents,
-    read_shuffled,
-    shuffle_training_documents,
-)
+from frame_jax.quadrants.rows import pack_documents, read_shuffled, shuffle_training_documents
 from frame_jax.run.directory import RunDirectory, remove
 from frame_jax.run.map_parts import Advance, map_parts
 from frame_jax.sql import open_database, parquet_table, write_parquet
 
 LINE_BYTES = 100  # read for a row, about
 
-NOTES = """# Curriculum {curriculum}
-
-`order.parquet`: the training documents in the order in which this run's training comes to their
-first tokens, each as often as an epoch reads it, with rank, quadrant, stage, weight (the share of
-the quadrant at that place), PPL, PD and step. Join your texts on `doc_id`; `part` and `row` say
-where the tokens lie in the run directory (`tokens/part-*.arrayrecord`), and `--shards` writes
-texts. To use the order elsewhere, keep it: read documents by `rank`, pack them in that order and do
-not shuffle across stages.
-
-A row here holds pieces of documents, and a piece that is not its document's first may be read
-earlier or later than the document. Whoever reads whole documents in this order has, after any row,
-read of each quadrant as many text tokens as training here, but for at most those in such pieces:
-
-| quadrant | text tokens | in other pieces than the first |
-|---|---:|---:|
-{quadrants}
-
-What that comes to at the ends of the stages, in text tokens of an epoch:
-
-| stage | here | by documents | difference |
-|---|---:|---:|---:|
-{stages}
-
-Steps of another size move an end by less than one of them. Another tokenizer changes the lengths of
-documents, not their order: let the stages be those of `stage`, not counts of tokens.
-"""
-
 
 def write_documents(
     config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, folder: Path
 ) -> None:
     """Writes order.parquet and NOTES.md to `folder`; memory does not grow with the corpus."""
-    scratch, order = folder / ".rows", folder / "order.parquet"
+    scratch, listed, order = (folder / name for name in (".rows", ".listed", "order.parquet"))
     scratch.mkdir(parents=True)
-    write_positions(config, directory, trial_order, scratch)
-    documents, rows = (
-        parquet_table(*sorted(scratch.glob(f"{name}-*.parquet"))) for name in ("documents", "rows")
-    )
-    with open_database(folder) as connection:
-        connection.execute("SET preserve_insertion_order = true")
-        query = f"""
-            SELECT row_number() OVER (ORDER BY position, number) - 1 AS rank,
-                doc_id, quadrant, stage, weight, step, tokens, source, domain, language, ppl,
-                pd, part, row
-            FROM {documents} positions
-            JOIN {parquet_table(directory.assignment)} USING (part, row)
-            WHERE position >= 0 ORDER BY rank
-            """
-        connection.execute(write_parquet(query, order, "zstd"))
-        by_quadrant = connection.execute(
-            f"SELECT quadrant_index, sum(tokens), sum(cut) FROM {rows} GROUP BY 1 ORDER BY 1"
-        ).fetchall()
-        by_rows, by_documents = (
-            dict(
-                connection.execute(f"SELECT stage, sum(tokens) FROM {table} GROUP BY 1").fetchall()
-            )
-            for table in (f"{rows} WHERE position >= 0", parquet_table(order))
-        )
-    remove(scratch)
-    schedule = trial_order.schedule
-    quadrants = [
-        f"| {schedule.quadrants[quadrant]} | {tokens:,} | {cut:,} ({cut / max(tokens, 1):.1%}) |"
-        for quadrant, tokens, cut in by_quadrant
-    ]
-    stages = []
-    for name in dict.fromkeys(stage.name for stage in schedule.stages):
-        here, there = by_rows.get(name, 0), by_documents.get(name, 0)
-        stages.append(f"| {name} | {here:,} | {there:,} | {there / max(here, 1) - 1:+.1%} |")
-    notes = NOTES.format(
-        curriculum=trial_order.trial, quadrants="\n".join(quadrants), stages="\n".join(stages)
-    )
-    (folder / "NOTES.md").write_text(notes, "utf-8")
-
-
-def write_positions(
-    config: RunConfig, directory: RunDirectory, trial_order: TrialOrder, scratch: Path
-) -> None:
-    """Writes to `scratch` the `row_positions` of the row in which each document begins, with part,
-    row and its number among those of its row file; and those of each row, with quadrant_index,
-    tokens (of text) and cut (those of documents that begin in another row)."""
     row_files = list_row_files(directory, trial_order.schedule)
-    listed = scratch.with_name(".listed")
     map_parts(
         functools.partial(
             write_row_file_positions,
@@ -123,6 +44,21 @@ def write_positions(
         work_bytes=LINE_BYTES * trial_order.schedule.rows,
     )
     remove(listed)
+    documents = parquet_table(*sorted(scratch.iterdir()))
+    with open_database(folder) as connection:
+        connection.execute("SET preserve_insertion_order = true")
+        query = f"""
+            SELECT row_number() OVER (ORDER BY position, number) - 1 AS rank,
+                doc_id, quadrant, stage, weight, step, tokens, source, domain, language, ppl,
+                pd, part, row
+            FROM {documents} positions
+            JOIN {parquet_table(directory.assignment)} USING (part, row)
+            WHERE position >= 0 ORDER BY rank
+            """
+        connection.execute(write_parquet(query, order, "zstd"))
+    remove(scratch)
+    notes = Path(__file__).with_suffix(".md").read_text("utf-8")
+    (folder / "NOTES.md").write_text(notes.format(curriculum=trial_order.trial), "utf-8")
 
 
 def write_row_file_positions(
@@ -134,7 +70,8 @@ def write_row_file_positions(
     shuffled: Sequence[Path],
     scratch: Path,
 ) -> None:
-    """Writes what `write_positions` does of a row file; `shuffled` is the order of documents."""
+    """Writes of each document of a row file, to `scratch`, part, row, its number among them and the
+    `row_positions` of the row in which it begins; `shuffled` is the order of documents."""
     index, part, rows = row_file.quadrant, row_file.part, config.partition.rows
     documents = read_shuffled(shuffled, index * rows.parts + part)
     packed = pack_documents(documents, rows, trial_order.special_tokens)
@@ -144,23 +81,7 @@ def write_row_file_positions(
     first = {name: column[begins] for name, column in columns.items()}
     first |= {"number": np.arange(len(begins)), "row": documents.row}
     first["part"] = documents.part.astype(np.int32)
-    pq.write_table(pa.table(first), scratch / f"documents-{index}-{part:05d}.parquet")
-    tokens, cut = row_tokens(packed, documents.tokens, begins)
-    columns |= {"quadrant_index": np.full(packed.rows, index), "tokens": tokens, "cut": cut}
-    pq.write_table(pa.table(columns), scratch / f"rows-{index}-{part:05d}.parquet")
-
-
-def row_tokens(
-    packed: PackedSegments, tokens: np.ndarray, begins: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Counts text tokens of each row, and those whose document begins in another: two int64 [rows].
-
-    `tokens` are the text tokens of each document, `begins` the row in which it begins.
-    """
-    first, stop = packed.text_spans(tokens)
-    cut = np.where(packed.row == begins[packed.document], 0, stop - first)
-    whole, others = (np.bincount(packed.row, n, packed.rows) for n in (stop - first, cut))
-    return whole.astype(np.int64), others.astype(np.int64)
+    pq.write_table(pa.table(first), scratch / f"{index}-{part:05d}.parquet")
 
 
 def row_positions(

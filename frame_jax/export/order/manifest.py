@@ -1,8 +1,8 @@
 """Writes a manifest: every row of an order with its documents and digest, in training order.
 
-FOLDER/part-*.parquet hold a line for each row of the run; NOTES says what is in it. How a part is
-made is in `manifest_lines`. The work is shared out over processes, every piece of it appears whole
-or not at all, and a run of the same command makes what is missing.
+FOLDER/part-*.parquet hold a line for each row of the run; `manifest.md` says what is in it. How a
+part is made is in `manifest_lines`. The work is shared out over processes, every piece of it
+appears whole or not at all, and a run of the same command makes what is missing.
 """
 
 import functools
@@ -33,21 +33,6 @@ from frame_jax.run.storage import prepare_on_all_processes
 
 LINE_BYTES = 100  # of a line, about
 HEADER_FILE = "order.json"  # is there from the first moment on, and says of which order
-
-NOTES = """# Rows of curriculum {curriculum}
-
-`part-*.parquet`: the rows in the order in which training here reads them; `row` counts them from 0,
-`step` is the optimizer step. `quadrant` and `quadrant_row` say where a row lies in the run
-(`quadrants/<quadrant>/part-*.arrayrecord`, numbered across its parts). Of `documents`, the text
-tokens of `doc_id` from `first` on are ids `start` to `stop` of the row (`stop` not included); the
-rest of a row is BOS, EOS and padding.
-
-`digest` is the first 16 bytes of SHA-256 of the row's ids (uint32, little-endian). `manifest.json`
-has a digest for each part and for the whole: the sum modulo 2**128, over rows, of the first 16
-bytes of SHA-256 of `row` (int64, little-endian) and `digest`, as a little-endian integer; it is
-written in hexadecimal, lowest byte first. The trainer keeps the same sum: `order_digest` in its
-`metrics.jsonl`.
-"""
 
 
 def manifest_header(
@@ -92,7 +77,8 @@ def write_manifest(
     if processes.is_first():
         write_json(folder / HEADER_FILE, expected)
         remove_temporaries(folder)
-        (folder / "NOTES.md").write_text(NOTES.format(curriculum=trial_order.trial), "utf-8")
+        notes = Path(__file__).with_suffix(".md").read_text("utf-8")
+        (folder / "NOTES.md").write_text(notes.format(curriculum=trial_order.trial), "utf-8")
     processes.barrier("the manifest is begun")
     run_on_all_processes(
         lambda: require_same_order(directory, read_json(folder / HEADER_FILE), expected)

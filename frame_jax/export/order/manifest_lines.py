@@ -74,7 +74,9 @@ def describe_rows(
 
 def document_spans(documents: ShuffledDocuments, segments: PackedSegments) -> pa.ListArray:
     """The documents of each row and the text tokens of theirs that it holds: SPANS [rows]."""
-    first, stop = segments.text_spans(documents.tokens)
+    first = np.maximum(segments.start, 1) - 1  # BOS is before the text
+    stop = np.minimum(segments.stop - 1, documents.tokens[segments.document])
+    stop = np.maximum(stop, first)  # of a piece of BOS or EOS alone
     start = segments.offset + first + 1 - segments.start  # BOS stands before a document's text
     assert documents.doc_id is not None
     columns = [

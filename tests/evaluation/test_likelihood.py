@@ -1,13 +1,13 @@
-"""NLL, misses and greedy text against a float64 decoder that keeps nothing and packs nothing."""
+"""NLL and misses of continuations against a float64 decoder that packs nothing."""
 
 import numpy as np
 import pytest
 
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.evaluation.greedy import generate_greedily, make_greedy_scorer
 from frame_jax.evaluation.likelihood import Request, continuation_sums
 from frame_jax.models.transformer import Decoder
+from frame_jax.scoring.scorer import Scorer
 from tests.arm import random_params
 from tests.scoring.numpy_decoder import log_probabilities
 
@@ -24,12 +24,12 @@ def model(request, use_devices):
     decoder = Decoder(shape, VOCAB, "float32")
     params = random_params(decoder, 0)
     scoring = ScoringConfig(CONTEXT, per_device_batch_size=1, loss_chunk=8, fsdp=fsdp)
-    scorer = make_greedy_scorer(decoder, params, scoring)
+    scorer = Scorer([(decoder, params)], scoring, misses=True)
     return scorer, lambda ids: log_probabilities(shape, params, ids)
 
 
 def test_sums_and_misses_of_packed_requests(model) -> None:
-    (scorer, _), log_p = model
+    scorer, log_p = model
     rng = np.random.default_rng(0)
     requests = []
     for _ in range(20):
@@ -47,24 +47,3 @@ def test_sums_and_misses_of_packed_requests(model) -> None:
         assert loss == pytest.approx(expected, rel=1e-5)
         assert missed == sum(rows.argmax(-1) != list(request.continuation))
     assert 0 in misses and misses.max() > 0
-
-
-def test_generation_is_greedy_whatever_shares_the_batch(model) -> None:
-    (scorer, following), log_p = model
-    rng = np.random.default_rng(1)
-    prompts = [rng.integers(0, VOCAB, n).tolist() for n in (1, 9, 3, 20, 5, 2)]
-    limits = [6, 1, 5, 12, 4, 8]
-    stop = 7
-
-    def is_finished(number: int, written: list[int]) -> bool:
-        assert len(written) <= limits[number]
-        return written[-1] % 10 == stop
-
-    written = generate_greedily(scorer, following, prompts, limits, is_finished)
-    for prompt, limit, tokens in zip(prompts, limits, written, strict=True):
-        ids = list(prompt)
-        while len(ids) - len(prompt) < limit:
-            ids.append(int(log_p(ids)[-1].argmax()))
-            if ids[-1] % 10 == stop:
-                break
-        assert tokens == ids[len(prompt) :]
