@@ -5,8 +5,9 @@ check.
     python tools/check_device.py --only kernels   # or some of: kernels step scoring resume ...
 
 Each group of checks is a process of its own with a time limit, so that none takes another's memory
-and none that hangs takes the hour. `ok` compares `value` with `limit`; a line with `skipped` says
-why there is nothing to compare. The exit code is 1 if a check failed. On a CPU, or with `--small`,
+and none that hangs takes the hour. `ok` compares `value` with `limit`; `kernels` names those that
+the compiled program calls, beside what the compiler made itself; a line with `skipped` says why
+there is nothing to compare. The exit code is 1 if a check failed. On a CPU, or with `--small`,
 shapes are tiny and speeds mean nothing.
 """
 
@@ -14,9 +15,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import statistics
@@ -24,9 +28,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +40,7 @@ from compiled_programs.chips import CHIPS
 
 from frame_jax import checkpoints
 from frame_jax.config.curriculum import CurriculumConfig
-from frame_jax.config.file import load
+from frame_jax.config.file import parse
 from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.quadrants import AxesConfig
@@ -81,7 +86,37 @@ STEP_LIMITS = {"bfloat16": 0.05, "float32": 3e-4}
 SCORE_LIMITS = {"bfloat16": 1e-3, "float32": 1e-5}  # docs/scoring.md, with room for other hardware
 STEP = 1e-5  # of the differences that derivatives are compared with
 STEP_TOKENS = 32768  # of a training step on one device, where they fit
+MEASURED_SECONDS = 5.0  # of each speed
+ESTIMATE_SECONDS = 30
+# What speeds are measured of: the target models of these configs, with these settings.
+MODELS: dict[str, tuple[str, ...]] = {
+    "150m": ("study_gpu.yaml",),
+    "1b": ("frame_1b.yaml",),
+    "experts": ("frame_moe.yaml", "--pretrain.model.num_layers=4"),
+    "hybrid": ("frame_hybrid.yaml", "--pretrain.model.num_layers=10"),  # one period of its layers
+}
+# What a peer needs beside PyTorch and transformers to be worth comparing with.
+PEERS: dict[str, tuple[str, ...]] = {
+    "150m": (),
+    "experts": ("transformers.integrations.moe",),
+    "hybrid": ("mamba_ssm.ops.triton.ssd_combined", "causal_conv1d"),
+}
+# Custom calls that are kernels: of libraries, and Pallas for GPUs and TPUs. The others are notes of
+# the compiler to itself.
+KERNEL = re.compile(
+    r'^ *(?:ROOT )?%?(\S+) = .*custom_call_target="(__[^"]+|tpu_custom_call|mosaic_gpu[^"]*)"(.*)',
+    re.MULTILINE,
+)
+PALLAS = re.compile(r"triton|tpu_custom_call|mosaic")
+Kind = Literal["dense", "experts", "hybrid"]
 Finding = dict[str, Any]
+
+
+class Comparison(NamedTuple):
+    """A relative error, and the kernels that ran on the device, by `kernel_names`."""
+
+    error: float
+    kernels: dict[str, int]
 
 
 def finding(check: str, value: float, limit: float | None = None, **more: Any) -> Finding:
@@ -103,9 +138,21 @@ def relative(found: np.ndarray, exact: np.ndarray) -> float:
     return float(np.linalg.norm(np.ravel(found - exact)) / np.linalg.norm(np.ravel(exact)))
 
 
-def error(
+def kernel_names(text: str | None) -> dict[str, int]:
+    """The kernels that a compiled program calls beside what XLA made itself, and how often each
+    stands in its text; a library's by its target, one of Pallas by its own name."""
+    names: Counter[str] = Counter()
+    for operation, target, rest in KERNEL.findall(text or ""):
+        if PALLAS.search(target):
+            own = re.search(r'op_name="[^"]*?([^"/]+)/pallas_call"', rest)
+            target = own[1] if own else re.sub(r"\.\d+$", "", operation)
+        names[target] += 1
+    return dict(sorted(names.items()))
+
+
+def compare(
     kernel: Callable[..., jax.Array], exact: Callable[..., np.ndarray], *inputs: jax.Array
-) -> float:
+) -> Comparison:
     """How far a kernel's result and derivatives are from float64, the worst of them.
 
     A derivative is compared along one random direction with a difference of `exact`, which is the
@@ -116,12 +163,12 @@ def error(
     want = np.asarray(exact(*points))
     grad = jnp.asarray(random.normal(size=want.shape), jax.eval_shape(kernel, *inputs).dtype)
 
-    @jax.jit
     def run(grad: jax.Array, *inputs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         result, pull_back = jax.vjp(kernel, *inputs)
         return result, pull_back(grad)
 
-    found, derivatives = jax.tree.map(lambda x: np.asarray(x, np.float64), run(grad, *inputs))
+    compiled = jax.jit(run).lower(grad, *inputs).compile()
+    found, derivatives = jax.tree.map(lambda x: np.asarray(x, np.float64), compiled(grad, *inputs))
     errors, weights = [relative(found, want)], np.asarray(grad, np.float64)
     for i, derivative in enumerate(derivatives):
         direction = random.normal(size=derivative.shape)
@@ -132,7 +179,8 @@ def error(
         slope = (ends[0] - ends[1]) / (2 * STEP)
         off = abs(np.sum(derivative * direction) - slope)
         errors.append(float(off / np.linalg.norm(np.ravel(derivative))))
-    return float(np.max(errors))  # NaN, if one of them is
+    worst = float(np.max(errors))  # NaN, if one of them is
+    return Comparison(worst, kernel_names(compiled.as_text()))
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -140,29 +188,30 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def attention_error(head_dim: int, T: int, dtype: str) -> float:
-    """Two query heads a key head, in rows of documents of 1 to T - 2 tokens."""
+def compare_attention(head_dim: int, rows: Sequence[Sequence[int]], dtype: str) -> Comparison:
+    """Two query heads a key head, in rows of documents of these lengths."""
     random = np.random.default_rng(0)
-    ids = np.stack(
-        [np.repeat([0, 1, 2], [T // 3, 1, T - T // 3 - 1]), np.repeat([0, 1], [T - 2, 2])]
-    )
+    ids = np.stack([np.repeat(np.arange(len(lengths)), lengths) for lengths in rows])
+    B, T = ids.shape
     sees = (ids[:, :, None] == ids[:, None, :]) & np.tri(T, dtype=bool)
 
     def exact(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        k, v = np.repeat(k, 2, axis=2), np.repeat(v, 2, axis=2)
-        scores = np.einsum("bqhd,bkhd->bhqk", q, k) / np.sqrt(head_dim)
-        return np.einsum("bhqk,bkhd->bqhd", softmax(np.where(sees[:, None], scores, -np.inf)), v)
+        q, k, v = (x.swapaxes(1, 2) for x in (q, *(np.repeat(x, 2, axis=2) for x in (k, v))))
+        scores = q @ k.swapaxes(2, 3) / np.sqrt(head_dim)
+        return (softmax(np.where(sees[:, None], scores, -np.inf)) @ v).swapaxes(1, 2)
 
     segments = jnp.asarray(ids, jnp.int32)
-    inputs = [jnp.asarray(random.normal(size=(2, T, h, head_dim)), dtype) for h in (4, 2, 2)]
-    return error(lambda q, k, v: attention(q, k, v, segments), exact, *inputs)
+    inputs = [jnp.asarray(random.normal(size=(B, T, h, head_dim)), dtype) for h in (4, 2, 2)]
+    return compare(lambda q, k, v: attention(q, k, v, segments), exact, *inputs)
 
 
-def grouped_error(M: int, dtype: str) -> float:
-    """M tokens with two of four experts each, one of which nothing chose."""
-    random, E, D, F = np.random.default_rng(0), 4, 128, 256
-    chosen = jnp.asarray([random.permutation(E - 1)[:2] for _ in range(M)], jnp.int32)
-    placement = jax.jit(place_choices, static_argnums=(1, 2))(chosen, E, rows_per_tile(2 * M, E))
+def compare_grouped(chosen: np.ndarray, dtype: str) -> Comparison:
+    """The experts of each token, [M, k], of eight."""
+    random, E, D, F = np.random.default_rng(0), 8, 256, 384
+    tile = rows_per_tile(chosen.size, E)
+    placement = jax.jit(place_choices, static_argnums=(1, 2))(
+        jnp.asarray(chosen, jnp.int32), E, tile
+    )
     tiles, rows = placement.tile_expert, len(placement.source)
     expert = np.repeat(np.asarray(tiles), rows // len(tiles))
     used = jnp.asarray(expert < E)[:, None]
@@ -171,26 +220,41 @@ def grouped_error(M: int, dtype: str) -> float:
         return jnp.where(used, grouped_matmul(jnp.where(used, x, 0), w, tiles), 0)
 
     def exact(x: np.ndarray, w: np.ndarray) -> np.ndarray:
-        return sum((expert == e)[:, None] * (x @ w[e]) for e in range(E))
+        product = np.zeros((rows, F))
+        for e in range(E):
+            product[expert == e] = x[expert == e] @ w[e]
+        return product
 
     shapes = (rows, D), (E, D, F)
-    return error(kernel, exact, *(jnp.asarray(random.normal(size=s), dtype) for s in shapes))
+    return compare(kernel, exact, *(jnp.asarray(random.normal(size=s), dtype) for s in shapes))
 
 
-def ssd_error(T: int, dtype: str) -> float:
-    """Four heads in two groups, and a document that begins inside a chunk."""
-    random, H, P, G, N, chunk = np.random.default_rng(0), 4, 64, 2, 64, 64
-    places = np.concatenate([np.arange(T // 3), np.arange(T - T // 3)])[None]
+def choices(M: int) -> dict[str, np.ndarray]:
+    """The experts of about M tokens, [tokens, k], by what is special about them."""
+    random = np.random.default_rng(0)
+    tails = np.repeat(np.arange(8), [1, M // 2 - 1, M // 2 + 1, 3, M - 1, M + 1, 127, 129])
+    return {
+        "two of eight experts each": np.stack([random.permutation(8)[:2] for _ in range(M)]),
+        "empty experts": np.repeat([1, 4, 5], [M // 2, M, M // 2])[:, None],
+        "one expert has all rows": np.full((M, 1), 3),
+        "uneven tails": random.permutation(tails)[:, None],
+    }
+
+
+def compare_ssd(state_size: int, chunk: int, lengths: Sequence[int], dtype: str) -> Comparison:
+    """Eight heads in two groups, and documents of these lengths in a row."""
+    random, H, P, G, N, T = np.random.default_rng(0), 8, 64, 2, state_size, sum(lengths)
+    places = np.concatenate([np.arange(length) for length in lengths])
+    ids = np.repeat(np.arange(len(lengths)), lengths)
+    reaches = (ids[:, None] == ids) & np.tri(T, dtype=bool)  # [i, j]: token j, token i
 
     def exact(x, dt, a, b, c, d) -> np.ndarray:  # type: ignore[no-untyped-def]
-        b, c = np.repeat(b, H // G, axis=2), np.repeat(c, H // G, axis=2)
-        state, y = np.zeros((1, H, N, P)), np.zeros_like(x)
-        for t in range(T):
-            kept = np.exp(dt[:, t] * a) * (places[:, t] > 0)[:, None]
-            new = (dt[:, t, :, None] * b[:, t])[..., None] * x[:, t, :, None]
-            state = kept[..., None, None] * state + new
-            y[:, t] = np.einsum("bhn,bhnp->bhp", c[:, t], state) + d[:, None] * x[:, t]
-        return y
+        x, b, c = (np.repeat(v, H // v.shape[2], axis=2).swapaxes(1, 2) for v in (x, b, c))
+        dt = dt.swapaxes(1, 2)  # [1, H, T], as all of them have heads in front
+        sums = np.cumsum(dt * a[:, None], axis=-1)
+        between = sums[..., :, None] - sums[..., None, :]
+        weights = np.exp(np.where(reaches, between, -np.inf)) * (c @ b.swapaxes(2, 3))
+        return (weights @ (dt[..., None] * x) + d[:, None, None] * x).swapaxes(1, 2)
 
     normal = random.normal
     inputs = [
@@ -201,11 +265,11 @@ def ssd_error(T: int, dtype: str) -> float:
         jnp.asarray(normal(size=(1, T, G, N)), dtype),
         jnp.asarray(normal(size=H), jnp.float32),
     ]
-    positions = jnp.asarray(places, jnp.int32)
-    return error(lambda *given: ssd(*given, positions, chunk), exact, *inputs)  # type: ignore[call-arg]
+    positions = jnp.asarray(places[None], jnp.int32)
+    return compare(lambda *given: ssd(*given, positions, chunk), exact, *inputs)  # type: ignore[call-arg]
 
 
-def cross_entropy_error(T: int, dtype: str) -> float:
+def compare_cross_entropy(T: int, dtype: str) -> Comparison:
     """With a z-loss, in two pieces, and targets that do not count."""
     random, B, D, V, z_loss_weight = np.random.default_rng(0), 2, 128, 512, 1e-2
     targets, weights = random.integers(0, V, (B, T)), random.integers(0, 2, (B, T))
@@ -222,32 +286,55 @@ def cross_entropy_error(T: int, dtype: str) -> float:
 
     hidden = jnp.asarray(random.normal(size=(B, T, D)), dtype)
     w = jnp.asarray(random.normal(size=(V, D)) * D**-0.5, dtype).astype(jnp.float32)
-    return error(kernel, exact, hidden, w)
+    return compare(kernel, exact, hidden, w)
+
+
+def kernel_checks(small: bool) -> Iterator[tuple[str, Callable[[str], Comparison]]]:
+    """Names of checks, and each as a function of the dtype. Sizes are such that kernels for GPUs
+    and TPUs take them, where the name does not say otherwise."""
+    T = 128 if small else 512
+    few, many = [[T // 3, 1, T - T // 3 - 1], [T - 2, 2]], [[7] * (T // 7) + [T % 7]] * 2
+    uneven = [[T // 3, T - 12 - T // 3], [T - 12]]
+    for head_dim in (64,) if small else (64, 128, 256):
+        name = f"attention, heads of {head_dim}"
+        yield name, functools.partial(compare_attention, head_dim, few)
+    yield "attention, many documents", functools.partial(compare_attention, 64, many)
+    yield f"attention, rows of {T - 12}", functools.partial(compare_attention, 64, uneven)
+    for name, chosen in choices(T).items():
+        yield f"grouped product, {name}", functools.partial(compare_grouped, chosen)
+    Q = T // 2
+    documents = [Q // 3, 1, Q - Q // 3 - 1]
+    yield "ssd, states of 64", functools.partial(compare_ssd, 64, 64, documents)
+    yield "ssd, states of 128", functools.partial(compare_ssd, 128, Q, [Q, *documents])
+    yield "ssd, uneven tail", functools.partial(compare_ssd, 64, 64, [Q, Q // 3])
+    yield "cross entropy", functools.partial(compare_cross_entropy, T)
 
 
 def kernels(small: bool) -> Iterator[Finding]:
     """Each kernel against NumPy in float64, forward and backward."""
-    length = 128 if small else 512
     for dtype, limit in LIMITS.items():
-        with precision(dtype):
-            for head_dim in (64,) if small else (64, 128, 256):
-                name = f"attention, heads of {head_dim}, {dtype}"
-                yield finding(name, attention_error(head_dim, length, dtype), limit)
-            yield finding(f"grouped product, {dtype}", grouped_error(length, dtype), limit)
-            yield finding(f"ssd, {dtype}", ssd_error(length // 2, dtype), limit)
-            yield finding(f"cross entropy, {dtype}", cross_entropy_error(length, dtype), limit)
+        for name, check in kernel_checks(small):
+            with precision(dtype):
+                error, names = check(dtype)
+            yield finding(f"{name}, {dtype}", error, limit, kernels=names)
 
 
-def tiny(dtype: str, hybrid: bool = False) -> Decoder:
-    """A model of two layers, or of one layer of each kind."""
+def tiny(dtype: str, kind: Kind = "dense") -> Decoder:
+    """A model of two layers, of sizes that kernels take; a hybrid has one of each mixer."""
     config = ModelConfig(128, 256, 2, 2, 1, head_dim=64)
-    if hybrid:
-        config = dataclasses.replace(
-            config,
-            layers=("mamba2+dense", "attention+experts"),
-            experts=ExpertsConfig(8, 2, 128),
-            mamba2=Mamba2Config(4, 64, 32, 2),
-        )
+    changes: dict[str, Any] = {
+        "dense": {},
+        "experts": {
+            "layers": ("attention+experts",),
+            "qk_norm": True,
+            "qk_norm_over": "projection",
+            "tie_embeddings": False,
+        },
+        "hybrid": {"layers": ("mamba2+dense", "attention+dense"), "partial_rotary_factor": 0.0},
+    }[kind]
+    config = dataclasses.replace(
+        config, experts=ExpertsConfig(8, 2, 128), mamba2=Mamba2Config(4, 64, 64, 2), **changes
+    )
     return Decoder(config, 512, dtype)
 
 
@@ -270,8 +357,10 @@ def random_weights(decoder: Decoder) -> Any:
     )
 
 
-def loss_and_gradients(decoder: Decoder, rows: np.ndarray, device: jax.Device) -> Any:
-    """Of a batch under `random_weights`, on one device."""
+def loss_and_gradients(
+    decoder: Decoder, rows: np.ndarray, device: jax.Device
+) -> tuple[Any, dict[str, int]]:
+    """Of a batch under `random_weights`, on one device; and the kernels there."""
     mesh = make_mesh(ParallelConfig(), [device])
 
     def run(params: Any, rows: jax.Array) -> Any:
@@ -283,22 +372,29 @@ def loss_and_gradients(decoder: Decoder, rows: np.ndarray, device: jax.Device) -
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return jax.value_and_grad(loss)(params)
 
-    params = random_weights(decoder)
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    inputs = jax.device_put((random_weights(decoder), rows), whole)
     with precision(decoder.compute_dtype):
-        return jax.device_get(jax.jit(run)(*jax.device_put((params, rows), whole)))
+        compiled = jax.jit(run).lower(*inputs).compile()
+    return jax.device_get(compiled(*inputs)), kernel_names(compiled.as_text())
+
+
+def compare_step(decoder: Decoder, rows: np.ndarray) -> Comparison:
+    """This device's loss and gradients with those of the CPU beside it."""
+    here, names = loss_and_gradients(decoder, rows, jax.devices()[0])
+    there, _ = loss_and_gradients(decoder, rows, jax.devices("cpu")[0])
+    errors = list(map(relative, jax.tree.leaves(here), jax.tree.leaves(there)))
+    return Comparison(float(np.max(errors)), names)  # NaN, if one of them is
 
 
 def step(small: bool) -> Iterator[Finding]:
     """Loss and gradients of a training step, on this device and on the CPU beside it."""
-    device, cpu = jax.devices()[0], jax.devices("cpu")[0]
     rows = token_rows(2, 128 if small else 512, 512)
-    for hybrid, dtype in ((False, "bfloat16"), (False, "float32"), (True, "float32")):
-        decoder = tiny(dtype, hybrid)
-        here, there = (loss_and_gradients(decoder, rows, at) for at in (device, cpu))
-        worst = max(map(relative, jax.tree.leaves(here), jax.tree.leaves(there)))
-        name = "a layer of each kind" if hybrid else "dense"
-        yield finding(f"step against the CPU, {name}, {dtype}", worst, STEP_LIMITS[dtype])
+    kinds: tuple[Kind, ...] = ("dense", "experts", "hybrid")
+    for kind in kinds:
+        for dtype, limit in STEP_LIMITS.items():
+            worst, names = compare_step(tiny(dtype, kind), rows)
+            yield finding(f"step against the CPU, {kind}, {dtype}", worst, limit, kernels=names)
 
 
 def documents(count: int, longest: int, vocab_size: int) -> list[np.ndarray]:
@@ -398,36 +494,43 @@ class Shape:
         decoder: The model.
         training: How it is trained.
         length: Tokens in a row.
-        config: The file they are from.
+        settings: The config that they are from, as arguments.
         seconds: How long to measure.
     """
 
     decoder: Decoder
     training: TrainingConfig
     length: int
-    config: Path
+    settings: list[str]
     seconds: float
 
     @classmethod
     def of(cls, name: str, small: bool) -> Shape:
-        """`150m` or `1b`: the target model of a config."""
-        path = ROOT / "configs" / {"150m": "study_gpu.yaml", "1b": "frame_1b.yaml"}[name]
-        config = load(path)
+        """One of `MODELS`."""
+        file, *changes = MODELS[name]
+        settings = ["--config", str(ROOT / "configs" / file), *changes]
+        config, _ = parse(settings)
         training, length = config.pretrain.training, config.partition.rows.sequence_length
         if small:
-            return cls(tiny("bfloat16"), training, 128, path, 0.1)
+            kind: Kind = name if name in ("experts", "hybrid") else "dense"  # type: ignore[assignment]
+            return cls(tiny("bfloat16", kind), training, 128, settings, 0.1)
         vocab_size = padded_vocab_size(config.tokenizer.vocab_size)
         decoder = Decoder(config.pretrain.model, vocab_size, "bfloat16", training.remat)
-        return cls(decoder, training, length, path, 10.0)
+        return cls(decoder, training, length, settings, MEASURED_SECONDS)
 
     def most_rows(self) -> int:
         """Rows in a batch of one device, where they fit."""
         return 2 if self.seconds < 1 else STEP_TOKENS // self.length
 
-    def mfu(self, tokens_per_second: float, flops: Callable[..., float]) -> float | None:
-        per_token = flops(self.decoder, self.length)
-        kind, count = jax.devices()[0].device_kind, jax.device_count()
-        return model_flops_utilisation(per_token, tokens_per_second, kind, count)
+    def speed(self, tokens_per_second: float, flops: Callable[..., float], devices: int) -> Finding:
+        """Tokens a second on so many devices, as part of a line."""
+        kind, per_token = jax.devices()[0].device_kind, flops(self.decoder, self.length)
+        return {
+            "value": tokens_per_second,
+            "unit": "tokens/s",
+            "mfu": model_flops_utilisation(per_token, tokens_per_second, kind, devices),
+            "devices": devices,
+        }
 
 
 def our_training(shape: Shape, rows: int) -> Finding:
@@ -459,13 +562,11 @@ def our_training(shape: Shape, rows: int) -> Finding:
     assert used is not None
     size = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return {
-        "value": speed,
-        "unit": "tokens/s",
-        "mfu": shape.mfu(speed, training_flops_per_token),
+    return shape.speed(speed, training_flops_per_token, jax.device_count()) | {
         "per_device_batch_size": rows,
         "compiler_gib": round((size - used.alias_size_in_bytes) / 2**30, 3),
         "peak_gib": peak and round(peak / 2**30, 3),
+        "kernels": kernel_names(compiled.as_text()),
     }
 
 
@@ -503,10 +604,10 @@ def estimate(check: str, shape: Shape, rows: int, measured: float, small: bool) 
         return skipped(check, "not for tiny shapes")
     if devices is None:
         return skipped(check, f"tools/{tool.name} does not know these devices")
-    command = [sys.executable, str(tool), "--json", "--config", str(shape.config)]
-    command += ["--topology", devices, f"--pretrain.training.batch_size={rows}"]
+    command = [sys.executable, str(tool), "--json", *shape.settings, "--topology", devices]
+    command.append(f"--pretrain.training.batch_size={rows}")
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ESTIMATE_SECONDS)
         answer = json.loads(done.stdout.splitlines()[-1])
         seconds = answer.get("estimated_step_seconds") or answer["lower_bound_step_seconds"]
     except (subprocess.TimeoutExpired, ValueError, LookupError) as error:
@@ -530,9 +631,9 @@ def topology(kind: str, count: int) -> str | None:
     return f"{tpu}:{flat}x1" if tpu == "v5p" else f"{tpu}:{flat}"
 
 
-def scoring_speed(small: bool) -> Iterator[Finding]:
+def scoring_speed(name: str, small: bool) -> Iterator[Finding]:
     """Scoring documents under one model."""
-    shape = Shape.of("150m", small)
+    shape = Shape.of(name, small)
     params = jax.jit(shape.decoder.init)(jax.random.key(0))
 
     def measure(shape: Shape, rows: int) -> Finding:
@@ -541,34 +642,47 @@ def scoring_speed(small: bool) -> Iterator[Finding]:
         texts = documents(8 * scorer.rows, length, shape.decoder.vocab_size)
         tokens = sum(map(len, texts))
         speed = rate(lambda: score_documents(scorer, texts, bos_id=BOS), tokens, shape.seconds)
-        mfu = shape.mfu(speed, forward_flops_per_token)
-        return {"value": speed, "unit": "tokens/s", "mfu": mfu, "per_device_batch_size": rows}
+        found = shape.speed(speed, forward_flops_per_token, jax.device_count())
+        return found | {"per_device_batch_size": rows}
 
-    found = largest(measure, shape)
-    yield finding("score 150m", **found) if found else skipped("score 150m", "does not fit")
+    found, check = largest(measure, shape), f"score {name}"
+    yield finding(check, **found) if found else skipped(check, "one row does not fit")
 
 
-def peer(small: bool) -> Iterator[Finding]:
-    """The same work in transformers on PyTorch, on the same device."""
-    checks = ("peer train 150m", "peer score 150m")
-    missing = [name for name in ("torch", "transformers") if not importlib.util.find_spec(name)]
-    why = f"not installed: {', '.join(missing)}" if missing else ""
-    if not missing:
+def peer(name: str, small: bool) -> Iterator[Finding]:
+    """The same work in transformers on PyTorch, on one of the same devices."""
+    checks = {f"peer train {name}": peer_training, f"peer score {name}": peer_scoring}
+    if f"score-{name}" not in GROUPS:
+        del checks[f"peer score {name}"]
+    why = missing("torch", "transformers", *PEERS[name])
+    if not why and not small:
         import torch
 
-        if not small and not torch.cuda.is_available():
+        if not torch.cuda.is_available():
             why = f"this PyTorch ({torch.__version__}) has no such device"
     if why:
         yield from (skipped(check, why) for check in checks)
         return
-    shape = Shape.of("150m", small)
-    for check, measure in zip(checks, (peer_training, peer_scoring), strict=True):
+    shape = Shape.of(name, small)
+    for check, measure in checks.items():
         found = largest(measure, shape)
         yield finding(check, **found) if found else skipped(check, "one row does not fit")
 
 
+def missing(*modules: str) -> str:
+    """Why some of these cannot be imported; nothing if all can."""
+    why = []
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # extensions built for another PyTorch fail in any way
+            why.append(f"{module} ({error})")
+    return f"cannot be imported: {', '.join(why)}" if why else ""
+
+
 def peer_model(shape: Shape, dtype: str) -> Any:
-    """A Llama of the same shape with random weights, with flash attention if that is installed."""
+    """The model of transformers that computes ours, with random weights; with flash attention if
+    that is installed, and the grouped product of PyTorch for experts."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -576,19 +690,32 @@ def peer_model(shape: Shape, dtype: str) -> Any:
         write_json(Path(name, "config.json"), model_config(shape.decoder, BOS, EOS, shape.length))
         config = AutoConfig.from_pretrained(name)
     flash = importlib.util.find_spec("flash_attn") and dtype == "bfloat16"
-    model = AutoModelForCausalLM.from_config(
-        config,
-        dtype=getattr(torch, dtype),
-        attn_implementation="flash_attention_2" if flash else "sdpa",
-    )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+    options = {"attn_implementation": "flash_attention_2" if flash else "sdpa"}
+    if shape.decoder.config.has("experts"):
+        options["experts_implementation"] = "grouped_mm"
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), **options)
+
+
+def peer_speed(shape: Shape, speed: float, flops: Callable[..., float], model: Any) -> Finding:
+    """The part of a line that says how fast what was."""
+    config = model.config
+    parts = {"model": type(model).__name__, "attention": config._attn_implementation}
+    if shape.decoder.config.has("experts"):
+        parts["experts"] = config._experts_implementation
+    return shape.speed(speed, flops, 1) | {"peer": parts | {"weights": str(model.dtype)}}
 
 
 def peer_training(shape: Shape, rows: int) -> Finding:
-    """A plain, well-set loop: compiled, autocast to bfloat16, fused AdamW."""
+    """A plain, well-set loop: compiled, autocast to bfloat16, fused AdamW.
+
+    PyTorch's grouped product takes weights in bfloat16 alone; the kernels of Mamba-2 are called as
+    they are, without `torch.compile`.
+    """
     import torch
 
-    model, o = peer_model(shape, "float32").train(), shape.training.optimizer
+    c, o = shape.decoder.config, shape.training.optimizer
+    model = peer_model(shape, "bfloat16" if c.has("experts") else "float32").train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, (o.b1, o.b2), o.eps, fused=True)
     batch = torch.from_numpy(token_rows(rows, shape.length, shape.decoder.vocab_size)).long()
     batch = batch.to(model.device)
@@ -599,11 +726,12 @@ def peer_training(shape: Shape, rows: int) -> Finding:
             logits.float().flatten(0, 1), batch[:, 1:].flatten()
         )
 
-    compiled = torch.compile(loss_of) if model.device.type == "cuda" else loss_of
+    plain = c.has("mamba2") or model.device.type != "cuda"
+    run = loss_of if plain else torch.compile(loss_of)
 
     def step() -> None:
         with torch.autocast(model.device.type, torch.bfloat16):
-            loss = compiled(batch)
+            loss = run(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), o.max_grad_norm)
         optimizer.step()
@@ -611,7 +739,8 @@ def peer_training(shape: Shape, rows: int) -> Finding:
         assert np.isfinite(loss.item())
 
     speed = rate(step, rows * shape.length, shape.seconds)
-    return {"value": speed, "unit": "tokens/s on one device", "rows": rows}
+    found = peer_speed(shape, speed, training_flops_per_token, model)
+    return found | {"rows": rows, "torch_compile": not plain}
 
 
 def peer_scoring(shape: Shape, rows: int) -> Finding:
@@ -635,19 +764,26 @@ def peer_scoring(shape: Shape, rows: int) -> Finding:
                 ).cpu()
 
     speed = rate(score, sum(map(len, texts)), shape.seconds)
-    return {"value": speed, "unit": "tokens/s on one device", "rows": rows}
+    return peer_speed(shape, speed, forward_flops_per_token, model) | {"rows": rows}
 
 
-# What runs in a process of its own, and its seconds; together TOTAL_SECONDS.
+# What runs in a process of its own, and its seconds; together TOTAL_SECONDS. What a group leaves of
+# them, those after it may use.
 GROUPS: dict[str, tuple[Callable[[bool], Iterator[Finding]], int]] = {
-    "kernels": (kernels, 120),
-    "step": (step, 75),
-    "scoring": (scoring, 45),
-    "resume": (resume, 50),
-    "train-150m": (lambda small: training_speed("150m", small), 75),
-    "train-1b": (lambda small: training_speed("1b", small), 90),
-    "score-150m": (scoring_speed, 40),
-    "peer": (peer, 75),
+    "kernels": (kernels, 80),
+    "step": (step, 60),
+    "scoring": (scoring, 25),
+    "resume": (resume, 35),
+    **{
+        f"train-{name}": (functools.partial(training_speed, name), seconds)
+        for name, seconds in {"150m": 45, "1b": 55, "experts": 55, "hybrid": 55}.items()
+    },
+    "score-150m": (functools.partial(scoring_speed, "150m"), 25),
+    "score-experts": (functools.partial(scoring_speed, "experts"), 30),
+    **{
+        f"peer-{name}": (functools.partial(peer, name), seconds)
+        for name, seconds in {"150m": 40, "experts": 35, "hybrid": 30}.items()
+    },
 }
 
 
@@ -698,6 +834,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--group", choices=GROUPS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.group:
+        if options.group.startswith("peer"):  # the device's memory is for PyTorch
+            os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
         small = options.small
         if small is None:
             small = jax.default_backend() == "cpu"
@@ -705,14 +843,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(line), flush=True)
         return 0
     size = [] if options.small is None else ["--small" if options.small else "--no-small"]
-    end, values, ok = time.monotonic() + TOTAL_SECONDS, dict[str, Any](), True
+    end, lines, ok = time.monotonic(), dict[str, Finding](), True
     for name in options.only:
-        left = end - time.monotonic()
-        for line in watch(name, size, min(GROUPS[name][1], left)):
-            ok, values[line["check"]] = ok and line["ok"], line["value"]
-            ours = values.get(line["check"].removeprefix("peer "))
-            if line["check"].startswith("peer ") and ours and line["value"]:
-                line["ratio"] = round(ours / line["value"], 3)
+        end += GROUPS[name][1]
+        for line in watch(name, size, end - time.monotonic()):
+            ok, lines[line["check"]] = ok and line["ok"], line
+            ours = lines.get(line["check"].removeprefix("peer "), {})
+            if line["check"].startswith("peer ") and ours.get("value") and line["value"]:
+                line["ratio"] = round(ours["value"] / ours["devices"] / line["value"], 3)
             print(json.dumps(line), flush=True)
     return 0 if ok else 1
 
