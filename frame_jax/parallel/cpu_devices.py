@@ -20,7 +20,6 @@ AUTO_MOST = 8  # devices; more were not measured
 AUTO_MEMORY = 0.25  # of this machine's, for their replicas
 THREADS = 2  # of XLA's that a device can hold: for a program that runs and one that cannot start
 WAITING_THREADS = 4  # where a program's loops, too, may each wait for other devices
-THREAD_VARIABLES = ("PJRT_NPROC", "NPROC")  # XLA takes the first that is set
 # Whoever sets one of these, or JAX_NUM_CPU_DEVICES, has chosen, and the devices stay.
 FLAGS = ("xla_force_host_platform_device_count", "xla_cpu_multi_thread_eigen")
 
@@ -45,9 +44,8 @@ def use_cpu_devices(config: RunConfig, replica_bytes: int) -> list[str]:
 def set_cpu_devices(count: int, *, many_collectives: bool) -> bool:
     """Makes JAX start with `count` CPU devices; returns whether that changes anything.
 
-    However many devices JAX starts with, and whoever chose them, XLA gets the threads that they
-    need. A device holds one while it waits for others in a program, and one more if 32 programs
-    wait to run on it; with fewer than two a device, those that all wait for can find none left.
+    Whoever chose them, XLA gets enough threads: a device holds one while it waits for others in a
+    program, and one more once 32 programs wait to run on it. With fewer, all may wait for ever.
 
     Raises:
         UserError: if JAX has started with several devices and too few threads.
@@ -56,7 +54,7 @@ def set_cpu_devices(count: int, *, many_collectives: bool) -> bool:
     asked, forced = jax.config.values["jax_num_cpu_devices"], re.search(rf"{FLAGS[0]}=(\d+)", flags)
     if chosen := asked >= 0 or any(flag in flags for flag in FLAGS):
         count = asked if asked >= 0 else int(forced[1]) if forced else 1
-    given = (os.environ.get(name, "") for name in THREAD_VARIABLES)
+    given = (os.environ.get(name, "") for name in ("PJRT_NPROC", "NPROC"))  # XLA takes the first
     threads = int(next(filter(str.isdigit, given), cores))
     try:
         for number in (count + 1, count):  # one of them changes it
@@ -72,7 +70,7 @@ def set_cpu_devices(count: int, *, many_collectives: bool) -> bool:
     if count == 1:
         return False
     needed = count * (WAITING_THREADS if many_collectives else THREADS)
-    os.environ[THREAD_VARIABLES[0]] = str(max(threads, needed))
+    os.environ["PJRT_NPROC"] = str(max(threads, needed))
     if not chosen and count >= cores:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
     return not chosen

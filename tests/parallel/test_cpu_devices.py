@@ -125,7 +125,6 @@ STUCK_SECONDS = (
     ("count", "variables", "devices"),
     [
         ("8", {}, 8),
-        ("8", {"NPROC": "2"}, 8),
         ("8", {"PJRT_NPROC": "2", "NPROC": "64"}, 8),
         ("1", {"JAX_NUM_CPU_DEVICES": "8"}, 8),
         ("1", {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4),
