@@ -7,6 +7,7 @@ device a core, each with one thread and its own part of the batch, keeps all cor
 
 import math
 import os
+import re
 
 import jax
 
@@ -17,9 +18,9 @@ from frame_jax.parallel.sharding import mesh_shape
 
 AUTO_MOST = 8  # devices; more were not measured
 AUTO_MEMORY = 0.25  # of this machine's, for their replicas
-WAITING_THREADS = 4  # of XLA's, for each device
-# Whoever sets one of these has chosen, and nothing is changed.
-VARIABLE = "JAX_NUM_CPU_DEVICES"
+THREADS = 2  # of XLA's that a device can hold: for a program that runs and one that cannot start
+WAITING_THREADS = 4  # where a program's loops, too, may each wait for other devices
+# Whoever sets one of these, or JAX_NUM_CPU_DEVICES, has chosen, and the devices stay.
 FLAGS = ("xla_force_host_platform_device_count", "xla_cpu_multi_thread_eigen")
 
 
@@ -43,22 +44,36 @@ def use_cpu_devices(config: RunConfig, replica_bytes: int) -> list[str]:
 def set_cpu_devices(count: int, *, many_collectives: bool) -> bool:
     """Makes JAX start with `count` CPU devices; returns whether that changes anything.
 
-    With `many_collectives` devices may exchange several arrays at one time. One that waits for the
-    others holds a thread of XLA's, of which there are as many as cores: more are started, so that
-    some are left to end what is under way. They cost a tenth of the speed.
+    Whoever chose them, XLA gets enough threads: a device holds one while it waits for others in a
+    program, and one more once 32 programs wait to run on it. With fewer, all may wait for ever.
+
+    Raises:
+        UserError: if JAX has started with several devices and too few threads.
     """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if count == 1 or VARIABLE in os.environ or any(flag in flags for flag in FLAGS):
-        return False
+    flags, cores = os.environ.get("XLA_FLAGS", ""), available_cores()
+    asked, forced = jax.config.values["jax_num_cpu_devices"], re.search(rf"{FLAGS[0]}=(\d+)", flags)
+    if chosen := asked >= 0 or any(flag in flags for flag in FLAGS):
+        count = asked if asked >= 0 else int(forced[1]) if forced else 1
+    given = (os.environ.get(name, "") for name in ("PJRT_NPROC", "NPROC"))  # XLA takes the first
+    threads = int(next(filter(str.isdigit, given), cores))
     try:
-        jax.config.update("jax_num_cpu_devices", count)
+        for number in (count + 1, count):  # one of them changes it
+            jax.config.update("jax_num_cpu_devices", number)
     except RuntimeError:  # JAX has started, as where several runs share a program
+        count = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+        if count > 1 and threads < THREADS * count:
+            raise UserError(
+                f"JAX has started {count} CPU devices with {threads} threads: they could wait for "
+                f"each other for ever. Take fewer, or set PJRT_NPROC={THREADS * count} before"
+            ) from None
         return False
-    if count >= available_cores():
+    if count == 1:
+        return False
+    needed = count * (WAITING_THREADS if many_collectives else THREADS)
+    os.environ["PJRT_NPROC"] = str(max(threads, needed))
+    if not chosen and count >= cores:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
-    if many_collectives:
-        os.environ.setdefault("NPROC", str(WAITING_THREADS * count))
-    return True
+    return not chosen
 
 
 def automatic_count(config: RunConfig, most: int) -> int:

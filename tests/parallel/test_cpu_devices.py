@@ -1,4 +1,6 @@
-"""A device for every core: how many, who has chosen already, and that results stay."""
+"""A device for every core: how many, who has chosen already, that they never wait for each other
+for ever, and that results stay.
+"""
 
 import json
 import os
@@ -11,6 +13,7 @@ import pytest
 
 from frame_jax.config.file import make_parser, parse
 from frame_jax.config.run import RunConfig
+from frame_jax.errors import USAGE_ERROR
 from frame_jax.parallel.cpu_devices import automatic_count
 from tests.integration.small_run import write_config, write_corpus
 from tests.programs import REPOSITORY
@@ -45,6 +48,13 @@ def test_mesh_and_batches_divide_by_the_devices(
     assert automatic_count(config(tmp_path, *options), most) == count
 
 
+def environment(**variables: str) -> dict[str, str]:
+    """That of a user who has set `variables`: no choice of devices and threads is the suite's."""
+    own = {"JAX_NUM_CPU_DEVICES", "PJRT_NPROC", "NPROC"}
+    kept = {name: value for name, value in os.environ.items() if name not in own}
+    return kept | {"PYTHONPATH": str(REPOSITORY)} | variables
+
+
 SHOW = """
 import os, sys
 from frame_jax.config.file import make_parser, parse
@@ -75,21 +85,79 @@ print(cpu_devices.use_cpu_devices(config, int(sys.argv[3])))
 def test_who_has_chosen_the_devices_keeps_them(
     tmp_path: Path, variables: dict[str, str], options: list[str], lines: list[str]
 ) -> None:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    del environment["JAX_NUM_CPU_DEVICES"]
     command = [sys.executable, "-c", SHOW, "--config", str(write_config(tmp_path)), *options]
     shown = subprocess.run(
-        command, env=environment | variables, capture_output=True, text=True, check=True
+        command, env=environment(**variables), capture_output=True, text=True, check=True
     )
     assert shown.stdout.splitlines() == lines
+
+
+AHEAD = """
+import sys
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from frame_jax.parallel import cpu_devices
+cpu_devices.set_cpu_devices(int(sys.argv[1]), many_collectives=False)
+mesh = jax.make_mesh((len(jax.devices()),), ("data",))
+step = jax.jit(
+    jax.shard_map(
+        lambda x: jax.lax.pmean(jnp.sin(x) @ x, "data") * 0.01,
+        mesh=mesh,
+        in_specs=PartitionSpec("data"),
+        out_specs=PartitionSpec("data"),
+        check_vma=False,
+    )
+)
+x = jnp.ones((32 * mesh.size, 32), device=NamedSharding(mesh, PartitionSpec("data")))
+for _ in range(600):  # far more than the 32 that XLA lets wait
+    x = step(x)
+x.block_until_ready()
+print(mesh.size, "ended")
+"""
+STUCK_SECONDS = (
+    "--xla_cpu_collective_call_warn_stuck_timeout_seconds=5 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=15"
+)
+
+
+@pytest.mark.parametrize(
+    ("count", "variables", "devices"),
+    [
+        ("8", {}, 8),
+        ("8", {"PJRT_NPROC": "2", "NPROC": "64"}, 8),
+        ("1", {"JAX_NUM_CPU_DEVICES": "8"}, 8),
+        ("1", {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, 4),
+        ("2", {}, 2),
+    ],
+)
+def test_programs_far_ahead_of_their_devices_end(
+    count: str, variables: dict[str, str], devices: int
+) -> None:
+    variables = variables | {"XLA_FLAGS": f"{variables.get('XLA_FLAGS', '')} {STUCK_SECONDS}"}
+    command = [sys.executable, "-c", AHEAD, count]
+    ended = subprocess.run(
+        command, env=environment(**variables), capture_output=True, text=True, timeout=200
+    )
+    assert ended.stdout == f"{devices} ended\n", ended.stderr
+
+
+def test_devices_that_have_started_with_too_few_threads_are_refused(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "corpus.jsonl")
+    program = "import sys, jax; jax.devices(); from frame_jax.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "--config", str(write_config(tmp_path))]
+    variables = environment(JAX_NUM_CPU_DEVICES="8", PJRT_NPROC="15")
+    refused = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200)
+    assert refused.returncode == USAGE_ERROR
+    assert "JAX has started 8 CPU devices with 15 threads" in refused.stderr
+    assert "PJRT_NPROC=16" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.slow
 def test_two_devices_train_like_one(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     path = write_config(tmp_path)
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    del environment["JAX_NUM_CPU_DEVICES"]
     losses = []
     for count in (1, 2):
         run = tmp_path / f"run-{count}"
@@ -98,7 +166,7 @@ def test_two_devices_train_like_one(tmp_path: Path) -> None:
         command += ["--reference.strong.training.compute_dtype", "float32"]
         command += ["--reference.strong.training.steps", "20"]
         command += ["--reference.weak.training.steps", "1"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert ("cpu_devices: 2 is 2" in done.stderr) == (count == 2)
         lines = (run / "reference/strong/metrics.jsonl").read_text("utf-8").splitlines()
