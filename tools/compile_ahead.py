@@ -250,7 +250,8 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
     answer["kernels"] = dict(program.kernels())
     peak = PEAK_FLOPS[kind]
     if gpu is None:
-        idle = MachineLimits(peak, math.inf, math.inf, math.inf, mesh.size, mesh.size)
+        # Its links have no limit here: the order of the program says what runs beside a transfer.
+        idle = MachineLimits(peak, peak, math.inf, math.inf, mesh.size, mesh.size)
         answer["collectives"] = moved(estimate_step_time(program, idle))
         seconds, unknown = estimate(config, step, mesh, decoders, compile_step)
         return answer | {
