@@ -99,6 +99,11 @@ def test_turns_are_read_off_the_condition_where_nobody_wrote_them_down() -> None
     )
     thrice = estimate_step_time(HloProgram(compared), MachineLimits(1e3, 1e3, 1e3, 1e3, 4, 4))
     assert thrice.matrix_flops == 3 * once.matrix_flops > 0
+    by_two = compared.replace("tuple(%turn, ", "tuple(%on, ").replace(
+        "  ROOT %next", "  %two = s32[] constant(2)\n  %on = s32[] add(%turn, %two)\n  ROOT %next"
+    )
+    twice = estimate_step_time(HloProgram(by_two), MachineLimits(1e3, 1e3, 1e3, 1e3, 4, 4))
+    assert twice.matrix_flops == 2 * once.matrix_flops
 
 
 def test_a_transfer_longer_than_the_work_beside_it_is_waited_for() -> None:

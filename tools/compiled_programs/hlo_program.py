@@ -187,16 +187,33 @@ class HloProgram:
         """How often the body of a loop runs; 1 where only the run knows.
 
         The compiler for GPUs writes the number down. For TPUs it is what the condition compares
-        with; the loops of JAX start at 0.
+        with, over what the body adds: products that gather as they go take two shards a turn. The
+        loops of JAX and of the compiler start at 0.
         """
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
             return int(found[1])
         condition = self.computations[str(loop.called("condition"))]
         root = next(operation for operation in condition.values() if operation.root)
         limit = condition.get(root.operands[-1]) if root.operands else None
-        if limit and limit.kind == "constant" and "direction=LT" in root.rest:
-            return int(limit.operands[0])
-        return 1
+        if limit is None or limit.kind != "constant" or "direction=LT" not in root.rest:
+            return 1
+        turn = condition.get(root.operands[0])
+        return -(-int(limit.operands[0]) // (self.loop_stride(loop, turn) if turn else 1))
+
+    def loop_stride(self, loop: Operation, turn: Operation) -> int:
+        """What the body of a loop adds to the number that its condition reads as `turn`; 1 where
+        it is anything but a constant."""
+        index = re.search(r"index=(\d+)", turn.rest)
+        body = self.computations[str(loop.called("body"))]
+        root = next(operation for operation in body.values() if operation.root)
+        if index is None or root.kind != "tuple":
+            return 1
+        added = body.get(root.operands[int(index[1])])
+        if added is None or added.kind != "add":
+            return 1
+        terms = [body[name] for name in added.operands if name in body]
+        constants = [int(x.operands[0]) for x in terms if x.kind == "constant"]
+        return constants[0] if constants and constants[0] > 0 else 1
 
     def kernels(self) -> Counter[str]:
         """Kernels in the program's text, and how often each stands there: a library's by what is
