@@ -199,8 +199,8 @@ def references(config: RunConfig) -> list[Decoder]:
         model = getattr(config.reference, name).model
         if note and "assumed" in note and model == getattr(unknown, name).model:
             raise UserError(
-                f"--step score: nothing says what shape the reference models have: {note}, which "
-                f"is not given; download the checkpoint or set reference.{name}.model"
+                f"--step score: {note.partition(';')[0]}, and reference.{name}.model does not say "
+                "its shape either: download the checkpoint, or set that"
             )
         found.append(dataclasses.replace(decoder, compute_dtype=dtype))
     return found
