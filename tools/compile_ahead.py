@@ -20,8 +20,10 @@ import os
 
 os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 
+import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import math
 import re
@@ -49,6 +51,7 @@ from frame_jax.config.file import make_parser, parse
 from frame_jax.config.models import LayerSpec
 from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.run import RunConfig
+from frame_jax.config.training import ReferenceConfig
 from frame_jax.errors import UserError
 from frame_jax.models.cross_entropy import chunk_count
 from frame_jax.models.flops import PEAK_FLOPS, active_parameter_count, forward_flops_per_token
@@ -59,11 +62,11 @@ from frame_jax.parallel.sharding import (
     make_mesh,
     param_shardings,
 )
-from frame_jax.planning.costs import planned_target
+from frame_jax.planning.costs import planned_target, reference_decoder
+from frame_jax.run.phases import REFERENCES
 from frame_jax.run.special_tokens import SpecialTokens
-from frame_jax.scoring.scorer import score_rows
+from frame_jax.scoring.scorer import ROW_TOKENS, score_rows
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
-from frame_jax.training.phases import VOCAB_MULTIPLE
 from frame_jax.training.train_step import TrainState, make_train_step
 
 STEPS = 1000  # length of the schedule; the program's cost does not depend on it
@@ -126,16 +129,16 @@ def compile_train(
 def compile_score(
     config: RunConfig, mesh: Mesh, *decoders: Decoder, options: Options = None
 ) -> Compiled:
-    """The scoring step of both reference models, parameters in bfloat16."""
-    scoring, context = config.scoring, config.scoring.context
-    shapes = tuple(decoder.shapes() for decoder in decoders)
+    """The scoring step of both reference models, types of parameters and shapes as the scorer has
+    them (`shard_params`)."""
+    rows, length = scoring_shape(config)
     shardings = tuple(param_shardings(d.axes(), d.shapes(), mesh) for d in decoders)
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings)
-    params = jax.tree.map(lambda x: x.update(dtype=jnp.bfloat16), shapes)
+    params = tuple(jax.tree.map(functools.partial(kept, d), d.shapes(), d.axes()) for d in decoders)
     batch = batch_sharding(mesh)
-    tokens = jax.ShapeDtypeStruct((scoring.per_device_batch_size * mesh.size, context), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((rows * mesh.size, length), jnp.int32)
     score = jax.shard_map(
-        functools.partial(score_rows, decoders, specs, loss_chunk=scoring.loss_chunk),
+        functools.partial(score_rows, decoders, specs, loss_chunk=config.scoring.loss_chunk),
         mesh=mesh,
         in_specs=(specs, *(batch.spec,) * 4),
         out_specs=PartitionSpec(None, *batch.spec),
@@ -143,6 +146,21 @@ def compile_score(
     )
     lowered = jax.jit(score).lower(arrays(params, shardings), *[arrays(tokens, batch)] * 4)
     return lowered.compile(compiler_options=options)
+
+
+def kept(decoder: Decoder, shape: Any, axes: tuple[str, ...]) -> Any:
+    """A parameter as the scorer keeps it: matrices in the compute dtype."""
+    single = {"norm", "conv", "router"} & set(axes)
+    is_matrix = len(axes) - axes.count("layer") >= 2 and not single
+    return shape.update(dtype=jnp.dtype(decoder.compute_dtype) if is_matrix else jnp.float32)
+
+
+def scoring_shape(config: RunConfig) -> tuple[int, int]:
+    """Rows of a device and their tokens: contexts are joined as far as the scorer does."""
+    rows, context = config.scoring.per_device_batch_size, config.scoring.context
+    fitting = (n for n in range(1, rows + 1) if rows % n == 0 and n * context <= ROW_TOKENS)
+    joined = max(fitting, default=1)
+    return rows // joined, joined * context
 
 
 def hbm_gib(compiled: Compiled) -> float:
@@ -154,18 +172,38 @@ def hbm_gib(compiled: Compiled) -> float:
 
 def plan(config: RunConfig, step: str, mesh: Mesh) -> tuple[list[Decoder], Any, int, float]:
     """The models of a step, how to compile it, its tokens, and FLOPs for one of them."""
-    vocab_size = -(-config.tokenizer.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     if step == "train":
         training, length = config.pretrain.training, config.partition.rows.sequence_length
         target = planned_target(config)[0]
         decoder = dataclasses.replace(target, remat=training.remat)
         flops = 3 * forward_flops_per_token(target, length)
         return [decoder], compile_train, training.batch_size * length, flops
-    context = config.scoring.context
-    models = [config.reference.weak.model, config.reference.strong.model]
-    flops = sum(forward_flops_per_token(Decoder(model, vocab_size), context) for model in models)
-    tokens = config.scoring.per_device_batch_size * mesh.size * context
-    return [Decoder(model, vocab_size) for model in models], compile_score, tokens, flops
+    decoders = references(config)
+    rows, length = scoring_shape(config)
+    flops = sum(forward_flops_per_token(decoder, length) for decoder in decoders)
+    return decoders, compile_score, rows * mesh.size * length, flops
+
+
+def references(config: RunConfig) -> list[Decoder]:
+    """The models that score, by their checkpoints where these are there, else by `model`.
+
+    Raises:
+        UserError: if there are none, or nothing says what shape one has.
+    """
+    if config.scoring.table is not None:
+        raise UserError("--step score: scores come from scoring.table, so no model scores here")
+    dtype = "bfloat16" if config.scoring.compute_dtype == "auto" else config.scoring.compute_dtype
+    found, unknown = [], ReferenceConfig()
+    for name in REFERENCES:
+        decoder, note = reference_decoder(config, name)
+        model = getattr(config.reference, name).model
+        if note and "assumed" in note and model == getattr(unknown, name).model:
+            raise UserError(
+                f"--step score: {note.partition(';')[0]}, and reference.{name}.model does not say "
+                "its shape either: download the checkpoint, or set that"
+            )
+        found.append(dataclasses.replace(decoder, compute_dtype=dtype))
+    return found
 
 
 def shallow(decoder: Decoder, depth: dict[LayerSpec, int]) -> Decoder:
@@ -211,8 +249,11 @@ def describe(topology: str, slices: int) -> tuple[list[Any], Chip | None, int]:
     return found, gpu, host
 
 
-def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str, Any]:
-    """Compiles and describes; out of memory is an answer."""
+def check(
+    config: RunConfig, topology: str, step: str, slices: int, seconds_too: bool = True
+) -> dict[str, Any]:
+    """Compiles and describes; out of memory is an answer. `seconds_too` is for TPUs, where they
+    take several more compiles."""
     devices, gpu, host = describe(topology, slices)
     parallel = config.parallel
     if step == "score":
@@ -234,6 +275,7 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
         "tokens_per_step": tokens,
         "model_flops_per_step_per_device": flops,
         "hbm_gib_available": round(available, 2),
+        "versions": versions(gpu is not None),
     }
     try:
         compiled, text = compile_with_text(functools.partial(compile_step, config, mesh, *decoders))
@@ -250,8 +292,15 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
     answer["kernels"] = dict(program.kernels())
     peak = PEAK_FLOPS[kind]
     if gpu is None:
-        idle = MachineLimits(peak, math.inf, math.inf, math.inf, mesh.size, mesh.size)
+        # Its links have no limit here: the order of the program says what runs beside a transfer.
+        idle = MachineLimits(peak, peak, math.inf, math.inf, mesh.size, mesh.size)
         answer["collectives"] = moved(estimate_step_time(program, idle))
+        if not seconds_too:
+            return answer
+        if "windowed_dot_general" in text:
+            return answer | {
+                "no_estimate": "the compiler counts one turn of a product that gathers as it goes"
+            }
         seconds, unknown = estimate(config, step, mesh, decoders, compile_step)
         return answer | {
             "estimated_step_seconds": seconds,
@@ -268,6 +317,16 @@ def check(config: RunConfig, topology: str, step: str, slices: int) -> dict[str,
         "matrix_flops_per_step_per_device": bound.matrix_flops,
         "memory_bytes_per_step_per_device": bound.memory_bytes,
     }
+
+
+def versions(gpu: bool) -> dict[str, str]:
+    """The packages that compiled, by name."""
+    compilers = ("jax-cuda13-pjrt", "jax-cuda12-pjrt") if gpu else ("libtpu",)
+    found = {}
+    for name in ("jax", "jaxlib", *compilers):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def compile_with_text(compile_step: Callable[..., Compiled]) -> tuple[Compiled, str]:
@@ -338,6 +397,8 @@ def table(answer: dict[str, Any]) -> str:
             f"(MFU {answer['estimated_mfu']:.0%}; "
             f"{answer['operations_without_estimate']} operations not estimated)"
         )
+    if "no_estimate" in answer:
+        lines["time"] = f"no estimate: {answer['no_estimate']}"
     if seconds := answer.get("lower_bound_step_seconds"):
         lines["time"] = (
             f"at least {seconds:.3f} s a step, every operation at the chip's peaks, "
@@ -345,6 +406,8 @@ def table(answer: dict[str, Any]) -> str:
             f"transfers (MFU at most {answer['upper_bound_mfu']:.0%}): a lower bound, which no "
             "device reaches"
         )
+    if "versions" in answer:
+        lines["compiled"] = ", ".join(f"{name} {x}" for name, x in answer["versions"].items())
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
 
@@ -429,7 +492,7 @@ def loss_pieces(config: RunConfig, step: str, mesh: Mesh) -> tuple[int, RunConfi
     """Pieces in which a device makes its logits, and the config with twice as many."""
     if step == "score":
         scoring = config.scoring
-        pieces = chunk_count(scoring.per_device_batch_size, scoring.context, scoring.loss_chunk)
+        pieces = chunk_count(*scoring_shape(config), scoring.loss_chunk)
         scoring = dataclasses.replace(scoring, loss_chunk=scoring.loss_chunk // 2)
         return pieces, dataclasses.replace(config, scoring=scoring)
     training, length = config.pretrain.training, config.partition.rows.sequence_length
@@ -449,10 +512,14 @@ def main() -> None:
     )
     parser.add_argument("--slices", type=int, default=1, help="pod slices of that topology")
     parser.add_argument("--step", choices=("train", "score"), default="train")
+    parser.add_argument(
+        "--no_estimate", action="store_true", help="no seconds on TPUs, which take most of the time"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     try:
         config, options = parse(sys.argv[1:], parser)
-        answer = check(config, options["topology"], options["step"], options["slices"])
+        topology, step, slices = options["topology"], options["step"], options["slices"]
+        answer = check(config, topology, step, slices, not options["no_estimate"])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -6,13 +6,8 @@ import math
 import re
 
 import pytest
-from compiled_programs.hlo_program import (
-    HloProgram,
-    Operation,
-    collective_group,
-    shape_bytes,
-    split_line,
-)
+from compiled_programs.collectives import collective_group
+from compiled_programs.hlo_program import HloProgram, Operation, shape_bytes, split_line
 from compiled_programs.roofline import MachineLimits, estimate_step_time, library_workspace
 
 # Two turns of a loop that gathers a matrix over four devices while it multiplies, and adds a slice
@@ -104,6 +99,11 @@ def test_turns_are_read_off_the_condition_where_nobody_wrote_them_down() -> None
     )
     thrice = estimate_step_time(HloProgram(compared), MachineLimits(1e3, 1e3, 1e3, 1e3, 4, 4))
     assert thrice.matrix_flops == 3 * once.matrix_flops > 0
+    by_two = compared.replace("tuple(%turn, ", "tuple(%on, ").replace(
+        "  ROOT %next", "  %two = s32[] constant(2)\n  %on = s32[] add(%turn, %two)\n  ROOT %next"
+    )
+    twice = estimate_step_time(HloProgram(by_two), MachineLimits(1e3, 1e3, 1e3, 1e3, 4, 4))
+    assert twice.matrix_flops == 2 * once.matrix_flops
 
 
 def test_a_transfer_longer_than_the_work_beside_it_is_waited_for() -> None:
@@ -207,3 +207,93 @@ def test_an_operation_may_take_several_lines() -> None:
     assert "custom_call_config" in program.computations["main"]["kernel"].rest
     machine = MachineLimits(1.0, 1.0, 1.0, 1.0, 4, 4)
     assert estimate_step_time(program, machine).transfers["all-gather"].bytes == 2 * 24
+
+
+# Forms that the compiler for TPUs gives to collectives of sharded parameters. `%gathered` puts a
+# shard among zeros and sums; of `%summed`, which has a vector beside a matrix, a fusion
+# reads a slice of the matrix; `%product` gathers inside of itself, two computations deep; `%later`
+# wraps a gather that a copy runs beside.
+FORMS = """
+%shard_among_zeros (param_0: bf16[32,8], param_1: bf16[8,8], param_2: s32[]) -> bf16[32,8] {
+  %param_0 = bf16[32,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %param_1 = bf16[8,8]{1,0:T(8,128)(2,1)} parameter(1)
+  %param_2 = s32[]{:T(128)} parameter(2)
+  %zero = s32[]{:T(128)} constant(0)
+  ROOT %update = bf16[32,8]{1,0:T(8,128)(2,1)} dynamic-update-slice(%param_0, %param_1, %param_2, %zero)
+}
+
+%own_slice (param_0: f32[32,8], param_1: s32[]) -> f32[8,8] {
+  %param_0 = f32[32,8]{1,0:T(8,128)} parameter(0)
+  %param_1 = s32[]{:T(128)} parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %slice = f32[8,8]{1,0:T(8,128)} dynamic-slice(%param_0, %param_1, %zero), dynamic_slice_sizes={8,8}
+  ROOT %negate = f32[8,8]{1,0:T(8,128)} negate(%slice)
+}
+
+%gather_in_pieces (param_0: bf16[8,8]) -> bf16[32,8] {
+  %param_0 = bf16[8,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %gather = bf16[32,8]{1,0:T(8,128)(2,1)} all-gather(%param_0), replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+%product_and_gather (param_0: bf16[16,32], param_1: bf16[8,8]) -> bf16[16,8] {
+  %param_0 = bf16[16,32]{1,0:T(8,128)(2,1)} parameter(0)
+  %param_1 = bf16[8,8]{1,0:T(8,128)(2,1)} parameter(1)
+  %inner = bf16[32,8]{1,0:T(8,128)(2,1)} fusion(%param_1), kind=kCustom, calls=%gather_in_pieces
+  ROOT %convolution = bf16[16,8]{1,0:T(8,128)(2,1)} convolution(%param_0, %inner), dim_labels=bf_io->bf
+}
+
+%wrapped (param_0: bf16[8,8]) -> bf16[32,8] {
+  %param_0 = bf16[8,8]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %gather = bf16[32,8]{1,0:T(8,128)(2,1)} all-gather(%param_0), replica_groups=[1,4]<=[4], dimensions={0}
+}
+
+ENTRY %main (shard: bf16[8,8], gradient: f32[32,8], bias: f32[8], rows: bf16[16,32], turn: s32[]) -> f32[8,8] {
+  %shard = bf16[8,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %gradient = f32[32,8]{1,0:T(8,128)} parameter(1)
+  %bias = f32[8]{0:T(128)} parameter(2)
+  %rows = bf16[16,32]{1,0:T(8,128)(2,1)} parameter(3)
+  %turn = s32[]{:T(128)} parameter(4)
+  %nothing = bf16[]{:T(256)} constant(0)
+  %zeros = bf16[32,8]{1,0:T(8,128)(2,1)} broadcast(%nothing), dimensions={}
+  %placed = bf16[32,8]{1,0:T(8,128)(2,1)} fusion(%zeros, %shard, %turn), kind=kLoop, calls=%shard_among_zeros
+  %copy-start = (bf16[32,8]{1,0:T(8,128)(2,1)}, bf16[32,8]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}) copy-start(%placed)
+  %copy-done = bf16[32,8]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
+  %gathered = bf16[32,8]{1,0:T(8,128)(2,1)} all-reduce(%copy-done), replica_groups=mesh['axis_0'=4] {'axis_0'}, to_apply=%add
+  %summed = (f32[32,8]{1,0:T(8,128)}, f32[8]{0:T(128)}) all-reduce(%gradient, %bias), replica_groups=[1,4]<=[4], to_apply=%add.1
+  %matrix = f32[32,8]{1,0:T(8,128)} get-tuple-element(%summed), index=0
+  %whole = f32[8]{0:T(128)} get-tuple-element(%summed), index=1
+  %scaled = f32[8]{0:T(128)} negate(%whole)
+  %product = bf16[16,8]{1,0:T(8,128)(2,1)} fusion(%rows, %shard), kind=kOutput, calls=%product_and_gather
+  %later = ((bf16[8,8]{1,0:T(8,128)(2,1)}), bf16[32,8]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) async-start(%shard), calls=%wrapped
+  %beside = bf16[16,8]{1,0:T(8,128)(2,1)} copy(%product)
+  %got = bf16[32,8]{1,0:T(8,128)(2,1)} async-done(%later), calls=%wrapped
+  ROOT %kept = f32[8,8]{1,0:T(8,128)} fusion(%matrix, %turn), kind=kLoop, calls=%own_slice
+}
+"""  # noqa: E501
+
+
+def test_every_form_of_a_collective_is_found_and_named_for_what_it_does() -> None:
+    machine = MachineLimits(1e3, 1e3, 1e3, 1e3, 4, 4)
+    moved = estimate_step_time(HloProgram(FORMS), machine).transfers
+    others = 3 / 4
+    assert {kind: found.bytes for kind, found in moved.items()} == {
+        "all-gather as all-reduce": 2 * 2 * 32 * 8 * others,
+        "reduce-scatter as all-reduce": 2 * 4 * 32 * 8 * others,
+        "all-reduce": 2 * 4 * 8 * others,
+        "all-gather": 2 * (2 * 32 * 8) * others,  # in a product, and later
+    }
+    hidden = {kind: found.bytes_hidden for kind, found in moved.items() if found.bytes_hidden}
+    assert hidden == {"all-gather": 2 * (2 * 32 * 8) * others}
+
+
+def test_a_sum_that_is_read_as_a_whole_or_of_more_than_zeros_is_a_sum() -> None:
+    machine = MachineLimits(1e3, 1e3, 1e3, 1e3, 4, 4)
+    read = FORMS.replace(
+        "negate(%whole)", "negate(%whole)\n  %also = f32[32,8]{1,0} negate(%matrix)"
+    )
+    moved = estimate_step_time(HloProgram(read), machine).transfers
+    assert "reduce-scatter as all-reduce" not in moved and moved["all-reduce"].bytes > 1500
+    filled = FORMS.replace("broadcast(%nothing), dimensions={}", "negate(%rows)")
+    assert (
+        "all-gather as all-reduce" not in estimate_step_time(HloProgram(filled), machine).transfers
+    )

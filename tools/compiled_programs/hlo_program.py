@@ -15,13 +15,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-import numpy as np
-
 BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "token": 0, "opaque": 0}
-COLLECTIVES = (
-    "all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute",
-    "ragged-all-to-all", "collective-broadcast",
-)  # fmt: skip
 NO_WORK = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
     "replica-id", "iota", "opt-barrier", "domain", "rng-get-and-update-state",
@@ -178,10 +172,12 @@ class HloProgram:
         self, name: str = "", times: int = 1
     ) -> Iterator[tuple[str, Operation, int]]:
         """Computation, operation, and how often it runs, for all that a device does; inside
-        fusions, too."""
+        fusions and what runs beside them, too."""
         name = name or self.entry
         for operation in self.computations[name].values():
             yield name, operation, times
+            if operation.kind in ("async-update", "async-done"):
+                continue  # of what was started
             turns = self.trip_count(operation) if operation.kind == "while" else 1
             for attribute in ("body", "calls", "true_computation", "false_computation"):
                 if called := operation.called(attribute):
@@ -191,16 +187,33 @@ class HloProgram:
         """How often the body of a loop runs; 1 where only the run knows.
 
         The compiler for GPUs writes the number down. For TPUs it is what the condition compares
-        with; the loops of JAX start at 0.
+        with, over what the body adds: products that gather as they go take two shards a turn. The
+        loops of JAX and of the compiler start at 0.
         """
         if found := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
             return int(found[1])
         condition = self.computations[str(loop.called("condition"))]
         root = next(operation for operation in condition.values() if operation.root)
         limit = condition.get(root.operands[-1]) if root.operands else None
-        if limit and limit.kind == "constant" and "direction=LT" in root.rest:
-            return int(limit.operands[0])
-        return 1
+        if limit is None or limit.kind != "constant" or "direction=LT" not in root.rest:
+            return 1
+        turn = condition.get(root.operands[0])
+        return -(-int(limit.operands[0]) // (self.loop_stride(loop, turn) if turn else 1))
+
+    def loop_stride(self, loop: Operation, turn: Operation) -> int:
+        """What the body of a loop adds to the number that its condition reads as `turn`; 1 where
+        it is anything but a constant."""
+        index = re.search(r"index=(\d+)", turn.rest)
+        body = self.computations[str(loop.called("body"))]
+        root = next(operation for operation in body.values() if operation.root)
+        if index is None or root.kind != "tuple":
+            return 1
+        added = body.get(root.operands[int(index[1])])
+        if added is None or added.kind != "add":
+            return 1
+        terms = [body[name] for name in added.operands if name in body]
+        constants = [int(x.operands[0]) for x in terms if x.kind == "constant"]
+        return constants[0] if constants and constants[0] > 0 else 1
 
     def kernels(self) -> Counter[str]:
         """Kernels in the program's text, and how often each stands there: a library's by what is
@@ -216,17 +229,6 @@ class HloProgram:
         inside = self.computations[name]
         return [shape_bytes(inside[x].shape) if x in inside else 0.0 for x in operation.operands]
 
-    def collective(self, operation: Operation) -> tuple[str, Operation] | None:
-        """Which collective an operation is or starts, and the operation that describes it."""
-        kind = operation.kind.removesuffix("-start")
-        if kind in COLLECTIVES:
-            return kind, operation
-        if operation.kind == "async-start" and (called := operation.called()):
-            for inner in self.computations[called].values():
-                if inner.kind in COLLECTIVES:
-                    return inner.kind, inner
-        return None
-
     def read_and_written(self, name: str, operation: Operation) -> float:
         """Bytes between device and memory: operands once, results once; of a slice or an update,
         the part. A kernel that reads a part of an operand counts with all of it."""
@@ -240,17 +242,22 @@ class HloProgram:
             read = dict(zip(operation.operands, sizes, strict=True))
             return sum(read.values()) + shape_bytes(operation.shape)
         inside = self.computations[called]
-        users: dict[str, list[Operation]] = {}
-        for inner in inside.values():
-            for operand in inner.operands:
-                users.setdefault(operand, []).append(inner)
-        total = 0.0
+        users, total = operand_users(inside), 0.0
         for inner in inside.values():
             if inner.kind == "parameter":
                 total += part_read(inner, users)
             if inner.root:
                 total += sum(part_written(inside, root) for root in fusion_results(inside, inner))
         return total
+
+
+def operand_users(inside: Computation) -> dict[str, list[Operation]]:
+    """By name, the operations of a computation that read what has that name."""
+    users: dict[str, list[Operation]] = {}
+    for operation in inside.values():
+        for operand in dict.fromkeys(operation.operands):
+            users.setdefault(operand, []).append(operation)
+    return users
 
 
 def part_read(parameter: Operation, users: dict[str, list[Operation]]) -> float:
@@ -285,31 +292,3 @@ def part_written(inside: Computation, root: Operation) -> float:
     if found.kind == "dynamic-update-slice":
         return shape_bytes(inside[found.operands[1]].shape)
     return shape_bytes(root.shape)
-
-
-def collective_group(operation: Operation, devices: int) -> list[int]:
-    """The devices that one of a collective's groups joins, by number.
-
-    XLA writes groups as lists, as a reshaped and transposed row of numbers, or as axes of a mesh.
-    """
-    text = operation.rest
-    if found := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\S+)? ?\{([^}]*)\}", text
-    ):
-        sizes = dict(re.findall(r"'?([\w.]+)'?=(\d+)", found[1]))
-        joined = re.findall(r"'?([\w.]+)'?", found[2])
-        names = list(sizes)
-        numbers = np.arange(devices).reshape([int(n) for n in sizes.values()])
-        order = [names.index(n) for n in names if n not in joined]
-        order += [names.index(n) for n in joined if n in names]
-        ways = math.prod(int(sizes[n]) for n in joined if n in sizes)
-        return [int(n) for n in numbers.transpose(order).reshape(-1, ways)[0]]
-    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
-        dims = [int(n) for n in found[3].split(",")]
-        numbers = np.arange(math.prod(dims)).reshape(dims)
-        if found[4]:
-            numbers = numbers.transpose([int(n) for n in found[4].split(",")])
-        return [int(n) for n in numbers.reshape(int(found[1]), int(found[2]))[0]]
-    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]*)\}", text):
-        return [int(n) for n in found[1].split(",") if n]
-    return list(range(devices))

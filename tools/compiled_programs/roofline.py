@@ -8,14 +8,13 @@ import math
 import re
 from typing import NamedTuple
 
+from compiled_programs.collectives import collective_group, collectives, transfers
 from compiled_programs.hlo_program import (
     NO_WORK,
     Computation,
     HloProgram,
     Operation,
-    collective_group,
     shape_arrays,
-    shape_bytes,
 )
 
 
@@ -38,6 +37,9 @@ def matrix_flops(inside: Computation, operation: Operation) -> float:
     return 2.0 * result * math.prod(left[axis] for axis in axes)
 
 
+PRODUCTS = {"dot", "convolution"}
+
+
 @dataclasses.dataclass(frozen=True)
 class MachineLimits:
     """What devices could do at best.
@@ -57,22 +59,6 @@ class MachineLimits:
     network: float
     devices: int
     host: int
-
-
-def collective_bytes(kind: str, operands: float, results: float, members: int) -> float:
-    """Bytes that a device receives at least in a collective among so many."""
-    others = (members - 1) / members
-    match kind:
-        case "all-gather":
-            return results * others
-        case "reduce-scatter":
-            return operands * others
-        case "all-reduce":
-            return 2 * operands * others
-        case "collective-permute":
-            return operands
-        case _:
-            return operands * others
 
 
 @dataclasses.dataclass
@@ -116,18 +102,16 @@ class DeviceClock:
         self.memory_bytes += turns * one.memory_bytes
 
 
-class PendingCollective(NamedTuple):
-    """A collective under way.
+class PendingTransfer(NamedTuple):
+    """Collectives under way.
 
     Attributes:
-        kind: Which.
-        bytes: That a device receives, of all its runs.
-        end: When it is done.
-        busy: The clock's `busy` when it started.
+        bytes: That a device receives, of all their runs, by what they are for.
+        end: When they are done.
+        busy: The clock's `busy` when they started.
     """
 
-    kind: str
-    bytes: float
+    bytes: dict[str, float]
     end: float
     busy: float
 
@@ -168,7 +152,7 @@ class HloSimulator:
     def simulate(self, name: str, times: int) -> DeviceClock:
         """One turn of a computation; `times` is how often it runs in all."""
         clock, program = DeviceClock(), self.program
-        running: dict[str, PendingCollective] = {}
+        running: dict[str, PendingTransfer] = {}
         for operation in program.computations[name].values():
             kind = operation.kind
             if kind in NO_WORK or kind.endswith("-update"):
@@ -180,41 +164,46 @@ class HloSimulator:
                 called = (operation.called(x) for x in ("to_apply", "calls", "true_computation"))
                 for inner in filter(None, called):
                     clock.add(self.simulate(inner, times))
-            elif program.collective(operation):
-                flight = self.start_collective(name, operation, times, clock)
+            elif kind != "fusion" and collectives(program, name, operation):
+                flight = self.start_collectives(name, operation, times, clock)
                 if kind.endswith("-start"):
                     running[operation.name] = flight
                 else:
                     clock.now = flight.end
             elif kind.endswith("-done"):
                 if ended := running.pop(operation.operands[0], None):
-                    hidden = ended.bytes if clock.busy > ended.busy else 0.0
-                    self.transfers[ended.kind].bytes_hidden += hidden
+                    if clock.busy > ended.busy:
+                        self.hide(ended.bytes)
                     clock.now = max(clock.now, ended.end)
             else:
                 clock.add(self.run_operation(name, operation, times))
         return clock
 
-    def start_collective(
+    def start_collectives(
         self, name: str, operation: Operation, times: int, clock: DeviceClock
-    ) -> PendingCollective:
-        """A collective under way from when the links are free."""
-        kind, amount, seconds = self.count_collective(name, operation, times)
+    ) -> PendingTransfer:
+        """What an operation moves, under way from when the links are free."""
+        amounts, seconds = self.count_collectives(name, operation, times)
         clock.links = max(clock.now, clock.links) + seconds
-        return PendingCollective(kind, amount, clock.links, clock.busy)
+        return PendingTransfer(amounts, clock.links, clock.busy)
 
     def run_operation(self, name: str, operation: Operation, times: int) -> DeviceClock:
-        """An operation alone: the higher of its matrix work and its bytes."""
+        """An operation alone: the higher of its matrix work and its bytes, and of what a fusion
+        moves, as on TPUs some do, beside its products or instead of any."""
         program, machine = self.program, self.machine
-        fused = operation.called() if operation.kind == "fusion" else None
-        for inner in program.computations[fused].values() if fused else ():
-            if program.collective(inner):  # TPUs have transfers inside of products
-                kind, amount, _ = self.count_collective(str(fused), inner, times)
-                self.transfers[kind].bytes_hidden += amount
         flops = self.flops(program.computations[name], operation)
         moved = program.read_and_written(name, operation)
         seconds = max(flops / machine.flops, moved / machine.memory)
-        return DeviceClock(seconds, 0.0, seconds, flops, moved)
+        amounts, waiting = self.count_collectives(name, operation, times)
+        called = operation.called() if amounts else None
+        if called and any(x.kind in PRODUCTS for _, x, _ in program.walk_operations(called)):
+            self.hide(amounts)
+        return DeviceClock(max(seconds, waiting), 0.0, seconds, flops, moved)
+
+    def hide(self, amounts: dict[str, float]) -> None:
+        """Notes that there is work beside so many bytes."""
+        for kind, amount in amounts.items():
+            self.transfers[kind].bytes_hidden += amount
 
     def flops(self, inside: Computation, operation: Operation) -> float:
         """Of an operation, and of what is fused in it."""
@@ -224,29 +213,28 @@ class HloSimulator:
             self._flops[called] = sum(self.flops(fused, inner) for inner in fused.values())
         return matrix_flops(inside, operation) + (self._flops[called] if called else 0.0)
 
-    def count_collective(
+    def count_collectives(
         self, name: str, operation: Operation, times: int
-    ) -> tuple[str, float, float]:
-        """Counts a collective: its kind, bytes received in all, seconds of one at best."""
-        program, machine = self.program, self.machine
-        kind, described = program.collective(operation) or ("", operation)
-        inside = name if described is operation else str(operation.called())
-        operands = sum(program.operand_sizes(inside, described))
-        results = shape_bytes(described.shape)
-        if described.kind.endswith("-start") and kind == "all-gather":
-            results -= operands  # a start's shape names the operands as well
-        members = collective_group(described, machine.devices)
-        amount = collective_bytes(kind, operands, results, len(members))
-        hosts = len({member // machine.host for member in members})
-        seconds = amount / machine.link
-        if hosts > 1:
-            a_host = len(members) / hosts
-            full = amount * len(members) / max(1, len(members) - 1)
-            seconds = max(seconds, full * (hosts - 1) / hosts / (a_host * machine.network))
-        entry = self.transfers.setdefault(kind, CollectiveTotals())
-        entry.bytes += amount * times
-        entry.seconds += seconds * times
-        return kind, amount * times, seconds
+    ) -> tuple[dict[str, float], float]:
+        """Counts the collectives of an operation: bytes received in all, by what they are for, and
+        seconds of one run at best."""
+        machine, total, waiting = self.machine, dict[str, float](), 0.0
+        for inside, found, turns in collectives(self.program, name, operation):
+            members = collective_group(found, machine.devices)
+            hosts = len({member // machine.host for member in members})
+            for kind, amount in transfers(self.program, inside, found, len(members)).items():
+                seconds = amount / machine.link
+                if hosts > 1:
+                    a_host = len(members) / hosts
+                    full = amount * len(members) / max(1, len(members) - 1)
+                    between = full * (hosts - 1) / hosts / (a_host * machine.network)
+                    seconds = max(seconds, between)
+                entry = self.transfers.setdefault(kind, CollectiveTotals())
+                entry.bytes += amount * turns * times
+                entry.seconds += seconds * turns * times
+                total[kind] = total.get(kind, 0.0) + amount * turns * times
+                waiting += seconds * turns
+        return total, waiting
 
 
 def estimate_step_time(program: HloProgram, machine: MachineLimits) -> RooflineEstimate:
