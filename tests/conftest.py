@@ -76,11 +76,11 @@ def _use_devices(count: int) -> None:
     import jax
     from jax.extend import backend
 
-    # XLA takes as many threads as there are cores. A device that waits for others inside a
-    # collective holds one, and with several collectives under way none may be left to end them.
-    os.environ.pop("NPROC", None)
+    # XLA takes as many threads as there are cores, and a device holds some while it waits for
+    # others (`frame_jax.parallel.cpu_devices`).
+    os.environ.pop("PJRT_NPROC", None)
     if count > 1:
-        os.environ["NPROC"] = str(4 * count)
+        os.environ["PJRT_NPROC"] = str(4 * count)
     backend.clear_backends()
     jax.clear_caches()
     jax.config.update("jax_num_cpu_devices", count)
