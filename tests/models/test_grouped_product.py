@@ -1,6 +1,7 @@
 """Experts against the dense sum over all experts in NumPy float64, on every body of the product."""
 
 import functools
+import re
 import sys
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compiled_programs.chips import CHIPS
+from compiled_programs.hlo_program import HloProgram
+from compiled_programs.roofline import MachineLimits, estimate_step_time
 
 from frame_jax import models
 from frame_jax.models import grouped_product as module
@@ -24,6 +27,7 @@ from frame_jax.models.grouped_product import (
     sort_choices,
     tokens_to_rows,
 )
+from frame_jax.models.transformer import REMAT_POLICIES
 from tests.gpu_compiler import compiled_for, needs_gpu_compiler
 
 pytestmark = pytest.mark.slow
@@ -357,6 +361,32 @@ def test_kernels_compile_for_gpus(chip: str, dtype: str) -> None:
         x, y, w = ((16 * tile, 136), dtype), ((16 * tile, 72), dtype), ((4, 136, 72), dtype)
         text = compiled_for(chip, run, x, y, w, ((16,), "int32")).as_text()
         assert text.count("__gpu$xla.gpu.triton") == 3
+
+
+@needs_gpu_compiler
+def test_products_on_a_gpu_cost_what_the_choices_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward and backward, what remat `minimal` repeats included: nine products a choice."""
+    monkeypatch.setattr(module, "platform", lambda: "gpu")
+    tokens, k, E, width, inner = 16384, 8, 64, 256, 128
+
+    def loss(x: Any, experts: Any, weights: Any, *matrices: Any) -> jax.Array:
+        layer = jax.checkpoint(weighted_sum, policy=REMAT_POLICIES["minimal"])
+        return layer(x, experts, weights, *matrices).astype(jnp.float32).sum()
+
+    compiled = compiled_for(
+        "h100",
+        jax.value_and_grad(loss, (0, 2, 3, 4, 5)),
+        ((tokens, width), "bfloat16"),
+        ((tokens, k), "int32"),
+        ((tokens, k), "float32"),
+        *[((E, *shape), "float32") for shape in 2 * [(width, inner)] + [(inner, width)]],
+    )
+    program = HloProgram(compiled.as_text())
+    found = estimate_step_time(program, MachineLimits(1, 1, 1, 1, 1, 1)).matrix_flops
+    assert 1 <= found / (9 * 2 * tokens * k * width * inner) < 1.2
+    assert program.kernels() == {"grouped_product": 6, "grouped_outer_product": 3}
+    rows = f"({tokens}|{tokens * k}|1[34]\\d{{4}})"
+    assert not re.search(rf"\[{rows},{E},|\[{E},{rows},", compiled.as_text())
 
 
 def test_without_triton_experts_run_a_tile_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
