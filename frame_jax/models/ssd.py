@@ -12,14 +12,17 @@ The state-space sum goes chunk by chunk as in section 6 of Dao and Gu, "Transfor
 """
 
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from frame_jax.models.layers import from_bits, recompute_in_backward, save_activation, to_bits
+from frame_jax.parallel.sharding import context_mesh, partition_spec, platform
 
 NEGLIGIBLE_LOG_DECAY = -128.0  # exp of this is 0 in float32
 EXACT = 1 / 128  # multiples of this up to 128 sum exactly in float32, 1,024 of them
@@ -83,8 +86,43 @@ def ssd(
     by_group = (B, T, b.shape[2], H // b.shape[2])
     log_decay = jnp.maximum(dt * a, NEGLIGIBLE_LOG_DECAY).reshape(by_group)
     inputs = TokenInputs(x.reshape(*by_group, P), dt.reshape(by_group), log_decay, b, c)
-    y = _by_chunks(min(chunk, T), inputs, d.reshape(by_group[2:]), positions)
+    by_row = jnp.broadcast_to(d.reshape(by_group[2:]), (B, *by_group[2:]))
+    y = _by_device(min(chunk, T), inputs, by_row, positions)
     return save_activation(y.reshape(x.shape))
+
+
+def _by_device(size: int, inputs: "TokenInputs", d: Array, positions: Array) -> Array:
+    """`_on_device`, on a GPU with each device's own rows, and groups or heads of a group: the
+    partitioner cannot split a kernel."""
+    mesh = context_mesh()
+    if platform() != "gpu" or mesh is None or mesh.are_all_axes_manual:
+        return _on_device(size, inputs, d, positions)
+    rows, groups, heads = partition_spec(("batch", "heads", "heads"), d.shape, mesh)
+    heads = None if groups else heads
+    of_head, of_group = PartitionSpec(rows, None, groups, heads), PartitionSpec(rows, None, groups)
+    inputs_specs = TokenInputs(of_head, of_head, of_head, of_group, of_group)
+    return jax.shard_map(
+        functools.partial(_on_device, size),
+        in_specs=(inputs_specs, PartitionSpec(rows, groups, heads), PartitionSpec(rows)),
+        out_specs=of_head,
+        check_vma=False,
+    )(inputs, d, positions)
+
+
+def _on_device(size: int, inputs: "TokenInputs", d: Array, positions: Array) -> Array:
+    """[B, T, G, R, P]: `ssd` of inputs that are ordered by group, `d` [B, G, R] for each row."""
+    if platform() != "gpu":
+        return _by_chunks(size, inputs, d, positions)
+    try:
+        from frame_jax.models import ssd_kernel
+
+        reason = ssd_kernel.unsupported_reason(inputs)
+    except ImportError as error:
+        reason = f"this version of JAX has no Pallas through Triton ({error})"
+    if reason is None:
+        return ssd_kernel.recurrence(inputs, d, positions)
+    warnings.warn(f"the state-space sums run in plain XLA: {reason}", stacklevel=2)
+    return _by_chunks(size, inputs, d, positions)
 
 
 class TokenInputs(NamedTuple):
@@ -107,7 +145,7 @@ class TokenInputs(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _by_chunks(size: int, inputs: TokenInputs, d: Array, positions: Array) -> Array:
-    """[B, T, G, R, P]: `ssd` of inputs that are ordered by group."""
+    """`_on_device` in plain XLA."""
     return _forward(size, inputs, d, positions)[0]
 
 
@@ -169,7 +207,7 @@ def scan_chunk(
 ) -> tuple[Array, Array]:
     """Computes the state after a chunk, and the outputs in it.
 
-    `state`, before the chunk, is [B, G, R, N, P] float32, `d` [G, R] float32; `inputs` are those
+    `state`, before the chunk, is [B, G, R, N, P] float32, `d` [B, G, R] float32; `inputs` are those
     of the chunk's Q tokens, positions [B, Q] int32.
 
     Returns:
