@@ -1,4 +1,4 @@
-"""The sums of `models.ssd` on GPUs: Pallas kernels, through Triton, for Ampere chips and later ones.
+"""The sums of `models.ssd` on GPUs: Pallas kernels through Triton, for Ampere and later chips.
 
 Decays, scores and running states stay on the chip. A program of the forward pass goes through the
 chunks of one head in order. The backward pass does so for the states before chunks and, from the
@@ -20,14 +20,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from frame_jax.models.layers import contract_f32
-from frame_jax.models.ssd import EXACT, NEGLIGIBLE_LOG_DECAY, TokenInputs
+from frame_jax.models.ssd import EXACT, TokenInputs
 
 CHUNK = 64  # tokens: what a program holds for so many fits its registers
-import os; W={n: tuple(int(v) for v in os.environ.get(n,{"ssd_gradients":"8,2"}.get(n,"4,2")).split(",")) for n in "ssd_forward ssd_states ssd_state_gradients ssd_gradients".split()}
 HEADS = 8  # that a program of the backward pass adds up over, at most
-# The axes of what all kernels read: x, dt, log decay, B, C and d; of the states at each
-# of the chunks ("k"), and of sums over each block of heads ("h").
-INPUT_AXES, STATE_AXES, SUM_AXES = "btgrp bgrt bgrt btgn btgn bgr".split(), "bgrknp", "bhtgn"
+STATE_AXES, SUM_AXES = "bgrknp", "bhtgn"  # as in `_call`
 
 
 def unsupported_reason(inputs: TokenInputs) -> str | None:
@@ -40,30 +37,27 @@ def unsupported_reason(inputs: TokenInputs) -> str | None:
     return None
 
 
-def recurrence(inputs: TokenInputs, d: Array, positions: Array, interpret: bool = False) -> Array:
+def recurrence(inputs: TokenInputs, d: Array, interpret: bool = False) -> Array:
     """[B, T, G, R, P]: `models.ssd.ssd` of inputs that are ordered by group.
 
-    `d` is [B, G, R] float32, one for each row, so that the derivative of a row stays with it;
-    positions are [B, T] int32.
+    `d` is [B, G, R] float32, one for each row, so that the derivative of a row stays with it.
     """
-    T = positions.shape[1]
+    T = inputs.x.shape[1]
 
     def pad(x: Array) -> Array:
         return jnp.pad(x, ((0, 0), (0, -T % CHUNK)) + ((0, 0),) * (x.ndim - 2))
 
-    begins = (positions == 0)[:, :, None, None]
-    log_decay = jnp.where(begins, NEGLIGIBLE_LOG_DECAY, inputs.log_decay)
-    inputs = jax.tree.map(pad, inputs._replace(log_decay=log_decay))
+    inputs = jax.tree.map(pad, inputs)
     dt, log_decay = (jnp.moveaxis(v, 1, -1) for v in (inputs.dt, inputs.log_decay))
-    inputs = inputs._replace(dt=dt, log_decay=log_decay)
-    return _recurrence(interpret, inputs, d)[:, :T]
+    return _recurrence(interpret, inputs._replace(dt=dt, log_decay=log_decay), d)[:, :T]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _recurrence(interpret: bool, inputs: TokenInputs, d: Array) -> Array:
-    operands = list(zip(INPUT_AXES, (*inputs, d), strict=True))
-    outputs = [("btgrp", inputs.x)]
-    return _call("ssd_forward", _forward_kernel, operands, outputs, None, interpret)[0]
+    N, P = inputs.b.shape[-1], inputs.x.shape[-1]
+    products = CHUNK * (N + P) + 2 * N * P
+    operands, outputs = _named(inputs, d), [("btgrp", inputs.x)]
+    return _call("ssd_forward", _forward_kernel, products, operands, outputs, interpret)[0]
 
 
 def _backward(
@@ -74,22 +68,19 @@ def _backward(
     N, dtype = inputs.b.shape[-1], inputs.x.dtype
     states = [(STATE_AXES, jax.ShapeDtypeStruct((B, G, R, T // CHUNK, N, P), dtype))]
 
-    def named(inputs: TokenInputs) -> list[tuple[str, Array]]:
-        return list(zip(INPUT_AXES, (*inputs, d), strict=True))
-
-    def states_of(inputs: TokenInputs, reverse: bool) -> tuple[str, Array]:
+    def states_of(name: str, inputs: TokenInputs, reverse: bool) -> tuple[str, Array]:
         kernel = functools.partial(_states_kernel, reverse)
-        name = "ssd_state_gradients" if reverse else "ssd_states"
-        return STATE_AXES, _call(name, kernel, named(inputs), states, None, interpret)[0]
+        return STATE_AXES, _call(name, kernel, N * P, _named(inputs, d), states, interpret)[0]
 
-    before = states_of(inputs, False)
-    after = states_of(inputs._replace(x=grad, b=inputs.c), True)
-    together = next(n for n in range(HEADS, 0, -1) if R % n == 0)
-    sums = jax.ShapeDtypeStruct((B, R // together, T, G, N), jnp.float32)
+    before = states_of("ssd_states", inputs, False)
+    after = states_of("ssd_state_gradients", inputs._replace(x=grad, b=inputs.c), True)
+    heads = next(n for n in range(HEADS, 0, -1) if R % n == 0)
+    sums = jax.ShapeDtypeStruct((B, R // heads, T, G, N), jnp.float32)
+    operands = [*_named(inputs, d), before, after, ("btgrp", grad)]
     outputs = [("btgrp", inputs.x)] + [("bgrt", inputs.dt)] * 3 + [(SUM_AXES, sums)] * 2
-    operands = [*named(inputs), before, after, ("btgrp", grad)]
+    products = CHUNK * (CHUNK + 2 * P) + 4 * N * P + 3 * CHUNK * N // heads
     by_x, by_dt, by_decay, by_d, by_b, by_c = _call(
-        "ssd_gradients", _gradients_kernel, operands, outputs, together, interpret
+        "ssd_gradients", _gradients_kernel, products, operands, outputs, interpret, heads
     )
     by_b, by_c = (jnp.sum(v, axis=1).astype(dtype) for v in (by_b, by_c))
     return TokenInputs(by_x, by_dt, by_decay, by_b, by_c), jnp.sum(by_d, axis=-1)
@@ -98,37 +89,41 @@ def _backward(
 _recurrence.defvjp(lambda *args: (_recurrence(*args), args[1:]), _backward)
 
 
+def _named(inputs: TokenInputs, d: Array) -> list[tuple[str, Array]]:
+    """What all kernels read, each with the names of its axes."""
+    return list(zip(("btgrp", "bgrt", "bgrt", "btgn", "btgn", "bgr"), (*inputs, d), strict=True))
+
+
 def _call(
     name: str,
     kernel: Callable[..., None],
+    products: int,
     operands: Sequence[tuple[str, Array]],
     outputs: Sequence[tuple[str, Any]],
-    together: int | None,
     interpret: bool,
+    heads: int | None = None,
 ) -> list[Array]:
-    """Calls a kernel with operands and outputs whose axes are named.
+    """Calls a kernel. A program takes one chunk of `heads` heads, or if that is None all chunks of
+    one head; it multiplies `products` times for each token of each head.
 
-    A program takes one chunk of `together` heads, or if that is None all chunks of one head.
+    Operands and outputs have their axes named: `k` are chunks, `h` blocks of heads.
     """
     size = {axis: n for axes, x in operands for axis, n in zip(axes, x.shape, strict=True)}
-    B, T, G, R, N, P = (size[axis] for axis in "btgrnp")
-    if together is None:
-        grid, block = (B, G, R), dict.fromkeys("bgr")
-        products = CHUNK * (N + P) + 2 * N * P if name == "ssd_forward" else N * P
+    B, T, G, R = (size[axis] for axis in "btgr")
+    if heads is None:
+        grid, of_program = (B, G, R), dict.fromkeys("bgr")
     else:
-        blocks = R // together
-        grid = (B, T // CHUNK, G * blocks)
-        block = dict.fromkeys("bgkh") | {"t": CHUNK, "r": together}
-        products = CHUNK * (CHUNK + 2 * P) + 4 * N * P + 3 * CHUNK * N // together
+        grid = (B, T // CHUNK, G * R // heads)
+        of_program = dict.fromkeys("bgkh") | {"t": CHUNK, "r": heads}
 
-    def place(*ids: Any) -> dict[str, Any]:
-        if together is None:
-            return dict(zip("bgr", ids, strict=True))
-        row, chunk, (group, heads) = *ids[:2], divmod(ids[2], blocks)
-        return {"b": row, "t": chunk, "k": chunk, "g": group, "r": heads, "h": heads}
+    def place(row: Any, second: Any, third: Any) -> dict[str, Any]:
+        if heads is None:
+            return {"b": row, "g": second, "r": third}
+        group, block = divmod(third, R // heads)
+        return {"b": row, "t": second, "k": second, "g": group, "r": block, "h": block}
 
     def spec(axes: str, x: Any) -> pl.BlockSpec:
-        shape = tuple(block.get(axis, n) for axis, n in zip(axes, x.shape, strict=True))
+        shape = tuple(of_program.get(axis, n) for axis, n in zip(axes, x.shape, strict=True))
         return pl.BlockSpec(shape, lambda *ids: tuple(place(*ids).get(axis, 0) for axis in axes))
 
     return pl.pallas_call(
@@ -137,7 +132,7 @@ def _call(
         in_specs=[spec(*operand) for operand in operands],
         out_specs=[spec(*output) for output in outputs],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for _, x in outputs],
-        compiler_params=triton.CompilerParams(num_warps=W[name][0], num_stages=W[name][1]),
+        compiler_params=triton.CompilerParams(num_warps=8, num_stages=2 if heads is None else 1),
         name=name,
         metadata={"flops": str(2 * products * B * T * G * R)},
         interpret=interpret,
@@ -221,37 +216,41 @@ def _gradients_kernel(
     plain_scores = _dot(c, b, 1, 1)
     i, k = _indices()
 
-    def body(r: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        by_scores, by_b, by_c = sums
+    def within(r: Array, by_scores: Array) -> Array:
         x, dt, grad = x_ref[:, r, :], dt_ref[r, :], grad_ref[:, r, :]
         before, after = before_ref[r, :, :], after_ref[r, :, :]
         between, since_start, to_end, kept = _decays(decay_ref[r, :])
+        crossing = kept * jnp.sum(before.astype(jnp.float32) * after)
         scores = plain_scores * between
         by_score = _dot(grad, x, 1, 1) * dt[None]  # after its decay
         # A token's decay is in what those before it leave to it and to those after it: sums over
         # these pairs, and no differences of larger ones.
         by_pair = _dot((by_score * scores).astype(dtype), (i < k).astype(dtype), 1, 0)
-        kept_grad = (grad * since_start[:, None]).astype(dtype)
-        by_c += _dot(before, kept_grad, 1, 1)
-        reads = jnp.sum(_dot(c, before, 1, 0) * kept_grad, axis=1)
+        reads = jnp.sum(_dot(c, before, 1, 0) * grad, axis=1) * since_start
         from_after = _dot(b, after, 1, 0) * to_end[:, None]
-        by_b += _dot(after, (x * (dt * to_end)[:, None]).astype(dtype), 1, 1)
         writes = jnp.sum(from_after * x, axis=1) * dt
-        by_added = _dot(scores.astype(dtype), grad, 0, 0) + from_after
         by_decay = jnp.sum(jnp.where(i >= k, by_pair + reads[:, None], writes[:, None]), axis=0)
-        crossing = kept * jnp.sum(before.astype(jnp.float32) * after)
         by_decay_ref[r, :] = by_decay + crossing
+        by_added = _dot(scores.astype(dtype), grad, 0, 0) + from_after
         by_dt_ref[r, :] = jnp.sum(by_added * x, axis=1)
         by_d_ref[r, :] = jnp.sum(grad.astype(jnp.float32) * x, axis=1)
         by_x_ref[:, r, :] = (by_added * dt[:, None] + d_ref[r] * grad).astype(dtype)
-        return by_scores + by_score * between, by_b, by_c
+        return by_scores + by_score * between
 
-    zero = jnp.zeros(b.shape[::-1], jnp.float32)
-    start = (jnp.zeros_like(plain_scores), zero, zero)
-    by_scores, by_b, by_c = jax.lax.fori_loop(0, x_ref.shape[1], body, start)
+    by_scores = jax.lax.fori_loop(0, x_ref.shape[1], within, jnp.zeros_like(plain_scores))
     by_scores = by_scores.astype(dtype)
-    by_b_ref[...] = (by_b + _dot(c, by_scores, 0, 0)).T
-    by_c_ref[...] = (by_c + _dot(b, by_scores, 0, 1)).T
+
+    def across(r: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
+        _, since_start, to_end, _ = _decays(decay_ref[r, :])
+        x = x_ref[:, r, :] * (dt_ref[r, :] * to_end)[:, None]
+        grad = grad_ref[:, r, :] * since_start[:, None]
+        by_b = sums[0] + _dot(after_ref[r, :, :], x.astype(dtype), 1, 1)
+        return by_b, sums[1] + _dot(before_ref[r, :, :], grad.astype(dtype), 1, 1)
+
+    start = (_dot(c, by_scores, 0, 0), _dot(b, by_scores, 0, 1))
+    by_b, by_c = jax.lax.fori_loop(0, x_ref.shape[1], across, start)
+    by_b_ref[...] = by_b.T
+    by_c_ref[...] = by_c.T
 
 
 def _dot(x: Array, y: Array, of_x: int, of_y: int) -> Array:
@@ -260,12 +259,12 @@ def _dot(x: Array, y: Array, of_x: int, of_y: int) -> Array:
 
 
 def _decays(log_decay: Array) -> tuple[Array, Array, Array, Array]:
-    """Decay factors in a chunk, from the logarithms of its tokens' [CHUNK].
+    """Decay factors in a chunk, from the logarithms of those at its tokens, [CHUNK].
 
     Returns:
-        [CHUNK, CHUNK], at token i, of what token j added, 0 where j is after i; [CHUNK], at each
+        [CHUNK, CHUNK], at token i, of what token j added, 0 if j is after i; [CHUNK], at each
         token, of the state before the chunk; [CHUNK], at the chunk's end, of what each token added;
-        and, a number, at the chunk's end, of the state before it.
+        and a number, at the chunk's end, of the state before it.
     """
     coarse = jnp.floor(log_decay / EXACT + 0.5) * EXACT  # see `models.ssd._running_sums`
     parts = (coarse, log_decay - coarse)
@@ -277,6 +276,6 @@ def _decays(log_decay: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def _indices() -> tuple[Array, Array]:
-    """Row and column of each element, both [CHUNK, CHUNK]."""
-    shape = (CHUNK, CHUNK)
-    return tuple(jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (0, 1))
+    """Row and column of each element, [CHUNK, CHUNK]."""
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (CHUNK, CHUNK), axis) for axis in (0, 1))
+    return row, column
