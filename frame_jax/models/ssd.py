@@ -12,14 +12,17 @@ The state-space sum goes chunk by chunk as in section 6 of Dao and Gu, "Transfor
 """
 
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import PartitionSpec
 
 from frame_jax.models.layers import from_bits, recompute_in_backward, save_activation, to_bits
+from frame_jax.parallel.sharding import context_mesh, partition_spec, platform
 
 NEGLIGIBLE_LOG_DECAY = -128.0  # exp of this is 0 in float32
 EXACT = 1 / 128  # multiples of this up to 128 sum exactly in float32, 1,024 of them
@@ -81,10 +84,48 @@ def ssd(
     """
     B, T, H, P = x.shape
     by_group = (B, T, b.shape[2], H // b.shape[2])
-    log_decay = jnp.maximum(dt * a, NEGLIGIBLE_LOG_DECAY).reshape(by_group)
-    inputs = TokenInputs(x.reshape(*by_group, P), dt.reshape(by_group), log_decay, b, c)
-    y = _by_chunks(min(chunk, T), inputs, d.reshape(by_group[2:]), positions)
+    log_decay = jnp.maximum(dt * a, NEGLIGIBLE_LOG_DECAY)
+    # A document forgets those before it.
+    log_decay = jnp.where(positions[:, :, None] == 0, NEGLIGIBLE_LOG_DECAY, log_decay)
+    x_by_group, log_decay = x.reshape(*by_group, P), log_decay.reshape(by_group)
+    inputs = TokenInputs(x_by_group, dt.reshape(by_group), log_decay, b, c)
+    by_row = jnp.broadcast_to(d.reshape(by_group[2:]), (B, *by_group[2:]))
+    y = _by_device(min(chunk, T), inputs, by_row)
     return save_activation(y.reshape(x.shape))
+
+
+def _by_device(size: int, inputs: "TokenInputs", d: Array) -> Array:
+    """`_on_device`, on GPUs for the rows, and groups or heads of a group, of each by itself: the
+    partitioner cannot split a kernel."""
+    mesh = context_mesh()
+    if platform() != "gpu" or mesh is None or mesh.are_all_axes_manual:
+        return _on_device(size, inputs, d)
+    rows, groups, heads = partition_spec(("batch", "heads", "heads"), d.shape, mesh)
+    heads = None if groups else heads
+    of_head, of_group = PartitionSpec(rows, None, groups, heads), PartitionSpec(rows, None, groups)
+    specs: list[Any] = [of_head] * 3 + [of_group] * 2
+    return jax.shard_map(
+        functools.partial(_on_device, size),
+        in_specs=(TokenInputs(*specs), PartitionSpec(rows, groups, heads)),
+        out_specs=of_head,
+        check_vma=False,
+    )(inputs, d)
+
+
+def _on_device(size: int, inputs: "TokenInputs", d: Array) -> Array:
+    """[B, T, G, R, P]: `ssd` of inputs that are ordered by group, `d` [B, G, R] for each row."""
+    if platform() != "gpu":
+        return _by_chunks(size, inputs, d)
+    try:
+        from frame_jax.models import ssd_kernel
+
+        reason = ssd_kernel.unsupported_reason(inputs)
+    except ImportError as error:
+        reason = f"this version of JAX has no Pallas through Triton ({error})"
+    if reason is None:
+        return ssd_kernel.recurrence(inputs, d)
+    warnings.warn(f"the state-space sums run in plain XLA: {reason}", stacklevel=2)
+    return _by_chunks(size, inputs, d)
 
 
 class TokenInputs(NamedTuple):
@@ -93,7 +134,8 @@ class TokenInputs(NamedTuple):
     Attributes:
         x: [B, Q, G, R, P].
         dt: [B, Q, G, R] float32.
-        log_decay: [B, Q, G, R] float32, from `NEGLIGIBLE_LOG_DECAY` to 0.
+        log_decay: [B, Q, G, R] float32, 0 or less; `NEGLIGIBLE_LOG_DECAY`, the least, where a
+            document begins.
         b: [B, Q, G, N].
         c: [B, Q, G, N].
     """
@@ -106,43 +148,42 @@ class TokenInputs(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_chunks(size: int, inputs: TokenInputs, d: Array, positions: Array) -> Array:
-    """[B, T, G, R, P]: `ssd` of inputs that are ordered by group."""
-    return _forward(size, inputs, d, positions)[0]
+def _by_chunks(size: int, inputs: TokenInputs, d: Array) -> Array:
+    """`_on_device` in plain XLA."""
+    return _forward(size, inputs, d)[0]
 
 
 def _forward(
-    size: int, inputs: TokenInputs, d: Array, positions: Array
-) -> tuple[Array, tuple[Array, TokenInputs, Array, Array]]:
-    def body(state: Array, chunk: tuple[TokenInputs, Array]) -> tuple[Array, tuple]:
-        inputs, positions = jax.tree.map(from_bits, chunk)
-        after, y = scan_chunk(state, inputs, d, positions)
+    size: int, inputs: TokenInputs, d: Array
+) -> tuple[Array, tuple[Array, TokenInputs, Array]]:
+    def body(state: Array, chunk: TokenInputs) -> tuple[Array, tuple]:
+        after, y = scan_chunk(state, jax.tree.map(from_bits, chunk), d)
         return after, (state, to_bits(y))
 
     B, T, G, R, P = inputs.x.shape
     empty = jnp.zeros((B, G, R, inputs.b.shape[-1], P), jnp.float32)
-    _, (states, y) = jax.lax.scan(body, empty, _split_chunks((inputs, positions), size))
-    return _join_chunks(y, T), (states, inputs, d, positions)
+    _, (states, y) = jax.lax.scan(body, empty, _split_chunks(inputs, size))
+    return _join_chunks(y, T), (states, inputs, d)
 
 
 def _backward(
-    size: int, residuals: tuple[Array, TokenInputs, Array, Array], grad: Array
-) -> tuple[TokenInputs, Array, None]:
+    size: int, residuals: tuple[Array, TokenInputs, Array], grad: Array
+) -> tuple[TokenInputs, Array]:
     """Computes each chunk again, from the last to the first."""
-    states, inputs, d, positions = residuals
+    states, inputs, d = residuals
 
     def body(grads: tuple[Array, Array], chunk: tuple) -> tuple[tuple, TokenInputs]:
         by_state, by_d = grads
-        state, (inputs, positions, grad) = chunk[0], jax.tree.map(from_bits, chunk[1])
-        pull = jax.vjp(functools.partial(scan_chunk, positions=positions), state, inputs, d)[1]
+        state, (inputs, grad) = chunk[0], jax.tree.map(from_bits, chunk[1])
+        pull = jax.vjp(scan_chunk, state, inputs, d)[1]
         by_state, by_inputs, more = pull((by_state, grad))
         return (by_state, by_d + more), jax.tree.map(to_bits, by_inputs)
 
     zero = (jnp.zeros_like(states[0]), jnp.zeros_like(d))
-    chunks = (states, _split_chunks((inputs, positions, grad), size))
+    chunks = (states, _split_chunks((inputs, grad), size))
     (_, by_d), by_inputs = jax.lax.scan(body, zero, chunks, reverse=True)
     T = grad.shape[1]
-    return jax.tree.map(lambda x: _join_chunks(x, T), by_inputs), by_d, None
+    return jax.tree.map(lambda x: _join_chunks(x, T), by_inputs), by_d
 
 
 _by_chunks.defvjp(_forward, _backward)
@@ -164,13 +205,11 @@ def _join_chunks(chunks: Array, length: int) -> Array:
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
 
 
-def scan_chunk(
-    state: Array, inputs: TokenInputs, d: Array, positions: Array
-) -> tuple[Array, Array]:
+def scan_chunk(state: Array, inputs: TokenInputs, d: Array) -> tuple[Array, Array]:
     """Computes the state after a chunk, and the outputs in it.
 
-    `state`, before the chunk, is [B, G, R, N, P] float32, `d` [G, R] float32; `inputs` are those
-    of the chunk's Q tokens, positions [B, Q] int32.
+    `state`, before the chunk, is [B, G, R, N, P] float32, `d` [B, G, R] float32; `inputs` are those
+    of the chunk's Q tokens.
 
     Returns:
         [B, G, R, N, P] float32, and [B, Q, G, R, P] in the dtype of `inputs.x`.
@@ -179,7 +218,7 @@ def scan_chunk(
     x, b, c = (jnp.moveaxis(v, 1, -2) for v in (inputs.x, inputs.b, inputs.c))
     dt, log_decay = (jnp.moveaxis(v, 1, -1) for v in (inputs.dt, inputs.log_decay))
     product = functools.partial(_product, x.dtype)
-    since_start, between = chunk_decays(log_decay, positions, x.dtype)
+    since_start, between = chunk_decays(log_decay, x.dtype)
     x32 = x.astype(jnp.float32)
     added = x32 * dt[..., None]
     scores = product("bgin,bgjn->bgij", c, b)
@@ -191,23 +230,16 @@ def scan_chunk(
     return state, jnp.moveaxis(y, -2, 1).astype(x.dtype)
 
 
-def chunk_decays(log_decay: Array, positions: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """Decay factors of earlier contributions; 0 for those of an earlier document.
-
-    `log_decay` is [B, G, R, Q], from `NEGLIGIBLE_LOG_DECAY` to 0; positions are [B, Q].
+def chunk_decays(log_decay: Array, dtype: jnp.dtype) -> tuple[Array, Array]:
+    """Decay factors of earlier contributions, from `log_decay`, [B, G, R, Q].
 
     Returns:
         [B, G, R, Q], at each token, of the state before the chunk, and [B, G, R, Q, Q], at token i,
-        of what token j added.
+        of what token j added, 0 if j is after i.
     """
-    index = jnp.arange(positions.shape[1])
-    distance = index[:, None] - index
-    earlier = (distance > 0) & (distance <= positions[:, :, None])
-    itself = jnp.where(distance == 0, 0.0, -jnp.inf)
-    between = jnp.where(earlier[:, None, None], _sums_between(dtype, log_decay), itself)
-    since_start = sum(_running_sums(log_decay))
-    since_start = jnp.where((positions > index)[:, None, None], since_start, -jnp.inf)
-    return jnp.exp(since_start), jnp.exp(between)
+    until = np.tri(log_decay.shape[-1], dtype=bool)
+    between = jnp.where(until, _sums_between(dtype, log_decay), -jnp.inf)
+    return jnp.exp(sum(_running_sums(log_decay))), jnp.exp(between)
 
 
 def _running_sums(log_decay: Array) -> tuple[Array, Array]:

@@ -29,13 +29,14 @@ from frame_jax.models.layers import (
     rotary_frequencies,
     rotary_tables,
 )
-from frame_jax.parallel.sharding import constrain_sharding
+from frame_jax.parallel.sharding import constrain_sharding, platform
 from frame_jax.run.directory import read_dataclass, write_dataclass
 
 Params = dict[str, Any]  # nested dict of float32 arrays
 # Makes one layer's parameters whole: its group's name, and the parameters or shards of them.
 GatherParams = Callable[[str, Params], Params]
 
+UNROLLED_GROUPS = 16  # of layers, at most, outside a loop: each is compiled by itself
 REMAT_POLICIES = {
     "minimal": jax.checkpoint_policies.save_only_these_names(SAVED_NAME),
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -142,11 +143,21 @@ class Decoder:
             by_repeat = jax.tree.map(
                 lambda p: p.reshape(c.repeats, -1, *p.shape[1:]), params["layers"]
             )
-            x, statistics = scan_layers(pattern, 1, x, by_repeat, context)
+            x, statistics = scan_layers(pattern, self._repeats_unrolled, x, by_repeat, context)
             statistics = jax.tree.map(lambda s: s.reshape(-1, *s.shape[2:]), statistics)
         names = ("final_norm", "final_norm_bias")
         final = {name: params[name] / c.logits_divisor for name in names if name in params}
         return block.apply_norm(c, final, "final_norm", x), statistics
+
+    @property
+    def _repeats_unrolled(self) -> int:
+        """Repeats of the pattern in one turn of the loop over them. A few with loops inside are all
+        in one, or what an inner loop saves would be copied to the outer's and back; a CPU copies it
+        sooner than it compiles them."""
+        c = self.config
+        loops = any(group.length > 1 for group in c.layer_groups)
+        few = c.repeats * len(c.layer_groups) <= UNROLLED_GROUPS
+        return c.repeats if loops and few and platform() != "cpu" else 1
 
     def apply_pattern(
         self, gather: GatherParams | None, x: Array, layers: Params, context: LayerContext
@@ -162,7 +173,8 @@ class Decoder:
             layer: Any = functools.partial(block.apply_layer, self.config, group.spec, own)
             if self.remat != "none":
                 # Layers unrolled into one piece have no loop that keeps the two passes apart.
-                policy, alone = REMAT_POLICIES[self.remat], self.unroll > 1
+                policy = REMAT_POLICIES[self.remat]
+                alone = self.unroll > 1 or (group.length == 1 and self._repeats_unrolled > 1)
                 layer = jax.checkpoint(layer, policy=policy, prevent_cse=alone)
             x, of_group = scan_layers(layer, self.unroll, x, layers[group.name], context)
             statistics += [] if of_group is None else [of_group]

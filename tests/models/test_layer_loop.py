@@ -1,5 +1,6 @@
 """The loop over layers on CPUs against the plain one: the same numbers, and no stack in float32."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from frame_jax.config.models import ModelConfig
-from frame_jax.models import layer_loop
+from frame_jax.models import layer_loop, transformer
 from frame_jax.models.transformer import Decoder
 from tests.optimized import compile_optimized
 
@@ -48,3 +49,29 @@ def test_values_and_derivatives_are_the_plain_loops_without_a_stack_in_float32(
     jax.tree.map(np.testing.assert_array_equal, ours(params, tokens), plain(params, tokens))
     assert FLOAT32_STACK.search(plain.as_text()), "STACKS_NEED_BITS names a version too many"
     assert ours.memory_analysis().temp_size_in_bytes < plain.memory_analysis().temp_size_in_bytes
+
+
+def test_few_repeats_with_loops_inside_are_unrolled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off CPUs: the same numbers, and no loop in a loop, whose stacks would be copied."""
+    shape = dataclasses.replace(
+        SHAPE, num_layers=6, layers=("attention+dense", "attention+dense", "attention+none")
+    )
+    decoder = Decoder(shape, 128, compute_dtype="float32", remat="minimal")
+    params = decoder.init(jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (2, 256), 0, 128)
+    monkeypatch.setattr(layer_loop, "STACKS_NEED_BITS", False)
+    loop_in_loop = "while/body/closed_call/while/body"
+    rolled = compile_optimized(gradient(decoder).lower(params, tokens))
+    assert loop_in_loop in rolled.as_text()
+    monkeypatch.setattr(transformer, "platform", lambda: "gpu")
+    unrolled = compile_optimized(gradient(decoder).lower(params, tokens))
+    assert loop_in_loop not in unrolled.as_text()
+    for ours, theirs in zip(
+        *(jax.tree.leaves(step(params, tokens)) for step in (unrolled, rolled)), strict=True
+    ):
+        scale = float(jnp.max(jnp.abs(theirs)))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * scale)
+    many = dataclasses.replace(decoder, config=dataclasses.replace(shape, num_layers=60))
+    assert many._repeats_unrolled == 1
+    plain = dataclasses.replace(decoder, config=dataclasses.replace(SHAPE, num_layers=6))
+    assert plain._repeats_unrolled == plain.config.repeats == 1
