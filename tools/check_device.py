@@ -56,7 +56,7 @@ from frame_jax.models.flops import (
     model_flops_utilisation,
     training_flops_per_token,
 )
-from frame_jax.models.grouped_product import grouped_matmul, place_choices, rows_per_tile
+from frame_jax.models.grouped_product import grouped_matmul, rows_per_tile
 from frame_jax.models.hugging_face.export import model_config
 from frame_jax.models.ssd import ssd
 from frame_jax.models.transformer import Decoder
@@ -209,20 +209,21 @@ def compare_grouped(chosen: np.ndarray, dtype: str) -> Comparison:
     """The experts of each token, [M, k], of eight."""
     random, E, D, F = np.random.default_rng(0), 8, 256, 384
     tile = rows_per_tile(chosen.size, E)
-    placement = jax.jit(place_choices, static_argnums=(1, 2))(
-        jnp.asarray(chosen, jnp.int32), E, tile
-    )
-    tiles, rows = placement.tile_expert, len(placement.source)
-    expert = np.repeat(np.asarray(tiles), rows // len(tiles))
-    used = jnp.asarray(expert < E)[:, None]
+    counts = np.bincount(chosen.ravel(), minlength=E)
+    # The tiles of each expert, and one that none needs.
+    expert_of_tile = np.append(np.repeat(np.arange(E), -(-counts // tile)), E)
+    expert, rows = np.repeat(expert_of_tile, tile), len(expert_of_tile) * tile
+    index = np.arange(rows) - np.searchsorted(expert, expert)  # among the rows of its expert
+    filled = index < np.append(counts, 0)[expert]
+    tiles, has_row = jnp.asarray(expert_of_tile, jnp.int32), jnp.asarray(filled)[:, None]
 
     def kernel(x: jax.Array, w: jax.Array) -> jax.Array:
-        return jnp.where(used, grouped_matmul(jnp.where(used, x, 0), w, tiles), 0)
+        return jnp.where(has_row, grouped_matmul(jnp.where(has_row, x, 0), w, tiles), 0)
 
     def exact(x: np.ndarray, w: np.ndarray) -> np.ndarray:
         product = np.zeros((rows, F))
         for e in range(E):
-            product[expert == e] = x[expert == e] @ w[e]
+            product[filled & (expert == e)] = x[filled & (expert == e)] @ w[e]
         return product
 
     shapes = (rows, D), (E, D, F)
