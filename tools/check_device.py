@@ -144,7 +144,8 @@ def kernel_names(text: str | None) -> dict[str, int]:
     names: Counter[str] = Counter()
     for operation, target, rest in KERNEL.findall(text or ""):
         if PALLAS.search(target):
-            own = re.search(r'op_name="[^"]*?([^"/]+)/pallas_call"', rest)
+            # As it stands in the path, or of a derivative inside `transpose(jvp(name))`.
+            own = re.search(r'op_name="(?:[^"]*[/(])?([^"/()]+)\)*/pallas_call"', rest)
             target = own[1] if own else re.sub(r"\.\d+$", "", operation)
         names[target] += 1
     return dict(sorted(names.items()))

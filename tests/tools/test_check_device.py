@@ -226,7 +226,11 @@ def test_kernels_are_named_as_their_makers_name_them(tool: ModuleType) -> None:
     pallas = "jit(f)/while/body/grouped_product/pallas_call"
     calls = [
         ("pallas_call.1", "__gpu$xla.gpu.triton", pallas),
-        ("ROOT %pallas_call.17", "__gpu$xla.gpu.triton", pallas),
+        (
+            "ROOT %pallas_call.17",
+            "__gpu$xla.gpu.triton",
+            "jit(f)/transpose(jvp(grouped_product))/pallas_call",
+        ),
         ("fwd.5", "__cudnn$fmhaSoftmax", "jit(f)/while/body/fwd"),
         ("mine.3", "mosaic_gpu_v2", "jit(f)/body/mpmd_map"),
         ("splash_mha_dq.1", "tpu_custom_call", ""),
