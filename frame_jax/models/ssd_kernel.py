@@ -32,7 +32,7 @@ def unsupported_reason(inputs: TokenInputs) -> str | None:
     P, N = inputs.x.shape[-1], inputs.b.shape[-1]
     if inputs.x.dtype != jnp.bfloat16:
         return f"the kernels compute in bfloat16, not {inputs.x.dtype}"
-    if P not in (16, 32, 64, 128) or N not in (16, 32, 64, 128, 256):
+    if P not in (16, 32, 64, 128) or N not in (16, 32, 64, 128, 256) or P * N > 2**14:
         return f"the kernels do not take heads of {P} numbers with states of {N}"
     return None
 

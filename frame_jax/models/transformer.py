@@ -151,13 +151,12 @@ class Decoder:
 
     @property
     def _repeats_unrolled(self) -> int:
-        """Repeats of the pattern in one turn of the loop over them. A few with loops inside are all
-        in one, or what an inner loop saves would be copied to the outer's and back; a CPU copies it
-        sooner than it compiles them."""
+        """Repeats of the pattern in one turn of the loop over them: on GPUs all, where they are few
+        with loops inside. Else what an inner loop saves is copied to the outer's and back."""
         c = self.config
         loops = any(group.length > 1 for group in c.layer_groups)
         few = c.repeats * len(c.layer_groups) <= UNROLLED_GROUPS
-        return c.repeats if loops and few and platform() != "cpu" else 1
+        return c.repeats if loops and few and platform() == "gpu" else 1
 
     def apply_pattern(
         self, gather: GatherParams | None, x: Array, layers: Params, context: LayerContext

@@ -52,7 +52,7 @@ def test_values_and_derivatives_are_the_plain_loops_without_a_stack_in_float32(
 
 
 def test_few_repeats_with_loops_inside_are_unrolled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Off CPUs: the same numbers, and no loop in a loop, whose stacks would be copied."""
+    """On GPUs: the same numbers, and no loop in a loop, whose stacks would be copied."""
     shape = dataclasses.replace(
         SHAPE, num_layers=6, layers=("attention+dense", "attention+dense", "attention+none")
     )
