@@ -5,10 +5,7 @@ RUN/evaluation. Any kept checkpoint can be exported, by its step or by the stage
 """
 
 import argparse
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -53,10 +50,6 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--ema", action="store_true", help="the moving average of the weights, where one was kept"
     )
-    options.add_argument("--license", help="for the model card, such as apache-2.0")
-    options.add_argument(
-        "--language", nargs="+", default=[], help="for the model card, such as en zh"
-    )
     return options
 
 
@@ -69,15 +62,12 @@ def export_trial(
     stage: str | None = None,
     ema: bool = False,
     mean: AverageConfig | None = None,
-    license: str | None = None,
-    languages: Sequence[str] = (),
 ) -> int:
     """Writes the checkpoint and its model card to `out`, which appears whole or not at all.
 
     The checkpoint is that of `step`, else of the end of `stage` (where several epochs repeat the
     name, the last of them), else the last. Of it the weights are written, or their moving average
-    (`ema`), or in its place the `mean` of the last checkpoints. The card has the license, an
-    identifier as the Hugging Face Hub knows it, and the languages, codes of ISO 639.
+    (`ema`), or in its place the `mean` of the last checkpoints.
 
     Returns:
         The step exported, of a mean the last.
@@ -86,7 +76,6 @@ def export_trial(
         UserError: if there is no such trial, checkpoint or stage, no average, `out` is taken, or a
             mean of moving averages is asked for.
     """
-    header = front_matter(license, languages)
     folder, trial_record = read_trial_record(directory, trial)
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
@@ -110,32 +99,8 @@ def export_trial(
             origin=origin,
         )
         card = model_card(directory, trial, trial_record, weights, decoder, ema, origin is not None)
-        (temporary / "README.md").write_text(f"{header}\n{card}", "utf-8")
+        (temporary / "README.md").write_text(card, "utf-8")
     return weights.step
-
-
-def front_matter(license: str | None, languages: Sequence[str]) -> str:
-    """The YAML at the top of a model card that the Hugging Face Hub reads.
-
-    Raises:
-        UserError: for a license or a language that is no identifier.
-    """
-    found: dict[str, Any] = {}
-    if license is not None:
-        if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license) is None:
-            raise UserError(f"--license {license!r}: must be an identifier, such as apache-2.0")
-        found["license"] = license
-    for language in languages:
-        if re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual", language) is None:
-            raise UserError(f"--language {language!r}: must be a code such as en or zh")
-    if languages:
-        found["language"] = list(languages)
-    found |= {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["frame", "curriculum", "pretraining"],
-    }
-    return f"---\n{yaml.safe_dump(found, sort_keys=False)}---\n"
 
 
 def model_card(
@@ -256,13 +221,11 @@ def main(arguments: list[str] | None = None) -> int:
             RunDirectory(options.run),
             options.trial,
             user_path(options.out),
-            **{key: getattr(options, key) for key in ("step", "stage", "ema", "license")},
+            step=options.step,
+            stage=options.stage,
+            ema=options.ema,
             mean=mean,
-            languages=options.language,
         )
         print(f"{options.trial}, step {step:,}: {options.out}")
-        left = [f"--{key}" for key in ("license", "language") if not getattr(options, key)]
-        if left:
-            print(f"the model card says nothing of what {' and '.join(left)} would say")
 
     return run_command(parser(), command, arguments)

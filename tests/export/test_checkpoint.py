@@ -155,24 +155,18 @@ def test_a_model_without_a_counterpart_is_refused(tmp_path) -> None:
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_the_model_card_says_what_it_is_told(tmp_path, capsys) -> None:
+def test_the_model_card_has_what_the_hub_reads(tmp_path) -> None:
+    """But for license and languages, which it says are missing."""
     directory, _, _ = make_arm(tmp_path / "run")
-    run, out = str(directory.root), tmp_path / "out"
-    options = ["--license", "apache-2.0", "--language", "en", "no", "--out", str(out)]
-    assert main([run, *options]) == 0  # `no` is a language, and false in YAML
-    card = (out / "README.md").read_text("utf-8")
-    header = yaml.safe_load(card.split("---\n")[1])
-    assert header["license"] == "apache-2.0" and header["language"] == ["en", "no"]
-    assert header["library_name"] == "transformers"
+    export_trial(directory, "frame", tmp_path / "out")
+    empty, header, card = (tmp_path / "out/README.md").read_text("utf-8").split("---\n", 2)
+    assert not empty and yaml.safe_load(header) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["frame", "curriculum", "pretraining"],
+    }
+    assert "License and languages are not stated yet" in card
     assert f"has {PADDED} rows, the tokenizer {VOCAB_SIZE} tokens: the rest is padding" in card
-    assert "--license" not in capsys.readouterr().out
-    assert main([run, "--out", str(tmp_path / "bare")]) == 0
-    header = yaml.safe_load((tmp_path / "bare/README.md").read_text("utf-8").split("---\n")[1])
-    assert "license" not in header and "language" not in header
-    assert "what --license and --language would say" in capsys.readouterr().out
-    for wrong in (["--license", "a: b"], ["--language", "English"]):
-        assert main([run, *wrong, "--out", str(tmp_path / "no")]) == 2
-        assert wrong[0] in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_a_card_without_padding_says_nothing_of_it(tmp_path) -> None:
