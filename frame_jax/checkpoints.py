@@ -242,17 +242,16 @@ def load_mean(
     folder: Path,
     decoder: Decoder,
     steps: Iterable[int],
-    decay: float | None = None,
     *,
     ema: bool = False,
     shardings: Any = None,
 ) -> Params:
     """Loads the mean of the parameters at `steps`, oldest first, or those at a single one.
 
-    `decay` is as in `mean_of_checkpoints`; all else as in `load_params`.
+    All else is as in `load_params`.
     """
     each = (load_params(folder, decoder, s, ema=ema, shardings=shardings) for s in steps)
-    params: Params = mean_of_checkpoints(each, decay)
+    params: Params = mean_of_checkpoints(each)
     return params
 
 
@@ -284,18 +283,14 @@ def tree_digests(trees: dict[str, Any]) -> dict[str, jax.Array]:
     return {name: array_digest(tree, jnp) for name, tree in trees.items()}
 
 
-def mean_of_checkpoints(checkpoints: Iterable[Any], decay: float | None = None) -> Any:
-    """Averages trees of float32 arrays, which are read one after the other, oldest first.
+def mean_of_checkpoints(checkpoints: Iterable[Any]) -> Any:
+    """Averages trees of float32 arrays of the same shape, of NumPy or on devices.
 
-    Args:
-        checkpoints: Trees of the same shape, of NumPy or on devices; one is held beside the running
-            mean at a time.
-        decay: The weight of each by the weight of the one after it; None weighs all the same.
+    They are read one after the other: one is held beside the running mean at a time.
     """
-    mean, total = None, 0.0
-    for params in checkpoints:
-        total = (1.0 if decay is None else decay) * total + 1.0
-        share = np.float32(1 / total)
+    mean = None
+    for count, params in enumerate(checkpoints, 1):
+        share = np.float32(1 / count)
         if mean is None:
             mean = params
         else:

@@ -208,7 +208,7 @@ class InitialConfig:
         trial: Its trial, such as `frame-seed1`; null where it has one alone.
         step: One of the trial's kept checkpoints; null takes the last.
         weights: An average of the trial's weights in place of a step's: `ema`, or the mean of the
-            last kept ones, `last6` or `last6-0.9`, see `evaluation.averages`.
+            last kept ones, such as `last6`, see `evaluation.averages`.
     """
 
     checkpoint: str | None = None
@@ -232,9 +232,8 @@ class InitialConfig:
             "pretrain.initial: step and weights are two choices: keep one",
         )
         require(
-            re.fullmatch(r"ema|last\d+(-0\.\d+)?", self.weights or "ema") is not None,
-            f"pretrain.initial.weights must be ema, or such as last6 or last6-0.9, not "
-            f"{self.weights!r}",
+            re.fullmatch(r"ema|last\d+", self.weights or "ema") is not None,
+            f"pretrain.initial.weights must be ema, or such as last6, not {self.weights!r}",
         )
 
 

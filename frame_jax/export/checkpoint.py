@@ -42,12 +42,6 @@ def parser() -> argparse.ArgumentParser:
         help="the mean of the last N kept checkpoints, of those for averages where there are any",
     )
     options.add_argument(
-        "--average_decay",
-        type=float,
-        metavar="D",
-        help="in that mean a checkpoint weighs D of the one after it (default: all the same)",
-    )
-    options.add_argument(
         "--ema", action="store_true", help="the moving average of the weights, where one was kept"
     )
     return options
@@ -92,7 +86,7 @@ def export_trial(
         export_checkpoint(
             temporary,
             decoder,
-            checkpoints.load_mean(saved, decoder, weights.steps, weights.decay, ema=ema),
+            checkpoints.load_mean(saved, decoder, weights.steps, ema=ema),
             tokenizer=directory.tokenizer,
             special_tokens=read_special_tokens(directory),
             context=trial_record.sequence_length,
@@ -122,8 +116,7 @@ def model_card(
     about = " The weights are an exponential moving average over training." if ema else ""
     if len(weights.steps) > 1:
         listing = ", ".join(f"{each:,}" for each in weights.steps)
-        decay = f", each weighing {weights.decay:g} of the one after it" if weights.decay else ""
-        about = f" The weights are the mean of the checkpoints at steps {listing}{decay}."
+        about = f" The weights are the mean of the checkpoints at steps {listing}."
     rows = f"The embedding has {decoder.vocab_size:,} rows, the tokenizer {vocab_size:,} tokens"
     rest = "the rest is padding, which the model has learned never to predict"
     rows = f"{rows}: {rest}." if decoder.vocab_size > vocab_size else f"{rows}."
@@ -212,11 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for bad input."""
 
     def command(options: argparse.Namespace) -> None:
-        mean = None
-        if options.average_last is not None:
-            mean = AverageConfig(options.average_last, options.average_decay)
-        elif options.average_decay is not None:
-            raise UserError("--average_decay goes with --average_last N")
+        last = options.average_last
         step = export_trial(
             RunDirectory(options.run),
             options.trial,
@@ -224,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
             step=options.step,
             stage=options.stage,
             ema=options.ema,
-            mean=mean,
+            mean=None if last is None else AverageConfig(last),
         )
         print(f"{options.trial}, step {step:,}: {options.out}")
 

@@ -35,7 +35,6 @@ class TrialWeights(NamedTuple):
     folder: Path
     steps: tuple[int, ...]
     ema: bool = False
-    decay: float | None = None
 
 
 def target_decoder(config: RunConfig, vocab_rows: int) -> Decoder:
@@ -98,9 +97,8 @@ def trial_weights(initial: InitialConfig) -> TrialWeights:
         raise UserError(f"{KEY}: {folder} is not trained to its end: end that run first")
     average = initial.weights or ""
     if average.startswith("last"):
-        last, _, decay = average.removeprefix("last").partition("-")
-        steps = tuple(averaged_steps(record, int(last)))
-        return TrialWeights(folder, steps, decay=float(decay) if decay else None)
+        last = int(average.removeprefix("last"))
+        return TrialWeights(folder, tuple(averaged_steps(record, last)))
     step = record.steps if initial.step is None else initial.step
     return TrialWeights(folder, (step,), ema=average == "ema")
 
@@ -117,7 +115,7 @@ def initial_params(initial: InitialConfig, decoder: Decoder, shardings: Any) -> 
         return read_weights(local_copy(initial.checkpoint, is_checkpoint), decoder, shardings)
     found = trial_weights(initial)
     saved, options = found.folder / "checkpoints", {"ema": found.ema, "shardings": shardings}
-    return checkpoints.load_mean(saved, decoder, found.steps, found.decay, **options)
+    return checkpoints.load_mean(saved, decoder, found.steps, **options)
 
 
 def trial_digest(initial: InitialConfig) -> str:
@@ -131,7 +129,7 @@ def trial_digest(initial: InitialConfig) -> str:
     digests = [checkpoints.saved_digests(saved, step).get(kind) for step in found.steps]
     if None in digests:
         raise UserError(f"{KEY}.weights: {found.folder} was trained without a moving average")
-    return f"{found.steps} {kind} {found.decay} {digests}"
+    return f"{found.steps} {kind} {digests}"
 
 
 def keep_files(initial: InitialConfig, decoder: Decoder, folder: Path) -> None:

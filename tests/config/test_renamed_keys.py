@@ -60,8 +60,7 @@ def test_every_old_key_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_pages_and_configs_name_no_old_key() -> None:
     names = {f.name for cls in dataclass_types(RunConfig) for f in dataclasses.fields(cls)}
-    options = {"average_decay"}  # of a program
-    old = set(OLD_KEYS) - names - options
+    old = set(OLD_KEYS) - names
     key = re.compile(rf"(`|--)([\w-]+\.)*({'|'.join(old)})\b(?!\.)")
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
     found = [

@@ -115,14 +115,14 @@ def test_a_run_starts_from_a_step_or_an_average_of_another(root: Path, use_devic
     other = root / "other"
     run_of(other, first)
     kept = checkpoints.saved_steps(first.folder / "checkpoints")
-    mean = checkpoints.mean_of_checkpoints([saved(first, s) for s in kept[-2:]], 0.5)
+    mean = checkpoints.mean_of_checkpoints([saved(first, s) for s in kept[-2:]])
     use_devices(4)
     for number, (settings, expected) in enumerate(
         (
             ({}, final_params(first)),
             ({"step": kept[1]}, saved(first, kept[1])),
             ({"weights": "ema", "trial": "frame"}, saved(first, first.steps, ema=True)),
-            ({"weights": "last2-0.5"}, mean),
+            ({"weights": "last2"}, mean),
         )
     ):
         initial = InitialConfig(run=str(other), **settings)  # type: ignore[arg-type]
@@ -160,6 +160,7 @@ def test_which_trial_is_meant_must_be_clear(root: Path, trained: TrainingJob) ->
         ({"checkpoint": "a", "step": 3}, "go with run"),
         ({"run": "a", "step": 3, "weights": "ema"}, "keep one"),
         ({"run": "a", "weights": "last"}, "such as last6"),
+        ({"run": "a", "weights": "last6-0.9"}, "such as last6"),
         ({"run": "a", "step": -1}, "at least 0"),
     ],
 )
