@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from frame_jax import checkpoints
-from frame_jax.config.models import ModelConfig
+from frame_jax.config.models import ModelConfig, layer_pattern
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import flatten_settings
 from frame_jax.config.training import InitialConfig
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.models.hugging_face.export import keep_origin
-from frame_jax.models.hugging_face.families.family import layer_pattern
 from frame_jax.models.hugging_face.weights import read_decoder, read_weights
 from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.run.directory import RunDirectory
