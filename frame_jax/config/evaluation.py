@@ -76,8 +76,6 @@ class EvaluationConfig:
 
     Attributes:
         max_documents: Held-out documents used, chosen by hash; null uses all.
-        ema: Measure the moving average of the weights instead of the weights; needs
-            pretrain.training.optimizer.ema_decay.
         averages: Means of the weights of an arm's last checkpoints, measured beside its final
             weights. They need no setting of the training but that checkpoints were kept.
         training_rows: About how many of the training rows the final weights are measured on, to
@@ -86,7 +84,6 @@ class EvaluationConfig:
     """
 
     max_documents: int | None = number(None, least=1)
-    ema: bool = False
     averages: list[AverageConfig] = field(default_factory=list)
     training_rows: int = number(0, least=0)
     tasks: list[TaskConfig] = field(default_factory=list)

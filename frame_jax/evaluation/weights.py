@@ -103,8 +103,7 @@ def write_missing_parts(
         with progress.progress_bar(title, total, unit, show=show) as update:
             # All processes load weights together, those without a share of them too.
             for weights in dict.fromkeys(part.weights for part in missing):
-                ema = config.evaluation.ema and len(weights.steps) == 1
-                params = checkpoints.load_mean(saved, decoder, weights.steps, ema=ema)
+                params = checkpoints.load_mean(saved, decoder, weights.steps)
                 if scorer is None:
                     scorer = Scorer([(decoder, params)], config.scoring)
                 else:

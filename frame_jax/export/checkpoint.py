@@ -41,9 +41,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="the mean of the last N kept checkpoints, of those for averages where there are any",
     )
-    options.add_argument(
-        "--ema", action="store_true", help="the moving average of the weights, where one was kept"
-    )
     return options
 
 
@@ -54,27 +51,22 @@ def export_trial(
     *,
     step: int | None = None,
     stage: str | None = None,
-    ema: bool = False,
     mean: AverageConfig | None = None,
 ) -> int:
     """Writes the checkpoint and its model card to `out`, which appears whole or not at all.
 
     The checkpoint is that of `step`, else of the end of `stage` (where several epochs repeat the
-    name, the last of them), else the last. Of it the weights are written, or their moving average
-    (`ema`), or in its place the `mean` of the last checkpoints.
+    name, the last of them), else the last, or in its place the `mean` of the last ones.
 
     Returns:
         The step exported, of a mean the last.
 
     Raises:
-        UserError: if there is no such trial, checkpoint or stage, no average, `out` is taken, or a
-            mean of moving averages is asked for.
+        UserError: if there is no such trial, checkpoint or stage, or `out` is taken.
     """
     folder, trial_record = read_trial_record(directory, trial)
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    if ema and mean:
-        raise UserError("--ema and --average_last are two averages: choose one")
     if mean:
         weights = Weights.mean(trial_record, mean)
     else:
@@ -86,13 +78,13 @@ def export_trial(
         export_checkpoint(
             temporary,
             decoder,
-            checkpoints.load_mean(saved, decoder, weights.steps, ema=ema),
+            checkpoints.load_mean(saved, decoder, weights.steps),
             tokenizer=directory.tokenizer,
             special_tokens=read_special_tokens(directory),
             context=trial_record.sequence_length,
             origin=origin,
         )
-        card = model_card(directory, trial, trial_record, weights, decoder, ema, origin is not None)
+        card = model_card(directory, trial, trial_record, weights, decoder, origin is not None)
         (temporary / "README.md").write_text(card, "utf-8")
     return weights.step
 
@@ -103,7 +95,6 @@ def model_card(
     trial_record: TrialRecord,
     weights: Weights,
     decoder: Decoder,
-    ema: bool,
     continued: bool,
 ) -> str:
     """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
@@ -113,7 +104,7 @@ def model_card(
         f"{(item.last_row - item.first_row) * trial_record.sequence_length:,} |"
         for item in trial_record.stages
     )
-    about = " The weights are an exponential moving average over training." if ema else ""
+    about = ""
     if len(weights.steps) > 1:
         listing = ", ".join(f"{each:,}" for each in weights.steps)
         about = f" The weights are the mean of the checkpoints at steps {listing}."
@@ -144,7 +135,7 @@ def model_card(
             stages=stages,
         )
     )
-    return card + data_section(directory) + held_out_section(directory, trial, weights, ema)
+    return card + data_section(directory) + held_out_section(directory, trial, weights)
 
 
 def initial_model(directory: RunDirectory) -> str:
@@ -185,13 +176,13 @@ def data_section(directory: RunDirectory) -> str:
     return "\n".join(lines) + "\n"
 
 
-def held_out_section(directory: RunDirectory, trial: str, weights: Weights, ema: bool) -> str:
+def held_out_section(directory: RunDirectory, trial: str, weights: Weights) -> str:
     """The model card's section on the held-out loss; empty where it was not measured."""
     if not directory.evaluation(trial).exists():
         return ""
     result = read_result(directory, trial)
     for measured in (*result.checkpoints, *result.averages):
-        if measured.name == weights.name and (len(weights.steps) > 1 or result.ema is ema):
+        if measured.name == weights.name:
             loss = measured.overall
             return (
                 f"\n## Held-out loss\n\n{loss.nll_per_token:.4f} nats a token, "
@@ -212,7 +203,6 @@ def main(arguments: list[str] | None = None) -> int:
             user_path(options.out),
             step=options.step,
             stage=options.stage,
-            ema=options.ema,
             mean=None if last is None else AverageConfig(last),
         )
         print(f"{options.trial}, step {step:,}: {options.out}")

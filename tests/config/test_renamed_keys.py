@@ -14,7 +14,6 @@ from tests.programs import REPOSITORY
 
 OLD_KEYS = {  # are found by their likeness
     "accumulate": "gradient_accumulation_steps",
-    "average_decay": "ema_decay",
     "balance_bias_rate": "router_bias_update_rate",
     "balance_loss": "load_balance_loss_weight",
     "batch_rows": "batch_size",

@@ -20,7 +20,6 @@ from frame_jax.config.evaluation import AverageConfig, EvaluationConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.config.training import OptimizerConfig, PretrainConfig, TrainingConfig
 from frame_jax.errors import UserError
 from frame_jax.evaluation import held_out
 from frame_jax.evaluation.results import read_result, scores_folder
@@ -31,7 +30,6 @@ from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, read_json, write_json
 from frame_jax.run.trial_record import TrialRecord, load_trial_record, write_trial_record
 from frame_jax.training.checkpointer import Checkpointer
-from frame_jax.training.optimizer import EmaState
 
 DECODER = Decoder(
     ModelConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1),
@@ -44,10 +42,8 @@ Documents = dict[str, dict[str, Any]]
 
 
 def make_config(root: Path, **evaluation: Any) -> RunConfig:
-    optimizer = OptimizerConfig(ema_decay=0.9 if evaluation.get("ema") else None)
     return RunConfig(
         run_directory=str(root),
-        pretrain=PretrainConfig(training=TrainingConfig(optimizer=optimizer)),
         corpus=CorpusConfig(sources=[SourceConfig(kind="python_library")]),
         scoring=ScoringConfig(context=CONTEXT, per_device_batch_size=2, compute_dtype="float32"),
         evaluation=EvaluationConfig(**evaluation),
@@ -207,23 +203,6 @@ def test_processes_share_the_work_and_agree_with_one(
     record = load_trial_record(directory.pretrain("frame"))
     merged = [held_out.held_out_result(directory, "frame", record, weights) for weights in kept]
     assert tuple(merged) == read_result(whole, "frame").checkpoints
-
-
-@pytest.mark.slow
-def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Path) -> None:
-    whole, _, params = finished
-    directory = copy_inputs(whole, tmp_path / "run")
-    folder = directory.pretrain("frame") / "checkpoints"
-    shutil.rmtree(folder)
-    saver = Checkpointer(folder, STEPS, "fingerprint")
-    for step in STEPS:
-        other = jax.tree.map(jnp.zeros_like, params[step])
-        saver.save(step, other, ({"count": jnp.zeros(())}, EmaState(params[step])), {})
-    saver.close()
-    config = make_config(directory.root, ema=True)
-    held_out.evaluate_trial(config, directory, "frame")
-    expected = dataclasses.replace(read_result(whole, "frame"), ema=True)
-    assert read_result(directory, "frame") == expected
 
 
 @pytest.mark.slow
