@@ -49,7 +49,7 @@ class CheckpointMetadata:
 
     Attributes:
         fingerprint: Identifies everything that the run's result depends on.
-        digests: Of the arrays: `params`, `optimizer`, and `ema` where the optimizer keeps one.
+        digests: Of the arrays: `params` and `optimizer`.
         consumed_rows: What is known of the rows that led here.
     """
 
@@ -194,7 +194,6 @@ def load_params(
     decoder: Decoder,
     step: int | None = None,
     *,
-    ema: bool = False,
     shardings: Any = None,
 ) -> Params:
     """Loads the parameters of a checkpoint on every process that calls this.
@@ -205,15 +204,13 @@ def load_params(
         folder: The `checkpoints` folder of a training run.
         decoder: The model, which says what must be there.
         step: Which checkpoint; None takes the newest.
-        ema: Load the moving average of the parameters that the optimizer keeps instead.
         shardings: Where on the devices each goes; None gives whole NumPy arrays.
 
     Returns:
         Nested dict of float32 arrays.
 
     Raises:
-        UserError: if the checkpoint cannot be read, is out of reach, is not this model's, or has
-            no average.
+        UserError: if the checkpoint cannot be read, is out of reach, or is not this model's.
     """
     if shardings is None:
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), decoder.shapes())
@@ -225,15 +222,12 @@ def load_params(
     step = max(saved_steps(folder), default=0) if step is None else step
     with _opened(folder, step) as orbax:
         digests = read_metadata(orbax, step).digests
-        if ema:
-            params = _load_ema(orbax, step, like)
-        else:
-            params = load_arrays(orbax, step, {"params": like})["params"]
+        params = load_arrays(orbax, step, {"params": like})["params"]
         if shardings is None:
             found = array_digest(params, np)
         else:
             found = tree_digests({"params": params})["params"]
-        if int(found) != digests["ema" if ema else "params"]:
+        if int(found) != digests["params"]:
             raise DamagedError("its params are not what was saved")
     return params
 
@@ -242,17 +236,15 @@ def load_mean(
     folder: Path,
     decoder: Decoder,
     steps: Iterable[int],
-    decay: float | None = None,
     *,
-    ema: bool = False,
     shardings: Any = None,
 ) -> Params:
     """Loads the mean of the parameters at `steps`, oldest first, or those at a single one.
 
-    `decay` is as in `mean_of_checkpoints`; all else as in `load_params`.
+    All else is as in `load_params`.
     """
-    each = (load_params(folder, decoder, s, ema=ema, shardings=shardings) for s in steps)
-    params: Params = mean_of_checkpoints(each, decay)
+    each = (load_params(folder, decoder, s, shardings=shardings) for s in steps)
+    params: Params = mean_of_checkpoints(each)
     return params
 
 
@@ -284,41 +276,19 @@ def tree_digests(trees: dict[str, Any]) -> dict[str, jax.Array]:
     return {name: array_digest(tree, jnp) for name, tree in trees.items()}
 
 
-def mean_of_checkpoints(checkpoints: Iterable[Any], decay: float | None = None) -> Any:
-    """Averages trees of float32 arrays, which are read one after the other, oldest first.
+def mean_of_checkpoints(checkpoints: Iterable[Any]) -> Any:
+    """Averages trees of float32 arrays of the same shape, of NumPy or on devices.
 
-    Args:
-        checkpoints: Trees of the same shape, of NumPy or on devices; one is held beside the running
-            mean at a time.
-        decay: The weight of each by the weight of the one after it; None weighs all the same.
+    They are read one after the other: one is held beside the running mean at a time.
     """
-    mean, total = None, 0.0
-    for params in checkpoints:
-        total = (1.0 if decay is None else decay) * total + 1.0
-        share = np.float32(1 / total)
+    mean = None
+    for count, params in enumerate(checkpoints, 1):
+        share = np.float32(1 / count)
         if mean is None:
             mean = params
         else:
             mean = jax.tree.map(lambda kept, leaf: kept + (leaf - kept) * share, mean, params)  # noqa: B023
     return mean
-
-
-def _load_ema(orbax: ocp.training.Checkpointer, step: int, like: Params) -> Params:
-    """Loads the moving average alone, without the optimizer's other arrays.
-
-    Raises:
-        UserError: if the optimizer kept none.
-    """
-    saved = orbax.checkpointables_metadata(step).metadata["optimizer"]
-    last = saved[-1] if isinstance(saved, list) else None
-    if not (isinstance(last, dict) and "ema" in last):
-        raise UserError(
-            "this model was trained without a moving average of its weights; it needs "
-            "training.optimizer.ema_decay, such as 0.999, from its first step on"
-        )
-    others = jax.tree.map(lambda _: ..., saved)  # what Orbax leaves out
-    wanted = [*others[:-1], {"ema": like}]
-    return load_arrays(orbax, step, {"optimizer": wanted})["optimizer"][-1]["ema"]
 
 
 def glob_safe_path(folder: Path) -> Path:

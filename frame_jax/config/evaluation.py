@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
 
 from frame_jax.config.base import check_bounds, number, require
 
@@ -58,19 +57,17 @@ class AverageConfig:
     Attributes:
         last: How many checkpoints: of those that pretrain.training.tail_checkpoints kept, or, where
             it kept none, of all that were kept after the initial weights.
-        decay: A checkpoint weighs this share of the one after it; null weighs all the same.
     """
 
     last: int = number(6, least=2)
-    decay: float | None = number(None, above=0, below=1)
 
     def __post_init__(self) -> None:
         check_bounds(self, "evaluation.averages: ")
 
     @property
     def name(self) -> str:
-        """Such as `last6` or `last6-0.9`: of its folder and in results."""
-        return f"last{self.last}" + ("" if self.decay is None else f"-{self.decay:g}")
+        """Such as `last6`: of its folder and in results."""
+        return f"last{self.last}"
 
 
 @dataclass(frozen=True)
@@ -79,22 +76,17 @@ class EvaluationConfig:
 
     Attributes:
         max_documents: Held-out documents used, chosen by hash; null uses all.
-        ema: Measure the moving average of the weights instead of the weights; needs
-            pretrain.training.optimizer.ema_decay.
         averages: Means of the weights of an arm's last checkpoints, measured beside its final
             weights. They need no setting of the training but that checkpoints were kept.
         training_rows: About how many of the training rows the final weights are measured on, to
             show what was forgotten; the same rows for every arm of a seed. 0 measures none.
         tasks: Multiple-choice tasks.
-        tasks_at: Checkpoints that do the tasks: the `last`, or all `stage_ends`.
     """
 
     max_documents: int | None = number(None, least=1)
-    ema: bool = False
     averages: list[AverageConfig] = field(default_factory=list)
     training_rows: int = number(0, least=0)
     tasks: list[TaskConfig] = field(default_factory=list)
-    tasks_at: Literal["last", "stage_ends"] = "last"
 
     def __post_init__(self) -> None:
         check_bounds(self, "evaluation.")

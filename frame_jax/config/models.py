@@ -1,8 +1,9 @@
 """Settings of a model's shape."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from frame_jax.config.base import check_bounds, number, require
 
@@ -38,6 +39,14 @@ class LayerGroup(NamedTuple):
     name: str
     spec: LayerSpec
     length: int
+
+
+def layer_pattern(layers: Sequence[Any]) -> tuple[Any, ...]:
+    """The shortest pattern of names or specs which, repeated, makes all layers."""
+    every = tuple(layers)
+    lengths = range(1, len(every) + 1)
+    whole = (n for n in lengths if len(every) % n == 0 and every[:n] * (len(every) // n) == every)
+    return every[: next(whole)]
 
 
 @dataclass(frozen=True)
@@ -274,14 +283,8 @@ class ModelConfig:
     def repeats(self) -> int:
         """How often the shortest pattern that makes all layers is repeated; 1 where all layers are
         equal."""
-        kinds = self.layer_specs
-        if len(set(kinds)) == 1:
-            return 1
-        return max(
-            n
-            for n in range(1, len(kinds) + 1)
-            if len(kinds) % n == 0 and kinds == kinds[: len(kinds) // n] * n
-        )
+        pattern = layer_pattern(self.layer_specs)
+        return self.num_layers // len(pattern) if len(pattern) > 1 else 1
 
     @property
     def layer_groups(self) -> tuple[LayerGroup, ...]:

@@ -132,10 +132,6 @@ class RunConfig:
             first, stop = map(int, self.profile.split(":"))
             require(first < stop, f"profile: step {first} does not come before {stop}")
         require(
-            not self.evaluation.ema or self.pretrain.training.optimizer.ema_decay is not None,
-            "evaluation.ema needs pretrain.training.optimizer.ema_decay, such as 0.999",
-        )
-        require(
             self.scoring.table is None
             or self.scoring.table.pd is not None
             or self.partition.axes.pd == 1,

@@ -59,8 +59,6 @@ class OptimizerConfig:
         max_grad_norm: Gradients with a larger global norm are scaled down to it.
         first_moment_dtype: Type in which the first moment is kept; `bfloat16` saves two bytes a
             parameter. The second moment stays float32: its small steps would be rounded away.
-        ema_decay: Keep an exponential moving average of the weights with this decay in the
-            optimizer's state; null keeps none.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -70,7 +68,6 @@ class OptimizerConfig:
     weight_decay: float = number(0.1, least=0)
     max_grad_norm: float = number(1.0, above=0)
     first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
-    ema_decay: float | None = number(None, least=0, below=1)
 
     def __post_init__(self) -> None:
         check_bounds(self, "optimizer.")
@@ -207,8 +204,8 @@ class InitialConfig:
         run: A run directory of this program, in place of a checkpoint.
         trial: Its trial, such as `frame-seed1`; null where it has one alone.
         step: One of the trial's kept checkpoints; null takes the last.
-        weights: An average of the trial's weights in place of a step's: `ema`, or the mean of the
-            last kept ones, `last6` or `last6-0.9`, see `evaluation.averages`.
+        weights: The mean of the last kept weights in place of a step's, such as `last6`, see
+            `evaluation.averages`.
     """
 
     checkpoint: str | None = None
@@ -232,9 +229,8 @@ class InitialConfig:
             "pretrain.initial: step and weights are two choices: keep one",
         )
         require(
-            re.fullmatch(r"ema|last\d+(-0\.\d+)?", self.weights or "ema") is not None,
-            f"pretrain.initial.weights must be ema, or such as last6 or last6-0.9, not "
-            f"{self.weights!r}",
+            self.weights is None or re.fullmatch(r"last\d+", self.weights) is not None,
+            f"pretrain.initial.weights must be such as last6, not {self.weights!r}",
         )
 
 

@@ -55,8 +55,7 @@ def evaluate_trial(config: RunConfig, directory: RunDirectory, trial: str) -> di
             tuple(held_out_result(directory, trial, record, weights) for weights in group)
             for group in (kept, means)
         )
-        ema = config.evaluation.ema
-        result = results.TrialResult(trial, ema, checkpoints_, averages, tuple(scores), rows)
+        result = results.TrialResult(trial, checkpoints_, averages, tuple(scores), rows)
         results.write_result(directory, result)
     processes.barrier(f"evaluate {trial}: result written")
     final = results.read_result(directory, trial).final

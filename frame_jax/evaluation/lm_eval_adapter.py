@@ -38,7 +38,6 @@ class FrameJaxModel(LM):
     Args:
         step: A kept checkpoint; the last by default.
         stage: The checkpoint at the end of this stage instead.
-        ema: The moving average of the weights, where one was kept.
         max_length: Tokens the model reads; by default the length of its training rows.
         per_device_batch_size: Rows that each device computes at one time.
         compute_dtype: Type of matrix-product operands. `float32` gives what the harness's own
@@ -47,7 +46,7 @@ class FrameJaxModel(LM):
         batch_size: Ignored, as are the next two: requests are packed into rows.
 
     Raises:
-        UserError: if there is no such trial or checkpoint, or no average.
+        UserError: if there is no such trial or checkpoint.
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class FrameJaxModel(LM):
         trial: str = "frame",
         step: int | None = None,
         stage: str | None = None,
-        ema: bool = False,
         max_length: int | None = None,
         per_device_batch_size: int = 8,
         compute_dtype: str = "float32",
@@ -71,7 +69,7 @@ class FrameJaxModel(LM):
         self.step = choose_checkpoint_step(trial_record, step, stage)
         checkpoints.require_saved(folder / "checkpoints", [self.step])
         decoder = read_description(folder, compute_dtype=compute_dtype)
-        params = checkpoints.load_params(folder / "checkpoints", decoder, self.step, ema=ema)
+        params = checkpoints.load_params(folder / "checkpoints", decoder, self.step)
         self.max_length = max_length or trial_record.sequence_length
         scoring = ScoringConfig(
             self.max_length, per_device_batch_size=per_device_batch_size, loss_chunk=2048, fsdp=fsdp

@@ -112,13 +112,11 @@ class TrialResult:
     """What was measured of a trial: losses of its kept checkpoints, by step, and of means of them.
 
     Attributes:
-        ema: Whether checkpoints were measured by their moving average of the weights.
         tasks: Scores of checkpoints and means.
         training_rows: None where it was not asked for.
     """
 
     trial: str
-    ema: bool
     checkpoints: tuple[WeightsResult, ...]
     averages: tuple[WeightsResult, ...] = ()
     tasks: tuple[TaskScore, ...] = ()

@@ -1,4 +1,4 @@
-"""Scores multiple-choice tasks under a trial's kept checkpoints and averages.
+"""Scores multiple-choice tasks under a trial's final weights and averages.
 
 Items are scored in parts that processes share: RUN/evaluation/<trial>/<weights>/tasks/
 <task>-<fingerprint>/part-*.parquet, one row an item, with the columns item (its index in the task),
@@ -55,9 +55,8 @@ def score_tasks(
     record: TrialRecord,
     means: Sequence[Weights] = (),
 ) -> list[TaskScore]:
-    """Scores each task of a config at each checkpoint that does the tasks, and each of `means`.
-
-    Called on every process.
+    """Scores each task of a config under the final weights, under those that training started from
+    where they are a trained model's, and under each of `means`. Called on every process.
 
     Raises:
         UserError: for files that are missing or hold something else than items, and for a
@@ -69,10 +68,8 @@ def score_tasks(
         TaskItems(task, 0, spread_items(read_items(user_path(task.path)), task.max_items))
         for task in config.evaluation.tasks
     ]
-    every_stage = config.evaluation.tasks_at == "stage_ends"
-    steps = {record.steps, *(stage.last_step for stage in record.stages if every_stage)}
-    steps |= set() if config.pretrain.initial is None else {0}
-    at = [*map(Weights.of_step, sorted(steps)), *means]
+    steps = [record.steps] if config.pretrain.initial is None else [0, record.steps]
+    at = [*map(Weights.of_step, steps), *means]
     planned = [
         (weights, task, task_parts(directory, trial, weights, task))
         for weights in at

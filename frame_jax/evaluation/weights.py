@@ -27,12 +27,10 @@ class Weights(NamedTuple):
     Attributes:
         name: Of the folder of their results.
         steps: Checkpoints they are made of, ascending; the last says where in training they stand.
-        decay: Of the mean, see `checkpoints.mean_of_checkpoints`.
     """
 
     name: str
     steps: tuple[int, ...]
-    decay: float | None = None
 
     @property
     def step(self) -> int:
@@ -52,7 +50,7 @@ class Weights(NamedTuple):
             UserError: if fewer checkpoints were kept.
         """
         steps = averaged_steps(record, average.last)
-        return cls(f"average-{average.name}", tuple(steps), average.decay)
+        return cls(f"average-{average.name}", tuple(steps))
 
 
 class Part(NamedTuple):
@@ -105,10 +103,7 @@ def write_missing_parts(
         with progress.progress_bar(title, total, unit, show=show) as update:
             # All processes load weights together, those without a share of them too.
             for weights in dict.fromkeys(part.weights for part in missing):
-                ema = config.evaluation.ema and len(weights.steps) == 1
-                params = checkpoints.load_mean(
-                    saved, decoder, weights.steps, weights.decay, ema=ema
-                )
+                params = checkpoints.load_mean(saved, decoder, weights.steps)
                 if scorer is None:
                     scorer = Scorer([(decoder, params)], config.scoring)
                 else:

@@ -5,10 +5,7 @@ RUN/evaluation. Any kept checkpoint can be exported, by its step or by the stage
 """
 
 import argparse
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -44,19 +41,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="the mean of the last N kept checkpoints, of those for averages where there are any",
     )
-    options.add_argument(
-        "--average_decay",
-        type=float,
-        metavar="D",
-        help="in that mean a checkpoint weighs D of the one after it (default: all the same)",
-    )
-    options.add_argument(
-        "--ema", action="store_true", help="the moving average of the weights, where one was kept"
-    )
-    options.add_argument("--license", help="for the model card, such as apache-2.0")
-    options.add_argument(
-        "--language", nargs="+", default=[], help="for the model card, such as en zh"
-    )
     return options
 
 
@@ -67,31 +51,22 @@ def export_trial(
     *,
     step: int | None = None,
     stage: str | None = None,
-    ema: bool = False,
     mean: AverageConfig | None = None,
-    license: str | None = None,
-    languages: Sequence[str] = (),
 ) -> int:
     """Writes the checkpoint and its model card to `out`, which appears whole or not at all.
 
     The checkpoint is that of `step`, else of the end of `stage` (where several epochs repeat the
-    name, the last of them), else the last. Of it the weights are written, or their moving average
-    (`ema`), or in its place the `mean` of the last checkpoints. The card has the license, an
-    identifier as the Hugging Face Hub knows it, and the languages, codes of ISO 639.
+    name, the last of them), else the last, or in its place the `mean` of the last ones.
 
     Returns:
         The step exported, of a mean the last.
 
     Raises:
-        UserError: if there is no such trial, checkpoint or stage, no average, `out` is taken, or a
-            mean of moving averages is asked for.
+        UserError: if there is no such trial, checkpoint or stage, or `out` is taken.
     """
-    header = front_matter(license, languages)
     folder, trial_record = read_trial_record(directory, trial)
     if out.exists():
         raise UserError(f"{out} is there already: choose another --out, or remove it")
-    if ema and mean:
-        raise UserError("--ema and --average_last are two averages: choose one")
     if mean:
         weights = Weights.mean(trial_record, mean)
     else:
@@ -103,39 +78,15 @@ def export_trial(
         export_checkpoint(
             temporary,
             decoder,
-            checkpoints.load_mean(saved, decoder, weights.steps, weights.decay, ema=ema),
+            checkpoints.load_mean(saved, decoder, weights.steps),
             tokenizer=directory.tokenizer,
             special_tokens=read_special_tokens(directory),
             context=trial_record.sequence_length,
             origin=origin,
         )
-        card = model_card(directory, trial, trial_record, weights, decoder, ema, origin is not None)
-        (temporary / "README.md").write_text(f"{header}\n{card}", "utf-8")
+        card = model_card(directory, trial, trial_record, weights, decoder, origin is not None)
+        (temporary / "README.md").write_text(card, "utf-8")
     return weights.step
-
-
-def front_matter(license: str | None, languages: Sequence[str]) -> str:
-    """The YAML at the top of a model card that the Hugging Face Hub reads.
-
-    Raises:
-        UserError: for a license or a language that is no identifier.
-    """
-    found: dict[str, Any] = {}
-    if license is not None:
-        if re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license) is None:
-            raise UserError(f"--license {license!r}: must be an identifier, such as apache-2.0")
-        found["license"] = license
-    for language in languages:
-        if re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual", language) is None:
-            raise UserError(f"--language {language!r}: must be a code such as en or zh")
-    if languages:
-        found["language"] = list(languages)
-    found |= {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["frame", "curriculum", "pretraining"],
-    }
-    return f"---\n{yaml.safe_dump(found, sort_keys=False)}---\n"
 
 
 def model_card(
@@ -144,7 +95,6 @@ def model_card(
     trial_record: TrialRecord,
     weights: Weights,
     decoder: Decoder,
-    ema: bool,
     continued: bool,
 ) -> str:
     """README.md of a checkpoint: what was trained on what, in which order, and how to load it."""
@@ -154,11 +104,10 @@ def model_card(
         f"{(item.last_row - item.first_row) * trial_record.sequence_length:,} |"
         for item in trial_record.stages
     )
-    about = " The weights are an exponential moving average over training." if ema else ""
+    about = ""
     if len(weights.steps) > 1:
         listing = ", ".join(f"{each:,}" for each in weights.steps)
-        decay = f", each weighing {weights.decay:g} of the one after it" if weights.decay else ""
-        about = f" The weights are the mean of the checkpoints at steps {listing}{decay}."
+        about = f" The weights are the mean of the checkpoints at steps {listing}."
     rows = f"The embedding has {decoder.vocab_size:,} rows, the tokenizer {vocab_size:,} tokens"
     rest = "the rest is padding, which the model has learned never to predict"
     rows = f"{rows}: {rest}." if decoder.vocab_size > vocab_size else f"{rows}."
@@ -186,7 +135,7 @@ def model_card(
             stages=stages,
         )
     )
-    return card + data_section(directory) + held_out_section(directory, trial, weights, ema)
+    return card + data_section(directory) + held_out_section(directory, trial, weights)
 
 
 def initial_model(directory: RunDirectory) -> str:
@@ -227,13 +176,13 @@ def data_section(directory: RunDirectory) -> str:
     return "\n".join(lines) + "\n"
 
 
-def held_out_section(directory: RunDirectory, trial: str, weights: Weights, ema: bool) -> str:
+def held_out_section(directory: RunDirectory, trial: str, weights: Weights) -> str:
     """The model card's section on the held-out loss; empty where it was not measured."""
     if not directory.evaluation(trial).exists():
         return ""
     result = read_result(directory, trial)
     for measured in (*result.checkpoints, *result.averages):
-        if measured.name == weights.name and (len(weights.steps) > 1 or result.ema is ema):
+        if measured.name == weights.name:
             loss = measured.overall
             return (
                 f"\n## Held-out loss\n\n{loss.nll_per_token:.4f} nats a token, "
@@ -247,22 +196,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0, or 2 for bad input."""
 
     def command(options: argparse.Namespace) -> None:
-        mean = None
-        if options.average_last is not None:
-            mean = AverageConfig(options.average_last, options.average_decay)
-        elif options.average_decay is not None:
-            raise UserError("--average_decay goes with --average_last N")
+        last = options.average_last
         step = export_trial(
             RunDirectory(options.run),
             options.trial,
             user_path(options.out),
-            **{key: getattr(options, key) for key in ("step", "stage", "ema", "license")},
-            mean=mean,
-            languages=options.language,
+            step=options.step,
+            stage=options.stage,
+            mean=None if last is None else AverageConfig(last),
         )
         print(f"{options.trial}, step {step:,}: {options.out}")
-        left = [f"--{key}" for key in ("license", "language") if not getattr(options, key)]
-        if left:
-            print(f"the model card says nothing of what {' and '.join(left)} would say")
 
     return run_command(parser(), command, arguments)

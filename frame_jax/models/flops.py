@@ -28,20 +28,14 @@ PEAK_FLOPS = {
 
 
 @functools.cache
-def parameter_sizes(decoder: Decoder) -> list[tuple[tuple[str, ...], int]]:
-    """The logical axes and the size of every parameter, stacked over the layers of a group."""
-    axes = jax.tree.leaves(decoder.axes(), is_leaf=lambda node: isinstance(node, tuple))
-    sizes = [leaf.size for leaf in jax.tree.leaves(decoder.shapes())]
-    return list(zip(axes, sizes, strict=True))
-
-
 def active_parameter_count(decoder: Decoder, *without: str) -> int:
     """The parameters that a token meets: all but the experts that its router leaves out, and those
     that have one of the logical axes `without`."""
     e = decoder.config.experts
+    every = jax.tree.leaves(decoder.axes(), is_leaf=lambda node: isinstance(node, tuple))
     return sum(
-        size // e.num_experts * e.num_experts_per_token if "expert" in axes else size
-        for axes, size in parameter_sizes(decoder)
+        leaf.size // e.num_experts * e.num_experts_per_token if "expert" in axes else leaf.size
+        for axes, leaf in zip(every, jax.tree.leaves(decoder.shapes()), strict=True)
         if not set(without) & set(axes)
     )
 

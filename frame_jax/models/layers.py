@@ -119,6 +119,15 @@ class LayerContext(NamedTuple):
     loss_mask: Array | None
 
 
+def document_bounds(segment_ids: Array) -> tuple[Array, Array]:
+    """Where each token's segment starts, and where the next one does: twice [B, T] int32."""
+    T = segment_ids.shape[1]
+    begins, position = segment_ids[:, 1:] != segment_ids[:, :-1], jnp.arange(1, T)
+    starts = jnp.pad(jnp.where(begins, position, 0), ((0, 0), (1, 0)))
+    ends = jnp.pad(jnp.where(begins, position, T), ((0, 0), (0, 1)), constant_values=T)
+    return jax.lax.cummax(starts, axis=1), jax.lax.cummin(ends, axis=1, reverse=True)
+
+
 def to_bits(x: Array) -> Array:
     """bfloat16 as uint16, other dtypes as they are: for arrays that a loop takes slices of or puts
     together, which XLA for CPUs before jaxlib 0.12 does by way of float32."""
@@ -271,9 +280,6 @@ def _partners(x: Array) -> Array:
     width = x.shape[-1]
     if platform() == "tpu":
         exchange = np.roll(np.eye(width), width // 2, axis=0).astype(x.dtype)
-        contract = (((x.ndim - 1,), (0,)), ((), ()))
-        return jax.lax.dot_general(
-            x, exchange, contract, precision="highest", preferred_element_type=jnp.float32
-        )
+        return einsum_f32("...i,ij->...j", x, exchange, precision="highest")
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([second, first], axis=-1)

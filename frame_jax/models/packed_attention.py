@@ -108,12 +108,11 @@ def _forward(q: Array, k: Array, v: Array, segment_ids: Array) -> tuple[Array, t
     def call(number: Array, done: tuple[Array, Array]) -> tuple[Array, Array]:
         mixed, log_total = done
         kernel_call = select_call(segments, number)
-        lengths, in_call = kernel_call.lengths, kernel_call.in_call
-        new, statistics = forward_kernel(q, k, v, lengths, kernel_call.starts)
-        slot = jnp.clip(kernel_call.slot, 0, lengths.size - 1)
+        new, statistics = forward_kernel(q, k, v, kernel_call)
+        slot = jnp.clip(kernel_call.slot, 0, kernel_call.lengths.size - 1)
         by_token = statistics[slot, :, segments.position]  # [B, T, H]
-        by_token = jnp.where(in_call[:, :, None], by_token, log_total)
-        return jnp.where(in_call[:, :, None, None], new, mixed), by_token
+        in_call = kernel_call.in_call[:, :, None]
+        return jnp.where(in_call[..., None], new, mixed), jnp.where(in_call, by_token, log_total)
 
     start = (jnp.zeros_like(q), jnp.zeros((B, T, H), jnp.float32))
     mixed, log_total = jax.lax.fori_loop(0, segments.calls, call, start)
@@ -130,11 +129,10 @@ def _backward(residuals: tuple[Array, ...], grad: Array) -> tuple[Array, Array, 
 
     def call(number: Array, done: tuple[Array, ...]) -> tuple[Array, ...]:
         kernel_call = select_call(segments, number)
-        lengths = kernel_call.lengths
-        starts = kernel_call.starts.reshape(-1)[: lengths.size]
+        starts = kernel_call.starts.reshape(-1)[: kernel_call.lengths.size]
         token = jnp.minimum(starts[:, None] + jnp.arange(T), B * T - 1)
         statistics = by_token[token].transpose(0, 2, 1)  # [B * P, H, T]
-        new = backward_kernel(q, k, v, statistics, mixed, grad, lengths, kernel_call.starts)
+        new = backward_kernel(q, k, v, statistics, mixed, grad, kernel_call)
         in_call = kernel_call.in_call[:, :, None, None]
         return tuple(jnp.where(in_call, x, y) for x, y in zip(new, done, strict=True))
 
@@ -146,10 +144,8 @@ def _backward(residuals: tuple[Array, ...], grad: Array) -> tuple[Array, Array, 
 packed_attention.defvjp(_forward, _backward)
 
 
-def forward_kernel(
-    q: Array, k: Array, v: Array, lengths: Array, starts: Array
-) -> tuple[Array, Array]:
-    """cuDNN's forward pass over the segments of one call, see `KernelCall`.
+def forward_kernel(q: Array, k: Array, v: Array, call: KernelCall) -> tuple[Array, Array]:
+    """cuDNN's forward pass over the segments of one call.
 
     Queries are [B, T, H, head_dim], keys and values [B, T, K, head_dim].
 
@@ -158,27 +154,20 @@ def forward_kernel(
         softmax's denominators, [B * P, H, T] float32 by slot and position, anything after a
         segment's end.
     """
-    operands, settings = _arguments(q, k, v, lengths, starts)
+    operands, settings = _arguments(q, k, v, call)
     forward = _library()._dot_product_attention_fwd_p
     return forward.bind(*operands, is_training=True, **settings)
 
 
 def backward_kernel(
-    q: Array,
-    k: Array,
-    v: Array,
-    statistics: Array,
-    mixed: Array,
-    grad: Array,
-    lengths: Array,
-    starts: Array,
+    q: Array, k: Array, v: Array, statistics: Array, mixed: Array, grad: Array, call: KernelCall
 ) -> tuple[Array, Array, Array]:
     """Derivatives of `q`, `k` and `v`; anything for tokens of other segments.
 
     Beside the arguments of `forward_kernel` come what it returned and `grad`, the derivative of the
     mixed values.
     """
-    operands, settings = _arguments(q, k, v, lengths, starts)
+    operands, settings = _arguments(q, k, v, call)
     backward = _library()._dot_product_attention_bwd_p
     return backward.bind(*operands, statistics, mixed, grad, **settings)
 
@@ -191,12 +180,12 @@ def _library() -> Any:
 
 
 def _arguments(
-    q: Array, k: Array, v: Array, lengths: Array, starts: Array
+    q: Array, k: Array, v: Array, call: KernelCall
 ) -> tuple[tuple[Array, ...], dict[str, Any]]:
     """The operands that both operations begin with, offsets counted in numbers; and settings."""
     library, unused = _library(), jnp.zeros(0, q.dtype)
-    by_query, by_key = (starts * math.prod(x.shape[2:]) for x in (q, k))
-    operands = (q, k, v, unused, lengths, lengths, by_query, by_key, unused, unused)
+    by_query, by_key = (call.starts * math.prod(x.shape[2:]) for x in (q, k))
+    operands = (q, k, v, unused, call.lengths, call.lengths, by_query, by_key, unused, unused)
     settings = {
         "scale": q.shape[-1] ** -0.5,
         "seed": 0,

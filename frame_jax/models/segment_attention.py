@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from frame_jax.models.layers import einsum_f32, from_bits, save_activation, to_bits
+from frame_jax.models.layers import document_bounds, einsum_f32, from_bits, save_activation, to_bits
 
 QUERY_BLOCK = 128
 KEY_BLOCK = 128  # the smallest granularity of skipping
@@ -52,10 +52,7 @@ def find_blocks(segment_ids: Array) -> tuple[list[int], Array, QueryBlock]:
     widths = [min(width, T) for width in range(step, T + step, step)]
     row, block = jnp.divmod(jnp.arange(B * count), count)
     stop = QUERY_BLOCK * (1 + block)
-    begins = segment_ids[:, 1:] != segment_ids[:, :-1]
-    start = jax.lax.cummax(jnp.where(begins, jnp.arange(1, T), 0), axis=1)
-    start = jnp.pad(start, ((0, 0), (1, 0)))  # [B, T]: where a token's segment begins
-    reach = stop - start[:, ::QUERY_BLOCK].reshape(-1)
+    reach = stop - document_bounds(segment_ids)[0][:, ::QUERY_BLOCK].reshape(-1)
     branch = (reach + step - 1) // step - 1
     return widths, branch, QueryBlock(row, stop, jnp.maximum(stop, jnp.array(widths)[branch]))
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 
-from frame_jax.models.layers import contract_f32, save_activation
+from frame_jax.models.layers import contract_f32, document_bounds, save_activation
 from frame_jax.parallel.sharding import platform
 
 ROW_MULTIPLE = 128  # T is padded to it; a multiple of every tile
@@ -45,15 +45,6 @@ def triton_attention(q: Array, k: Array, v: Array, segment_ids: Array) -> Array:
     q, k, v = (jnp.pad(x, ((0, 0), (0, tail), (0, 0), (0, width))) for x in (q, k, v))
     starts, ends = document_bounds(jnp.pad(segment_ids, ((0, 0), (0, tail))))
     return _attend(q, k, v, starts, ends, head_dim**-0.5)[:, :T, :, :head_dim]
-
-
-def document_bounds(segment_ids: Array) -> tuple[Array, Array]:
-    """Where each token's segment starts, and where the next one does: twice [B, T] int32."""
-    T = segment_ids.shape[1]
-    begins, position = segment_ids[:, 1:] != segment_ids[:, :-1], jnp.arange(1, T)
-    starts = jnp.pad(jnp.where(begins, position, 0), ((0, 0), (1, 0)))
-    ends = jnp.pad(jnp.where(begins, position, T), ((0, 0), (0, 1)), constant_values=T)
-    return jax.lax.cummax(starts, axis=1), jax.lax.cummin(ends, axis=1, reverse=True)
 
 
 def _forward(

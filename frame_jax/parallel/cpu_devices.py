@@ -1,8 +1,6 @@
 """Makes a JAX device of every core of a CPU; this must happen before JAX starts its backends.
 
-XLA's threads inside an operation leave cores idle between operations and at the end of each. One
-device a core, each with one thread and its own part of the batch, keeps all cores at work
-(docs/performance.md has the figures).
+Why, and what it gains: docs/performance.md, "A device for every core".
 """
 
 import math

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 from frame_jax.config.parallel import ParallelConfig
-from frame_jax.errors import USAGE_ERROR, UserError, print_note
+from frame_jax.errors import USAGE_ERROR, UserError, print_error, print_note
 
 T = TypeVar("T")
 
@@ -212,10 +212,8 @@ def leave_without_others(code: int) -> None:
         _joined().client.wait_at_barrier("leave", LEAVE_SECONDS * 1000)
     except RuntimeError as error:
         if code != USAGE_ERROR:  # which has been reported
-            print(
-                f"error: process {process_index()} gave up: {missing_processes(error)}",
-                file=sys.stderr,
-            )
+            what = f"process {process_index()} gave up: {missing_processes(error)}"
+            print_error(UserError(what))
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

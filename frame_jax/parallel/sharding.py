@@ -1,8 +1,7 @@
 """The device mesh and the one table that maps logical axes to its axes.
 
-Mesh axes, from the slowest network to the fastest: `slice` (pod slices, each with a whole model),
-`data` (replicas), `fsdp` (shards of every parameter), `expert` (shards of a mixture's experts),
-`tensor` (shards of heads and feed-forward columns). The batch is split over all but the last.
+Mesh axes, which `ParallelConfig` describes, go from the slowest network to the fastest. The batch
+is split over all but the last.
 """
 
 import dataclasses

@@ -14,7 +14,6 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from frame_jax.config.run import RunConfig
-from frame_jax.config.training import TrainingConfig
 from frame_jax.corpus.inventory import compare_inventory
 from frame_jax.corpus.parts import plan_parts
 from frame_jax.curriculum.selection import arm_schedule
@@ -207,7 +206,7 @@ def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> Rendera
     """Formats the stages of one curriculum."""
     training, length = config.training_of_arm(name), config.partition.rows.sequence_length
     steps = schedule.steps(training.batch_size)
-    header = ["stage", "rows", "tokens", "first step", "last step", "learning rate", "time scale"]
+    header = ["stage", "rows", "tokens", "first step", "last step", "learning rate"]
     lines, stage_starts = [header], schedule.stage_starts(training.batch_size)
     for stage, start, stop in schedule.run_stages:
         first = start // training.batch_size
@@ -216,23 +215,5 @@ def print_order(config: RunConfig, schedule: DataSchedule, name: str) -> Rendera
         rates = np.asarray(learning_rate(training.lr_schedule, ends, steps, stage_starts))
         numbers = (stop - start, (stop - start) * length, first, last)
         rate = f"{rates[0]:.2e} to {rates[1]:.2e}"
-        memory = memory_in_stages(training, first, last, steps, stage_starts)
-        lines.append([stage, *(f"{number:,}" for number in numbers), rate, memory])
-    note = "time scale: 1 / (learning rate x weight decay), the optimizer's memory"
-    return text_table(f"{name}: {steps:,} steps", lines, [note])
-
-
-def memory_in_stages(
-    training: TrainingConfig, first: int, last: int, steps: int, stage_starts: list[int]
-) -> str:
-    """Over how many steps AdamW's weights forget an update, and how many stages that is.
-
-    The weights are a moving average of updates, each of which fades by 1 - rate * weight decay a
-    step (arXiv 2509.25380 gives the same as a share of the run); the rate is the stage's mean.
-    """
-    sampled = np.linspace(first, max(first, last), 65)
-    rates = np.asarray(learning_rate(training.lr_schedule, sampled, steps, stage_starts))
-    fading = float(np.mean(rates)) * training.optimizer.weight_decay
-    if fading == 0:
-        return "endless"
-    return f"{1 / fading:,.0f} steps, {1 / fading / max(last - first + 1, 1):.1f} stages"
+        lines.append([stage, *(f"{number:,}" for number in numbers), rate])
+    return text_table(f"{name}: {steps:,} steps", lines)

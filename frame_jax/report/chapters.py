@@ -88,14 +88,12 @@ def held_out_loss_chapter(data: ReportData) -> list[Piece]:
     if not data.results:
         return []
     curves = loss_curves(data.results, data.continued)
-    averaged = any(result.ema for result in data.results.values())
     panel = figures.held_out(curves, data.shaded, data.names)
-    caption = notes.HELD_OUT + (notes.AVERAGE if averaged else "")
     slices = dict.fromkeys(name for r in data.results.values() for name in r.final.slices)
     found: list[Piece] = [
         tag("h2", "Held-out loss"),
         sections.slice_choice(list(slices)),
-        Figure("held-out-loss", [panel], caption),
+        Figure("held-out-loss", [panel], notes.HELD_OUT),
     ]
     baseline = data.study.baseline
     if differences := difference_curves(curves, baseline):

@@ -55,11 +55,10 @@ class ComparedLine:
 
     @property
     def label(self) -> str:
-        """For a reader: `frame`, or `frame, mean of 6` (`mean of 6 at 0.8` with a decay)."""
+        """For a reader: `frame`, or `frame, mean of 6`."""
         if self.weights == FINAL:
             return self.arm
-        last, _, decay = self.weights.removeprefix("average-last").partition("-")
-        return f"{self.arm}, mean of {last}" + (f" at {decay}" if decay else "")
+        return f"{self.arm}, mean of {self.weights.removeprefix('average-last')}"
 
 
 @dataclass(frozen=True)

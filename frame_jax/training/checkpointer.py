@@ -19,7 +19,6 @@ from frame_jax.models.transformer import Params
 from frame_jax.parallel import processes
 from frame_jax.run.checkpoint_copies import CheckpointCopies
 from frame_jax.run.directory import explain_full_disk, no_room_error
-from frame_jax.training.optimizer import EmaState
 
 ROLLING = 2  # newest checkpoints that are kept beside the asked-for ones
 
@@ -186,12 +185,6 @@ class Checkpointer:
 
 
 def state_digests(params: Params, optimizer_state: Any) -> dict[str, int]:
-    """Digests of `params`, `optimizer` and, where the optimizer keeps one, the weights' `average`.
-
-    The average is part of the optimizer's state, and has its own because it is read alone.
-    """
+    """Digests of `params` and `optimizer`."""
     trees = {"params": params, "optimizer": optimizer_state}
-    last = optimizer_state[-1] if isinstance(optimizer_state, tuple) else None
-    if isinstance(last, EmaState):
-        trees["ema"] = last.ema
     return jax.tree.map(int, checkpoints.tree_digests(trees))

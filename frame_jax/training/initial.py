@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from frame_jax import checkpoints
-from frame_jax.config.models import ModelConfig
+from frame_jax.config.models import ModelConfig, layer_pattern
 from frame_jax.config.run import RunConfig
 from frame_jax.config.settings import flatten_settings
 from frame_jax.config.training import InitialConfig
 from frame_jax.errors import UserError
 from frame_jax.files import is_checkpoint, local_copy
 from frame_jax.models.hugging_face.export import keep_origin
-from frame_jax.models.hugging_face.families.family import layer_pattern
 from frame_jax.models.hugging_face.weights import read_decoder, read_weights
 from frame_jax.models.transformer import Decoder, Params, read_description
 from frame_jax.run.directory import RunDirectory
@@ -29,13 +28,10 @@ KEY = "pretrain.initial"
 
 
 class TrialWeights(NamedTuple):
-    """Weights of a trial of another run, in `folder`: those of a step, the moving average (`ema`)
-    at it, or the mean of several (see `checkpoints.mean_of_checkpoints`)."""
+    """Weights of a trial of another run, in `folder`: those of a step, or the mean of several."""
 
     folder: Path
     steps: tuple[int, ...]
-    ema: bool = False
-    decay: float | None = None
 
 
 def target_decoder(config: RunConfig, vocab_rows: int) -> Decoder:
@@ -96,13 +92,11 @@ def trial_weights(initial: InitialConfig) -> TrialWeights:
     folder, record = read_trial_record(directory, name)
     if read_complete_marker(directory, f"pretrain-{name}") is None:
         raise UserError(f"{KEY}: {folder} is not trained to its end: end that run first")
-    average = initial.weights or ""
-    if average.startswith("last"):
-        last, _, decay = average.removeprefix("last").partition("-")
-        steps = tuple(averaged_steps(record, int(last)))
-        return TrialWeights(folder, steps, decay=float(decay) if decay else None)
+    if initial.weights is not None:
+        last = int(initial.weights.removeprefix("last"))
+        return TrialWeights(folder, tuple(averaged_steps(record, last)))
     step = record.steps if initial.step is None else initial.step
-    return TrialWeights(folder, (step,), ema=average == "ema")
+    return TrialWeights(folder, (step,))
 
 
 def initial_params(initial: InitialConfig, decoder: Decoder, shardings: Any) -> Params:
@@ -116,22 +110,20 @@ def initial_params(initial: InitialConfig, decoder: Decoder, shardings: Any) -> 
     if initial.checkpoint is not None:
         return read_weights(local_copy(initial.checkpoint, is_checkpoint), decoder, shardings)
     found = trial_weights(initial)
-    saved, options = found.folder / "checkpoints", {"ema": found.ema, "shardings": shardings}
-    return checkpoints.load_mean(saved, decoder, found.steps, found.decay, **options)
+    saved = found.folder / "checkpoints"
+    return checkpoints.load_mean(saved, decoder, found.steps, shardings=shardings)
 
 
 def trial_digest(initial: InitialConfig) -> str:
     """Identifies the weights of another run's trial by the digests that its checkpoints carry.
 
     Raises:
-        UserError: if they cannot be read, or there is no average.
+        UserError: if they cannot be read.
     """
     found = trial_weights(initial)
-    saved, kind = found.folder / "checkpoints", "ema" if found.ema else "params"
-    digests = [checkpoints.saved_digests(saved, step).get(kind) for step in found.steps]
-    if None in digests:
-        raise UserError(f"{KEY}.weights: {found.folder} was trained without a moving average")
-    return f"{found.steps} {kind} {found.decay} {digests}"
+    saved = found.folder / "checkpoints"
+    digests = [checkpoints.saved_digests(saved, step)["params"] for step in found.steps]
+    return f"{found.steps} {digests}"
 
 
 def keep_files(initial: InitialConfig, decoder: Decoder, folder: Path) -> None:

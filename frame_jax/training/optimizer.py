@@ -1,7 +1,7 @@
 """The update rule as an optax chain, its learning rate, and the shardings of its state."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def decay_mask(axes: Any) -> Any:
 def make_optimizer(
     config: TrainingConfig, decoder: Decoder, steps: int, stage_starts: Sequence[int] = (0,)
 ) -> optax.GradientTransformation:
-    """Chains clipping by the global norm, the update rule, and the average of the weights."""
+    """Chains clipping by the global norm and the update rule."""
     o = config.optimizer
     settings: dict[str, Any] = {
         "learning_rate": lambda step: learning_rate(config.lr_schedule, step, steps, stage_starts),
@@ -50,31 +50,7 @@ def make_optimizer(
             lambda decays: matrix if decays else None, decay_mask(decoder.axes())
         )
         rule = optax.contrib.muon(**settings)
-    average = () if o.ema_decay is None else (keep_ema(o.ema_decay),)
-    return optax.chain(optax.clip_by_global_norm(o.max_grad_norm), rule, *average)
-
-
-class EmaState(NamedTuple):
-    """A moving average of the weights, float32, as the last part of an optimizer's state."""
-
-    ema: Any
-
-
-def keep_ema(decay: float) -> optax.GradientTransformation:
-    """Keeps an exponential moving average of the weights, from the initial ones; changes no update.
-
-    Must be the last of a chain: it averages the weights as they are after the update.
-    """
-
-    def update(updates: Any, state: EmaState, params: Any) -> tuple[Any, EmaState]:
-        new = optax.apply_updates(params, updates)
-        return updates, EmaState(
-            jax.tree.map(lambda mean, p: decay * mean + (1 - decay) * p, state.ema, new)
-        )
-
-    return optax.GradientTransformation(
-        lambda params: EmaState(jax.tree.map(jnp.copy, params)), update
-    )
+    return optax.chain(optax.clip_by_global_norm(o.max_grad_norm), rule)
 
 
 def optimizer_shardings(

@@ -1,5 +1,6 @@
 """One optimizer update as a pure function of (state, rows), which returns (state, metrics)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,36 +105,28 @@ def accumulate_gradients(
     loss: Callable[[Params, LMBatch], tuple[jax.Array, LossAux]],
     params: Params,
     batch: LMBatch,
-    gradient_accumulation_steps: int,
-) -> tuple[LossAux, Params]:
-    """The sums over a batch and the gradient of its objective, a microbatch at a time.
+    steps: int,
+) -> tuple[Params, LossAux]:
+    """The gradient of a batch's objective and the sums over it, `steps` microbatches in turn.
 
     Sums, not means, are added, so microbatches with different numbers of counted targets make
     exactly the gradient of the whole batch. Microbatch i is rows i, i + steps, ...: every device
     has an equal part of each.
     """
-    gradient = jax.value_and_grad(loss, has_aux=True)
+    gradient = functools.partial(jax.grad(loss, has_aux=True), params)
+    if steps == 1:
+        return gradient(batch)
 
-    def microbatch_gradients(microbatch: LMBatch) -> tuple[LossAux, Params]:
-        (_, aux), grads = gradient(params, microbatch)
-        return aux, grads
+    def split(x: jax.Array) -> jax.Array:
+        microbatches = x.reshape(-1, steps, x.shape[1]).swapaxes(0, 1)
+        return constrain_sharding(microbatches, None, "batch", None)
 
-    if gradient_accumulation_steps == 1:
-        return microbatch_gradients(batch)
-    microbatches = jax.tree.map(
-        lambda x: constrain_sharding(
-            x.reshape(-1, gradient_accumulation_steps, x.shape[1]).swapaxes(0, 1),
-            None,
-            "batch",
-            None,
-        ),
-        batch,
-    )
-    shapes = jax.eval_shape(microbatch_gradients, jax.tree.map(lambda x: x[0], microbatches))
+    microbatches = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], microbatches))
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
-    def add(carry: tuple[LossAux, Params], microbatch: LMBatch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, carry, microbatch_gradients(microbatch)), None
+    def add(carry: tuple[Params, LossAux], microbatch: LMBatch) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, carry, gradient(microbatch)), None
 
     return jax.lax.scan(add, zero, microbatches)[0]
 
@@ -146,8 +139,8 @@ def sums_once(decoder: Decoder, mesh: Mesh) -> bool:
 
 
 def sum_over_replicas(
-    gradients: Callable[[Params, LMBatch], tuple[LossAux, Params]], mesh: Mesh
-) -> Callable[[Params, LMBatch], tuple[LossAux, Params]]:
+    gradients: Callable[[Params, LMBatch], tuple[Params, LossAux]], mesh: Mesh
+) -> Callable[[Params, LMBatch], tuple[Params, LossAux]]:
     """Gradients of each device's rows, summed over the devices at one time, as one array.
 
     Left alone, XLA sums each array by itself. On a CPU a device that waits for the others holds a
@@ -155,7 +148,7 @@ def sum_over_replicas(
     left to end any of these sums (XLA's "Termination timeout" of a rendezvous).
     """
 
-    def local(params: Params, batch: LMBatch) -> tuple[LossAux, Params]:
+    def local(params: Params, batch: LMBatch) -> tuple[Params, LossAux]:
         flat, unravel = ravel_pytree(gradients(params, batch))
         return unravel(jax.lax.psum(flat, "data"))
 
@@ -225,12 +218,12 @@ def make_train_step(
             objective, aux = loss_fn(decoder, params, microbatch, chunks, training)
             return objective * scale, aux
 
-        def gradients(params: Params, batch: LMBatch) -> tuple[LossAux, Params]:
+        def gradients(params: Params, batch: LMBatch) -> tuple[Params, LossAux]:
             return accumulate_gradients(loss, params, batch, training.gradient_accumulation_steps)
 
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             summed = sum_over_replicas(gradients, mesh) if sums_once(decoder, mesh) else gradients
-            aux, grads = summed(state.params, batch)
+            grads, aux = summed(state.params, batch)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {

@@ -14,7 +14,6 @@ from tests.programs import REPOSITORY
 
 OLD_KEYS = {  # are found by their likeness
     "accumulate": "gradient_accumulation_steps",
-    "average_decay": "ema_decay",
     "balance_bias_rate": "router_bias_update_rate",
     "balance_loss": "load_balance_loss_weight",
     "batch_rows": "batch_size",
@@ -60,8 +59,7 @@ def test_every_old_key_as_an_option(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_pages_and_configs_name_no_old_key() -> None:
     names = {f.name for cls in dataclass_types(RunConfig) for f in dataclasses.fields(cls)}
-    options = {"average_decay"}  # of a program
-    old = set(OLD_KEYS) - names - options
+    old = set(OLD_KEYS) - names
     key = re.compile(rf"(`|--)([\w-]+\.)*({'|'.join(old)})\b(?!\.)")
     pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
     found = [

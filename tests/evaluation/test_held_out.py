@@ -20,7 +20,6 @@ from frame_jax.config.evaluation import AverageConfig, EvaluationConfig
 from frame_jax.config.models import ModelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
-from frame_jax.config.training import OptimizerConfig, PretrainConfig, TrainingConfig
 from frame_jax.errors import UserError
 from frame_jax.evaluation import held_out
 from frame_jax.evaluation.results import read_result, scores_folder
@@ -31,7 +30,6 @@ from frame_jax.records import write_tokens
 from frame_jax.run.directory import RunDirectory, part_name, read_json, write_json
 from frame_jax.run.trial_record import TrialRecord, load_trial_record, write_trial_record
 from frame_jax.training.checkpointer import Checkpointer
-from frame_jax.training.optimizer import EmaState
 
 DECODER = Decoder(
     ModelConfig(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2, num_kv_heads=1),
@@ -44,10 +42,8 @@ Documents = dict[str, dict[str, Any]]
 
 
 def make_config(root: Path, **evaluation: Any) -> RunConfig:
-    optimizer = OptimizerConfig(ema_decay=0.9 if evaluation.get("ema") else None)
     return RunConfig(
         run_directory=str(root),
-        pretrain=PretrainConfig(training=TrainingConfig(optimizer=optimizer)),
         corpus=CorpusConfig(sources=[SourceConfig(kind="python_library")]),
         scoring=ScoringConfig(context=CONTEXT, per_device_batch_size=2, compute_dtype="float32"),
         evaluation=EvaluationConfig(**evaluation),
@@ -210,23 +206,6 @@ def test_processes_share_the_work_and_agree_with_one(
 
 
 @pytest.mark.slow
-def test_the_average_of_the_weights_can_be_measured(finished: Any, tmp_path: Path) -> None:
-    whole, _, params = finished
-    directory = copy_inputs(whole, tmp_path / "run")
-    folder = directory.pretrain("frame") / "checkpoints"
-    shutil.rmtree(folder)
-    saver = Checkpointer(folder, STEPS, "fingerprint")
-    for step in STEPS:
-        other = jax.tree.map(jnp.zeros_like, params[step])
-        saver.save(step, other, ({"count": jnp.zeros(())}, EmaState(params[step])), {})
-    saver.close()
-    config = make_config(directory.root, ema=True)
-    held_out.evaluate_trial(config, directory, "frame")
-    expected = dataclasses.replace(read_result(whole, "frame"), ema=True)
-    assert read_result(directory, "frame") == expected
-
-
-@pytest.mark.slow
 def test_a_loss_that_is_not_a_number_is_refused(finished: Any, tmp_path: Path) -> None:
     directory, params = copy_inputs(finished[0], tmp_path / "run"), finished[2]
     folder = directory.pretrain("frame") / "checkpoints"
@@ -270,24 +249,20 @@ def test_a_lost_checkpoint_and_an_empty_split_are_named(finished: Any, tmp_path:
 def test_means_of_checkpoints_are_measured_beside_them(finished: Any, tmp_path: Path) -> None:
     whole, documents, params = finished
     directory = copy_inputs(whole, tmp_path / "run")
-    averages = [AverageConfig(last=2), AverageConfig(last=2, decay=0.25)]
-    held_out.evaluate_trial(make_config(directory.root, averages=averages), directory, "frame")
+    config = make_config(directory.root, averages=[AverageConfig(last=2)])
+    held_out.evaluate_trial(config, directory, "frame")
     measured = read_result(directory, "frame")
-    means = measured.averages
+    (mean,) = measured.averages
     rest = dataclasses.replace(measured, averages=())
     assert rest == read_result(whole, "frame")  # the rest is as without them
-    assert [m.name for m in means] == ["average-last2", "average-last2-0.25"]
-    for mean, older in zip(means, (0.5, 0.2), strict=True):  # 0.25 of 1 in a sum of 1.25
-        assert (mean.steps, mean.step) == (STEPS, STEPS[-1])
-        mixed = jax.tree.map(
-            lambda a, b, older=older: older * a + (1 - older) * b, *(params[s] for s in STEPS)
-        )
-        nll = sum(
-            document_nll(mixed, d["ids"])
-            for d in documents.values()
-            if d["split"] == "held_out" and d["tokens"]
-        )
-        np.testing.assert_allclose(mean.overall.nll, nll, rtol=1e-5)
+    assert (mean.name, mean.steps, mean.step) == ("average-last2", STEPS, STEPS[-1])
+    mixed = jax.tree.map(lambda a, b: (a + b) / 2, *(params[s] for s in STEPS))
+    nll = sum(
+        document_nll(mixed, d["ids"])
+        for d in documents.values()
+        if d["split"] == "held_out" and d["tokens"]
+    )
+    np.testing.assert_allclose(mean.overall.nll, nll, rtol=1e-5)
 
 
 def test_an_average_of_more_checkpoints_than_there_are_is_refused(

@@ -8,9 +8,7 @@ import pytest
 import tokenizers
 import yaml
 
-from frame_jax import checkpoints
 from frame_jax.config.models import RopeScalingConfig
-from frame_jax.config.training import OptimizerConfig, TrainingConfig
 from frame_jax.corpus.tokenizer import load_tokenizer
 from frame_jax.corpus.tokenizer_training import BOS, EOS
 from frame_jax.errors import UserError
@@ -18,12 +16,9 @@ from frame_jax.export.checkpoint import export_trial, main
 from frame_jax.models.hugging_face.export import export_checkpoint, pad_token_id
 from frame_jax.models.hugging_face.weights import import_checkpoint
 from frame_jax.models.transformer import Decoder
-from frame_jax.run.directory import RunDirectory
 from frame_jax.run.special_tokens import SpecialTokens
 from frame_jax.scoring.tokenizers import require_same_tokenizer
-from frame_jax.training.trainer import train
-from tests.arm import CONTEXT, PADDED, STEPS, VOCAB_SIZE, make_arm, write_tokenizer
-from tests.training.rows import make_job, write_rows
+from tests.arm import CONTEXT, PADDED, STEPS, VOCAB_SIZE, make_arm
 
 LONG_ROPE = RopeScalingConfig(
     factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
@@ -70,64 +65,21 @@ def test_any_kept_checkpoint_by_step_or_stage(tmp_path, capsys) -> None:
 def test_the_mean_of_the_last_checkpoints(tmp_path, capsys) -> None:
     directory, _, params = make_arm(tmp_path / "run")
     run, out = str(directory.root), tmp_path / "out"
-    for name, arguments, older in (
-        ("even", ["--average_last", "2"], 0.5),
-        ("decay", ["--average_last", "2", "--average_decay", "0.25"], 0.2),
-    ):
-        assert main([run, *arguments, "--out", str(out / name)]) == 0
-        imported = import_checkpoint(out / name)[1]
-        mixed = jax.tree.map(lambda a, b, w=older: w * a + (1 - w) * b, *(params[s] for s in STEPS))
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), imported, mixed
-        )
-        card = (out / name / "README.md").read_text("utf-8")
-        assert "mean of the checkpoints at steps 3, 6" in card
+    assert main([run, "--average_last", "2", "--out", str(out / "mean")]) == 0
+    imported = import_checkpoint(out / "mean")[1]
+    mixed = jax.tree.map(lambda a, b: (a + b) / 2, *(params[s] for s in STEPS))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), imported, mixed
+    )
+    card = (out / "mean" / "README.md").read_text("utf-8")
+    assert "mean of the checkpoints at steps 3, 6" in card
     for arguments, message in (
         (["--average_last", "3"], "last 3 checkpoints needs as many, and 2 were kept"),
         (["--average_last", "1"], "at least 2"),
-        (["--average_decay", "0.5"], "goes with --average_last"),
-        (["--average_last", "2", "--ema"], "two averages"),
     ):
         assert main([run, *arguments, "--out", str(out / "no")]) == 2
         assert message in capsys.readouterr().err
         assert not (out / "no").exists()
-
-
-@pytest.mark.slow
-def test_the_average_is_that_of_the_weights_after_every_step(tmp_path, capsys) -> None:
-    decay, steps = 0.8, 3
-    write_rows(tmp_path)
-    training = TrainingConfig(
-        batch_size=32,
-        milestones=steps,  # every step is kept
-        compute_dtype="float32",
-        optimizer=OptimizerConfig(ema_decay=decay),
-    )
-    job = make_job(tmp_path, folder="pretrain/frame", training=training)
-    train(job)
-    directory = RunDirectory(tmp_path)
-    write_tokenizer(directory)
-    run, folder = str(tmp_path), job.folder / "checkpoints"
-    expected = jax.tree.map(np.float64, job.decoder.init(jax.random.key(job.selection.seed)))
-    for step in range(1, steps + 1):
-        params = checkpoints.load_params(folder, job.decoder, step)
-        expected = jax.tree.map(lambda m, p: decay * m + (1 - decay) * p, expected, params)
-        average = checkpoints.load_params(folder, job.decoder, step, ema=True)
-        jax.tree.map(
-            lambda a, m: np.testing.assert_allclose(a, m, rtol=1e-5, atol=1e-7), average, expected
-        )
-    apart = np.abs(average["embedding"] - params["embedding"]).max()
-    assert apart > 1e-3  # the weights are not their average
-    assert main([run, "--ema", "--out", str(tmp_path / "out")]) == 0
-    jax.tree.map(np.testing.assert_array_equal, import_checkpoint(tmp_path / "out")[1], average)
-    assert "moving average" in (tmp_path / "out" / "README.md").read_text("utf-8")
-
-
-def test_a_model_without_an_average_is_named(tmp_path, capsys) -> None:
-    directory, _, _ = make_arm(tmp_path / "run")
-    assert main([str(directory.root), "--ema", "--out", str(tmp_path / "out")]) == 2
-    assert "training.optimizer.ema_decay" in capsys.readouterr().err
-    assert not list(tmp_path.glob("*out*"))
 
 
 def test_large_weights_are_cut_into_files(tmp_path) -> None:
@@ -155,24 +107,18 @@ def test_a_model_without_a_counterpart_is_refused(tmp_path) -> None:
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_the_model_card_says_what_it_is_told(tmp_path, capsys) -> None:
+def test_the_model_card_has_what_the_hub_reads(tmp_path) -> None:
+    """But for license and languages, which it says are missing."""
     directory, _, _ = make_arm(tmp_path / "run")
-    run, out = str(directory.root), tmp_path / "out"
-    options = ["--license", "apache-2.0", "--language", "en", "no", "--out", str(out)]
-    assert main([run, *options]) == 0  # `no` is a language, and false in YAML
-    card = (out / "README.md").read_text("utf-8")
-    header = yaml.safe_load(card.split("---\n")[1])
-    assert header["license"] == "apache-2.0" and header["language"] == ["en", "no"]
-    assert header["library_name"] == "transformers"
+    export_trial(directory, "frame", tmp_path / "out")
+    empty, header, card = (tmp_path / "out/README.md").read_text("utf-8").split("---\n", 2)
+    assert not empty and yaml.safe_load(header) == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["frame", "curriculum", "pretraining"],
+    }
+    assert "License and languages are not stated yet" in card
     assert f"has {PADDED} rows, the tokenizer {VOCAB_SIZE} tokens: the rest is padding" in card
-    assert "--license" not in capsys.readouterr().out
-    assert main([run, "--out", str(tmp_path / "bare")]) == 0
-    header = yaml.safe_load((tmp_path / "bare/README.md").read_text("utf-8").split("---\n")[1])
-    assert "license" not in header and "language" not in header
-    assert "what --license and --language would say" in capsys.readouterr().out
-    for wrong in (["--license", "a: b"], ["--language", "English"]):
-        assert main([run, *wrong, "--out", str(tmp_path / "no")]) == 2
-        assert wrong[0] in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_a_card_without_padding_says_nothing_of_it(tmp_path) -> None:

@@ -29,9 +29,9 @@ from tests.gpu_compiler import gpus, needs_gpu_compiler
 from tests.models.test_attention import HEAD, B, H, K, T, reference
 
 
-def segment(starts: Any, lengths: Any, place: int) -> tuple[int, int]:
-    start = int(np.asarray(starts).reshape(-1)[place])
-    return start, start + int(np.asarray(lengths).reshape(-1)[place])
+def segment(call: module.KernelCall, place: int) -> tuple[int, int]:
+    start = int(np.asarray(call.starts).reshape(-1)[place])
+    return start, start + int(np.asarray(call.lengths).reshape(-1)[place])
 
 
 def scores(q: np.ndarray, k: np.ndarray) -> np.ndarray:
@@ -39,13 +39,13 @@ def scores(q: np.ndarray, k: np.ndarray) -> np.ndarray:
     return np.where(np.tri(len(q), dtype=bool), found, -np.inf)
 
 
-def forward(q: Any, k: Any, v: Any, lengths: Any, starts: Any) -> tuple[np.ndarray, np.ndarray]:
+def forward(q: Any, k: Any, v: Any, call: module.KernelCall) -> tuple[np.ndarray, np.ndarray]:
     flat = [np.asarray(x, np.float64).reshape(B * T, -1, HEAD) for x in (q, k, v)]
     mixed = np.full((B * T, H, HEAD), np.nan, np.float32)
-    places = lengths.size
+    places = call.lengths.size
     statistics = np.full((places, H, T), np.nan, np.float32)
     for place in range(places):
-        start, stop = segment(starts, lengths, place)
+        start, stop = segment(call, place)
         queries, keys, values = (x[start:stop] for x in flat)
         if start < stop:
             found = scores(queries, keys)
@@ -58,12 +58,12 @@ def forward(q: Any, k: Any, v: Any, lengths: Any, starts: Any) -> tuple[np.ndarr
 
 
 def backward(
-    q: Any, k: Any, v: Any, statistics: Any, mixed: Any, grad: Any, lengths: Any, starts: Any
+    q: Any, k: Any, v: Any, statistics: Any, mixed: Any, grad: Any, call: module.KernelCall
 ) -> tuple[np.ndarray, ...]:
     flat = [np.asarray(x, np.float64).reshape(B * T, -1, HEAD) for x in (q, k, v, mixed, grad)]
     grads = [np.full((B * T, heads, HEAD), np.nan, np.float32) for heads in (H, K, K)]
-    for place in range(lengths.size):
-        start, stop = segment(starts, lengths, place)
+    for place in range(call.lengths.size):
+        start, stop = segment(call, place)
         queries, keys, values, out, by_out = (x[start:stop] for x in flat)
         log_total = np.asarray(statistics)[place, :, : stop - start]
         weights = np.exp(scores(queries, keys) - log_total[..., None])
@@ -88,11 +88,11 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def shapes(*arrays: tuple[tuple[int, ...], Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
         return tuple(jax.ShapeDtypeStruct(*array) for array in arrays)
 
-    def run_forward(q: Any, k: Any, v: Any, lengths: Any, starts: Any) -> Any:
-        statistics = (lengths.size, H, T), jnp.float32
+    def run_forward(q: Any, k: Any, v: Any, call: module.KernelCall) -> Any:
+        statistics = (call.lengths.size, H, T), jnp.float32
         return jax.pure_callback(
             lambda *x: (called.append("forward"), forward(*x))[1],
-            shapes((q.shape, q.dtype), statistics), q, k, v, lengths, starts,
+            shapes((q.shape, q.dtype), statistics), q, k, v, call,
         )  # fmt: skip
 
     def run_backward(*x: Any) -> Any:

@@ -16,8 +16,9 @@ from compiled_programs.chips import CHIPS, Chip
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from frame_jax.models.attention import attention
+from frame_jax.models.layers import document_bounds
 from frame_jax.models.transformer import REMAT_POLICIES
-from frame_jax.models.triton_attention import document_bounds, triton_attention
+from frame_jax.models.triton_attention import triton_attention
 from frame_jax.parallel.sharding import AXES
 from tests.gpu_compiler import gpus, needs_gpu_compiler
 from tests.models.test_attention import reference

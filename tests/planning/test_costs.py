@@ -19,8 +19,6 @@ from frame_jax.config.run import RunConfig
 from frame_jax.config.scoring import ScoringConfig
 from frame_jax.config.training import (
     InitialConfig,
-    LRScheduleConfig,
-    OptimizerConfig,
     PretrainConfig,
     TrainingConfig,
 )
@@ -32,7 +30,7 @@ from frame_jax.models.hugging_face.export import model_config
 from frame_jax.models.transformer import Decoder
 from frame_jax.planning import costs
 from frame_jax.planning.costs import Corpus, CostLine, list_costs, vocab_rows
-from frame_jax.planning.plan import memory_in_stages, read_corpus, trial_schedule
+from frame_jax.planning.plan import read_corpus, trial_schedule
 from frame_jax.run.directory import write_json
 
 REPOSITORY = Path(__file__).parents[2]
@@ -187,23 +185,6 @@ def test_a_config_costs_what_it_says(claim: tuple[str, ...], tmp_path: Path) -> 
     each = training_flops_per_token(Decoder(run.pretrain.model, vocab_rows(run)), length)
     took = total / (given["--tokens_per_second"] * each) / 3600
     assert took == pytest.approx(float(hours), rel=0.01)
-
-
-def test_the_time_scale_is_that_of_the_mean_rate_of_the_stage() -> None:
-    """One over rate times weight decay: in steps, and in lengths of the stage."""
-    rate = LRScheduleConfig(kind="constant", peak=0.002, warmup_fraction=0.0)
-    optimizer = OptimizerConfig(weight_decay=0.05)
-    training = TrainingConfig(lr_schedule=rate, optimizer=optimizer)
-    assert memory_in_stages(training, 100, 199, 400, [0, 100, 300]) == "10,000 steps, 100.0 stages"
-    falling = dataclasses.replace(rate, kind="wsd", decay_fraction=1.0, final_fraction=0.0)
-    training = dataclasses.replace(training, lr_schedule=falling)  # 0.002 * (1 - (step + 1) / 400)
-    means = {at: 0.002 * (1 - (at + 50.5) / 400) for at in (0, 300)}
-    for at, mean in means.items():
-        steps = 1 / (mean * 0.05)
-        expected = f"{steps:,.0f} steps, {steps / 100:.1f} stages"
-        assert memory_in_stages(training, at, at + 99, 400, [0]) == expected
-    still = dataclasses.replace(training, optimizer=OptimizerConfig(weight_decay=0.0))
-    assert memory_in_stages(still, 0, 99, 400, [0]) == "endless"
 
 
 def test_a_model_that_is_not_there_yet_is_assumed_and_said(

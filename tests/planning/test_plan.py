@@ -121,7 +121,6 @@ def test_experts_take_memory_and_only_those_of_a_token_take_time() -> None:
     [
         {},
         {"first_moment_dtype": "bfloat16"},
-        {"ema_decay": 0.999},
         {"kind": "muon"},
     ],
     ids=str,

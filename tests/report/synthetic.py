@@ -250,7 +250,7 @@ def write_evaluation(
         tokens = step * record.tokens_per_step
         checkpoints.append(WeightsResult(str(step), (step,), step, tokens, slices))
     tasks = task_scores(record, OFFSETS[arm])
-    write_result(directory, TrialResult(trial, False, tuple(checkpoints), tasks=tuple(tasks)))
+    write_result(directory, TrialResult(trial, tuple(checkpoints), tasks=tuple(tasks)))
 
 
 def task_scores(record: TrialRecord, offset: float) -> list[TaskScore]:

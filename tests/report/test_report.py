@@ -25,7 +25,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_checkpoints_around_a_boundary_include_the_one_on_it() -> None:
     points = [WeightsResult(str(step), (step,), step, step, {}) for step in (10, 20, 30)]
-    result = TrialResult("frame", False, tuple(points))
+    result = TrialResult("frame", tuple(points))
     steps = [
         tuple(point and point.step for point in checkpoints_around(result, step))
         for step in (0, 10, 15, 29, 30)
@@ -104,7 +104,7 @@ def test_an_arm_without_a_task_has_a_dash() -> None:
         "random": (make_score("a", 9, 0.6, 0.01),),
         "late": (),
     }
-    results = {arm: TrialResult(arm, False, (), tasks=own) for arm, own in tasks.items()}
+    results = {arm: TrialResult(arm, (), tasks=own) for arm, own in tasks.items()}
     finals = task_results.final_scores(results)
     assert {task: list(scores) for task, scores in finals.items()} == {
         "a": ["frame", "random"],

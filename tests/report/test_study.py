@@ -239,7 +239,7 @@ def test_when_a_curve_comes_down_to_a_loss() -> None:
     def curve(*points: tuple[int, float]) -> TrialResult:
         losses = [(step, HeldOutLoss(1, 1, 1, nll, nll, nll)) for step, nll in points]
         checkpoints = [WeightsResult(str(s), (s,), s, s, {"all": loss}) for s, loss in losses]
-        return TrialResult("frame", False, tuple(checkpoints))
+        return TrialResult("frame", tuple(checkpoints))
 
     falling = curve((0, 8.0), (10, 4.0), (20, 3.0), (30, 2.9))
     assert first_step_at_loss(falling, 3.5) == 15

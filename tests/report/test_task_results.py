@@ -26,7 +26,7 @@ def test_answers_have_a_line_a_task_and_the_lowest_in_bold() -> None:
         "frame": (score("a", 5, 9.0), score("a", 10, 1.25), score("b", 10, 0.5, None)),
         "random": (score("a", 10, 1.125),),
     }
-    results = {arm: TrialResult(arm, False, (), tasks=own) for arm, own in tasks.items()}
+    results = {arm: TrialResult(arm, (), tasks=own) for arm, own in tasks.items()}
     shown = answer_table(final_scores(results), ["frame", "random"])
     assert quadrants(shown) == [
         ["task", "frame", "random"],

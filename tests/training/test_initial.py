@@ -18,7 +18,6 @@ from frame_jax.config.parallel import ParallelConfig
 from frame_jax.config.run import RunConfig
 from frame_jax.config.training import (
     InitialConfig,
-    OptimizerConfig,
     PretrainConfig,
     TrainingConfig,
 )
@@ -55,8 +54,8 @@ def run_of(root: Path, job: TrainingJob, trial: str = "frame") -> None:
     write_dataclass(RunDirectory(root).marker(f"pretrain-{trial}"), Marker(True, "f"))
 
 
-def saved(job: TrainingJob, step: int, *, ema: bool = False) -> dict:
-    return checkpoints.load_params(job.folder / "checkpoints", job.decoder, step, ema=ema)
+def saved(job: TrainingJob, step: int) -> dict:
+    return checkpoints.load_params(job.folder / "checkpoints", job.decoder, step)
 
 
 @pytest.fixture
@@ -107,22 +106,18 @@ def test_devices_start_from_the_same_weights(root: Path, use_devices) -> None:
 
 @pytest.mark.slow
 def test_a_run_starts_from_a_step_or_an_average_of_another(root: Path, use_devices) -> None:
-    optimizer = OptimizerConfig(ema_decay=0.5)
-    training = TrainingConfig(
-        batch_size=16, compute_dtype="float32", milestones=2, optimizer=optimizer
-    )
+    training = TrainingConfig(batch_size=16, compute_dtype="float32", milestones=2)
     train(first := make_job(root, training=training))
     other = root / "other"
     run_of(other, first)
     kept = checkpoints.saved_steps(first.folder / "checkpoints")
-    mean = checkpoints.mean_of_checkpoints([saved(first, s) for s in kept[-2:]], 0.5)
+    mean = checkpoints.mean_of_checkpoints([saved(first, s) for s in kept[-2:]])
     use_devices(4)
     for number, (settings, expected) in enumerate(
         (
             ({}, final_params(first)),
             ({"step": kept[1]}, saved(first, kept[1])),
-            ({"weights": "ema", "trial": "frame"}, saved(first, first.steps, ema=True)),
-            ({"weights": "last2-0.5"}, mean),
+            ({"weights": "last2", "trial": "frame"}, mean),
         )
     ):
         initial = InitialConfig(run=str(other), **settings)  # type: ignore[arg-type]
@@ -132,7 +127,6 @@ def test_a_run_starts_from_a_step_or_an_average_of_another(root: Path, use_devic
         train(job)
         found = saved(job, 0)
         tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
-        assert_same(found, saved(job, 0, ema=True))  # the average begins with them
         assert metrics(job)[0]["loss"] < metrics(first)[0]["loss"] - 0.1
 
 
@@ -158,8 +152,9 @@ def test_which_trial_is_meant_must_be_clear(root: Path, trained: TrainingJob) ->
         ({}, "either checkpoint or run"),
         ({"checkpoint": "a", "run": "b"}, "either checkpoint or run"),
         ({"checkpoint": "a", "step": 3}, "go with run"),
-        ({"run": "a", "step": 3, "weights": "ema"}, "keep one"),
+        ({"run": "a", "step": 3, "weights": "last6"}, "keep one"),
         ({"run": "a", "weights": "last"}, "such as last6"),
+        ({"run": "a", "weights": "last6-0.9"}, "such as last6"),
         ({"run": "a", "step": -1}, "at least 0"),
     ],
 )
@@ -248,5 +243,3 @@ def test_another_runs_weights_have_the_digests_of_their_checkpoints(
     assert len(found) == 2
     with pytest.raises(UserError, match="cannot be read"):
         initial_digest.weights_digest(dataclasses.replace(whole, step=1))
-    with pytest.raises(UserError, match="trained without a moving average"):
-        initial_digest.weights_digest(dataclasses.replace(whole, weights="ema"))

@@ -139,21 +139,6 @@ def optimizer_of(**settings: object) -> tuple[optax.GradientTransformation, dict
     return make_optimizer(config, decoder, 10), params, grads
 
 
-@pytest.mark.slow
-def test_the_average_follows_the_weights() -> None:
-    optimizer, params, grads = optimizer_of(ema_decay=0.75)
-    state, expected = optimizer.init(params), params
-    for _ in range(3):
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
-        expected = jax.tree.map(lambda mean, p: 0.75 * mean + 0.25 * p, expected, params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
-        state[-1].ema,
-        expected,
-    )
-
-
 def test_muon_turns_matrices_of_layers_into_orthogonal_steps_and_leaves_the_rest_to_adam() -> None:
     muon, params, grads = optimizer_of(kind="muon")
     turned, _ = muon.update(grads, muon.init(params), params)

@@ -4,11 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
+from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig, layer_pattern
 from frame_jax.config.settings import flatten_settings
 from frame_jax.errors import UserError
 from frame_jax.models.hugging_face.families import attention, mamba2
-from frame_jax.models.hugging_face.families.family import Family, layer_pattern
+from frame_jax.models.hugging_face.families.family import Family
 from frame_jax.models.hugging_face.settings import HFSettings
 
 # In the order in which a layout for a decoder is looked for.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from frame_jax.config.models import ModelConfig
+from frame_jax.config.models import ModelConfig, layer_pattern
 from frame_jax.models.hugging_face.families import family
 from frame_jax.models.hugging_face.settings import HFSettings
 from frame_jax.models.hugging_face.tensors import Layout, Rule, by_head, single_rules
@@ -136,7 +136,7 @@ def read_qwen3_moe(s: HFSettings, fields: family.Fields) -> family.Fields:
     step, without = s.size("decoder_sparse_step", 1), s.list_of("mlp_only_layers")
     sparse = [i not in without and (i + 1) % step == 0 for i in range(fields["num_layers"])]
     kinds = ["attention+experts" if yes else "attention+dense" for yes in sparse]
-    return {"layers": family.layer_pattern(kinds)}
+    return {"layers": layer_pattern(kinds)}
 
 
 def write_qwen3_moe(c: ModelConfig) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from frame_jax.config.models import ExpertsConfig, LayerName, ModelConfig
 from frame_jax.models.hugging_face.settings import HFSettings
@@ -178,11 +178,3 @@ def fused_expert_rules(router: str, gate_up: str, down: str) -> tuple[Rule, ...]
     """The tensors of a mixture of experts, all experts in one, gate and up concatenated."""
     both = Rule(gate_up, ("expert_gate", "expert_up"), axis=1)
     return (*single_rules({router: "router", down: "expert_down"}), both)
-
-
-def layer_pattern(layers: Sequence[str]) -> tuple[LayerName, ...]:
-    """The shortest pattern of names which, repeated, makes all layers."""
-    names = cast("tuple[LayerName, ...]", tuple(layers))
-    lengths = range(1, len(names) + 1)
-    whole = (n for n in lengths if len(names) % n == 0 and names[:n] * (len(names) // n) == names)
-    return names[: next(whole)]

@@ -5,7 +5,7 @@ from typing import Any
 
 import ml_dtypes
 
-from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig
+from frame_jax.config.models import ExpertsConfig, Mamba2Config, ModelConfig, layer_pattern
 from frame_jax.errors import UserError
 from frame_jax.models.hugging_face.families import family
 from frame_jax.models.hugging_face.settings import HFSettings
@@ -151,7 +151,7 @@ AS_IN_MEMORY = family.fused_expert_rules(
 def read_mixers(s: HFSettings, mixers: list[str], feed_forward: str) -> family.Fields:
     """The layers of a hybrid, and the shape of its Mamba-2 mixers if it has any."""
     fields: family.Fields = {
-        "layers": family.layer_pattern([f"{mixer}+{feed_forward}" for mixer in mixers])
+        "layers": layer_pattern([f"{mixer}+{feed_forward}" for mixer in mixers])
     }
     return fields | ({"mamba2": read_mamba2(s, HYBRID)} if "mamba2" in mixers else {})
 
