@@ -117,13 +117,13 @@ def _on_device(size: int, inputs: "TokenInputs", d: Array) -> Array:
     if platform() != "gpu":
         return _by_chunks(size, inputs, d)
     try:
-        from frame_jax.models import ssd_kernel
+        from frame_jax.models import triton_ssd
 
-        reason = ssd_kernel.unsupported_reason(inputs)
+        reason = triton_ssd.unsupported_reason(inputs)
     except ImportError as error:
         reason = f"this version of JAX has no Pallas through Triton ({error})"
     if reason is None:
-        return ssd_kernel.recurrence(inputs, d)
+        return triton_ssd.recurrence(inputs, d)
     warnings.warn(f"the state-space sums run in plain XLA: {reason}", stacklevel=2)
     return _by_chunks(size, inputs, d)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from frame_jax.models import ssd, ssd_kernel
+from frame_jax.models import ssd, triton_ssd
 from tests.models.test_ssd import assert_close, positions_of, starts_of
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -78,13 +78,13 @@ def values(inputs: Arrays, positions: np.ndarray, dtype: jnp.dtype) -> tuple[jax
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of a GPU with its kernels interpreted, in float32 too: tolerances can be tight."""
-    interpreted = functools.partial(ssd_kernel.recurrence, interpret=True)
+    interpreted = functools.partial(triton_ssd.recurrence, interpret=True)
     monkeypatch.setattr(ssd, "platform", lambda: "gpu")
-    monkeypatch.setattr(ssd_kernel, "recurrence", interpreted)
-    monkeypatch.setattr(ssd_kernel, "unsupported_reason", lambda inputs: None)
+    monkeypatch.setattr(triton_ssd, "recurrence", interpreted)
+    monkeypatch.setattr(triton_ssd, "unsupported_reason", lambda inputs: None)
 
 
-CHUNK = ssd_kernel.CHUNK
+CHUNK = triton_ssd.CHUNK
 # Documents begin inside chunks, at their borders, at every token, and never; padding is the last.
 ROWS = [
     [CHUNK, CHUNK, 22],
@@ -161,8 +161,8 @@ def test_what_the_kernels_do_not_take_goes_the_plain_way(monkeypatch: pytest.Mon
     with pytest.warns(UserWarning, match="plain XLA: the kernels compute in bfloat16, not float32"):
         instead = values(inputs, positions, jnp.float32)
     jax.tree.map(np.testing.assert_array_equal, instead, plain)
-    monkeypatch.setitem(sys.modules, "frame_jax.models.ssd_kernel", None)
-    monkeypatch.delattr("frame_jax.models.ssd_kernel")
+    monkeypatch.setitem(sys.modules, "frame_jax.models.triton_ssd", None)
+    monkeypatch.delattr("frame_jax.models.triton_ssd")
     with pytest.warns(UserWarning, match="plain XLA: this version of JAX has no Pallas"):
         instead = values(inputs, positions, jnp.bfloat16)
     assert instead[0].dtype == jnp.bfloat16
@@ -192,10 +192,10 @@ def test_compiles_for(chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     by_head = shape(B, T, 1, H, dtype=jnp.float32)
     b = shape(B, T, 1, 128)
     inputs = ssd.TokenInputs(shape(B, T, 1, H, 64), by_head, by_head, b, b)
-    assert ssd_kernel.unsupported_reason(inputs) is None
+    assert triton_ssd.unsupported_reason(inputs) is None
 
     def step(inputs: ssd.TokenInputs, d: jax.Array) -> ssd.TokenInputs:
-        y, pull = jax.vjp(ssd_kernel.recurrence, inputs, d)
+        y, pull = jax.vjp(triton_ssd.recurrence, inputs, d)
         return pull(y)[0]
 
     text = jax.jit(step).lower(inputs, shape(B, 1, H, dtype=jnp.float32)).compile().as_text()
