@@ -190,9 +190,8 @@ COMMANDS = {
         COMPILED, needs=("jax_cuda13_plugin",)
     ),
     # Minutes; tests/tools has the checks.
-    ".venv/bin/python tools/compile_table.py --results runs/compiled.jsonl --docs docs/pod.md": Entry(
-        extra="--help", shows="--results"
-    ),
+    ".venv/bin/python tools/compile_table.py --results runs/compiled.jsonl "
+    "--docs docs/pod.md": Entry(extra="--help", shows="--results"),
     ".venv/bin/python tools/check_device.py": Entry(extra="--help", shows="--only"),
     "kubectl apply -f docs/launch/gke_tpu.yaml": Entry(shows="learning rate"),
     "sbatch docs/launch/slurm_gpu.sh": Entry(leaves="slurm_gpu/frame-3b/tokens/part-*.parquet"),
