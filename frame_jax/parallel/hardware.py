@@ -17,7 +17,8 @@ def multiplies_bfloat16(device: jax.Device) -> bool:
     if device.platform == "gpu":
         number = re.match(r"\d+", str(getattr(device, "compute_capability", "")))
         return number is not None and int(number[0]) >= AMPERE
-    return device.platform == "cpu" and bool(re.search("avx512_bf16|amx_bf16", cpu_info("flags")))
+    known = {"avx512_bf16", "amx_bf16"} & set(cpu_info("flags").split())
+    return device.platform == "cpu" and bool(known)
 
 
 def cpu_info(key: str) -> str:
