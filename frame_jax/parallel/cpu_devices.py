@@ -43,7 +43,9 @@ def set_cpu_devices(count: int, *, many_collectives: bool) -> bool:
     """Makes JAX start with `count` CPU devices; returns whether that changes anything.
 
     Whoever chose them, XLA gets enough threads: a device holds one while it waits for others in a
-    program, and one more once 32 programs wait to run on it. With fewer, all may wait for ever.
+    program, and one more once 32 programs wait to run on it; with fewer, all wait for ever. What is
+    started here with one sum a step is never so far ahead (`training.recorder`), and needs one: the
+    second would cost a tenth of the speed.
 
     Raises:
         UserError: if JAX has started with several devices and too few threads.
@@ -59,16 +61,17 @@ def set_cpu_devices(count: int, *, many_collectives: bool) -> bool:
             jax.config.update("jax_num_cpu_devices", number)
     except RuntimeError:  # JAX has started, as where several runs share a program
         count = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-        if count > 1 and threads < THREADS * count:
+        needed = count * (THREADS if many_collectives else 1)
+        if count > 1 and threads < needed:
             raise UserError(
                 f"JAX has started {count} CPU devices with {threads} threads: they could wait for "
-                f"each other for ever. Take fewer, or set PJRT_NPROC={THREADS * count} before"
+                f"each other for ever. Take fewer, or set PJRT_NPROC={needed} before"
             ) from None
         return False
     if count == 1:
         return False
-    needed = count * (WAITING_THREADS if many_collectives else THREADS)
-    os.environ["PJRT_NPROC"] = str(max(threads, needed))
+    each = WAITING_THREADS if many_collectives else THREADS if chosen else 1
+    os.environ["PJRT_NPROC"] = str(max(threads, each * count))
     if not chosen and count >= cores:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
     return not chosen

@@ -98,7 +98,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from frame_jax.parallel import cpu_devices
-cpu_devices.set_cpu_devices(int(sys.argv[1]), many_collectives=False)
+cpu_devices.set_cpu_devices(int(sys.argv[1]), many_collectives=sys.argv[1] != "1")
 mesh = jax.make_mesh((len(jax.devices()),), ("data",))
 step = jax.jit(
     jax.shard_map(
@@ -146,11 +146,11 @@ def test_devices_that_have_started_with_too_few_threads_are_refused(tmp_path: Pa
     write_corpus(tmp_path / "corpus.jsonl")
     program = "import sys, jax; jax.devices(); from frame_jax.main import main; sys.exit(main())"
     command = [sys.executable, "-c", program, "--config", str(write_config(tmp_path))]
-    variables = environment(JAX_NUM_CPU_DEVICES="8", PJRT_NPROC="15")
+    variables = environment(JAX_NUM_CPU_DEVICES="8", PJRT_NPROC="7")
     refused = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200)
     assert refused.returncode == USAGE_ERROR
-    assert "JAX has started 8 CPU devices with 15 threads" in refused.stderr
-    assert "PJRT_NPROC=16" in refused.stderr
+    assert "JAX has started 8 CPU devices with 7 threads" in refused.stderr
+    assert "PJRT_NPROC=8" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
