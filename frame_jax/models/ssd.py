@@ -13,7 +13,7 @@ The state-space sum goes chunk by chunk as in section 6 of Dao and Gu, "Transfor
 
 import functools
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,8 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from frame_jax.models.layers import from_bits, recompute_in_backward, save_activation, to_bits
+from frame_jax.models.ssd_inputs import EXACT, NEGLIGIBLE_LOG_DECAY, TokenInputs
 from frame_jax.parallel.sharding import context_mesh, partition_spec, platform
-
-NEGLIGIBLE_LOG_DECAY = -128.0  # exp of this is 0 in float32
-EXACT = 1 / 128  # multiples of this up to 128 sum exactly in float32, 1,024 of them
 
 
 @recompute_in_backward
@@ -94,7 +92,7 @@ def ssd(
     return save_activation(y.reshape(x.shape))
 
 
-def _by_device(size: int, inputs: "TokenInputs", d: Array) -> Array:
+def _by_device(size: int, inputs: TokenInputs, d: Array) -> Array:
     """`_on_device`, on GPUs for the rows, and groups or heads of a group, of each by itself: the
     partitioner cannot split a kernel."""
     mesh = context_mesh()
@@ -112,7 +110,7 @@ def _by_device(size: int, inputs: "TokenInputs", d: Array) -> Array:
     )(inputs, d)
 
 
-def _on_device(size: int, inputs: "TokenInputs", d: Array) -> Array:
+def _on_device(size: int, inputs: TokenInputs, d: Array) -> Array:
     """[B, T, G, R, P]: `ssd` of inputs that are ordered by group, `d` [B, G, R] for each row."""
     if platform() != "gpu":
         return _by_chunks(size, inputs, d)
@@ -126,25 +124,6 @@ def _on_device(size: int, inputs: "TokenInputs", d: Array) -> Array:
         return triton_ssd.recurrence(inputs, d)
     warnings.warn(f"the state-space sums run in plain XLA: {reason}", stacklevel=2)
     return _by_chunks(size, inputs, d)
-
-
-class TokenInputs(NamedTuple):
-    """The inputs of the recurrence at Q tokens, T or a chunk; R = H / G heads read one group.
-
-    Attributes:
-        x: [B, Q, G, R, P].
-        dt: [B, Q, G, R] float32.
-        log_decay: [B, Q, G, R] float32, 0 or less; `NEGLIGIBLE_LOG_DECAY`, the least, where a
-            document begins.
-        b: [B, Q, G, N].
-        c: [B, Q, G, N].
-    """
-
-    x: Array
-    dt: Array
-    log_decay: Array
-    b: Array
-    c: Array
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

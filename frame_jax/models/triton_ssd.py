@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from frame_jax.models.layers import contract_f32
-from frame_jax.models.ssd import EXACT, TokenInputs
+from frame_jax.models.ssd_inputs import EXACT, TokenInputs
 
 CHUNK = 64  # tokens: what a program holds for so many fits its registers
 HEADS = 8  # that a program of the backward pass adds up over, at most
@@ -116,7 +116,7 @@ def _call(
         grid = (B, T // CHUNK, G * R // heads)
         of_program = dict.fromkeys("bgkh") | {"t": CHUNK, "r": heads}
 
-    def place(row: Any, second: Any, third: Any) -> dict[str, Any]:
+    def indices(row: Any, second: Any, third: Any) -> dict[str, Any]:
         if heads is None:
             return {"b": row, "g": second, "r": third}
         group, block = divmod(third, R // heads)
@@ -124,7 +124,7 @@ def _call(
 
     def spec(axes: str, x: Any) -> pl.BlockSpec:
         shape = tuple(of_program.get(axis, n) for axis, n in zip(axes, x.shape, strict=True))
-        return pl.BlockSpec(shape, lambda *ids: tuple(place(*ids).get(axis, 0) for axis in axes))
+        return pl.BlockSpec(shape, lambda *ids: tuple(indices(*ids).get(axis, 0) for axis in axes))
 
     return pl.pallas_call(
         kernel,
@@ -140,13 +140,7 @@ def _call(
 
 
 def _forward_kernel(
-    x_ref: Any,
-    dt_ref: Any,
-    decay_ref: Any,
-    b_ref: Any,
-    c_ref: Any,
-    d_ref: Any,
-    y_ref: Any,
+    x_ref: Any, dt_ref: Any, decay_ref: Any, b_ref: Any, c_ref: Any, d_ref: Any, y_ref: Any
 ) -> None:
     """Outputs of one head, chunk after chunk: x [T, P], dt [T], B [T, N], one d."""
     dtype, d = x_ref.dtype, d_ref[...]

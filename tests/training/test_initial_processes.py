@@ -54,7 +54,7 @@ def test_two_processes_start_from_a_model_and_four_go_on(
         write_checkpoint(tmp_path / "model")
     else:
         run_of(tmp_path / "other", trained)
-        settings = {"run": str(tmp_path / "other"), "weights": "last2-0.5"}
+        settings = {"run": str(tmp_path / "other"), "weights": "last2"}
     initial = InitialConfig(**settings)  # type: ignore[arg-type]
     alone = dataclasses.replace(make_job(tmp_path, folder="alone"), initial=initial)
     train(alone)
