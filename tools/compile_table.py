@@ -30,6 +30,7 @@ HEADER = (
 AT_A_TIME = 2
 LONGEST = 3600  # seconds for a program
 REMAT, ACCUMULATION = "pretrain.training.remat", "pretrain.training.gradient_accumulation_steps"
+LOSS_CHUNK = "pretrain.training.loss_chunk"
 SLIM = {REMAT: "minimal", ACCUMULATION: 4}
 
 
@@ -76,11 +77,11 @@ PROGRAMS = [
     Program("frame_3b", "v5p:4x4x4", estimate=True),
     Program("frame_1b", "v5p:4x4x4", estimate=True),
     Program("frame_hybrid", "v6e:8x8"),
-    Program("frame_moe", "v6e:8x8"),
+    Program("frame_moe", "v6e:8x8", settings={REMAT: "minimal"}),
     Program("frame_3b", "v6e:16x16"),
-    Program("frame_3b", "v5e:16x16"),
+    Program("frame_3b", "v5e:16x16", settings={REMAT: "minimal", LOSS_CHUNK: 1024}),
     Program("frame_3b", "tpu7x:4x4x4"),
-    Program("frame_1b", "v5e:4x4", settings=SLIM),
+    Program("frame_1b", "v5e:4x4", settings={REMAT: "minimal", ACCUMULATION: 8}),
     Program("study_pod", "v5p:4x4x4"),
     Program("frame_1b", "h100:8", settings=SLIM),
     Program("frame_1b", "a100:8", settings=SLIM),
