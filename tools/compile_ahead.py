@@ -65,7 +65,7 @@ from frame_jax.parallel.sharding import (
 from frame_jax.planning.costs import planned_target, reference_decoder
 from frame_jax.run.phases import REFERENCES
 from frame_jax.run.special_tokens import SpecialTokens
-from frame_jax.scoring.scorer import ROW_TOKENS, score_rows
+from frame_jax.scoring.scorer import contexts_in_row, kept_dtype, score_rows
 from frame_jax.training.optimizer import make_optimizer, optimizer_shardings
 from frame_jax.training.train_step import TrainState, make_train_step
 
@@ -149,17 +149,14 @@ def compile_score(
 
 
 def kept(decoder: Decoder, shape: Any, axes: tuple[str, ...]) -> Any:
-    """A parameter as the scorer keeps it: matrices in the compute dtype."""
-    single = {"norm", "conv", "router"} & set(axes)
-    is_matrix = len(axes) - axes.count("layer") >= 2 and not single
-    return shape.update(dtype=jnp.dtype(decoder.compute_dtype) if is_matrix else jnp.float32)
+    """A parameter as the scorer keeps it."""
+    return shape.update(dtype=kept_dtype(decoder, axes))
 
 
 def scoring_shape(config: RunConfig) -> tuple[int, int]:
     """Rows of a device and their tokens: contexts are joined as far as the scorer does."""
     rows, context = config.scoring.per_device_batch_size, config.scoring.context
-    fitting = (n for n in range(1, rows + 1) if rows % n == 0 and n * context <= ROW_TOKENS)
-    joined = max(fitting, default=1)
+    joined = contexts_in_row(rows, context)
     return rows // joined, joined * context
 
 

@@ -62,8 +62,7 @@ class Scorer:
         self.models = tuple(decoder for decoder, _ in models)
         self.values = len(models) * (2 if misses else 1)
         self.context, self.rows = context, rows * len(devices)
-        joined = (n for n in range(1, rows + 1) if rows % n == 0 and n * context <= ROW_TOKENS)
-        self.row_length = context * max(joined, default=1)
+        self.row_length = context * contexts_in_row(rows, context)
         self._mesh = sharding.make_mesh(ParallelConfig(data=-1, fsdp=fsdp, tensor=1), devices)
         self._batch_sharding = sharding.batch_sharding(self._mesh)
         self.replace_params(*(params for _, params in models))
@@ -98,10 +97,24 @@ class Scorer:
         self._specs = tuple(specs for _, specs in sharded)
 
 
-def shard_params(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
-    """Puts parameters on a mesh, matrices in the compute dtype; returns their specs, too.
+def contexts_in_row(rows: int, context: int) -> int:
+    """How many contexts are joined to one row, of `rows` contexts on a device."""
+    joined = (n for n in range(1, rows + 1) if rows % n == 0 and n * context <= ROW_TOKENS)
+    return max(joined, default=1)
+
+
+def kept_dtype(decoder: Decoder, axes: tuple[str, ...]) -> jnp.dtype:
+    """The type in which a parameter with these logical axes is kept: matrices in the compute dtype.
 
     Routers and convolutions compute in float32 and stay it.
+    """
+    single = {"norm", "conv", "router"} & set(axes)
+    is_matrix = len(axes) - axes.count("layer") >= 2 and not single
+    return jnp.dtype(decoder.compute_dtype if is_matrix else jnp.float32)
+
+
+def shard_params(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, Any]:
+    """Puts parameters on a mesh, each in its `kept_dtype`; returns their specs, too.
 
     Rounding the matrices once gives what rounding them at every use gives, in half the memory. On a
     CPU the stacked ones are kept as their bits: XLA takes a layer out of a bfloat16 stack by way of
@@ -112,9 +125,7 @@ def shard_params(decoder: Decoder, params: Params, mesh: Mesh) -> tuple[Params, 
     shardings = sharding.param_shardings(axes, shapes, mesh)
 
     def put(leaf: Any, names: tuple[str, ...], target: NamedSharding) -> jax.Array:
-        single = {"norm", "conv", "router"} & set(names)
-        is_matrix = len(names) - names.count("layer") >= 2 and not single
-        dtype = jnp.dtype(decoder.compute_dtype) if is_matrix else jnp.float32
+        dtype = kept_dtype(decoder, names)
         values = np.asarray(leaf).astype(dtype)
         if on_cpu and dtype == jnp.bfloat16 and "layer" in names:
             values = values.view(np.uint16)
