@@ -4,7 +4,6 @@ against the plain form; and what the GPU compiler makes of them, where it is ins
 import functools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +12,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from frame_jax.models import ssd, triton_ssd
+from tests.gpu_compiler import compiled_for, needs_gpu_compiler
 from tests.models.test_ssd import assert_close, positions_of, starts_of
 
-TOOLS = Path(__file__).parents[2] / "tools"
 P, N = 16, 32
 Arrays = Sequence[np.ndarray]
 
@@ -168,37 +167,21 @@ def test_what_the_kernels_do_not_take_goes_the_plain_way(monkeypatch: pytest.Mon
     assert instead[0].dtype == jnp.bfloat16
 
 
+@needs_gpu_compiler
 @pytest.mark.parametrize("chip", ["a100", "h100", "b200"])
-def test_compiles_for(chip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiles_for(chip: str) -> None:
     """Without a device; of no array is there one a pair of tokens."""
-    pytest.importorskip("jax_cuda13_plugin", reason="the compiler for GPUs is not installed")
-    from jax.experimental import topologies
-
-    monkeypatch.syspath_prepend(str(TOOLS))
-    from compiled_programs.chips import CHIPS
-
-    topology = topologies.get_topology_desc(
-        platform="cuda",
-        topology_name="",
-        topology="1x1x1",
-        target_config=CHIPS[chip].target_config(),
-    )
-    place = jax.sharding.SingleDeviceSharding(topology.devices[0])
-
-    def shape(*axes: int, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(axes, dtype, sharding=place)
-
     B, T, H = 2, 512, 6
-    by_head = shape(B, T, 1, H, dtype=jnp.float32)
-    b = shape(B, T, 1, 128)
-    inputs = ssd.TokenInputs(shape(B, T, 1, H, 64), by_head, by_head, b, b)
-    assert triton_ssd.unsupported_reason(inputs) is None
 
-    def step(inputs: ssd.TokenInputs, d: jax.Array) -> ssd.TokenInputs:
-        y, pull = jax.vjp(triton_ssd.recurrence, inputs, d)
+    def step(*arrays: jax.Array) -> ssd.TokenInputs:
+        inputs = ssd.TokenInputs(*arrays[:5])
+        assert triton_ssd.unsupported_reason(inputs) is None
+        y, pull = jax.vjp(triton_ssd.recurrence, inputs, arrays[5])
         return pull(y)[0]
 
-    text = jax.jit(step).lower(inputs, shape(B, 1, H, dtype=jnp.float32)).compile().as_text()
+    x, by_head = ((B, T, 1, H, 64), "bfloat16"), ((B, T, 1, H), "float32")
+    b, d = ((B, T, 1, 128), "bfloat16"), ((B, 1, H), "float32")
+    text = compiled_for(chip, step, x, by_head, by_head, b, b, d).as_text()
     forward, states, gradients = 57344, 16384, 64 * 192 + 4 * 8192 + 3 * 64 * 128 // 6
     for flops in (forward, states, 2 * gradients):
         assert rf"{{\22flops\22: \22{flops * B * T * H}\22}}" in text

@@ -18,6 +18,7 @@ from frame_jax.errors import UserError
 from frame_jax.models.flops import PEAK_FLOPS
 from frame_jax.models.transformer import Decoder
 from frame_jax.scoring.scorer import Scorer
+from tests.gpu_compiler import needs_gpu_compiler
 
 ROOT = Path(__file__).parents[2]
 
@@ -119,10 +120,7 @@ def test_a_verdict_says_what_to_change(tool: dict[str, Any]) -> None:
     assert "41.0 of 40.0 GiB a device: DOES NOT FIT" in text and "training.remat" in text
 
 
-GPU_COMPILER = importlib.util.find_spec("jax_cuda13_plugin") is not None
-
-
-@pytest.mark.skipif(not GPU_COMPILER, reason='needs pip install "jax[cuda13]"')
+@needs_gpu_compiler
 def test_a_scoring_step_compiles(tool: dict[str, Any]) -> None:
     config = load(ROOT / "configs" / "quickstart.yaml")
     answer = tool["check"](config, "h100:1", "score", 1)
